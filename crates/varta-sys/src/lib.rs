@@ -1,1 +1,12 @@
-//! Placeholder while the workspace is laid out.
+//! The few system calls of Varta that need `unsafe`, and nothing else.
+//!
+//! Every other crate of the workspace forbids unsafe code. Each block here says why it is sound, and
+//! each module has tests. Without features the crate has no dependency and holds what an agent
+//! needs; the feature `observer` adds what only the observer needs.
+
+#![allow(unsafe_code)]
+
+#[cfg(all(feature = "observer", target_os = "linux"))]
+pub mod process;
+#[cfg(all(feature = "observer", target_os = "linux"))]
+pub mod receive;
