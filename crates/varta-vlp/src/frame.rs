@@ -1,0 +1,155 @@
+//! The 32-byte frame: layout, encoding, and the checks before any byte is believed (wire spec 2, 5).
+//!
+//! Whether the sender *is* the pid it names is not decided here; a frame only claims.
+
+use crate::{DecodeError, Status, crc32c};
+
+/// Length of a frame, and of every datagram that carries one in clear, in bytes.
+pub const FRAME_BYTES: usize = 32;
+
+/// The first two bytes of every frame: "VA".
+pub const MAGIC: [u8; 2] = *b"VA";
+
+/// The third byte: generation 0.2 of the protocol. Any change of the byte map changes it.
+pub const VERSION: u8 = 0x02;
+
+/// The nonce that, together with [`Status::Critical`], marks the last frame of a crashing process.
+/// Regular beats never carry it (wire spec 3.4).
+pub const NONCE_TERMINAL: u64 = u64::MAX;
+
+/// Not a time: the all-ones timestamp is reserved (wire spec 2).
+const TIMESTAMP_RESERVED: u64 = u64::MAX;
+
+/// The checksum covers everything before it.
+const CRC_OFFSET: usize = 28;
+
+/// One beat: a process says how it is (wire spec 2 and 3).
+///
+/// Build one with [`Frame::new`] or [`Frame::decode`]. The fields are open, so a frame can be made
+/// that no decoder accepts; `encode` writes what it is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[repr(C)]
+pub struct Frame {
+    /// Always [`MAGIC`] in a frame that was decoded.
+    pub magic: [u8; 2],
+    /// Always [`VERSION`] in a frame that was decoded.
+    pub version: u8,
+    /// The health claimed.
+    pub status: Status,
+    /// Process id of the sender in the sender's own pid namespace.
+    pub pid: u32,
+    /// Monotonic nanoseconds since an origin of the sender's choice; never a wall clock, never
+    /// comparable between processes.
+    pub timestamp: u64,
+    /// Counter of the sending handle: 1 first, 0 after `u64::MAX - 1`, or [`NONCE_TERMINAL`].
+    pub nonce: u64,
+    /// 32 bits for the application; the protocol does not look at them.
+    pub payload: u32,
+}
+
+// The published crate promises this layout to its users.
+const _: () = assert!(size_of::<Frame>() == FRAME_BYTES && align_of::<Frame>() == 8);
+
+impl Frame {
+    /// A frame of the current protocol generation with these claims, unchecked.
+    pub const fn new(status: Status, pid: u32, timestamp: u64, nonce: u64, payload: u32) -> Self {
+        Self {
+            magic: MAGIC,
+            version: VERSION,
+            status,
+            pid,
+            timestamp,
+            nonce,
+            payload,
+        }
+    }
+
+    /// Whether this is the last frame of a crashing process rather than a regular beat.
+    pub const fn is_terminal(&self) -> bool {
+        self.nonce == NONCE_TERMINAL && matches!(self.status, Status::Critical)
+    }
+
+    /// Writes the frame and its checksum, little-endian on every host.
+    pub fn encode(&self, out: &mut [u8; FRAME_BYTES]) {
+        out[0..2].copy_from_slice(&self.magic);
+        out[2] = self.version;
+        out[3] = self.status as u8;
+        out[4..8].copy_from_slice(&self.pid.to_le_bytes());
+        out[8..16].copy_from_slice(&self.timestamp.to_le_bytes());
+        out[16..24].copy_from_slice(&self.nonce.to_le_bytes());
+        out[24..CRC_OFFSET].copy_from_slice(&self.payload.to_le_bytes());
+        let crc = crc32c::compute(&out[..CRC_OFFSET]);
+        out[CRC_OFFSET..].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    /// Reads a frame whose pid nobody but the sender vouches for: pids 0 and 1 are refused.
+    ///
+    /// # Errors
+    ///
+    /// The first check of wire spec 5 that fails, in the order of that table.
+    pub fn decode(wire: &[u8; FRAME_BYTES]) -> Result<Self, DecodeError> {
+        Self::decode_with_lowest_pid(wire, 2)
+    }
+
+    /// Reads a frame whose sender the kernel names, so that its claim of a pid is not relied upon.
+    ///
+    /// Same as [`Frame::decode`], but lets pid 1 through: it is what the first process of a container
+    /// believes about itself. Pid 0 stays refused, no process has it in a namespace it lives in.
+    ///
+    /// # Errors
+    ///
+    /// As [`Frame::decode`].
+    pub fn decode_attested(wire: &[u8; FRAME_BYTES]) -> Result<Self, DecodeError> {
+        Self::decode_with_lowest_pid(wire, 1)
+    }
+
+    fn decode_with_lowest_pid(
+        wire: &[u8; FRAME_BYTES],
+        lowest_pid: u32,
+    ) -> Result<Self, DecodeError> {
+        // Magic and version first so that foreign traffic is called foreign; the checksum before any
+        // meaning is read so that a flipped bit never turns one valid frame into another.
+        if wire[0..2] != MAGIC {
+            return Err(DecodeError::BadMagic);
+        }
+        if wire[2] != VERSION {
+            return Err(DecodeError::BadVersion);
+        }
+        let expected = crc32c::compute(&wire[..CRC_OFFSET]);
+        let actual = u32_at(wire, CRC_OFFSET);
+        if actual != expected {
+            return Err(DecodeError::BadCrc { expected, actual });
+        }
+        let status = Status::try_from_u8(wire[3])?;
+        if status == Status::Stall {
+            return Err(DecodeError::StallOnWire);
+        }
+        let pid = u32_at(wire, 4);
+        if pid < lowest_pid {
+            return Err(DecodeError::BadPid(pid));
+        }
+        let timestamp = u64_at(wire, 8);
+        if timestamp == TIMESTAMP_RESERVED {
+            return Err(DecodeError::BadTimestamp(timestamp));
+        }
+        let nonce = u64_at(wire, 16);
+        if nonce == NONCE_TERMINAL && status != Status::Critical {
+            return Err(DecodeError::BadNonce { nonce, status });
+        }
+        Ok(Self::new(status, pid, timestamp, nonce, u32_at(wire, 24)))
+    }
+}
+
+/// The offset is always a constant of this file, so the copies compile to plain loads.
+fn u32_at(wire: &[u8; FRAME_BYTES], offset: usize) -> u32 {
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&wire[offset..offset + 4]);
+    u32::from_le_bytes(bytes)
+}
+
+fn u64_at(wire: &[u8; FRAME_BYTES], offset: usize) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&wire[offset..offset + 8]);
+    u64::from_le_bytes(bytes)
+}

@@ -1,0 +1,106 @@
+//! The published known answers hold, and the checker that says so can also say no.
+
+#[path = "support/conformance.rs"]
+mod conformance;
+
+use conformance::check_file;
+use serde_json::Value;
+
+const VECTORS: &[u8] = include_bytes!("vectors/vlp.json");
+
+fn totals(json: &str) -> String {
+    let report = check_file(json.as_bytes()).expect("a vector file");
+    assert!(report.failures.is_empty() || report.to_string().lines().count() > 1);
+    report
+        .to_string()
+        .lines()
+        .last()
+        .expect("totals")
+        .to_owned()
+}
+
+#[test]
+fn every_published_vector_holds() {
+    let file: Value = serde_json::from_slice(VECTORS).expect("json");
+    let count = |key: &str| file[key].as_array().expect("a list").len();
+
+    let report = check_file(VECTORS).expect("a vector file");
+
+    assert!(report.failures.is_empty(), "{report}");
+    assert_eq!(
+        report.passed,
+        count("crc32c_vectors") + count("frame_vectors")
+    );
+    assert_eq!(report.skipped, count("secure_frame_vectors"));
+}
+
+#[test]
+fn a_wrong_expectation_is_reported_with_its_id() {
+    let json =
+        r#"{"crc32c_vectors":[{"id":"wrong","input_hex":"","expected_crc_hex":"00000001"}]}"#;
+    let report = check_file(json.as_bytes()).expect("a vector file");
+    assert_eq!(
+        report.to_string(),
+        "wrong: crc: expected 00000001, got 00000000\n0 passed, 1 failed, 0 skipped"
+    );
+}
+
+#[test]
+fn a_malformed_entry_fails_alone() {
+    let json = r#"{"crc32c_vectors":[
+        {"id":"good","input_hex":"","expected_crc_hex":"00000000"},
+        {"id":"not-hex","input_hex":"+1","expected_crc_hex":"00000000"},
+        {"id":"odd","input_hex":"123","expected_crc_hex":"00000000"},
+        {"input_hex":"","expected_crc_hex":"00000000"},
+        17
+    ]}"#;
+    assert_eq!(totals(json), "1 passed, 4 failed, 0 skipped");
+}
+
+#[test]
+fn a_frame_of_the_wrong_length_fails_its_entry() {
+    let json = r#"{"frame_vectors":[
+        {"id":"short","kind":"decode_error","expected_decode_error":"BadMagic","wire_hex":"5641"}
+    ]}"#;
+    assert_eq!(totals(json), "0 passed, 1 failed, 0 skipped");
+}
+
+#[test]
+fn a_number_beyond_its_field_fails_its_entry() {
+    let json = r#"{"frame_vectors":[{"id":"big","kind":"encode_decode_roundtrip",
+        "inputs":{"status":"ok","pid":4294967296,"timestamp":0,"nonce":1,"payload":0},
+        "expected_wire_hex":"56410200020000000000000000000000010000000000000000000000e4116baa"}]}"#;
+    assert_eq!(totals(json), "0 passed, 1 failed, 0 skipped");
+}
+
+#[test]
+fn an_unknown_kind_is_a_failure() {
+    assert_eq!(
+        totals(r#"{"frame_vectors":[{"id":"new","kind":"from_the_future"}]}"#),
+        "0 passed, 1 failed, 0 skipped"
+    );
+}
+
+#[test]
+fn a_constant_that_differs_is_a_failure() {
+    let json =
+        r#"{"magic_hex":"5642","version_byte":3,"nonce_terminal_hex":"00","frame_vectors":[]}"#;
+    assert_eq!(totals(json), "0 passed, 3 failed, 0 skipped");
+}
+
+#[test]
+fn what_is_no_vector_file_is_an_error_and_no_panic() {
+    for json in [
+        "",
+        "{",
+        "[]",
+        "17",
+        "{}",
+        r#"{"frame_vectors":{}}"#,
+        "\u{feff}{}",
+    ] {
+        assert!(check_file(json.as_bytes()).is_err(), "{json:?}");
+    }
+    assert!(check_file(b"\xff\xfe").is_err());
+    assert!(check_file("[".repeat(100_000).as_bytes()).is_err());
+}
