@@ -6,6 +6,8 @@
 
 #![allow(unsafe_code)]
 
+pub mod counting_alloc;
+pub mod fork;
 #[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod process;
 #[cfg(all(feature = "observer", target_os = "linux"))]
