@@ -29,7 +29,7 @@ const CRC_OFFSET: usize = 28;
 /// that no decoder accepts; `encode` writes what it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Frame {
     /// Always [`MAGIC`] in a frame that was decoded.
     pub magic: [u8; 2],
@@ -48,7 +48,8 @@ pub struct Frame {
     pub payload: u32,
 }
 
-// The published crate promises this layout to its users.
+// The published crate promises this layout to its users; without the explicit alignment 32-bit x86
+// would have another.
 const _: () = assert!(size_of::<Frame>() == FRAME_BYTES && align_of::<Frame>() == 8);
 
 impl Frame {
