@@ -1,0 +1,195 @@
+//! The handle an agent beats through (client spec 2 to 5).
+//!
+//! One handle is one series of beats from one process; the observer takes two handles of a process
+//! for one agent. A beat is a clock read, a load that notices forks, 32 bytes encoded in place and one
+//! non-blocking send.
+
+use std::io::{self, Write};
+#[cfg(unix)]
+use std::path::Path;
+use std::time::Instant;
+
+use varta_sys::fork;
+use varta_vlp::{FRAME_BYTES, Frame, NONCE_TERMINAL, Status};
+
+#[cfg(unix)]
+use crate::UdsTransport;
+use crate::reconnect::Reconnect;
+use crate::timeline::Timeline;
+use crate::{BeatError, BeatOutcome, BeatTransport, UNKNOWN_ERRNO, classify_send_error};
+
+#[cfg(test)]
+mod tests;
+
+/// Says "I am making progress" for this process, over the transport `T`.
+#[derive(Debug)]
+pub struct Varta<#[cfg(unix)] T = UdsTransport, #[cfg(not(unix))] T> {
+    transport: T,
+    reconnect: Reconnect,
+    timeline: Timeline,
+    /// Of the last beat; 0 before the first.
+    nonce: u64,
+    /// The process this handle works for: what [`fork::generation`] said, and its id.
+    generation: u64,
+    pid: u32,
+    fork_recoveries: u64,
+    /// The frame being sent. Owned, so that a resend after a reconnect is the same bytes.
+    frame: [u8; FRAME_BYTES],
+}
+
+#[cfg(unix)]
+impl Varta<UdsTransport> {
+    /// Connects to the observer listening at `path`, for programs that refuse to run unwatched.
+    ///
+    /// # Errors
+    ///
+    /// The first system call that failed: not found when there is no such path, connection refused
+    /// when nobody listens there.
+    pub fn connect(path: impl AsRef<Path>) -> io::Result<Self> {
+        UdsTransport::connect(path).map(Self::from_transport)
+    }
+
+    /// A handle for the observer at `path`, whether it is there yet or not. Until it appears beats
+    /// are dropped for [`NoObserver`](crate::DropReason::NoObserver), which is also the answer for a
+    /// path that can never work; [`reconnect`](Self::reconnect) tells the real reason.
+    pub fn open(path: impl AsRef<Path>) -> Self {
+        Self::from_transport(UdsTransport::open(path))
+    }
+}
+
+impl<T: BeatTransport> Varta<T> {
+    /// A handle over a transport of your own. Its timestamps count from now, its first nonce is 1.
+    pub fn from_transport(transport: T) -> Self {
+        Self {
+            transport,
+            reconnect: Reconnect::BACK_OFF,
+            timeline: Timeline::starting_at(Instant::now()),
+            nonce: 0,
+            generation: fork::generation(),
+            pid: std::process::id(),
+            fork_recoveries: 0,
+            frame: [0; FRAME_BYTES],
+        }
+    }
+
+    /// Sends one beat: never waits, never panics, does not allocate.
+    ///
+    /// `payload` is carried as it is. [`Status::Stall`] is the observer's word and is refused as
+    /// invalid input. In a forked child the handle first becomes the child's own: fresh connection,
+    /// own pid, nonce 1; if the connection fails, so does the beat, and the next one tries again.
+    ///
+    /// A nonce is used up by every attempt, so the observer sees gaps where beats were dropped.
+    pub fn beat(&mut self, status: Status, payload: u32) -> BeatOutcome {
+        if status == Status::Stall {
+            let refused = BeatOutcome::Failed(BeatError {
+                errno: UNKNOWN_ERRNO,
+                kind: io::ErrorKind::InvalidInput,
+            });
+            self.reconnect.settle(refused);
+            return refused;
+        }
+        self.beat_at(fork::generation(), Instant::now(), status, payload)
+    }
+
+    /// [`beat`](Self::beat) in the process of that generation, at that time.
+    fn beat_at(
+        &mut self,
+        generation: u64,
+        now: Instant,
+        status: Status,
+        payload: u32,
+    ) -> BeatOutcome {
+        if generation != self.generation
+            && let Err(error) = self.recover_from_fork(generation, now)
+        {
+            return BeatOutcome::Failed(BeatError::from_io(&error));
+        }
+        self.nonce = nonce_after(self.nonce);
+        let timestamp_ns = self.timeline.timestamp_ns(now);
+        Frame::new(status, self.pid, timestamp_ns, self.nonce, payload).encode(&mut self.frame);
+
+        let mut outcome = self.send();
+        if let BeatOutcome::Dropped(reason) = outcome
+            && self.reconnect.is_due(reason, timestamp_ns)
+            && self.transport.reconnect().is_ok()
+        {
+            outcome = self.send();
+        }
+        self.reconnect.settle(outcome);
+        outcome
+    }
+
+    /// Replaces the connection by a fresh one now. Nonces and timestamps go on. In a forked child the
+    /// handle then speaks for the child, which does not count as a recovery.
+    ///
+    /// # Errors
+    ///
+    /// What kept the connection from being made; the old one stays.
+    pub fn reconnect(&mut self) -> io::Result<()> {
+        self.transport.reconnect()?;
+        self.adopt(fork::generation());
+        Ok(())
+    }
+
+    /// Replaces the default rule for reconnecting, which is: at once when the observer is found
+    /// missing, then with growing delays up to 2 s.
+    ///
+    /// With 0 the handle never reconnects by itself. With `n` it does on each beat dropped for want
+    /// of an observer, from the `n`-th in a row on (client spec 4.2). A full queue does not count.
+    pub fn set_reconnect_after(&mut self, n: u32) {
+        self.reconnect = Reconnect::after_drops(n);
+    }
+
+    /// How often the clock was found to have stepped back; metric
+    /// `varta_client_clock_regression_total`.
+    pub fn clock_regressions(&self) -> u64 {
+        self.timeline.regressions()
+    }
+
+    /// How often the handle found itself in a forked child and recovered; metric
+    /// `varta_client_fork_recoveries_total`.
+    pub fn fork_recoveries(&self) -> u64 {
+        self.fork_recoveries
+    }
+
+    fn send(&mut self) -> BeatOutcome {
+        match self.transport.send(&self.frame) {
+            Ok(_) => BeatOutcome::Sent,
+            Err(error) => classify_send_error(&error),
+        }
+    }
+
+    /// Begins anew in a child (client spec 5). All or nothing: the connection first, because only
+    /// that can fail.
+    #[cold]
+    fn recover_from_fork(&mut self, generation: u64, now: Instant) -> io::Result<()> {
+        self.transport.reconnect()?;
+        self.adopt(generation);
+        self.timeline.restart_at(now);
+        self.reconnect.restart();
+        self.nonce = 0;
+        self.fork_recoveries = self.fork_recoveries.saturating_add(1);
+        Ok(())
+    }
+
+    fn adopt(&mut self, generation: u64) {
+        self.generation = generation;
+        self.pid = std::process::id();
+    }
+}
+
+/// The regular nonces go round without the terminal one (wire spec 3.4).
+fn nonce_after(nonce: u64) -> u64 {
+    if nonce < NONCE_TERMINAL - 1 {
+        nonce + 1
+    } else {
+        wrapped_nonce()
+    }
+}
+
+/// The published client says this line; the outcome of writing it changes nothing.
+#[cold]
+fn wrapped_nonce() -> u64 {
+    let _ = io::stderr().write_all(b"[varta-client] nonce exhausted; wrapping to 0\n");
+    0
+}

@@ -1,0 +1,196 @@
+//! A panic hook that sends one last frame (client spec 7; feature `panic-handler`).
+//!
+//! When any thread panics, caught or not, the hook sends Critical with the terminal nonce and then
+//! calls the hook that was there before. It does not see fatal signals, `abort`, `exit` or a kill: an
+//! observer learns of those from the kernel.
+//!
+//! In the hook: no lock, no allocation, no waiting; at most two sends, one of them on a fresh socket in
+//! case the observer was restarted since. All errors are ignored, there is nobody left to tell.
+
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::panic::{set_hook, take_hook};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use varta_vlp::{FRAME_BYTES, Frame, NONCE_TERMINAL, Status};
+
+use crate::timeline::elapsed_ns;
+use crate::transport::connect_datagram;
+
+/// Number of the last hook installed, the only one that sends; 0 before the first.
+static LAST_INSTALLED: AtomicU64 = AtomicU64::new(0);
+
+/// Installs the hook, for the observer listening at `path`. If one was installed before, only the new
+/// one sends, and the old one keeps its socket.
+///
+/// # Errors
+///
+/// The first system call that failed, for example not found when there is no observer. The hook that
+/// was there stays.
+///
+/// # Panics
+///
+/// When called from a panicking thread, as the standard library does.
+pub fn install(path: impl AsRef<Path>) -> io::Result<()> {
+    let path = path.as_ref();
+    install_emitter(Emitter {
+        path: path.to_owned(),
+        socket: Some(connect_datagram(path)?),
+    });
+    Ok(())
+}
+
+/// Installs the hook whether the observer is there yet or not; it is looked for again when the hook
+/// fires.
+///
+/// # Panics
+///
+/// When called from a panicking thread, as the standard library does.
+pub fn install_lazy(path: impl AsRef<Path>) {
+    let path = path.as_ref();
+    install_emitter(Emitter {
+        path: path.to_owned(),
+        socket: connect_datagram(path).ok(),
+    });
+}
+
+fn install_emitter(emitter: Emitter) {
+    // Taking the old hook and setting the new one are two steps; two installations must not mix.
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let _installing = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+
+    CLOCK.begin();
+    let number = LAST_INSTALLED.load(Ordering::Relaxed) + 1;
+    let previous = take_hook();
+    set_hook(Box::new(move |info| {
+        if LAST_INSTALLED.load(Ordering::Acquire) == number {
+            emitter.send_terminal();
+        }
+        previous(info);
+    }));
+    LAST_INSTALLED.store(number, Ordering::Release);
+}
+
+/// What one hook needs to send its frame.
+struct Emitter {
+    path: PathBuf,
+    /// Absent if there was no observer at installation.
+    socket: Option<UnixDatagram>,
+}
+
+impl Emitter {
+    fn send_terminal(&self) {
+        // The pid is asked for here, so that the hook speaks for the child after a fork.
+        let pid = std::process::id();
+        let timestamp_ns = CLOCK.next_ns(Instant::now());
+        let mut frame = [0; FRAME_BYTES];
+        Frame::new(Status::Critical, pid, timestamp_ns, NONCE_TERMINAL, 0).encode(&mut frame);
+
+        let sent = self
+            .socket
+            .as_ref()
+            .is_some_and(|socket| socket.send(&frame).is_ok());
+        if !sent && let Ok(fresh) = connect_datagram(&self.path) {
+            let _ = fresh.send(&frame);
+        }
+    }
+}
+
+/// The time of terminal frames: that of the handle made last, so that the two series of a process
+/// compare, and strictly increasing from 1 (wire spec 3.3).
+struct TerminalClock {
+    /// A fixed point to count from; whoever needs it first sets it.
+    anchor: OnceLock<Instant>,
+    /// Where the timeline followed begins, after the anchor.
+    origin_ns: AtomicU64,
+    /// The last timestamp given out.
+    last_ns: AtomicU64,
+}
+
+static CLOCK: TerminalClock = TerminalClock::new();
+
+/// Terminal frames now count from `origin`, where a handle's timestamps begin.
+pub(crate) fn follow_timeline(origin: Instant) {
+    CLOCK.follow(origin);
+}
+
+impl TerminalClock {
+    const fn new() -> Self {
+        Self {
+            anchor: OnceLock::new(),
+            origin_ns: AtomicU64::new(0),
+            last_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// From here on [`next_ns`](Self::next_ns) does not have to set the anchor, and so takes no lock.
+    fn begin(&self) {
+        self.anchor.get_or_init(Instant::now);
+    }
+
+    fn follow(&self, origin: Instant) {
+        let anchor = *self.anchor.get_or_init(|| origin);
+        self.origin_ns
+            .store(elapsed_ns(anchor, origin), Ordering::Relaxed);
+    }
+
+    fn next_ns(&self, now: Instant) -> u64 {
+        let since_anchor_ns = self
+            .anchor
+            .get()
+            .map_or(0, |anchor| elapsed_ns(*anchor, now));
+        let own_ns = since_anchor_ns.saturating_sub(self.origin_ns.load(Ordering::Relaxed));
+        let after = |last_ns: u64| own_ns.max(last_ns.saturating_add(1));
+        let update = self
+            .last_ns
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last_ns| {
+                Some(after(last_ns))
+            });
+        let (Ok(last_ns) | Err(last_ns)) = update;
+        after(last_ns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn terminal_timestamps_start_at_one_and_always_increase() {
+        let clock = TerminalClock::new();
+        let now = Instant::now();
+        clock.follow(now);
+        let stamps = [0, 0, 5, 5, 3].map(|ns| clock.next_ns(now + Duration::from_nanos(ns)));
+        assert_eq!(stamps, [1, 2, 5, 6, 7]);
+    }
+
+    #[test]
+    fn terminal_timestamps_count_from_where_the_last_handle_began() {
+        let clock = TerminalClock::new();
+        let start = Instant::now();
+        let second = start + Duration::from_secs(10);
+        clock.follow(start);
+        clock.follow(second);
+        assert_eq!(clock.next_ns(second + Duration::from_nanos(77)), 77);
+    }
+
+    #[test]
+    fn terminal_timestamps_increase_across_a_new_handle() {
+        let clock = TerminalClock::new();
+        let start = Instant::now();
+        clock.follow(start);
+        let before = clock.next_ns(start + Duration::from_secs(10));
+        clock.follow(start + Duration::from_secs(10));
+        assert_eq!(clock.next_ns(start + Duration::from_secs(11)), before + 1);
+    }
+
+    #[test]
+    fn a_clock_nobody_started_still_gives_a_legal_timestamp() {
+        assert_eq!(TerminalClock::new().next_ns(Instant::now()), 1);
+    }
+}

@@ -1,0 +1,96 @@
+//! The way a frame leaves the process.
+//!
+//! A transport owns one socket and moves bytes. Nonces, timestamps, classification of errors and the
+//! decision when to reconnect belong to [`Varta`](crate::Varta).
+
+use std::io;
+#[cfg(unix)]
+use std::{
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+};
+
+use varta_vlp::FRAME_BYTES;
+
+/// Carries frames for [`Varta`](crate::Varta). Implement it to send beats another way and hand it to
+/// [`Varta::from_transport`](crate::Varta::from_transport).
+pub trait BeatTransport: Send + 'static {
+    /// Hands one frame to the system without waiting. Any `Ok` counts as sent; an error is read by
+    /// [`classify_send_error`](crate::classify_send_error).
+    ///
+    /// # Errors
+    ///
+    /// Whatever kept the frame from leaving.
+    fn send(&mut self, frame: &[u8; FRAME_BYTES]) -> io::Result<usize>;
+
+    /// Replaces the connection by a fresh one to the same target. On failure the old one stays.
+    ///
+    /// # Errors
+    ///
+    /// Whatever kept the fresh connection from being made.
+    fn reconnect(&mut self) -> io::Result<()>;
+}
+
+/// One unbound, connected, non-blocking Unix datagram socket.
+///
+/// The socket does not survive the observer it is connected to (wire spec 11), which is why the path
+/// is kept. A relative path is resolved anew each time; give an absolute one if the process changes
+/// its directory.
+#[cfg(unix)]
+#[derive(Debug)]
+pub struct UdsTransport {
+    path: PathBuf,
+    /// Absent as long as no observer was found.
+    socket: Option<UnixDatagram>,
+}
+
+#[cfg(unix)]
+impl UdsTransport {
+    /// Connects to the observer at `path`, which must be there.
+    ///
+    /// # Errors
+    ///
+    /// The first system call that failed: not found when there is no such path, connection refused
+    /// when nobody listens there.
+    pub fn connect(path: impl AsRef<Path>) -> io::Result<Self> {
+        let path = path.as_ref();
+        Ok(Self {
+            path: path.to_owned(),
+            socket: Some(connect_datagram(path)?),
+        })
+    }
+
+    /// Connects to the observer at `path` if it is there. If not, `send` answers "not found" until
+    /// a [`reconnect`](BeatTransport::reconnect) succeeds.
+    pub fn open(path: impl AsRef<Path>) -> Self {
+        let path = path.as_ref();
+        Self {
+            path: path.to_owned(),
+            socket: connect_datagram(path).ok(),
+        }
+    }
+}
+
+#[cfg(unix)]
+impl BeatTransport for UdsTransport {
+    fn send(&mut self, frame: &[u8; FRAME_BYTES]) -> io::Result<usize> {
+        match &self.socket {
+            Some(socket) => socket.send(frame),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn reconnect(&mut self) -> io::Result<()> {
+        self.socket = Some(connect_datagram(&self.path)?);
+        Ok(())
+    }
+}
+
+/// A fresh socket to whoever listens at `path`. Neither waits nor allocates.
+#[cfg(unix)]
+pub(crate) fn connect_datagram(path: &Path) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.connect(path)?;
+    Ok(socket)
+}

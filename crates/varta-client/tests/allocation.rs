@@ -1,0 +1,136 @@
+//! No beat allocates, whatever becomes of it.
+
+#![cfg(unix)]
+
+use std::io;
+
+use varta_client::{BeatOutcome, BeatTransport, DropReason, Status, Varta};
+use varta_sys::counting_alloc::{CountingAllocator, allocations_on_this_thread};
+
+mod common;
+use common::{Observer, TempDir};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+const BEATS: usize = 10_000;
+
+/// Beats many times, calling `after_each`, and demands the same outcome each time and no allocation.
+#[track_caller]
+fn assert_beats_without_allocating<T: BeatTransport>(
+    agent: &mut Varta<T>,
+    status: Status,
+    expected: fn(BeatOutcome) -> bool,
+    mut after_each: impl FnMut(),
+) {
+    let before = allocations_on_this_thread();
+    for _ in 0..BEATS {
+        let outcome = agent.beat(status, 1);
+        assert!(expected(outcome), "{outcome}");
+        after_each();
+    }
+    assert_eq!(allocations_on_this_thread() - before, 0);
+}
+
+fn is_sent(outcome: BeatOutcome) -> bool {
+    outcome == BeatOutcome::Sent
+}
+
+fn is_dropped(outcome: BeatOutcome) -> bool {
+    matches!(
+        outcome,
+        BeatOutcome::Dropped(DropReason::NoObserver | DropReason::PeerGone)
+    )
+}
+
+fn is_full(outcome: BeatOutcome) -> bool {
+    outcome == BeatOutcome::Dropped(DropReason::KernelQueueFull)
+}
+
+fn is_failed(outcome: BeatOutcome) -> bool {
+    matches!(outcome, BeatOutcome::Failed(_))
+}
+
+/// A handle whose observer has gone.
+fn orphan(directory: &TempDir) -> Varta {
+    let observer = Observer::start(&directory.socket_path());
+    let agent = Varta::connect(directory.socket_path()).expect("an observer");
+    drop(observer);
+    agent
+}
+
+#[test]
+fn sent_beats_do_not_allocate() {
+    let directory = TempDir::new();
+    let observer = Observer::start(&directory.socket_path());
+    let mut agent = Varta::connect(directory.socket_path()).expect("an observer");
+    assert_beats_without_allocating(&mut agent, Status::Ok, is_sent, || {
+        observer.frames().next().expect("a frame");
+    });
+}
+
+#[test]
+fn beats_dropped_for_a_full_queue_do_not_allocate() {
+    let directory = TempDir::new();
+    let _observer = Observer::start(&directory.socket_path());
+    let mut agent = Varta::connect(directory.socket_path()).expect("an observer");
+    while is_sent(agent.beat(Status::Ok, 0)) {}
+    assert_beats_without_allocating(&mut agent, Status::Ok, is_full, || ());
+}
+
+#[test]
+fn beats_dropped_for_want_of_an_observer_do_not_allocate() {
+    let directory = TempDir::new();
+    let mut agent = orphan(&directory);
+    agent.set_reconnect_after(0);
+    assert_beats_without_allocating(&mut agent, Status::Ok, is_dropped, || ());
+}
+
+#[test]
+fn backing_off_does_not_allocate() {
+    let directory = TempDir::new();
+    let mut agent = orphan(&directory);
+    assert_beats_without_allocating(&mut agent, Status::Ok, is_dropped, || ());
+}
+
+#[test]
+fn reconnects_that_fail_do_not_allocate() {
+    let directory = TempDir::new();
+    let mut agent = orphan(&directory);
+    agent.set_reconnect_after(1);
+    assert_beats_without_allocating(&mut agent, Status::Ok, is_dropped, || ());
+}
+
+#[test]
+fn reconnects_that_succeed_do_not_allocate() {
+    let directory = TempDir::new();
+    let observer = Observer::start(&directory.socket_path());
+    let mut agent = Varta::connect(directory.socket_path()).expect("an observer");
+    let before = allocations_on_this_thread();
+    for _ in 0..BEATS {
+        agent.reconnect().expect("an observer");
+    }
+    assert_eq!(allocations_on_this_thread() - before, 0);
+    drop(observer);
+}
+
+#[test]
+fn failed_beats_do_not_allocate() {
+    struct Forbidden;
+    impl BeatTransport for Forbidden {
+        fn send(&mut self, _frame: &[u8; 32]) -> io::Result<usize> {
+            Err(io::Error::from_raw_os_error(1))
+        }
+        fn reconnect(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut agent = Varta::from_transport(Forbidden);
+    assert_beats_without_allocating(&mut agent, Status::Critical, is_failed, || ());
+}
+
+#[test]
+fn refused_beats_do_not_allocate() {
+    let mut agent = Varta::open("/nonexistent/varta.sock");
+    assert_beats_without_allocating(&mut agent, Status::Stall, is_failed, || ());
+}
