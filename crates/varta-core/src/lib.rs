@@ -1,1 +1,32 @@
-//! Placeholder while the workspace is laid out.
+//! Every decision of the Varta observer.
+//!
+//! Nothing here reads a clock, a file or the environment, and nothing allocates after construction:
+//! `now` and every fact come in as arguments, decisions come out as values. The same calls give the
+//! same answers (law 9), which is what lets a simulator replay a failure from its seed.
+//!
+//! A beat takes this way: [`admission`] says who is speaking, [`tracker`] credits the beat to a
+//! [`slot`], [`wheel`] says when the slot must be looked at again, and [`attention`] supplies the
+//! `now` that all of them are given.
+
+#![forbid(unsafe_code)]
+
+pub mod admission;
+pub mod attention;
+pub mod counters;
+pub mod event;
+mod fifo;
+pub mod index;
+pub mod recovery;
+pub mod slot;
+pub mod tracker;
+pub mod wheel;
+
+pub use admission::{Credentials, LocalGate, Refusal};
+pub use attention::AttentionClock;
+pub use counters::{Counter, Counters};
+pub use event::{Agent, Event, EventKind, ExitStatus};
+pub use index::{BoundedIndex, PidIndex, ProbeExhausted};
+pub use slot::{BeatOrigin, Slot, SlotState, SlotTable};
+pub use tracker::{DEFAULT_CAPACITY, MAX_CAPACITY};
+pub use tracker::{EvictionPolicy, Tracker, TrackerOptions, Update};
+pub use wheel::Wheel;

@@ -65,6 +65,10 @@ pub struct DatagramBatch {
     descriptors_closed: u64,
 }
 
+// SAFETY: the pointers in the headers lead into boxes that move with the struct and that nothing else
+// refers to, so another thread may take all of them over at once.
+unsafe impl Send for DatagramBatch {}
+
 impl std::fmt::Debug for DatagramBatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DatagramBatch")
@@ -177,23 +181,16 @@ impl DatagramBatch {
         Ok(count)
     }
 
-    /// The datagrams of the last [`Self::receive`], oldest first.
-    pub fn datagrams(&self) -> impl Iterator<Item = Received<'_>> {
-        let buffers = self.data.chunks_exact(self.data_bytes);
-        buffers
-            .zip(&self.meta)
-            .take(self.received)
-            .map(|(buffer, meta)| Received {
-                bytes: &buffer[..meta.len],
-                truncated: meta.flags & libc::MSG_TRUNC != 0,
-                control_truncated: meta.flags & libc::MSG_CTRUNC != 0,
-                credentials: meta.credentials,
-            })
-    }
-
-    /// Datagrams a single [`Self::receive`] can take.
-    pub fn batch(&self) -> usize {
-        self.headers.len()
+    /// Datagram `i` of the last [`Self::receive`], counted from 0, oldest first.
+    pub fn datagram(&self, i: usize) -> Option<Received<'_>> {
+        let meta = self.meta[..self.received].get(i)?;
+        let start = i * self.data_bytes;
+        Some(Received {
+            bytes: &self.data[start..start + meta.len],
+            truncated: meta.flags & libc::MSG_TRUNC != 0,
+            control_truncated: meta.flags & libc::MSG_CTRUNC != 0,
+            credentials: meta.credentials,
+        })
     }
 
     /// Descriptors closed since the last call.
@@ -336,9 +333,12 @@ mod tests {
         assert_eq!(found, [3, 4, 5].map(ControlMessage::Descriptor));
     }
 
+    fn datagrams(batch: &DatagramBatch) -> impl Iterator<Item = Received<'_>> {
+        (0..).map_while(|i| batch.datagram(i))
+    }
+
     fn lengths(batch: &DatagramBatch) -> Vec<(usize, bool)> {
-        batch
-            .datagrams()
+        datagrams(batch)
             .map(|d| (d.bytes.len(), d.truncated))
             .collect()
     }
@@ -353,7 +353,7 @@ mod tests {
         }
         assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 3);
         assert_eq!(lengths(&batch), [(32, false), (0, false), (40, true)]);
-        assert!(batch.datagrams().all(|d| d.credentials.is_none()));
+        assert!(datagrams(&batch).all(|d| d.credentials.is_none()));
         assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 0);
         assert_eq!(lengths(&batch), [], "the old batch is gone");
     }

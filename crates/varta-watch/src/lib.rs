@@ -1,1 +1,65 @@
-//! Placeholder while the workspace is laid out.
+//! The Varta observer.
+//!
+//! Two threads: [`ingest`](self) receives beats and judges silence, the control thread tells, keeps
+//! evidence and recovers. What other programs may know of the observer is in [`api`].
+
+#![forbid(unsafe_code)]
+
+pub mod api;
+mod clock;
+mod config;
+mod control;
+mod handoff;
+mod identity;
+mod ingest;
+mod journal;
+mod lifecycle;
+mod recovery;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use api::{Fields, LogEvent};
+use config::Config;
+use control::log::Log;
+
+/// Exit code of anything that goes wrong after the command line was understood.
+const EXIT_FAILURE: u8 = 1;
+
+/// Runs the observer with the given command line, program name first, until it is told to stop.
+///
+/// Exit codes: 0 after a clean stop, `--help` and `--version`; 1 when the observer cannot start or
+/// go on; 2 for an unusable command line.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let config = match Config::from_arguments(arguments) {
+        Ok(config) => config,
+        Err(instead) => {
+            if instead.exit_code == 0 {
+                // A closed standard output is the reader's choice.
+                let _ = std::io::stdout().write_all(instead.text.as_bytes());
+            } else {
+                eprint!("{}", instead.text);
+            }
+            return ExitCode::from(instead.exit_code);
+        }
+    };
+    let (log, writer) = match Log::start(config.log_format, lifecycle::random_number()) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("varta-watch: cannot start the log: {error}");
+            return ExitCode::from(EXIT_FAILURE);
+        }
+    };
+    let result = lifecycle::run(&config, &log);
+    let code = match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            log.error(LogEvent::Notice, problem, Fields::default());
+            ExitCode::from(EXIT_FAILURE)
+        }
+    };
+    drop(log);
+    writer.close();
+    code
+}

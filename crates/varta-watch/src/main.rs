@@ -1,2 +1,7 @@
-//! Placeholder while the workspace is laid out.
-fn main() {}
+//! `varta-watch`: the observer as a program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    varta_watch::run(std::env::args_os())
+}

@@ -1,0 +1,201 @@
+//! The attention clock: time during which the observer was really watching.
+//!
+//! Silence may only be counted while somebody was listening (law 2). Before it sleeps, the observer
+//! promises when it will look again at the latest. Waking within a tolerance of that promise proves
+//! attention, and the whole interval counts. Waking later proves nothing about the interval since
+//! the last look (the process may have been stopped, starved or suspended at any point of it), so
+//! none of it counts: agents get it back as grace.
+//!
+//! A pause shorter than the interval between two looks can go unnoticed. The observer therefore
+//! never promises to sleep longer than [`AttentionClock::longest_sleep_ns`].
+//!
+//! Readings that go backwards are treated as no time passed, and counted.
+
+/// Gaps longer than this are also counted as clock jumps, as the 0.2.0 generation counted them.
+const JUMP_NS: u64 = 5_000_000_000;
+
+/// Lateness that is never called a gap: 1 ms, what a busy machine oversleeps as a matter of course.
+const TOLERANCE_MIN_NS: u64 = 1_000_000;
+
+/// Lateness that is always called a gap: 100 ms, far beyond scheduling noise.
+const TOLERANCE_MAX_NS: u64 = 100_000_000;
+
+/// Measures attention from raw monotonic readings. All times are nanoseconds.
+#[derive(Clone, Debug)]
+pub struct AttentionClock {
+    last_raw_ns: u64,
+    promised_raw_ns: u64,
+    attention_ns: u64,
+    tolerance_ns: u64,
+    longest_sleep_ns: u64,
+    regressions: u64,
+    jumps: u64,
+}
+
+/// An interval that counts against nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Its length, nanoseconds.
+    pub gap_ns: u64,
+}
+
+impl AttentionClock {
+    /// Starts at attention time 0. `shortest_threshold_ns` is the most impatient agent's threshold;
+    /// lateness of an eighth of it (1 to 100 ms) is a gap.
+    pub fn new(raw_ns: u64, shortest_threshold_ns: u64) -> Self {
+        let tolerance_ns = (shortest_threshold_ns / 8).clamp(TOLERANCE_MIN_NS, TOLERANCE_MAX_NS);
+        Self {
+            last_raw_ns: raw_ns,
+            promised_raw_ns: raw_ns,
+            attention_ns: 0,
+            tolerance_ns,
+            longest_sleep_ns: (shortest_threshold_ns / 4).max(TOLERANCE_MIN_NS),
+            regressions: 0,
+            jumps: 0,
+        }
+    }
+
+    /// Takes a raw reading. Returns the gap if the observer came later than it had promised; the
+    /// promise is used up either way.
+    pub fn look(&mut self, raw_ns: u64) -> Option<Gap> {
+        if raw_ns < self.last_raw_ns {
+            self.regressions = self.regressions.saturating_add(1);
+            return None;
+        }
+        let elapsed_ns = raw_ns - self.last_raw_ns;
+        let late_ns = raw_ns.saturating_sub(self.promised_raw_ns);
+        self.last_raw_ns = raw_ns;
+        self.promised_raw_ns = raw_ns;
+        if late_ns <= self.tolerance_ns {
+            self.attention_ns = self.attention_ns.saturating_add(elapsed_ns);
+            return None;
+        }
+        if elapsed_ns > JUMP_NS {
+            self.jumps = self.jumps.saturating_add(1);
+        }
+        Some(Gap { gap_ns: elapsed_ns })
+    }
+
+    /// Promises to look again no later than `raw_ns`. Without a promise the observer is at work and
+    /// must look again within the tolerance.
+    pub fn promise(&mut self, raw_ns: u64) {
+        self.promised_raw_ns = raw_ns.max(self.last_raw_ns);
+    }
+
+    /// Attention time of the last look: the `now` of every decision.
+    pub fn now_ns(&self) -> u64 {
+        self.attention_ns
+    }
+
+    /// The raw time at which attention time `attention_ns` comes if no gap intervenes.
+    pub fn raw_at(&self, attention_ns: u64) -> u64 {
+        let ahead_ns = attention_ns.saturating_sub(self.attention_ns);
+        self.last_raw_ns.saturating_add(ahead_ns)
+    }
+
+    /// The longest the observer may sleep while anybody is watched: a quarter of the shortest
+    /// threshold, so that an unnoticed pause costs an agent at most that much.
+    pub fn longest_sleep_ns(&self) -> u64 {
+        self.longest_sleep_ns
+    }
+
+    /// Readings that went backwards since the last call.
+    pub fn take_regressions(&mut self) -> u64 {
+        std::mem::take(&mut self.regressions)
+    }
+
+    /// Gaps of more than 5 s since the last call.
+    pub fn take_jumps(&mut self) -> u64 {
+        std::mem::take(&mut self.jumps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn clock() -> AttentionClock {
+        AttentionClock::new(0, 2_000 * MS)
+    }
+
+    #[test]
+    fn a_kept_promise_counts_the_whole_sleep() {
+        let mut clock = clock();
+        clock.promise(500 * MS);
+        assert_eq!(clock.look(502 * MS), None);
+        assert_eq!(clock.now_ns(), 502 * MS);
+    }
+
+    #[test]
+    fn waking_before_the_promise_counts_too() {
+        let mut clock = clock();
+        clock.promise(500 * MS);
+        assert_eq!(clock.look(10 * MS), None);
+        assert_eq!(clock.now_ns(), 10 * MS);
+    }
+
+    #[test]
+    fn a_broken_promise_counts_nothing_since_the_last_look() {
+        let mut clock = clock();
+        clock.promise(500 * MS);
+        assert_eq!(clock.look(3_000 * MS), Some(Gap { gap_ns: 3_000 * MS }));
+        assert_eq!(clock.now_ns(), 0);
+        clock.promise(3_400 * MS);
+        assert_eq!(clock.look(3_400 * MS), None);
+        assert_eq!(clock.now_ns(), 400 * MS);
+    }
+
+    #[test]
+    fn the_tolerance_itself_is_not_a_gap_and_one_nanosecond_more_is() {
+        let mut on_time = clock();
+        on_time.promise(500 * MS);
+        assert_eq!(on_time.look(600 * MS), None);
+        let mut late = clock();
+        late.promise(500 * MS);
+        assert!(late.look(600 * MS + 1).is_some());
+    }
+
+    #[test]
+    fn work_that_takes_longer_than_the_tolerance_is_a_gap() {
+        let mut clock = clock();
+        assert_eq!(clock.look(50 * MS), None, "a long turn");
+        assert!(clock.look(250 * MS).is_some(), "stopped in mid-turn");
+    }
+
+    #[test]
+    fn a_reading_that_goes_back_is_absorbed_and_counted_once() {
+        let mut clock = clock();
+        clock.look(MS);
+        assert_eq!(clock.look(0), None);
+        assert_eq!(clock.now_ns(), MS);
+        assert_eq!((clock.take_regressions(), clock.take_regressions()), (1, 0));
+    }
+
+    #[test]
+    fn only_gaps_above_five_seconds_are_jumps() {
+        let mut clock = clock();
+        clock.look(2_000 * MS);
+        assert_eq!(clock.take_jumps(), 0);
+        clock.look(12_000 * MS);
+        assert_eq!((clock.take_jumps(), clock.take_jumps()), (1, 0));
+    }
+
+    #[test]
+    fn raw_at_turns_a_deadline_into_a_wake_up_time_across_gaps() {
+        let mut clock = clock();
+        clock.look(10_000 * MS);
+        assert_eq!(clock.now_ns(), 0);
+        assert_eq!(clock.raw_at(2_000 * MS), 12_000 * MS);
+        assert_eq!(clock.raw_at(0), 10_000 * MS);
+    }
+
+    #[test]
+    fn impatient_agents_get_a_finer_clock() {
+        let mut clock = AttentionClock::new(0, 10 * MS);
+        assert_eq!(clock.longest_sleep_ns(), 2_500_000);
+        clock.promise(MS);
+        assert!(clock.look(MS + 1_250_001).is_some());
+    }
+}

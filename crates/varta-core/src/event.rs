@@ -1,0 +1,170 @@
+//! What happened, as the observer tells it: fixed size, `Copy`, no borrowed data.
+//!
+//! Events are made by the beat path and read by everything slow (log, event file, recovery). They
+//! carry numbers only; names and texts are looked up by whoever shows them.
+
+use varta_vlp::Status;
+
+use crate::admission::Refusal;
+
+/// One process instance under observation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Agent {
+    /// Position in the slot table. Reused after the agent has left.
+    pub slot: u32,
+    /// Process id as the kernel of the observer's namespace names it.
+    pub pid: u32,
+    /// What tells two processes with the same pid apart (pidfs inode or start time); the source for
+    /// agents heard over a network.
+    pub instance: u64,
+}
+
+/// An entry of the observer's story.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Nanoseconds since the observer's clock was created; every real second counts.
+    pub observer_ns: u64,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// First beat of an agent.
+    Join {
+        /// Who.
+        agent: Agent,
+        /// User id by kernel credentials; [`UID_UNKNOWN`] without them.
+        uid: u32,
+        /// Nonce of the first beat.
+        nonce: u64,
+        /// Status of the first beat.
+        status: Status,
+        /// Payload of the first beat.
+        payload: u32,
+    },
+    /// An accepted beat. Only made when somebody asked for every beat.
+    Beat {
+        /// Who.
+        agent: Agent,
+        /// Frame nonce.
+        nonce: u64,
+        /// Reported status.
+        status: Status,
+        /// Opaque to the observer.
+        payload: u32,
+    },
+    /// Silence has reached the soft tier of this agent; once per silence.
+    Late {
+        /// Who.
+        agent: Agent,
+        /// Last accepted nonce.
+        last_nonce: u64,
+        /// Silence so far, attention time, nanoseconds.
+        silence_ns: u64,
+    },
+    /// Silence has reached the threshold; once per silence.
+    Stall {
+        /// Who.
+        agent: Agent,
+        /// Last accepted nonce.
+        last_nonce: u64,
+        /// Silence so far, attention time, nanoseconds; at least `threshold_ns`.
+        silence_ns: u64,
+        /// The agent's threshold, nanoseconds.
+        threshold_ns: u64,
+    },
+    /// A stalled agent spoke again.
+    Return {
+        /// Who.
+        agent: Agent,
+        /// Nonce of the beat that ended the silence.
+        nonce: u64,
+        /// Status of that beat.
+        status: Status,
+        /// Its payload.
+        payload: u32,
+        /// How long the agent was silent, attention time, nanoseconds.
+        silence_ns: u64,
+    },
+    /// The process is gone.
+    Exit {
+        /// Who.
+        agent: Agent,
+        /// Last accepted nonce.
+        last_nonce: u64,
+        /// How it went, where the kernel tells.
+        status: ExitStatus,
+    },
+    /// A silent agent gave its slot to a newcomer because the table was full.
+    Evicted {
+        /// Who lost the slot.
+        agent: Agent,
+    },
+    /// A datagram was refused; nothing else changed.
+    Refused {
+        /// Kernel pid of the sender where known, else the pid the frame claims, else 0.
+        pid: u32,
+        /// Why.
+        reason: Refusal,
+    },
+    /// The observer itself was stopped, starved or asleep (law 2): this time counts against nobody.
+    Gap {
+        /// Length of the gap, nanoseconds.
+        gap_ns: u64,
+    },
+}
+
+/// User id of an agent that came without kernel credentials.
+pub const UID_UNKNOWN: u32 = u32::MAX;
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ExitStatus {
+    /// It called exit (or returned from main) with this code.
+    Code(u8),
+    /// This signal killed it.
+    Signal(u8),
+    /// The kernel did not tell.
+    Unknown,
+}
+
+impl ExitStatus {
+    /// Reads a wait status as the kernel encodes it: exit code in bits 8..16, signal in bits 0..7.
+    pub const fn from_wait_status(status: i32) -> Self {
+        match (status & 0x7f, (status >> 8) & 0xff) {
+            (0, code) => Self::Code(code as u8),
+            (signal, _) => Self::Signal(signal as u8),
+        }
+    }
+
+    /// True for exit code 0: the agent left, nothing is wrong.
+    pub const fn is_clean(self) -> bool {
+        matches!(self, Self::Code(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_fits_one_cache_line() {
+        assert!(size_of::<Event>() <= 64, "{}", size_of::<Event>());
+    }
+
+    #[test]
+    fn wait_statuses_are_read_as_the_kernel_writes_them() {
+        assert_eq!(ExitStatus::from_wait_status(0), ExitStatus::Code(0));
+        assert_eq!(ExitStatus::from_wait_status(3 << 8), ExitStatus::Code(3));
+        assert_eq!(ExitStatus::from_wait_status(9), ExitStatus::Signal(9));
+        assert_eq!(
+            ExitStatus::from_wait_status(6 | 0x80),
+            ExitStatus::Signal(6),
+            "core dump bit"
+        );
+        assert!(ExitStatus::Code(0).is_clean());
+        assert!(!ExitStatus::Unknown.is_clean());
+    }
+}

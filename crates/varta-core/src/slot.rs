@@ -1,0 +1,396 @@
+//! One agent's facts, and the table that holds the facts of all agents.
+//!
+//! The table is a row of atomic words with one writer (the tracker) and any number of readers. Each
+//! slot carries a sequence counter: odd while the writer is in it, so a reader that saw the same
+//! even number before and after has a consistent copy. The words are handed in at construction, a
+//! heap table here, a mapped file in an observer that outlives its process; nothing else of the
+//! tracker needs to survive, because index, wheel and queues can be rebuilt from the table.
+//!
+//! The table judges nothing: which beat is accepted and who is silent is decided in
+//! [`crate::tracker`].
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use varta_vlp::Status;
+
+use crate::event::Agent;
+
+/// Words of one slot: 128 bytes, two cache lines, so that slots never share one.
+pub const WORDS_PER_SLOT: usize = 16;
+
+/// Tries of a reader before it gives up on a slot that is being written without pause. One write
+/// takes about 10 ns, so this many collisions in a row mean the writer died inside a write.
+const READ_TRIES: usize = 1_000;
+
+/// How a beat reached the observer; pinned by an agent's first beat (observer spec 4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum BeatOrigin {
+    /// Unix socket with kernel credentials.
+    KernelAttested = 0,
+    /// A network listener the operator vouches for.
+    OperatorAttestedTransport = 1,
+    /// Any other network listener.
+    NetworkUnverified = 2,
+    /// Unix socket on a platform without credentials: file permissions only.
+    SocketModeOnly = 3,
+}
+
+/// What the observer thinks of an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum SlotState {
+    /// Nobody is here.
+    Free = 0,
+    /// Heard within its threshold.
+    Alive = 1,
+    /// Silent beyond its soft tier; not yet a stall.
+    Late = 2,
+    /// Silent for a threshold; reported once.
+    Stalled = 3,
+    /// Silent for more than ten thresholds: a newcomer may have the slot.
+    Reclaimable = 4,
+}
+
+impl SlotState {
+    /// The stall of the current silence has been reported.
+    pub const fn is_latched(self) -> bool {
+        matches!(self, Self::Stalled | Self::Reclaimable)
+    }
+}
+
+/// One agent's facts. All times are attention time in nanoseconds unless said otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// What the observer thinks of the agent.
+    pub state: SlotState,
+    /// Process id.
+    pub pid: u32,
+    /// The agent is keyed by `(pid, instance)`; else by `(source, pid)`.
+    pub local: bool,
+    /// Process instance of a local agent, source of a network agent.
+    pub instance: u64,
+    /// Pinned by the first beat.
+    pub origin: BeatOrigin,
+    /// User id by kernel credentials, or [`crate::event::UID_UNKNOWN`].
+    pub uid: u32,
+    /// Pid namespace, pinned by the first beat that knew it.
+    pub ns_inode: Option<u64>,
+    /// Status of the last accepted beat.
+    pub status: Status,
+    /// Payload of the last accepted beat.
+    pub payload: u32,
+    /// Highest nonce of the current session; `None` while only a terminal frame was heard.
+    pub last_nonce: Option<u64>,
+    /// The agent's own timestamp in its last regular beat, nanoseconds on its own clock.
+    pub last_timestamp: u64,
+    /// The agent's own timestamp in its last terminal frame; 0 before the first.
+    pub terminal_timestamp: u64,
+    /// When the last beat was accepted.
+    pub last_ns: u64,
+    /// When the first beat was accepted.
+    pub joined_ns: u64,
+    /// Silence is not counted before this time; 0 when the agent was never paused.
+    pub paused_until_ns: u64,
+    /// Silence that makes a stall.
+    pub threshold_ns: u64,
+    /// Silence that makes the agent late; 0 for no soft tier.
+    pub late_ns: u64,
+    /// Accepted beats.
+    pub beats: u64,
+    /// Stalls reported.
+    pub stalls: u32,
+    /// Sessions after the first.
+    pub session_restarts: u32,
+}
+
+const HAS_NONCE: u64 = 1;
+const HAS_NAMESPACE: u64 = 2;
+const LOCAL: u64 = 4;
+
+impl Slot {
+    /// Silence so far: time since the last beat or the end of the last pause.
+    pub fn silence_ns(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.heard_ns())
+    }
+
+    /// Where silence starts: the last beat, or the end of a pause that is later.
+    pub fn heard_ns(&self) -> u64 {
+        self.last_ns.max(self.paused_until_ns)
+    }
+
+    /// This agent's identity, given the slot it stands in.
+    pub fn agent(&self, slot: u32) -> Agent {
+        Agent {
+            slot,
+            pid: self.pid,
+            instance: self.instance,
+        }
+    }
+
+    /// Word 0 is the sequence counter and belongs to the table.
+    fn to_words(self) -> [u64; WORDS_PER_SLOT] {
+        let mut flags = 0;
+        if self.last_nonce.is_some() {
+            flags |= HAS_NONCE;
+        }
+        if self.ns_inode.is_some() {
+            flags |= HAS_NAMESPACE;
+        }
+        if self.local {
+            flags |= LOCAL;
+        }
+        let head = u64::from(self.pid)
+            | (self.state as u64) << 32
+            | (self.status as u64) << 40
+            | (self.origin as u64) << 48
+            | flags << 56;
+        [
+            0,
+            head,
+            self.instance,
+            self.last_nonce.unwrap_or(0),
+            self.last_ns,
+            self.last_timestamp,
+            u64::from(self.payload) | u64::from(self.uid) << 32,
+            self.beats,
+            self.threshold_ns,
+            self.late_ns,
+            self.ns_inode.unwrap_or(0),
+            self.joined_ns,
+            self.terminal_timestamp,
+            self.paused_until_ns,
+            u64::from(self.stalls) | u64::from(self.session_restarts) << 32,
+            0,
+        ]
+    }
+
+    /// `None` for words no writer of this version has written.
+    fn from_words(words: &[u64; WORDS_PER_SLOT]) -> Option<Self> {
+        let head = words[1];
+        let flags = head >> 56;
+        Some(Self {
+            state: match head >> 32 & 0xff {
+                0 => SlotState::Free,
+                1 => SlotState::Alive,
+                2 => SlotState::Late,
+                3 => SlotState::Stalled,
+                4 => SlotState::Reclaimable,
+                _ => return None,
+            },
+            pid: head as u32,
+            local: flags & LOCAL != 0,
+            instance: words[2],
+            origin: match head >> 48 & 0xff {
+                0 => BeatOrigin::KernelAttested,
+                1 => BeatOrigin::OperatorAttestedTransport,
+                2 => BeatOrigin::NetworkUnverified,
+                3 => BeatOrigin::SocketModeOnly,
+                _ => return None,
+            },
+            uid: (words[6] >> 32) as u32,
+            ns_inode: (flags & HAS_NAMESPACE != 0).then_some(words[10]),
+            status: match head >> 40 & 0xff {
+                0 => Status::Ok,
+                1 => Status::Degraded,
+                2 => Status::Critical,
+                _ => return None,
+            },
+            payload: words[6] as u32,
+            last_nonce: (flags & HAS_NONCE != 0).then_some(words[3]),
+            last_timestamp: words[5],
+            terminal_timestamp: words[12],
+            last_ns: words[4],
+            joined_ns: words[11],
+            paused_until_ns: words[13],
+            threshold_ns: words[8],
+            late_ns: words[9],
+            beats: words[7],
+            stalls: words[14] as u32,
+            session_restarts: (words[14] >> 32) as u32,
+        })
+    }
+}
+
+/// The facts of all agents: `capacity` slots in a row of atomic words.
+#[derive(Debug)]
+pub struct SlotTable<W = Box<[AtomicU64]>> {
+    words: W,
+}
+
+impl SlotTable {
+    /// An empty table on the heap.
+    pub fn on_heap(capacity: usize) -> Self {
+        let words = capacity.saturating_mul(WORDS_PER_SLOT);
+        Self::from_words((0..words).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl<W: AsRef<[AtomicU64]>> SlotTable<W> {
+    /// A table in the given words, as many slots as fit. All-zero words are free slots.
+    pub fn from_words(words: W) -> Self {
+        Self { words }
+    }
+
+    /// Number of slots.
+    pub fn capacity(&self) -> usize {
+        self.words.as_ref().len() / WORDS_PER_SLOT
+    }
+
+    /// A consistent copy of an occupied slot, from any thread. `None` for a free slot, a number out
+    /// of range, or words that make no sense.
+    pub fn read(&self, slot: u32) -> Option<Slot> {
+        let words = self.slot_words(slot)?;
+        for _ in 0..READ_TRIES {
+            let before = words[0].load(Ordering::Acquire);
+            let copy = std::array::from_fn(|i| words[i].load(Ordering::Relaxed));
+            fence(Ordering::Acquire);
+            if before % 2 == 0 && words[0].load(Ordering::Relaxed) == before {
+                return Slot::from_words(&copy).filter(|slot| slot.state != SlotState::Free);
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+
+    /// The writer's own view; it never collides with itself.
+    pub(crate) fn load(&self, slot: u32) -> Option<Slot> {
+        let words = self.slot_words(slot)?;
+        let copy = std::array::from_fn(|i| words[i].load(Ordering::Relaxed));
+        Slot::from_words(&copy).filter(|slot| slot.state != SlotState::Free)
+    }
+
+    /// Replaces a slot's facts. Only the tracker writes.
+    pub(crate) fn store(&self, slot: u32, facts: &Slot) {
+        self.publish(slot, &facts.to_words());
+    }
+
+    /// Empties a slot.
+    pub(crate) fn clear(&self, slot: u32) {
+        self.publish(slot, &[0; WORDS_PER_SLOT]);
+    }
+
+    fn publish(&self, slot: u32, facts: &[u64; WORDS_PER_SLOT]) {
+        let Some(words) = self.slot_words(slot) else {
+            return;
+        };
+        let sequence = words[0].load(Ordering::Relaxed);
+        words[0].store(sequence.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        for (word, fact) in words.iter().zip(facts).skip(1) {
+            word.store(*fact, Ordering::Relaxed);
+        }
+        words[0].store(sequence.wrapping_add(2), Ordering::Release);
+    }
+
+    fn slot_words(&self, slot: u32) -> Option<&[AtomicU64]> {
+        let start = (slot as usize).checked_mul(WORDS_PER_SLOT)?;
+        self.words.as_ref().get(start..start + WORDS_PER_SLOT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot() -> Slot {
+        Slot {
+            state: SlotState::Stalled,
+            pid: 4_194_303,
+            local: true,
+            instance: u64::MAX,
+            origin: BeatOrigin::SocketModeOnly,
+            uid: u32::MAX,
+            ns_inode: Some(0),
+            status: Status::Critical,
+            payload: u32::MAX,
+            last_nonce: Some(0),
+            last_timestamp: 1,
+            terminal_timestamp: 2,
+            last_ns: 3,
+            joined_ns: 4,
+            paused_until_ns: 5,
+            threshold_ns: 6,
+            late_ns: 7,
+            beats: 8,
+            stalls: 9,
+            session_restarts: u32::MAX,
+        }
+    }
+
+    #[test]
+    fn facts_survive_the_way_through_the_table() {
+        let table = SlotTable::on_heap(2);
+        let variants = [
+            slot(),
+            Slot {
+                last_nonce: None,
+                ns_inode: None,
+                local: false,
+                state: SlotState::Alive,
+                ..slot()
+            },
+        ];
+        for facts in variants {
+            table.store(1, &facts);
+            assert_eq!(table.read(1), Some(facts));
+            assert_eq!(table.load(1), Some(facts));
+        }
+        assert_eq!(table.read(0), None, "the neighbour is still free");
+    }
+
+    #[test]
+    fn a_cleared_slot_is_free_and_a_number_out_of_range_is_nobody() {
+        let table = SlotTable::on_heap(1);
+        table.store(0, &slot());
+        table.clear(0);
+        assert_eq!(table.read(0), None);
+        table.store(1, &slot());
+        assert_eq!(table.read(1), None);
+        assert_eq!(table.read(u32::MAX), None);
+    }
+
+    #[test]
+    fn words_that_make_no_sense_are_nobody() {
+        let words: Box<[AtomicU64]> = (0..WORDS_PER_SLOT)
+            .map(|_| AtomicU64::new(u64::MAX - 1))
+            .collect();
+        assert_eq!(SlotTable::from_words(words).read(0), None);
+    }
+
+    #[test]
+    fn a_writer_that_died_inside_a_write_does_not_hang_readers() {
+        let table = SlotTable::on_heap(1);
+        table.store(0, &slot());
+        table.words[0].store(7, Ordering::Relaxed);
+        assert_eq!(table.read(0), None);
+    }
+
+    #[test]
+    fn readers_on_other_threads_never_see_half_a_write() {
+        let table = SlotTable::on_heap(1);
+        let write = |n: u64| Slot {
+            beats: n,
+            last_ns: n,
+            joined_ns: n,
+            threshold_ns: n,
+            ..slot()
+        };
+        table.store(0, &write(0));
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                loop {
+                    let Some(seen) = table.read(0) else { continue };
+                    assert_eq!(seen, write(seen.beats));
+                    if seen.beats == 200_000 {
+                        return;
+                    }
+                }
+            });
+            for n in 1..=200_000 {
+                table.store(0, &write(n));
+            }
+            reader.join().unwrap();
+        });
+    }
+}

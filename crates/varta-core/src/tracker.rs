@@ -1,0 +1,828 @@
+//! The ledger: which agents there are, when each was last heard, and who has been silent too long.
+//!
+//! One call credits a beat ([`Tracker::record`]), one finds the silent
+//! ([`Tracker::drain_stalled_slots`]). The caller passes `now` and every fact; the tracker reads no
+//! clock, never panics on input, allocates nothing after construction, and does a bounded amount of
+//! work per call. The decision table is that of the observer specification, section 1.4, without
+//! its defects; how each known defect is avoided is said where the decision is taken.
+//!
+//! Beats do not touch the timer wheel: a slot stays armed at the deadline it had when it was last
+//! looked at. When that comes, its true deadline is computed from its last beat, and the slot is
+//! either judged or armed again. An armed deadline is therefore never later than the true one.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use varta_vlp::Frame;
+
+use crate::counters::{Counter, Counters};
+use crate::event::Agent;
+use crate::fifo::Fifo;
+use crate::index::{BoundedIndex, PidIndex};
+use crate::slot::{BeatOrigin, Slot, SlotState, SlotTable};
+use crate::wheel::Wheel;
+
+/// Agents a tracker holds unless told otherwise.
+pub const DEFAULT_CAPACITY: usize = 256;
+
+/// The largest table: 1 048 576 agents, 128 MiB of slots. Larger requests are clamped.
+pub const MAX_CAPACITY: usize = 1 << 20;
+
+/// Slots looked at per attempt to evict under [`EvictionPolicy::Balanced`].
+pub const DEFAULT_EVICTION_SCAN_WINDOW: usize = 256;
+
+/// An agent silent for more than this many thresholds may lose its slot to a newcomer. Ten, so that
+/// a slow but regular agent is never a victim.
+const RECLAIM_THRESHOLDS: u64 = 10;
+
+/// A nonce this close to the end of the range may be followed by one this close to its start. Far
+/// larger than any reordering.
+const NONCE_WRAP_DISTANCE: u64 = 1 << 20;
+
+/// Whom a full table may evict. Victims are always silent for more than ten thresholds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EvictionPolicy {
+    /// Only agents whose stall has been reported; the longest reclaimable first.
+    #[default]
+    Strict,
+    /// If there is none, also agents whose stall could not be reported yet, found by a bounded,
+    /// rotating scan.
+    Balanced,
+}
+
+/// What became of a beat (observer spec 1.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// A new agent.
+    Inserted,
+    /// A known agent, alive.
+    Refreshed,
+    /// Refused: an old or repeated nonce.
+    OutOfOrder,
+    /// Refused: no room.
+    CapacityExceeded,
+    /// Refused: a known agent over another kind of transport.
+    OriginConflict,
+    /// Refused: a known agent from another pid namespace.
+    NamespaceConflict,
+}
+
+/// How a beat's sender is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentKey {
+    /// A process of this host.
+    Local {
+        /// Pid by kernel credentials.
+        pid: u32,
+        /// Which process has that pid. `None`: not examined for this beat; whoever is known under
+        /// the pid is meant.
+        instance: Option<u64>,
+    },
+    /// A process elsewhere. Sources never meet local agents, nor each other.
+    Network {
+        /// Who vouches for the pid: key and address, as a number.
+        source: u64,
+        /// Pid as claimed.
+        pid: u32,
+    },
+}
+
+/// A beat with everything the kernel or a key says about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Beat {
+    /// Who sent it.
+    pub key: AgentKey,
+    /// What it says. The pid in it is not looked at.
+    pub frame: Frame,
+    /// How it came.
+    pub origin: BeatOrigin,
+    /// The sender's pid namespace where known.
+    pub ns_inode: Option<u64>,
+    /// The sender's user where known, else [`crate::event::UID_UNKNOWN`].
+    pub uid: u32,
+}
+
+/// The tracker's answer to a beat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// What became of it.
+    pub update: Update,
+    /// Whom it was credited to; `None` exactly when it was refused.
+    pub agent: Option<Agent>,
+    /// The beat ended a silence that had been reported as a stall; its length.
+    pub returned_after_ns: Option<u64>,
+    /// The beat began a new session of a known process.
+    pub new_session: bool,
+    /// Who had to leave for this agent: evicted, or an earlier process with the same pid.
+    pub displaced: Option<Displaced>,
+}
+
+/// An agent that left the table because of somebody else's beat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Displaced {
+    /// Who left.
+    pub agent: Agent,
+    /// Its last nonce.
+    pub last_nonce: u64,
+    /// True: the table was full. False: its pid belongs to a new process now, so it has exited.
+    pub evicted: bool,
+}
+
+impl Recorded {
+    fn refused(update: Update) -> Self {
+        Self {
+            update,
+            agent: None,
+            returned_after_ns: None,
+            new_session: false,
+            displaced: None,
+        }
+    }
+
+    fn accepted(update: Update, agent: Agent) -> Self {
+        Self {
+            agent: Some(agent),
+            ..Self::refused(update)
+        }
+    }
+}
+
+/// How silent an agent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// Beyond its soft tier.
+    Late,
+    /// Beyond its threshold.
+    Stalled,
+}
+
+/// A silence to be handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// Who is silent.
+    pub agent: Agent,
+    /// How silent.
+    pub tier: Tier,
+    /// Silence so far, nanoseconds.
+    pub silence_ns: u64,
+    /// The facts as of now.
+    pub slot: Slot,
+}
+
+/// Construction parameters beyond the table.
+#[derive(Clone, Copy, Debug)]
+pub struct TrackerOptions {
+    /// Whom a full table may evict.
+    pub policy: EvictionPolicy,
+    /// Slots looked at per scan, 1 to capacity; clamped.
+    pub scan_window: usize,
+    /// Seed of the index of network agents. Random in an observer, so that strangers cannot choose
+    /// colliding keys; fixed in tests.
+    pub seed: u64,
+}
+
+impl Default for TrackerOptions {
+    fn default() -> Self {
+        Self {
+            policy: EvictionPolicy::Strict,
+            scan_window: DEFAULT_EVICTION_SCAN_WINDOW,
+            seed: 0,
+        }
+    }
+}
+
+/// The ledger. `W` is what holds the words of the slot table.
+#[derive(Debug)]
+pub struct Tracker<W = Box<[AtomicU64]>> {
+    table: Arc<SlotTable<W>>,
+    counters: Arc<Counters>,
+    /// Counter values at the last `take_*`.
+    taken: [u64; Counter::ALL.len()],
+    capacity: usize,
+    policy: EvictionPolicy,
+    scan_window: usize,
+    scan_cursor: usize,
+    local: PidIndex,
+    network: BoundedIndex<(u64, u32)>,
+    wheel: Wheel,
+    reclaimable: Fifo,
+    /// Slots nobody has; the last one is given out next.
+    free: Vec<u32>,
+    len: usize,
+    latched: usize,
+    shortest_threshold_ns: u64,
+    evicted_pid: Option<u32>,
+}
+
+impl Tracker {
+    /// A tracker with its own table on the heap and its own counters.
+    pub fn with_capacity(capacity: usize, options: TrackerOptions) -> Self {
+        let table = Arc::new(SlotTable::on_heap(capacity.min(MAX_CAPACITY)));
+        Self::new(table, Arc::default(), options)
+    }
+}
+
+impl<W: AsRef<[AtomicU64]>> Tracker<W> {
+    /// A tracker over an empty table. The tracker must be the table's only writer. Capacity 0 is
+    /// legal: nobody is ever admitted.
+    pub fn new(table: Arc<SlotTable<W>>, counters: Arc<Counters>, options: TrackerOptions) -> Self {
+        let capacity = table.capacity().min(MAX_CAPACITY);
+        Self {
+            taken: [0; Counter::ALL.len()],
+            capacity,
+            policy: options.policy,
+            scan_window: options.scan_window.clamp(1, capacity.max(1)),
+            scan_cursor: 0,
+            local: PidIndex::new(),
+            // One more than the table holds: a newcomer is indexed before its victim leaves.
+            network: BoundedIndex::with_capacity(capacity + 1, options.seed),
+            wheel: Wheel::new(capacity),
+            reclaimable: Fifo::new(capacity),
+            free: (0..capacity as u32).rev().collect(),
+            len: 0,
+            latched: 0,
+            shortest_threshold_ns: u64::MAX,
+            evicted_pid: None,
+            table,
+            counters,
+        }
+    }
+
+    /// Credits a beat or refuses it. `threshold_ns` is given to a new agent; a known one keeps its
+    /// own. A refused beat changes nothing but its counter (law 3).
+    ///
+    /// Precedence: origin, namespace, nonce (a wrap or a new session being the exceptions),
+    /// refresh; for unknown agents capacity, eviction, index.
+    pub fn record(&mut self, beat: &Beat, now_ns: u64, threshold_ns: u64) -> Recorded {
+        let Some(slot) = self.find(&beat.key) else {
+            return self.insert(beat, now_ns, threshold_ns);
+        };
+        let Some(known) = self
+            .table
+            .load(slot)
+            .filter(|known| is_keyed_by(known, &beat.key))
+        else {
+            self.counters.count(Counter::InvariantViolations);
+            self.unindex(&beat.key);
+            return self.refuse(Update::CapacityExceeded);
+        };
+        if let AgentKey::Local {
+            instance: Some(instance),
+            ..
+        } = beat.key
+            && instance != known.instance
+        {
+            // The pid was recycled: whoever had it has exited, and nothing of it carries over.
+            let agent = known.agent(slot);
+            self.remove(slot, &known);
+            let mut recorded = self.insert(beat, now_ns, threshold_ns);
+            recorded.displaced = Some(Displaced {
+                agent,
+                last_nonce: known.last_nonce.unwrap_or(0),
+                evicted: false,
+            });
+            return recorded;
+        }
+        self.refresh(slot, known, beat, now_ns)
+    }
+
+    /// Finds every silence that is due at `now_ns` and offers it to `hand_over`. `Break` means "not
+    /// taken": the silence stays unreported, will be offered again by the next call, and this call
+    /// ends. A silence that was taken is reported once, until a beat is accepted again.
+    ///
+    /// Stalls use `silence >= threshold`. At most `budget` timers are looked at; what is left over
+    /// is due at the next call.
+    pub fn drain_stalled_slots(
+        &mut self,
+        now_ns: u64,
+        mut budget: u32,
+        mut hand_over: impl FnMut(&Silence) -> ControlFlow<()>,
+    ) {
+        while let Some(slot) = self.wheel.pop_due(now_ns, &mut budget) {
+            let Some(mut facts) = self.table.load(slot) else {
+                self.counters.count(Counter::InvariantViolations);
+                continue;
+            };
+            if let Some(tier) = due_tier(&facts, now_ns) {
+                let silence = Silence {
+                    agent: facts.agent(slot),
+                    tier,
+                    silence_ns: facts.silence_ns(now_ns),
+                    slot: facts,
+                };
+                if hand_over(&silence).is_break() {
+                    self.wheel.arm(slot, now_ns);
+                    return;
+                }
+                match tier {
+                    Tier::Late => facts.state = SlotState::Late,
+                    Tier::Stalled => {
+                        facts.state = SlotState::Stalled;
+                        facts.stalls = facts.stalls.saturating_add(1);
+                        self.latched += 1;
+                        self.counters.count(Counter::Stalls);
+                    }
+                }
+                self.table.store(slot, &facts);
+            } else if facts.state == SlotState::Stalled && is_reclaimable(&facts, now_ns) {
+                facts.state = SlotState::Reclaimable;
+                self.table.store(slot, &facts);
+                self.reclaimable.push(slot);
+                continue;
+            }
+            self.wheel.arm(slot, next_look_ns(&facts));
+        }
+    }
+
+    /// Forgets an agent whose process is gone. `None` if the slot belongs to somebody else by now.
+    pub fn retire(&mut self, agent: Agent) -> Option<Slot> {
+        let facts = self
+            .table
+            .load(agent.slot)
+            .filter(|facts| facts.agent(agent.slot) == agent)?;
+        self.remove(agent.slot, &facts);
+        Some(facts)
+    }
+
+    /// Gives an agent another threshold. Its silence so far keeps counting; it is judged anew by
+    /// the next [`Self::drain_stalled_slots`]. A stall already reported stays reported.
+    pub fn set_threshold(&mut self, agent: Agent, threshold_ns: u64, late_ns: u64) -> bool {
+        self.amend(agent, |facts| {
+            facts.threshold_ns = threshold_ns;
+            facts.late_ns = late_ns;
+        })
+    }
+
+    /// Counts no silence of this agent before `until_ns`; after that it has its full threshold.
+    /// The pause ends by itself, or at once when set to a time that has passed.
+    pub fn pause(&mut self, agent: Agent, until_ns: u64) -> bool {
+        self.amend(agent, |facts| facts.paused_until_ns = until_ns)
+    }
+
+    /// When [`Self::drain_stalled_slots`] should be called next; `None` while nothing is armed.
+    /// Early wake-ups are harmless.
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        self.wheel.next_deadline_ns()
+    }
+
+    /// A lower bound of the thresholds in use; `None` while nobody is tracked.
+    pub fn shortest_threshold_ns(&self) -> Option<u64> {
+        (self.len > 0).then_some(self.shortest_threshold_ns)
+    }
+
+    /// The agent known under a local pid.
+    pub fn local_agent(&self, pid: u32) -> Option<Agent> {
+        let slot = self.local.get(pid)?;
+        Some(self.table.load(slot)?.agent(slot))
+    }
+
+    /// Whether anybody is known under a local pid; one look into an index.
+    pub fn knows_local(&self, pid: u32) -> bool {
+        self.local.get(pid).is_some()
+    }
+
+    /// The agent in a slot.
+    pub fn agent_in(&self, slot: u32) -> Option<Agent> {
+        Some(self.table.load(slot)?.agent(slot))
+    }
+
+    /// Agents in the table.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True while nobody is tracked.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Agents the table has room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Agents whose present silence has been reported.
+    pub fn latched(&self) -> usize {
+        self.latched
+    }
+
+    /// An agent's facts by key.
+    pub fn get(&self, key: &AgentKey) -> Option<Slot> {
+        self.find(key).and_then(|slot| self.table.load(slot))
+    }
+
+    /// Time of the last accepted beat.
+    pub fn last_ns_of(&self, key: &AgentKey) -> Option<u64> {
+        Some(self.get(key)?.last_ns)
+    }
+
+    /// Pinned origin.
+    pub fn origin_of(&self, key: &AgentKey) -> Option<BeatOrigin> {
+        Some(self.get(key)?.origin)
+    }
+
+    /// Pinned namespace: outer `None` = not tracked, inner `None` = unknown.
+    pub fn pid_ns_inode_of(&self, key: &AgentKey) -> Option<Option<u64>> {
+        Some(self.get(key)?.ns_inode)
+    }
+
+    /// The pid evicted last since the last call.
+    pub fn take_evicted_pid(&mut self) -> Option<u32> {
+        self.evicted_pid.take()
+    }
+
+    /// Evictions since the last call.
+    pub fn take_evictions(&mut self) -> u64 {
+        self.take(Counter::Evictions)
+    }
+
+    /// Nonce wraps since the last call.
+    pub fn take_nonce_wraps(&mut self) -> u64 {
+        self.take(Counter::NonceWraps)
+    }
+
+    /// Beats refused for want of room since the last call.
+    pub fn take_capacity_exceeded(&mut self) -> u64 {
+        self.take(Counter::CapacityExceeded)
+    }
+
+    /// Origin conflicts since the last call.
+    pub fn take_origin_conflicts(&mut self) -> u64 {
+        self.take(Counter::OriginConflicts)
+    }
+
+    /// Namespace conflicts since the last call.
+    pub fn take_namespace_conflicts(&mut self) -> u64 {
+        self.take(Counter::NamespaceConflicts)
+    }
+
+    /// Fruitless searches for a victim since the last call.
+    pub fn take_eviction_scan_truncated(&mut self) -> u64 {
+        self.take(Counter::EvictionScanTruncated)
+    }
+
+    /// Failed self-checks since the last call.
+    pub fn take_invariant_violations(&mut self) -> u64 {
+        self.take(Counter::InvariantViolations)
+    }
+
+    /// Index insertions that found no place since the last call.
+    pub fn take_probe_exhausted(&mut self) -> u64 {
+        self.take(Counter::ProbeExhausted)
+    }
+
+    /// Old or repeated nonces since the last call.
+    pub fn take_out_of_order(&mut self) -> u64 {
+        self.take(Counter::OutOfOrder)
+    }
+
+    /// New sessions of known processes since the last call.
+    pub fn take_session_restarts(&mut self) -> u64 {
+        self.take(Counter::SessionRestarts)
+    }
+
+    fn take(&mut self, counter: Counter) -> u64 {
+        let total = self.counters.get(counter);
+        let since = total - self.taken[counter as usize];
+        self.taken[counter as usize] = total;
+        since
+    }
+
+    fn refuse(&self, update: Update) -> Recorded {
+        let counter = match update {
+            Update::OutOfOrder => Counter::OutOfOrder,
+            Update::CapacityExceeded => Counter::CapacityExceeded,
+            Update::OriginConflict => Counter::OriginConflicts,
+            Update::NamespaceConflict => Counter::NamespaceConflicts,
+            Update::Inserted | Update::Refreshed => Counter::InvariantViolations,
+        };
+        self.counters.count(counter);
+        Recorded::refused(update)
+    }
+
+    /// Table rows 2 to 9: a beat of a known agent.
+    fn refresh(&mut self, slot: u32, known: Slot, beat: &Beat, now_ns: u64) -> Recorded {
+        if known.origin != beat.origin {
+            return self.refuse(Update::OriginConflict);
+        }
+        if known.ns_inode.is_some() && known.ns_inode != beat.ns_inode {
+            return self.refuse(Update::NamespaceConflict);
+        }
+        let Some(step) = step_of(&known, beat) else {
+            return self.refuse(Update::OutOfOrder);
+        };
+
+        let mut facts = known;
+        facts.ns_inode = beat.ns_inode;
+        match step {
+            Step::Terminal => facts.terminal_timestamp = beat.frame.timestamp,
+            Step::Next => {}
+            Step::Wrap => self.counters.count(Counter::NonceWraps),
+            Step::NewSession => {
+                facts.session_restarts = facts.session_restarts.saturating_add(1);
+                facts.terminal_timestamp = 0;
+                self.counters.count(Counter::SessionRestarts);
+            }
+        }
+        if step != Step::Terminal {
+            facts.last_nonce = Some(beat.frame.nonce);
+            facts.last_timestamp = beat.frame.timestamp;
+        }
+        facts.status = beat.frame.status;
+        facts.payload = beat.frame.payload;
+        facts.last_ns = now_ns.max(known.last_ns);
+        facts.beats = facts.beats.saturating_add(1);
+        facts.state = SlotState::Alive;
+        self.table.store(slot, &facts);
+        self.counters.count(Counter::BeatsAccepted);
+
+        let mut recorded = Recorded::accepted(Update::Refreshed, facts.agent(slot));
+        recorded.new_session = step == Step::NewSession;
+        if known.state.is_latched() {
+            self.latched -= 1;
+            self.reclaimable.remove(slot);
+            self.counters.count(Counter::Returns);
+            recorded.returned_after_ns = Some(known.silence_ns(now_ns));
+        }
+        if known.state != SlotState::Alive {
+            self.wheel.arm(slot, next_look_ns(&facts));
+        }
+        recorded
+    }
+
+    /// Table rows 10 to 15: a beat of an unknown agent. Nothing changes before the newcomer stands
+    /// in the index, so a refusal leaves the table exactly as it was.
+    fn insert(&mut self, beat: &Beat, now_ns: u64, threshold_ns: u64) -> Recorded {
+        let victim = if self.free.is_empty() {
+            let Some(victim) = self.find_victim(now_ns) else {
+                self.counters.count(Counter::EvictionScanTruncated);
+                return self.refuse(Update::CapacityExceeded);
+            };
+            Some(victim)
+        } else {
+            None
+        };
+        let Some(slot) = victim.or_else(|| self.free.last().copied()) else {
+            return self.refuse(Update::CapacityExceeded);
+        };
+        if !self.index(&beat.key, slot) {
+            self.counters.count(Counter::ProbeExhausted);
+            return self.refuse(Update::CapacityExceeded);
+        }
+
+        let displaced = victim.and_then(|victim| {
+            let facts = self.table.load(victim)?;
+            self.remove(victim, &facts);
+            self.counters.count(Counter::Evictions);
+            self.evicted_pid = Some(facts.pid);
+            Some(Displaced {
+                agent: facts.agent(victim),
+                last_nonce: facts.last_nonce.unwrap_or(0),
+                evicted: true,
+            })
+        });
+        self.free.pop();
+
+        let terminal = beat.frame.is_terminal();
+        let (local, pid, instance) = match beat.key {
+            AgentKey::Local { pid, instance } => (true, pid, instance.unwrap_or(0)),
+            AgentKey::Network { source, pid } => (false, pid, source),
+        };
+        let facts = Slot {
+            state: SlotState::Alive,
+            pid,
+            local,
+            instance,
+            origin: beat.origin,
+            uid: beat.uid,
+            ns_inode: beat.ns_inode,
+            status: beat.frame.status,
+            payload: beat.frame.payload,
+            last_nonce: (!terminal).then_some(beat.frame.nonce),
+            last_timestamp: if terminal { 0 } else { beat.frame.timestamp },
+            terminal_timestamp: if terminal { beat.frame.timestamp } else { 0 },
+            last_ns: now_ns,
+            joined_ns: now_ns,
+            paused_until_ns: 0,
+            threshold_ns,
+            late_ns: 0,
+            beats: 1,
+            stalls: 0,
+            session_restarts: 0,
+        };
+        self.table.store(slot, &facts);
+        self.wheel.arm(slot, next_look_ns(&facts));
+        if self.len == 0 {
+            self.shortest_threshold_ns = u64::MAX;
+        }
+        self.shortest_threshold_ns = self.shortest_threshold_ns.min(threshold_ns);
+        self.len += 1;
+        self.counters.count(Counter::BeatsAccepted);
+        self.counters.count(Counter::Joins);
+        let mut recorded = Recorded::accepted(Update::Inserted, facts.agent(slot));
+        recorded.displaced = displaced;
+        recorded
+    }
+
+    /// The slot a newcomer may have: the one reclaimable for the longest time, in O(1); under
+    /// Balanced else the first silent enough within a bounded window from the rotating cursor.
+    fn find_victim(&mut self, now_ns: u64) -> Option<u32> {
+        if let Some(oldest) = self.reclaimable.front() {
+            return Some(oldest);
+        }
+        if self.policy == EvictionPolicy::Strict || self.capacity == 0 {
+            return None;
+        }
+        for _ in 0..self.scan_window {
+            let slot = self.scan_cursor as u32;
+            self.scan_cursor = (self.scan_cursor + 1) % self.capacity;
+            if self
+                .table
+                .load(slot)
+                .is_some_and(|facts| is_reclaimable(&facts, now_ns))
+            {
+                return Some(slot);
+            }
+        }
+        None
+    }
+
+    /// Takes an agent out of every structure and frees its slot.
+    fn remove(&mut self, slot: u32, facts: &Slot) {
+        let key = key_of(facts);
+        if self.find(&key) == Some(slot) {
+            self.unindex(&key);
+        }
+        self.wheel.cancel(slot);
+        self.reclaimable.remove(slot);
+        if facts.state.is_latched() {
+            self.latched -= 1;
+        }
+        self.table.clear(slot);
+        self.free.push(slot);
+        self.len -= 1;
+    }
+
+    fn amend(&mut self, agent: Agent, change: impl FnOnce(&mut Slot)) -> bool {
+        let Some(mut facts) = self
+            .table
+            .load(agent.slot)
+            .filter(|facts| facts.agent(agent.slot) == agent)
+        else {
+            return false;
+        };
+        change(&mut facts);
+        self.shortest_threshold_ns = self.shortest_threshold_ns.min(facts.threshold_ns);
+        if facts.state == SlotState::Late {
+            facts.state = SlotState::Alive;
+        }
+        if facts.state == SlotState::Reclaimable {
+            facts.state = SlotState::Stalled;
+            self.reclaimable.remove(agent.slot);
+        }
+        self.table.store(agent.slot, &facts);
+        self.wheel.arm(agent.slot, next_look_ns(&facts));
+        true
+    }
+
+    fn find(&self, key: &AgentKey) -> Option<u32> {
+        match *key {
+            AgentKey::Local { pid, .. } => self.local.get(pid),
+            AgentKey::Network { source, pid } => self.network.get(&(source, pid)),
+        }
+    }
+
+    fn index(&mut self, key: &AgentKey, slot: u32) -> bool {
+        match *key {
+            AgentKey::Local { pid, .. } => self.local.insert(pid, slot).is_ok(),
+            AgentKey::Network { source, pid } => self.network.insert((source, pid), slot).is_ok(),
+        }
+    }
+
+    fn unindex(&mut self, key: &AgentKey) {
+        match *key {
+            AgentKey::Local { pid, .. } => self.local.remove(pid),
+            AgentKey::Network { source, pid } => self.network.remove(&(source, pid)),
+        };
+    }
+
+    /// Recounts everything that is kept as a running total, for tests.
+    #[cfg(test)]
+    pub(crate) fn check_invariants(&self) {
+        let mut used = 0;
+        let mut latched = 0;
+        for slot in 0..self.capacity as u32 {
+            let Some(facts) = self.table.load(slot) else {
+                assert!(!self.wheel.is_armed(slot), "a free slot is armed");
+                continue;
+            };
+            used += 1;
+            latched += usize::from(facts.state.is_latched());
+            assert_eq!(self.find(&key_of(&facts)), Some(slot), "unreachable slot");
+            assert_eq!(
+                self.wheel.is_armed(slot),
+                facts.state != SlotState::Reclaimable,
+                "{:?}",
+                facts.state
+            );
+        }
+        assert_eq!(used, self.len);
+        assert_eq!(self.free.len(), self.capacity - used);
+        assert_eq!(
+            latched, self.latched,
+            "latched count differs from a recount"
+        );
+    }
+}
+
+/// How an accepted beat continues what is known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Next,
+    Wrap,
+    NewSession,
+    Terminal,
+}
+
+/// `None` for an old beat.
+///
+/// Terminal frames carry a nonce that says nothing about order, so they neither read nor move the
+/// nonce mark; their own timestamps order them. A restart of nonce and timestamp together is a new
+/// session where the kernel vouches for the sender: nobody else can replay its beats.
+fn step_of(known: &Slot, beat: &Beat) -> Option<Step> {
+    let frame = &beat.frame;
+    if frame.is_terminal() {
+        let stale = known.terminal_timestamp != 0 && frame.timestamp <= known.terminal_timestamp;
+        return (!stale).then_some(Step::Terminal);
+    }
+    let Some(last_nonce) = known.last_nonce else {
+        return Some(Step::Next);
+    };
+    if frame.nonce > last_nonce {
+        return Some(Step::Next);
+    }
+    if last_nonce >= u64::MAX - NONCE_WRAP_DISTANCE && frame.nonce < NONCE_WRAP_DISTANCE {
+        return Some(Step::Wrap);
+    }
+    let restarted = frame.nonce < last_nonce && frame.timestamp < known.last_timestamp;
+    (restarted && beat.origin == BeatOrigin::KernelAttested).then_some(Step::NewSession)
+}
+
+/// The tier that silence has reached and that was not handed over yet.
+fn due_tier(facts: &Slot, now_ns: u64) -> Option<Tier> {
+    let silence_ns = facts.silence_ns(now_ns);
+    let paused = now_ns < facts.paused_until_ns;
+    match facts.state {
+        SlotState::Alive | SlotState::Late if paused => None,
+        SlotState::Alive | SlotState::Late if silence_ns >= facts.threshold_ns => {
+            Some(Tier::Stalled)
+        }
+        SlotState::Alive if facts.late_ns != 0 && silence_ns >= facts.late_ns => Some(Tier::Late),
+        _ => None,
+    }
+}
+
+/// Strictly more than ten thresholds of silence (observer spec 1.6).
+fn is_reclaimable(facts: &Slot, now_ns: u64) -> bool {
+    facts.silence_ns(now_ns) > facts.threshold_ns.saturating_mul(RECLAIM_THRESHOLDS)
+}
+
+/// When the wheel must look at a slot again, given its state.
+fn next_look_ns(facts: &Slot) -> u64 {
+    let after_ns = match facts.state {
+        SlotState::Alive if facts.late_ns != 0 => facts.late_ns.min(facts.threshold_ns),
+        SlotState::Stalled | SlotState::Reclaimable => facts
+            .threshold_ns
+            .saturating_mul(RECLAIM_THRESHOLDS)
+            .saturating_add(1),
+        SlotState::Alive | SlotState::Late | SlotState::Free => facts.threshold_ns,
+    };
+    facts.heard_ns().saturating_add(after_ns)
+}
+
+fn key_of(facts: &Slot) -> AgentKey {
+    if facts.local {
+        AgentKey::Local {
+            pid: facts.pid,
+            instance: None,
+        }
+    } else {
+        AgentKey::Network {
+            source: facts.instance,
+            pid: facts.pid,
+        }
+    }
+}
+
+fn is_keyed_by(facts: &Slot, key: &AgentKey) -> bool {
+    match *key {
+        AgentKey::Local { pid, .. } => facts.local && facts.pid == pid,
+        AgentKey::Network { source, pid } => {
+            !facts.local && facts.pid == pid && facts.instance == source
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,794 @@
+//! The tracker's behaviours: the tests of the original tracker document (observer spec 1.10, the
+//! number of each is given), the boundaries it did not test, and ours.
+
+use std::ops::ControlFlow;
+
+use proptest::prelude::*;
+use varta_vlp::{Frame, NONCE_TERMINAL, Status};
+
+use super::*;
+use crate::event::UID_UNKNOWN;
+
+/// The threshold, a whole number of the wheel's ticks: a deadline is noticed at the first tick at or
+/// after it, so boundaries can be tested to the nanosecond only where the two coincide.
+const T: u64 = 64 << crate::wheel::TICK_SHIFT;
+
+fn tracker(capacity: usize, policy: EvictionPolicy) -> Tracker {
+    let options = TrackerOptions {
+        policy,
+        ..TrackerOptions::default()
+    };
+    Tracker::with_capacity(capacity, options)
+}
+
+fn strict(capacity: usize) -> Tracker {
+    tracker(capacity, EvictionPolicy::Strict)
+}
+
+fn key(pid: u32) -> AgentKey {
+    AgentKey::Local {
+        pid,
+        instance: None,
+    }
+}
+
+/// A kernel-attested beat whose own timestamp grows with its nonce.
+fn beat(pid: u32, nonce: u64) -> Beat {
+    Beat {
+        key: key(pid),
+        frame: Frame::new(Status::Ok, pid, nonce, nonce, 0),
+        origin: BeatOrigin::KernelAttested,
+        ns_inode: None,
+        uid: UID_UNKNOWN,
+    }
+}
+
+fn with_origin(beat: Beat, origin: BeatOrigin) -> Beat {
+    Beat { origin, ..beat }
+}
+
+fn in_namespace(beat: Beat, ns_inode: Option<u64>) -> Beat {
+    Beat { ns_inode, ..beat }
+}
+
+fn terminal(pid: u32, timestamp: u64) -> Beat {
+    Beat {
+        frame: Frame::new(Status::Critical, pid, timestamp, NONCE_TERMINAL, 0),
+        ..beat(pid, 0)
+    }
+}
+
+impl Tracker {
+    fn update(&mut self, beat: Beat, now_ns: u64) -> Update {
+        self.record(&beat, now_ns, T).update
+    }
+
+    fn drain(&mut self, now_ns: u64) -> Vec<Silence> {
+        let mut found = Vec::new();
+        self.drain_stalled_slots(now_ns, u32::MAX, |silence| {
+            found.push(*silence);
+            ControlFlow::Continue(())
+        });
+        found
+    }
+
+    fn stalled_pids(&mut self, now_ns: u64) -> Vec<u32> {
+        self.drain(now_ns).iter().map(|s| s.agent.pid).collect()
+    }
+
+    fn fill(&mut self, count: u32, now_ns: u64) {
+        for pid in 0..count {
+            assert_eq!(self.update(beat(100 + pid, 1), now_ns), Update::Inserted);
+        }
+    }
+}
+
+/// The sequence the original document draws its random operations from.
+struct Xorshift(u64);
+
+impl Xorshift {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+// --- the tests of the original document -------------------------------------------------------
+
+#[test]
+fn doc_01_strict_refuses_without_looking_at_a_slot_while_nothing_is_latched() {
+    let mut tracker = strict(8);
+    tracker.fill(8, 0);
+    assert_eq!(
+        tracker.update(beat(999, 1), 100 * T),
+        Update::CapacityExceeded
+    );
+    assert_eq!(tracker.scan_cursor, 0);
+}
+
+#[test]
+fn doc_02_a_latched_agent_silent_for_twenty_thresholds_gives_way() {
+    let mut tracker = strict(8);
+    tracker.fill(8, 0);
+    assert_eq!(tracker.drain(20 * T).len(), 8);
+    assert_eq!(tracker.latched(), 8);
+    assert_eq!(tracker.update(beat(999, 1), 20 * T), Update::Inserted);
+    assert_eq!(tracker.latched(), 7);
+    assert_eq!(tracker.take_evictions(), 1);
+    tracker.check_invariants();
+}
+
+#[test]
+fn doc_03_a_larger_nonce_brings_a_latched_agent_back() {
+    let mut tracker = strict(8);
+    tracker.update(beat(100, 1), 0);
+    assert_eq!(tracker.drain(T).len(), 1);
+    let back = tracker.record(&beat(100, 2), T + 5, T);
+    assert_eq!(back.update, Update::Refreshed);
+    assert_eq!(back.returned_after_ns, Some(T + 5));
+    assert_eq!(tracker.latched(), 0);
+}
+
+#[test]
+fn doc_04_one_evicting_insert_looks_at_no_more_than_a_window() {
+    let mut tracker = strict(4096);
+    tracker.fill(4096, 0);
+    assert_eq!(tracker.drain(20 * T).len(), 4096);
+    assert_eq!(tracker.update(beat(9999, 1), 20 * T), Update::Inserted);
+    assert!(tracker.scan_cursor <= DEFAULT_EVICTION_SCAN_WINDOW);
+}
+
+#[test]
+fn doc_05_the_configured_window_is_the_one_used() {
+    let options = TrackerOptions {
+        policy: EvictionPolicy::Balanced,
+        scan_window: 4,
+        ..TrackerOptions::default()
+    };
+    let mut tracker = Tracker::with_capacity(16, options);
+    tracker.fill(16, 0);
+    assert_eq!(tracker.update(beat(999, 1), T), Update::CapacityExceeded);
+    assert_eq!(tracker.scan_cursor, 4);
+}
+
+#[test]
+fn doc_06_fruitless_scans_leave_the_cursor_inside_the_table() {
+    let mut tracker = tracker(4, EvictionPolicy::Balanced);
+    tracker.fill(4, 0);
+    for _ in 0..10 {
+        assert_eq!(tracker.update(beat(999, 1), T), Update::CapacityExceeded);
+        assert!(tracker.scan_cursor < 4);
+    }
+}
+
+#[test]
+fn doc_07_the_latched_count_always_equals_a_recount() {
+    let mut random = Xorshift(0x00C0_FFEE);
+    let mut tracker = tracker(32, EvictionPolicy::Balanced);
+    let mut now_ns = 0;
+    for step in 0..2_000_u64 {
+        now_ns += random.next() % (2 * T);
+        let pid = 1 + (random.next() % 64) as u32;
+        if random.next().is_multiple_of(4) {
+            tracker.drain(now_ns);
+        } else {
+            tracker.update(beat(pid, step + 1), now_ns);
+        }
+        tracker.check_invariants();
+    }
+}
+
+#[test]
+fn doc_08_a_fruitless_search_for_a_victim_is_counted_once() {
+    let mut tracker = strict(32);
+    tracker.fill(32, 0);
+    assert_eq!(tracker.update(beat(999, 1), T), Update::CapacityExceeded);
+    assert_eq!(tracker.take_eviction_scan_truncated(), 1);
+    assert_eq!(tracker.take_eviction_scan_truncated(), 0);
+}
+
+#[test]
+fn doc_09_another_origin_for_a_known_agent_is_a_conflict_that_changes_nothing() {
+    let mut tracker = strict(8);
+    tracker.update(beat(100, 5), 10);
+    let before = tracker.get(&key(100));
+    let other = with_origin(beat(100, 6), BeatOrigin::SocketModeOnly);
+    assert_eq!(tracker.update(other, 20), Update::OriginConflict);
+    assert_eq!(tracker.get(&key(100)), before);
+    assert_eq!(tracker.take_origin_conflicts(), 1);
+    assert_eq!(tracker.take_origin_conflicts(), 0);
+    assert_eq!(tracker.update(beat(100, 6), 30), Update::Refreshed);
+}
+
+#[test]
+fn doc_10_churn_through_a_small_table_never_exhausts_the_index() {
+    let mut tracker = tracker(32, EvictionPolicy::Balanced);
+    for pid in 0..4096_u32 {
+        tracker.record(&beat(100 + pid, 1), u64::from(pid), 1);
+    }
+    assert_eq!(tracker.take_probe_exhausted(), 0);
+    tracker.check_invariants();
+}
+
+#[test]
+fn doc_11_random_use_violates_no_invariant() {
+    let mut random = Xorshift(0xDEAD_BEEF);
+    let mut tracker = strict(32);
+    let mut now_ns = 0;
+    for step in 0..4_000_u64 {
+        now_ns += random.next() % T;
+        let pid = 1 + (random.next() % 96) as u32;
+        match random.next() % 8 {
+            0 => drop(tracker.drain(now_ns)),
+            1 => drop(tracker.last_ns_of(&key(pid))),
+            _ => drop(tracker.update(beat(pid, step + 1), now_ns)),
+        }
+    }
+    assert_eq!(tracker.take_invariant_violations(), 0);
+    assert_eq!(tracker.take_probe_exhausted(), 0);
+}
+
+#[test]
+fn doc_12_each_stall_carries_the_origin_of_its_own_agent() {
+    let mut tracker = strict(8);
+    tracker.update(beat(100, 1), 0);
+    let mut remote = with_origin(beat(100, 1), BeatOrigin::NetworkUnverified);
+    remote.key = AgentKey::Network {
+        source: 7,
+        pid: 100,
+    };
+    tracker.update(remote, 0);
+    let mut origins: Vec<_> = tracker.drain(T).iter().map(|s| s.slot.origin).collect();
+    origins.sort_by_key(|origin| *origin as u8);
+    assert_eq!(
+        origins,
+        [BeatOrigin::KernelAttested, BeatOrigin::NetworkUnverified]
+    );
+}
+
+#[test]
+fn doc_13_another_namespace_for_a_known_agent_is_a_conflict() {
+    let mut tracker = strict(8);
+    tracker.update(in_namespace(beat(100, 1), Some(1)), 0);
+    let other = in_namespace(beat(100, 2), Some(2));
+    assert_eq!(tracker.update(other, 1), Update::NamespaceConflict);
+    assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(Some(1)));
+    assert_eq!(tracker.take_namespace_conflicts(), 1);
+    assert_eq!(tracker.take_namespace_conflicts(), 0);
+}
+
+#[test]
+fn doc_14_the_same_namespace_again_is_a_refresh() {
+    let mut tracker = strict(8);
+    for nonce in 1..=2 {
+        tracker.update(in_namespace(beat(100, nonce), Some(1)), nonce);
+    }
+    assert_eq!(tracker.last_ns_of(&key(100)), Some(2));
+    assert_eq!(tracker.take_namespace_conflicts(), 0);
+}
+
+#[test]
+fn doc_15_a_known_namespace_cannot_become_unknown() {
+    let mut tracker = strict(8);
+    tracker.update(in_namespace(beat(100, 1), Some(1)), 0);
+    assert_eq!(tracker.update(beat(100, 2), 1), Update::NamespaceConflict);
+    assert_eq!(tracker.take_namespace_conflicts(), 1);
+}
+
+#[test]
+fn doc_16_an_unknown_namespace_may_become_known() {
+    let mut tracker = strict(8);
+    tracker.update(beat(100, 1), 0);
+    let known = in_namespace(beat(100, 2), Some(1));
+    assert_eq!(tracker.update(known, 1), Update::Refreshed);
+    assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(Some(1)));
+    assert_eq!(tracker.take_namespace_conflicts(), 0);
+}
+
+#[test]
+fn doc_17_unknown_twice_is_a_refresh() {
+    let mut tracker = strict(8);
+    tracker.update(beat(100, 1), 0);
+    assert_eq!(tracker.update(beat(100, 2), 1), Update::Refreshed);
+    assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(None));
+    assert_eq!(tracker.take_namespace_conflicts(), 0);
+}
+
+// --- boundaries ---------------------------------------------------------------------------------
+
+#[test]
+fn silence_of_exactly_the_threshold_is_a_stall_and_one_nanosecond_less_is_not() {
+    let mut tracker = strict(8);
+    tracker.update(beat(100, 1), 0);
+    assert_eq!(tracker.stalled_pids(T - 1), []);
+    assert_eq!(tracker.stalled_pids(T), [100]);
+}
+
+#[test]
+fn a_deadline_between_two_ticks_is_noticed_at_the_later_one() {
+    let mut tracker = strict(8);
+    tracker.update(beat(100, 1), 1);
+    assert_eq!(tracker.stalled_pids(T + 1), []);
+    let tick_later = T + (1 << crate::wheel::TICK_SHIFT);
+    assert_eq!(tracker.next_deadline_ns(), Some(tick_later));
+    assert_eq!(tracker.stalled_pids(tick_later), [100]);
+}
+
+#[test]
+fn a_silence_is_reported_once_until_the_agent_speaks_again() {
+    let mut tracker = strict(8);
+    tracker.update(beat(100, 1), 0);
+    assert_eq!(tracker.stalled_pids(2 * T), [100]);
+    assert_eq!(tracker.stalled_pids(5 * T), []);
+    tracker.update(beat(100, 2), 5 * T);
+    assert_eq!(tracker.stalled_pids(7 * T), [100]);
+    assert_eq!(tracker.get(&key(100)).unwrap().stalls, 2);
+}
+
+#[test]
+fn only_more_than_ten_thresholds_of_silence_make_a_victim() {
+    for (now_ns, update) in [
+        (10 * T, Update::CapacityExceeded),
+        (10 * T + 1, Update::Inserted),
+    ] {
+        let mut tracker = tracker(1, EvictionPolicy::Balanced);
+        tracker.update(beat(100, 1), 0);
+        assert_eq!(tracker.update(beat(101, 1), now_ns), update, "{now_ns}");
+    }
+}
+
+#[test]
+fn the_victim_is_the_agent_that_became_reclaimable_first() {
+    let mut tracker = strict(3);
+    for (pid, now_ns) in [(100, 2 * T), (101, 0), (102, T)] {
+        tracker.update(beat(pid, 1), now_ns);
+    }
+    for tick in 1..20 {
+        tracker.drain(tick * T);
+    }
+    for victim in [101, 102, 100] {
+        assert_eq!(
+            tracker.update(beat(200 + victim, 1), 20 * T),
+            Update::Inserted
+        );
+        assert_eq!(tracker.take_evicted_pid(), Some(victim));
+        tracker.drain(20 * T);
+    }
+}
+
+#[test]
+fn a_reclaimable_agent_that_speaks_again_is_no_victim() {
+    let mut tracker = strict(1);
+    tracker.update(beat(100, 1), 0);
+    tracker.drain(30 * T);
+    tracker.update(beat(100, 2), 30 * T);
+    assert_eq!(
+        tracker.update(beat(101, 1), 30 * T),
+        Update::CapacityExceeded
+    );
+    tracker.check_invariants();
+}
+
+#[test]
+fn nonce_wrap_is_accepted_only_between_the_two_ends_of_the_range() {
+    let far = 1_u64 << 20;
+    let top = u64::MAX - far;
+    for (last, new, update) in [
+        (top, far - 1, Update::Refreshed),
+        (top, 0, Update::Refreshed),
+        (top, far, Update::OutOfOrder),
+        (top - 1, 0, Update::OutOfOrder),
+        (7, 7, Update::OutOfOrder),
+        (7, 6, Update::OutOfOrder),
+    ] {
+        let mut tracker = strict(1);
+        let mut first = beat(100, last);
+        first.frame.timestamp = 0;
+        tracker.update(first, 0);
+        assert_eq!(
+            tracker.update(beat(100, new), 1),
+            update,
+            "{last} then {new}"
+        );
+        let wraps = u64::from(update == Update::Refreshed);
+        assert_eq!(tracker.take_nonce_wraps(), wraps);
+        assert_eq!(tracker.take_out_of_order(), 1 - wraps);
+    }
+}
+
+#[test]
+fn capacity_zero_admits_nobody_and_capacity_one_admits_one() {
+    let mut none = tracker(0, EvictionPolicy::Balanced);
+    assert_eq!(none.update(beat(100, 1), 0), Update::CapacityExceeded);
+    assert_eq!(none.take_eviction_scan_truncated(), 1);
+    assert_eq!(none.drain(T), []);
+    let mut one = strict(1);
+    assert_eq!(one.update(beat(100, 1), 0), Update::Inserted);
+    assert_eq!(one.update(beat(101, 1), 0), Update::CapacityExceeded);
+    assert_eq!(one.len(), 1);
+}
+
+#[test]
+fn a_request_beyond_the_largest_capacity_is_clamped() {
+    assert_eq!(strict(MAX_CAPACITY + 1).capacity(), MAX_CAPACITY);
+}
+
+#[test]
+fn a_pid_beyond_what_any_kernel_gives_is_refused() {
+    let mut tracker = strict(1);
+    assert_eq!(
+        tracker.update(beat(u32::MAX, 1), 0),
+        Update::CapacityExceeded
+    );
+    assert_eq!(tracker.update(beat(100, 1), 0), Update::Inserted);
+}
+
+// --- ours ---------------------------------------------------------------------------------------
+
+#[test]
+fn a_refused_beat_changes_nothing_at_all() {
+    let mut tracker = strict(1);
+    tracker.update(in_namespace(beat(100, 10), Some(1)), 5);
+    tracker.update(in_namespace(terminal(100, 50), Some(1)), 6);
+    let before = tracker.get(&key(100));
+    let refused = [
+        in_namespace(beat(100, 10), Some(1)),
+        in_namespace(beat(100, 11), Some(2)),
+        beat(100, 11),
+        with_origin(
+            in_namespace(beat(100, 11), Some(1)),
+            BeatOrigin::SocketModeOnly,
+        ),
+        in_namespace(terminal(100, 50), Some(1)),
+        beat(101, 1),
+    ];
+    for beat in refused {
+        let recorded = tracker.record(&beat, 100, T);
+        assert_eq!(recorded, Recorded::refused(recorded.update), "{beat:?}");
+        assert_eq!(tracker.get(&key(100)), before, "{beat:?}");
+        assert_eq!(tracker.len(), 1);
+    }
+}
+
+#[test]
+fn an_unknown_namespace_is_not_learnt_from_a_refused_beat() {
+    let mut tracker = strict(1);
+    tracker.update(beat(100, 10), 0);
+    let old = in_namespace(beat(100, 10), Some(3));
+    assert_eq!(tracker.update(old, 1), Update::OutOfOrder);
+    assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(None));
+}
+
+#[test]
+fn a_terminal_frame_does_not_touch_the_nonce_mark() {
+    let mut tracker = strict(1);
+    let far = (1 << 20) + 5;
+    tracker.update(beat(100, far), 0);
+    assert_eq!(tracker.update(terminal(100, 9), 1), Update::Refreshed);
+    assert_eq!(tracker.get(&key(100)).unwrap().status, Status::Critical);
+    assert_eq!(tracker.get(&key(100)).unwrap().last_nonce, Some(far));
+    assert_eq!(tracker.update(beat(100, far + 1), 2), Update::Refreshed);
+    assert_eq!(tracker.take_nonce_wraps(), 0);
+    assert_eq!(tracker.take_session_restarts(), 0);
+}
+
+#[test]
+fn terminal_frames_are_ordered_by_their_own_timestamps() {
+    let mut tracker = strict(1);
+    for (timestamp, update) in [
+        (7, Update::Inserted),
+        (8, Update::Refreshed),
+        (8, Update::OutOfOrder),
+        (3, Update::OutOfOrder),
+    ] {
+        assert_eq!(tracker.update(terminal(100, timestamp), 0), update);
+    }
+    assert_eq!(tracker.update(beat(100, 1), 1), Update::Refreshed);
+}
+
+#[test]
+fn an_attested_agent_that_starts_over_is_a_new_session() {
+    let mut tracker = strict(1);
+    tracker.update(beat(100, 3_000_000), 0);
+    tracker.update(terminal(100, 77), 0);
+    let fresh = tracker.record(&beat(100, 1), 1, T);
+    assert_eq!(fresh.update, Update::Refreshed);
+    assert!(fresh.new_session);
+    assert_eq!(tracker.take_session_restarts(), 1);
+    assert_eq!(tracker.update(beat(100, 2), 2), Update::Refreshed);
+    assert_eq!(tracker.update(terminal(100, 5), 3), Update::Refreshed);
+}
+
+#[test]
+fn a_nonce_that_restarts_without_its_timestamp_is_out_of_order() {
+    let mut tracker = strict(1);
+    tracker.update(beat(100, 50), 0);
+    let mut odd = beat(100, 1);
+    odd.frame.timestamp = 51;
+    assert_eq!(tracker.update(odd, 1), Update::OutOfOrder);
+}
+
+#[test]
+fn a_network_agent_cannot_start_over_by_replaying_old_beats() {
+    let mut tracker = strict(1);
+    let remote = |nonce| Beat {
+        key: AgentKey::Network {
+            source: 1,
+            pid: 100,
+        },
+        origin: BeatOrigin::NetworkUnverified,
+        ..beat(100, nonce)
+    };
+    tracker.update(remote(50), 0);
+    assert_eq!(tracker.update(remote(1), 1), Update::OutOfOrder);
+}
+
+#[test]
+fn network_agents_never_meet_local_ones_nor_each_other() {
+    let mut tracker = strict(8);
+    tracker.update(beat(100, 10), 0);
+    for source in [1, 2] {
+        let mut remote = with_origin(beat(100, 99), BeatOrigin::NetworkUnverified);
+        remote.key = AgentKey::Network { source, pid: 100 };
+        assert_eq!(tracker.update(remote, 1), Update::Inserted);
+    }
+    assert_eq!(tracker.get(&key(100)).unwrap().last_nonce, Some(10));
+    assert_eq!(tracker.len(), 3);
+    tracker.check_invariants();
+}
+
+#[test]
+fn a_recycled_pid_is_a_new_agent_at_once() {
+    let instance = |pid, nonce, instance| Beat {
+        key: AgentKey::Local {
+            pid,
+            instance: Some(instance),
+        },
+        ..beat(pid, nonce)
+    };
+    let mut tracker = strict(1);
+    tracker.update(instance(100, 5_000, 1), 0);
+    tracker.drain(T);
+    assert_eq!(tracker.latched(), 1);
+    let successor = tracker.record(&instance(100, 1, 2), 2 * T, T);
+    assert_eq!(successor.update, Update::Inserted);
+    let predecessor = successor.displaced.unwrap();
+    assert!(!predecessor.evicted);
+    assert_eq!(predecessor.agent.instance, 1);
+    assert_eq!(tracker.latched(), 0);
+    assert_eq!(
+        tracker.update(instance(100, 2, 2), 3 * T),
+        Update::Refreshed
+    );
+    assert_eq!(tracker.update(beat(100, 3), 3 * T), Update::Refreshed);
+    assert_eq!(tracker.retire(predecessor.agent), None, "already gone");
+    tracker.check_invariants();
+}
+
+#[test]
+fn a_retired_agent_leaves_no_trace_and_frees_its_slot() {
+    let mut tracker = strict(1);
+    let agent = tracker.record(&beat(100, 9), 0, T).agent.unwrap();
+    tracker.drain(T);
+    assert_eq!(tracker.retire(agent).unwrap().last_nonce, Some(9));
+    assert_eq!((tracker.len(), tracker.latched()), (0, 0));
+    assert_eq!(tracker.stalled_pids(100 * T), []);
+    assert_eq!(tracker.update(beat(100, 1), 100 * T), Update::Inserted);
+    tracker.check_invariants();
+}
+
+#[test]
+fn a_silence_that_is_not_taken_is_offered_again() {
+    let mut tracker = strict(4);
+    tracker.fill(3, 0);
+    let mut offered = 0;
+    tracker.drain_stalled_slots(2 * T, u32::MAX, |_| {
+        offered += 1;
+        if offered == 2 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    });
+    assert_eq!((offered, tracker.latched()), (2, 1));
+    tracker.check_invariants();
+    assert!(tracker.next_deadline_ns().unwrap() <= 2 * T);
+    assert_eq!(tracker.drain(2 * T).len(), 2);
+}
+
+#[test]
+fn a_drain_within_its_budget_goes_on_where_it_stopped() {
+    let mut tracker = strict(64);
+    tracker.fill(64, 0);
+    let mut found = 0;
+    let mut turns = 0;
+    while found < 64 {
+        tracker.drain_stalled_slots(2 * T, 10, |_| {
+            found += 1;
+            ControlFlow::Continue(())
+        });
+        turns += 1;
+        assert!(turns < 100);
+    }
+    assert!(turns >= 7, "10 timers a turn at most");
+}
+
+#[test]
+fn each_agent_is_judged_by_its_own_threshold() {
+    let mut tracker = strict(4);
+    tracker.record(&beat(100, 1), 0, 10 * T);
+    tracker.record(&beat(101, 1), 0, 2 * T);
+    assert_eq!(tracker.shortest_threshold_ns(), Some(2 * T));
+    assert_eq!(tracker.stalled_pids(3 * T), [101]);
+    assert_eq!(tracker.stalled_pids(9 * T), []);
+    assert_eq!(tracker.stalled_pids(11 * T), [100]);
+}
+
+#[test]
+fn a_new_threshold_counts_from_the_last_beat() {
+    let mut tracker = strict(4);
+    let agent = tracker.record(&beat(100, 1), 0, 10 * T).agent.unwrap();
+    assert!(tracker.set_threshold(agent, 3 * T, 0));
+    assert_eq!(tracker.stalled_pids(2 * T), []);
+    assert_eq!(tracker.stalled_pids(4 * T), [100]);
+}
+
+#[test]
+fn the_soft_tier_is_reported_before_the_stall() {
+    let mut tracker = strict(4);
+    let agent = tracker.record(&beat(100, 1), 0, 4 * T).agent.unwrap();
+    tracker.set_threshold(agent, 4 * T, 2 * T);
+    let tiers = |found: Vec<Silence>| found.iter().map(|s| s.tier).collect::<Vec<_>>();
+    assert_eq!(tiers(tracker.drain(3 * T)), [Tier::Late]);
+    assert_eq!(tiers(tracker.drain(3 * T)), []);
+    assert_eq!(tracker.latched(), 0, "late is not stalled");
+    assert_eq!(tiers(tracker.drain(5 * T)), [Tier::Stalled]);
+    let back = tracker.record(&beat(100, 2), 6 * T, 4 * T);
+    assert_eq!(back.returned_after_ns, Some(6 * T));
+    assert_eq!(tiers(tracker.drain(9 * T)), [Tier::Late], "armed again");
+}
+
+#[test]
+fn a_late_agent_that_speaks_did_not_return_from_a_stall() {
+    let mut tracker = strict(4);
+    let agent = tracker.record(&beat(100, 1), 0, 4 * T).agent.unwrap();
+    tracker.set_threshold(agent, 4 * T, 2 * T);
+    tracker.drain(3 * T);
+    let back = tracker.record(&beat(100, 2), 3 * T, 4 * T);
+    assert_eq!(back.returned_after_ns, None);
+    tracker.check_invariants();
+}
+
+#[test]
+fn a_pause_counts_no_silence_and_ends_by_itself() {
+    let mut tracker = strict(4);
+    let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
+    assert!(tracker.pause(agent, 50 * T));
+    assert_eq!(tracker.stalled_pids(50 * T), []);
+    assert_eq!(tracker.stalled_pids(51 * T - 1), []);
+    assert_eq!(tracker.stalled_pids(52 * T), [100]);
+}
+
+#[test]
+fn a_hundred_thousand_evictions_leave_every_slot_reachable() {
+    let mut tracker = strict(64);
+    let mut now_ns = 0;
+    for pid in 0..100_000_u32 {
+        now_ns += T;
+        tracker.drain(now_ns);
+        tracker.update(beat(2 + pid, 1), now_ns);
+    }
+    assert!(tracker.take_evictions() > 50_000);
+    assert_eq!(tracker.take_probe_exhausted(), 0);
+    assert_eq!(tracker.take_invariant_violations(), 0);
+    tracker.check_invariants();
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Beat {
+        pid: u32,
+        instance: Option<u64>,
+        nonce: u64,
+    },
+    Terminal {
+        pid: u32,
+        timestamp: u64,
+    },
+    Remote {
+        source: u64,
+        pid: u32,
+        nonce: u64,
+    },
+    Drain {
+        budget: u32,
+        take: bool,
+    },
+    Retire {
+        pid: u32,
+    },
+    Amend {
+        pid: u32,
+        threshold: u64,
+        late: u64,
+    },
+    Pause {
+        pid: u32,
+        for_ns: u64,
+    },
+    Wait {
+        ns: u64,
+    },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let pid = 2..40_u32;
+    prop_oneof![
+        6 => (pid.clone(), prop::option::weighted(0.2, 1..3_u64), 0..50_u64)
+            .prop_map(|(pid, instance, nonce)| Op::Beat { pid, instance, nonce }),
+        1 => (pid.clone(), 0..9_u64).prop_map(|(pid, timestamp)| Op::Terminal { pid, timestamp }),
+        2 => (0..3_u64, pid.clone(), 0..50_u64)
+            .prop_map(|(source, pid, nonce)| Op::Remote { source, pid, nonce }),
+        3 => (0..40_u32, prop::bool::weighted(0.9)).prop_map(|(budget, take)| Op::Drain { budget, take }),
+        1 => pid.clone().prop_map(|pid| Op::Retire { pid }),
+        1 => (pid.clone(), 1..5_u64, 0..5_u64)
+            .prop_map(|(pid, threshold, late)| Op::Amend { pid, threshold: threshold * T, late: late * T / 2 }),
+        1 => (pid, 0..30 * T).prop_map(|(pid, for_ns)| Op::Pause { pid, for_ns }),
+        4 => (0..4 * T).prop_map(|ns| Op::Wait { ns }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn any_sequence_of_calls_keeps_the_invariants(
+        balanced in any::<bool>(),
+        ops in prop::collection::vec(op(), 1..300),
+    ) {
+        let policy = if balanced { EvictionPolicy::Balanced } else { EvictionPolicy::Strict };
+        let mut tracker = tracker(16, policy);
+        let mut now_ns = 0;
+        for op in ops {
+            match op {
+                Op::Beat { pid, instance, nonce } => {
+                    let key = AgentKey::Local { pid, instance };
+                    tracker.record(&Beat { key, ..beat(pid, nonce) }, now_ns, T);
+                }
+                Op::Terminal { pid, timestamp } => {
+                    tracker.update(terminal(pid, timestamp), now_ns);
+                }
+                Op::Remote { source, pid, nonce } => {
+                    let key = AgentKey::Network { source, pid };
+                    let remote = with_origin(beat(pid, nonce), BeatOrigin::NetworkUnverified);
+                    tracker.record(&Beat { key, ..remote }, now_ns, 2 * T);
+                }
+                Op::Drain { budget, take } => tracker.drain_stalled_slots(now_ns, budget, |silence| {
+                    assert!(silence.silence_ns >= silence.slot.late_ns.min(silence.slot.threshold_ns));
+                    if take { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                }),
+                Op::Retire { pid } => {
+                    if let Some(agent) = tracker.local_agent(pid) {
+                        prop_assert!(tracker.retire(agent).is_some());
+                    }
+                }
+                Op::Amend { pid, threshold, late } => {
+                    if let Some(agent) = tracker.local_agent(pid) {
+                        prop_assert!(tracker.set_threshold(agent, threshold, late));
+                    }
+                }
+                Op::Pause { pid, for_ns } => {
+                    if let Some(agent) = tracker.local_agent(pid) {
+                        prop_assert!(tracker.pause(agent, now_ns + for_ns));
+                    }
+                }
+                Op::Wait { ns } => now_ns += ns,
+            }
+            tracker.check_invariants();
+        }
+        prop_assert_eq!(tracker.take_invariant_violations(), 0);
+        prop_assert_eq!(tracker.take_probe_exhausted(), 0);
+    }
+}

@@ -1,0 +1,155 @@
+//! What other programs may know of the observer: where it listens, and the lines it writes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// File name of the beat socket inside the runtime directory.
+pub const SOCKET_NAME: &str = "varta.sock";
+
+/// Where the observer listens unless told otherwise: `$RUNTIME_DIRECTORY` (set by a service
+/// manager), else `/run/varta` for root, else `$XDG_RUNTIME_DIR/varta`. `None` if a user has no
+/// runtime directory.
+pub fn default_socket_path() -> Option<PathBuf> {
+    default_runtime_directory().map(|directory| directory.join(SOCKET_NAME))
+}
+
+/// The directory part of [`default_socket_path`].
+pub fn default_runtime_directory() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(directories) = variable("RUNTIME_DIRECTORY") {
+        // A service manager separates several directories by colons; the first one is ours.
+        return std::env::split_paths(&directories).next();
+    }
+    if rustix::process::getuid().is_root() {
+        return Some(PathBuf::from("/run/varta"));
+    }
+    Some(PathBuf::from(variable("XDG_RUNTIME_DIR")?).join("varta"))
+}
+
+/// How serious a log line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Worth knowing.
+    Info,
+    /// Needs attention.
+    Warn,
+    /// Something the operator asked for does not work.
+    Error,
+}
+
+/// What a log line is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogEvent {
+    /// The observer listens.
+    Start,
+    /// First beat of an agent.
+    Join,
+    /// Silence beyond the soft tier.
+    Late,
+    /// Silence beyond the threshold.
+    Stall,
+    /// A stalled agent spoke again.
+    Return,
+    /// A process ended.
+    Exit,
+    /// A silent agent gave its slot to a newcomer.
+    Evict,
+    /// Datagrams were refused.
+    Refuse,
+    /// The observer itself was not watching for a while.
+    Gap,
+    /// A recovery action began, ended, or could not be done.
+    Recover,
+    /// About the observer itself.
+    Notice,
+    /// The observer stops.
+    Stop,
+}
+
+/// One line of the observer's log under `--log-format json`. Keys that do not apply are absent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Unix time, nanoseconds.
+    pub ts_ns: u64,
+    /// Differs between any two runs of the observer; 16 hex digits.
+    pub session_id: String,
+    /// How serious it is.
+    pub level: Level,
+    /// What it is about.
+    pub event: LogEvent,
+    /// The same for a person, in one sentence.
+    pub msg: String,
+    /// The rest, by event.
+    #[serde(flatten)]
+    pub fields: Fields,
+}
+
+/// The parts of a log line that only some events have.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Fields {
+    /// The agent's process id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// The agent's name: its command name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The agent's user id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Status of the beat: `ok`, `degraded`, `critical`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    /// Payload of the beat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload: Option<u32>,
+    /// Last accepted nonce.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<u64>,
+    /// How long the agent was silent, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub silence_ms: Option<f64>,
+    /// The threshold it was held to, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold_ms: Option<f64>,
+    /// How long after the deadline the observer noticed, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lateness_ms: Option<f64>,
+    /// How a process ended: `left`, `died`, `unknown`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub how: Option<String>,
+    /// Its exit code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<u8>,
+    /// The signal that killed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<u8>,
+    /// What became of a recovery: the label values of `varta_recovery_outcomes_total`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<String>,
+    /// Process id of a recovery command.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub child_pid: Option<u32>,
+    /// How long a recovery command ran, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<f64>,
+    /// Why datagrams were refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How many times.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// Text of the operating system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Where the observer listens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// All counters that are not zero, by series.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counters: Option<BTreeMap<String, u64>>,
+}

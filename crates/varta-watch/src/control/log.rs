@@ -1,0 +1,203 @@
+//! The observer's log: one line per thing that happened, for a person or for a program.
+//!
+//! Lines go to standard error through a thread of their own, so a reader that does not read cannot
+//! stop the observer. The queue is bounded; lines that find it full are lost, and the next line
+//! that gets through says how many.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use clap::ValueEnum;
+
+use crate::api::{Fields, Level, LogEvent, LogLine};
+
+/// Lines waiting to be written; about 1 MiB at most.
+const QUEUE_LINES: usize = 4096;
+
+/// How long the end of the program waits for the last lines to be written.
+const CLOSE_WAIT: Duration = Duration::from_millis(100);
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// One sentence per line.
+    #[default]
+    Human,
+    /// One JSON object per line.
+    Json,
+}
+
+/// A handle to the log; clones share it.
+#[derive(Clone)]
+pub(crate) struct Log {
+    format: LogFormat,
+    session_id: Arc<str>,
+    queue: SyncSender<String>,
+    lost: Arc<AtomicU64>,
+}
+
+/// Ends the log when the program ends.
+pub(crate) struct LogWriter {
+    closed: Receiver<()>,
+    _thread: JoinHandle<()>,
+}
+
+impl Log {
+    /// Starts the writing thread.
+    pub(crate) fn start(format: LogFormat, session_id: u64) -> std::io::Result<(Self, LogWriter)> {
+        let (queue, lines) = sync_channel::<String>(QUEUE_LINES);
+        let (closing, closed) = sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name("varta-log".to_owned())
+            .spawn(move || {
+                for line in lines {
+                    // Nowhere is left to report that standard error cannot be written.
+                    let _ = std::io::stderr().lock().write_all(line.as_bytes());
+                }
+                let _ = closing.send(());
+            })?;
+        let log = Self {
+            format,
+            session_id: format!("{session_id:016x}").into(),
+            queue,
+            lost: Arc::default(),
+        };
+        let writer = LogWriter {
+            closed,
+            _thread: thread,
+        };
+        Ok((log, writer))
+    }
+
+    pub(crate) fn info(&self, event: LogEvent, msg: String, fields: Fields) {
+        self.line(Level::Info, event, msg, fields);
+    }
+
+    pub(crate) fn warn(&self, event: LogEvent, msg: String, fields: Fields) {
+        self.line(Level::Warn, event, msg, fields);
+    }
+
+    pub(crate) fn error(&self, event: LogEvent, msg: String, fields: Fields) {
+        self.line(Level::Error, event, msg, fields);
+    }
+
+    fn line(&self, level: Level, event: LogEvent, msg: String, fields: Fields) {
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let msg = format!("{lost} log lines were lost because nobody read them");
+            self.put(lost, Level::Warn, LogEvent::Notice, msg, Fields::default());
+        }
+        self.put(1, level, event, msg, fields);
+    }
+
+    fn put(&self, worth: u64, level: Level, event: LogEvent, msg: String, fields: Fields) {
+        let now = SystemTime::now();
+        let text = match self.format {
+            LogFormat::Human => human(now, level, event, &msg),
+            LogFormat::Json => self.json(now, level, event, msg, fields),
+        };
+        if self.queue.try_send(text).is_err() {
+            self.lost.fetch_add(worth, Ordering::Relaxed);
+        }
+    }
+
+    fn json(
+        &self,
+        now: SystemTime,
+        level: Level,
+        event: LogEvent,
+        msg: String,
+        fields: Fields,
+    ) -> String {
+        let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH);
+        let line = LogLine {
+            ts_ns: since_epoch.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
+            session_id: self.session_id.to_string(),
+            level,
+            event,
+            msg,
+            fields,
+        };
+        let mut text = serde_json::to_string(&line).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+}
+
+impl LogWriter {
+    /// Waits a moment for the last lines. Every [`Log`] must be dropped before.
+    pub(crate) fn close(self) {
+        let _ = self.closed.recv_timeout(CLOSE_WAIT);
+    }
+}
+
+fn human(now: SystemTime, level: Level, event: LogEvent, msg: &str) -> String {
+    let time = humantime::format_rfc3339_millis(now);
+    let word = match (event, level) {
+        (LogEvent::Notice, Level::Error) => "error",
+        (LogEvent::Notice, Level::Warn) => "warning",
+        (LogEvent::Notice, Level::Info) => "notice",
+        (LogEvent::Start, _) => "start",
+        (LogEvent::Join, _) => "join",
+        (LogEvent::Late, _) => "late",
+        (LogEvent::Stall, _) => "STALL",
+        (LogEvent::Return, _) => "return",
+        (LogEvent::Exit, Level::Info) => "left",
+        (LogEvent::Exit, _) => "DIED",
+        (LogEvent::Evict, _) => "evict",
+        (LogEvent::Refuse, _) => "refuse",
+        (LogEvent::Gap, _) => "gap",
+        (LogEvent::Recover, _) => "recover",
+        (LogEvent::Stop, _) => "stop",
+    };
+    // A name may hold anything; a line stays one line and sends nothing to a terminal.
+    let msg: String = msg
+        .chars()
+        .map(|c| if c.is_control() && c != '\n' { '?' } else { c })
+        .collect();
+    format!(
+        "{time} {word:<8}{}\n",
+        msg.replace('\n', "\n                                 ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_human_line_has_time_word_and_sentence_and_nothing_a_terminal_obeys() {
+        let line = human(
+            SystemTime::UNIX_EPOCH,
+            Level::Warn,
+            LogEvent::Stall,
+            "evil\u{1b}[2J (7) silent",
+        );
+        assert_eq!(
+            line,
+            "1970-01-01T00:00:00.000Z STALL   evil?[2J (7) silent\n"
+        );
+    }
+
+    #[test]
+    fn a_json_line_reads_back_and_leaves_out_what_does_not_apply() {
+        let (log, _writer) = Log::start(LogFormat::Json, 7).unwrap();
+        let fields = Fields {
+            pid: Some(42),
+            ..Fields::default()
+        };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_nanos(5);
+        let text = log.json(now, Level::Info, LogEvent::Join, "hello".to_owned(), fields);
+        assert_eq!(
+            text,
+            "{\"ts_ns\":5,\"session_id\":\"0000000000000007\",\"level\":\"info\",\
+             \"event\":\"join\",\"msg\":\"hello\",\"pid\":42}\n"
+        );
+        let line: LogLine = serde_json::from_str(&text).unwrap();
+        assert_eq!(line.fields.pid, Some(42));
+    }
+}

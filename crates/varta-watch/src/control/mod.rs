@@ -1,0 +1,381 @@
+//! The other thread: everything slow. It takes events from the beat path, tells them to the log and
+//! the event file, and starts what the core decides about recovery.
+//!
+//! Nothing here can delay a beat. The table of slots is the truth about who is silent; events only
+//! say when to look. So an event that was dropped can cost a log line, never a wrong action.
+
+pub(crate) mod log;
+mod refusals;
+pub(crate) mod story;
+
+use std::collections::HashMap;
+use std::future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use varta_core::recovery::{ActionEnd, Plan, Recovery};
+use varta_core::{Agent, Counter, Counters, Event, EventKind, ExitStatus, SlotTable};
+
+use crate::api::{Fields, LogEvent};
+use crate::clock::RawClock;
+use crate::handoff::EventReceiver;
+use crate::identity;
+use crate::journal::{Journal, append_row};
+use crate::recovery::{Ended, RecoveryCommand, StartError, kill_group};
+use log::Log;
+pub(crate) use refusals::Refusals;
+
+/// Events handled before anything else gets a turn.
+const EVENTS_PER_TURN: usize = 4096;
+
+/// How long killed recovery commands may take to be gone when the observer stops.
+const REAP_WAIT: Duration = Duration::from_millis(50);
+
+/// What the control thread works with.
+pub(crate) struct Control {
+    pub(crate) events: EventReceiver,
+    pub(crate) log: Log,
+    pub(crate) journal: Option<Journal>,
+    pub(crate) recovery: Option<(Recovery, RecoveryCommand)>,
+    pub(crate) table: Arc<SlotTable>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) raw: RawClock,
+    /// Name of the agent in each occupied slot.
+    pub(crate) names: HashMap<u32, (Agent, String)>,
+    /// Recovery commands at work, with the pid of each.
+    pub(crate) children: JoinSet<(Agent, u32, Ended)>,
+    pub(crate) child_pids: HashMap<u32, Agent>,
+    pub(crate) refusals: Refusals,
+}
+
+/// Why the control thread ended.
+#[derive(Debug)]
+pub(crate) enum StopReason {
+    /// SIGINT or SIGTERM.
+    Signal(&'static str),
+    /// `--shutdown-after-secs` has passed.
+    TimeIsUp,
+    /// The beat path gave up.
+    IngestFailed(io::Error),
+}
+
+impl Control {
+    /// Works until told to stop. `ingest_end` speaks when the beat path has ended by itself.
+    pub(crate) async fn run(
+        &mut self,
+        shutdown_after: Option<Duration>,
+        mut ingest_end: oneshot::Receiver<io::Error>,
+    ) -> io::Result<StopReason> {
+        #[allow(
+            deprecated,
+            reason = "its successor is unsafe because a type may lie about its descriptor; an \
+                      OwnedFd does not"
+        )]
+        let bell = AsyncFd::with_interest(self.events.bell(), Interest::READABLE)?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut user1 = signal(SignalKind::user_defined1())?;
+        let end = shutdown_after.and_then(|after| Instant::now().checked_add(after));
+        loop {
+            let due = self.next_due();
+            tokio::select! {
+                ready = bell.readable() => {
+                    ready?.clear_ready();
+                    self.events.quiet();
+                    self.take_events().await;
+                }
+                Some(Ok((agent, pid, ended))) = self.children.join_next() => {
+                    self.child_ended(agent, pid, ended);
+                }
+                () = at(due) => {}
+                () = at(end) => return Ok(StopReason::TimeIsUp),
+                _ = interrupt.recv() => return Ok(StopReason::Signal("SIGINT")),
+                _ = terminate.recv() => return Ok(StopReason::Signal("SIGTERM")),
+                _ = hangup.recv() => self.reopen(),
+                _ = user1.recv() => self.tell_counters(),
+                Ok(error) = &mut ingest_end => return Ok(StopReason::IngestFailed(error)),
+            }
+            self.act();
+            self.refusals.tell_due(&self.log, Instant::now());
+        }
+    }
+
+    /// Ends everything that was started. The beat path has stopped: no more events come.
+    pub(crate) async fn finish(&mut self) {
+        self.take_events().await;
+        self.refusals.tell_all(&self.log);
+        for pid in self.child_pids.keys() {
+            kill_group(*pid);
+        }
+        let _ = tokio::time::timeout(REAP_WAIT, async {
+            while let Some(end) = self.children.join_next().await {
+                if let Ok((agent, pid, ended)) = end {
+                    self.child_ended(agent, pid, ended);
+                }
+            }
+        })
+        .await;
+        if let Some(journal) = self.journal.take() {
+            self.counters
+                .add(Counter::RowsDropped, journal.take_dropped());
+            journal.close();
+        }
+    }
+
+    async fn take_events(&mut self) {
+        let mut rows = String::new();
+        let mut taken = 0;
+        while let Some(event) = self.events.pop() {
+            if self.journal.is_some() {
+                append_row(&mut rows, &event);
+            }
+            self.tell(&event);
+            taken += 1;
+            if taken % EVENTS_PER_TURN == 0 {
+                self.write_rows(std::mem::take(&mut rows));
+                tokio::task::yield_now().await;
+            }
+        }
+        self.write_rows(rows);
+    }
+
+    fn write_rows(&self, rows: String) {
+        if let Some(journal) = &self.journal {
+            self.counters
+                .add(Counter::RowsDropped, journal.take_dropped());
+            if !rows.is_empty() {
+                journal.write(rows.into_bytes());
+            }
+        }
+    }
+
+    /// Logs an event and tells recovery what it needs to know.
+    fn tell(&mut self, event: &Event) {
+        match event.kind {
+            EventKind::Beat { .. } => {}
+            EventKind::Join {
+                agent,
+                uid,
+                status,
+                payload,
+                nonce,
+            } => {
+                let name = identity::command_name(agent.pid).unwrap_or_default();
+                self.names.insert(agent.slot, (agent, name));
+                let who = self.name_of(agent);
+                story::join(&self.log, &who, uid, status, payload, nonce);
+            }
+            EventKind::Late {
+                agent, silence_ns, ..
+            } => story::late(&self.log, &self.name_of(agent), silence_ns),
+            EventKind::Stall {
+                agent,
+                last_nonce,
+                silence_ns,
+                threshold_ns,
+            } => {
+                let who = self.name_of(agent);
+                story::stall(&self.log, &who, last_nonce, silence_ns, threshold_ns);
+                if let Some((recovery, _)) = &mut self.recovery
+                    && recovery.on_stall(agent, event.observer_ns) == Plan::Deferred
+                {
+                    self.counters.count(Counter::RecoveryDebounced);
+                    story::deferred(&self.log, &who);
+                }
+            }
+            EventKind::Return {
+                agent,
+                silence_ns,
+                status,
+                payload,
+                nonce,
+            } => {
+                let who = self.name_of(agent);
+                story::returned(&self.log, &who, silence_ns, status, payload, nonce);
+                self.settle(agent);
+            }
+            EventKind::Exit { agent, status, .. } => {
+                let status = match status {
+                    // Not reaped yet: the zombie still knows.
+                    ExitStatus::Unknown => self.zombie_status(agent),
+                    known => known,
+                };
+                self.counters.count(match status {
+                    ExitStatus::Code(0) => Counter::ExitsLeft,
+                    ExitStatus::Code(_) | ExitStatus::Signal(_) => Counter::ExitsDied,
+                    ExitStatus::Unknown => Counter::ExitsUnknown,
+                });
+                story::exit(&self.log, &self.name_of(agent), status);
+                self.settle(agent);
+                self.forget(agent);
+            }
+            EventKind::Evicted { agent } => {
+                story::evicted(&self.log, &self.name_of(agent));
+                self.settle(agent);
+                self.forget(agent);
+            }
+            EventKind::Refused { pid, reason } => {
+                self.refusals.add(&self.log, Instant::now(), pid, reason);
+            }
+            EventKind::Gap { gap_ns } => story::gap(&self.log, gap_ns),
+        }
+    }
+
+    fn name_of(&self, agent: Agent) -> story::Who {
+        let known = self.names.get(&agent.slot);
+        let name = known.filter(|(known, _)| *known == agent);
+        story::Who {
+            pid: agent.pid,
+            name: name.map(|(_, name)| name.clone()).unwrap_or_default(),
+        }
+    }
+
+    fn forget(&mut self, agent: Agent) {
+        if self
+            .names
+            .get(&agent.slot)
+            .is_some_and(|(known, _)| *known == agent)
+        {
+            self.names.remove(&agent.slot);
+        }
+    }
+
+    fn settle(&mut self, agent: Agent) {
+        if let Some((recovery, _)) = &mut self.recovery {
+            recovery.on_settled(agent);
+        }
+    }
+
+    /// The process is a zombie or was reaped a moment ago; in between its pid cannot be another's.
+    fn zombie_status(&self, agent: Agent) -> ExitStatus {
+        let same = identity::hold(agent.pid).is_ok_and(|held| held.instance == agent.instance);
+        let status = same
+            .then(|| identity::zombie_wait_status(agent.pid))
+            .flatten();
+        status.map_or(ExitStatus::Unknown, ExitStatus::from_wait_status)
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let recovery = self.recovery.as_ref();
+        let recovery = recovery.and_then(|(recovery, _)| recovery.next_due_ns());
+        let recovery = recovery.map(|due_ns| {
+            let ahead_ns = due_ns.saturating_sub(self.raw.now_ns());
+            Instant::now() + Duration::from_nanos(ahead_ns)
+        });
+        [recovery, self.refusals.next_due()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Starts every action that is due.
+    fn act(&mut self) {
+        let Some((recovery, command)) = &mut self.recovery else {
+            return;
+        };
+        let now_ns = self.raw.now_ns();
+        let mut ended = Vec::new();
+        while let Some(agent) = recovery.next_action(now_ns) {
+            let still_silent = self
+                .table
+                .read(agent.slot)
+                .is_some_and(|slot| slot.agent(agent.slot) == agent && slot.state.is_latched());
+            let started = if still_silent {
+                command.start(agent)
+            } else {
+                Err(StartError::TargetGone)
+            };
+            match started {
+                Ok(running) => {
+                    let pid = running.pid;
+                    self.child_pids.insert(pid, agent);
+                    self.children
+                        .spawn(async move { (agent, pid, running.wait().await) });
+                    ended.push((agent, Ok((pid, command.shown_for(agent.pid)))));
+                }
+                Err(error) => {
+                    let end = match error {
+                        StartError::TargetGone | StartError::Unidentified => ActionEnd::TargetGone,
+                        StartError::Spawn(_) => ActionEnd::Failed,
+                    };
+                    recovery.on_end(agent, end, now_ns);
+                    ended.push((agent, Err(error)));
+                }
+            }
+        }
+        for (agent, result) in ended {
+            let who = self.name_of(agent);
+            match result {
+                Ok((child_pid, command)) => {
+                    self.counters.count(Counter::RecoverySpawned);
+                    story::spawned(&self.log, &who, child_pid, &command);
+                }
+                Err(error) => {
+                    self.counters.count(match error {
+                        StartError::Spawn(_) => Counter::RecoverySpawnFailed,
+                        StartError::TargetGone | StartError::Unidentified => {
+                            Counter::RecoveryTargetGone
+                        }
+                    });
+                    story::not_started(&self.log, &who, &error);
+                }
+            }
+        }
+    }
+
+    fn child_ended(&mut self, agent: Agent, pid: u32, ended: Ended) {
+        self.child_pids.remove(&pid);
+        let success = ended
+            .status
+            .as_ref()
+            .is_ok_and(std::process::ExitStatus::success);
+        self.counters.count(if ended.killed {
+            Counter::RecoveryKilled
+        } else if success {
+            Counter::RecoveryReapedZero
+        } else {
+            Counter::RecoveryReapedNonzero
+        });
+        story::ended(&self.log, &self.name_of(agent), pid, &ended);
+        let now_ns = self.raw.now_ns();
+        if let Some((recovery, _)) = &mut self.recovery {
+            let end = if success && !ended.killed {
+                ActionEnd::Handled
+            } else {
+                ActionEnd::Failed
+            };
+            recovery.on_end(agent, end, now_ns);
+        }
+    }
+
+    fn reopen(&self) {
+        let msg = match &self.journal {
+            Some(journal) => {
+                journal.reopen();
+                "SIGHUP: the event file is opened anew"
+            }
+            None => "SIGHUP: there is no event file to open anew",
+        };
+        self.log
+            .info(LogEvent::Notice, msg.to_owned(), Fields::default());
+    }
+
+    fn tell_counters(&self) {
+        story::counters(&self.log, LogEvent::Notice, "so far", &self.counters);
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => future::pending().await,
+    }
+}

@@ -1,0 +1,278 @@
+//! The words: each thing that happened as one sentence for a person and as fields for a program.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+
+use varta_core::event::UID_UNKNOWN;
+use varta_core::{Counter, Counters, ExitStatus};
+use varta_vlp::Status;
+
+use super::log::Log;
+use crate::api::{Fields, LogEvent};
+use crate::recovery::{Ended, StartError};
+
+/// How an agent is called.
+#[derive(Debug)]
+pub(super) struct Who {
+    pub(super) pid: u32,
+    /// Empty if unknown.
+    pub(super) name: String,
+}
+
+impl std::fmt::Display for Who {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.name.as_str() {
+            "" => write!(f, "pid {}", self.pid),
+            name => write!(f, "{name} ({})", self.pid),
+        }
+    }
+}
+
+impl Who {
+    fn fields(&self) -> Fields {
+        Fields {
+            pid: Some(self.pid),
+            name: (!self.name.is_empty()).then(|| self.name.clone()),
+            ..Fields::default()
+        }
+    }
+}
+
+/// Milliseconds with three decimals, so that microseconds survive.
+fn ms(ns: u64) -> f64 {
+    (ns / 1_000) as f64 / 1_000.0
+}
+
+fn seconds(ns: u64) -> String {
+    format!("{:.3} s", ms(ns) / 1_000.0)
+}
+
+/// A setting as a person would write it.
+pub(crate) fn exact(ns: u64) -> String {
+    humantime::format_duration(Duration::from_nanos(ns)).to_string()
+}
+
+pub(super) fn join(log: &Log, who: &Who, uid: u32, status: Status, payload: u32, nonce: u64) {
+    let user = match uid {
+        UID_UNKNOWN => String::new(),
+        uid => format!(", uid {uid}"),
+    };
+    let fields = Fields {
+        uid: (uid != UID_UNKNOWN).then_some(uid),
+        status: Some(status.to_string()),
+        payload: Some(payload),
+        nonce: Some(nonce),
+        ..who.fields()
+    };
+    log.info(
+        LogEvent::Join,
+        format!("{who}{user}: first beat, status {status}"),
+        fields,
+    );
+}
+
+pub(super) fn late(log: &Log, who: &Who, silence_ns: u64) {
+    let fields = Fields {
+        silence_ms: Some(ms(silence_ns)),
+        ..who.fields()
+    };
+    let msg = format!("{who}: silent for {}", seconds(silence_ns));
+    log.warn(LogEvent::Late, msg, fields);
+}
+
+pub(super) fn stall(log: &Log, who: &Who, last_nonce: u64, silence_ns: u64, threshold_ns: u64) {
+    let lateness_ms = ms(silence_ns.saturating_sub(threshold_ns));
+    let fields = Fields {
+        silence_ms: Some(ms(silence_ns)),
+        threshold_ms: Some(ms(threshold_ns)),
+        lateness_ms: Some(lateness_ms),
+        nonce: Some(last_nonce),
+        ..who.fields()
+    };
+    let msg = format!(
+        "{who}: silent for {} (threshold {}), noticed {lateness_ms:.3} ms after the deadline",
+        seconds(silence_ns),
+        exact(threshold_ns)
+    );
+    log.warn(LogEvent::Stall, msg, fields);
+}
+
+pub(super) fn returned(
+    log: &Log,
+    who: &Who,
+    silence_ns: u64,
+    status: Status,
+    payload: u32,
+    nonce: u64,
+) {
+    let fields = Fields {
+        silence_ms: Some(ms(silence_ns)),
+        status: Some(status.to_string()),
+        payload: Some(payload),
+        nonce: Some(nonce),
+        ..who.fields()
+    };
+    let msg = format!("{who}: back after {} of silence", seconds(silence_ns));
+    log.info(LogEvent::Return, msg, fields);
+}
+
+pub(super) fn exit(log: &Log, who: &Who, status: ExitStatus) {
+    let mut fields = who.fields();
+    match status {
+        ExitStatus::Code(0) => {
+            fields.how = Some("left".to_owned());
+            fields.code = Some(0);
+            log.info(LogEvent::Exit, format!("{who}: exited cleanly"), fields);
+        }
+        ExitStatus::Code(code) => {
+            fields.how = Some("died".to_owned());
+            fields.code = Some(code);
+            log.warn(
+                LogEvent::Exit,
+                format!("{who}: exited with code {code}"),
+                fields,
+            );
+        }
+        ExitStatus::Signal(signal) => {
+            fields.how = Some("died".to_owned());
+            fields.signal = Some(signal);
+            log.warn(
+                LogEvent::Exit,
+                format!("{who}: killed by signal {signal}"),
+                fields,
+            );
+        }
+        ExitStatus::Unknown => {
+            fields.how = Some("unknown".to_owned());
+            let msg = format!("{who}: is gone, the kernel does not tell how it ended");
+            log.info(LogEvent::Exit, msg, fields);
+        }
+    }
+}
+
+pub(super) fn evicted(log: &Log, who: &Who) {
+    let msg = format!("{who}: long silent, gave its slot to a newcomer (table full)");
+    log.warn(LogEvent::Evict, msg, who.fields());
+}
+
+pub(super) fn gap(log: &Log, gap_ns: u64) {
+    let fields = Fields {
+        duration_ms: Some(ms(gap_ns)),
+        ..Fields::default()
+    };
+    let msg = format!(
+        "this observer was not watching for up to {}; that time counts against nobody",
+        seconds(gap_ns)
+    );
+    log.warn(LogEvent::Gap, msg, fields);
+}
+
+fn recovery(who: &Who, outcome: &str) -> Fields {
+    Fields {
+        outcome: Some(outcome.to_owned()),
+        ..who.fields()
+    }
+}
+
+pub(super) fn deferred(log: &Log, who: &Who) {
+    let msg = format!("{who}: the last recovery is too recent, tried again later");
+    log.info(LogEvent::Recover, msg, recovery(who, "debounced"));
+}
+
+pub(super) fn spawned(log: &Log, who: &Who, child_pid: u32, command: &str) {
+    let fields = Fields {
+        child_pid: Some(child_pid),
+        ..recovery(who, "spawned")
+    };
+    log.info(
+        LogEvent::Recover,
+        format!("{who}: started {command} (child {child_pid})"),
+        fields,
+    );
+}
+
+pub(super) fn not_started(log: &Log, who: &Who, error: &StartError) {
+    match error {
+        StartError::TargetGone => {
+            let msg = format!("{who}: gone or back before anything was started");
+            log.info(LogEvent::Recover, msg, recovery(who, "target_gone"));
+        }
+        StartError::Unidentified => {
+            let msg = format!("{who}: nothing started, it cannot be proved which process it is");
+            log.warn(LogEvent::Recover, msg, recovery(who, "target_gone"));
+        }
+        StartError::Spawn(error) => {
+            let fields = Fields {
+                error: Some(error.to_string()),
+                ..recovery(who, "spawn_failed")
+            };
+            let msg =
+                format!("{who}: cannot start the recovery command: {error}; tried again later");
+            log.error(LogEvent::Recover, msg, fields);
+        }
+    }
+}
+
+pub(super) fn ended(log: &Log, who: &Who, child_pid: u32, ended: &Ended) {
+    let took = Duration::from_micros(u64::try_from(ended.duration.as_micros()).unwrap_or(u64::MAX));
+    let took = humantime::format_duration(took);
+    let mut fields = Fields {
+        child_pid: Some(child_pid),
+        duration_ms: Some(ms(
+            u64::try_from(ended.duration.as_nanos()).unwrap_or(u64::MAX)
+        )),
+        ..who.fields()
+    };
+    let (outcome, what) = match &ended.status {
+        _ if ended.killed => ("killed", "took too long and was killed".to_owned()),
+        Ok(status) if status.success() => ("reaped_zero", "succeeded".to_owned()),
+        Ok(status) => {
+            fields.code = status.code().and_then(|code| u8::try_from(code).ok());
+            fields.signal = status.signal().and_then(|signal| u8::try_from(signal).ok());
+            ("reaped_nonzero", format!("failed ({status})"))
+        }
+        Err(error) => {
+            fields.error = Some(error.to_string());
+            (
+                "reaped_nonzero",
+                format!("could not be waited for: {error}"),
+            )
+        }
+    };
+    fields.outcome = Some(outcome.to_owned());
+    let msg = format!("{who}: recovery command (child {child_pid}) {what} after {took}");
+    if outcome == "reaped_zero" {
+        log.info(LogEvent::Recover, msg, fields);
+    } else {
+        log.warn(LogEvent::Recover, msg, fields);
+    }
+}
+
+/// All counters that are not zero.
+pub(crate) fn counters(log: &Log, event: LogEvent, when: &str, counters: &Counters) {
+    let series: BTreeMap<String, u64> = Counter::ALL
+        .iter()
+        .map(|counter| (counter.info(), counters.get(*counter)))
+        .filter(|(_, value)| *value > 0)
+        .map(|(info, value)| match info.label {
+            Some((key, label)) => (format!("{}{{{key}=\"{label}\"}}", info.name), value),
+            None => (info.name.to_owned(), value),
+        })
+        .collect();
+    let mut msg = format!(
+        "{when}: {} beats of {} agents, {} stalls, {} returns",
+        counters.get(Counter::BeatsAccepted),
+        counters.get(Counter::Joins),
+        counters.get(Counter::Stalls),
+        counters.get(Counter::Returns),
+    );
+    for (name, value) in &series {
+        msg.push_str(&format!("\n{name} {value}"));
+    }
+    let fields = Fields {
+        counters: Some(series),
+        ..Fields::default()
+    };
+    log.info(event, msg, fields);
+}

@@ -1,0 +1,142 @@
+//! Which process has a pid right now.
+//!
+//! A pid is a number that the kernel gives out again. A pidfd is not: it means one process for
+//! ever. The instance number tells two processes with the same pid apart and can be compared long
+//! after: the pidfd's inode on Linux 6.9 and newer, the start time before.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// `PIDFS_MAGIC`: the file system of pidfds whose inodes are unique until the next boot.
+const PIDFS_MAGIC: u64 = 0x5049_4446;
+
+/// Instance number of a process that could not be identified. No process has it.
+pub(crate) const UNIDENTIFIED: u64 = 0;
+
+/// A process, held so that it cannot be mistaken for another.
+pub(crate) struct Process {
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) instance: u64,
+}
+
+/// Takes hold of the process that has `pid` now. Fails with `ESRCH` if there is none.
+pub(crate) fn hold(pid: u32) -> io::Result<Process> {
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let raw = raw.ok_or(rustix::io::Errno::SRCH)?;
+    let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
+    let is_pidfs = rustix::fs::fstatfs(&pidfd).is_ok_and(|fs| fs.f_type as u64 == PIDFS_MAGIC);
+    let instance = if is_pidfs {
+        rustix::fs::fstat(&pidfd)?.st_ino
+    } else {
+        start_time(pid)?
+    };
+    Ok(Process { pidfd, instance })
+}
+
+/// True once the process behind a pidfd has ended, reaped or not.
+pub(crate) fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    let now = rustix::time::Timespec::default();
+    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// Start time in clock ticks since boot; allocates nothing.
+fn start_time(pid: u32) -> io::Result<u64> {
+    let mut path = [0; 32];
+    let mut rest = &mut path[..];
+    write!(rest, "/proc/{pid}/stat")?;
+    let unused = rest.len();
+    let path = &path[..path.len() - unused];
+    let path = std::str::from_utf8(path).map_err(|_| io::ErrorKind::InvalidData)?;
+    let mut stat = [0; 1024];
+    let len = File::open(path)?.read(&mut stat)?;
+    stat_field(&stat[..len], 22).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Field `number` of `/proc/PID/stat`, counted from 1 as in its manual page; 3 is the state. The
+/// command name before it may hold anything, so fields are counted from its closing parenthesis.
+fn stat_field(stat: &[u8], number: usize) -> Option<u64> {
+    let text = fields_after_name(stat)?;
+    text.split_ascii_whitespace().nth(number - 3)?.parse().ok()
+}
+
+fn fields_after_name(stat: &[u8]) -> Option<&str> {
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    std::str::from_utf8(&stat[name_end + 1..]).ok()
+}
+
+/// Wait status of a zombie, which the kernel keeps in its `stat` line until it is reaped.
+pub(crate) fn zombie_wait_status(pid: u32) -> Option<i32> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let is_zombie = fields_after_name(&stat)?.trim_start().starts_with('Z');
+    let status = stat_field(&stat, 52)?;
+    is_zombie.then(|| i32::try_from(status).ok())?
+}
+
+/// The command name of a process.
+pub(crate) fn command_name(pid: u32) -> Option<String> {
+    let name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let name = String::from_utf8_lossy(&name);
+    Some(name.trim_end_matches('\n').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_counted_behind_a_name_that_looks_like_fields() {
+        let stat = b"7 (a) Z 1 (b)) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
+        assert_eq!(stat_field(stat, 22), Some(4711));
+        assert_eq!(stat_field(stat, 52), None);
+        assert_eq!(stat_field(b"", 22), None);
+        assert_eq!(stat_field(b"7 (a)", 22), None);
+    }
+
+    #[test]
+    fn a_process_keeps_its_instance_and_another_one_has_another() {
+        let me = hold(std::process::id()).unwrap();
+        assert_eq!(hold(std::process::id()).unwrap().instance, me.instance);
+        assert_ne!(me.instance, UNIDENTIFIED);
+        let mut other = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let held = hold(other.id()).unwrap();
+        assert_ne!(held.instance, me.instance);
+        assert!(!has_ended(&held.pidfd));
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(has_ended(&held.pidfd));
+    }
+
+    #[test]
+    fn the_start_time_of_a_process_does_not_change() {
+        let pid = std::process::id();
+        assert_eq!(start_time(pid).unwrap(), start_time(pid).unwrap());
+    }
+
+    #[test]
+    fn nobody_has_pid_zero_or_a_pid_beyond_the_kernels_range() {
+        assert!(hold(0).is_err());
+        assert!(hold(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn a_zombie_tells_its_wait_status_and_a_living_process_none() {
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "exit 5"])
+            .spawn()
+            .unwrap();
+        let held = hold(child.id()).unwrap();
+        let mut fds = [PollFd::new(&held.pidfd, PollFlags::IN)];
+        poll(&mut fds, None).unwrap();
+        assert_eq!(zombie_wait_status(child.id()), Some(5 << 8));
+        child.wait().unwrap();
+        assert_eq!(zombie_wait_status(std::process::id()), None);
+    }
+}

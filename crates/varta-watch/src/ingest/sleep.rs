@@ -1,0 +1,160 @@
+//! Waiting for input or for a deadline, whichever comes first.
+//!
+//! One epoll instance watches the beat socket, the stop signal, a timer and one pidfd per agent.
+//! The timer is a `timerfd` with an absolute time: it is exact to the microsecond where a timeout
+//! in milliseconds would not be, costs a system call only when the deadline moves, and exists on
+//! every kernel we support.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
+
+use crate::clock::RawClock;
+
+/// Ready descriptors fetched per call.
+const EVENTS_PER_CALL: usize = 256;
+
+/// Calls per wait at most: what is left over is still ready in the next turn.
+const CALLS_PER_WAIT: usize = 64;
+
+const TIMER: u64 = u64::MAX;
+const STOP: u64 = u64::MAX - 1;
+const SOCKET: u64 = u64::MAX - 2;
+
+/// What is ready.
+#[derive(Debug, Default)]
+pub(crate) struct Ready {
+    /// Somebody wants the loop to end.
+    pub(crate) stop: bool,
+    /// Slots whose process may have ended.
+    pub(crate) exits: Vec<u32>,
+}
+
+/// The waiting room of the ingest thread.
+pub(crate) struct Sleeper {
+    epoll: OwnedFd,
+    timer: OwnedFd,
+    clock: RawClock,
+    /// When the timer fires; `None` while it is off.
+    armed_ns: Option<u64>,
+}
+
+/// Where ready descriptors are fetched to. Not part of [`Sleeper`] because it cannot change threads.
+pub(crate) struct Fetched(Vec<epoll::Event>);
+
+impl Fetched {
+    pub(crate) fn new() -> Self {
+        Self(Vec::with_capacity(EVENTS_PER_CALL))
+    }
+}
+
+impl Sleeper {
+    /// `agents` is how many exits there can be at once.
+    pub(crate) fn new(
+        socket: impl AsFd,
+        stop: impl AsFd,
+        clock: RawClock,
+        agents: usize,
+    ) -> io::Result<(Self, Ready)> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let timer = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )?;
+        let sleeper = Self {
+            epoll,
+            timer,
+            clock,
+            armed_ns: None,
+        };
+        sleeper.add(socket, SOCKET, epoll::EventFlags::IN)?;
+        sleeper.add(stop, STOP, epoll::EventFlags::IN)?;
+        sleeper.add(&sleeper.timer, TIMER, epoll::EventFlags::IN)?;
+        let ready = Ready {
+            stop: false,
+            exits: Vec::with_capacity(agents.min(EVENTS_PER_CALL * CALLS_PER_WAIT)),
+        };
+        Ok((sleeper, ready))
+    }
+
+    /// Watches the process in `slot` until its pidfd is closed. Its end is reported once, so that
+    /// many ends at once cannot be reported again and again while they are being fetched.
+    pub(crate) fn watch_exit(&self, slot: u32, pidfd: impl AsFd) -> io::Result<()> {
+        let once = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
+        self.add(pidfd, u64::from(slot), once)
+    }
+
+    /// Makes sure to wake at `ns` (observer clock) at the latest. A timer that fires earlier is left
+    /// alone: waking early is harmless and moving it would cost a system call per beat. Returns when
+    /// it will fire.
+    pub(crate) fn wake_at(&mut self, now_ns: u64, ns: u64) -> io::Result<u64> {
+        if let Some(armed_ns) = self.armed_ns
+            && armed_ns > now_ns
+            && armed_ns <= ns
+        {
+            return Ok(armed_ns);
+        }
+        // Zero would switch the timer off; a time that has passed fires at once.
+        self.set_timer(self.clock.timespec_at(ns.max(1)))?;
+        self.armed_ns = Some(ns);
+        Ok(ns)
+    }
+
+    /// Waits for input alone.
+    pub(crate) fn wake_on_input_only(&mut self) -> io::Result<()> {
+        if self.armed_ns.take().is_some() {
+            self.set_timer(Timespec::default())?;
+        }
+        Ok(())
+    }
+
+    /// Sleeps until something is ready and says what. Input on the socket is not reported: it is
+    /// read in every turn anyway.
+    pub(crate) fn wait(&self, ready: &mut Ready, fetched: &mut Fetched) -> io::Result<()> {
+        ready.exits.clear();
+        let mut timeout = None;
+        for _ in 0..CALLS_PER_WAIT {
+            fetched.0.clear();
+            match epoll::wait(&self.epoll, spare_capacity(&mut fetched.0), timeout) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            for event in &fetched.0 {
+                match event.data.u64() {
+                    STOP => ready.stop = true,
+                    SOCKET | TIMER => {}
+                    slot => ready.exits.push(slot as u32),
+                }
+            }
+            if fetched.0.len() < EVENTS_PER_CALL {
+                break;
+            }
+            timeout = Some(&Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            });
+        }
+        Ok(())
+    }
+
+    fn add(&self, fd: impl AsFd, token: u64, flags: epoll::EventFlags) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(token);
+        Ok(epoll::add(&self.epoll, fd, data, flags)?)
+    }
+
+    fn set_timer(&self, at: Timespec) -> io::Result<()> {
+        let never = Timespec::default();
+        let setting = Itimerspec {
+            it_interval: never,
+            it_value: at,
+        };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &setting)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,249 @@
+//! From nothing to watching, and back: the order in which things start and stop.
+//!
+//! Start: limits, log, event file, recovery command, socket, beat path. Whatever fails is one clear
+//! line and exit code 1, before the first beat is taken. Stop: beat path, socket, children, event
+//! file, log.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::fs::{DirBuilder, read_to_string};
+use std::hash::{BuildHasher, RandomState};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use varta_core::recovery::{DEFAULT_MAX_IN_FLIGHT, Recovery, RecoveryPolicy};
+use varta_core::{Counters, LocalGate, SlotTable, Tracker, TrackerOptions};
+
+use crate::api::{Fields, LogEvent};
+use crate::clock::RawClock;
+use crate::config::Config;
+use crate::control::log::Log;
+use crate::control::{Control, StopReason, story};
+use crate::handoff::{self, StopSignal};
+use crate::ingest::{BoundSocket, Ingest, IngestConfig};
+use crate::journal::{ExportEvents, Journal};
+use crate::recovery::RecoveryCommand;
+
+/// Where the kernel says how many datagrams it queues on one socket.
+const QUEUE_LIMIT_FILE: &str = "/proc/sys/net/unix/max_dgram_qlen";
+
+/// The kernel's own default, assumed if the file cannot be read.
+const QUEUE_LIMIT_DEFAULT: usize = 10;
+
+/// Below this a burst of ordinary size overflows the queue.
+const QUEUE_LIMIT_LOW: usize = 64;
+
+/// Something that keeps the observer from starting or running; exit code 1.
+pub(crate) type Failure = String;
+
+fn failure(what: &str) -> impl FnOnce(std::io::Error) -> Failure {
+    move |error| format!("{what}: {error}")
+}
+
+/// A number that differs between any two runs.
+pub(crate) fn random_number() -> u64 {
+    RandomState::new().hash_one(std::process::id())
+}
+
+/// Runs the observer until it is told to stop.
+pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
+    raise_descriptor_limit();
+    let journal = match &config.export_file {
+        Some(path) => Some(Journal::open(path, log.clone())?),
+        None => None,
+    };
+    let command = recovery_command(config)?;
+    let queue_limit = queue_limit();
+    if config.socket_is_default {
+        create_directory(&config.socket)?;
+    }
+    let socket =
+        BoundSocket::bind(&config.socket, config.socket_mode).map_err(|error| error.to_string())?;
+
+    let counters = Arc::new(Counters::default());
+    let table = Arc::new(SlotTable::on_heap(config.capacity));
+    let options = TrackerOptions {
+        policy: config.eviction_policy,
+        scan_window: config.eviction_scan_window,
+        seed: random_number(),
+    };
+    let tracker = Tracker::new(Arc::clone(&table), Arc::clone(&counters), options);
+    let raw = RawClock::start();
+    let stop = StopSignal::new().map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
+    let (sender, receiver) = handoff::channel(Arc::clone(&counters))
+        .map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
+    let gate = LocalGate {
+        only_uid: own_uid_unless_root(),
+    };
+    let ingest_config = IngestConfig {
+        gate,
+        threshold_ns: nanoseconds(config.threshold),
+        every_beat: journal.is_some() && config.export_events == ExportEvents::All,
+        queue_datagrams: queue_limit,
+    };
+    let ingest = Ingest::new(
+        socket,
+        ingest_config,
+        tracker,
+        Arc::clone(&counters),
+        raw,
+        &stop,
+        sender,
+    )
+    .map_err(failure("cannot set up the beat path"))?;
+
+    let policy = RecoveryPolicy {
+        debounce_ns: nanoseconds(config.recovery_debounce),
+        max_in_flight: DEFAULT_MAX_IN_FLIGHT,
+    };
+    let shown_command = command.as_ref().map(RecoveryCommand::shown);
+    let mut control = Control {
+        events: receiver,
+        log: log.clone(),
+        journal,
+        recovery: command.map(|command| (Recovery::new(config.capacity, policy), command)),
+        table,
+        counters: Arc::clone(&counters),
+        raw,
+        names: HashMap::new(),
+        children: JoinSet::new(),
+        child_pids: HashMap::new(),
+        refusals: crate::control::Refusals::default(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(failure("cannot set up the control thread"))?;
+
+    runtime.block_on(async {
+        let (ingest_failed, ingest_end) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("varta-ingest".to_owned())
+            .spawn(move || {
+                if let Err(error) = ingest.run() {
+                    let _ = ingest_failed.send(error);
+                }
+            })
+            .map_err(failure("cannot start the beat path"))?;
+        banner(config, log, shown_command.as_deref(), queue_limit);
+        let reason = control.run(config.shutdown_after, ingest_end).await;
+        // The thread drops the socket, which removes its file.
+        stop.stop();
+        let _ = thread.join();
+        control.finish().await;
+        let reason = reason.map_err(failure("the control thread cannot wait"))?;
+        match reason {
+            StopReason::Signal(signal) => {
+                story::counters(log, LogEvent::Stop, signal, &counters);
+                Ok(())
+            }
+            StopReason::TimeIsUp => {
+                let when = "--shutdown-after-secs has passed";
+                story::counters(log, LogEvent::Stop, when, &counters);
+                Ok(())
+            }
+            StopReason::IngestFailed(error) => {
+                Err(format!("the beat path cannot wait for beats: {error}"))
+            }
+        }
+    })
+}
+
+fn recovery_command(config: &Config) -> Result<Option<RecoveryCommand>, Failure> {
+    let Some(text) = &config.recovery_exec else {
+        return Ok(None);
+    };
+    RecoveryCommand::parse(text, config.recovery_env.clone(), config.recovery_timeout)
+        .map(Some)
+        .map_err(|error| error.to_string())
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Each watched agent costs a descriptor. Not fatal: what cannot be watched is counted.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
+}
+
+fn queue_limit() -> usize {
+    let text = read_to_string(QUEUE_LIMIT_FILE).unwrap_or_default();
+    text.trim().parse().unwrap_or(QUEUE_LIMIT_DEFAULT)
+}
+
+/// Root watches everybody's processes, anybody else their own.
+fn own_uid_unless_root() -> Option<u32> {
+    let uid = rustix::process::getuid();
+    (!uid.is_root()).then(|| uid.as_raw())
+}
+
+/// Creates the runtime directory: open to look into for root's, private for a user's.
+fn create_directory(socket: &Path) -> Result<(), Failure> {
+    let Some(directory) = socket.parent() else {
+        return Ok(());
+    };
+    let mode = if rustix::process::geteuid().is_root() {
+        0o755
+    } else {
+        0o700
+    };
+    let mut builder = DirBuilder::new();
+    let created = builder.recursive(true).mode(mode).create(directory);
+    created.map_err(|error| {
+        format!(
+            "cannot create {}: {error}; create it or say where to listen with --socket",
+            directory.display()
+        )
+    })
+}
+
+/// Says where the observer listens and what it will do.
+fn banner(config: &Config, log: &Log, command: Option<&str>, queue_limit: usize) {
+    let agents = match own_uid_unless_root() {
+        Some(uid) => format!("processes of uid {uid}"),
+        None => "processes of any user".to_owned(),
+    };
+    let on_stall: &dyn Display = match &command {
+        Some(command) => command,
+        None => &"report it, nothing else (--recovery-exec runs a command)",
+    };
+    let msg = format!(
+        "varta-watch {} listens on {} (mode {:04o}, {agents})\nstalled: silent for {}; room for {} \
+         agents\non stall: {on_stall}",
+        env!("CARGO_PKG_VERSION"),
+        config.socket.display(),
+        config.socket_mode,
+        story::exact(nanoseconds(config.threshold)),
+        config.capacity,
+    );
+    let fields = Fields {
+        pid: Some(std::process::id()),
+        socket: Some(config.socket.clone()),
+        threshold_ms: Some(config.threshold.as_secs_f64() * 1e3),
+        ..Fields::default()
+    };
+    log.info(LogEvent::Start, msg, fields);
+    if queue_limit < QUEUE_LIMIT_LOW {
+        let msg = format!(
+            "net.unix.max_dgram_qlen is {queue_limit}: the kernel holds {} beats of all agents \
+             together and refuses more until they are read; with many agents raise it (sysctl -w \
+             net.unix.max_dgram_qlen=512) before the observer starts",
+            queue_limit + 1
+        );
+        log.info(LogEvent::Notice, msg, Fields::default());
+    }
+}
