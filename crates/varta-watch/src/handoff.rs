@@ -11,15 +11,22 @@ use std::sync::Arc;
 use rustix::event::{EventfdFlags, eventfd};
 use varta_core::{Counter, Counters, Event, EventKind};
 
-/// Events the ring holds: 512 KiB, enough for a burst of thousands while the reader is writing.
+/// Events the ring holds: 576 KiB, enough for a burst of thousands while the reader is writing.
 const RING_EVENTS: usize = 8192;
 
 /// Room kept for events that are not beats or refusals.
 const RESERVED_EVENTS: usize = RING_EVENTS / 4;
 
+/// What goes through the ring.
+pub(crate) struct Handed {
+    pub(crate) event: Event,
+    /// With an exit: the process that ended, for whoever wants to know how.
+    pub(crate) process: Option<OwnedFd>,
+}
+
 /// The beat path's end.
 pub(crate) struct EventSender {
-    ring: rtrb::Producer<Event>,
+    ring: rtrb::Producer<Handed>,
     bell: Arc<OwnedFd>,
     counters: Arc<Counters>,
     pushed: bool,
@@ -27,7 +34,7 @@ pub(crate) struct EventSender {
 
 /// The control thread's end.
 pub(crate) struct EventReceiver {
-    ring: rtrb::Consumer<Event>,
+    ring: rtrb::Consumer<Handed>,
     bell: Arc<OwnedFd>,
 }
 
@@ -49,14 +56,18 @@ pub(crate) fn channel(counters: Arc<Counters>) -> rustix::io::Result<(EventSende
 
 impl EventSender {
     /// Hands an event over, or counts it as dropped.
-    pub(crate) fn send(&mut self, event: Event) {
-        if self.offer(event).is_break() {
+    pub(crate) fn send(&mut self, event: Event, process: Option<OwnedFd>) {
+        if self.push(event, process).is_break() {
             self.counters.count(Counter::EventsDropped);
         }
     }
 
     /// Hands an event over; `Break` if there is no room for it.
     pub(crate) fn offer(&mut self, event: Event) -> ControlFlow<()> {
+        self.push(event, None)
+    }
+
+    fn push(&mut self, event: Event, process: Option<OwnedFd>) -> ControlFlow<()> {
         let expendable = matches!(
             event.kind,
             EventKind::Beat { .. } | EventKind::Refused { .. }
@@ -64,7 +75,7 @@ impl EventSender {
         if expendable && self.ring.slots() <= RESERVED_EVENTS {
             return ControlFlow::Break(());
         }
-        if self.ring.push(event).is_err() {
+        if self.ring.push(Handed { event, process }).is_err() {
             return ControlFlow::Break(());
         }
         self.pushed = true;
@@ -82,7 +93,7 @@ impl EventSender {
 
 impl EventReceiver {
     /// The next event, if there is one.
-    pub(crate) fn pop(&mut self) -> Option<Event> {
+    pub(crate) fn pop(&mut self) -> Option<Handed> {
         self.ring.pop().ok()
     }
 
@@ -137,7 +148,7 @@ mod tests {
             reason: Refusal::NoCredentials,
         });
         for _ in 0..RING_EVENTS {
-            sender.send(refused);
+            sender.send(refused, None);
         }
         assert_eq!(counters.get(Counter::EventsDropped), RESERVED_EVENTS as u64);
         let stall = event(EventKind::Stall {

@@ -6,10 +6,11 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use varta_core::ExitStatus;
 
 /// `PIDFS_MAGIC`: the file system of pidfds whose inodes are unique until the next boot.
 const PIDFS_MAGIC: u64 = 0x5049_4446;
@@ -44,6 +45,19 @@ pub(crate) fn has_ended(pidfd: &OwnedFd) -> bool {
     poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
+/// How a process ended that has ended, where the kernel tells: a zombie by its `stat` line, a reaped
+/// process by its pidfd (Linux 6.15). Asked in this order and again, because it may be reaped in
+/// between.
+pub(crate) fn exit_status(pid: u32, pidfd: &OwnedFd) -> ExitStatus {
+    let reaped = || {
+        varta_sys::process::wait_status(pidfd.as_fd())
+            .ok()
+            .flatten()
+    };
+    let status = reaped().or_else(|| zombie_wait_status(pid)).or_else(reaped);
+    status.map_or(ExitStatus::Unknown, ExitStatus::from_wait_status)
+}
+
 /// Start time in clock ticks since boot; allocates nothing.
 fn start_time(pid: u32) -> io::Result<u64> {
     let mut path = [0; 32];
@@ -69,8 +83,9 @@ fn fields_after_name(stat: &[u8]) -> Option<&str> {
     std::str::from_utf8(&stat[name_end + 1..]).ok()
 }
 
-/// Wait status of a zombie, which the kernel keeps in its `stat` line until it is reaped.
-pub(crate) fn zombie_wait_status(pid: u32) -> Option<i32> {
+/// Wait status of a zombie, which the kernel keeps in its `stat` line until it is reaped. The caller
+/// knows that the process has ended; until it is reaped its pid cannot be another's.
+fn zombie_wait_status(pid: u32) -> Option<i32> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
     let is_zombie = fields_after_name(&stat)?.trim_start().starts_with('Z');
     let status = stat_field(&stat, 52)?;
@@ -127,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zombie_tells_its_wait_status_and_a_living_process_none() {
+    fn an_exit_status_is_told_before_and_after_the_process_is_reaped() {
         let mut child = std::process::Command::new("sh")
             .args(["-c", "exit 5"])
             .spawn()
@@ -135,8 +150,21 @@ mod tests {
         let held = hold(child.id()).unwrap();
         let mut fds = [PollFd::new(&held.pidfd, PollFlags::IN)];
         poll(&mut fds, None).unwrap();
-        assert_eq!(zombie_wait_status(child.id()), Some(5 << 8));
+        assert_eq!(exit_status(child.id(), &held.pidfd), ExitStatus::Code(5));
         child.wait().unwrap();
-        assert_eq!(zombie_wait_status(std::process::id()), None);
+        let after = exit_status(child.id(), &held.pidfd);
+        assert!(
+            matches!(after, ExitStatus::Code(5) | ExitStatus::Unknown),
+            "{after:?}"
+        );
+    }
+
+    #[test]
+    fn a_living_process_has_no_exit_status() {
+        let me = hold(std::process::id()).unwrap();
+        assert_eq!(
+            exit_status(std::process::id(), &me.pidfd),
+            ExitStatus::Unknown
+        );
     }
 }

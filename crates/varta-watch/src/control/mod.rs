@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -25,7 +25,7 @@ use varta_core::{Agent, Counter, Counters, Event, EventKind, ExitStatus, SlotTab
 
 use crate::api::{Fields, LogEvent};
 use crate::clock::RawClock;
-use crate::handoff::EventReceiver;
+use crate::handoff::{EventReceiver, Handed};
 use crate::identity;
 use crate::journal::{Journal, append_row};
 use crate::recovery::{Ended, RecoveryCommand, StartError, kill_group};
@@ -66,10 +66,32 @@ pub(crate) enum StopReason {
     IngestFailed(io::Error),
 }
 
+/// The signals the observer answers. Installed before anything is left in the file system, so that a
+/// stop is clean from the first moment.
+pub(crate) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    user1: Signal,
+}
+
+impl Signals {
+    /// Must be called within the runtime.
+    pub(crate) fn install() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
+        })
+    }
+}
+
 impl Control {
     /// Works until told to stop. `ingest_end` speaks when the beat path has ended by itself.
     pub(crate) async fn run(
         &mut self,
+        mut signals: Signals,
         shutdown_after: Option<Duration>,
         mut ingest_end: oneshot::Receiver<io::Error>,
     ) -> io::Result<StopReason> {
@@ -79,10 +101,6 @@ impl Control {
                       OwnedFd does not"
         )]
         let bell = AsyncFd::with_interest(self.events.bell(), Interest::READABLE)?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut hangup = signal(SignalKind::hangup())?;
-        let mut user1 = signal(SignalKind::user_defined1())?;
         let end = shutdown_after.and_then(|after| Instant::now().checked_add(after));
         loop {
             let due = self.next_due();
@@ -93,14 +111,14 @@ impl Control {
                     self.take_events().await;
                 }
                 Some(Ok((agent, pid, ended))) = self.children.join_next() => {
-                    self.child_ended(agent, pid, ended);
+                    self.child_ended(agent, pid, &ended);
                 }
                 () = at(due) => {}
                 () = at(end) => return Ok(StopReason::TimeIsUp),
-                _ = interrupt.recv() => return Ok(StopReason::Signal("SIGINT")),
-                _ = terminate.recv() => return Ok(StopReason::Signal("SIGTERM")),
-                _ = hangup.recv() => self.reopen(),
-                _ = user1.recv() => self.tell_counters(),
+                _ = signals.interrupt.recv() => return Ok(StopReason::Signal("SIGINT")),
+                _ = signals.terminate.recv() => return Ok(StopReason::Signal("SIGTERM")),
+                _ = signals.hangup.recv() => self.reopen(),
+                _ = signals.user1.recv() => self.tell_counters(),
                 Ok(error) = &mut ingest_end => return Ok(StopReason::IngestFailed(error)),
             }
             self.act();
@@ -118,7 +136,7 @@ impl Control {
         let _ = tokio::time::timeout(REAP_WAIT, async {
             while let Some(end) = self.children.join_next().await {
                 if let Ok((agent, pid, ended)) = end {
-                    self.child_ended(agent, pid, ended);
+                    self.child_ended(agent, pid, &ended);
                 }
             }
         })
@@ -133,7 +151,8 @@ impl Control {
     async fn take_events(&mut self) {
         let mut rows = String::new();
         let mut taken = 0;
-        while let Some(event) = self.events.pop() {
+        while let Some(handed) = self.events.pop() {
+            let event = completed(handed);
             if self.journal.is_some() {
                 append_row(&mut rows, &event);
             }
@@ -203,11 +222,6 @@ impl Control {
                 self.settle(agent);
             }
             EventKind::Exit { agent, status, .. } => {
-                let status = match status {
-                    // Not reaped yet: the zombie still knows.
-                    ExitStatus::Unknown => self.zombie_status(agent),
-                    known => known,
-                };
                 self.counters.count(match status {
                     ExitStatus::Code(0) => Counter::ExitsLeft,
                     ExitStatus::Code(_) | ExitStatus::Signal(_) => Counter::ExitsDied,
@@ -252,15 +266,6 @@ impl Control {
         if let Some((recovery, _)) = &mut self.recovery {
             recovery.on_settled(agent);
         }
-    }
-
-    /// The process is a zombie or was reaped a moment ago; in between its pid cannot be another's.
-    fn zombie_status(&self, agent: Agent) -> ExitStatus {
-        let same = identity::hold(agent.pid).is_ok_and(|held| held.instance == agent.instance);
-        let status = same
-            .then(|| identity::zombie_wait_status(agent.pid))
-            .flatten();
-        status.map_or(ExitStatus::Unknown, ExitStatus::from_wait_status)
     }
 
     fn next_due(&self) -> Option<Instant> {
@@ -331,7 +336,7 @@ impl Control {
         }
     }
 
-    fn child_ended(&mut self, agent: Agent, pid: u32, ended: Ended) {
+    fn child_ended(&mut self, agent: Agent, pid: u32, ended: &Ended) {
         self.child_pids.remove(&pid);
         let success = ended
             .status
@@ -344,7 +349,7 @@ impl Control {
         } else {
             Counter::RecoveryReapedNonzero
         });
-        story::ended(&self.log, &self.name_of(agent), pid, &ended);
+        story::ended(&self.log, &self.name_of(agent), pid, ended);
         let now_ns = self.raw.now_ns();
         if let Some((recovery, _)) = &mut self.recovery {
             let end = if success && !ended.killed {
@@ -371,6 +376,15 @@ impl Control {
     fn tell_counters(&self) {
         story::counters(&self.log, LogEvent::Notice, "so far", &self.counters);
     }
+}
+
+/// An exit with how the process ended; any other event as it is.
+fn completed(handed: Handed) -> Event {
+    let Handed { mut event, process } = handed;
+    if let (EventKind::Exit { agent, status, .. }, Some(process)) = (&mut event.kind, &process) {
+        *status = identity::exit_status(agent.pid, process);
+    }
+    event
 }
 
 async fn at(time: Option<Instant>) {

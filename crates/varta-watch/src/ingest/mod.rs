@@ -15,7 +15,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use varta_core::admission::Datagram;
 use varta_core::event::Agent;
-use varta_core::tracker::{AgentKey, Beat, Recorded, Silence, Tier};
+use varta_core::tracker::{AgentKey, Beat, Displaced, Recorded, Silence, Tier};
 use varta_core::{
     AttentionClock, BeatOrigin, Counter, Counters, Credentials, Event, EventKind, ExitStatus,
     LocalGate, Refusal, Tracker, Update,
@@ -217,18 +217,15 @@ impl Ingest {
 
     fn report(&mut self, beat: &Beat, recorded: &Recorded) {
         if let Some(displaced) = recorded.displaced {
-            self.release(displaced.agent);
-            self.send(if displaced.evicted {
-                EventKind::Evicted {
-                    agent: displaced.agent,
-                }
+            let Displaced {
+                agent, last_nonce, ..
+            } = displaced;
+            if displaced.evicted {
+                drop(self.release(agent));
+                self.send(EventKind::Evicted { agent });
             } else {
-                EventKind::Exit {
-                    agent: displaced.agent,
-                    last_nonce: displaced.last_nonce,
-                    status: ExitStatus::Unknown,
-                }
-            });
+                self.tell_exit(agent, last_nonce);
+            }
         }
         let Some(agent) = recorded.agent else {
             let pid = beat.frame.pid;
@@ -284,46 +281,49 @@ impl Ingest {
                 self.pidfds[agent.slot as usize] = Some(process.pidfd);
             }
             // It has ended before its first beat was read: it came, spoke and went.
-            Contact::Gone => self.retire(agent, ExitStatus::Unknown),
+            Contact::Gone => self.retire(agent),
             Contact::Unidentified => self.counters.count(Counter::ExitWatchFailed),
         }
     }
 
-    fn release(&mut self, agent: Agent) {
-        // Closing the last descriptor also takes it out of epoll.
-        self.pidfds[agent.slot as usize] = None;
+    /// Lets go of a process; while somebody else holds it, epoll must be told not to watch it.
+    fn release(&mut self, agent: Agent) -> Option<OwnedFd> {
+        let pidfd = self.pidfds[agent.slot as usize].take()?;
+        self.sleeper.forget(&pidfd);
+        Some(pidfd)
     }
 
     fn drain_exits(&mut self) {
         for i in 0..self.ready.exits.len() {
             let slot = self.ready.exits[i];
             // The slot may have changed hands since the kernel reported it, so ask again.
-            let Some(pidfd) = self.pidfds.get(slot as usize).and_then(Option::as_ref) else {
-                continue;
-            };
-            if !identity::has_ended(pidfd) {
-                continue;
-            }
-            let status = match varta_sys::process::wait_status(pidfd.as_fd()) {
-                Ok(Some(status)) => ExitStatus::from_wait_status(status),
-                Ok(None) | Err(_) => ExitStatus::Unknown,
-            };
-            if let Some(agent) = self.tracker.agent_in(slot) {
-                self.retire(agent, status);
+            let held = self.pidfds.get(slot as usize).and_then(Option::as_ref);
+            if held.is_some_and(identity::has_ended)
+                && let Some(agent) = self.tracker.agent_in(slot)
+            {
+                self.retire(agent);
             }
         }
     }
 
-    fn retire(&mut self, agent: Agent, status: ExitStatus) {
-        self.release(agent);
-        let Some(facts) = self.tracker.retire(agent) else {
-            return;
+    fn retire(&mut self, agent: Agent) {
+        if let Some(facts) = self.tracker.retire(agent) {
+            self.tell_exit(agent, facts.last_nonce.unwrap_or(0));
+        }
+    }
+
+    /// How it ended is found out by the control thread, which gets the process along.
+    fn tell_exit(&mut self, agent: Agent, last_nonce: u64) {
+        let process = self.release(agent);
+        let event = Event {
+            observer_ns: self.raw.now_ns(),
+            kind: EventKind::Exit {
+                agent,
+                last_nonce,
+                status: ExitStatus::Unknown,
+            },
         };
-        self.send(EventKind::Exit {
-            agent,
-            last_nonce: facts.last_nonce.unwrap_or(0),
-            status,
-        });
+        self.events.send(event, process);
     }
 
     fn judge(&mut self, judged_ns: u64) {
@@ -350,7 +350,7 @@ impl Ingest {
 
     fn send(&mut self, kind: EventKind) {
         let observer_ns = self.raw.now_ns();
-        self.events.send(Event { observer_ns, kind });
+        self.events.send(Event { observer_ns, kind }, None);
     }
 }
 

@@ -90,6 +90,12 @@ impl Sleeper {
         self.add(pidfd, u64::from(slot), once)
     }
 
+    /// Watches a process no longer.
+    pub(crate) fn forget(&self, pidfd: impl AsFd) {
+        // It may never have been watched.
+        let _ = epoll::delete(&self.epoll, pidfd);
+    }
+
     /// Makes sure to wake at `ns` (observer clock) at the latest. A timer that fires earlier is left
     /// alone: waking early is harmless and moving it would cost a system call per beat. Returns when
     /// it will fire.

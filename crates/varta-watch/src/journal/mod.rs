@@ -133,15 +133,12 @@ fn open_file(path: &Path) -> Result<EventFile, String> {
                 .open(path)
         })
         .map_err(fail)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => {
-            return Err(format!(
-                "another program writes to --export-file {}; choose another file",
-                path.display()
-            ));
-        }
-        // File systems without locks are used without.
-        Ok(()) | Err(_) => {}
+    // File systems without locks are used without.
+    if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+        return Err(format!(
+            "another program writes to --export-file {}; choose another file",
+            path.display()
+        ));
     }
     let mut file = EventFile { file, len: 0 };
     if file.file.metadata().map_err(fail)?.is_file() {

@@ -1,6 +1,6 @@
 //! From nothing to watching, and back: the order in which things start and stop.
 //!
-//! Start: limits, log, event file, recovery command, socket, beat path. Whatever fails is one clear
+//! Start: signals, limits, event file, recovery command, socket, beat path. Whatever fails is one clear
 //! line and exit code 1, before the first beat is taken. Stop: beat path, socket, children, event
 //! file, log.
 
@@ -23,7 +23,7 @@ use crate::api::{Fields, LogEvent};
 use crate::clock::RawClock;
 use crate::config::Config;
 use crate::control::log::Log;
-use crate::control::{Control, StopReason, story};
+use crate::control::{Control, Signals, StopReason, story};
 use crate::handoff::{self, StopSignal};
 use crate::ingest::{BoundSocket, Ingest, IngestConfig};
 use crate::journal::{ExportEvents, Journal};
@@ -52,6 +52,15 @@ pub(crate) fn random_number() -> u64 {
 
 /// Runs the observer until it is told to stop.
 pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(failure("cannot set up the control thread"))?;
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::install().map_err(failure("cannot answer signals"))?
+    };
     raise_descriptor_limit();
     let journal = match &config.export_file {
         Some(path) => Some(Journal::open(path, log.clone())?),
@@ -115,12 +124,6 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         child_pids: HashMap::new(),
         refusals: crate::control::Refusals::default(),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .map_err(failure("cannot set up the control thread"))?;
-
     runtime.block_on(async {
         let (ingest_failed, ingest_end) = oneshot::channel();
         let thread = std::thread::Builder::new()
@@ -132,7 +135,9 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
             })
             .map_err(failure("cannot start the beat path"))?;
         banner(config, log, shown_command.as_deref(), queue_limit);
-        let reason = control.run(config.shutdown_after, ingest_end).await;
+        let reason = control
+            .run(signals, config.shutdown_after, ingest_end)
+            .await;
         // The thread drops the socket, which removes its file.
         stop.stop();
         let _ = thread.join();

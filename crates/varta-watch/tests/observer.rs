@@ -1,0 +1,625 @@
+//! The observer as its users meet it: a program, a socket, a log.
+
+mod support;
+
+use std::fs;
+use std::io::IoSlice;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::Signal;
+use support::{
+    AgentProcess, Observer, frame, frame_of, refused_start, resealed, rows_when, signal_pid,
+};
+use varta_watch::api::{Level, LogEvent};
+
+const BEATS: &str = "varta_observer_beats_total";
+
+/// Not a test: what [`AgentProcess`] runs.
+#[test]
+fn agent_process() {
+    support::be_an_agent_if_told();
+}
+
+#[test]
+fn a_hung_agent_is_reported_once_and_reported_back() {
+    let observer = Observer::start(&["--threshold-ms=300"]);
+    let agent = AgentProcess::start(&observer.socket);
+    let join = observer.wait_for_pid(LogEvent::Join, agent.pid());
+    assert!(join.fields.name.is_some());
+    agent.signal(Signal::STOP);
+    let stall = observer.wait_for_pid(LogEvent::Stall, agent.pid());
+    assert_eq!(stall.fields.threshold_ms, Some(300.0));
+    assert!(stall.fields.silence_ms.unwrap() >= 300.0);
+    let quiet = Duration::from_millis(1_000);
+    assert_eq!(observer.count_within(LogEvent::Stall, quiet), 1, "once");
+    agent.signal(Signal::CONT);
+    let back = observer.wait_for_pid(LogEvent::Return, agent.pid());
+    assert!(back.fields.silence_ms.unwrap() >= 1_000.0);
+    let stopped = observer.stop();
+    assert_eq!(stopped.count(LogEvent::Stall), 1);
+    assert_eq!(stopped.counter("varta_observer_stalls_total"), 1);
+    assert_eq!(stopped.counter("varta_observer_returns_total"), 1);
+}
+
+#[test]
+fn an_exit_is_told_at_once_and_is_no_stall() {
+    let observer = Observer::start(&["--threshold-ms=60000"]);
+    let mut polite = AgentProcess::start(&observer.socket);
+    let mut failing = AgentProcess::start(&observer.socket);
+    let mut killed = AgentProcess::start(&observer.socket);
+    for _ in 0..3 {
+        observer.wait_for(LogEvent::Join, |_| true);
+    }
+    polite.leave(0);
+    let left = observer.wait_for_pid(LogEvent::Exit, polite.pid());
+    assert_eq!((left.level, left.fields.code), (Level::Info, Some(0)));
+    failing.leave(3);
+    let died = observer.wait_for_pid(LogEvent::Exit, failing.pid());
+    assert_eq!((died.level, died.fields.code), (Level::Warn, Some(3)));
+    killed.kill();
+    let died = observer.wait_for_pid(LogEvent::Exit, killed.pid());
+    assert_eq!(died.fields.signal, Some(9));
+    assert_eq!(observer.stop().count(LogEvent::Stall), 0);
+}
+
+#[test]
+fn a_process_that_is_gone_before_its_beat_is_read_comes_and_goes() {
+    let observer = Observer::start(&["--threshold-ms=60000"]);
+    observer.signal(Signal::STOP);
+    let mut agent = AgentProcess::start(&observer.socket);
+    std::thread::sleep(Duration::from_millis(500));
+    agent.kill();
+    observer.signal(Signal::CONT);
+    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    observer.wait_for_pid(LogEvent::Exit, agent.pid());
+    assert_eq!(observer.stop().count(LogEvent::Stall), 0);
+}
+
+#[test]
+fn healthy_agents_do_not_pay_for_a_pause_of_the_observer() {
+    let observer = Observer::start(&["--threshold-ms=400"]);
+    let agents: Vec<_> = (0..4)
+        .map(|_| AgentProcess::start(&observer.socket))
+        .collect();
+    for _ in &agents {
+        observer.wait_for(LogEvent::Join, |_| true);
+    }
+    observer.signal(Signal::STOP);
+    std::thread::sleep(Duration::from_millis(1_500));
+    observer.signal(Signal::CONT);
+    let gap = observer.wait_for(LogEvent::Gap, |_| true);
+    assert!(gap.fields.duration_ms.unwrap() >= 1_000.0);
+    let after = Duration::from_millis(1_000);
+    assert_eq!(observer.count_within(LogEvent::Stall, after), 0);
+    let stopped = observer.stop();
+    assert!(stopped.counter("varta_observer_gap_nanoseconds_total") >= 1_000_000_000);
+}
+
+#[test]
+fn a_stalled_agent_is_still_found_after_a_pause_of_the_observer() {
+    let observer = Observer::start(&["--threshold-ms=400"]);
+    let agent = AgentProcess::start(&observer.socket);
+    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    agent.signal(Signal::STOP);
+    observer.signal(Signal::STOP);
+    std::thread::sleep(Duration::from_millis(1_000));
+    observer.signal(Signal::CONT);
+    observer.wait_for_pid(LogEvent::Stall, agent.pid());
+}
+
+#[test]
+fn bad_datagrams_are_refused_by_reason_and_change_nothing() {
+    let observer = Observer::start(&["--threshold-ms=60000"]);
+    observer.send(&frame(1));
+    observer.wait_for_pid(LogEvent::Join, std::process::id());
+
+    let good = frame(2);
+    let altered = |at: usize, value: u8| {
+        let mut bytes = good;
+        bytes[at] = value;
+        bytes
+    };
+    let mut long = good.to_vec();
+    long.push(0);
+    let lengths: [&[u8]; 5] = [&[], &good[..31], &long, &[7; 60], &[7; 4096]];
+    for bytes in lengths {
+        observer.send(bytes);
+    }
+    observer.send(&altered(0, 0));
+    observer.send(&resealed(altered(2, 1)));
+    observer.send(&altered(9, 0xff));
+    observer.send(&resealed(altered(3, 4)));
+    observer.send(&resealed(altered(3, 3)));
+    observer.send(&frame_of(1, 2));
+    let mut timeless = good;
+    timeless[8..16].fill(0xff);
+    observer.send(&resealed(timeless));
+    let mut endless = good;
+    endless[16..24].fill(0xff);
+    observer.send(&resealed(endless));
+    observer.send(&frame_of(std::process::id() + 1, 2));
+    observer.send(&frame(1));
+    observer.send(&good);
+
+    let stopped = stop_when_beats_are(observer, 2);
+    for (series, count) in [
+        ("varta_truncated_datagrams_total", 5),
+        ("varta_decode_errors_total{kind=\"bad_magic\"}", 1),
+        ("varta_decode_errors_total{kind=\"bad_version\"}", 1),
+        ("varta_decode_errors_total{kind=\"bad_crc\"}", 1),
+        ("varta_decode_errors_total{kind=\"bad_status\"}", 1),
+        ("varta_decode_errors_total{kind=\"stall_on_wire\"}", 1),
+        ("varta_decode_errors_total{kind=\"bad_pid\"}", 1),
+        ("varta_decode_errors_total{kind=\"bad_timestamp\"}", 1),
+        ("varta_decode_errors_total{kind=\"bad_nonce\"}", 1),
+        ("varta_frame_auth_failures_total", 1),
+        ("varta_frame_out_of_order_total", 1),
+        ("varta_observer_joins_total", 1),
+        (BEATS, 2),
+    ] {
+        assert_eq!(stopped.counter(series), count, "{series}");
+    }
+    assert!(stopped.count(LogEvent::Refuse) > 0, "the operator is told");
+}
+
+/// Stops an observer once it has read everything: asks for its counters until the last beat shows.
+fn stop_when_beats_are(observer: Observer, beats: u64) -> support::Stopped {
+    loop {
+        observer.signal(Signal::USR1);
+        let line = observer.wait_for(LogEvent::Notice, |line| line.fields.counters.is_some());
+        let counters = line.fields.counters.unwrap();
+        if counters.get(BEATS).copied().unwrap_or(0) >= beats {
+            return observer.stop();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_sender_the_observer_cannot_see_is_nobody_whatever_it_claims() {
+    // The observer moves into a pid namespace of its own; this process stays outside, so the kernel
+    // can only name it as pid 0 there.
+    let probe = Command::new("unshare")
+        .args(["--pid", "--fork", "true"])
+        .status();
+    if !probe.is_ok_and(|status| status.success()) {
+        println!("skipped: this kernel or user may not make a pid namespace");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let observer = Observer::start_in(directory, &["--threshold-ms=60000"], |command| {
+        let mut outer = Command::new("unshare");
+        outer
+            .args(["--pid", "--fork", "--kill-child"])
+            .arg(command.get_program())
+            .args(command.get_args());
+        outer
+    });
+    for claimed in [std::process::id(), 2, 4242] {
+        observer.send(&frame_of(claimed, 1));
+    }
+    let refused =
+        |line: &varta_watch::api::LogLine| line.fields.reason.as_deref() == Some("unseen_sender");
+    observer.wait_for(LogEvent::Refuse, refused);
+    assert_eq!(
+        observer.count_within(LogEvent::Join, Duration::from_millis(500)),
+        0
+    );
+}
+
+#[test]
+fn descriptors_that_come_with_a_beat_are_closed_and_the_beat_counts() {
+    let observer = Observer::start(&["--threshold-ms=60000"]);
+    observer.send(&frame(1));
+    observer.wait_for(LogEvent::Join, |_| true);
+    let before = observer.open_descriptors();
+    let sender = UnixDatagram::unbound().unwrap();
+    sender.connect(&observer.socket).unwrap();
+    let file = fs::File::open("/dev/null").unwrap();
+    // 253 is the most the kernel lets a sender attach.
+    let counts = [1, 4, 64, 253];
+    for (i, count) in counts.iter().enumerate() {
+        let descriptors = vec![file.as_fd(); *count];
+        let mut space = vec![std::mem::MaybeUninit::uninit(); 2048];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let bytes = frame(2 + i as u64);
+        let data = [IoSlice::new(&bytes)];
+        sendmsg(&sender, &data, &mut control, SendFlags::empty()).unwrap();
+    }
+    observer.signal(Signal::USR1);
+    observer.wait_for(LogEvent::Notice, |line| line.fields.counters.is_some());
+    let until = std::time::Instant::now() + support::PATIENCE;
+    while observer.open_descriptors() > before && std::time::Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(observer.open_descriptors(), before);
+    let stopped = stop_when_beats_are(observer, 1 + counts.len() as u64);
+    assert_eq!(stopped.counter("varta_descriptors_closed_total"), 322);
+    assert_eq!(stopped.counter("varta_ctrl_truncated_total"), 0);
+}
+
+#[test]
+fn the_recovery_command_runs_once_for_the_stalled_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = directory.path().join("recover");
+    let calls = directory.path().join("calls");
+    fs::write(
+        &script,
+        format!("#!/bin/sh\necho \"$@\" >> {}\n", calls.display()),
+    )
+    .unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let exec = format!("{} {{pid}} for-{{pid}}", script.display());
+    let flags = ["--threshold-ms=300", "--recovery-exec", &exec];
+    let observer = Observer::start_in(directory, &flags, |command| command);
+    let agent = AgentProcess::start(&observer.socket);
+    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    agent.signal(Signal::STOP);
+    let outcome = |wanted: &'static str| {
+        move |line: &varta_watch::api::LogLine| line.fields.outcome.as_deref() == Some(wanted)
+    };
+    let spawned = observer.wait_for(LogEvent::Recover, outcome("spawned"));
+    assert_eq!(spawned.fields.pid, Some(agent.pid()));
+    assert!(spawned.fields.child_pid.is_some());
+    observer.wait_for(LogEvent::Recover, outcome("reaped_zero"));
+    std::thread::sleep(Duration::from_millis(700));
+    let calls = fs::read_to_string(calls).unwrap();
+    assert_eq!(calls, format!("{0} for-{0}\n", agent.pid()));
+    let stopped = observer.stop();
+    assert_eq!(
+        stopped.counter("varta_recovery_outcomes_total{outcome=\"spawned\"}"),
+        1
+    );
+    assert_eq!(
+        stopped.counter("varta_recovery_outcomes_total{outcome=\"reaped_zero\"}"),
+        1
+    );
+}
+
+#[test]
+fn a_second_stall_within_the_debounce_is_recovered_later_not_never() {
+    let flags = [
+        "--threshold-ms=200",
+        "--recovery-exec=kill -CONT {pid}",
+        "--recovery-debounce-ms=2000",
+    ];
+    let observer = Observer::start(&flags);
+    let agent = AgentProcess::start(&observer.socket);
+    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    for _ in 0..2 {
+        agent.signal(Signal::STOP);
+        observer.wait_for_pid(LogEvent::Stall, agent.pid());
+        observer.wait_for_pid(LogEvent::Return, agent.pid());
+    }
+    let stopped = observer.stop();
+    assert_eq!(
+        stopped.counter("varta_recovery_outcomes_total{outcome=\"debounced\"}"),
+        1
+    );
+    assert_eq!(
+        stopped.counter("varta_recovery_outcomes_total{outcome=\"spawned\"}"),
+        2
+    );
+}
+
+#[test]
+fn a_recovery_command_that_takes_too_long_is_killed() {
+    let flags = [
+        "--threshold-ms=200",
+        "--recovery-exec=sleep 600",
+        "--recovery-timeout-ms=100",
+        "--recovery-debounce-ms=60000",
+    ];
+    let observer = Observer::start(&flags);
+    let agent = AgentProcess::start(&observer.socket);
+    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    agent.signal(Signal::STOP);
+    observer.wait_for(LogEvent::Recover, |line| {
+        line.fields.outcome.as_deref() == Some("killed")
+    });
+    observer.stop();
+}
+
+#[test]
+fn a_running_recovery_command_does_not_outlive_the_observer() {
+    let flags = ["--threshold-ms=200", "--recovery-exec=sleep 600"];
+    let observer = Observer::start(&flags);
+    let agent = AgentProcess::start(&observer.socket);
+    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    agent.signal(Signal::STOP);
+    let spawned = observer.wait_for(LogEvent::Recover, |line| line.fields.child_pid.is_some());
+    let child = spawned.fields.child_pid.unwrap();
+    observer.stop();
+    assert!(!fs::exists(format!("/proc/{child}")).unwrap());
+}
+
+#[test]
+fn the_event_file_holds_every_beat_in_six_columns() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("events.tsv");
+    let flag = format!("--export-file={}", file.display());
+    let flags = ["--threshold-ms=200", &flag];
+    let observer = Observer::start_in(directory, &flags, |command| command);
+    for nonce in 1..=3 {
+        observer.send(&frame(nonce));
+    }
+    observer.send(&frame_of(1, 9));
+    observer.send(&frame_of(std::process::id() + 1, 9));
+    let rows = rows_when(&file, |rows| rows.iter().any(|row| row[1] == "stall"));
+    assert!(rows.iter().all(|row| row.len() == 6), "{rows:?}");
+    let of_kind = |kind: &str| -> Vec<_> {
+        let rows = rows.iter().filter(|row| row[1] == kind);
+        rows.map(|row| row[2..].join(" ")).collect()
+    };
+    let pid = std::process::id();
+    let beats: Vec<_> = (1..=3).map(|nonce| format!("{pid} {nonce} ok 7")).collect();
+    assert_eq!(of_kind("beat"), beats);
+    assert_eq!(of_kind("join"), [format!("{pid} 1 ok 7")]);
+    assert_eq!(of_kind("stall"), [format!("{pid} 3 stall -")]);
+    assert_eq!(of_kind("decode"), ["- - - BadPid(1)"]);
+    assert_eq!(
+        of_kind("mismatch"),
+        [format!("{} - - auth_failure", pid + 1)]
+    );
+    let times: Vec<u64> = rows.iter().map(|row| row[0].parse().unwrap()).collect();
+    assert!(times.is_sorted());
+}
+
+#[test]
+fn the_event_file_holds_no_beats_when_only_changes_are_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("events.tsv");
+    let flag = format!("--export-file={}", file.display());
+    let flags = ["--threshold-ms=200", "--export-events=changes", &flag];
+    let observer = Observer::start_in(directory, &flags, |command| command);
+    let mut agent = AgentProcess::start(&observer.socket);
+    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    agent.signal(Signal::STOP);
+    observer.wait_for_pid(LogEvent::Stall, agent.pid());
+    agent.signal(Signal::CONT);
+    observer.wait_for_pid(LogEvent::Return, agent.pid());
+    agent.leave(0);
+    let rows = rows_when(&file, |rows| rows.iter().any(|row| row[1] == "exit"));
+    let kinds: Vec<_> = rows.iter().map(|row| row[1].as_str()).collect();
+    assert_eq!(kinds, ["join", "stall", "return", "exit"]);
+    assert_eq!(rows[3][4..], ["left", "code=0"]);
+}
+
+#[test]
+fn the_event_file_is_opened_anew_on_sighup() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("events.tsv");
+    let moved = directory.path().join("events.tsv.1");
+    let flag = format!("--export-file={}", file.display());
+    let flags = ["--threshold-ms=60000", &flag];
+    let observer = Observer::start_in(directory, &flags, |command| command);
+    let has_beat = |rows: &[Vec<String>]| rows.iter().any(|row| row[1] == "beat");
+    observer.send(&frame(1));
+    rows_when(&file, has_beat);
+    fs::rename(&file, &moved).unwrap();
+    observer.signal(Signal::HUP);
+    observer.wait_for(LogEvent::Notice, |line| line.msg.contains("SIGHUP"));
+    observer.send(&frame(2));
+    rows_when(&file, has_beat);
+    assert_eq!(
+        fs::read_to_string(&moved)
+            .unwrap()
+            .matches("\tbeat\t")
+            .count(),
+        1
+    );
+}
+
+#[test]
+fn a_full_disk_costs_one_log_line_and_tears_no_row() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = directory.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=16k", "tmpfs"])
+        .arg(&disk)
+        .status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        println!("skipped: this user may not mount a small disk");
+        return;
+    }
+    struct Unmount(std::path::PathBuf);
+    impl Drop for Unmount {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        }
+    }
+    let _unmount = Unmount(disk.clone());
+    let ballast = disk.join("ballast");
+    fs::write(&ballast, vec![0; 8192]).unwrap();
+    let file = disk.join("events.tsv");
+    let flag = format!("--export-file={}", file.display());
+    let flags = ["--threshold-ms=60000", &flag];
+    let observer = Observer::start_in(directory, &flags, |command| command);
+    let beats = 600;
+    for nonce in 1..=beats {
+        observer.send(&frame(nonce));
+    }
+    let full = |line: &varta_watch::api::LogLine| {
+        line.level == Level::Error && line.msg.contains("events.tsv")
+    };
+    observer.wait_for(LogEvent::Notice, full);
+    rows_when(&file, |rows| rows.iter().all(|row| row.len() == 6));
+    fs::remove_file(&ballast).unwrap();
+    Command::new("mount")
+        .args(["-o", "remount,size=1m"])
+        .arg(&disk)
+        .status()
+        .unwrap();
+    observer.wait_for(LogEvent::Notice, |line| line.msg.contains("written again"));
+    let rows = rows_when(&file, |rows| {
+        rows.last().is_some_and(|row| row[3] == beats.to_string())
+    });
+    let nonces: Vec<u64> = rows
+        .iter()
+        .filter(|row| row[1] == "beat")
+        .map(|row| row[3].parse().unwrap())
+        .collect();
+    assert_eq!(
+        nonces,
+        (1..=beats).collect::<Vec<_>>(),
+        "none lost, none twice"
+    );
+    let stopped = observer.stop();
+    let errors = stopped.lines.iter().filter(|line| full(line)).count();
+    assert_eq!(errors, 1);
+}
+
+#[test]
+fn agents_find_their_way_back_after_the_observer_was_killed() {
+    let mut first = Observer::start(&["--threshold-ms=60000"]);
+    let agent = AgentProcess::start(&first.socket);
+    first.wait_for_pid(LogEvent::Join, agent.pid());
+    first.kill();
+    assert!(first.socket.exists(), "a killed observer leaves its socket");
+    let directory = std::mem::replace(&mut first.directory, tempfile::tempdir().unwrap());
+    let second = Observer::start_in(directory, &["--threshold-ms=60000"], |command| command);
+    second.wait_for_pid(LogEvent::Join, agent.pid());
+}
+
+#[test]
+fn one_clear_line_says_why_the_observer_cannot_start() {
+    let observer = Observer::start(&[]);
+    let live = observer.socket.to_str().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let file = path("file");
+    fs::write(&file, b"precious").unwrap();
+    let free = path("free.sock");
+    let long = path(&"x".repeat(150));
+    let orphan = path("missing/varta.sock");
+    for (flags, words) in [
+        (&["--socket", live][..], &[live, "another observer"][..]),
+        (&["--socket", &file], &[&file, "not a socket"]),
+        (&["--socket", &long], &["bytes long", "--socket"]),
+        (
+            &["--socket", &orphan],
+            &[&orphan, "directory does not exist"],
+        ),
+        (
+            &["--socket", "/proc/varta.sock"],
+            &["/proc/varta.sock", "cannot listen"],
+        ),
+        (
+            &[
+                "--socket",
+                &free,
+                "--recovery-exec",
+                "/no/such/program {pid}",
+            ],
+            &["--recovery-exec", "/no/such/program"],
+        ),
+        (
+            &["--socket", &free, "--recovery-exec", &file],
+            &["--recovery-exec", &file],
+        ),
+        (
+            &["--socket", &free, "--recovery-exec", " "],
+            &["--recovery-exec", "empty"],
+        ),
+        (
+            &["--socket", &free, "--export-file", &orphan],
+            &["--export-file", &orphan],
+        ),
+    ] {
+        let (status, text) = refused_start(flags);
+        assert_eq!(status.code(), Some(1), "{flags:?}: {text}");
+        assert_eq!(text.lines().count(), 1, "{flags:?}: {text}");
+        for word in words {
+            assert!(text.contains(word), "{word} in {text}");
+        }
+        assert!(!fs::exists(&free).unwrap(), "a socket was left behind");
+    }
+    assert_eq!(fs::read(&file).unwrap(), b"precious");
+    observer.stop();
+}
+
+#[test]
+fn an_unusable_command_line_is_answered_in_three_lines_with_exit_code_2() {
+    for flags in [
+        &["--treshold-ms=1"][..],
+        &["--threshold-ms", "soon"],
+        &["extra"],
+    ] {
+        let (status, text) = refused_start(flags);
+        assert_eq!(status.code(), Some(2), "{text}");
+        assert!(text.lines().count() <= 3, "{text}");
+    }
+}
+
+#[test]
+fn without_any_flag_it_listens_in_the_runtime_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = directory.path().join("runtime");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_varta-watch"))
+        .env("RUNTIME_DIRECTORY", &runtime)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let socket = runtime.join("varta.sock");
+    let until = std::time::Instant::now() + support::PATIENCE;
+    while UnixDatagram::unbound().unwrap().connect(&socket).is_err() {
+        assert!(std::time::Instant::now() < until, "nobody listens");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    signal_pid(child.id(), Signal::INT);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn it_stops_by_itself_when_its_time_is_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("s");
+    let (status, text) = refused_start(&[
+        "--socket",
+        socket.to_str().unwrap(),
+        "--shutdown-after-secs=0",
+    ]);
+    assert_eq!(status.code(), Some(0), "{text}");
+    assert!(text.contains("listens on"), "the banner: {text}");
+}
+
+#[test]
+fn a_log_nobody_reads_does_not_stop_the_observer() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("varta.sock");
+    let file = directory.path().join("events.tsv");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_varta-watch"))
+        .args(["--threshold-ms=60000", "--socket"])
+        .arg(&socket)
+        .arg("--export-file")
+        .arg(&file)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let sender = UnixDatagram::unbound().unwrap();
+    let until = std::time::Instant::now() + support::PATIENCE;
+    while sender.connect(&socket).is_err() {
+        assert!(std::time::Instant::now() < until, "nobody listens");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Far more lines than a pipe holds: the counters, again and again.
+    sender.send(&frame(1)).unwrap();
+    for nonce in 2..=1_500 {
+        signal_pid(child.id(), Signal::USR1);
+        sender.send(&frame(nonce)).unwrap();
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    rows_when(&file, |rows| {
+        rows.last().is_some_and(|row| row[3] == "1500")
+    });
+    signal_pid(child.id(), Signal::TERM);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
