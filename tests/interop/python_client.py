@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""The published Python client as an agent of our observer.
+
+Usage: python_client.py OBSERVER   (with the package `varta` importable)
+
+The script starts the observer on a private socket and itself again as an agent: the agent beats, is
+stopped with SIGSTOP, must be reported exactly once, goes on with SIGCONT, must be reported back,
+and leaves politely. Then the observer is killed and started anew, and the client, told to reconnect,
+must be heard again. Prints a plain test summary; exit code 1 on the first thing that does not hold.
+"""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+THRESHOLD_MS = 500
+PATIENCE_S = 20
+
+
+def agent(path):
+    from varta import Status, Varta
+
+    client = Varta.connect(path)
+    client.set_reconnect_after(1)
+    parent = os.getppid()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    while os.getppid() == parent:
+        client.beat(Status.DEGRADED, 4711)
+        time.sleep(0.05)
+
+
+class Observer:
+    def __init__(self, program, path):
+        self.process = subprocess.Popen(
+            [program, "--socket", path, f"--threshold-ms={THRESHOLD_MS}", "--log-format=json"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines = queue.Queue()
+        self.seen = []
+        threading.Thread(target=self._read, daemon=True).start()
+        self.wait_for("start")
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.lines.put(json.loads(line))
+
+    def wait_for(self, event, pid=None):
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                line = self.lines.get(timeout=max(0, deadline - time.monotonic()))
+            except queue.Empty:
+                sys.exit(f"no {event} line for pid {pid}; seen: {json.dumps(self.seen, indent=1)}")
+            self.seen.append(line)
+            if line["event"] == event and pid in (None, line.get("pid")):
+                return line
+
+    def count(self, event, pid):
+        return sum(line["event"] == event and line.get("pid") == pid for line in self.seen)
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        stop = self.wait_for("stop")
+        assert self.process.wait() == 0, "the observer did not stop cleanly"
+        return stop["counters"]
+
+
+def main(program):
+    import varta
+
+    print(f"published client: varta {varta.__version__}")
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "varta.sock")
+        observer = Observer(program, path)
+        child = subprocess.Popen([sys.executable, __file__, "--agent", path])
+        try:
+            join = observer.wait_for("join", child.pid)
+            assert join["status"] == "degraded" and join["payload"] == 4711, join
+            print("joins with its status and payload")
+
+            child.send_signal(signal.SIGSTOP)
+            stall = observer.wait_for("stall", child.pid)
+            time.sleep(4 * THRESHOLD_MS / 1000)
+            child.send_signal(signal.SIGCONT)
+            back = observer.wait_for("return", child.pid)
+            assert observer.count("stall", child.pid) == 1, observer.seen
+            assert back["silence_ms"] >= 4 * THRESHOLD_MS, back
+            print(f"stopped: reported once, {stall['lateness_ms']:.3f} ms after its deadline")
+            print(f"continued: reported back after {back['silence_ms']:.0f} ms")
+
+            observer.process.kill()
+            observer.process.wait()
+            observer = Observer(program, path)
+            observer.wait_for("join", child.pid)
+            print("heard again after the observer was killed and started anew")
+
+            child.send_signal(signal.SIGTERM)
+            child.wait()
+            left = observer.wait_for("exit", child.pid)
+            assert left["how"] in ("left", "unknown"), left
+            print(f"leaves: {left['how']}")
+            counters = observer.stop()
+            refused = {k: v for k, v in counters.items() if "decode" in k or "auth" in k}
+            assert not refused, refused
+            print("5 passed, 0 failed")
+        finally:
+            child.kill()
+            child.wait()
+            observer.process.kill()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--agent":
+        agent(sys.argv[2])
+    else:
+        main(sys.argv[1])
