@@ -1,0 +1,117 @@
+//! Law 4, the core's part: after construction nothing here allocates, whatever it is asked to do.
+
+use std::ops::ControlFlow;
+
+use varta_core::recovery::{ActionEnd, Recovery, RecoveryPolicy};
+use varta_core::tracker::{AgentKey, Beat};
+use varta_core::{AttentionClock, BeatOrigin, EvictionPolicy, Tracker, TrackerOptions};
+use varta_sys::counting_alloc::{CountingAllocator, allocations_on_this_thread};
+use varta_vlp::{Frame, NONCE_TERMINAL, Status};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+const THRESHOLD_NS: u64 = 2_000_000_000;
+
+/// The next of a fixed sequence of numbers.
+fn next(state: &mut u64) -> u64 {
+    *state = state
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1_442_695_040_888_963_407);
+    *state >> 33
+}
+
+fn beat(random: &mut u64) -> Beat {
+    let pid = 2 + (next(random) % 400) as u32;
+    let nonce = if next(random).is_multiple_of(50) {
+        NONCE_TERMINAL
+    } else {
+        next(random) % 1_000
+    };
+    let network = next(random).is_multiple_of(4);
+    Beat {
+        key: if network {
+            AgentKey::Network {
+                source: next(random) % 3,
+                pid,
+            }
+        } else {
+            AgentKey::Local {
+                pid,
+                instance: next(random).is_multiple_of(10).then(|| next(random) % 3),
+            }
+        },
+        frame: Frame::new(Status::Critical, pid, next(random), nonce, 0),
+        origin: if network {
+            BeatOrigin::NetworkUnverified
+        } else {
+            BeatOrigin::KernelAttested
+        },
+        ns_inode: next(random).is_multiple_of(30).then_some(1),
+        uid: 0,
+    }
+}
+
+#[test]
+fn the_allocation_counter_counts() {
+    let before = allocations_on_this_thread();
+    drop(std::hint::black_box(vec![0_u8; 100]));
+    assert_eq!(allocations_on_this_thread() - before, 1);
+}
+
+#[test]
+fn tracking_judging_evicting_and_recovering_allocate_nothing() {
+    for policy in [EvictionPolicy::Strict, EvictionPolicy::Balanced] {
+        let options = TrackerOptions {
+            policy,
+            ..TrackerOptions::default()
+        };
+        let mut tracker = Tracker::with_capacity(256, options);
+        let mut clock = AttentionClock::new(0, THRESHOLD_NS);
+        let limits = RecoveryPolicy {
+            debounce_ns: 1_000_000_000,
+            max_in_flight: 8,
+        };
+        let mut recovery = Recovery::new(256, limits);
+        let mut random = 7;
+        let mut raw_ns = 0;
+        let (mut stalls, mut evictions) = (0, 0);
+
+        let before = allocations_on_this_thread();
+        for _ in 0..100_000 {
+            raw_ns += next(&mut random) % 100_000_000;
+            clock.look(raw_ns);
+            clock.promise(raw_ns + 100_000_000);
+            let now_ns = clock.now_ns();
+            let recorded = tracker.record(&beat(&mut random), now_ns, THRESHOLD_NS);
+            if let (Some(agent), Some(_)) = (recorded.agent, recorded.returned_after_ns) {
+                recovery.on_settled(agent);
+            }
+            tracker.drain_stalled_slots(now_ns, 64, |silence| {
+                stalls += 1;
+                recovery.on_stall(silence.agent, now_ns);
+                ControlFlow::Continue(())
+            });
+            while let Some(agent) = recovery.next_action(now_ns) {
+                recovery.on_end(agent, ActionEnd::Failed, now_ns);
+            }
+            if next(&mut random).is_multiple_of(100)
+                && let Some(agent) = tracker.local_agent(2 + (next(&mut random) % 400) as u32)
+            {
+                tracker.set_threshold(agent, THRESHOLD_NS / 2, THRESHOLD_NS / 4);
+                tracker.pause(agent, now_ns + THRESHOLD_NS);
+                tracker.retire(agent);
+            }
+            evictions += tracker.take_evictions();
+        }
+        assert_eq!(allocations_on_this_thread() - before, 0, "{policy:?}");
+        assert!(
+            stalls > 1_000,
+            "{policy:?}: only {stalls} stalls were exercised"
+        );
+        assert!(
+            evictions > 100,
+            "{policy:?}: only {evictions} evictions were exercised"
+        );
+    }
+}
