@@ -97,7 +97,7 @@ impl Log {
     fn put(&self, worth: u64, level: Level, event: LogEvent, msg: String, fields: Fields) {
         let now = SystemTime::now();
         let text = match self.format {
-            LogFormat::Human => human(now, level, event, &msg),
+            LogFormat::Human => human(now, level, event, msg, &fields),
             LogFormat::Json => self.json(now, level, event, msg, fields),
         };
         if self.queue.try_send(text).is_err() {
@@ -135,7 +135,17 @@ impl LogWriter {
     }
 }
 
-fn human(now: SystemTime, level: Level, event: LogEvent, msg: &str) -> String {
+/// A line for a person; what does not fit in it follows on indented lines of its own.
+fn human(
+    now: SystemTime,
+    level: Level,
+    event: LogEvent,
+    mut msg: String,
+    fields: &Fields,
+) -> String {
+    for (series, value) in fields.counters.iter().flatten() {
+        msg.push_str(&format!("\n{series} {value}"));
+    }
     let time = humantime::format_rfc3339_millis(now);
     let word = match (event, level) {
         (LogEvent::Notice, Level::Error) => "error",
@@ -175,7 +185,8 @@ mod tests {
             SystemTime::UNIX_EPOCH,
             Level::Warn,
             LogEvent::Stall,
-            "evil\u{1b}[2J (7) silent",
+            "evil\u{1b}[2J (7) silent".to_owned(),
+            &Fields::default(),
         );
         assert_eq!(
             line,

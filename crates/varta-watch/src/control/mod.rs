@@ -5,10 +5,10 @@
 //! say when to look. So an event that was dropped can cost a log line, never a wrong action.
 
 pub(crate) mod log;
-mod refusals;
+mod repeats;
 pub(crate) mod story;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future;
 use std::io;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::identity;
 use crate::journal::{Journal, append_row};
 use crate::recovery::{Ended, RecoveryCommand, StartError, kill_group};
 use log::Log;
-pub(crate) use refusals::Refusals;
+use repeats::Repeats;
 
 /// Events handled before anything else gets a turn.
 const EVENTS_PER_TURN: usize = 4096;
@@ -38,21 +38,21 @@ const EVENTS_PER_TURN: usize = 4096;
 /// How long killed recovery commands may take to be gone when the observer stops.
 const REAP_WAIT: Duration = Duration::from_millis(50);
 
-/// What the control thread works with.
+/// The control thread's state.
 pub(crate) struct Control {
-    pub(crate) events: EventReceiver,
-    pub(crate) log: Log,
-    pub(crate) journal: Option<Journal>,
-    pub(crate) recovery: Option<(Recovery, RecoveryCommand)>,
-    pub(crate) table: Arc<SlotTable>,
-    pub(crate) counters: Arc<Counters>,
-    pub(crate) raw: RawClock,
+    events: EventReceiver,
+    log: Log,
+    journal: Option<Journal>,
+    recovery: Option<(Recovery, RecoveryCommand)>,
+    table: Arc<SlotTable>,
+    counters: Arc<Counters>,
+    raw: RawClock,
     /// Name of the agent in each occupied slot.
-    pub(crate) names: HashMap<u32, (Agent, String)>,
+    names: HashMap<u32, (Agent, String)>,
     /// Recovery commands at work, with the pid of each.
-    pub(crate) children: JoinSet<(Agent, u32, Ended)>,
-    pub(crate) child_pids: HashMap<u32, Agent>,
-    pub(crate) refusals: Refusals,
+    children: JoinSet<(Agent, u32, Ended)>,
+    child_pids: HashSet<u32>,
+    repeats: Repeats,
 }
 
 /// Why the control thread ended.
@@ -88,6 +88,30 @@ impl Signals {
 }
 
 impl Control {
+    pub(crate) fn new(
+        events: EventReceiver,
+        log: Log,
+        journal: Option<Journal>,
+        recovery: Option<(Recovery, RecoveryCommand)>,
+        table: Arc<SlotTable>,
+        counters: Arc<Counters>,
+        raw: RawClock,
+    ) -> Self {
+        Self {
+            events,
+            log,
+            journal,
+            recovery,
+            table,
+            counters,
+            raw,
+            names: HashMap::new(),
+            children: JoinSet::new(),
+            child_pids: HashSet::new(),
+            repeats: Repeats::default(),
+        }
+    }
+
     /// Works until told to stop. `ingest_end` speaks when the beat path has ended by itself.
     pub(crate) async fn run(
         &mut self,
@@ -122,15 +146,15 @@ impl Control {
                 Ok(error) = &mut ingest_end => return Ok(StopReason::IngestFailed(error)),
             }
             self.act();
-            self.refusals.tell_due(&self.log, Instant::now());
+            self.repeats.tell_due(&self.log, Instant::now());
         }
     }
 
     /// Ends everything that was started. The beat path has stopped: no more events come.
     pub(crate) async fn finish(&mut self) {
         self.take_events().await;
-        self.refusals.tell_all(&self.log);
-        for pid in self.child_pids.keys() {
+        self.repeats.tell_all(&self.log);
+        for pid in &self.child_pids {
             kill_group(*pid);
         }
         let _ = tokio::time::timeout(REAP_WAIT, async {
@@ -237,9 +261,9 @@ impl Control {
                 self.forget(agent);
             }
             EventKind::Refused { pid, reason } => {
-                self.refusals.add(&self.log, Instant::now(), pid, reason);
+                self.repeats.add_refusal(Instant::now(), pid, reason);
             }
-            EventKind::Gap { gap_ns } => story::gap(&self.log, gap_ns),
+            EventKind::Gap { gap_ns } => self.repeats.add_gap(Instant::now(), gap_ns),
         }
     }
 
@@ -275,7 +299,7 @@ impl Control {
             let ahead_ns = due_ns.saturating_sub(self.raw.now_ns());
             Instant::now() + Duration::from_nanos(ahead_ns)
         });
-        [recovery, self.refusals.next_due()]
+        [recovery, self.repeats.next_due()]
             .into_iter()
             .flatten()
             .min()
@@ -301,7 +325,7 @@ impl Control {
             match started {
                 Ok(running) => {
                     let pid = running.pid;
-                    self.child_pids.insert(pid, agent);
+                    self.child_pids.insert(pid);
                     self.children
                         .spawn(async move { (agent, pid, running.wait().await) });
                     ended.push((agent, Ok((pid, command.shown_for(agent.pid)))));

@@ -156,14 +156,19 @@ pub(super) fn evicted(log: &Log, who: &Who) {
     log.warn(LogEvent::Evict, msg, who.fields());
 }
 
-pub(super) fn gap(log: &Log, gap_ns: u64) {
+pub(super) fn gaps(log: &Log, count: u64, total_ns: u64) {
     let fields = Fields {
-        duration_ms: Some(ms(gap_ns)),
+        count: Some(count),
+        duration_ms: Some(ms(total_ns)),
         ..Fields::default()
     };
+    let times = match count {
+        1 => String::new(),
+        count => format!(" in {count} gaps"),
+    };
     let msg = format!(
-        "this observer was not watching for up to {}; that time counts against nobody",
-        seconds(gap_ns)
+        "this observer was not watching for up to {}{times}; that time counts against nobody",
+        seconds(total_ns)
     );
     log.warn(LogEvent::Gap, msg, fields);
 }
@@ -260,16 +265,13 @@ pub(crate) fn counters(log: &Log, event: LogEvent, when: &str, counters: &Counte
             None => (info.name.to_owned(), value),
         })
         .collect();
-    let mut msg = format!(
+    let msg = format!(
         "{when}: {} beats of {} agents, {} stalls, {} returns",
         counters.get(Counter::BeatsAccepted),
         counters.get(Counter::Joins),
         counters.get(Counter::Stalls),
         counters.get(Counter::Returns),
     );
-    for (name, value) in &series {
-        msg.push_str(&format!("\n{name} {value}"));
-    }
     let fields = Fields {
         counters: Some(series),
         ..Fields::default()

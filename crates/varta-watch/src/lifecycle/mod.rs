@@ -4,7 +4,6 @@
 //! line and exit code 1, before the first beat is taken. Stop: beat path, socket, children, event
 //! file, log.
 
-use std::collections::HashMap;
 use std::fmt::Display;
 use std::fs::{DirBuilder, read_to_string};
 use std::hash::{BuildHasher, RandomState};
@@ -15,7 +14,6 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 use varta_core::recovery::{DEFAULT_MAX_IN_FLIGHT, Recovery, RecoveryPolicy};
 use varta_core::{Counters, LocalGate, SlotTable, Tracker, TrackerOptions};
 
@@ -111,19 +109,16 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         max_in_flight: DEFAULT_MAX_IN_FLIGHT,
     };
     let shown_command = command.as_ref().map(RecoveryCommand::shown);
-    let mut control = Control {
-        events: receiver,
-        log: log.clone(),
+    let mut control = Control::new(
+        receiver,
+        log.clone(),
         journal,
-        recovery: command.map(|command| (Recovery::new(config.capacity, policy), command)),
+        command.map(|command| (Recovery::new(config.capacity, policy), command)),
         table,
-        counters: Arc::clone(&counters),
+        Arc::clone(&counters),
         raw,
-        names: HashMap::new(),
-        children: JoinSet::new(),
-        child_pids: HashMap::new(),
-        refusals: crate::control::Refusals::default(),
-    };
+    );
+
     runtime.block_on(async {
         let (ingest_failed, ingest_end) = oneshot::channel();
         let thread = std::thread::Builder::new()

@@ -1,0 +1,187 @@
+//! Telling about what may repeat without repeating: the first of its kind at once, then one line per
+//! kind and second with the number of those that came since. Time is monotonic.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use varta_core::Refusal;
+
+use super::{log::Log, story};
+use crate::api::{Fields, LogEvent};
+
+const QUIET: Duration = Duration::from_secs(1);
+
+/// What has happened since the log last told.
+#[derive(Debug, Default)]
+pub(crate) struct Repeats {
+    refusals: Vec<Reason>,
+    gaps: Option<Gaps>,
+}
+
+/// Things of one kind that wait to be told.
+#[derive(Debug)]
+struct Waiting {
+    count: u64,
+    /// Nothing is told of this kind before then.
+    quiet_until: Instant,
+}
+
+#[derive(Debug)]
+struct Reason {
+    label: &'static str,
+    last: (u32, Refusal),
+    waiting: Waiting,
+}
+
+#[derive(Debug)]
+struct Gaps {
+    total_ns: u64,
+    waiting: Waiting,
+}
+
+impl Waiting {
+    fn from(now: Instant) -> Self {
+        Self {
+            count: 0,
+            quiet_until: now,
+        }
+    }
+
+    /// How many are to be told now; `None` if it is not time or there is nothing.
+    fn take_due(&mut self, now: Instant) -> Option<u64> {
+        if self.count == 0 || now < self.quiet_until {
+            return None;
+        }
+        self.quiet_until = now + QUIET;
+        Some(std::mem::take(&mut self.count))
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        (self.count > 0).then_some(self.quiet_until)
+    }
+}
+
+impl Repeats {
+    pub(crate) fn add_refusal(&mut self, now: Instant, pid: u32, refusal: Refusal) {
+        let label = refusal.label();
+        let known = self
+            .refusals
+            .iter()
+            .position(|reason| reason.label == label);
+        let position = known.unwrap_or_else(|| {
+            self.refusals.push(Reason {
+                label,
+                last: (pid, refusal),
+                waiting: Waiting::from(now),
+            });
+            self.refusals.len() - 1
+        });
+        let reason = &mut self.refusals[position];
+        reason.last = (pid, refusal);
+        reason.waiting.count += 1;
+    }
+
+    pub(crate) fn add_gap(&mut self, now: Instant, gap_ns: u64) {
+        let gaps = self.gaps.get_or_insert_with(|| Gaps {
+            total_ns: 0,
+            waiting: Waiting::from(now),
+        });
+        gaps.total_ns = gaps.total_ns.saturating_add(gap_ns);
+        gaps.waiting.count += 1;
+    }
+
+    /// Tells what has waited long enough.
+    pub(crate) fn tell_due(&mut self, log: &Log, now: Instant) {
+        for reason in &mut self.refusals {
+            if let Some(count) = reason.waiting.take_due(now) {
+                reason.tell(log, count);
+            }
+        }
+        if let Some(gaps) = &mut self.gaps
+            && let Some(count) = gaps.waiting.take_due(now)
+        {
+            story::gaps(log, count, std::mem::take(&mut gaps.total_ns));
+        }
+    }
+
+    /// Tells everything, whether it is time or not.
+    pub(crate) fn tell_all(&mut self, log: &Log) {
+        self.tell_due(log, Instant::now() + QUIET);
+    }
+
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        let gaps = self.gaps.iter().map(|gaps| &gaps.waiting);
+        let refusals = self.refusals.iter().map(|reason| &reason.waiting);
+        refusals.chain(gaps).filter_map(Waiting::next_due).min()
+    }
+}
+
+impl Reason {
+    fn tell(&self, log: &Log, count: u64) {
+        let (pid, refusal) = self.last;
+        let beats = if count == 1 { "datagram" } else { "datagrams" };
+        let sender = match pid {
+            0 => "an unknown sender".to_owned(),
+            pid => format!("pid {pid}"),
+        };
+        let why = match refusal {
+            Refusal::ControlTruncated => "control data was cut short".to_owned(),
+            Refusal::WrongLength => "a frame has 32 bytes".to_owned(),
+            Refusal::NoCredentials => "it came without credentials".to_owned(),
+            Refusal::UnseenSender => {
+                "its sender lives outside this pid namespace, so nobody vouches for it".to_owned()
+            }
+            Refusal::ForeignUid(uid) => format!("user {uid} may not speak here"),
+            Refusal::Decode(error) => error.to_string(),
+            Refusal::PidMismatch { claimed } => format!("it claims to be pid {claimed}"),
+            Refusal::OriginConflict => "its agent is known over another transport".to_owned(),
+            Refusal::NamespaceConflict => "its agent is known in another namespace".to_owned(),
+            Refusal::OutOfOrder => "its nonce is old".to_owned(),
+            Refusal::CapacityExceeded => "the table is full; raise --tracker-capacity".to_owned(),
+        };
+        log.warn(
+            LogEvent::Refuse,
+            format!("{count} {beats} refused, last from {sender}: {why}"),
+            Fields {
+                pid: (pid != 0).then_some(pid),
+                reason: Some(self.label.to_owned()),
+                count: Some(count),
+                ..Fields::default()
+            },
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_is_told_at_once_and_the_rest_once_a_second() {
+        let start = Instant::now();
+        let mut waiting = Waiting::from(start);
+        assert_eq!(waiting.take_due(start), None);
+        waiting.count += 1;
+        assert_eq!(waiting.take_due(start), Some(1));
+        waiting.count += 5;
+        assert_eq!(waiting.take_due(start + QUIET / 2), None);
+        assert_eq!(waiting.next_due(), Some(start + QUIET));
+        assert_eq!(waiting.take_due(start + QUIET), Some(5));
+        assert_eq!(waiting.next_due(), None);
+    }
+
+    #[test]
+    fn each_reason_waits_for_itself() {
+        let now = Instant::now();
+        let mut repeats = Repeats::default();
+        for refusal in [
+            Refusal::OutOfOrder,
+            Refusal::WrongLength,
+            Refusal::OutOfOrder,
+        ] {
+            repeats.add_refusal(now, 7, refusal);
+        }
+        let counts: Vec<_> = repeats.refusals.iter().map(|r| r.waiting.count).collect();
+        assert_eq!(counts, [2, 1]);
+    }
+}
