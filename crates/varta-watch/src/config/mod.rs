@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::error::{ContextKind, ErrorKind};
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use varta_core::EvictionPolicy;
 use varta_core::tracker::{DEFAULT_CAPACITY, DEFAULT_EVICTION_SCAN_WINDOW, MAX_CAPACITY};
@@ -92,7 +92,7 @@ pub(crate) struct Flags {
     log_format: LogFormat,
 
     /// Stop cleanly after this many seconds
-    #[arg(long, value_name = "SECS")]
+    #[arg(long, value_name = "SECS", help_heading = "Listening")]
     shutdown_after_secs: Option<u64>,
 }
 
@@ -208,7 +208,7 @@ fn instead(error: &clap::Error) -> Instead {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     ) {
         return Instead {
-            text: error.to_string(),
+            text: format!("{}\n", error.to_string().trim_end()),
             exit_code: 0,
         };
     }
@@ -216,15 +216,11 @@ fn instead(error: &clap::Error) -> Instead {
     let first = rendered.lines().next().unwrap_or_default();
     let problem = first.strip_prefix("error: ").unwrap_or(first);
     let mut text = format!("varta-watch: {problem}\n");
-    if error.get(ContextKind::SuggestedArg).is_some()
-        || error.get(ContextKind::SuggestedValue).is_some()
-    {
-        let tip = rendered
-            .lines()
-            .map(str::trim)
-            .find(|line| line.starts_with("tip:"));
-        text.extend(tip.map(|tip| format!("  {tip}\n")));
-    }
+    let help = rendered
+        .lines()
+        .map(str::trim)
+        .find(|line| line.starts_with("tip:") || line.starts_with("[possible values:"));
+    text.extend(help.map(|help| format!("  {help}\n")));
     text.push_str("  'varta-watch --help' lists every flag\n");
     Instead {
         text,
@@ -311,6 +307,12 @@ mod tests {
         let error = error_of(&["--treshold-ms", "500"]);
         assert!(error.contains("--treshold-ms"), "{error}");
         assert!(error.contains("--threshold-ms"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_choice_is_answered_with_the_right_ones() {
+        let error = error_of(&["--log-format=xml"]);
+        assert!(error.contains("human, json"), "{error}");
     }
 
     #[test]

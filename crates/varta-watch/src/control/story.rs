@@ -48,6 +48,11 @@ fn seconds(ns: u64) -> String {
     format!("{:.3} s", ms(ns) / 1_000.0)
 }
 
+fn number_of(count: u64, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
+
 /// A setting as a person would write it.
 pub(crate) fn exact(ns: u64) -> String {
     humantime::format_duration(Duration::from_nanos(ns)).to_string()
@@ -266,11 +271,11 @@ pub(crate) fn counters(log: &Log, event: LogEvent, when: &str, counters: &Counte
         })
         .collect();
     let msg = format!(
-        "{when}: {} beats of {} agents, {} stalls, {} returns",
-        counters.get(Counter::BeatsAccepted),
-        counters.get(Counter::Joins),
-        counters.get(Counter::Stalls),
-        counters.get(Counter::Returns),
+        "{when}: {} of {}, {}, {}",
+        number_of(counters.get(Counter::BeatsAccepted), "beat"),
+        number_of(counters.get(Counter::Joins), "agent"),
+        number_of(counters.get(Counter::Stalls), "stall"),
+        number_of(counters.get(Counter::Returns), "return"),
     );
     let fields = Fields {
         counters: Some(series),

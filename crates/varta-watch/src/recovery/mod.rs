@@ -25,11 +25,12 @@ const CHILD_PATH: &str = "/usr/bin:/bin";
 const PID_PLACEHOLDER: &str = "{pid}";
 
 /// A recovery command that cannot be used. The text names the flag.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub(crate) enum CommandError {
     Empty,
     NotFound(String),
+    Unreachable(PathBuf, io::Error),
     NotExecutable(PathBuf),
 }
 
@@ -42,8 +43,12 @@ impl fmt::Display for CommandError {
             ),
             Self::NotFound(program) => write!(
                 f,
-                "--recovery-exec: program {program} not found (looked in PATH={CHILD_PATH}); give \
-                 its full path"
+                "--recovery-exec: program {program} not found in the command's PATH; give its full path"
+            ),
+            Self::Unreachable(path, error) => write!(
+                f,
+                "--recovery-exec: cannot use {}: {error}; name a program this user may run",
+                path.display()
             ),
             Self::NotExecutable(path) => write!(
                 f,
@@ -200,22 +205,18 @@ pub(crate) fn kill_group(pid: u32) {
 }
 
 fn find_program(program: &str, path: &str) -> Result<PathBuf, CommandError> {
-    let candidates: Vec<PathBuf> = if program.contains('/') {
-        vec![PathBuf::from(program)]
-    } else {
-        std::env::split_paths(path)
-            .map(|directory| directory.join(program))
-            .collect()
-    };
-    let mut existing = candidates.iter().filter(|candidate| candidate.exists());
-    let Some(first) = existing.next() else {
-        return Err(CommandError::NotFound(program.to_owned()));
-    };
-    std::iter::once(first)
-        .chain(existing)
+    if program.contains('/') {
+        let path = PathBuf::from(program);
+        return match path.metadata() {
+            Err(error) => Err(CommandError::Unreachable(path, error)),
+            Ok(_) if !is_executable(&path) => Err(CommandError::NotExecutable(path)),
+            Ok(_) => Ok(path),
+        };
+    }
+    std::env::split_paths(path)
+        .map(|directory| directory.join(program))
         .find(|candidate| is_executable(candidate))
-        .cloned()
-        .ok_or_else(|| CommandError::NotExecutable(first.clone()))
+        .ok_or_else(|| CommandError::NotFound(program.to_owned()))
 }
 
 fn is_executable(path: &Path) -> bool {
@@ -265,29 +266,23 @@ mod tests {
     fn a_program_without_a_slash_is_looked_up_in_the_childs_path() {
         assert!(parse("true").unwrap().shown().ends_with("bin/true"));
         let elsewhere = vec![("PATH".to_owned(), "/nowhere".to_owned())];
-        assert_eq!(
-            RecoveryCommand::parse("true", elsewhere, None).unwrap_err(),
-            CommandError::NotFound("true".to_owned())
-        );
+        let error = RecoveryCommand::parse("true", elsewhere, None).unwrap_err();
+        assert!(matches!(error, CommandError::NotFound(_)), "{error}");
     }
 
     #[test]
     fn an_unusable_program_is_named_at_start() {
-        assert_eq!(parse("   ").unwrap_err(), CommandError::Empty);
-        assert!(
-            parse("no-such-program-here")
-                .unwrap_err()
-                .to_string()
-                .contains("no-such-program")
-        );
-        assert_eq!(
-            parse("/etc/passwd {pid}").unwrap_err(),
-            CommandError::NotExecutable("/etc/passwd".into())
-        );
-        assert_eq!(
-            parse("/usr/bin").unwrap_err(),
-            CommandError::NotExecutable("/usr/bin".into())
-        );
+        for (text, words) in [
+            ("   ", "empty"),
+            ("no-such-program-here", "no-such-program-here not found"),
+            ("/no/such/program {pid}", "/no/such/program: No such file"),
+            ("/etc/passwd {pid}", "/etc/passwd is not an executable file"),
+            ("/usr/bin", "/usr/bin is not an executable file"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+            assert!(error.contains("--recovery-exec"), "{error}");
+        }
     }
 
     #[test]
