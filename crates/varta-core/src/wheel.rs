@@ -531,12 +531,13 @@ mod tests {
     #[test]
     fn time_running_backwards_changes_nothing() {
         let mut wheel = Wheel::new(2);
-        drain(&mut wheel, 1000 * TICK);
-        wheel.arm(0, 2000 * TICK);
+        drain(&mut wheel, 5000 * TICK);
+        wheel.arm(0, 5001 * TICK);
         assert_eq!(drain(&mut wheel, 0), []);
-        wheel.arm(1, 1500 * TICK);
-        assert_eq!(drain(&mut wheel, 1500 * TICK), [1]);
-        assert_eq!(drain(&mut wheel, 2000 * TICK), [0]);
+        assert_eq!(drain(&mut wheel, 5000 * TICK), []);
+        wheel.arm(1, 4000 * TICK);
+        assert_eq!(drain(&mut wheel, 0), [1]);
+        assert_eq!(drain(&mut wheel, 5001 * TICK), [0]);
     }
 
     #[test]

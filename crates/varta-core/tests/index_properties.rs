@@ -287,3 +287,34 @@ fn a_pid_index_refuses_what_it_cannot_hold() {
     assert_eq!(index.insert(1, u32::MAX - 1), Ok(None));
     assert_eq!(index.get(1), Some(u32::MAX - 1));
 }
+
+/// `MAX_PROBE` is about how far any entry stands from its home, the ones pushed aside included; it is
+/// not about the number of cells an insertion walks over.
+#[test]
+fn above_capacity_no_entry_is_pushed_beyond_the_bound() {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Homed(u64, u32);
+    impl IndexKey for Homed {
+        fn hash(&self, _seed: u64) -> u64 {
+            self.0
+        }
+    }
+    // 128 cells. The second group begins where the first ends, or is pushed there.
+    let fill = |second_home, first_count| {
+        let mut index = BoundedIndex::with_capacity(64, 0);
+        for n in 0..first_count {
+            index.insert(Homed(0, n), n).unwrap();
+        }
+        for n in 0..60 {
+            index.insert(Homed(second_home, n), n).unwrap();
+        }
+        index
+    };
+    let mut walk_of_120_cells = fill(60, 60);
+    assert_eq!(walk_of_120_cells.insert(Homed(0, 60), 0), Ok(None));
+    let mut sixty_fifth_of_its_home = fill(62, 64);
+    assert_eq!(
+        sixty_fifth_of_its_home.insert(Homed(0, 64), 0),
+        Err(ProbeExhausted)
+    );
+}
