@@ -402,6 +402,8 @@ fn the_event_file_is_opened_anew_on_sighup() {
     let has_beat = |rows: &[Vec<String>]| rows.iter().any(|row| row[1] == "beat");
     observer.send(&frame(1));
     rows_when(&file, has_beat);
+    observer.signal(Signal::HUP);
+    observer.wait_for(LogEvent::Notice, |line| line.msg.contains("SIGHUP"));
     fs::rename(&file, &moved).unwrap();
     observer.signal(Signal::HUP);
     observer.wait_for(LogEvent::Notice, |line| line.msg.contains("SIGHUP"));
@@ -622,4 +624,30 @@ fn a_log_nobody_reads_does_not_stop_the_observer() {
     });
     signal_pid(child.id(), Signal::TERM);
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_flood_of_beats_does_not_keep_it_from_judging_nor_from_stopping() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("events.tsv");
+    let flag = format!("--export-file={}", file.display());
+    let flags = ["--threshold-ms=300", &flag];
+    let observer = Observer::start_in(directory, &flags, |command| command);
+    let agent = AgentProcess::start(&observer.socket);
+    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    let sender = UnixDatagram::unbound().unwrap();
+    sender.connect(&observer.socket).unwrap();
+    let flood = std::thread::spawn(move || {
+        // Each send waits for room in the queue, so the observer always has something to read. Ends
+        // when the observer does.
+        let mut nonce = 1;
+        while sender.send(&frame(nonce)).is_ok() {
+            nonce += 1;
+        }
+        nonce
+    });
+    agent.signal(Signal::STOP);
+    observer.wait_for_pid(LogEvent::Stall, agent.pid());
+    observer.stop();
+    assert!(flood.join().unwrap() > 1_000);
 }

@@ -28,7 +28,7 @@ use crate::clock::RawClock;
 use crate::handoff::{EventReceiver, Handed};
 use crate::identity;
 use crate::journal::{Journal, append_row};
-use crate::recovery::{Ended, RecoveryCommand, StartError, kill_group};
+use crate::recovery::{Ended, RecoveryCommand, Running, StartError, kill_group};
 use log::Log;
 use repeats::Repeats;
 
@@ -50,9 +50,17 @@ pub(crate) struct Control {
     /// Name of the agent in each occupied slot.
     names: HashMap<u32, (Agent, String)>,
     /// Recovery commands at work, with the pid of each.
-    children: JoinSet<(Agent, u32, Ended)>,
+    children: JoinSet<CommandEnd>,
     child_pids: HashSet<u32>,
     repeats: Repeats,
+}
+
+/// A recovery command that has ended.
+struct CommandEnd {
+    agent: Agent,
+    who: story::Who,
+    child_pid: u32,
+    ended: Ended,
 }
 
 /// Why the control thread ended.
@@ -126,17 +134,17 @@ impl Control {
         )]
         let bell = AsyncFd::with_interest(self.events.bell(), Interest::READABLE)?;
         let end = shutdown_after.and_then(|after| Instant::now().checked_add(after));
+        let mut more = false;
         loop {
             let due = self.next_due();
             tokio::select! {
-                ready = bell.readable() => {
+                ready = bell.readable(), if !more => {
                     ready?.clear_ready();
                     self.events.quiet();
-                    self.take_events().await;
+                    more = self.take_events();
                 }
-                Some(Ok((agent, pid, ended))) = self.children.join_next() => {
-                    self.child_ended(agent, pid, &ended);
-                }
+                () = tokio::task::yield_now(), if more => more = self.take_events(),
+                Some(Ok(end)) = self.children.join_next() => self.child_ended(&end),
                 () = at(due) => {}
                 () = at(end) => return Ok(StopReason::TimeIsUp),
                 _ = signals.interrupt.recv() => return Ok(StopReason::Signal("SIGINT")),
@@ -152,15 +160,15 @@ impl Control {
 
     /// Ends everything that was started. The beat path has stopped: no more events come.
     pub(crate) async fn finish(&mut self) {
-        self.take_events().await;
+        while self.take_events() {}
         self.repeats.tell_all(&self.log);
         for pid in &self.child_pids {
             kill_group(*pid);
         }
         let _ = tokio::time::timeout(REAP_WAIT, async {
             while let Some(end) = self.children.join_next().await {
-                if let Ok((agent, pid, ended)) = end {
-                    self.child_ended(agent, pid, &ended);
+                if let Ok(end) = end {
+                    self.child_ended(&end);
                 }
             }
         })
@@ -172,22 +180,22 @@ impl Control {
         }
     }
 
-    async fn take_events(&mut self) {
+    /// Takes what has happened, up to a bound; true if there may be more.
+    fn take_events(&mut self) -> bool {
         let mut rows = String::new();
-        let mut taken = 0;
-        while let Some(handed) = self.events.pop() {
+        for _ in 0..EVENTS_PER_TURN {
+            let Some(handed) = self.events.pop() else {
+                self.write_rows(rows);
+                return false;
+            };
             let event = completed(handed);
             if self.journal.is_some() {
                 append_row(&mut rows, &event);
             }
             self.tell(&event);
-            taken += 1;
-            if taken % EVENTS_PER_TURN == 0 {
-                self.write_rows(std::mem::take(&mut rows));
-                tokio::task::yield_now().await;
-            }
         }
         self.write_rows(rows);
+        true
     }
 
     fn write_rows(&self, rows: String) {
@@ -307,61 +315,62 @@ impl Control {
 
     /// Starts every action that is due.
     fn act(&mut self) {
-        let Some((recovery, command)) = &mut self.recovery else {
-            return;
-        };
         let now_ns = self.raw.now_ns();
-        let mut ended = Vec::new();
-        while let Some(agent) = recovery.next_action(now_ns) {
-            let still_silent = self
-                .table
-                .read(agent.slot)
-                .is_some_and(|slot| slot.agent(agent.slot) == agent && slot.state.is_latched());
-            let started = if still_silent {
-                command.start(agent)
-            } else {
-                Err(StartError::TargetGone)
-            };
-            match started {
-                Ok(running) => {
-                    let pid = running.pid;
-                    self.child_pids.insert(pid);
-                    self.children
-                        .spawn(async move { (agent, pid, running.wait().await) });
-                    ended.push((agent, Ok((pid, command.shown_for(agent.pid)))));
-                }
-                Err(error) => {
-                    let end = match error {
-                        StartError::TargetGone | StartError::Unidentified => ActionEnd::TargetGone,
-                        StartError::Spawn(_) => ActionEnd::Failed,
-                    };
-                    recovery.on_end(agent, end, now_ns);
-                    ended.push((agent, Err(error)));
-                }
-            }
-        }
-        for (agent, result) in ended {
+        while let Some(agent) = self.next_action(now_ns) {
             let who = self.name_of(agent);
-            match result {
-                Ok((child_pid, command)) => {
+            match self.start_command(agent) {
+                Ok((running, shown)) => {
+                    let child_pid = running.pid;
                     self.counters.count(Counter::RecoverySpawned);
-                    story::spawned(&self.log, &who, child_pid, &command);
-                }
-                Err(error) => {
-                    self.counters.count(match error {
-                        StartError::Spawn(_) => Counter::RecoverySpawnFailed,
-                        StartError::TargetGone | StartError::Unidentified => {
-                            Counter::RecoveryTargetGone
+                    story::spawned(&self.log, &who, child_pid, &shown);
+                    self.child_pids.insert(child_pid);
+                    self.children.spawn(async move {
+                        CommandEnd {
+                            agent,
+                            who,
+                            child_pid,
+                            ended: running.wait().await,
                         }
                     });
+                }
+                Err(error) => {
+                    let (counter, end) = match error {
+                        StartError::Spawn(_) => (Counter::RecoverySpawnFailed, ActionEnd::Failed),
+                        StartError::TargetGone | StartError::Unidentified => {
+                            (Counter::RecoveryTargetGone, ActionEnd::TargetGone)
+                        }
+                    };
+                    self.counters.count(counter);
                     story::not_started(&self.log, &who, &error);
+                    if let Some((recovery, _)) = &mut self.recovery {
+                        recovery.on_end(agent, end, now_ns);
+                    }
                 }
             }
         }
     }
 
-    fn child_ended(&mut self, agent: Agent, pid: u32, ended: &Ended) {
-        self.child_pids.remove(&pid);
+    fn next_action(&mut self, now_ns: u64) -> Option<Agent> {
+        self.recovery.as_mut()?.0.next_action(now_ns)
+    }
+
+    /// Starts the command for an agent that is silent still.
+    fn start_command(&self, agent: Agent) -> Result<(Running, String), StartError> {
+        let facts = self.table.read(agent.slot);
+        let still_silent =
+            facts.is_some_and(|facts| facts.agent(agent.slot) == agent && facts.state.is_latched());
+        match &self.recovery {
+            Some((_, command)) if still_silent => {
+                Ok((command.start(agent)?, command.shown_for(agent.pid)))
+            }
+            _ => Err(StartError::TargetGone),
+        }
+    }
+
+    fn child_ended(&mut self, end: &CommandEnd) {
+        let CommandEnd { agent, who, .. } = end;
+        let (ended, child_pid) = (&end.ended, end.child_pid);
+        self.child_pids.remove(&child_pid);
         let success = ended
             .status
             .as_ref()
@@ -373,7 +382,7 @@ impl Control {
         } else {
             Counter::RecoveryReapedNonzero
         });
-        story::ended(&self.log, &self.name_of(agent), pid, ended);
+        story::ended(&self.log, who, child_pid, ended);
         let now_ns = self.raw.now_ns();
         if let Some((recovery, _)) = &mut self.recovery {
             let end = if success && !ended.killed {
@@ -381,7 +390,7 @@ impl Control {
             } else {
                 ActionEnd::Failed
             };
-            recovery.on_end(agent, end, now_ns);
+            recovery.on_end(*agent, end, now_ns);
         }
     }
 

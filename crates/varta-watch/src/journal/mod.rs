@@ -8,7 +8,7 @@ mod row;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -180,6 +180,16 @@ struct EventFile {
     len: u64,
 }
 
+impl EventFile {
+    fn is_at(&self, path: &Path) -> bool {
+        let id = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        match (self.file.metadata(), std::fs::metadata(path)) {
+            (Ok(open), Ok(named)) => id(open) == id(named),
+            _ => false,
+        }
+    }
+}
+
 impl Sink for EventFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.file.write(bytes)?;
@@ -312,14 +322,20 @@ impl Writer {
                 let dropped = self.rows.add(rows);
                 self.dropped.fetch_add(dropped, Ordering::Relaxed);
             }
-            Message::Reopen => {
-                self.write();
-                self.sync(true);
-                match open_file(&self.path) {
-                    Ok(file) => self.rows.sink = file,
-                    Err(error) => self.say(error),
-                }
-            }
+            Message::Reopen => self.reopen(),
+        }
+    }
+
+    /// Moves on to the file that now has the name, unless that is the open one still.
+    fn reopen(&mut self) {
+        if self.rows.sink.is_at(&self.path) {
+            return;
+        }
+        self.write();
+        self.sync(true);
+        match open_file(&self.path) {
+            Ok(file) => self.rows.sink = file,
+            Err(error) => self.say(error),
         }
     }
 
@@ -475,6 +491,18 @@ mod tests {
             panic!("opened twice");
         };
         assert!(error.contains("another program writes"), "{error}");
+    }
+
+    #[test]
+    fn a_file_is_at_its_name_until_it_is_moved() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.tsv");
+        let file = open_file(&path).unwrap();
+        assert!(file.is_at(&path));
+        std::fs::rename(&path, directory.path().join("events.tsv.1")).unwrap();
+        assert!(!file.is_at(&path));
+        drop(open_file(&path).unwrap());
+        assert!(!file.is_at(&path), "another file has the name");
     }
 
     #[test]
