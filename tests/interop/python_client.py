@@ -6,12 +6,14 @@ Usage: python_client.py OBSERVER   (with the package `varta` importable)
 The script starts the observer on a private socket and itself again as an agent: the agent beats, is
 stopped with SIGSTOP, must be reported exactly once, goes on with SIGCONT, must be reported back,
 and leaves politely. Then the observer is killed and started anew, and the client, told to reconnect,
-must be heard again. Prints a plain test summary; exit code 1 on the first thing that does not hold.
+must be heard again. Last, the Python of the README must be heard. Prints a plain test summary; exit
+code 1 on the first thing that does not hold.
 """
 
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +22,8 @@ import threading
 import time
 
 THRESHOLD_MS = 500
+README = os.path.join(os.path.dirname(__file__), "..", "..", "README.md")
+README_SOCKET = "/run/varta/varta.sock"
 PATIENCE_S = 20
 
 
@@ -33,6 +37,14 @@ def agent(path):
     while os.getppid() == parent:
         client.beat(Status.DEGRADED, 4711)
         time.sleep(0.05)
+
+
+def readme_program(path):
+    """The first Python block of the README, for our own socket."""
+    with open(README, encoding="utf-8") as readme:
+        block = re.search(r"```python\n(.*?)```", readme.read(), re.DOTALL).group(1)
+    assert README_SOCKET in block, block
+    return block.replace(README_SOCKET, path)
 
 
 class Observer:
@@ -106,10 +118,19 @@ def main(program):
             left = observer.wait_for("exit", child.pid)
             assert left["how"] in ("left", "unknown"), left
             print(f"leaves: {left['how']}")
+
+            readme = subprocess.Popen([sys.executable, "-c", readme_program(path)])
+            observer.wait_for("join", readme.pid)
+            readme.kill()
+            readme.wait()
+            died = observer.wait_for("exit", readme.pid)
+            assert died["signal"] == signal.SIGKILL, died
+            print("the README's Python is heard, and its end too")
+
             counters = observer.stop()
             refused = {k: v for k, v in counters.items() if "decode" in k or "auth" in k}
             assert not refused, refused
-            print("5 passed, 0 failed")
+            print("6 passed, 0 failed")
         finally:
             child.kill()
             child.wait()

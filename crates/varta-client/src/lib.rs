@@ -39,3 +39,8 @@ pub use transport::BeatTransport;
 #[cfg(unix)]
 pub use transport::UdsTransport;
 pub use varta_vlp::{DecodeError, Frame, NONCE_TERMINAL, Status};
+
+/// The README's Rust is compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
