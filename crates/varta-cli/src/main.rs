@@ -1,2 +1,7 @@
-//! Placeholder while the workspace is laid out.
-fn main() {}
+//! `varta`: the operator's hand as a program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    varta_cli::run(std::env::args_os())
+}

@@ -1,0 +1,276 @@
+//! Agents: real processes that beat, because the kernel tells the observer who they are.
+//!
+//! Each one is this program again. It beats through the public client at its own phase of a common
+//! interval and notes its last beat in a file in memory that it shares with the bench, so that the
+//! bench knows when a process that has been stopped since was heard last. A beat is noted after it
+//! went out: a process stopped in between is recognised by its nonce, which the observer tells too.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use varta_client::{BeatOutcome, BeatTransport, Status, Varta};
+
+use crate::Result;
+use crate::procfs::now_ns;
+
+/// Processes started at a time; the next ones wait until these have been heard.
+const BATCH: usize = 64;
+
+/// How long a batch may take on a crowded machine.
+const BATCH_WAIT: Duration = Duration::from_secs(20);
+
+/// Wait between looks at what has not happened yet.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Beats of a flood between two looks at the time.
+const FLOOD_BLOCK: u64 = 64;
+
+/// What an agent notes about its last beat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) nonce: u64,
+    /// Taken right before the beat; [`now_ns`].
+    pub(crate) sent_ns: u64,
+    /// Beats that went out so far; 0 before the first.
+    pub(crate) sent: u64,
+}
+
+const RECORD_BYTES: usize = 24;
+
+impl Record {
+    fn write(self, file: &File, index: u64) -> io::Result<()> {
+        let mut bytes = [0; RECORD_BYTES];
+        for (bytes, number) in bytes
+            .chunks_exact_mut(8)
+            .zip([self.nonce, self.sent_ns, self.sent])
+        {
+            bytes.copy_from_slice(&number.to_ne_bytes());
+        }
+        file.write_all_at(&bytes, index * RECORD_BYTES as u64)
+    }
+
+    fn read(file: &File, index: u64) -> io::Result<Self> {
+        let mut numbers = [[0; 8]; 3];
+        file.read_exact_at(numbers.as_flattened_mut(), index * RECORD_BYTES as u64)?;
+        let [nonce, sent_ns, sent] = numbers.map(u64::from_ne_bytes);
+        Ok(Self {
+            nonce,
+            sent_ns,
+            sent,
+        })
+    }
+}
+
+/// Agents of one observer. They end with the value, or with the bench.
+pub(crate) struct Agents {
+    children: Vec<Child>,
+    records: File,
+    /// Why there are fewer than wanted.
+    pub(crate) refused: Option<io::Error>,
+}
+
+impl Agents {
+    /// Starts up to `count` agents and waits until each has been heard. If the machine refuses more
+    /// processes the rest is left out.
+    pub(crate) fn start(socket: &Path, count: usize, interval: Duration) -> Result<Self> {
+        let records = File::from(memfd_create("varta-bench", MemfdFlags::CLOEXEC)?);
+        records.set_len((count * RECORD_BYTES) as u64)?;
+        let mut agents = Self {
+            children: Vec::with_capacity(count),
+            records,
+            refused: None,
+        };
+        let program = std::env::current_exe()?;
+        while agents.len() < count && agents.refused.is_none() {
+            let first = agents.len();
+            for index in first..count.min(first + BATCH) {
+                let started = Command::new(&program)
+                    .arg("__agent")
+                    .arg(socket)
+                    .arg(index.to_string())
+                    .arg(interval.as_nanos().to_string())
+                    .stdin(agents.records.try_clone()?)
+                    .spawn();
+                match started {
+                    Ok(child) => agents.children.push(child),
+                    Err(error) => {
+                        agents.refused = Some(error);
+                        break;
+                    }
+                }
+            }
+            agents.wait_until_heard(first)?;
+        }
+        Ok(agents)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.children.len()
+    }
+
+    pub(crate) fn pid(&self, index: usize) -> u32 {
+        self.children[index].id()
+    }
+
+    pub(crate) fn record(&self, index: usize) -> Result<Record> {
+        Ok(Record::read(&self.records, index as u64)?)
+    }
+
+    /// Beats that went out, of all agents together.
+    pub(crate) fn sent(&self) -> Result<u64> {
+        (0..self.len()).try_fold(0, |sum, index| Ok(sum + self.record(index)?.sent))
+    }
+
+    pub(crate) fn signal(&self, index: usize, signal: Signal) -> Result<()> {
+        let pid = Pid::from_child(&self.children[index]);
+        Ok(kill_process(pid, signal)?)
+    }
+
+    fn wait_until_heard(&self, first: usize) -> Result<()> {
+        let end = Instant::now() + BATCH_WAIT;
+        for index in first..self.len() {
+            while self.record(index)?.sent == 0 {
+                if Instant::now() > end {
+                    return Err("agents were started but cannot beat".into());
+                }
+                sleep(LOOK);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Agents {
+    fn drop(&mut self) {
+        // First all, then wait: one by one would take as long as the slowest, each time.
+        for child in &mut self.children {
+            let _ = child.kill();
+        }
+        for child in &mut self.children {
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The life of an agent. `index` gives it its record and its phase.
+pub(crate) fn beat_forever(socket: &Path, index: u64, interval_ns: u64) -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let records = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut agent = Varta::connect(socket)?;
+    let mut record = Record {
+        nonce: 0,
+        sent_ns: 0,
+        sent: 0,
+    };
+    let phase_ns = scattered(index) % interval_ns;
+    loop {
+        record.sent_ns = now_ns();
+        record.nonce += 1;
+        if agent.beat(Status::Ok, 0) == BeatOutcome::Sent {
+            record.sent += 1;
+            record.write(&records, index)?;
+        } else if record.sent == 0 {
+            // The queue is full of other newcomers.
+            sleep(LOOK);
+            continue;
+        }
+        // An agent that was stopped comes back at its own phase. Beating at once, like everyone who
+        // was stopped with it, it would make a burst that no kernel queue holds.
+        loop {
+            let due_ns = next_in_phase(now_ns(), interval_ns, phase_ns);
+            sleep_until(due_ns);
+            if now_ns() - due_ns < interval_ns {
+                break;
+            }
+        }
+    }
+}
+
+/// The first time after `now_ns` that is `phase_ns` into an interval.
+fn next_in_phase(now_ns: u64, interval_ns: u64, phase_ns: u64) -> u64 {
+    let into_ns = (now_ns + interval_ns - phase_ns) % interval_ns;
+    now_ns + interval_ns - into_ns
+}
+
+fn sleep_until(due_ns: u64) {
+    sleep(Duration::from_nanos(due_ns.saturating_sub(now_ns())));
+}
+
+/// As good as random, and the same in every run (the finaliser of SplitMix64).
+pub(crate) fn scattered(number: u64) -> u64 {
+    let mut mixed = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ mixed >> 31
+}
+
+/// A socket that waits while the receiver's queue is full, so that a flood loses nothing and a beat
+/// sent is a beat received.
+struct Patient(UnixDatagram);
+
+impl BeatTransport for Patient {
+    fn send(&mut self, frame: &[u8; 32]) -> io::Result<usize> {
+        self.0.send(frame)
+    }
+
+    fn reconnect(&mut self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Beats without pause and prints how many beats that were.
+pub(crate) fn flood(socket: &Path, duration_ms: u64) -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let connection = UnixDatagram::unbound()?;
+    connection.connect(socket)?;
+    let mut agent = Varta::from_transport(Patient(connection));
+    let end = Instant::now() + Duration::from_millis(duration_ms);
+    let mut sent: u64 = 0;
+    while Instant::now() < end {
+        for _ in 0..FLOOD_BLOCK {
+            match agent.beat(Status::Ok, 0) {
+                BeatOutcome::Sent => sent += 1,
+                other => {
+                    return Err(format!("a beat of the flood did not go out: {other:?}").into());
+                }
+            }
+        }
+    }
+    println!("{sent}");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_beat_is_in_phase_and_strictly_later() {
+        for (now, due) in [(0, 3), (2, 3), (3, 13), (12, 13), (13, 23), (99, 103)] {
+            assert_eq!(next_in_phase(now, 10, 3), due, "at {now}");
+        }
+    }
+
+    #[test]
+    fn a_record_reads_back_from_its_own_place() {
+        let file = tempfile::tempfile().unwrap();
+        let record = |nonce| Record {
+            nonce,
+            sent_ns: 2,
+            sent: 3,
+        };
+        record(7).write(&file, 0).unwrap();
+        record(8).write(&file, 1).unwrap();
+        assert_eq!(Record::read(&file, 0).unwrap(), record(7));
+        assert_eq!(Record::read(&file, 1).unwrap(), record(8));
+    }
+}

@@ -1,0 +1,111 @@
+//! The observer under measurement: a real `varta-watch` process, heard through its JSON log.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use varta_watch::api::LogLine;
+
+use crate::procfs::now_ns;
+use crate::receiver::Receiver;
+use crate::{Bench, Result};
+
+const PROGRAM: &str = "varta-watch";
+
+/// How long the observer may take to tell its counters.
+const ANSWER_WAIT: Duration = Duration::from_secs(5);
+
+/// Finds the release build of the observer. Started by cargo, it is brought up to date first, since
+/// cargo builds only the program it runs; otherwise it is taken from where this program lies.
+pub(crate) fn locate() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let profile = own.parent().ok_or("this program lies nowhere")?;
+    let Some(cargo) = std::env::var_os("CARGO") else {
+        let program = profile.join(PROGRAM);
+        if program.is_file() && profile.ends_with("release") {
+            return Ok(program);
+        }
+        return Err(format!(
+            "no release build of {PROGRAM} next to this program; run `cargo run --release -p \
+             varta-bench`, or say where one is with --observer PATH"
+        )
+        .into());
+    };
+    let target = profile.parent().ok_or("this program lies nowhere")?;
+    let status = Command::new(cargo)
+        .args(["build", "--release", "-p", PROGRAM, "--target-dir"])
+        .arg(target)
+        .status()?;
+    if !status.success() {
+        return Err(format!("`cargo build --release -p {PROGRAM}` failed").into());
+    }
+    Ok(target.join("release").join(PROGRAM))
+}
+
+/// A line of the observer's log.
+pub(crate) struct Line {
+    /// When it was read; [`now_ns`].
+    pub(crate) read_ns: u64,
+    pub(crate) log: LogLine,
+}
+
+/// A running observer.
+pub(crate) struct Observer {
+    receiver: Receiver,
+    lines: mpsc::Receiver<Line>,
+}
+
+impl Observer {
+    pub(crate) fn start(bench: &Bench, threshold: Duration, capacity: usize) -> Result<Self> {
+        let mut receiver = Receiver::start(&bench.observer, |command, socket| {
+            command.arg("--socket").arg(socket);
+            command.args(["--log-format", "json", "--threshold-ms"]);
+            command.arg(threshold.as_millis().to_string());
+            command.arg("--tracker-capacity").arg(capacity.to_string());
+            command.stderr(Stdio::piped());
+        })?;
+        let log = receiver.take_stderr().ok_or("the log is no pipe")?;
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || read_log(log, &sender));
+        Ok(Self { receiver, lines })
+    }
+
+    pub(crate) fn receiver(&self) -> &Receiver {
+        &self.receiver
+    }
+
+    /// The next line; `None` if there was none in time.
+    pub(crate) fn next_line(&self, within: Duration) -> Option<Line> {
+        self.lines.recv_timeout(within).ok()
+    }
+
+    /// The present value of a counter. Lines written before the answer are passed over.
+    pub(crate) fn counter(&self, series: &str) -> Result<u64> {
+        self.receiver.signal(Signal::USR1)?;
+        while let Some(line) = self.next_line(ANSWER_WAIT) {
+            if let Some(counters) = line.log.fields.counters {
+                return Ok(counters.get(series).copied().unwrap_or(0));
+            }
+        }
+        Err("the observer does not tell its counters".into())
+    }
+}
+
+/// Hands over line by line until the observer ends or nobody wants to know any more.
+fn read_log(log: impl Read, lines: &mpsc::Sender<Line>) {
+    for text in BufReader::new(log).lines().map_while(std::io::Result::ok) {
+        let read_ns = now_ns();
+        match serde_json::from_str(&text) {
+            Ok(log) => {
+                if lines.send(Line { read_ns, log }).is_err() {
+                    return;
+                }
+            }
+            Err(_) => eprintln!("{PROGRAM}: {text}"),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! How much of everything is measured: the full run and the smoke run, in one place.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+/// The parts of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Section {
+    /// What a beat costs the agent.
+    Client,
+    /// What a beat costs the observer.
+    Cpu,
+    /// How late a stall is noticed, and memory by the number of agents.
+    Lateness,
+    /// What an observer costs while little or nothing happens.
+    Idle,
+}
+
+/// The size of a run.
+pub(crate) struct Plan {
+    /// Pairs of blocks, one of beats and one of bare sends.
+    pub(crate) client_pairs: usize,
+    /// Each receiver is measured this often, in turns, so that a slow moment hits all of them.
+    pub(crate) cpu_rounds: usize,
+    pub(crate) flood: Duration,
+    pub(crate) paced: Duration,
+    pub(crate) idle: Duration,
+    pub(crate) lateness: Vec<LatenessCase>,
+}
+
+/// One number of agents. Rounds times victims is the number of stalls.
+pub(crate) struct LatenessCase {
+    pub(crate) agents: usize,
+    /// Longer for more agents, so that their beats leave the machine mostly idle.
+    pub(crate) threshold: Duration,
+    pub(crate) rounds: usize,
+    pub(crate) victims: usize,
+}
+
+impl LatenessCase {
+    const fn new(agents: usize, threshold_ms: u64, rounds: usize, victims: usize) -> Self {
+        Self {
+            agents,
+            threshold: Duration::from_millis(threshold_ms),
+            rounds,
+            victims,
+        }
+    }
+}
+
+impl Plan {
+    /// Two to four minutes.
+    pub(crate) fn full() -> Self {
+        Self {
+            client_pairs: 50_000,
+            cpu_rounds: 7,
+            flood: Duration::from_secs(1),
+            paced: Duration::from_secs(2),
+            idle: Duration::from_secs(8),
+            lateness: vec![
+                LatenessCase::new(1, 100, 200, 1),
+                LatenessCase::new(256, 1000, 8, 25),
+                LatenessCase::new(4096, 2000, 4, 50),
+            ],
+        }
+    }
+
+    /// Less than 20 s.
+    pub(crate) fn quick() -> Self {
+        Self {
+            client_pairs: 2_000,
+            cpu_rounds: 1,
+            flood: Duration::from_millis(300),
+            paced: Duration::from_millis(500),
+            idle: Duration::from_secs(1),
+            lateness: vec![
+                LatenessCase::new(1, 100, 10, 1),
+                LatenessCase::new(64, 500, 2, 10),
+                LatenessCase::new(256, 1000, 1, 25),
+            ],
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Processes that receive beats: whatever it is, it has a pid, a private socket, and ends with us.
+
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use tempfile::TempDir;
+
+use crate::{Bench, Result};
+
+/// How long a receiver may take until it listens.
+const START_WAIT: Duration = Duration::from_secs(10);
+
+/// A running receiver.
+pub(crate) struct Receiver {
+    child: Child,
+    socket: PathBuf,
+    _directory: TempDir,
+}
+
+impl Receiver {
+    /// The least a receiver can do: `recv` in a loop, on a socket with credentials as the
+    /// observer's.
+    pub(crate) fn bare() -> Result<Self> {
+        Self::start(&std::env::current_exe()?, |command, socket| {
+            command.arg("__drain").arg(socket).stderr(Stdio::null());
+        })
+    }
+
+    /// The published 0.2.0 observer without its rate limits, if one was given.
+    pub(crate) fn peer(
+        bench: &Bench,
+        threshold: Duration,
+        capacity: usize,
+    ) -> Result<Option<Self>> {
+        let Some(program) = &bench.peer else {
+            return Ok(None);
+        };
+        let peer = Self::start(program, |command, socket| {
+            command.arg("--socket").arg(socket).stderr(Stdio::null());
+            for (flag, value) in [
+                ("--threshold-ms", threshold.as_millis()),
+                ("--tracker-capacity", capacity as u128),
+                ("--max-beat-rate", 0),
+                ("--global-beat-rate", 0),
+            ] {
+                command.arg(flag).arg(value.to_string());
+            }
+        })?;
+        Ok(Some(peer))
+    }
+
+    /// Starts `program` with the arguments that `prepare` adds for a socket path, and waits until it
+    /// listens there.
+    pub(crate) fn start(program: &Path, prepare: impl FnOnce(&mut Command, &Path)) -> Result<Self> {
+        let directory = TempDir::new()?;
+        let socket = directory.path().join("varta.sock");
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        prepare(&mut command, &socket);
+        let child = command
+            .spawn()
+            .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
+        let mut receiver = Self {
+            child,
+            socket,
+            _directory: directory,
+        };
+        let end = Instant::now() + START_WAIT;
+        while UnixDatagram::unbound()?.connect(&receiver.socket).is_err() {
+            if let Some(status) = receiver.child.try_wait()? {
+                return Err(format!("{} ended: {status}", program.display()).into());
+            }
+            if Instant::now() > end {
+                return Err(format!("{} does not listen", program.display()).into());
+            }
+            sleep(Duration::from_millis(1));
+        }
+        Ok(receiver)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
+    }
+
+    /// Its standard error, if that was made a pipe; once.
+    pub(crate) fn take_stderr(&mut self) -> Option<ChildStderr> {
+        self.child.stderr.take()
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Receives and does nothing else.
+pub(crate) fn drain_forever(socket: &Path) -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let socket = UnixDatagram::bind(socket)?;
+    rustix::net::sockopt::set_socket_passcred(&socket, true)?;
+    loop {
+        socket.recv(&mut [0; 33])?;
+    }
+}

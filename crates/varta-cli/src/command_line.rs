@@ -1,0 +1,189 @@
+//! What the operator asked for: arguments become a [`Command`] or an error of at most three lines
+//! that names the flag. Nothing here touches the system.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ErrorKind};
+use clap::{Parser, Subcommand};
+
+use crate::beat::BeatArguments;
+use crate::demo::DemoArguments;
+use crate::demo::agent::AgentArguments;
+
+/// Exit code of an unusable command line.
+const EXIT_USAGE: u8 = 2;
+
+/// Watches processes by the beats they send: whoever falls silent is noticed within a millisecond
+/// of its deadline, reported, and recovered.
+#[derive(Debug, Parser)]
+#[command(
+    name = "varta",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    after_help = "New here? 'varta demo' shows all of it in ten seconds and touches nothing else.\n\
+                  The observer itself is 'varta-watch'; it needs no flag."
+)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// One thing `varta` can do. Those that are hidden are the demo's own processes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Demo(DemoArguments),
+    Beat(BeatArguments),
+    #[command(name = "__observer", hide = true)]
+    Observer {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    #[command(name = "__agent", hide = true)]
+    Agent(AgentArguments),
+    #[command(name = "__heal", hide = true)]
+    Heal {
+        pid: i32,
+    },
+}
+
+/// What to print instead of doing anything.
+#[derive(Debug)]
+pub(crate) struct Instead {
+    text: String,
+    /// 0: help or version, for standard output. Else an error.
+    exit_code: u8,
+}
+
+impl Instead {
+    pub(crate) fn print(&self) -> ExitCode {
+        if self.exit_code == 0 {
+            // A closed standard output is the reader's choice.
+            let _ = std::io::stdout().write_all(self.text.as_bytes());
+        } else {
+            eprint!("{}", self.text);
+        }
+        ExitCode::from(self.exit_code)
+    }
+}
+
+/// Reads the command line; the first argument is the program's name.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Instead> {
+    CommandLine::try_parse_from(arguments)
+        .map(|line| line.command)
+        .map_err(|error| instead(&error))
+}
+
+/// Cuts the parser's message to what the operator needs: what is wrong, the nearest right name,
+/// where to read more.
+fn instead(error: &clap::Error) -> Instead {
+    let rendered = error.to_string();
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        return Instead {
+            text: rendered,
+            exit_code: 0,
+        };
+    }
+    let first = rendered.lines().next().unwrap_or_default();
+    let problem = first.strip_prefix("error: ").unwrap_or(first);
+    let mut text = format!("varta: {problem}\n");
+    let suggests = |kind| error.get(kind).is_some();
+    if suggests(ContextKind::SuggestedArg)
+        || suggests(ContextKind::SuggestedValue)
+        || suggests(ContextKind::SuggestedSubcommand)
+    {
+        let tip = rendered
+            .lines()
+            .map(str::trim)
+            .find(|line| line.starts_with("tip:"));
+        text.extend(tip.map(|tip| format!("  {tip}\n")));
+    }
+    text.push_str("  'varta --help' lists the commands, 'varta COMMAND --help' their flags\n");
+    Instead {
+        text,
+        exit_code: EXIT_USAGE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn answer_to(arguments: &[&str]) -> Instead {
+        let program = std::iter::once("varta");
+        parse(program.chain(arguments.iter().copied()).map(OsString::from)).unwrap_err()
+    }
+
+    fn error_of(arguments: &[&str]) -> String {
+        let instead = answer_to(arguments);
+        assert_eq!(instead.exit_code, EXIT_USAGE, "{arguments:?}");
+        assert!(instead.text.lines().count() <= 3, "{}", instead.text);
+        instead.text
+    }
+
+    #[test]
+    fn the_definition_of_the_flags_is_sound() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn help_names_what_an_operator_can_do_and_nothing_else() {
+        for arguments in [&["--help"][..], &[]] {
+            let help = answer_to(arguments);
+            assert_eq!(help.exit_code, 0);
+            assert!(help.text.contains("demo") && help.text.contains("beat"));
+            assert!(!help.text.contains("__"), "{}", help.text);
+        }
+        let version = answer_to(&["--version"]);
+        assert_eq!(version.exit_code, 0);
+        assert!(version.text.starts_with("varta "), "{}", version.text);
+    }
+
+    #[test]
+    fn a_misspelt_command_or_flag_is_answered_with_the_right_one() {
+        assert!(error_of(&["dmo"]).contains("'demo'"));
+        assert!(error_of(&["demo", "--jsn"]).contains("'--json'"));
+        assert!(!error_of(&["agent"]).contains("__"));
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_flag() {
+        for (command, flag, value) in [
+            ("demo", "--seconds", "5"),
+            ("demo", "--seconds", "3601"),
+            ("demo", "--seconds", "ten"),
+            ("beat", "--status", "stall"),
+            ("beat", "--status", "fine"),
+            ("beat", "--payload", "4294967296"),
+            ("beat", "--payload", "-1"),
+            ("beat", "--every", "500"),
+            ("beat", "--every", "999us"),
+            ("beat", "--every", "2days"),
+            ("beat", "--count", "0"),
+        ] {
+            let error = error_of(&[command, &format!("{flag}={value}")]);
+            assert!(error.contains(flag), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_claimed_stall_is_refused_with_the_reason() {
+        let error = error_of(&["beat", "--status", "stall"]);
+        assert!(error.contains("observer's verdict"), "{error}");
+    }
+
+    #[test]
+    fn an_argument_that_is_not_text_is_an_error_and_not_a_crash() {
+        use std::os::unix::ffi::OsStringExt;
+        let arguments = ["varta".into(), OsString::from_vec(vec![b'-', 0xff])];
+        assert_eq!(parse(arguments).unwrap_err().exit_code, EXIT_USAGE);
+    }
+}

@@ -1,0 +1,183 @@
+//! The demo's observer: a real one, in a process of its own, with its log and event file read.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, ExitCode, Stdio};
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use rustix::process::{Signal, kill_process, set_parent_process_death_signal};
+
+use super::workplace::{Workplace, wait_or_kill};
+use super::{Input, THRESHOLD, io_failure};
+use crate::Failure;
+
+/// The observer's process ends by itself this long after the demo should have ended it.
+const LIFE_BEYOND_SECONDS: u64 = 60;
+
+/// How long it may take to stop before it is killed. It promises 200 ms.
+const STOP_WAIT: Duration = Duration::from_secs(3);
+
+/// Becomes the observer: what the demo's child process does.
+pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
+    // A demo that was killed takes its observer with it, in order.
+    let _ = set_parent_process_death_signal(Some(Signal::TERM));
+    let program = std::iter::once("varta-watch".into());
+    varta_watch::run(program.chain(arguments))
+}
+
+/// The observer's process as the demo holds it. Dropping it stops it.
+pub(super) struct Observer {
+    child: Child,
+}
+
+impl Observer {
+    /// Starts the observer; its log arrives as [`Input`].
+    pub(super) fn start(
+        place: &Workplace,
+        seconds: u64,
+        log: Sender<Input>,
+    ) -> Result<Self, Failure> {
+        let heal = place.program("demo-heal")?;
+        let mut command = place.command("demo-observer")?;
+        command
+            .arg("__observer")
+            .arg("--socket")
+            .arg(place.socket())
+            .args(["--threshold-ms", &THRESHOLD.as_millis().to_string()])
+            .arg("--recovery-exec")
+            .arg(format!("{} __heal {{pid}}", heal.display()))
+            .arg("--export-file")
+            .arg(place.event_file())
+            .args(["--log-format", "json"])
+            .arg("--shutdown-after-secs")
+            .arg((seconds + LIFE_BEYOND_SECONDS).to_string())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(io_failure("start the observer"))?;
+        let stderr = child.stderr.take();
+        let observer = Self { child };
+        std::thread::Builder::new()
+            .name("varta-log".to_owned())
+            .spawn(move || {
+                let lines = stderr
+                    .into_iter()
+                    .flat_map(|pipe| BufReader::new(pipe).split(b'\n'));
+                for line in lines.map_while(Result::ok) {
+                    let _ = log.send(Input::Log(String::from_utf8_lossy(&line).into_owned()));
+                }
+                let _ = log.send(Input::LogEnded);
+            })
+            .map_err(io_failure("start a thread"))?;
+        Ok(observer)
+    }
+
+    /// Asks it to stop, as a service manager would. Its log ends when it has.
+    pub(super) fn stop(&self) {
+        // Not reaped before the drop, so the number is still its own.
+        let _ = kill_process(rustix::process::Pid::from_child(&self.child), Signal::TERM);
+    }
+
+    /// Processor time used so far by all of its threads. `None` where the kernel does not tell.
+    pub(super) fn cpu_time(&self) -> Option<Duration> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).ok()?;
+        let mut total_ns: u64 = 0;
+        for task in tasks {
+            let schedstat = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            total_ns += schedstat.split(' ').next()?.parse::<u64>().ok()?;
+        }
+        Some(Duration::from_nanos(total_ns))
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.stop();
+        wait_or_kill(&mut self.child, STOP_WAIT);
+    }
+}
+
+/// One row of the observer's event file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Row<'a> {
+    /// The observer's own clock.
+    pub(super) observer_ns: u64,
+    pub(super) kind: &'a str,
+    pub(super) pid: u32,
+    pub(super) status: &'a str,
+}
+
+impl<'a> Row<'a> {
+    /// `None` for a row that is about no process.
+    fn parse(text: &'a str) -> Option<Self> {
+        let mut columns = text.split('\t');
+        let observer_ns = columns.next()?.parse().ok()?;
+        let kind = columns.next()?;
+        let pid = columns.next()?.parse().ok()?;
+        let _nonce = columns.next()?;
+        Some(Self {
+            observer_ns,
+            kind,
+            pid,
+            status: columns.next()?,
+        })
+    }
+}
+
+/// Follows the event file as it grows.
+pub(super) struct EventFile {
+    path: PathBuf,
+    file: Option<File>,
+    /// The beginning of a row whose end was not there yet.
+    unfinished: String,
+}
+
+impl EventFile {
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self {
+            path,
+            file: None,
+            unfinished: String::new(),
+        }
+    }
+
+    /// Hands over every row that is new since the last call.
+    pub(super) fn read_new(&mut self, mut each: impl FnMut(&Row<'_>)) {
+        if self.file.is_none() {
+            self.file = File::open(&self.path).ok();
+        }
+        if let Some(file) = &mut self.file {
+            // What could not be read this time is read the next time.
+            let _ = file.read_to_string(&mut self.unfinished);
+        }
+        let whole = self.unfinished.rfind('\n').map_or(0, |end| end + 1);
+        let rows = self.unfinished[..whole].lines();
+        rows.filter_map(Row::parse).for_each(|row| each(&row));
+        self.unfinished.drain(..whole);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn rows_are_handed_over_once_and_whole() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let mut events = EventFile::at(file.path().to_owned());
+        let read = |events: &mut EventFile| {
+            let mut rows = Vec::new();
+            events.read_new(|row| rows.push((row.observer_ns, row.kind.to_owned(), row.pid)));
+            rows
+        };
+        assert_eq!(read(&mut events), []);
+        file.write_all(b"5\tbeat\t42\t7\tok\t8\n6\tgap\t-\t-\t-\t1\n7\tst")
+            .unwrap();
+        assert_eq!(read(&mut events), [(5, "beat".to_owned(), 42)]);
+        file.write_all(b"all\t42\t7\tstall\t-\n").unwrap();
+        assert_eq!(read(&mut events), [(7, "stall".to_owned(), 42)]);
+        assert_eq!(read(&mut events), []);
+    }
+}

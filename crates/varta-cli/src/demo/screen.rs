@@ -1,0 +1,218 @@
+//! The demo on a terminal: a table of agents that is kept up to date, with what happened scrolling by
+//! above it. It takes a few lines of the terminal, not all of it, and nothing is lost when it ends.
+//!
+//! Colours are left out when `NO_COLOR` is set: the terminal library sees to that.
+
+use std::io::{self, Stdout, stdin, stdout};
+use std::time::{Duration, Instant};
+
+use ratatui::backend::CrosstermBackend;
+use ratatui::buffer::Buffer;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Style, Stylize};
+use ratatui::text::{Line, Span, Text};
+use ratatui::widgets::{Cell, Paragraph, Row, Table, Widget, Wrap};
+use ratatui::{Frame, Terminal, TerminalOptions, Viewport};
+use rustix::process::getpgrp;
+use rustix::termios::{
+    LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr,
+};
+
+use super::THRESHOLD;
+use super::agent::Role;
+use super::seen::{AgentSeen, Seen};
+use super::words;
+
+/// An empty line, the heading, the agents, an empty line, the observer.
+const TABLE_ROWS: u16 = Role::ALL.len() as u16 + 4;
+
+/// A terminal must have room for the table and as much for the story, and for its widest line.
+const ROWS_MIN: u16 = 2 * TABLE_ROWS;
+const COLUMNS_MIN: u16 = 80;
+
+/// Cells of the bar that grows from a beat to the threshold.
+const BAR_CELLS: u32 = 8;
+
+/// A story line on a terminal that became narrow takes at most so many rows.
+const WRAPPED_ROWS_MAX: u16 = 8;
+
+/// The live table. Dropping it takes it off the terminal.
+pub(super) struct Screen {
+    terminal: Terminal<CrosstermBackend<Stdout>>,
+    _silence: SilentKeyboard,
+}
+
+impl Screen {
+    /// `None` if this terminal cannot show a live table, or is not ours to write to at will.
+    pub(super) fn open() -> Option<Self> {
+        let size = tcgetwinsize(stdout()).ok()?;
+        let clever = std::env::var_os("TERM").is_some_and(|term| term != "dumb");
+        let foreground = tcgetpgrp(stdin()).is_ok_and(|group| group == getpgrp());
+        if !clever || !foreground || size.ws_row < ROWS_MIN || size.ws_col < COLUMNS_MIN {
+            return None;
+        }
+        let silence = SilentKeyboard::new().ok()?;
+        let options = TerminalOptions {
+            viewport: Viewport::Inline(TABLE_ROWS),
+        };
+        let backend = CrosstermBackend::new(stdout());
+        let terminal = Terminal::with_options(backend, options).ok()?;
+        Some(Self {
+            terminal,
+            _silence: silence,
+        })
+    }
+
+    /// Lets lines scroll by above the table.
+    pub(super) fn print(&mut self, lines: Vec<Line<'static>>) -> io::Result<()> {
+        self.terminal.autoresize()?;
+        let width = self.terminal.size()?.width;
+        for line in lines {
+            let mut area = Rect::new(0, 0, width, WRAPPED_ROWS_MAX);
+            let mut rendered = Buffer::empty(area);
+            let paragraph = Paragraph::new(line).wrap(Wrap { trim: false });
+            (&paragraph).render(area, &mut rendered);
+            area.height = rows_used(&rendered).max(1);
+            rendered.resize(area);
+            self.terminal
+                .insert_before(area.height, |rows| rows.merge(&rendered))?;
+        }
+        Ok(())
+    }
+
+    /// Shows how everybody is now.
+    pub(super) fn draw(
+        &mut self,
+        seen: &Seen,
+        left: Duration,
+        cpu_time: Option<Duration>,
+    ) -> io::Result<()> {
+        let now = Instant::now();
+        self.terminal
+            .draw(|frame| draw(frame, seen, now, left, cpu_time))?;
+        Ok(())
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no cleaning.
+        let place_of_table = self.terminal.get_frame().area().as_position();
+        let _ = self.terminal.clear();
+        let _ = self.terminal.set_cursor_position(place_of_table);
+    }
+}
+
+fn rows_used(buffer: &Buffer) -> u16 {
+    let width = usize::from(buffer.area.width).max(1);
+    let last = buffer.content.iter().rposition(|cell| cell.symbol() != " ");
+    last.map_or(0, |last| (last / width + 1) as u16)
+}
+
+fn draw(
+    frame: &mut Frame<'_>,
+    seen: &Seen,
+    now: Instant,
+    left: Duration,
+    cpu_time: Option<Duration>,
+) {
+    let [_, table, _, observer] = Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Length(Role::ALL.len() as u16 + 1),
+        Constraint::Length(1),
+        Constraint::Length(1),
+    ])
+    .areas(frame.area());
+    let right = |text: &'static str| Cell::from(Text::from(text).right_aligned());
+    let heading = Row::new([
+        Cell::from("AGENT"),
+        right("PID"),
+        Cell::from("STATE"),
+        Cell::from("LAST BEAT"),
+        right("BEATS"),
+        Cell::from("WHAT HAPPENS"),
+    ]);
+    let widths = [
+        Constraint::Length(11),
+        Constraint::Length(7),
+        Constraint::Length(8),
+        Constraint::Length(BAR_CELLS as u16 + 6),
+        Constraint::Length(5),
+        Constraint::Min(10),
+    ];
+    let rows = seen.agents.iter().map(|agent| row(seen, agent, now));
+    let agents = Table::new(rows, widths)
+        .header(heading.dim())
+        .column_spacing(2);
+    frame.render_widget(agents, indented(table));
+
+    let cpu_time = cpu_time.map(|time| format!(", {} ms of CPU time", time.as_millis()));
+    let text = format!(
+        "observer {}: {} beats{}; {} s to go, Ctrl-C ends it",
+        seen.observer_pid,
+        seen.beats(),
+        cpu_time.unwrap_or_default(),
+        left.as_secs_f64().ceil()
+    );
+    frame.render_widget(Line::from(text).dim(), indented(observer));
+}
+
+fn indented(area: Rect) -> Rect {
+    Rect {
+        x: area.x + 2,
+        width: area.width.saturating_sub(2),
+        ..area
+    }
+}
+
+fn row(seen: &Seen, agent: &AgentSeen, now: Instant) -> Row<'static> {
+    let number = |number: u64| Text::from(number.to_string()).right_aligned();
+    Row::new([
+        Cell::from(agent.role.name()),
+        Cell::from(number(agent.pid.into())),
+        Cell::from(words::state(agent)),
+        Cell::from(last_beat(seen.silence(agent, now))),
+        Cell::from(number(agent.beats)),
+        Cell::from(words::latest(agent)),
+    ])
+}
+
+/// A bar that is full when the silence has reached the threshold, and the silence in seconds.
+fn last_beat(silence: Option<Duration>) -> Line<'static> {
+    let Some(silence) = silence else {
+        return Line::from("-").dim();
+    };
+    let share = silence.as_secs_f64() / THRESHOLD.as_secs_f64();
+    let filled = (share.min(1.0) * f64::from(BAR_CELLS)).round() as usize;
+    let color = match share {
+        ..0.5 => Color::Green,
+        0.5..1.0 => Color::Yellow,
+        _ => Color::Red,
+    };
+    Line::from(vec![
+        Span::styled("━".repeat(filled), Style::new().fg(color)),
+        "─".repeat(BAR_CELLS as usize - filled).dim(),
+        format!(" {:.1} s", silence.as_secs_f64()).into(),
+    ])
+}
+
+/// Keeps what is typed off the screen. Keys that send signals still do.
+struct SilentKeyboard {
+    before: Termios,
+}
+
+impl SilentKeyboard {
+    fn new() -> rustix::io::Result<Self> {
+        let before = tcgetattr(stdin())?;
+        let mut silent = before.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(stdin(), OptionalActions::Now, &silent)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for SilentKeyboard {
+    fn drop(&mut self) {
+        let _ = tcsetattr(stdin(), OptionalActions::Now, &self.before);
+    }
+}

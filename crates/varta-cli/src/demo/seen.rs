@@ -1,0 +1,256 @@
+//! What the demo has seen so far: from the observer's log who is how, from its event file how often
+//! and when each agent beat. Knows what was promised, and so what is missing.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use varta_watch::api::{Fields, LogEvent, LogLine};
+
+use super::THRESHOLD;
+use super::agent::Role;
+use super::observer::Row;
+
+/// The signal of `abort(3)`.
+pub(super) const SIGABRT: u8 = 6;
+
+/// Series of the observer's counters: beats it has accepted.
+const BEATS_ACCEPTED: &str = "varta_observer_beats_total";
+
+/// How an agent is, as far as the observer knows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum State {
+    /// Not heard of yet.
+    Starting,
+    Alive,
+    Stalled,
+    /// Ended with this code.
+    Left(u8),
+    /// Ended by this signal.
+    Killed(u8),
+    /// Ended, and the kernel did not tell how.
+    Gone,
+}
+
+impl State {
+    pub(super) fn has_ended(self) -> bool {
+        matches!(self, Self::Left(_) | Self::Killed(_) | Self::Gone)
+    }
+}
+
+/// One agent of the demo.
+#[derive(Debug)]
+pub(super) struct AgentSeen {
+    pub(super) role: Role,
+    pub(super) pid: u32,
+    pub(super) state: State,
+    /// What its last beat said: `ok`, `degraded` or `critical`.
+    pub(super) status: String,
+    pub(super) beats: u64,
+    /// By the observer's clock.
+    last_beat_ns: Option<u64>,
+    /// How long after the deadline each of its stalls was noticed, milliseconds.
+    pub(super) lateness_ms: Vec<f64>,
+    /// How long it was silent each time it came back, milliseconds.
+    pub(super) returned_after_ms: Vec<f64>,
+    /// Time between its last beat and the observer knowing that it is gone, milliseconds.
+    pub(super) end_noticed_after_ms: Option<f64>,
+}
+
+/// All of it.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// The observer listens.
+    pub(super) listening: bool,
+    pub(super) observer_pid: u32,
+    pub(super) agents: Vec<AgentSeen>,
+    /// How long each recovery command that succeeded ran, milliseconds.
+    pub(super) recovered_ms: Vec<f64>,
+    pub(super) recoveries_failed: u64,
+    /// The observer's own counters, once it has stopped.
+    counters: BTreeMap<String, u64>,
+    /// Zero of the observer's clock.
+    observer_start: Option<Instant>,
+}
+
+impl Seen {
+    /// An agent has been started.
+    pub(super) fn expect(&mut self, role: Role, pid: u32) {
+        self.agents.push(AgentSeen {
+            role,
+            pid,
+            state: State::Starting,
+            status: String::new(),
+            beats: 0,
+            last_beat_ns: None,
+            lateness_ms: Vec::new(),
+            returned_after_ms: Vec::new(),
+            end_noticed_after_ms: None,
+        });
+    }
+
+    /// Takes a line of the observer's log.
+    pub(super) fn take(&mut self, line: &LogLine) {
+        let fields = &line.fields;
+        match line.event {
+            LogEvent::Start => {
+                self.listening = true;
+                self.observer_pid = fields.pid.unwrap_or_default();
+            }
+            LogEvent::Stop => self.counters = fields.counters.clone().unwrap_or_default(),
+            LogEvent::Recover => match fields.outcome.as_deref() {
+                Some("reaped_zero") => self.recovered_ms.extend(fields.duration_ms),
+                Some("spawn_failed" | "reaped_nonzero" | "killed") => self.recoveries_failed += 1,
+                _ => {}
+            },
+            _ => {
+                let pid = fields.pid.unwrap_or_default();
+                if let Some(agent) = self.agents.iter_mut().find(|agent| agent.pid == pid) {
+                    agent.take(line.event, fields);
+                }
+            }
+        }
+    }
+
+    /// Takes a row of the observer's event file that was read at `now`.
+    pub(super) fn take_row(&mut self, row: &Row<'_>, now: Instant) {
+        // Rows are read a little after they were made; the fastest one is nearest to the truth.
+        if let Some(start) = now.checked_sub(Duration::from_nanos(row.observer_ns)) {
+            let earlier = self.observer_start.filter(|known| *known <= start);
+            self.observer_start = earlier.or(Some(start));
+        }
+        let Some(agent) = self.agents.iter_mut().find(|agent| agent.pid == row.pid) else {
+            return;
+        };
+        match row.kind {
+            "beat" => {
+                agent.beats += 1;
+                agent.last_beat_ns = Some(row.observer_ns);
+                row.status.clone_into(&mut agent.status);
+            }
+            "exit" => {
+                let silence_ns = agent
+                    .last_beat_ns
+                    .map(|ns| row.observer_ns.saturating_sub(ns));
+                agent.end_noticed_after_ms = silence_ns.map(|ns| ns as f64 / 1e6);
+            }
+            _ => {}
+        }
+    }
+
+    /// Time since the last beat of an agent that should beat.
+    pub(super) fn silence(&self, agent: &AgentSeen, now: Instant) -> Option<Duration> {
+        let last_beat = self.observer_start? + Duration::from_nanos(agent.last_beat_ns?);
+        (!agent.state.has_ended()).then(|| now.saturating_duration_since(last_beat))
+    }
+
+    pub(super) fn everybody_has_ended(&self) -> bool {
+        self.agents.iter().all(|agent| agent.state.has_ended())
+    }
+
+    /// What was promised and has not been seen. Empty if all is well.
+    pub(super) fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        let mut need = |seen: bool, what: &str, role: Role| {
+            if !seen {
+                missing.push(format!("{what} {}", role.name()));
+            }
+        };
+        for role in Role::ALL {
+            let agent = self.agents.iter().find(|agent| agent.role == role);
+            let is = |test: &dyn Fn(&AgentSeen) -> bool| agent.is_some_and(test);
+            let joined = is(&|agent| agent.state != State::Starting);
+            need(joined, "the first beat of", role);
+            match role {
+                Role::Web | Role::Worker => {}
+                Role::Leave => {
+                    let left = is(&|agent| agent.state == State::Left(0));
+                    need(left, "the orderly end of", role);
+                }
+                Role::Crash => {
+                    let crashed = is(&|agent| agent.state == State::Killed(SIGABRT));
+                    need(crashed, "the crash of", role);
+                }
+                Role::Hang => {
+                    need(
+                        is(&|agent| !agent.lateness_ms.is_empty()),
+                        "the stall of",
+                        role,
+                    );
+                    need(!self.recovered_ms.is_empty(), "the recovery of", role);
+                    let returned = is(&|agent| !agent.returned_after_ms.is_empty());
+                    need(returned, "the return of", role);
+                }
+            }
+        }
+        missing
+    }
+
+    /// Beats the observer has accepted; by its own counter, once it has stopped.
+    pub(super) fn beats(&self) -> u64 {
+        let counted = self.counters.get(BEATS_ACCEPTED).copied();
+        counted.unwrap_or_else(|| self.agents.iter().map(|agent| agent.beats).sum())
+    }
+
+    /// The last line of `--json`.
+    pub(super) fn summary(&self, took: Duration, cpu_time: Option<Duration>) -> Value {
+        let missing = self.missing();
+        json!({
+            "event": "summary",
+            "ok": missing.is_empty(),
+            "missing": missing,
+            "seconds": took.as_secs_f64(),
+            "threshold_ms": THRESHOLD.as_millis() as u64,
+            "agents": self.agents.iter().map(AgentSeen::summary).collect::<Vec<_>>(),
+            "recoveries_succeeded": self.recovered_ms.len(),
+            "recoveries_failed": self.recoveries_failed,
+            "observer": {
+                "pid": self.observer_pid,
+                "beats": self.beats(),
+                "cpu_ms": cpu_time.map(|time| time.as_secs_f64() * 1e3),
+            },
+        })
+    }
+}
+
+impl AgentSeen {
+    fn take(&mut self, event: LogEvent, fields: &Fields) {
+        match event {
+            LogEvent::Join => self.state = State::Alive,
+            LogEvent::Stall => {
+                self.state = State::Stalled;
+                self.lateness_ms.extend(fields.lateness_ms);
+            }
+            LogEvent::Return => {
+                self.state = State::Alive;
+                self.returned_after_ms.extend(fields.silence_ms);
+            }
+            LogEvent::Exit => {
+                self.state = match (fields.code, fields.signal) {
+                    (Some(code), _) => State::Left(code),
+                    (None, Some(signal)) => State::Killed(signal),
+                    (None, None) => State::Gone,
+                };
+            }
+            _ => {}
+        }
+    }
+
+    fn summary(&self) -> Value {
+        let (code, signal) = match self.state {
+            State::Left(code) => (Some(code), None),
+            State::Killed(signal) => (None, Some(signal)),
+            _ => (None, None),
+        };
+        json!({
+            "name": self.role.name(),
+            "pid": self.pid,
+            "beats": self.beats,
+            "stall_lateness_ms": self.lateness_ms,
+            "returned_after_ms": self.returned_after_ms,
+            "code": code,
+            "signal": signal,
+            "end_noticed_after_ms": self.end_noticed_after_ms,
+        })
+    }
+}

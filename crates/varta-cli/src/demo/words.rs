@@ -1,0 +1,339 @@
+//! The demo's words: what the observer logged, as short sentences that fit a terminal of 80 columns.
+
+use std::time::Duration;
+
+use ratatui::style::{Modifier, Style, Stylize};
+use ratatui::text::{Line, Span};
+use varta_watch::api::{Fields, Level, LogEvent, LogLine};
+
+use super::THRESHOLD;
+use super::agent::Role;
+use super::seen::{AgentSeen, SIGABRT, Seen, State};
+
+/// What a newcomer has to know to read the rest.
+pub(super) fn title(length: Duration) -> Vec<Line<'static>> {
+    let seconds = length.as_secs();
+    let threshold = THRESHOLD.as_secs();
+    vec![
+        format!("varta demo: an observer and five agents, all real processes, for {seconds} s.")
+            .bold()
+            .into(),
+        "Agents beat as long as they make progress. The observer notices who falls silent".into(),
+        format!(
+            "for {threshold} s and runs a recovery command for it; a crash it notices at once."
+        )
+        .into(),
+        Line::default(),
+    ]
+}
+
+/// An event of the log as one line. `None` for what is no part of the story.
+pub(super) fn event(line: &LogLine, at: Duration) -> Option<Line<'static>> {
+    let fields = &line.fields;
+    let who = who(fields);
+    let bad = Style::new().red().add_modifier(Modifier::BOLD);
+    let good = Style::new().green();
+    let act = Style::new().yellow();
+    let quiet = Style::new().cyan();
+    let (word, style, text) = match line.event {
+        LogEvent::Start => (
+            "start",
+            quiet,
+            format!(
+                "the observer listens (pid {})",
+                fields.pid.unwrap_or_default()
+            ),
+        ),
+        LogEvent::Join => (
+            "join",
+            good,
+            format!("{who}: first beat (pid {})", fields.pid.unwrap_or_default()),
+        ),
+        LogEvent::Stall => ("STALL", bad, stall(&who, fields)),
+        LogEvent::Return => (
+            "return",
+            good,
+            format!(
+                "{who}: beats again after {} of silence",
+                seconds(fields.silence_ms)
+            ),
+        ),
+        LogEvent::Exit if fields.code == Some(0) => {
+            ("left", quiet, format!("{who}: ended in order, no alarm"))
+        }
+        LogEvent::Exit => ("DIED", bad, format!("{who}: {}", death(fields))),
+        LogEvent::Recover => match (fields.outcome.as_deref(), fields.child_pid) {
+            (Some("spawned"), Some(child)) => (
+                "recover",
+                act,
+                format!("{who}: the observer runs demo-heal (pid {child})"),
+            ),
+            (Some("reaped_zero"), _) => (
+                "recover",
+                act,
+                format!(
+                    "{who}: demo-heal succeeded after {:.1} ms",
+                    fields.duration_ms.unwrap_or_default()
+                ),
+            ),
+            _ => ("recover", act, first_line(&line.msg)),
+        },
+        LogEvent::Stop => ("stop", quiet, "the observer has stopped".to_owned()),
+        LogEvent::Notice if line.level == Level::Info => return None,
+        LogEvent::Notice => ("notice", act, first_line(&line.msg)),
+        LogEvent::Late => ("late", act, first_line(&line.msg)),
+        LogEvent::Evict => ("evict", act, first_line(&line.msg)),
+        LogEvent::Refuse => ("refuse", act, first_line(&line.msg)),
+        LogEvent::Gap => ("gap", act, first_line(&line.msg)),
+    };
+    Some(story_line(at, word, style, text))
+}
+
+/// The demo's own word: why everybody leaves now.
+pub(super) fn end(signal: Option<&str>, at: Duration) -> Line<'static> {
+    let why = signal.unwrap_or("time is up");
+    let text = format!("{why}: all agents are told to leave");
+    story_line(at, "end", Style::new().bold(), text)
+}
+
+fn story_line(at: Duration, word: &str, style: Style, text: String) -> Line<'static> {
+    Line::from(vec![
+        format!("{:>6.2} s  ", at.as_secs_f64()).dim(),
+        Span::styled(format!("{word:<9}"), style),
+        text.into(),
+    ])
+}
+
+fn who(fields: &Fields) -> String {
+    match (&fields.name, fields.pid) {
+        (Some(name), _) => name.clone(),
+        (None, Some(pid)) => format!("pid {pid}"),
+        (None, None) => "somebody".to_owned(),
+    }
+}
+
+fn stall(who: &str, fields: &Fields) -> String {
+    format!(
+        "{who}: silent for {} s, noticed {} after the deadline",
+        THRESHOLD.as_secs(),
+        milliseconds(fields.lateness_ms.unwrap_or_default())
+    )
+}
+
+fn death(fields: &Fields) -> String {
+    match (fields.signal, fields.code) {
+        (Some(signal), _) => format!("killed by {}", signal_name(signal)),
+        (None, Some(code)) => format!("ended with code {code}"),
+        (None, None) => "is gone, the kernel does not tell how".to_owned(),
+    }
+}
+
+fn signal_name(signal: u8) -> String {
+    match signal {
+        SIGABRT => "signal 6 (SIGABRT)".to_owned(),
+        signal => format!("signal {signal}"),
+    }
+}
+
+fn seconds(ms: Option<f64>) -> String {
+    format!("{:.3} s", ms.unwrap_or_default() / 1e3)
+}
+
+/// Two decimals up to 100 ms, none above.
+fn milliseconds(ms: f64) -> String {
+    if ms < 100.0 {
+        format!("{ms:.2} ms")
+    } else {
+        format!("{ms:.0} ms")
+    }
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// How an agent is, in one word, and how to show it.
+pub(super) fn state(agent: &AgentSeen) -> Span<'static> {
+    match (agent.state, agent.status.as_str()) {
+        (State::Starting, _) => "starting".dim(),
+        (State::Alive, "degraded") => "degraded".yellow(),
+        (State::Alive, "critical") => "critical".light_red(),
+        (State::Alive, _) => "alive".green(),
+        (State::Stalled, _) => "STALLED".red().bold(),
+        (State::Left(0), _) => "left".cyan(),
+        (State::Left(_) | State::Killed(_), _) => "DIED".red().bold(),
+        (State::Gone, _) => "gone".yellow(),
+    }
+}
+
+/// The latest chapter of an agent's story, in 25 columns.
+pub(super) fn latest(agent: &AgentSeen) -> String {
+    match (agent.state, agent.returned_after_ms.as_slice()) {
+        (State::Stalled, _) => "silent, to be recovered".to_owned(),
+        (State::Left(0), _) => "ended in order".to_owned(),
+        (State::Left(code), _) => format!("ended with code {code}"),
+        (State::Killed(SIGABRT), _) => "killed by SIGABRT".to_owned(),
+        (State::Killed(signal), _) => format!("killed by signal {signal}"),
+        (State::Gone, _) => "ended, nobody knows how".to_owned(),
+        (_, [silence_ms]) => format!("back after {}", seconds(Some(*silence_ms))),
+        (_, [.., silence_ms]) => format!(
+            "back after {} ({}x)",
+            seconds(Some(*silence_ms)),
+            agent.returned_after_ms.len()
+        ),
+        (_, []) => agent.role.plan().to_owned(),
+    }
+}
+
+/// How it all went.
+pub(super) fn summary(seen: &Seen, cpu_time: Option<Duration>) -> Vec<Line<'static>> {
+    let heading = format!(
+        "  {:<11}  {:>7}  {:<8}  {:>5}  WHAT HAPPENED",
+        "AGENT", "PID", "STATE", "BEATS"
+    );
+    let mut lines = vec![Line::default(), Line::from(heading).dim()];
+    for agent in &seen.agents {
+        let state = state(agent);
+        let gap = " ".repeat(8_usize.saturating_sub(state.width()));
+        lines.push(Line::from(vec![
+            format!("  {:<11}  {:>7}  ", agent.role.name(), agent.pid).into(),
+            state,
+            format!("{gap}  {:>5}  {}", agent.beats, story(agent)).into(),
+        ]));
+    }
+    lines.push(Line::default());
+    let mut fact = |name: &str, text: String| {
+        lines.push(Line::from(vec![format!("  {name:<11}").dim(), text.into()]));
+    };
+    fact("stalls", stalls(seen));
+    fact("recovery", recovery(seen));
+    fact("observer", observer(seen, cpu_time));
+    if seen.missing().is_empty() {
+        lines.push(Line::default());
+        lines.push("Everything that was promised was seen.".green().into());
+        lines
+            .push("Next: 'varta-watch', and 'varta beat --every 500ms' as its first agent.".into());
+    }
+    lines
+}
+
+/// The whole story of an agent, in 39 columns.
+fn story(agent: &AgentSeen) -> String {
+    let noticed = agent.end_noticed_after_ms;
+    let noticed = noticed.map(|ms| format!(", noticed in {}", milliseconds(ms)));
+    let noticed = noticed.unwrap_or_default();
+    match agent.state {
+        State::Starting => "was not heard of".to_owned(),
+        State::Killed(_) | State::Left(1..) => format!("{}{noticed}", latest(agent)),
+        _ if agent.role == Role::Leave => "ended in order, no alarm".to_owned(),
+        _ => match (agent.lateness_ms.len(), agent.returned_after_ms.len()) {
+            (0, _) => format!("never silent for {} s", THRESHOLD.as_secs()),
+            (stalls, returns) if stalls > returns => {
+                format!("stalled {}, came back {}", times(stalls), times(returns))
+            }
+            (stalls, _) => format!("stalled and came back {}", times(stalls)),
+        },
+    }
+}
+
+fn times(n: usize) -> String {
+    match n {
+        1 => "once".to_owned(),
+        2 => "twice".to_owned(),
+        n => format!("{n} times"),
+    }
+}
+
+fn stalls(seen: &Seen) -> String {
+    let lateness_ms: Vec<f64> = seen
+        .agents
+        .iter()
+        .flat_map(|agent| agent.lateness_ms.iter().copied())
+        .collect();
+    if lateness_ms.is_empty() {
+        return "none".to_owned();
+    }
+    format!(
+        "{}, noticed {} after the deadline",
+        lateness_ms.len(),
+        list(&lateness_ms, milliseconds)
+    )
+}
+
+fn recovery(seen: &Seen) -> String {
+    let succeeded = &seen.recovered_ms;
+    let mut text = match succeeded.len() {
+        0 => "no command succeeded".to_owned(),
+        1 => format!("1 command succeeded, in {}", list(succeeded, milliseconds)),
+        n => format!(
+            "{n} commands succeeded, in {}",
+            list(succeeded, milliseconds)
+        ),
+    };
+    if seen.recoveries_failed > 0 {
+        text.push_str(&format!("; {} failed", seen.recoveries_failed));
+    }
+    text
+}
+
+fn observer(seen: &Seen, cpu_time: Option<Duration>) -> String {
+    let mut text = format!(
+        "{} beats of {} agents, each written to a file",
+        seen.beats(),
+        seen.agents.len()
+    );
+    if let Some(cpu_time) = cpu_time {
+        text.push_str(&format!(", for {} ms of CPU time", cpu_time.as_millis()));
+    }
+    text
+}
+
+/// The first few values, in words.
+fn list(values: &[f64], show: impl Fn(f64) -> String) -> String {
+    const SHOWN: usize = 3;
+    let shown: Vec<String> = values
+        .iter()
+        .take(SHOWN)
+        .map(|value| show(*value))
+        .collect();
+    match shown.as_slice() {
+        [all @ .., last] if !all.is_empty() && values.len() <= SHOWN => {
+            format!("{} and {last}", all.join(", "))
+        }
+        _ if values.len() > SHOWN => format!("{}, ...", shown.join(", ")),
+        _ => shown.join(""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_listed_as_a_person_would() {
+        let show = |value: f64| format!("{value:.0}");
+        assert_eq!(list(&[], show), "");
+        assert_eq!(list(&[1.0], show), "1");
+        assert_eq!(list(&[1.0, 2.0], show), "1 and 2");
+        assert_eq!(list(&[1.0, 2.0, 3.0], show), "1, 2 and 3");
+        assert_eq!(list(&[1.0, 2.0, 3.0, 4.0], show), "1, 2, 3, ...");
+    }
+
+    #[test]
+    fn a_stall_fits_80_columns() {
+        let line = LogLine {
+            ts_ns: 0,
+            session_id: String::new(),
+            level: Level::Warn,
+            event: LogEvent::Stall,
+            msg: String::new(),
+            fields: Fields {
+                name: Some(Role::Hang.name().to_owned()),
+                lateness_ms: Some(99.99),
+                ..Fields::default()
+            },
+        };
+        let told = event(&line, Duration::from_secs(3600)).unwrap();
+        assert!(told.width() <= 80, "{told}");
+    }
+}

@@ -1,0 +1,175 @@
+//! Where the demo runs: a private directory that is gone afterwards, and the processes in it.
+//!
+//! Every process is this very program, started through a link whose name becomes the name of the
+//! process. Each leads a process group of its own, so that Ctrl-C at the terminal ends the demo and
+//! the demo ends them.
+
+use std::env;
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::agent::Role;
+use super::io_failure;
+use crate::Failure;
+
+/// A longer directory name leaves too little of the 107 bytes of a socket path.
+const BASE_MAX_BYTES: usize = 64;
+
+/// How long an agent may take to leave before it is killed.
+const LEAVE_WAIT: Duration = Duration::from_secs(2);
+
+/// How often a process is looked at that is about to end.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// The demo's directory.
+pub(super) struct Workplace {
+    directory: TempDir,
+    program: PathBuf,
+}
+
+impl Workplace {
+    pub(super) fn create() -> Result<Self, Failure> {
+        let base = base(env::temp_dir());
+        let directory = tempfile::Builder::new()
+            .prefix("varta-demo-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(&base)
+            .map_err(|error| {
+                Failure::Run(format!(
+                    "cannot create a directory in {}: {error}; set TMPDIR to one that is writable",
+                    base.display()
+                ))
+            })?;
+        Ok(Self {
+            directory,
+            program: env::current_exe().map_err(io_failure("find this program"))?,
+        })
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.directory.path().join("varta.sock")
+    }
+
+    pub(super) fn event_file(&self) -> PathBuf {
+        self.directory.path().join("events.tsv")
+    }
+
+    /// This program under another name.
+    pub(super) fn program(&self, name: &str) -> Result<PathBuf, Failure> {
+        let link = self.directory.path().join(name);
+        symlink(&self.program, &link).map_err(io_failure("create a link"))?;
+        Ok(link)
+    }
+
+    /// This program as a process of that name.
+    pub(super) fn command(&self, name: &str) -> Result<Command, Failure> {
+        let mut command = Command::new(self.program(name)?);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0);
+        Ok(command)
+    }
+}
+
+/// The recovery command is split at white space, so the directory must have none.
+fn base(wanted: PathBuf) -> PathBuf {
+    let suits = |path: &Path| {
+        path.to_str()
+            .is_some_and(|text| text.len() <= BASE_MAX_BYTES && !text.contains(char::is_whitespace))
+    };
+    if suits(&wanted) {
+        wanted
+    } else {
+        PathBuf::from("/tmp")
+    }
+}
+
+/// The processes of the agents. Dropping it ends them.
+#[derive(Default)]
+pub(super) struct Agents {
+    running: Vec<(Child, Option<ChildStdin>)>,
+}
+
+impl Agents {
+    /// Starts an agent; returns its process id.
+    pub(super) fn start(
+        &mut self,
+        place: &Workplace,
+        role: Role,
+        seconds: u64,
+    ) -> Result<u32, Failure> {
+        let mut child = place
+            .command(role.name())?
+            .arg("__agent")
+            .arg(role.name())
+            .arg(place.socket())
+            .arg(seconds.to_string())
+            .stdin(Stdio::piped())
+            .spawn()
+            .map_err(io_failure("start an agent"))?;
+        let pid = child.id();
+        let stdin = child.stdin.take();
+        self.running.push((child, stdin));
+        Ok(pid)
+    }
+
+    /// Tells all of them to leave, the stopped ones too. They stay unreaped, so that the observer can
+    /// still ask the kernel how they ended.
+    pub(super) fn dismiss(&mut self) {
+        for (child, stdin) in &mut self.running {
+            *stdin = None;
+            let _ = kill_process(Pid::from_child(child), Signal::CONT);
+        }
+    }
+}
+
+impl Drop for Agents {
+    fn drop(&mut self) {
+        self.dismiss();
+        for (child, _) in &mut self.running {
+            wait_or_kill(child, LEAVE_WAIT);
+        }
+    }
+}
+
+/// Waits for a process that was told to end; kills it if it does not.
+pub(super) fn wait_or_kill(child: &mut Child, patience: Duration) {
+    let until = Instant::now() + patience;
+    while let Ok(None) = child.try_wait() {
+        if Instant::now() >= until {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_a_command_line_cannot_carry_is_not_used() {
+        assert_eq!(base("/var/tmp".into()), PathBuf::from("/var/tmp"));
+        let long = PathBuf::from("/x".repeat(40));
+        for unsuited in ["/home/me/my files".into(), long] {
+            assert_eq!(base(unsuited), PathBuf::from("/tmp"));
+        }
+    }
+
+    #[test]
+    fn a_process_that_does_not_end_is_killed() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        wait_or_kill(&mut child, Duration::ZERO);
+        assert!(child.try_wait().unwrap().is_some());
+    }
+}
