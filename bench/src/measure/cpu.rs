@@ -103,7 +103,7 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
         bench.plan.cpu_rounds
     ));
     report.note(format!(
-        "observer, flood: one sender that waits while the queue is full; paced: {PACED_AGENTS} \
+        "observer, flood: one sender that tries again while the queue is full; paced: {PACED_AGENTS} \
          agents, each a beat per {PACED_INTERVAL:?}, so that nearly every beat wakes the receiver"
     ));
     Ok(())
