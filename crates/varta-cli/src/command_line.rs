@@ -102,7 +102,8 @@ fn instead(error: &clap::Error) -> Instead {
         let tip = rendered
             .lines()
             .map(str::trim)
-            .find(|line| line.starts_with("tip:"));
+            // The hidden commands are nobody's business.
+            .find(|line| line.starts_with("tip:") && !line.contains("'__"));
         text.extend(tip.map(|tip| format!("  {tip}\n")));
     }
     text.push_str("  'varta --help' lists the commands, 'varta COMMAND --help' their flags\n");

@@ -114,7 +114,7 @@ fn who(fields: &Fields) -> String {
 
 fn stall(who: &str, fields: &Fields) -> String {
     format!(
-        "{who}: silent for {} s, noticed {} after the deadline",
+        "{who}: silent for {} s, noticed {} after that",
         THRESHOLD.as_secs(),
         milliseconds(fields.lateness_ms.unwrap_or_default())
     )
