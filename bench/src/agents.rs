@@ -45,6 +45,14 @@ pub(crate) struct Record {
 
 const RECORD_BYTES: usize = 24;
 
+/// Beats of all agents of one observer.
+#[derive(Clone, Copy)]
+pub(crate) struct Tally {
+    /// Including those that found the kernel's queue full.
+    pub(crate) tried: u64,
+    pub(crate) sent: u64,
+}
+
 impl Record {
     fn write(self, file: &File, index: u64) -> io::Result<()> {
         let mut bytes = [0; RECORD_BYTES];
@@ -124,9 +132,15 @@ impl Agents {
         Ok(Record::read(&self.records, index as u64)?)
     }
 
-    /// Beats that went out, of all agents together.
-    pub(crate) fn sent(&self) -> Result<u64> {
-        (0..self.len()).try_fold(0, |sum, index| Ok(sum + self.record(index)?.sent))
+    /// The records of all agents in one, as far as they can be added up.
+    pub(crate) fn tally(&self) -> Result<Tally> {
+        let mut tally = Tally { tried: 0, sent: 0 };
+        for index in 0..self.len() {
+            let record = self.record(index)?;
+            tally.tried += record.nonce;
+            tally.sent += record.sent;
+        }
+        Ok(tally)
     }
 
     pub(crate) fn signal(&self, index: usize, signal: Signal) -> Result<()> {

@@ -174,9 +174,9 @@ fn paced(receiver: &Receiver, duration: Duration) -> Result<Sample> {
     let agents = Agents::start(receiver.socket(), PACED_AGENTS, PACED_INTERVAL)?;
     sleep(SETTLE);
     let start = Instant::now();
-    let (beats_before, ns_before) = (agents.sent()?, cpu_ns(receiver.pid())?);
+    let (beats_before, ns_before) = (agents.tally()?.sent, cpu_ns(receiver.pid())?);
     sleep(duration);
-    let (beats_after, ns_after) = (agents.sent()?, cpu_ns(receiver.pid())?);
+    let (beats_after, ns_after) = (agents.tally()?.sent, cpu_ns(receiver.pid())?);
     Ok(Sample {
         beats: beats_after - beats_before,
         cpu_ns: ns_after - ns_before,
