@@ -57,7 +57,7 @@ impl Plan {
             cpu_rounds: 7,
             flood: Duration::from_secs(1),
             paced: Duration::from_secs(2),
-            idle: Duration::from_secs(8),
+            idle: Duration::from_secs(10),
             lateness: vec![
                 LatenessCase::new(1, 100, 200, 1),
                 LatenessCase::new(256, 1000, 8, 25),

@@ -1,5 +1,6 @@
 //! What an observer costs while little or nothing happens: CPU and awakenings with 256 agents that
-//! are healthy and slow, and with 256 that are silent within a long threshold.
+//! are healthy and slow, and with 256 that are silent within a long threshold. A published observer
+//! is measured in the same seconds with agents of its own, so that noise hits both alike.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -45,16 +46,15 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     for load in LOADS {
         bench.say(&format!("idle: {}", load.name));
         let observer = Observer::start(bench, load.threshold, AGENTS)?;
-        let ours = cost(bench, observer.receiver(), &load)?;
-        let peer = match Receiver::peer(bench, load.threshold, AGENTS)? {
-            Some(peer) => Some(cost(bench, &peer, &load)?),
-            None => None,
-        };
+        let peer = Receiver::peer(bench, load.threshold, AGENTS)?;
+        let receivers: Vec<&Receiver> = std::iter::once(observer.receiver()).chain(&peer).collect();
+        let costs = costs(bench, &receivers, &load)?;
+        let (ours, peer) = (&costs[0], costs.get(1));
         let mut row = |what, unit, value: fn(&Cost) -> f64| {
             let measure = format!("{}: {what}", load.name);
-            match &peer {
-                Some(peer) => report.compare(&measure, unit, value(&ours), "0.2.0", value(peer)),
-                None => report.row(&measure, unit, value(&ours)),
+            match peer {
+                Some(peer) => report.compare(&measure, unit, value(ours), "0.2.0", value(peer)),
+                None => report.row(&measure, unit, value(ours)),
             }
         };
         row("CPU", "% of a core", |cost| cost.cpu_percent);
@@ -68,17 +68,23 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn cost(bench: &Bench, receiver: &Receiver, load: &Load) -> Result<Cost> {
-    let _agents = Agents::start(receiver.socket(), AGENTS, load.interval)?;
+/// What each receiver costs with agents of its own.
+fn costs(bench: &Bench, receivers: &[&Receiver], load: &Load) -> Result<Vec<Cost>> {
+    let start = |receiver: &&Receiver| Agents::start(receiver.socket(), AGENTS, load.interval);
+    let _agents = receivers.iter().map(start).collect::<Result<Vec<_>>>()?;
     sleep(SETTLE);
-    let pid = receiver.pid();
-    let (ns_before, sleeps_before) = (cpu_ns(pid)?, sleeps(pid)?);
+    let used = |receiver: &&Receiver| Ok((cpu_ns(receiver.pid())?, sleeps(receiver.pid())?));
+    let before = receivers.iter().map(used).collect::<Result<Vec<_>>>()?;
     sleep(bench.plan.idle);
-    let (ns_after, sleeps_after) = (cpu_ns(pid)?, sleeps(pid)?);
+    let after = receivers.iter().map(used).collect::<Result<Vec<_>>>()?;
     let seconds = bench.plan.idle.as_secs_f64();
-    Ok(Cost {
-        cpu_percent: (ns_after - ns_before) as f64 / 1e7 / seconds,
-        wake_ups_per_second: (sleeps_after - sleeps_before) as f64 / seconds,
-        resident_kib: resident_kib(pid)? as f64,
-    })
+    let mut costs = Vec::new();
+    for (receiver, (before, after)) in receivers.iter().zip(before.iter().zip(after)) {
+        costs.push(Cost {
+            cpu_percent: (after.0 - before.0) as f64 / 1e7 / seconds,
+            wake_ups_per_second: (after.1 - before.1) as f64 / seconds,
+            resident_kib: resident_kib(receiver.pid())? as f64,
+        });
+    }
+    Ok(costs)
 }
