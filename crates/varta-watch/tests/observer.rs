@@ -651,3 +651,27 @@ fn a_flood_of_beats_does_not_keep_it_from_judging_nor_from_stopping() {
     observer.stop();
     assert!(flood.join().unwrap() > 1_000);
 }
+
+#[test]
+fn without_descriptors_it_goes_on_and_says_once_what_it_cannot_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let observer = Observer::start_in(directory, &["--threshold-ms=60000"], |command| {
+        // The hard limit, which the observer cannot raise again.
+        let mut limited = Command::new("sh");
+        limited
+            .args(["-c", "ulimit -n 14; exec \"$0\" \"$@\""])
+            .arg(command.get_program())
+            .args(command.get_args());
+        limited
+    });
+    let agents: Vec<_> = (0..8)
+        .map(|_| AgentProcess::start(&observer.socket))
+        .collect();
+    for _ in &agents {
+        observer.wait_for(LogEvent::Join, |_| true);
+    }
+    let stopped = observer.stop();
+    assert!(stopped.counter("varta_observer_exit_watch_failed_total") > 0);
+    let warned = |line: &&varta_watch::api::LogLine| line.msg.contains("limit on open files");
+    assert_eq!(stopped.lines.iter().filter(warned).count(), 1);
+}

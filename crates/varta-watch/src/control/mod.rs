@@ -53,6 +53,8 @@ pub(crate) struct Control {
     children: JoinSet<CommandEnd>,
     child_pids: HashSet<u32>,
     repeats: Repeats,
+    /// The operator knows that descriptors have run out.
+    told_of_unwatched_exits: bool,
 }
 
 /// A recovery command that has ended.
@@ -117,6 +119,7 @@ impl Control {
             children: JoinSet::new(),
             child_pids: HashSet::new(),
             repeats: Repeats::default(),
+            told_of_unwatched_exits: false,
         }
     }
 
@@ -223,6 +226,7 @@ impl Control {
                 self.names.insert(agent.slot, (agent, name));
                 let who = self.name_of(agent);
                 story::join(&self.log, &who, uid, status, payload, nonce);
+                self.tell_of_unwatched_exits();
             }
             EventKind::Late {
                 agent, silence_ns, ..
@@ -272,6 +276,13 @@ impl Control {
                 self.repeats.add_refusal(Instant::now(), pid, reason);
             }
             EventKind::Gap { gap_ns } => self.repeats.add_gap(Instant::now(), gap_ns),
+        }
+    }
+
+    fn tell_of_unwatched_exits(&mut self) {
+        if !self.told_of_unwatched_exits && self.counters.get(Counter::ExitWatchFailed) > 0 {
+            self.told_of_unwatched_exits = true;
+            story::unwatched_exits(&self.log);
         }
     }
 

@@ -178,6 +178,13 @@ pub(super) fn gaps(log: &Log, count: u64, total_ns: u64) {
     log.warn(LogEvent::Gap, msg, fields);
 }
 
+pub(super) fn unwatched_exits(log: &Log) {
+    let msg = "no descriptor left to watch for the end of every agent: those without one are \
+               reported as stalled when they end, and are not recovered; raise the limit on open \
+               files";
+    log.warn(LogEvent::Notice, msg.to_owned(), Fields::default());
+}
+
 fn recovery(who: &Who, outcome: &str) -> Fields {
     Fields {
         outcome: Some(outcome.to_owned()),
