@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use varta_client::{BeatError, BeatOutcome, DropReason, Status, Varta};
+use varta_client::{BeatOutcome, DropReason, Status, Varta};
 use varta_watch::api;
 
 use crate::{Failure, signals};
@@ -23,8 +23,8 @@ const EVERY_MAX: Duration = Duration::from_secs(86_400);
 /// Send a beat, or one at every tick, for scripts
 ///
 /// Without --every it sends one beat and is gone: exit code 0 if the observer's socket took it, 1 if
-/// not. With --every it stays and beats until SIGTERM or Ctrl-C; it waits for an absent observer and
-/// finds back to one that was restarted. The agent that is watched is this process, not its caller.
+/// not. With --every it beats until SIGTERM or Ctrl-C; it goes on while there is no observer and finds
+/// its way back to one that was restarted. What the observer watches is this process, not its caller.
 #[derive(Debug, Args)]
 pub(crate) struct BeatArguments {
     /// Socket of the observer [default: where varta-watch listens by default]
@@ -166,14 +166,14 @@ fn why_not_sent(socket: &Path, outcome: BeatOutcome) -> Result<(), String> {
         BeatOutcome::Dropped(reason @ DropReason::StorageFull) => {
             Err(format!("{}: {reason}", socket.display()))
         }
-        BeatOutcome::Failed(error) => Err(failed(socket, error)),
+        BeatOutcome::Failed(error) => Err(failed(socket, &error.to_io_error())),
     }
 }
 
 fn why_not_connected(socket: &Path, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => no_observer(socket),
-        _ => failed(socket, BeatError::from_io(error)),
+        _ => failed(socket, error),
     }
 }
 
@@ -184,14 +184,14 @@ fn no_observer(socket: &Path) -> String {
     )
 }
 
-fn failed(socket: &Path, error: BeatError) -> String {
-    let fix = match error.kind {
+fn failed(socket: &Path, error: &io::Error) -> String {
+    let fix = match error.kind() {
         io::ErrorKind::PermissionDenied => {
             "run as the observer's user, or open its socket with varta-watch --socket-mode"
         }
         _ => "check --socket",
     };
-    format!("{}: {}; {fix}", socket.display(), error.to_io_error())
+    format!("{}: {error}; {fix}", socket.display())
 }
 
 #[cfg(test)]
