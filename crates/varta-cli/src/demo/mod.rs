@@ -1,8 +1,8 @@
 //! `varta demo`: an observer and five agents, all real processes, for some seconds.
 //!
 //! The demo starts them, follows the observer's log and event file, shows what it reads there, and
-//! ends everything again. It invents nothing: every line and figure comes from the observer. What it
-//! promises to show it also checks, so it is a self-test: exit code 0 means that all of it was seen.
+//! ends everything again. It invents nothing: what happens to agents is told as the observer noticed
+//! it. What it promises to show it also checks: exit code 0 means that all of it was seen.
 
 pub(crate) mod agent;
 pub(crate) mod observer;
@@ -101,6 +101,7 @@ pub(crate) fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     .map_err(io_failure("wait for signals"))?;
     // Dropped last, when no process uses it any more.
     let place = Workplace::create()?;
+    let show = Show::open(arguments.json);
     let start = Instant::now();
     let mut demo = Demo {
         agents: Agents::default(),
@@ -113,7 +114,7 @@ pub(crate) fn run(arguments: &DemoArguments) -> Result<(), Failure> {
         signal: None,
         log_ended: false,
         last_error: None,
-        show: Show::open(arguments.json),
+        show,
     };
     demo.play(&place)
 }
@@ -140,6 +141,9 @@ impl Demo {
         self.follow(LISTEN_WAIT, |demo| demo.seen.listening)?;
         self.check_observer()?;
         for role in Role::ALL {
+            if self.signal.is_some() {
+                break;
+            }
             let pid = self.agents.start(place, role, self.length.as_secs())?;
             self.seen.expect(role, pid);
             self.follow(START_GAP, |demo| demo.signal.is_some())?;
@@ -226,10 +230,9 @@ impl Demo {
         if missing.is_empty() {
             return Ok(());
         }
-        let missing = missing.join(", ");
         Err(Failure::Run(match self.signal {
-            Some(signal) => format!("ended by {signal} before this was seen: {missing}"),
-            None => format!("the demo failed, this was not seen: {missing}"),
+            Some(signal) => format!("ended by {signal} before everything promised was seen"),
+            None => format!("the demo failed, not seen: {}", missing.join(", ")),
         }))
     }
 }

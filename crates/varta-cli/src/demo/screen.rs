@@ -216,3 +216,37 @@ impl Drop for SilentKeyboard {
         let _ = tcsetattr(stdin(), OptionalActions::Now, &self.before);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::observer;
+    use ratatui::backend::TestBackend;
+
+    #[test]
+    fn the_table_fits_80_columns_and_shows_how_near_an_agent_is_to_its_threshold() {
+        let mut seen = Seen::default();
+        for role in Role::ALL {
+            seen.expect(role, 4_194_304);
+        }
+        let now = Instant::now();
+        let beat = observer::Row {
+            observer_ns: 1_000_000,
+            kind: "beat",
+            pid: 4_194_304,
+            status: "ok",
+        };
+        seen.take_row(&beat, now);
+        let half_way = now + THRESHOLD / 2;
+        let mut terminal = Terminal::new(TestBackend::new(80, TABLE_ROWS)).unwrap();
+        terminal
+            .draw(|frame| draw(frame, &seen, half_way, Duration::from_millis(4001), None))
+            .unwrap();
+        let shown = terminal.backend().to_string();
+        let web = shown.lines().find(|line| line.contains("demo-web"));
+        let web = web.unwrap_or_default();
+        assert!(web.contains("4194304  starting  ━━━━──── 0.5 s"), "{shown}");
+        assert!(web.contains("beats every 100 ms"), "{shown}");
+        assert!(shown.contains("observer 0: 1 beats; 5 s to go"), "{shown}");
+    }
+}

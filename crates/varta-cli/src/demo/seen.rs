@@ -250,7 +250,7 @@ impl AgentSeen {
             "returned_after_ms": self.returned_after_ms,
             "code": code,
             "signal": signal,
-            "end_noticed_after_ms": self.end_noticed_after_ms,
+            "end_noticed_after_last_beat_ms": self.end_noticed_after_ms,
         })
     }
 }

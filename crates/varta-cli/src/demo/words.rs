@@ -277,11 +277,7 @@ fn recovery(seen: &Seen) -> String {
 }
 
 fn observer(seen: &Seen, cpu_time: Option<Duration>) -> String {
-    let mut text = format!(
-        "{} beats of {} agents, each written to a file",
-        seen.beats(),
-        seen.agents.len()
-    );
+    let mut text = format!("{} beats, each written to a file", seen.beats());
     if let Some(cpu_time) = cpu_time {
         text.push_str(&format!(", for {} ms of CPU time", cpu_time.as_millis()));
     }
