@@ -659,7 +659,7 @@ fn without_descriptors_it_goes_on_and_says_once_what_it_cannot_do() {
         // The hard limit, which the observer cannot raise again.
         let mut limited = Command::new("sh");
         limited
-            .args(["-c", "ulimit -n 14; exec \"$0\" \"$@\""])
+            .args(["-c", "ulimit -n 19; exec \"$0\" \"$@\""])
             .arg(command.get_program())
             .args(command.get_args());
         limited
