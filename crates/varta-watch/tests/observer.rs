@@ -654,12 +654,14 @@ fn a_flood_of_beats_does_not_keep_it_from_judging_nor_from_stopping() {
 
 #[test]
 fn without_descriptors_it_goes_on_and_says_once_what_it_cannot_do() {
+    let needed = Observer::start(&[]).open_descriptors();
     let directory = tempfile::tempdir().unwrap();
     let observer = Observer::start_in(directory, &["--threshold-ms=60000"], |command| {
-        // The hard limit, which the observer cannot raise again.
+        // The hard limit, which the observer cannot raise again: room for three agents.
+        let limit = format!("ulimit -n {}; exec \"$0\" \"$@\"", needed + 3);
         let mut limited = Command::new("sh");
         limited
-            .args(["-c", "ulimit -n 19; exec \"$0\" \"$@\""])
+            .args(["-c", &limit])
             .arg(command.get_program())
             .args(command.get_args());
         limited
