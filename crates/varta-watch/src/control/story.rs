@@ -144,7 +144,7 @@ pub(super) fn exit(log: &Log, who: &Who, status: ExitStatus) {
             fields.signal = Some(signal);
             log.warn(
                 LogEvent::Exit,
-                format!("{who}: killed by signal {signal}"),
+                format!("{who}: killed by {}", signal_name(signal)),
                 fields,
             );
         }
@@ -154,6 +154,12 @@ pub(super) fn exit(log: &Log, who: &Who, status: ExitStatus) {
             log.info(LogEvent::Exit, msg, fields);
         }
     }
+}
+
+/// "signal 9 (SIGKILL)", in the standard library's words.
+fn signal_name(signal: u8) -> String {
+    let status = std::process::ExitStatus::from_raw(i32::from(signal));
+    status.to_string().replacen(": ", " ", 1)
 }
 
 pub(super) fn evicted(log: &Log, who: &Who) {
@@ -232,13 +238,10 @@ pub(super) fn not_started(log: &Log, who: &Who, error: &StartError) {
 }
 
 pub(super) fn ended(log: &Log, who: &Who, child_pid: u32, ended: &Ended) {
-    let took = Duration::from_micros(u64::try_from(ended.duration.as_micros()).unwrap_or(u64::MAX));
-    let took = humantime::format_duration(took);
+    let took_ms = ms(u64::try_from(ended.duration.as_nanos()).unwrap_or(u64::MAX));
     let mut fields = Fields {
         child_pid: Some(child_pid),
-        duration_ms: Some(ms(
-            u64::try_from(ended.duration.as_nanos()).unwrap_or(u64::MAX)
-        )),
+        duration_ms: Some(took_ms),
         ..who.fields()
     };
     let (outcome, what) = match &ended.status {
@@ -258,7 +261,7 @@ pub(super) fn ended(log: &Log, who: &Who, child_pid: u32, ended: &Ended) {
         }
     };
     fields.outcome = Some(outcome.to_owned());
-    let msg = format!("{who}: recovery command (child {child_pid}) {what} after {took}");
+    let msg = format!("{who}: recovery command (child {child_pid}) {what} after {took_ms:.1} ms");
     if outcome == "reaped_zero" {
         log.info(LogEvent::Recover, msg, fields);
     } else {
