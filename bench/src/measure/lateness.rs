@@ -85,7 +85,8 @@ fn measure_case(bench: &Bench, case: &LatenessCase, report: &mut Report) -> Resu
     let stalls_at_start = observer.counter(STALLS)?;
     if stalls_at_start > 0 {
         report.note(format!(
-            "{stalls_at_start} stalls while {tracked} agents were being started, before the measurement"
+            "stalls while {tracked} agents were being started, before the measurement: \
+             {stalls_at_start}"
         ));
     }
     let before = agents.tally()?;
