@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use varta_watch::api::LogLine;
 
 use crate::procfs::now_ns;
-use crate::receiver::Receiver;
+use crate::receiver::{LIFETIME_SECONDS, Receiver};
 use crate::{Bench, Result};
 
 const PROGRAM: &str = "varta-watch";
@@ -66,6 +66,8 @@ impl Observer {
             command.args(["--log-format", "json", "--threshold-ms"]);
             command.arg(threshold.as_millis().to_string());
             command.arg("--tracker-capacity").arg(capacity.to_string());
+            command.arg("--shutdown-after-secs");
+            command.arg(LIFETIME_SECONDS.to_string());
             command.stderr(Stdio::piped());
         })?;
         let log = receiver.take_stderr().ok_or("the log is no pipe")?;

@@ -14,6 +14,10 @@ use crate::{Bench, Result};
 /// How long a receiver may take until it listens.
 const START_WAIT: Duration = Duration::from_secs(10);
 
+/// An observer ends by itself after this many seconds, should the bench be killed before it can end
+/// it. Longer than any run.
+pub(crate) const LIFETIME_SECONDS: u32 = 900;
+
 /// A running receiver.
 pub(crate) struct Receiver {
     child: Child,
@@ -44,6 +48,7 @@ impl Receiver {
             for (flag, value) in [
                 ("--threshold-ms", threshold.as_millis()),
                 ("--tracker-capacity", capacity as u128),
+                ("--shutdown-after-secs", u128::from(LIFETIME_SECONDS)),
                 ("--max-beat-rate", 0),
                 ("--global-beat-rate", 0),
             ] {
