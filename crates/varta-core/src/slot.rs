@@ -1,4 +1,4 @@
-//! One agent's facts, and the table that holds the facts of all agents.
+//! One agent's facts, their state machine, and the table that holds the facts of all agents.
 //!
 //! The table is a row of atomic words with one writer (the tracker) and any number of readers. Each
 //! slot carries a sequence counter: odd while the writer is in it, so a reader that saw the same
@@ -6,12 +6,12 @@
 //! heap table here, a mapped file in an observer that outlives its process; nothing else of the
 //! tracker needs to survive, because index, wheel and queues can be rebuilt from the table.
 //!
-//! The table judges nothing: which beat is accepted and who is silent is decided in
-//! [`crate::tracker`].
+//! The state machine of a slot says what a beat or the passing of time means for what is known; the
+//! tracker acts on it.
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use varta_vlp::Status;
+use varta_vlp::{Frame, Status};
 
 use crate::event::Agent;
 
@@ -21,6 +21,14 @@ pub const WORDS_PER_SLOT: usize = 16;
 /// Tries of a reader before it gives up on a slot that is being written without pause. One write
 /// takes about 10 ns, so this many collisions in a row mean the writer died inside a write.
 const READ_TRIES: usize = 1_000;
+
+/// An agent silent for more than this many thresholds may lose its slot to a newcomer. Ten, so that
+/// a slow but regular agent is never a victim.
+const RECLAIM_THRESHOLDS: u64 = 10;
+
+/// A nonce this close to the end of the range may be followed by one this close to its start. Far
+/// larger than any reordering.
+const NONCE_WRAP_DISTANCE: u64 = 1 << 20;
 
 /// How a beat reached the observer; pinned by an agent's first beat (observer spec 4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -209,6 +217,82 @@ impl Slot {
             stalls: words[14] as u32,
             session_restarts: (words[14] >> 32) as u32,
         })
+    }
+}
+
+/// How silent an agent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// Beyond its soft tier.
+    Late,
+    /// Beyond its threshold.
+    Stalled,
+}
+
+/// How an accepted beat continues what is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Next,
+    Wrap,
+    NewSession,
+    Terminal,
+}
+
+/// The state machine: what a beat or the passing of time means for what is known.
+impl Slot {
+    /// How a beat continues what is known; `None` for an old one.
+    ///
+    /// Terminal frames carry a nonce that says nothing about order, so they neither read nor move the
+    /// nonce mark; their own timestamps order them. A restart of nonce and timestamp together is a
+    /// new session where the kernel vouches for the sender: nobody else can replay its beats.
+    pub(crate) fn step_to(&self, frame: &Frame, origin: BeatOrigin) -> Option<Step> {
+        if frame.is_terminal() {
+            let stale = self.terminal_timestamp != 0 && frame.timestamp <= self.terminal_timestamp;
+            return (!stale).then_some(Step::Terminal);
+        }
+        let Some(last_nonce) = self.last_nonce else {
+            return Some(Step::Next);
+        };
+        if frame.nonce > last_nonce {
+            return Some(Step::Next);
+        }
+        if last_nonce >= u64::MAX - NONCE_WRAP_DISTANCE && frame.nonce < NONCE_WRAP_DISTANCE {
+            return Some(Step::Wrap);
+        }
+        let restarted = frame.nonce < last_nonce && frame.timestamp < self.last_timestamp;
+        (restarted && origin == BeatOrigin::KernelAttested).then_some(Step::NewSession)
+    }
+
+    /// The tier that silence has reached and that was not handed over yet.
+    pub(crate) fn due_tier(&self, now_ns: u64) -> Option<Tier> {
+        let silence_ns = self.silence_ns(now_ns);
+        let paused = now_ns < self.paused_until_ns;
+        match self.state {
+            SlotState::Alive | SlotState::Late if paused => None,
+            SlotState::Alive | SlotState::Late if silence_ns >= self.threshold_ns => {
+                Some(Tier::Stalled)
+            }
+            SlotState::Alive if self.late_ns != 0 && silence_ns >= self.late_ns => Some(Tier::Late),
+            _ => None,
+        }
+    }
+
+    /// Strictly more than ten thresholds of silence (observer spec 1.6).
+    pub(crate) fn is_reclaimable(&self, now_ns: u64) -> bool {
+        self.silence_ns(now_ns) > self.threshold_ns.saturating_mul(RECLAIM_THRESHOLDS)
+    }
+
+    /// When the wheel must look at the slot again, given its state.
+    pub(crate) fn next_look_ns(&self) -> u64 {
+        let after_ns = match self.state {
+            SlotState::Alive if self.late_ns != 0 => self.late_ns.min(self.threshold_ns),
+            SlotState::Stalled | SlotState::Reclaimable => self
+                .threshold_ns
+                .saturating_mul(RECLAIM_THRESHOLDS)
+                .saturating_add(1),
+            SlotState::Alive | SlotState::Late | SlotState::Free => self.threshold_ns,
+        };
+        self.heard_ns().saturating_add(after_ns)
     }
 }
 

@@ -10,18 +10,22 @@
 //! looked at. When that comes, its true deadline is computed from its last beat, and the slot is
 //! either judged or armed again. An armed deadline is therefore never later than the true one.
 
+mod types;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-
-use varta_vlp::Frame;
 
 use crate::counters::{Counter, Counters};
 use crate::event::Agent;
 use crate::fifo::Fifo;
 use crate::index::{BoundedIndex, PidIndex};
-use crate::slot::{BeatOrigin, Slot, SlotState, SlotTable};
+use crate::slot::{BeatOrigin, Slot, SlotState, SlotTable, Step, Tier};
 use crate::wheel::Wheel;
+
+pub use types::{
+    AgentKey, Beat, Displaced, EvictionPolicy, Recorded, Silence, TrackerOptions, Update,
+};
 
 /// Agents a tracker holds unless told otherwise.
 pub const DEFAULT_CAPACITY: usize = 256;
@@ -31,166 +35,6 @@ pub const MAX_CAPACITY: usize = 1 << 20;
 
 /// Slots looked at per attempt to evict under [`EvictionPolicy::Balanced`].
 pub const DEFAULT_EVICTION_SCAN_WINDOW: usize = 256;
-
-/// An agent silent for more than this many thresholds may lose its slot to a newcomer. Ten, so that
-/// a slow but regular agent is never a victim.
-const RECLAIM_THRESHOLDS: u64 = 10;
-
-/// A nonce this close to the end of the range may be followed by one this close to its start. Far
-/// larger than any reordering.
-const NONCE_WRAP_DISTANCE: u64 = 1 << 20;
-
-/// Whom a full table may evict. Victims are always silent for more than ten thresholds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum EvictionPolicy {
-    /// Only agents whose stall has been reported; the longest reclaimable first.
-    #[default]
-    Strict,
-    /// If there is none, also agents whose stall could not be reported yet, found by a bounded,
-    /// rotating scan.
-    Balanced,
-}
-
-/// What became of a beat (observer spec 1.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Update {
-    /// A new agent.
-    Inserted,
-    /// A known agent, alive.
-    Refreshed,
-    /// Refused: an old or repeated nonce.
-    OutOfOrder,
-    /// Refused: no room.
-    CapacityExceeded,
-    /// Refused: a known agent over another kind of transport.
-    OriginConflict,
-    /// Refused: a known agent from another pid namespace.
-    NamespaceConflict,
-}
-
-/// How a beat's sender is named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AgentKey {
-    /// A process of this host.
-    Local {
-        /// Pid by kernel credentials.
-        pid: u32,
-        /// Which process has that pid. `None`: not examined for this beat; whoever is known under
-        /// the pid is meant.
-        instance: Option<u64>,
-    },
-    /// A process elsewhere. Sources never meet local agents, nor each other.
-    Network {
-        /// Who vouches for the pid: key and address, as a number.
-        source: u64,
-        /// Pid as claimed.
-        pid: u32,
-    },
-}
-
-/// A beat with everything the kernel or a key says about it.
-#[derive(Clone, Copy, Debug)]
-pub struct Beat {
-    /// Who sent it.
-    pub key: AgentKey,
-    /// What it says. The pid in it is not looked at.
-    pub frame: Frame,
-    /// How it came.
-    pub origin: BeatOrigin,
-    /// The sender's pid namespace where known.
-    pub ns_inode: Option<u64>,
-    /// The sender's user where known, else [`crate::event::UID_UNKNOWN`].
-    pub uid: u32,
-}
-
-/// The tracker's answer to a beat.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recorded {
-    /// What became of it.
-    pub update: Update,
-    /// Whom it was credited to; `None` exactly when it was refused.
-    pub agent: Option<Agent>,
-    /// The beat ended a silence that had been reported as a stall; its length.
-    pub returned_after_ns: Option<u64>,
-    /// The beat began a new session of a known process.
-    pub new_session: bool,
-    /// Who had to leave for this agent: evicted, or an earlier process with the same pid.
-    pub displaced: Option<Displaced>,
-}
-
-/// An agent that left the table because of somebody else's beat.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Displaced {
-    /// Who left.
-    pub agent: Agent,
-    /// Its last nonce.
-    pub last_nonce: u64,
-    /// True: the table was full. False: its pid belongs to a new process now, so it has exited.
-    pub evicted: bool,
-}
-
-impl Recorded {
-    fn refused(update: Update) -> Self {
-        Self {
-            update,
-            agent: None,
-            returned_after_ns: None,
-            new_session: false,
-            displaced: None,
-        }
-    }
-
-    fn accepted(update: Update, agent: Agent) -> Self {
-        Self {
-            agent: Some(agent),
-            ..Self::refused(update)
-        }
-    }
-}
-
-/// How silent an agent is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tier {
-    /// Beyond its soft tier.
-    Late,
-    /// Beyond its threshold.
-    Stalled,
-}
-
-/// A silence to be handed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Silence {
-    /// Who is silent.
-    pub agent: Agent,
-    /// How silent.
-    pub tier: Tier,
-    /// Silence so far, nanoseconds.
-    pub silence_ns: u64,
-    /// The facts as of now.
-    pub slot: Slot,
-}
-
-/// Construction parameters beyond the table.
-#[derive(Clone, Copy, Debug)]
-pub struct TrackerOptions {
-    /// Whom a full table may evict.
-    pub policy: EvictionPolicy,
-    /// Slots looked at per scan, 1 to capacity; clamped.
-    pub scan_window: usize,
-    /// Seed of the index of network agents. Random in an observer, so that strangers cannot choose
-    /// colliding keys; fixed in tests.
-    pub seed: u64,
-}
-
-impl Default for TrackerOptions {
-    fn default() -> Self {
-        Self {
-            policy: EvictionPolicy::Strict,
-            scan_window: DEFAULT_EVICTION_SCAN_WINDOW,
-            seed: 0,
-        }
-    }
-}
 
 /// The ledger. `W` is what holds the words of the slot table.
 #[derive(Debug)]
@@ -304,7 +148,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
                 self.counters.count(Counter::InvariantViolations);
                 continue;
             };
-            if let Some(tier) = due_tier(&facts, now_ns) {
+            if let Some(tier) = facts.due_tier(now_ns) {
                 let silence = Silence {
                     agent: facts.agent(slot),
                     tier,
@@ -325,13 +169,13 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
                     }
                 }
                 self.table.store(slot, &facts);
-            } else if facts.state == SlotState::Stalled && is_reclaimable(&facts, now_ns) {
+            } else if facts.state == SlotState::Stalled && facts.is_reclaimable(now_ns) {
                 facts.state = SlotState::Reclaimable;
                 self.table.store(slot, &facts);
                 self.reclaimable.push(slot);
                 continue;
             }
-            self.wheel.arm(slot, next_look_ns(&facts));
+            self.wheel.arm(slot, facts.next_look_ns());
         }
     }
 
@@ -509,7 +353,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         if known.ns_inode.is_some() && known.ns_inode != beat.ns_inode {
             return self.refuse(Update::NamespaceConflict);
         }
-        let Some(step) = step_of(&known, beat) else {
+        let Some(step) = known.step_to(&beat.frame, beat.origin) else {
             return self.refuse(Update::OutOfOrder);
         };
 
@@ -546,7 +390,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             recorded.returned_after_ns = Some(known.silence_ns(now_ns));
         }
         if known.state != SlotState::Alive {
-            self.wheel.arm(slot, next_look_ns(&facts));
+            self.wheel.arm(slot, facts.next_look_ns());
         }
         recorded
     }
@@ -612,7 +456,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             session_restarts: 0,
         };
         self.table.store(slot, &facts);
-        self.wheel.arm(slot, next_look_ns(&facts));
+        self.wheel.arm(slot, facts.next_look_ns());
         if self.len == 0 {
             self.shortest_threshold_ns = u64::MAX;
         }
@@ -640,7 +484,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             if self
                 .table
                 .load(slot)
-                .is_some_and(|facts| is_reclaimable(&facts, now_ns))
+                .is_some_and(|facts| facts.is_reclaimable(now_ns))
             {
                 return Some(slot);
             }
@@ -682,7 +526,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             self.reclaimable.remove(agent.slot);
         }
         self.table.store(agent.slot, &facts);
-        self.wheel.arm(agent.slot, next_look_ns(&facts));
+        self.wheel.arm(agent.slot, facts.next_look_ns());
         true
     }
 
@@ -734,71 +578,6 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             "latched count differs from a recount"
         );
     }
-}
-
-/// How an accepted beat continues what is known.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Next,
-    Wrap,
-    NewSession,
-    Terminal,
-}
-
-/// `None` for an old beat.
-///
-/// Terminal frames carry a nonce that says nothing about order, so they neither read nor move the
-/// nonce mark; their own timestamps order them. A restart of nonce and timestamp together is a new
-/// session where the kernel vouches for the sender: nobody else can replay its beats.
-fn step_of(known: &Slot, beat: &Beat) -> Option<Step> {
-    let frame = &beat.frame;
-    if frame.is_terminal() {
-        let stale = known.terminal_timestamp != 0 && frame.timestamp <= known.terminal_timestamp;
-        return (!stale).then_some(Step::Terminal);
-    }
-    let Some(last_nonce) = known.last_nonce else {
-        return Some(Step::Next);
-    };
-    if frame.nonce > last_nonce {
-        return Some(Step::Next);
-    }
-    if last_nonce >= u64::MAX - NONCE_WRAP_DISTANCE && frame.nonce < NONCE_WRAP_DISTANCE {
-        return Some(Step::Wrap);
-    }
-    let restarted = frame.nonce < last_nonce && frame.timestamp < known.last_timestamp;
-    (restarted && beat.origin == BeatOrigin::KernelAttested).then_some(Step::NewSession)
-}
-
-/// The tier that silence has reached and that was not handed over yet.
-fn due_tier(facts: &Slot, now_ns: u64) -> Option<Tier> {
-    let silence_ns = facts.silence_ns(now_ns);
-    let paused = now_ns < facts.paused_until_ns;
-    match facts.state {
-        SlotState::Alive | SlotState::Late if paused => None,
-        SlotState::Alive | SlotState::Late if silence_ns >= facts.threshold_ns => {
-            Some(Tier::Stalled)
-        }
-        SlotState::Alive if facts.late_ns != 0 && silence_ns >= facts.late_ns => Some(Tier::Late),
-        _ => None,
-    }
-}
-
-/// Strictly more than ten thresholds of silence (observer spec 1.6).
-fn is_reclaimable(facts: &Slot, now_ns: u64) -> bool {
-    facts.silence_ns(now_ns) > facts.threshold_ns.saturating_mul(RECLAIM_THRESHOLDS)
-}
-
-/// When the wheel must look at a slot again, given its state.
-fn next_look_ns(facts: &Slot) -> u64 {
-    let after_ns = match facts.state {
-        SlotState::Alive if facts.late_ns != 0 => facts.late_ns.min(facts.threshold_ns),
-        SlotState::Stalled | SlotState::Reclaimable => facts
-            .threshold_ns
-            .saturating_mul(RECLAIM_THRESHOLDS)
-            .saturating_add(1),
-        SlotState::Alive | SlotState::Late | SlotState::Free => facts.threshold_ns,
-    };
-    facts.heard_ns().saturating_add(after_ns)
 }
 
 fn key_of(facts: &Slot) -> AgentKey {

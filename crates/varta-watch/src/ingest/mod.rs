@@ -15,7 +15,8 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use varta_core::admission::Datagram;
 use varta_core::event::Agent;
-use varta_core::tracker::{AgentKey, Beat, Displaced, Recorded, Silence, Tier};
+use varta_core::slot::Tier;
+use varta_core::tracker::{AgentKey, Beat, Displaced, Recorded, Silence};
 use varta_core::{
     AttentionClock, BeatOrigin, Counter, Counters, Credentials, Event, EventKind, ExitStatus,
     LocalGate, Refusal, Tracker, Update,

@@ -1,0 +1,150 @@
+//! What goes into the tracker and what comes out of it.
+
+use varta_vlp::Frame;
+
+use super::DEFAULT_EVICTION_SCAN_WINDOW;
+use crate::event::Agent;
+use crate::slot::{BeatOrigin, Slot, Tier};
+
+/// Whom a full table may evict. Victims are always silent for more than ten thresholds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EvictionPolicy {
+    /// Only agents whose stall has been reported; the longest reclaimable first.
+    #[default]
+    Strict,
+    /// If there is none, also agents whose stall could not be reported yet, found by a bounded,
+    /// rotating scan.
+    Balanced,
+}
+
+/// What became of a beat (observer spec 1.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// A new agent.
+    Inserted,
+    /// A known agent, alive.
+    Refreshed,
+    /// Refused: an old or repeated nonce.
+    OutOfOrder,
+    /// Refused: no room.
+    CapacityExceeded,
+    /// Refused: a known agent over another kind of transport.
+    OriginConflict,
+    /// Refused: a known agent from another pid namespace.
+    NamespaceConflict,
+}
+
+/// How a beat's sender is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentKey {
+    /// A process of this host.
+    Local {
+        /// Pid by kernel credentials.
+        pid: u32,
+        /// Which process has that pid. `None`: not examined for this beat; whoever is known under
+        /// the pid is meant.
+        instance: Option<u64>,
+    },
+    /// A process elsewhere. Sources never meet local agents, nor each other.
+    Network {
+        /// Who vouches for the pid: key and address, as a number.
+        source: u64,
+        /// Pid as claimed.
+        pid: u32,
+    },
+}
+
+/// A beat with everything the kernel or a key says about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Beat {
+    /// Who sent it.
+    pub key: AgentKey,
+    /// What it says. The pid in it is not looked at.
+    pub frame: Frame,
+    /// How it came.
+    pub origin: BeatOrigin,
+    /// The sender's pid namespace where known.
+    pub ns_inode: Option<u64>,
+    /// The sender's user where known, else [`crate::event::UID_UNKNOWN`].
+    pub uid: u32,
+}
+
+/// The tracker's answer to a beat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// What became of it.
+    pub update: Update,
+    /// Whom it was credited to; `None` exactly when it was refused.
+    pub agent: Option<Agent>,
+    /// The beat ended a silence that had been reported as a stall; its length.
+    pub returned_after_ns: Option<u64>,
+    /// The beat began a new session of a known process.
+    pub new_session: bool,
+    /// Who had to leave for this agent: evicted, or an earlier process with the same pid.
+    pub displaced: Option<Displaced>,
+}
+
+/// An agent that left the table because of somebody else's beat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Displaced {
+    /// Who left.
+    pub agent: Agent,
+    /// Its last nonce.
+    pub last_nonce: u64,
+    /// True: the table was full. False: its pid belongs to a new process now, so it has exited.
+    pub evicted: bool,
+}
+
+impl Recorded {
+    pub(super) fn refused(update: Update) -> Self {
+        Self {
+            update,
+            agent: None,
+            returned_after_ns: None,
+            new_session: false,
+            displaced: None,
+        }
+    }
+
+    pub(super) fn accepted(update: Update, agent: Agent) -> Self {
+        Self {
+            agent: Some(agent),
+            ..Self::refused(update)
+        }
+    }
+}
+
+/// A silence to be handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// Who is silent.
+    pub agent: Agent,
+    /// How silent.
+    pub tier: Tier,
+    /// Silence so far, nanoseconds.
+    pub silence_ns: u64,
+    /// The facts as of now.
+    pub slot: Slot,
+}
+
+/// Construction parameters beyond the table.
+#[derive(Clone, Copy, Debug)]
+pub struct TrackerOptions {
+    /// Whom a full table may evict.
+    pub policy: EvictionPolicy,
+    /// Slots looked at per scan, 1 to capacity; clamped.
+    pub scan_window: usize,
+    /// Seed of the index of network agents. Random in an observer, so that strangers cannot choose
+    /// colliding keys; fixed in tests.
+    pub seed: u64,
+}
+
+impl Default for TrackerOptions {
+    fn default() -> Self {
+        Self {
+            policy: EvictionPolicy::Strict,
+            scan_window: DEFAULT_EVICTION_SCAN_WINDOW,
+            seed: 0,
+        }
+    }
+}
