@@ -122,6 +122,9 @@ impl Default for Counters {
 impl Counters {
     /// Adds `amount`; only the counter's one writing thread may call this.
     pub fn add(&self, counter: Counter, amount: u64) {
+        if amount == 0 {
+            return;
+        }
         let value = &self.values[counter as usize];
         value.store(
             value.load(Ordering::Relaxed).saturating_add(amount),
