@@ -7,7 +7,9 @@
 //! none of it counts: agents get it back as grace.
 //!
 //! A pause shorter than the interval between two looks can go unnoticed. The observer therefore
-//! never promises to sleep longer than [`AttentionClock::longest_sleep_ns`].
+//! never promises to sleep longer than [`AttentionClock::longest_sleep_ns`]. Beats that the kernel
+//! could not queue during a gap are lost; that is why the observer restarts everybody's silence after
+//! one ([`crate::Tracker::restart_silence`]).
 //!
 //! Readings that go backwards are treated as no time passed, and counted.
 
@@ -94,7 +96,7 @@ impl AttentionClock {
     }
 
     /// The longest the observer may sleep while anybody is watched: a quarter of the shortest
-    /// threshold, so that an unnoticed pause costs an agent at most that much.
+    /// threshold, so that a longer pause is always noticed.
     pub fn longest_sleep_ns(&self) -> u64 {
         self.longest_sleep_ns
     }

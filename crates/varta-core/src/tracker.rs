@@ -56,6 +56,8 @@ pub struct Tracker<W = Box<[AtomicU64]>> {
     len: usize,
     latched: usize,
     shortest_threshold_ns: u64,
+    /// Nobody's silence counts before this time.
+    restarted_ns: u64,
     evicted_pid: Option<u32>,
 }
 
@@ -87,6 +89,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             len: 0,
             latched: 0,
             shortest_threshold_ns: u64::MAX,
+            restarted_ns: 0,
             evicted_pid: None,
             table,
             counters,
@@ -148,6 +151,9 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
                 self.counters.count(Counter::InvariantViolations);
                 continue;
             };
+            if !facts.state.is_latched() {
+                facts.paused_until_ns = facts.paused_until_ns.max(self.restarted_ns);
+            }
             if let Some(tier) = facts.due_tier(now_ns) {
                 let silence = Silence {
                     agent: facts.agent(slot),
@@ -202,6 +208,12 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     /// The pause ends by itself, or at once when set to a time that has passed.
     pub fn pause(&mut self, agent: Agent, until_ns: u64) -> bool {
         self.amend(agent, |facts| facts.paused_until_ns = until_ns)
+    }
+
+    /// Counts nobody's silence before `now_ns`: beats may have been lost that nobody could take. Who
+    /// has been reported as stalled stays so.
+    pub fn restart_silence(&mut self, now_ns: u64) {
+        self.restarted_ns = self.restarted_ns.max(now_ns);
     }
 
     /// When [`Self::drain_stalled_slots`] should be called next; `None` while nothing is armed.

@@ -55,6 +55,11 @@ pub(crate) fn channel(counters: Arc<Counters>) -> rustix::io::Result<(EventSende
 }
 
 impl EventSender {
+    /// Whether the next event that matters will be taken.
+    pub(crate) fn has_room(&self) -> bool {
+        self.ring.slots() > 0
+    }
+
     /// Hands an event over, or counts it as dropped.
     pub(crate) fn send(&mut self, event: Event, process: Option<OwnedFd>) {
         if self.push(event, process).is_break() {

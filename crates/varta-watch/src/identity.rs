@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -36,6 +37,12 @@ pub(crate) fn hold(pid: u32) -> io::Result<Process> {
         start_time(pid)?
     };
     Ok(Process { pidfd, instance })
+}
+
+/// Whether [`hold`] failed because nobody has the pid, rather than for want of descriptors or memory.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    let is_missing = error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error());
+    is_missing || error.kind() == io::ErrorKind::NotFound
 }
 
 /// True once the process behind a pidfd has ended, reaped or not.
@@ -88,8 +95,17 @@ fn fields_after_name(stat: &[u8]) -> Option<&str> {
 fn zombie_wait_status(pid: u32) -> Option<i32> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
     let is_zombie = fields_after_name(&stat)?.trim_start().starts_with('Z');
-    let status = stat_field(&stat, 52)?;
-    is_zombie.then(|| i32::try_from(status).ok())?
+    let status = i32::try_from(stat_field(&stat, 52)?).ok()?;
+    // The kernel writes 0 for whoever may not look into the process.
+    (is_zombie && (status != 0 || may_look_into(pid))).then_some(status)
+}
+
+/// Whether the kernel tells this user everything about a process: it is of the same user and group,
+/// or we are root. A process that hides from its own user belongs to root in `/proc`.
+fn may_look_into(pid: u32) -> bool {
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let owner = std::fs::metadata(format!("/proc/{pid}"));
+    uid.is_root() || owner.is_ok_and(|m| (m.uid(), m.gid()) == (uid.as_raw(), gid.as_raw()))
 }
 
 /// The command name of a process.

@@ -672,6 +672,19 @@ fn a_pause_counts_no_silence_and_ends_by_itself() {
 }
 
 #[test]
+fn silence_that_is_restarted_counts_from_there_and_a_reported_stall_stays_reported() {
+    let mut tracker = strict(4);
+    tracker.update(beat(100, 1), 0);
+    tracker.update(beat(101, 1), T / 2);
+    assert_eq!(tracker.stalled_pids(T), [100]);
+    tracker.restart_silence(T);
+    assert_eq!(tracker.stalled_pids(2 * T - 1), []);
+    assert_eq!(tracker.stalled_pids(2 * T), [101]);
+    assert_eq!(tracker.latched(), 2);
+    tracker.check_invariants();
+}
+
+#[test]
 fn a_hundred_thousand_evictions_leave_every_slot_reachable() {
     let mut tracker = strict(64);
     let mut now_ns = 0;

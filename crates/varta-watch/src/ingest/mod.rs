@@ -12,7 +12,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::io::Errno;
 use varta_core::admission::Datagram;
 use varta_core::event::Agent;
 use varta_core::slot::Tier;
@@ -71,7 +70,7 @@ pub(crate) struct Ingest {
     /// The process in each slot, held so that its pid cannot mean another one unnoticed.
     pidfds: Box<[Option<OwnedFd>]>,
     events: EventSender,
-    /// A stall could not be handed over in the last turn.
+    /// A stall or an exit could not be handed over in the last turn.
     ring_was_full: bool,
 }
 
@@ -116,6 +115,7 @@ impl Ingest {
 
     fn turn(&mut self, fetched: &mut Fetched) -> io::Result<()> {
         self.promise_next_look()?;
+        self.events.ring_bell();
         self.sleeper.wait(&mut self.ready, fetched)?;
         self.look();
         // Everything sent before this moment is in the queue by now, so silence up to it is proved
@@ -124,15 +124,18 @@ impl Ingest {
         self.drain_socket();
         self.drain_exits();
         self.judge(judged_ns);
-        self.events.ring_bell();
         Ok(())
     }
 
     fn promise_next_look(&mut self) -> io::Result<()> {
         let now_ns = self.look();
-        let Some(deadline_ns) = self.tracker.next_deadline_ns() else {
-            self.attention.promise(u64::MAX);
-            return self.sleeper.wake_on_input_only();
+        let deadline_ns = match self.tracker.next_deadline_ns() {
+            Some(deadline_ns) => deadline_ns,
+            None if self.ring_was_full => self.attention.now_ns(),
+            None => {
+                self.attention.promise(u64::MAX);
+                return self.sleeper.wake_on_input_only();
+            }
         };
         let mut wake_ns = self.attention.raw_at(deadline_ns);
         if self.ring_was_full {
@@ -150,6 +153,8 @@ impl Ingest {
         if let Some(gap) = self.attention.look(raw_ns) {
             self.counters.count(Counter::Gaps);
             self.counters.add(Counter::GapNanoseconds, gap.gap_ns);
+            // The kernel's queue may have been full meanwhile.
+            self.tracker.restart_silence(self.attention.now_ns());
             self.send(EventKind::Gap { gap_ns: gap.gap_ns });
         }
         let regressions = self.attention.take_regressions();
@@ -294,9 +299,14 @@ impl Ingest {
         Some(pidfd)
     }
 
+    /// Exits that find no room in the ring wait for the next turn, as stalls do.
     fn drain_exits(&mut self) {
-        for i in 0..self.ready.exits.len() {
-            let slot = self.ready.exits[i];
+        let mut done = 0;
+        while let Some(slot) = self.ready.exits.get(done).copied() {
+            if !self.events.has_room() {
+                break;
+            }
+            done += 1;
             // The slot may have changed hands since the kernel reported it, so ask again.
             let held = self.pidfds.get(slot as usize).and_then(Option::as_ref);
             if held.is_some_and(identity::has_ended)
@@ -305,6 +315,7 @@ impl Ingest {
                 self.retire(agent);
             }
         }
+        self.ready.exits.drain(..done);
     }
 
     fn retire(&mut self, agent: Agent) {
@@ -340,7 +351,7 @@ impl Ingest {
                 ring_was_full = taken.is_break();
                 taken
             });
-        self.ring_was_full = ring_was_full;
+        self.ring_was_full = ring_was_full || !self.ready.exits.is_empty();
     }
 
     fn refuse(&mut self, pid: u32, reason: Refusal) {
@@ -374,8 +385,7 @@ impl Contact {
 fn first_contact(pid: u32) -> Contact {
     match identity::hold(pid) {
         Ok(process) => Contact::Held(process),
-        Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Contact::Gone,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Contact::Gone,
+        Err(error) if identity::is_gone(&error) => Contact::Gone,
         Err(_) => Contact::Unidentified,
     }
 }

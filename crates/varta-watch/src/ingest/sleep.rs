@@ -32,7 +32,7 @@ const SOCKET: u64 = u64::MAX - 2;
 pub(crate) struct Ready {
     /// Somebody wants the loop to end.
     pub(crate) stop: bool,
-    /// Slots whose process may have ended.
+    /// Slots whose process may have ended; each is added once, and taken out by whoever has seen to it.
     pub(crate) exits: Vec<u32>,
 }
 
@@ -78,7 +78,7 @@ impl Sleeper {
         sleeper.add(&sleeper.timer, TIMER, epoll::EventFlags::IN)?;
         let ready = Ready {
             stop: false,
-            exits: Vec::with_capacity(agents.min(EVENTS_PER_CALL * CALLS_PER_WAIT)),
+            exits: Vec::with_capacity(agents),
         };
         Ok((sleeper, ready))
     }
@@ -123,7 +123,6 @@ impl Sleeper {
     /// Sleeps until something is ready and says what. Input on the socket is not reported: it is
     /// read in every turn anyway.
     pub(crate) fn wait(&self, ready: &mut Ready, fetched: &mut Fetched) -> io::Result<()> {
-        ready.exits.clear();
         let mut timeout = None;
         for _ in 0..CALLS_PER_WAIT {
             fetched.0.clear();

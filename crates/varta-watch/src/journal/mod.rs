@@ -158,10 +158,14 @@ fn cut_unfinished_row(file: &mut EventFile) -> io::Result<()> {
     if tail.last().is_none_or(|byte| *byte == b'\n') {
         return Ok(());
     }
-    match tail.iter().rposition(|byte| *byte == b'\n') {
-        Some(end) => file.cut(start + end as u64 + 1),
-        None if start == 0 => file.cut(0),
-        None => file.file.write_all(b"\n"),
+    let fragment = tail
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map(|end| end + 1);
+    match fragment.or((start == 0).then_some(0)) {
+        Some(at) if row::begins_a_row(&tail[at..]) => file.cut(start + at as u64),
+        // Somebody else's text: it stays, and our rows begin on a line of their own.
+        _ => file.file.write_all(b"\n"),
     }
 }
 
@@ -463,14 +467,16 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_row_of_an_earlier_crash_is_cut_off() {
+    fn an_unfinished_row_of_an_earlier_crash_is_cut_off_and_nothing_else() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events.tsv");
         for (before, after) in [
-            (&b"a\tb\nc\td"[..], &b"a\tb\n"[..]),
-            (b"torn", b""),
+            (&b"7\tbeat\t4\n9\tbe"[..], &b"7\tbeat\t4\n"[..]),
+            (b"712", b""),
             (b"a\n", b"a\n"),
             (b"", b""),
+            (b"{\"precious\": 1}", b"{\"precious\": 1}\n"),
+            (b"1\t2", b"1\t2\n"),
         ] {
             std::fs::write(&path, before).unwrap();
             drop(open_file(&path).unwrap());

@@ -103,6 +103,16 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
     };
 }
 
+/// Whether some bytes can be the beginning of a row of ours: digits, then a tab and a word.
+pub(super) fn begins_a_row(bytes: &[u8]) -> bool {
+    let mut columns = bytes.split(|byte| *byte == b'\t');
+    let time = columns.next().unwrap_or_default();
+    let kind = columns.next().unwrap_or_default();
+    !time.is_empty()
+        && time.iter().all(u8::is_ascii_digit)
+        && kind.iter().all(u8::is_ascii_lowercase)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

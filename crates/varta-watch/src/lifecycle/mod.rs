@@ -1,6 +1,6 @@
 //! From nothing to watching, and back: the order in which things start and stop.
 //!
-//! Start: signals, limits, event file, recovery command, socket, beat path. Whatever fails is one clear
+//! Start: signals, limits, recovery command, socket, event file, beat path. Whatever fails is one clear
 //! line and exit code 1, before the first beat is taken. Stop: beat path, socket, children, event
 //! file, log.
 
@@ -60,10 +60,6 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         Signals::install().map_err(failure("cannot answer signals"))?
     };
     raise_descriptor_limit();
-    let journal = match &config.export_file {
-        Some(path) => Some(Journal::open(path, log.clone())?),
-        None => None,
-    };
     let command = recovery_command(config)?;
     let queue_limit = queue_limit();
     if config.socket_is_default {
@@ -71,6 +67,11 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     }
     let socket =
         BoundSocket::bind(&config.socket, config.socket_mode).map_err(|error| error.to_string())?;
+    // Last, so that an observer that cannot start has touched no file.
+    let journal = match &config.export_file {
+        Some(path) => Some(Journal::open(path, log.clone())?),
+        None => None,
+    };
 
     let counters = Arc::new(Counters::default());
     let table = Arc::new(SlotTable::on_heap(config.capacity));
@@ -215,7 +216,8 @@ fn create_directory(socket: &Path) -> Result<(), Failure> {
 fn banner(config: &Config, log: &Log, command: Option<&str>, queue_limit: usize) {
     let agents = match own_uid_unless_root() {
         Some(uid) => format!("processes of uid {uid}"),
-        None => "processes of any user".to_owned(),
+        None if config.socket_mode & 0o022 != 0 => "processes of any user it lets in".to_owned(),
+        None => "processes of root; --socket-mode 666 lets others in".to_owned(),
     };
     let on_stall: &dyn Display = match &command {
         Some(command) => command,

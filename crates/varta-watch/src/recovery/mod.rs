@@ -159,8 +159,15 @@ impl RecoveryCommand {
             .stdin(Stdio::null())
             .process_group(0)
             .kill_on_drop(true);
-        // Held until the child runs: while we hold it, the pid cannot mean anybody else.
-        let target = identity::hold(agent.pid).map_err(|_| StartError::TargetGone)?;
+        // The latest moment at which the number can be checked. It does not reserve the pid for as
+        // long as the command takes to use it.
+        let target = identity::hold(agent.pid).map_err(|error| {
+            if identity::is_gone(&error) {
+                StartError::TargetGone
+            } else {
+                StartError::Spawn(error)
+            }
+        })?;
         if target.instance != agent.instance || identity::has_ended(&target.pidfd) {
             return Err(StartError::TargetGone);
         }
