@@ -1,9 +1,10 @@
 //! Batched receive of datagrams with the sender's credentials.
 //!
 //! One `recvmmsg` fills up to a batch of datagrams without waiting. The buffers are made once;
-//! receiving allocates nothing. Every descriptor that arrives with a datagram is closed before
-//! [`DatagramBatch::receive`] returns: nobody asked for it, and an open one would let any sender
-//! exhaust the table. What the datagrams mean is not judged here.
+//! receiving allocates nothing. Descriptors that arrive with a datagram are handed to whoever closes
+//! them: nobody asked for them, an open one would let any sender exhaust the table, and closing one
+//! can take as long as its sender has arranged (a lingering socket). What the datagrams mean is not
+//! judged here.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -62,7 +63,6 @@ pub struct DatagramBatch {
     meta: Box<[Meta]>,
     _iovecs: Box<[libc::iovec]>,
     received: usize,
-    descriptors_closed: u64,
 }
 
 // SAFETY: the pointers in the headers lead into boxes that move with the struct and that nothing else
@@ -119,13 +119,17 @@ impl DatagramBatch {
             meta: vec![nothing; batch].into_boxed_slice(),
             _iovecs: iovecs,
             received: 0,
-            descriptors_closed: 0,
         }
     }
 
     /// Receives what is queued, up to a batch, without waiting. 0 means nothing was queued; fewer
-    /// than a batch means the queue was empty for a moment. `EINTR` is retried.
-    pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+    /// than a batch means the queue was empty for a moment. `EINTR` is retried. Every descriptor that
+    /// came along is given to `unwanted`.
+    pub fn receive(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        mut unwanted: impl FnMut(OwnedFd),
+    ) -> io::Result<usize> {
         for header in self.headers.iter_mut().take(self.received + 1) {
             // The kernel shortened these to what it delivered last time; without a reset the next
             // datagram would find less room and be reported as truncated.
@@ -167,8 +171,7 @@ impl DatagramBatch {
                 ControlMessage::Descriptor(fd) => {
                     // SAFETY: the kernel has just installed this descriptor for us and nothing else
                     // knows its number, so we own it.
-                    drop(unsafe { OwnedFd::from_raw_fd(fd) });
-                    self.descriptors_closed += 1;
+                    unwanted(unsafe { OwnedFd::from_raw_fd(fd) });
                 }
             });
             self.meta[i] = Meta {
@@ -191,11 +194,6 @@ impl DatagramBatch {
             control_truncated: meta.flags & libc::MSG_CTRUNC != 0,
             credentials: meta.credentials,
         })
-    }
-
-    /// Descriptors closed since the last call.
-    pub fn take_descriptors_closed(&mut self) -> u64 {
-        std::mem::take(&mut self.descriptors_closed)
     }
 }
 
@@ -347,14 +345,14 @@ mod tests {
     fn a_batch_holds_what_was_sent_in_order() {
         let (sender, receiver) = UnixDatagram::pair().unwrap();
         let mut batch = DatagramBatch::new(4, 40);
-        assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 0);
+        assert_eq!(batch.receive(receiver.as_fd(), drop).unwrap(), 0);
         for len in [32, 0, 41] {
             sender.send(&vec![7; len]).unwrap();
         }
-        assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 3);
+        assert_eq!(batch.receive(receiver.as_fd(), drop).unwrap(), 3);
         assert_eq!(lengths(&batch), [(32, false), (0, false), (40, true)]);
         assert!(datagrams(&batch).all(|d| d.credentials.is_none()));
-        assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 0);
+        assert_eq!(batch.receive(receiver.as_fd(), drop).unwrap(), 0);
         assert_eq!(lengths(&batch), [], "the old batch is gone");
     }
 
@@ -365,14 +363,18 @@ mod tests {
         for len in [1, 2, 3] {
             sender.send(&vec![7; len]).unwrap();
         }
-        assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 2);
-        assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 1);
+        assert_eq!(batch.receive(receiver.as_fd(), drop).unwrap(), 2);
+        assert_eq!(batch.receive(receiver.as_fd(), drop).unwrap(), 1);
         assert_eq!(lengths(&batch), [(3, false)]);
     }
 
     #[test]
     fn receiving_on_a_closed_kind_of_descriptor_is_an_error() {
         let file = std::fs::File::open("/dev/null").unwrap();
-        assert!(DatagramBatch::new(1, 40).receive(file.as_fd()).is_err());
+        assert!(
+            DatagramBatch::new(1, 40)
+                .receive(file.as_fd(), drop)
+                .is_err()
+        );
     }
 }

@@ -6,6 +6,7 @@
 //! one ends, and when the next deadline moves (law 4).
 
 mod bind;
+mod closer;
 mod sleep;
 
 use std::io;
@@ -28,6 +29,7 @@ use crate::handoff::{EventSender, StopSignal};
 use crate::identity;
 
 pub(crate) use bind::BoundSocket;
+use closer::Closer;
 use sleep::{Fetched, Ready, Sleeper};
 
 /// Datagrams per receive call: large enough that the call's own cost vanishes in a flood.
@@ -59,6 +61,7 @@ pub(crate) struct IngestConfig {
 pub(crate) struct Ingest {
     socket: BoundSocket,
     batch: DatagramBatch,
+    closer: Closer,
     config: IngestConfig,
     receive_budget: usize,
     tracker: Tracker,
@@ -90,6 +93,7 @@ impl Ingest {
             socket,
             // One byte more than a frame, so that a longer datagram can be told from one.
             batch: DatagramBatch::new(BATCH, FRAME_BYTES + 1),
+            closer: Closer::start()?,
             receive_budget: (config.queue_datagrams + 1).max(RECEIVE_BUDGET_MIN),
             attention: AttentionClock::new(raw.now_ns(), config.threshold_ns),
             config,
@@ -167,14 +171,18 @@ impl Ingest {
     fn drain_socket(&mut self) {
         let mut budget = self.receive_budget;
         while budget > 0 {
-            let received = match self.batch.receive(self.socket.as_fd()) {
+            let mut closed = 0;
+            let unwanted = |descriptor| {
+                closed += 1;
+                self.closer.close(descriptor);
+            };
+            let received = match self.batch.receive(self.socket.as_fd(), unwanted) {
                 Ok(received) => received,
                 Err(_) => {
                     self.counters.count(Counter::ReceiveErrors);
                     return;
                 }
             };
-            let closed = self.batch.take_descriptors_closed();
             self.counters.add(Counter::DescriptorsClosed, closed);
             for i in 0..received {
                 match self.admit(i) {
