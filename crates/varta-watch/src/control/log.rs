@@ -156,6 +156,7 @@ fn human(
         (LogEvent::Late, _) => "late",
         (LogEvent::Stall, _) => "STALL",
         (LogEvent::Return, _) => "return",
+        (LogEvent::Exit, _) if fields.how.as_deref() == Some("unknown") => "gone",
         (LogEvent::Exit, Level::Info) => "left",
         (LogEvent::Exit, _) => "DIED",
         (LogEvent::Evict, _) => "evict",

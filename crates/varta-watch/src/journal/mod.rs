@@ -140,9 +140,8 @@ fn open_file(path: &Path) -> Result<EventFile, String> {
             path.display()
         ));
     }
-    let mut file = EventFile { file, len: 0 };
+    let mut file = EventFile { file };
     if file.file.metadata().map_err(fail)?.is_file() {
-        file.len = file.file.metadata().map_err(fail)?.len();
         cut_unfinished_row(&mut file).map_err(fail)?;
     }
     Ok(file)
@@ -151,7 +150,7 @@ fn open_file(path: &Path) -> Result<EventFile, String> {
 fn cut_unfinished_row(file: &mut EventFile) -> io::Result<()> {
     /// No row is longer; more than this without an end is not a row of ours.
     const TAIL_BYTES: u64 = 4096;
-    let start = file.len.saturating_sub(TAIL_BYTES);
+    let start = file.len().saturating_sub(TAIL_BYTES);
     let mut tail = Vec::new();
     file.file.seek(SeekFrom::Start(start))?;
     (&file.file).take(TAIL_BYTES).read_to_end(&mut tail)?;
@@ -181,7 +180,6 @@ trait Sink {
 
 struct EventFile {
     file: File,
-    len: u64,
 }
 
 impl EventFile {
@@ -196,19 +194,16 @@ impl EventFile {
 
 impl Sink for EventFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.len += written as u64;
-        Ok(written)
+        self.file.write(bytes)
     }
 
+    /// Asked anew each time: somebody else may have shortened the file.
     fn len(&self) -> u64 {
-        self.len
+        self.file.metadata().map_or(0, |metadata| metadata.len())
     }
 
     fn cut(&mut self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)?;
-        self.len = len;
-        Ok(())
+        self.file.set_len(len)
     }
 }
 
@@ -260,7 +255,7 @@ impl<S: Sink> PendingRows<S> {
             .rposition(|byte| *byte == b'\n')
             .map_or(0, |end| end + 1);
         let torn = (written - whole) as u64;
-        if torn > 0 && self.sink.cut(self.sink.len() - torn).is_err() {
+        if torn > 0 && self.sink.cut(self.sink.len().saturating_sub(torn)).is_err() {
             // Not a file that can be shortened (a pipe): the reader has the beginning of the row, so
             // the rest of it must follow.
             self.bytes.drain(..written);
