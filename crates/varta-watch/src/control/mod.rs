@@ -165,6 +165,12 @@ impl Control {
     pub(crate) async fn finish(&mut self) {
         while self.take_events() {}
         self.repeats.tell_all(&self.log);
+        // Commands that were reaped go first: their pids may be somebody else's by now.
+        while let Some(end) = self.children.try_join_next() {
+            if let Ok(end) = end {
+                self.child_ended(&end);
+            }
+        }
         for pid in &self.child_pids {
             kill_group(*pid);
         }

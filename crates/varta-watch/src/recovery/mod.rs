@@ -203,8 +203,8 @@ impl Running {
     }
 }
 
-/// Kills a command and everything it started that stayed in its process group. The caller knows
-/// that the command has not been reaped, so the number is still its own.
+/// Kills a command and everything it started that stayed in its process group. The caller makes sure
+/// that the command has not been reaped, so that the number is still its own.
 pub(crate) fn kill_group(pid: u32) {
     if let Some(group) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = kill_process_group(group, Signal::KILL);
