@@ -57,7 +57,7 @@ counters! {
         ExitsDied "how" = "died",
         ExitsUnknown "how" = "unknown",
     }
-    "varta_observer_exit_watch_failed_total" "Agents whose exit cannot be watched because no process descriptor was to be had." { ExitWatchFailed }
+    "varta_observer_exit_watch_failed_total" "Agents whose exit is looked for now and then instead of being watched, because no process descriptor was to be had." { ExitWatchFailed }
     "varta_session_restarts_total" "Agents that began a new series of nonces and timestamps under the same process." { SessionRestarts }
     "varta_nonce_wrap_total" "Nonce series that passed the end of the 64-bit range." { NonceWraps }
     "varta_frame_out_of_order_total" "Frames refused because their nonce was old." { OutOfOrder }
@@ -83,7 +83,17 @@ counters! {
     "varta_frame_identity_refused_total" "Datagrams refused because the kernel vouched for nobody, or for somebody who may not speak." {
         NoCredentials "reason" = "no_credentials",
         UnseenSender "reason" = "unseen_sender",
-        ForeignUid "reason" = "foreign_uid",
+        ForeignUser "reason" = "foreign_uid",
+        UnverifiedClaim "reason" = "unverified_claim",
+        UnprovedSender "reason" = "unproved_sender",
+        Crowded "reason" = "crowded",
+    }
+    "varta_frame_namespace_mismatch_total" "Frames refused because their sender lives in another pid namespace and --strict-namespace-check is on." { ForeignNamespace }
+    "varta_frame_rejected_pid_above_max_total" "Frames of this host that name a pid beyond its pid_max." { PidAboveMax }
+    "varta_rate_limited_total" "Frames refused because too many came: from one agent, from all together, or from processes heard for the first time." {
+        RateLimitedAgent "reason" = "per_pid",
+        RateLimitedGlobal "reason" = "global",
+        RateLimitedNewcomers "reason" = "newcomers",
     }
     "varta_frame_auth_failures_total" "Frames that name another pid than the kernel does." { PidMismatch }
     "varta_descriptors_closed_total" "Descriptors that came attached to datagrams and were closed." { DescriptorsClosed }
@@ -102,6 +112,10 @@ counters! {
         RecoveryReapedNonzero "outcome" = "reaped_nonzero",
         RecoveryKilled "outcome" = "killed",
         RecoveryTargetGone "outcome" = "target_gone",
+        RecoveryCrossNamespace "outcome" = "refused_cross_namespace",
+    }
+    "varta_recovery_refused_total" "Stalls that recovery may not act on, by reason." {
+        RefusedCrossNamespace "reason" = "cross_namespace_agent",
     }
 }
 

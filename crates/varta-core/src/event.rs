@@ -43,6 +43,19 @@ pub enum EventKind {
         status: Status,
         /// Payload of the first beat.
         payload: u32,
+        /// Its end is watched, not only looked for now and then.
+        exit_watched: bool,
+    },
+    /// A known process began a new series of beats: another program after `exec`, another handle.
+    Session {
+        /// Who.
+        agent: Agent,
+        /// Nonce of the beat that began it.
+        nonce: u64,
+        /// Status of that beat.
+        status: Status,
+        /// Its payload.
+        payload: u32,
     },
     /// An accepted beat. Only made when somebody asked for every beat.
     Beat {
@@ -88,7 +101,7 @@ pub enum EventKind {
         /// How long the agent was silent, attention time, nanoseconds.
         silence_ns: u64,
     },
-    /// The process is gone.
+    /// The process is gone, or took its leave.
     Exit {
         /// Who.
         agent: Agent,
@@ -126,6 +139,8 @@ pub enum ExitStatus {
     Code(u8),
     /// This signal killed it.
     Signal(u8),
+    /// It said goodbye; the process itself may go on.
+    Goodbye,
     /// The kernel did not tell.
     Unknown,
 }
@@ -139,9 +154,9 @@ impl ExitStatus {
         }
     }
 
-    /// True for exit code 0: the agent left, nothing is wrong.
+    /// True for exit code 0 and a goodbye: the agent left, nothing is wrong.
     pub const fn is_clean(self) -> bool {
-        matches!(self, Self::Code(0))
+        matches!(self, Self::Code(0) | Self::Goodbye)
     }
 }
 
@@ -165,6 +180,7 @@ mod tests {
             "core dump bit"
         );
         assert!(ExitStatus::Code(0).is_clean());
+        assert!(ExitStatus::Goodbye.is_clean());
         assert!(!ExitStatus::Unknown.is_clean());
     }
 }

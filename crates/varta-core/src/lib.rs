@@ -21,7 +21,8 @@ pub mod slot;
 pub mod tracker;
 pub mod wheel;
 
-pub use admission::{Credentials, LocalGate, Refusal};
+pub use admission::{AllowedUsers, Claims, Credentials, Limit, LimitOptions, Limits, LocalGate};
+pub use admission::{Rate, Refusal};
 pub use attention::AttentionClock;
 pub use counters::{Counter, Counters};
 pub use event::{Agent, Event, EventKind, ExitStatus};

@@ -30,6 +30,10 @@ const RECLAIM_THRESHOLDS: u64 = 10;
 /// larger than any reordering.
 const NONCE_WRAP_DISTANCE: u64 = 1 << 20;
 
+/// Silence, in parts of the threshold, after which any lower nonce of an attested process is taken for a
+/// new session: a quarter, so that an agent that beats as seldom as it may still gets through in time.
+const SESSION_QUIET_PARTS: u64 = 4;
+
 /// How a beat reached the observer; pinned by an agent's first beat (observer spec 4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -243,9 +247,13 @@ impl Slot {
     /// How a beat continues what is known; `None` for an old one.
     ///
     /// Terminal frames carry a nonce that says nothing about order, so they neither read nor move the
-    /// nonce mark; their own timestamps order them. A restart of nonce and timestamp together is a
-    /// new session where the kernel vouches for the sender: nobody else can replay its beats.
-    pub(crate) fn step_to(&self, frame: &Frame, origin: BeatOrigin) -> Option<Step> {
+    /// nonce mark; their own timestamps order them.
+    ///
+    /// Where the kernel vouches for the sender nobody else can replay its beats, so a lower nonce is a
+    /// new session of the same process: at once if the timestamp restarts too (a new handle, another
+    /// program after `exec`), else as soon as the process has been quiet for a while (the older of two
+    /// handles goes on after the newer one was closed). It is never locked out.
+    pub(crate) fn step_to(&self, frame: &Frame, origin: BeatOrigin, now_ns: u64) -> Option<Step> {
         if frame.is_terminal() {
             let stale = self.terminal_timestamp != 0 && frame.timestamp <= self.terminal_timestamp;
             return (!stale).then_some(Step::Terminal);
@@ -259,8 +267,12 @@ impl Slot {
         if last_nonce >= u64::MAX - NONCE_WRAP_DISTANCE && frame.nonce < NONCE_WRAP_DISTANCE {
             return Some(Step::Wrap);
         }
-        let restarted = frame.nonce < last_nonce && frame.timestamp < self.last_timestamp;
-        (restarted && origin == BeatOrigin::KernelAttested).then_some(Step::NewSession)
+        let restarts = frame.timestamp < self.last_timestamp;
+        let quiet_ns = self.threshold_ns / SESSION_QUIET_PARTS;
+        let was_quiet = now_ns.saturating_sub(self.last_ns) >= quiet_ns;
+        let is_attested = origin == BeatOrigin::KernelAttested;
+        (is_attested && frame.nonce < last_nonce && (restarts || was_quiet))
+            .then_some(Step::NewSession)
     }
 
     /// The tier that silence has reached and that was not handed over yet.

@@ -195,6 +195,18 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         Some(facts)
     }
 
+    /// Says which pid namespace an agent lives in, once that is known. What is known already stays.
+    pub fn learn_namespace(&mut self, agent: Agent, ns_inode: u64) {
+        let slot = agent.slot;
+        if let Some(mut facts) = self.table.load(slot)
+            && facts.agent(slot) == agent
+            && facts.ns_inode.is_none()
+        {
+            facts.ns_inode = Some(ns_inode);
+            self.table.store(slot, &facts);
+        }
+    }
+
     /// Gives an agent another threshold. Its silence so far keeps counting; it is judged anew by
     /// the next [`Self::drain_stalled_slots`]. A stall already reported stays reported.
     pub fn set_threshold(&mut self, agent: Agent, threshold_ns: u64, late_ns: u64) -> bool {
@@ -233,9 +245,16 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         Some(self.table.load(slot)?.agent(slot))
     }
 
-    /// Whether anybody is known under a local pid; one look into an index.
-    pub fn knows_local(&self, pid: u32) -> bool {
-        self.local.get(pid).is_some()
+    /// The slot of whoever is known under a local pid; one look into an index.
+    pub fn local_slot(&self, pid: u32) -> Option<u32> {
+        self.local.get(pid)
+    }
+
+    /// Whether a newcomer has a chance, in O(1): who has none need not be looked at.
+    pub fn may_have_room(&self) -> bool {
+        !self.free.is_empty()
+            || self.reclaimable.front().is_some()
+            || self.policy == EvictionPolicy::Balanced
     }
 
     /// The agent in a slot.
@@ -365,7 +384,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         if known.ns_inode.is_some() && known.ns_inode != beat.ns_inode {
             return self.refuse(Update::NamespaceConflict);
         }
-        let Some(step) = known.step_to(&beat.frame, beat.origin) else {
+        let Some(step) = known.step_to(&beat.frame, beat.origin, now_ns) else {
             return self.refuse(Update::OutOfOrder);
         };
 

@@ -502,12 +502,41 @@ fn an_attested_agent_that_starts_over_is_a_new_session() {
 }
 
 #[test]
-fn a_nonce_that_restarts_without_its_timestamp_is_out_of_order() {
+fn of_two_handles_the_older_is_out_of_order_only_while_the_newer_speaks() {
     let mut tracker = strict(1);
     tracker.update(beat(100, 50), 0);
-    let mut odd = beat(100, 1);
-    odd.frame.timestamp = 51;
-    assert_eq!(tracker.update(odd, 1), Update::OutOfOrder);
+    let mut older = beat(100, 1);
+    older.frame.timestamp = 51;
+    assert_eq!(tracker.update(older, T / 4 - 1), Update::OutOfOrder);
+    let session = tracker.record(&older, T / 4, T);
+    assert_eq!(session.update, Update::Refreshed);
+    assert!(session.new_session);
+    older.frame.nonce = 2;
+    assert_eq!(tracker.update(older, T / 2), Update::Refreshed);
+    assert_eq!(tracker.take_session_restarts(), 1);
+}
+
+#[test]
+fn a_repeated_nonce_stays_refused_however_long_the_silence() {
+    let mut tracker = strict(1);
+    tracker.update(beat(100, 50), 0);
+    assert_eq!(tracker.update(beat(100, 50), T / 2), Update::OutOfOrder);
+}
+
+#[test]
+fn a_namespace_is_learnt_once() {
+    let mut tracker = strict(1);
+    tracker.update(beat(100, 1), 0);
+    let agent = tracker.local_agent(100).unwrap();
+    tracker.learn_namespace(agent, 5);
+    tracker.learn_namespace(agent, 6);
+    assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(Some(5)));
+    let other = Agent {
+        instance: agent.instance + 1,
+        ..agent
+    };
+    tracker.learn_namespace(other, 7);
+    assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(Some(5)));
 }
 
 #[test]

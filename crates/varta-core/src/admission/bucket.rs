@@ -1,0 +1,274 @@
+//! Token buckets: how much anybody may send.
+//!
+//! A bucket holds up to a burst of tokens and fills at a rate; every beat that is let in takes one.
+//! Tokens are counted in billionths, so that a rate of `r` per second is `r` billionths per nanosecond
+//! and no remainder is ever lost: over any time, no more than `burst + rate * time` beats pass and, if
+//! somebody asks often enough, no fewer.
+//!
+//! [`Limits`] puts them together: one bucket per agent, one for all together, and reserves for what must
+//! not drown in a flood, terminal frames and first contacts. What an agent sends too much is refused
+//! from its own bucket before it can touch the common one, so no agent pays for another's flood.
+
+/// Billionths of a token in a token; equals nanoseconds in a second, so that a rate needs no scaling.
+const TOKEN: u64 = 1_000_000_000;
+
+/// A terminal frame that finds its agent's bucket empty is let in if none was let in that way for this
+/// long: 1 s, a crash of the process per second.
+const TERMINAL_PAUSE_NS: u64 = 1_000_000_000;
+
+/// First contacts per second beyond the burst. One costs about 20 us, so this is a fifth of a core.
+const NEWCOMER_RATE: u32 = 10_000;
+
+/// First contacts that may come at once: at least this many, and as many as there is room for.
+const NEWCOMER_BURST_MIN: u32 = 10_000;
+
+/// A rate and how far it may be exceeded for a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Tokens per second; at least 1.
+    pub per_second: u32,
+    /// Tokens the bucket holds; at least 1.
+    pub burst: u32,
+}
+
+/// The level of one bucket. Where the rate is known from elsewhere it need not be kept with it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TokenBucket {
+    /// Billionths of a token.
+    level: u64,
+    /// When the level was right.
+    at_ns: u64,
+}
+
+impl TokenBucket {
+    /// A full bucket.
+    pub fn full(rate: Rate, now_ns: u64) -> Self {
+        Self {
+            level: u64::from(rate.burst.max(1)) * TOKEN,
+            at_ns: now_ns,
+        }
+    }
+
+    /// Takes a token; false, and nothing changes, if there is none.
+    pub fn take(&mut self, rate: Rate, now_ns: u64) -> bool {
+        let elapsed_ns = now_ns.saturating_sub(self.at_ns);
+        let gained = elapsed_ns.saturating_mul(u64::from(rate.per_second));
+        let capacity = u64::from(rate.burst.max(1)) * TOKEN;
+        let level = self.level.saturating_add(gained).min(capacity);
+        if level < TOKEN {
+            return false;
+        }
+        self.level = level - TOKEN;
+        self.at_ns = self.at_ns.max(now_ns);
+        true
+    }
+}
+
+/// Which limit a beat ran into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// The agent's own.
+    Agent,
+    /// That of all agents together.
+    Global,
+    /// That of first contacts.
+    Newcomers,
+}
+
+/// The limits in force. `None` means no limit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LimitOptions {
+    /// Beats of one agent.
+    pub agent: Option<Rate>,
+    /// Beats of all agents together.
+    pub global: Option<Rate>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Budget {
+    beats: TokenBucket,
+    /// The agent's bucket does not stop a terminal frame from here on.
+    terminal_from_ns: u64,
+}
+
+/// The buckets of all agents, by slot, and those they share.
+#[derive(Debug)]
+pub struct Limits {
+    agent: Option<Rate>,
+    global: Option<Rate>,
+    newcomers: Rate,
+    budgets: Box<[Budget]>,
+    global_bucket: TokenBucket,
+    newcomer_bucket: TokenBucket,
+}
+
+impl Limits {
+    /// For a tracker with `capacity` slots; all buckets are full.
+    pub fn new(capacity: usize, options: LimitOptions, now_ns: u64) -> Self {
+        let newcomers = Rate {
+            per_second: NEWCOMER_RATE,
+            burst: u32::try_from(capacity)
+                .unwrap_or(u32::MAX)
+                .max(NEWCOMER_BURST_MIN),
+        };
+        let budgets = options.agent.map_or(0, |_| capacity);
+        Self {
+            agent: options.agent,
+            global: options.global,
+            newcomers,
+            budgets: vec![Budget::default(); budgets].into_boxed_slice(),
+            global_bucket: options
+                .global
+                .map_or_else(TokenBucket::default, |rate| TokenBucket::full(rate, now_ns)),
+            newcomer_bucket: TokenBucket::full(newcomers, now_ns),
+        }
+    }
+
+    /// Whether a stranger may be looked at; costs a token of the newcomers' own reserve.
+    pub fn let_newcomer_in(&mut self, now_ns: u64) -> Result<(), Limit> {
+        let is_in = self.newcomer_bucket.take(self.newcomers, now_ns);
+        if is_in { Ok(()) } else { Err(Limit::Newcomers) }
+    }
+
+    /// A new agent has a slot: its bucket is full but for the beat that brought it.
+    pub fn welcome(&mut self, slot: u32, now_ns: u64) {
+        if let (Some(rate), Some(budget)) = (self.agent, self.budgets.get_mut(slot as usize)) {
+            *budget = Budget {
+                beats: TokenBucket::full(rate, now_ns),
+                terminal_from_ns: 0,
+            };
+            budget.beats.take(rate, now_ns);
+        }
+    }
+
+    /// Whether a beat of a known agent may be credited. The token is spent whatever becomes of the
+    /// beat afterwards. Terminal frames have a reserve and do not count against the common limit.
+    pub fn let_beat_in(&mut self, slot: u32, terminal: bool, now_ns: u64) -> Result<(), Limit> {
+        if let (Some(rate), Some(budget)) = (self.agent, self.budgets.get_mut(slot as usize))
+            && !budget.beats.take(rate, now_ns)
+        {
+            if !terminal || now_ns < budget.terminal_from_ns {
+                return Err(Limit::Agent);
+            }
+            budget.terminal_from_ns = now_ns.saturating_add(TERMINAL_PAUSE_NS);
+        }
+        match self.global {
+            Some(rate) if !terminal && !self.global_bucket.take(rate, now_ns) => Err(Limit::Global),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn rate(per_second: u32, burst: u32) -> Rate {
+        Rate { per_second, burst }
+    }
+
+    /// How many of `asked` beats, evenly spread over `time_ns`, pass.
+    fn passed(rate: Rate, asked: u64, time_ns: u64) -> u64 {
+        let mut bucket = TokenBucket::full(rate, 0);
+        (1..=asked)
+            .filter(|i| bucket.take(rate, time_ns / asked * i))
+            .count() as u64
+    }
+
+    #[test]
+    fn over_any_time_a_burst_and_the_rate_pass_and_nothing_more() {
+        for (per_second, burst) in [(10, 10), (3, 1), (7, 100), (100, 1), (999, 5)] {
+            let expected = u64::from(burst) + 5 * u64::from(per_second);
+            let passed = passed(rate(per_second, burst), 50_000, 5 * SECOND);
+            assert!(
+                passed == expected || passed == expected - 1,
+                "{per_second}/s, burst {burst}: {passed}, not {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_sends_at_the_rate_loses_nothing_however_the_beats_jitter() {
+        let rate = rate(100, 2);
+        let mut bucket = TokenBucket::full(rate, 0);
+        for i in 0..10_000_u64 {
+            let jitter_ns = if i % 2 == 0 { 0 } else { 9_000_000 };
+            assert!(bucket.take(rate, i * 10_000_000 + jitter_ns), "beat {i}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_costs_nothing_and_a_clock_that_goes_back_gains_nothing() {
+        let rate = rate(1, 1);
+        let mut bucket = TokenBucket::full(rate, 10 * SECOND);
+        assert!(bucket.take(rate, 10 * SECOND));
+        for _ in 0..1_000 {
+            assert!(!bucket.take(rate, 10 * SECOND + SECOND / 2));
+            assert!(!bucket.take(rate, 0));
+        }
+        assert!(bucket.take(rate, 11 * SECOND));
+    }
+
+    #[test]
+    fn extreme_rates_and_times_neither_overflow_nor_lock() {
+        let rate = rate(u32::MAX, u32::MAX);
+        let mut bucket = TokenBucket::full(rate, 0);
+        assert!(bucket.take(rate, 0));
+        assert!(bucket.take(rate, u64::MAX));
+        assert!(bucket.take(rate, u64::MAX));
+    }
+
+    fn limits(agent: Option<Rate>, global: Option<Rate>) -> Limits {
+        let mut limits = Limits::new(4, LimitOptions { agent, global }, 0);
+        for slot in 0..4 {
+            limits.welcome(slot, 0);
+        }
+        limits
+    }
+
+    #[test]
+    fn a_flood_spends_its_own_tokens_before_the_common_ones() {
+        let mut limits = limits(Some(rate(10, 5)), Some(rate(10, 10)));
+        let flood: Vec<_> = (0..100).map(|_| limits.let_beat_in(0, false, 0)).collect();
+        assert_eq!(flood.iter().filter(|passed| passed.is_ok()).count(), 4);
+        assert_eq!(flood[99], Err(Limit::Agent));
+        for _ in 0..4 {
+            assert_eq!(limits.let_beat_in(1, false, 0), Ok(()));
+        }
+    }
+
+    #[test]
+    fn the_common_limit_holds_for_all_agents_together() {
+        let mut limits = limits(None, Some(rate(1, 6)));
+        let mut let_in = |slot| limits.let_beat_in(slot, false, 0);
+        assert!((0..6).all(|i| let_in(i % 4).is_ok()));
+        assert_eq!(let_in(3), Err(Limit::Global));
+    }
+
+    #[test]
+    fn a_crash_is_heard_in_the_midst_of_its_own_flood_and_a_flood_of_crashes_is_not() {
+        let mut limits = limits(Some(rate(1, 1)), Some(rate(1, 1)));
+        assert_eq!(limits.let_beat_in(0, false, 0), Err(Limit::Agent));
+        assert_eq!(limits.let_beat_in(0, true, 0), Ok(()));
+        assert_eq!(limits.let_beat_in(0, true, 1), Err(Limit::Agent));
+        assert_eq!(limits.let_beat_in(0, true, SECOND), Ok(()));
+    }
+
+    #[test]
+    fn strangers_have_a_reserve_that_no_agent_can_spend() {
+        let mut limits = limits(None, Some(rate(1, 1)));
+        while limits.let_beat_in(0, false, 0).is_ok() {}
+        for _ in 0..NEWCOMER_BURST_MIN {
+            assert_eq!(limits.let_newcomer_in(0), Ok(()));
+        }
+        assert_eq!(limits.let_newcomer_in(0), Err(Limit::Newcomers));
+    }
+
+    #[test]
+    fn without_limits_everything_passes() {
+        let mut limits = limits(None, None);
+        assert!((0..100_000).all(|_| limits.let_beat_in(0, false, 0).is_ok()));
+    }
+}

@@ -1,0 +1,64 @@
+//! Whether a process may call itself what it calls itself.
+//!
+//! A frame carries the pid its sender knows of itself. Inside a container that is another number than
+//! the one the observer's kernel interface uses, so a claim is right if it is any of the pids the
+//! kernel has for that process (`NSpid` in `/proc/PID/status`), and a lie otherwise.
+
+/// Pids kept per process beside its own: as many nested namespaces as anybody runs agents in. The kernel
+/// allows 32; the innermost ones are kept.
+pub const CLAIMS_MAX: usize = 4;
+
+/// What the kernel calls a process in the namespaces below the observer's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Claims([u32; CLAIMS_MAX]);
+
+impl Claims {
+    /// From the pids of a process, outermost namespace first, the first one being the observer's.
+    pub fn from_pids(pids: &[u32]) -> Self {
+        let mut claims = [0; CLAIMS_MAX];
+        let inner = pids.iter().skip(1).rev();
+        for (claim, pid) in claims.iter_mut().zip(inner) {
+            *claim = *pid;
+        }
+        Self(claims)
+    }
+
+    /// Whether the kernel calls the process that somewhere below the observer's namespace.
+    pub fn contain(&self, pid: u32) -> bool {
+        pid != 0 && self.0.contains(&pid)
+    }
+
+    /// The pid in the innermost namespace; `None` for a process of the observer's own.
+    pub fn innermost(&self) -> Option<u32> {
+        Some(self.0[0]).filter(|pid| *pid != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_of_our_own_namespace_has_no_other_name() {
+        let claims = Claims::from_pids(&[4242]);
+        assert!(!claims.contain(4242), "its own pid needs no facts");
+        assert!(!claims.contain(0));
+        assert_eq!(claims.innermost(), None);
+    }
+
+    #[test]
+    fn a_process_in_nested_containers_may_use_each_of_its_names() {
+        let claims = Claims::from_pids(&[4242, 17, 1]);
+        assert!(claims.contain(17));
+        assert!(claims.contain(1));
+        assert!(!claims.contain(2));
+        assert_eq!(claims.innermost(), Some(1));
+    }
+
+    #[test]
+    fn of_too_many_names_the_innermost_are_kept() {
+        let claims = Claims::from_pids(&[9, 8, 7, 6, 5, 4]);
+        assert!([7, 6, 5, 4].iter().all(|pid| claims.contain(*pid)));
+        assert!(!claims.contain(8));
+    }
+}

@@ -1,0 +1,398 @@
+//! Who may speak, as whom, and how much.
+//!
+//! Every local datagram passes the gate before the tracker hears of it. Identity comes from the kernel,
+//! never from a claim (law 3). The gate decides; counting and reporting a refusal is the caller's
+//! business. A refused datagram changes nothing at all. The order of the checks is that of the wire
+//! specification, section 10.2: datagram, credentials, user, frame, claim; then [`bucket`], then the
+//! tracker.
+
+mod bucket;
+mod claim;
+
+use varta_vlp::{DecodeError, FRAME_BYTES, Frame};
+
+use crate::counters::Counter;
+
+pub use bucket::{Limit, LimitOptions, Limits, Rate, TokenBucket};
+pub use claim::{CLAIMS_MAX, Claims};
+
+/// What the kernel says about the sender of a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Process id in the observer's namespace; 0 when the sender is not visible from there.
+    pub pid: u32,
+    /// Real user id.
+    pub uid: u32,
+    /// Real group id.
+    pub gid: u32,
+}
+
+/// A datagram as it came from the socket, before anything in it is believed.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram<'a> {
+    /// The bytes, possibly cut short by the receive buffer.
+    pub bytes: &'a [u8],
+    /// The datagram was longer than the receive buffer.
+    pub truncated: bool,
+    /// The kernel had more control data than it could hand over.
+    pub control_truncated: bool,
+    /// Kernel credentials, if any came along.
+    pub credentials: Option<Credentials>,
+}
+
+/// Why a datagram was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Control data was cut short, so the credentials cannot be relied on.
+    ControlTruncated,
+    /// Not 32 bytes.
+    WrongLength,
+    /// The kernel attached no credentials.
+    NoCredentials,
+    /// Credential pid 0: the sender lives outside the observer's pid namespace and has no identity.
+    UnseenSender,
+    /// The sender's user and group may not speak here.
+    ForeignUser {
+        /// The sender's user.
+        uid: u32,
+        /// The sender's group.
+        gid: u32,
+    },
+    /// Not a valid frame.
+    Decode(DecodeError),
+    /// The frame names a pid that no process of this host can have.
+    PidAboveMax {
+        /// What the frame claims.
+        claimed: u32,
+    },
+    /// The frame names a pid that is none of its sender's.
+    PidMismatch {
+        /// What the frame claims.
+        claimed: u32,
+    },
+    /// The frame names another pid than the observer's kernel does, and its sender ended before it could
+    /// be asked what it is called in its container.
+    UnverifiedClaim {
+        /// What the frame claims.
+        claimed: u32,
+    },
+    /// Somebody has the sender's pid, but it cannot be proved that it is the sender.
+    UnprovedSender,
+    /// Too many newcomers wait to be looked at.
+    Crowded,
+    /// The sender lives in another pid namespace, and the operator wants none of those.
+    ForeignNamespace,
+    /// Too many beats.
+    RateLimited(Limit),
+    /// A known agent was heard over another kind of transport than before.
+    OriginConflict,
+    /// A known agent was heard from another pid namespace than before.
+    NamespaceConflict,
+    /// An old or repeated nonce.
+    OutOfOrder,
+    /// The table is full and nobody may be evicted.
+    CapacityExceeded,
+}
+
+impl Refusal {
+    /// The counter of this reason.
+    pub const fn counter(self) -> Counter {
+        match self {
+            Self::ControlTruncated => Counter::ControlTruncated,
+            Self::WrongLength => Counter::WrongLength,
+            Self::NoCredentials => Counter::NoCredentials,
+            Self::UnseenSender => Counter::UnseenSender,
+            Self::ForeignUser { .. } => Counter::ForeignUser,
+            Self::PidAboveMax { .. } => Counter::PidAboveMax,
+            Self::PidMismatch { .. } => Counter::PidMismatch,
+            Self::UnverifiedClaim { .. } => Counter::UnverifiedClaim,
+            Self::UnprovedSender => Counter::UnprovedSender,
+            Self::Crowded => Counter::Crowded,
+            Self::ForeignNamespace => Counter::ForeignNamespace,
+            Self::RateLimited(Limit::Agent) => Counter::RateLimitedAgent,
+            Self::RateLimited(Limit::Global) => Counter::RateLimitedGlobal,
+            Self::RateLimited(Limit::Newcomers) => Counter::RateLimitedNewcomers,
+            Self::OriginConflict => Counter::OriginConflicts,
+            Self::NamespaceConflict => Counter::NamespaceConflicts,
+            Self::OutOfOrder => Counter::OutOfOrder,
+            Self::CapacityExceeded => Counter::CapacityExceeded,
+            Self::Decode(error) => match error {
+                DecodeError::BadMagic => Counter::DecodeBadMagic,
+                DecodeError::BadVersion => Counter::DecodeBadVersion,
+                DecodeError::BadCrc { .. } => Counter::DecodeBadCrc,
+                DecodeError::BadStatus(_) => Counter::DecodeBadStatus,
+                DecodeError::StallOnWire => Counter::DecodeStallOnWire,
+                DecodeError::BadPid(_) => Counter::DecodeBadPid,
+                DecodeError::BadTimestamp(_) => Counter::DecodeBadTimestamp,
+                DecodeError::BadNonce { .. } => Counter::DecodeBadNonce,
+            },
+        }
+    }
+
+    /// One word for logs: the reason's label value.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ControlTruncated => "control_truncated",
+            Self::WrongLength => "wrong_length",
+            Self::NoCredentials => "no_credentials",
+            Self::UnseenSender => "unseen_sender",
+            Self::ForeignUser { .. } => "foreign_uid",
+            Self::PidAboveMax { .. } => "pid_above_max",
+            Self::PidMismatch { .. } => "pid_mismatch",
+            Self::UnverifiedClaim { .. } => "unverified_claim",
+            Self::UnprovedSender => "unproved_sender",
+            Self::Crowded => "crowded",
+            Self::ForeignNamespace => "foreign_namespace",
+            Self::RateLimited(Limit::Agent) => "rate_per_pid",
+            Self::RateLimited(Limit::Global) => "rate_global",
+            Self::RateLimited(Limit::Newcomers) => "rate_newcomers",
+            Self::OriginConflict => "origin_conflict",
+            Self::NamespaceConflict => "namespace_conflict",
+            Self::OutOfOrder => "out_of_order",
+            Self::CapacityExceeded => "capacity_exceeded",
+            Self::Decode(error) => error.kind(),
+        }
+    }
+}
+
+/// Whose processes may speak.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AllowedUsers {
+    /// Everybody's.
+    Everyone,
+    /// Those of one of these users or one of these groups, by the credentials of the datagram: the real
+    /// user and the real group, not the supplementary ones.
+    Only {
+        /// User ids.
+        uids: Box<[u32]>,
+        /// Group ids.
+        gids: Box<[u32]>,
+    },
+}
+
+impl AllowedUsers {
+    fn contain(&self, sender: Credentials) -> bool {
+        match self {
+            Self::Everyone => true,
+            Self::Only { uids, gids } => uids.contains(&sender.uid) || gids.contains(&sender.gid),
+        }
+    }
+}
+
+/// The identity gate of the Unix socket.
+#[derive(Clone, Debug)]
+pub struct LocalGate {
+    /// Whose processes may speak.
+    pub users: AllowedUsers,
+    /// The largest pid this host gives out.
+    pub pid_max: u32,
+}
+
+impl LocalGate {
+    /// Says who is speaking and what, or why not. Whether the sender may call itself what the frame says
+    /// is another question: [`Self::judge_claim`].
+    pub fn admit(&self, datagram: &Datagram<'_>) -> Result<(Frame, Credentials), Refusal> {
+        if datagram.control_truncated {
+            return Err(Refusal::ControlTruncated);
+        }
+        let Ok(bytes) = <&[u8; FRAME_BYTES]>::try_from(datagram.bytes) else {
+            return Err(Refusal::WrongLength);
+        };
+        if datagram.truncated {
+            return Err(Refusal::WrongLength);
+        }
+        let sender = datagram.credentials.ok_or(Refusal::NoCredentials)?;
+        if sender.pid == 0 {
+            return Err(Refusal::UnseenSender);
+        }
+        if !self.users.contain(sender) {
+            return Err(Refusal::ForeignUser {
+                uid: sender.uid,
+                gid: sender.gid,
+            });
+        }
+        let frame = Frame::decode_attested(bytes).map_err(Refusal::Decode)?;
+        if frame.pid != sender.pid && frame.pid > self.pid_max {
+            return Err(Refusal::PidAboveMax { claimed: frame.pid });
+        }
+        Ok((frame, sender))
+    }
+
+    /// Whether a process with the kernel's `pid` may call itself `claimed`. `Ok(false)`: that depends on
+    /// what the kernel calls it in its container, which is not known yet.
+    pub fn judge_claim(pid: u32, claimed: u32, claims: Option<&Claims>) -> Result<bool, Refusal> {
+        if claimed == pid {
+            return Ok(true);
+        }
+        match claims {
+            None => Ok(false),
+            Some(claims) if claims.contain(claimed) => Ok(true),
+            Some(_) => Err(wrong_claim(claimed)),
+        }
+    }
+}
+
+/// A claim that is not the sender's. Pid 1 is reserved on the wire for everybody but the first process of
+/// a container, so for anybody else it is no valid frame (wire spec 5).
+pub fn wrong_claim(claimed: u32) -> Refusal {
+    match claimed {
+        1 => Refusal::Decode(DecodeError::BadPid(1)),
+        claimed => Refusal::PidMismatch { claimed },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use varta_vlp::Status;
+
+    fn gate(uids: &[u32], gids: &[u32]) -> LocalGate {
+        LocalGate {
+            users: AllowedUsers::Only {
+                uids: uids.into(),
+                gids: gids.into(),
+            },
+            pid_max: 32_768,
+        }
+    }
+
+    fn open_gate() -> LocalGate {
+        LocalGate {
+            users: AllowedUsers::Everyone,
+            ..gate(&[], &[])
+        }
+    }
+
+    fn frame(pid: u32) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        Frame::new(Status::Ok, pid, 5, 1, 7).encode(&mut bytes);
+        bytes
+    }
+
+    fn datagram(bytes: &[u8]) -> Datagram<'_> {
+        Datagram {
+            bytes,
+            truncated: false,
+            control_truncated: false,
+            credentials: Some(Credentials {
+                pid: 42,
+                uid: 1000,
+                gid: 1000,
+            }),
+        }
+    }
+
+    fn refusal(datagram: &Datagram<'_>) -> Refusal {
+        gate(&[1000], &[]).admit(datagram).unwrap_err()
+    }
+
+    #[test]
+    fn a_frame_that_agrees_with_its_credentials_is_admitted() {
+        let bytes = frame(42);
+        let (frame, sender) = gate(&[1000], &[]).admit(&datagram(&bytes)).unwrap();
+        assert_eq!((frame.pid, frame.payload, sender.pid), (42, 7, 42));
+    }
+
+    #[test]
+    fn a_claim_is_right_if_the_kernel_uses_the_name_too() {
+        let claims = Claims::from_pids(&[42, 7, 1]);
+        let judge = |claimed, claims| LocalGate::judge_claim(42, claimed, claims);
+        assert_eq!(judge(42, None), Ok(true));
+        assert_eq!(judge(7, Some(&claims)), Ok(true));
+        assert_eq!(judge(1, Some(&claims)), Ok(true));
+        assert_eq!(judge(7, None), Ok(false), "nobody knows yet");
+        let lie = Refusal::PidMismatch { claimed: 43 };
+        assert_eq!(judge(43, Some(&claims)), Err(lie));
+        let outside = Claims::from_pids(&[42]);
+        let reserved = Refusal::Decode(DecodeError::BadPid(1));
+        assert_eq!(judge(1, Some(&outside)), Err(reserved));
+    }
+
+    #[test]
+    fn a_claim_beyond_the_range_of_pids_is_refused_but_for_a_process_that_has_it() {
+        let bytes = frame(40_000);
+        let claimed = 40_000;
+        assert_eq!(refusal(&datagram(&bytes)), Refusal::PidAboveMax { claimed });
+        let mut lowered = datagram(&bytes);
+        lowered.credentials.as_mut().unwrap().pid = claimed;
+        assert!(gate(&[1000], &[]).admit(&lowered).is_ok());
+    }
+
+    #[test]
+    fn credential_pid_zero_is_no_credential_whatever_the_frame_claims() {
+        let bytes = frame(42);
+        let mut unseen = datagram(&bytes);
+        unseen.credentials.as_mut().unwrap().pid = 0;
+        assert_eq!(refusal(&unseen), Refusal::UnseenSender);
+        let error = open_gate().admit(&unseen).unwrap_err();
+        assert_eq!(error, Refusal::UnseenSender);
+    }
+
+    #[test]
+    fn missing_credentials_are_refused() {
+        let bytes = frame(42);
+        let anonymous = Datagram {
+            credentials: None,
+            ..datagram(&bytes)
+        };
+        assert_eq!(refusal(&anonymous), Refusal::NoCredentials);
+    }
+
+    #[test]
+    fn a_user_or_a_group_that_is_allowed_may_speak_and_nobody_else() {
+        let bytes = frame(42);
+        let mut foreign = datagram(&bytes);
+        let sender = foreign.credentials.as_mut().unwrap();
+        (sender.uid, sender.gid) = (33, 44);
+        let refused = Refusal::ForeignUser { uid: 33, gid: 44 };
+        let both = |uids, gids| gate(uids, gids).admit(&foreign).map(|_| ());
+        assert_eq!(both(&[1000, 44], &[1000, 33]), Err(refused));
+        assert_eq!(both(&[1000, 33], &[]), Ok(()));
+        assert_eq!(both(&[], &[7, 44]), Ok(()));
+        assert_eq!(both(&[], &[]), Err(refused));
+        assert!(open_gate().admit(&foreign).is_ok());
+    }
+
+    #[test]
+    fn only_thirty_two_bytes_are_a_frame() {
+        let bytes = frame(42);
+        let mut long = bytes.to_vec();
+        long.push(0);
+        for wrong in [&[][..], &bytes[..31], &long] {
+            assert_eq!(
+                refusal(&datagram(wrong)),
+                Refusal::WrongLength,
+                "{}",
+                wrong.len()
+            );
+        }
+        let cut = Datagram {
+            truncated: true,
+            ..datagram(&bytes)
+        };
+        assert_eq!(
+            refusal(&cut),
+            Refusal::WrongLength,
+            "longer than the buffer"
+        );
+    }
+
+    #[test]
+    fn truncated_control_data_is_named_before_anything_else() {
+        let cut = Datagram {
+            control_truncated: true,
+            ..datagram(&[])
+        };
+        assert_eq!(refusal(&cut), Refusal::ControlTruncated);
+    }
+
+    #[test]
+    fn an_invalid_frame_is_refused_with_its_own_reason() {
+        let mut bytes = frame(42);
+        bytes[0] = 0;
+        assert_eq!(
+            refusal(&datagram(&bytes)),
+            Refusal::Decode(DecodeError::BadMagic)
+        );
+    }
+}
