@@ -89,6 +89,11 @@ impl AttentionClock {
         self.attention_ns
     }
 
+    /// Raw time of the last look.
+    pub fn raw_now_ns(&self) -> u64 {
+        self.last_raw_ns
+    }
+
     /// The raw time at which attention time `attention_ns` comes if no gap intervenes.
     pub fn raw_at(&self, attention_ns: u64) -> u64 {
         let ahead_ns = attention_ns.saturating_sub(self.attention_ns);

@@ -257,6 +257,11 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             || self.policy == EvictionPolicy::Balanced
     }
 
+    /// The facts in a slot.
+    pub fn facts_in(&self, slot: u32) -> Option<Slot> {
+        self.table.load(slot)
+    }
+
     /// The agent in a slot.
     pub fn agent_in(&self, slot: u32) -> Option<Agent> {
         Some(self.table.load(slot)?.agent(slot))

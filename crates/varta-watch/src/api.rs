@@ -48,6 +48,8 @@ pub enum LogEvent {
     Start,
     /// First beat of an agent.
     Join,
+    /// A known process began a new series of beats.
+    Session,
     /// Silence beyond the soft tier.
     Late,
     /// Silence beyond the threshold.
@@ -101,6 +103,24 @@ pub struct Fields {
     /// The agent's user id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
+    /// The agent's program file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exe: Option<PathBuf>,
+    /// Its path in the control group hierarchy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// Its service manager's unit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// When it started, clock ticks since boot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_ticks: Option<u64>,
+    /// Inode of its pid namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid_ns: Option<u64>,
+    /// Its pid inside its pid namespace, if that is not the observer's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inner_pid: Option<u32>,
     /// Status of the beat: `ok`, `degraded`, `critical`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<String>,

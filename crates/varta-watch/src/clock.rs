@@ -20,6 +20,12 @@ impl RawClock {
         monotonic_ns().saturating_sub(self.origin_ns)
     }
 
+    /// A time of this clock as time since boot, which also counts while the machine sleeps.
+    pub(crate) fn boottime_ns_at(self, ns: u64) -> u64 {
+        let asleep_ns = now_ns(ClockId::Boottime).saturating_sub(monotonic_ns());
+        ns.saturating_add(self.origin_ns).saturating_add(asleep_ns)
+    }
+
     /// The kernel's own time for a time of this clock, for absolute timers.
     pub(crate) fn timespec_at(self, ns: u64) -> Timespec {
         let ns = ns.saturating_add(self.origin_ns);
@@ -31,6 +37,10 @@ impl RawClock {
 }
 
 fn monotonic_ns() -> u64 {
-    let time = clock_gettime(ClockId::Monotonic);
+    now_ns(ClockId::Monotonic)
+}
+
+fn now_ns(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
     time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }

@@ -1,6 +1,7 @@
-//! The way from the beat path to everything slow: a bounded ring of events and a bell.
+//! The ways between the beat path and everything slow: a bounded ring of events and questions one way, a
+//! bounded ring of orders the other way, and a bell at the end of each.
 //!
-//! The producer never waits. A full ring refuses: a stall is then offered again in the next turn,
+//! The beat path never waits. A full ring refuses: a stall is then offered again in the next turn,
 //! anything else is dropped and counted. Beats and refusals, of which anybody can make many, may
 //! only fill the ring to three quarters, so that they cannot crowd out what matters.
 
@@ -9,19 +10,74 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
-use varta_core::{Counter, Counters, Event, EventKind};
+use varta_core::{Agent, Claims, Counter, Counters, Event, EventKind};
 
-/// Events the ring holds: 576 KiB, enough for a burst of thousands while the reader is writing.
+/// Events the ring holds: 640 KiB, enough for a burst of thousands while the reader is writing.
 const RING_EVENTS: usize = 8192;
 
 /// Room kept for events that are not beats or refusals.
 const RESERVED_EVENTS: usize = RING_EVENTS / 4;
 
+/// Orders the other ring holds. Whoever orders keeps what finds no room.
+const RING_ORDERS: usize = 8192;
+
 /// What goes through the ring.
-pub(crate) struct Handed {
-    pub(crate) event: Event,
-    /// With an exit: the process that ended, for whoever wants to know how.
+pub(crate) enum Handed {
+    /// Something happened.
+    Event {
+        event: Event,
+        /// With an exit: the process that ended, for whoever wants to know how.
+        process: Option<OwnedFd>,
+    },
+    /// The beat path needs to know something before it can credit a beat.
+    Question(Question),
+}
+
+/// Who has this pid?
+pub(crate) struct Question {
+    /// Given back with the answer.
+    pub(crate) ticket: u64,
+    pub(crate) pid: u32,
+    /// The sender, or whoever has its pid; `None` if there was no descriptor for it.
     pub(crate) process: Option<OwnedFd>,
+    /// The instance number, if the descriptor has told it.
+    pub(crate) instance: Option<u64>,
+    /// If the descriptor did not come with the datagram: a time on the observer's clock before which
+    /// the datagram was certainly not sent. A process that existed then is the sender.
+    pub(crate) sent_after_ns: Option<u64>,
+}
+
+/// The answer: what the beat path must know of a process.
+pub(crate) struct Introduction {
+    pub(crate) ticket: u64,
+    pub(crate) process: Option<OwnedFd>,
+    /// [`crate::identity::UNIDENTIFIED`] if nothing tells.
+    pub(crate) instance: u64,
+    /// It is certain that this is the process that sent the datagram.
+    pub(crate) proved: bool,
+    pub(crate) acquaintance: Acquaintance,
+}
+
+/// What the beat path keeps of a process.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Acquaintance {
+    /// What it may call itself; `None` while that is unknown.
+    pub(crate) claims: Option<Claims>,
+    pub(crate) pid_ns: Option<u64>,
+    /// It lives in a pid namespace below the observer's.
+    pub(crate) is_foreign: bool,
+}
+
+/// What the control thread tells the beat path.
+pub(crate) enum Order {
+    /// The answer to a question.
+    Introduce(Introduction),
+    /// An agent that was credited at once has been looked at since.
+    Know(Agent, Acquaintance),
+    /// An agent that nobody watches is gone.
+    Ended(Agent, Option<OwnedFd>),
+    /// The largest pid of this host.
+    PidMax(u32),
 }
 
 /// The beat path's end.
@@ -72,6 +128,21 @@ impl EventSender {
         self.push(event, None)
     }
 
+    /// Asks; gives the question back if there is no room for it.
+    pub(crate) fn ask(&mut self, question: Question) -> Result<(), Question> {
+        if self.ring.slots() <= RESERVED_EVENTS {
+            return Err(question);
+        }
+        match self.ring.push(Handed::Question(question)) {
+            Ok(()) => {
+                self.pushed = true;
+                Ok(())
+            }
+            Err(rtrb::PushError::Full(Handed::Question(question))) => Err(question),
+            Err(rtrb::PushError::Full(Handed::Event { .. })) => Ok(()),
+        }
+    }
+
     fn push(&mut self, event: Event, process: Option<OwnedFd>) -> ControlFlow<()> {
         let expendable = matches!(
             event.kind,
@@ -80,7 +151,7 @@ impl EventSender {
         if expendable && self.ring.slots() <= RESERVED_EVENTS {
             return ControlFlow::Break(());
         }
-        if self.ring.push(Handed { event, process }).is_err() {
+        if self.ring.push(Handed::Event { event, process }).is_err() {
             return ControlFlow::Break(());
         }
         self.pushed = true;
@@ -110,6 +181,76 @@ impl EventReceiver {
     /// Readable when there are events.
     pub(crate) fn bell(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.bell)
+    }
+}
+
+/// The control thread's end of the orders.
+pub(crate) struct OrderSender {
+    ring: rtrb::Producer<Order>,
+    bell: Arc<OwnedFd>,
+    /// What found no room, oldest first.
+    waiting: std::collections::VecDeque<Order>,
+}
+
+/// The beat path's end of the orders.
+pub(crate) struct OrderReceiver {
+    ring: rtrb::Consumer<Order>,
+    bell: Arc<OwnedFd>,
+}
+
+pub(crate) fn orders() -> rustix::io::Result<(OrderSender, OrderReceiver)> {
+    let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    let (producer, consumer) = rtrb::RingBuffer::new(RING_ORDERS);
+    let sender = OrderSender {
+        ring: producer,
+        bell: Arc::clone(&bell),
+        waiting: std::collections::VecDeque::new(),
+    };
+    let receiver = OrderReceiver {
+        ring: consumer,
+        bell,
+    };
+    Ok((sender, receiver))
+}
+
+impl OrderSender {
+    /// Takes an order; it goes out with the next [`Self::send`].
+    pub(crate) fn add(&mut self, order: Order) {
+        self.waiting.push_back(order);
+    }
+
+    /// Sends what waits, as far as there is room, and rings the bell.
+    pub(crate) fn send(&mut self) {
+        let room = self.ring.slots().min(self.waiting.len());
+        for order in self.waiting.drain(..room) {
+            let _ = self.ring.push(order);
+        }
+        if room > 0 {
+            let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// Something waits for room.
+    pub(crate) fn is_backed_up(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+}
+
+impl OrderReceiver {
+    /// The next order, if there is one.
+    pub(crate) fn pop(&mut self) -> Option<Order> {
+        self.ring.pop().ok()
+    }
+
+    /// Quiets the bell. Call before emptying the ring, so that no ring in between is lost.
+    pub(crate) fn quiet(&self) {
+        let _ = rustix::io::read(&*self.bell, &mut [0; 8]);
+    }
+}
+
+impl AsFd for OrderReceiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
     }
 }
 

@@ -218,6 +218,11 @@ impl LocalGate {
         Ok((frame, sender))
     }
 
+    /// Whether the sender's user or group may speak.
+    pub fn lets_in(&self, sender: Credentials) -> bool {
+        self.users.contain(sender)
+    }
+
     /// Whether a process with the kernel's `pid` may call itself `claimed`. `Ok(false)`: that depends on
     /// what the kernel calls it in its container, which is not known yet.
     pub fn judge_claim(pid: u32, claimed: u32, claims: Option<&Claims>) -> Result<bool, Refusal> {

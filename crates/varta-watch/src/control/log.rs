@@ -153,6 +153,7 @@ fn human(
         (LogEvent::Notice, Level::Info) => "notice",
         (LogEvent::Start, _) => "start",
         (LogEvent::Join, _) => "join",
+        (LogEvent::Session, _) => "session",
         (LogEvent::Late, _) => "late",
         (LogEvent::Stall, _) => "STALL",
         (LogEvent::Return, _) => "return",

@@ -4,13 +4,15 @@
 //! Nothing here can delay a beat. The table of slots is the truth about who is silent; events only
 //! say when to look. So an event that was dropped can cost a log line, never a wrong action.
 
+mod acquaintances;
 pub(crate) mod log;
 mod repeats;
 pub(crate) mod story;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::future;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,15 +27,23 @@ use varta_core::{Agent, Counter, Counters, Event, EventKind, ExitStatus, SlotTab
 
 use crate::api::{Fields, LogEvent};
 use crate::clock::RawClock;
-use crate::handoff::{EventReceiver, Handed};
-use crate::identity;
+use crate::handoff::{EventReceiver, Handed, Order, OrderSender};
+use crate::identity::facts::Facts;
+use crate::identity::{self, Means};
 use crate::journal::{Journal, append_row};
 use crate::recovery::{Ended, RecoveryCommand, Running, StartError, kill_group};
+use acquaintances::Acquaintances;
 use log::Log;
 use repeats::Repeats;
 
 /// Events handled before anything else gets a turn.
 const EVENTS_PER_TURN: usize = 4096;
+
+/// How often the largest pid of this host is read, in case the operator changes it.
+const PID_MAX_PAUSE: Duration = Duration::from_secs(60);
+
+/// How soon orders that found no room are sent again.
+const ORDERS_PAUSE: Duration = Duration::from_millis(10);
 
 /// How long killed recovery commands may take to be gone when the observer stops.
 const REAP_WAIT: Duration = Duration::from_millis(50);
@@ -41,14 +51,18 @@ const REAP_WAIT: Duration = Duration::from_millis(50);
 /// The control thread's state.
 pub(crate) struct Control {
     events: EventReceiver,
+    orders: OrderSender,
     log: Log,
     journal: Option<Journal>,
     recovery: Option<(Recovery, RecoveryCommand)>,
+    /// Recovery may touch agents of other pid namespaces.
+    recover_foreign: bool,
     table: Arc<SlotTable>,
     counters: Arc<Counters>,
     raw: RawClock,
-    /// Name of the agent in each occupied slot.
-    names: HashMap<u32, (Agent, String)>,
+    means: Means,
+    acquaintances: Acquaintances,
+    next_pid_max: Instant,
     /// Recovery commands at work, with the pid of each.
     children: JoinSet<CommandEnd>,
     child_pids: HashSet<u32>,
@@ -99,23 +113,29 @@ impl Signals {
 
 impl Control {
     pub(crate) fn new(
-        events: EventReceiver,
+        (events, orders): (EventReceiver, OrderSender),
         log: Log,
         journal: Option<Journal>,
         recovery: Option<(Recovery, RecoveryCommand)>,
+        recover_foreign: bool,
         table: Arc<SlotTable>,
         counters: Arc<Counters>,
         raw: RawClock,
+        means: Means,
     ) -> Self {
         Self {
             events,
+            orders,
             log,
             journal,
             recovery,
+            recover_foreign,
             table,
             counters,
             raw,
-            names: HashMap::new(),
+            means,
+            acquaintances: Acquaintances::new(means, raw),
+            next_pid_max: Instant::now() + PID_MAX_PAUSE,
             children: JoinSet::new(),
             child_pids: HashSet::new(),
             repeats: Repeats::default(),
@@ -157,6 +177,8 @@ impl Control {
                 Ok(error) = &mut ingest_end => return Ok(StopReason::IngestFailed(error)),
             }
             self.act();
+            self.look_around(Instant::now());
+            self.orders.send();
             self.repeats.tell_due(&self.log, Instant::now());
         }
     }
@@ -197,7 +219,15 @@ impl Control {
                 self.write_rows(rows);
                 return false;
             };
-            let event = completed(handed);
+            let (event, process) = match handed {
+                Handed::Event { event, process } => (event, process),
+                Handed::Question(question) => {
+                    let introduction = self.acquaintances.answer(question);
+                    self.orders.add(Order::Introduce(introduction));
+                    continue;
+                }
+            };
+            let event = completed(event, process);
             if self.journal.is_some() {
                 append_row(&mut rows, &event);
             }
@@ -227,12 +257,19 @@ impl Control {
                 status,
                 payload,
                 nonce,
+                exit_watched,
             } => {
-                let name = identity::command_name(agent.pid).unwrap_or_default();
-                self.names.insert(agent.slot, (agent, name));
+                let acquaintance = self.acquaintances.join(agent, exit_watched);
+                self.orders.add(Order::Know(agent, acquaintance));
                 let who = self.name_of(agent);
-                story::join(&self.log, &who, uid, status, payload, nonce);
+                let facts = self.acquaintances.facts_of(agent);
+                story::join(&self.log, &who, facts, uid, status, payload, nonce);
                 self.tell_of_unwatched_exits();
+            }
+            EventKind::Session { agent, .. } => {
+                self.acquaintances.review(agent);
+                let who = self.name_of(agent);
+                self.repeats.add_session(Instant::now(), who);
             }
             EventKind::Late {
                 agent, silence_ns, ..
@@ -265,18 +302,18 @@ impl Control {
             }
             EventKind::Exit { agent, status, .. } => {
                 self.counters.count(match status {
-                    ExitStatus::Code(0) => Counter::ExitsLeft,
+                    ExitStatus::Code(0) | ExitStatus::Goodbye => Counter::ExitsLeft,
                     ExitStatus::Code(_) | ExitStatus::Signal(_) => Counter::ExitsDied,
                     ExitStatus::Unknown => Counter::ExitsUnknown,
                 });
                 story::exit(&self.log, &self.name_of(agent), status);
                 self.settle(agent);
-                self.forget(agent);
+                self.acquaintances.forget(agent);
             }
             EventKind::Evicted { agent } => {
                 story::evicted(&self.log, &self.name_of(agent));
                 self.settle(agent);
-                self.forget(agent);
+                self.acquaintances.forget(agent);
             }
             EventKind::Refused { pid, reason } => {
                 self.repeats.add_refusal(Instant::now(), pid, reason);
@@ -293,22 +330,7 @@ impl Control {
     }
 
     fn name_of(&self, agent: Agent) -> story::Who {
-        let known = self.names.get(&agent.slot);
-        let name = known.filter(|(known, _)| *known == agent);
-        story::Who {
-            pid: agent.pid,
-            name: name.map(|(_, name)| name.clone()).unwrap_or_default(),
-        }
-    }
-
-    fn forget(&mut self, agent: Agent) {
-        if self
-            .names
-            .get(&agent.slot)
-            .is_some_and(|(known, _)| *known == agent)
-        {
-            self.names.remove(&agent.slot);
-        }
+        self.acquaintances.name_of(agent)
     }
 
     fn settle(&mut self, agent: Agent) {
@@ -324,10 +346,25 @@ impl Control {
             let ahead_ns = due_ns.saturating_sub(self.raw.now_ns());
             Instant::now() + Duration::from_nanos(ahead_ns)
         });
-        [recovery, self.repeats.next_due()]
+        let orders = self.orders.is_backed_up();
+        let orders = orders.then(|| Instant::now() + ORDERS_PAUSE);
+        let search = self.acquaintances.next_search();
+        let pid_max = Some(self.next_pid_max);
+        [recovery, self.repeats.next_due(), orders, search, pid_max]
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// What must be looked at now and then because nothing rings a bell.
+    fn look_around(&mut self, now: Instant) {
+        for (agent, process) in self.acquaintances.find_ended(now) {
+            self.orders.add(Order::Ended(agent, process));
+        }
+        if now >= self.next_pid_max {
+            self.next_pid_max = now + PID_MAX_PAUSE;
+            self.orders.add(Order::PidMax(identity::pid_max()));
+        }
     }
 
     /// Starts every action that is due.
@@ -356,6 +393,10 @@ impl Control {
                         StartError::TargetGone | StartError::Unidentified => {
                             (Counter::RecoveryTargetGone, ActionEnd::TargetGone)
                         }
+                        StartError::CrossNamespace => {
+                            self.counters.count(Counter::RefusedCrossNamespace);
+                            (Counter::RecoveryCrossNamespace, ActionEnd::TargetGone)
+                        }
                     };
                     self.counters.count(counter);
                     story::not_started(&self.log, &who, &error);
@@ -376,9 +417,14 @@ impl Control {
         let facts = self.table.read(agent.slot);
         let still_silent =
             facts.is_some_and(|facts| facts.agent(agent.slot) == agent && facts.state.is_latched());
+        let facts = self.acquaintances.facts_of(agent);
+        if !self.recover_foreign && facts.is_some_and(Facts::is_foreign) {
+            return Err(StartError::CrossNamespace);
+        }
         match &self.recovery {
             Some((_, command)) if still_silent => {
-                Ok((command.start(agent)?, command.shown_for(agent.pid)))
+                let running = command.start(agent, self.means)?;
+                Ok((running, command.shown_for(agent.pid)))
             }
             _ => Err(StartError::TargetGone),
         }
@@ -429,9 +475,11 @@ impl Control {
 }
 
 /// An exit with how the process ended; any other event as it is.
-fn completed(handed: Handed) -> Event {
-    let Handed { mut event, process } = handed;
-    if let (EventKind::Exit { agent, status, .. }, Some(process)) = (&mut event.kind, &process) {
+fn completed(mut event: Event, process: Option<OwnedFd>) -> Event {
+    if let EventKind::Exit { agent, status, .. } = &mut event.kind
+        && *status == ExitStatus::Unknown
+        && let Some(process) = &process
+    {
         *status = identity::exit_status(agent.pid, process);
     }
     event

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use varta_core::Refusal;
+use varta_core::{Limit, Refusal};
 
 use super::{log::Log, story};
 use crate::api::{Fields, LogEvent};
@@ -16,6 +16,7 @@ const QUIET: Duration = Duration::from_secs(1);
 pub(crate) struct Repeats {
     refusals: Vec<Reason>,
     gaps: Option<Gaps>,
+    sessions: Option<Sessions>,
 }
 
 /// Things of one kind that wait to be told.
@@ -36,6 +37,12 @@ struct Reason {
 #[derive(Debug)]
 struct Gaps {
     total_ns: u64,
+    waiting: Waiting,
+}
+
+#[derive(Debug)]
+struct Sessions {
+    last: story::Who,
     waiting: Waiting,
 }
 
@@ -90,6 +97,20 @@ impl Repeats {
         gaps.waiting.count += 1;
     }
 
+    pub(crate) fn add_session(&mut self, now: Instant, who: story::Who) {
+        match &mut self.sessions {
+            Some(sessions) => {
+                sessions.last = who;
+                sessions.waiting.count += 1;
+            }
+            none => {
+                let mut waiting = Waiting::from(now);
+                waiting.count = 1;
+                *none = Some(Sessions { last: who, waiting });
+            }
+        }
+    }
+
     /// Tells what has waited long enough.
     pub(crate) fn tell_due(&mut self, log: &Log, now: Instant) {
         for reason in &mut self.refusals {
@@ -102,6 +123,11 @@ impl Repeats {
         {
             story::gaps(log, count, std::mem::take(&mut gaps.total_ns));
         }
+        if let Some(sessions) = &mut self.sessions
+            && let Some(count) = sessions.waiting.take_due(now)
+        {
+            story::sessions(log, count, &sessions.last);
+        }
     }
 
     /// Tells everything, whether it is time or not.
@@ -111,8 +137,10 @@ impl Repeats {
 
     pub(crate) fn next_due(&self) -> Option<Instant> {
         let gaps = self.gaps.iter().map(|gaps| &gaps.waiting);
+        let sessions = self.sessions.iter().map(|sessions| &sessions.waiting);
         let refusals = self.refusals.iter().map(|reason| &reason.waiting);
-        refusals.chain(gaps).filter_map(Waiting::next_due).min()
+        let all = refusals.chain(gaps).chain(sessions);
+        all.filter_map(Waiting::next_due).min()
     }
 }
 
@@ -131,9 +159,29 @@ impl Reason {
             Refusal::UnseenSender => {
                 "its sender lives outside this pid namespace, so nobody vouches for it".to_owned()
             }
-            Refusal::ForeignUid(uid) => format!("user {uid} may not speak here"),
+            Refusal::ForeignUser { uid, gid } => {
+                format!("user {uid}, group {gid} may not speak here (--allow-uid, --allow-gid)")
+            }
             Refusal::Decode(error) => error.to_string(),
             Refusal::PidMismatch { claimed } => format!("it claims to be pid {claimed}"),
+            Refusal::PidAboveMax { claimed } => {
+                format!("it claims to be pid {claimed}, which no process of this host can have")
+            }
+            Refusal::UnverifiedClaim { claimed } => format!(
+                "it claims to be pid {claimed} and ended before anybody could ask the kernel"
+            ),
+            Refusal::UnprovedSender => {
+                "its pid has changed hands, so nobody knows who has sent it".to_owned()
+            }
+            Refusal::Crowded => "too many newcomers at once".to_owned(),
+            Refusal::ForeignNamespace => {
+                "it lives in another pid namespace (--strict-namespace-check)".to_owned()
+            }
+            Refusal::RateLimited(Limit::Agent) => "too many beats (--max-beat-rate)".to_owned(),
+            Refusal::RateLimited(Limit::Global) => {
+                "too many beats of all agents together (--global-beat-rate)".to_owned()
+            }
+            Refusal::RateLimited(Limit::Newcomers) => "too many newcomers per second".to_owned(),
             Refusal::OriginConflict => "its agent is known over another transport".to_owned(),
             Refusal::NamespaceConflict => "its agent is known in another namespace".to_owned(),
             Refusal::OutOfOrder => "its nonce is old".to_owned(),

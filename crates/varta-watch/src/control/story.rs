@@ -10,6 +10,7 @@ use varta_vlp::Status;
 
 use super::log::Log;
 use crate::api::{Fields, LogEvent};
+use crate::identity::facts::Facts;
 use crate::recovery::{Ended, StartError};
 
 /// How an agent is called.
@@ -58,23 +59,60 @@ pub(crate) fn exact(ns: u64) -> String {
     humantime::format_duration(Duration::from_nanos(ns)).to_string()
 }
 
-pub(super) fn join(log: &Log, who: &Who, uid: u32, status: Status, payload: u32, nonce: u64) {
-    let user = match uid {
+pub(super) fn join(
+    log: &Log,
+    who: &Who,
+    facts: Option<&Facts>,
+    uid: u32,
+    status: Status,
+    payload: u32,
+    nonce: u64,
+) {
+    let mut about = match uid {
         UID_UNKNOWN => String::new(),
         uid => format!(", uid {uid}"),
     };
-    let fields = Fields {
+    let mut fields = Fields {
         uid: (uid != UID_UNKNOWN).then_some(uid),
         status: Some(status.to_string()),
         payload: Some(payload),
         nonce: Some(nonce),
         ..who.fields()
     };
+    if let Some(facts) = facts {
+        if let Some(unit) = &facts.unit {
+            about.push_str(&format!(", {unit}"));
+        }
+        if let Some(inner) = facts.inner_pid() {
+            about.push_str(&format!(", pid {inner} in its container"));
+        }
+        fields = Fields {
+            exe: facts.exe.clone(),
+            cgroup: facts.cgroup.clone(),
+            unit: facts.unit.clone(),
+            start_ticks: facts.start_ticks,
+            pid_ns: facts.pid_ns,
+            inner_pid: facts.inner_pid(),
+            ..fields
+        };
+    }
     log.info(
         LogEvent::Join,
-        format!("{who}{user}: first beat, status {status}"),
+        format!("{who}{about}: first beat, status {status}"),
         fields,
     );
+}
+
+pub(super) fn sessions(log: &Log, count: u64, last: &Who) {
+    let fields = Fields {
+        count: Some(count),
+        ..last.fields()
+    };
+    let msg = match count {
+        1 => format!("{last}: a new series of beats by the same process"),
+        count => format!("{count} new series of beats by known processes, last by {last}"),
+    };
+    log.info(LogEvent::Session, msg, fields);
 }
 
 pub(super) fn late(log: &Log, who: &Who, silence_ns: u64) {
@@ -148,6 +186,10 @@ pub(super) fn exit(log: &Log, who: &Who, status: ExitStatus) {
                 fields,
             );
         }
+        ExitStatus::Goodbye => {
+            fields.how = Some("left".to_owned());
+            log.info(LogEvent::Exit, format!("{who}: said goodbye"), fields);
+        }
         ExitStatus::Unknown => {
             fields.how = Some("unknown".to_owned());
             let msg = format!("{who}: is gone, the kernel does not tell how it ended");
@@ -185,9 +227,9 @@ pub(super) fn gaps(log: &Log, count: u64, total_ns: u64) {
 }
 
 pub(super) fn unwatched_exits(log: &Log) {
-    let msg = "no descriptor left to watch for the end of every agent: those without one are \
-               reported as stalled when they end, and are not recovered; raise the limit on open \
-               files";
+    let msg = "no descriptor left to watch for the end of every agent: for the end of those without \
+               one it is looked a few times a second at most, so it is noticed later; raise the \
+               limit on open files";
     log.warn(LogEvent::Notice, msg.to_owned(), Fields::default());
 }
 
@@ -224,6 +266,13 @@ pub(super) fn not_started(log: &Log, who: &Who, error: &StartError) {
         StartError::Unidentified => {
             let msg = format!("{who}: nothing started, it cannot be proved which process it is");
             log.warn(LogEvent::Recover, msg, recovery(who, "target_gone"));
+        }
+        StartError::CrossNamespace => {
+            let msg = format!(
+                "{who}: nothing started, it lives in another pid namespace \
+                 (--allow-cross-namespace-agents)"
+            );
+            log.warn(LogEvent::Recover, msg, recovery(who, "refused_cross_namespace"));
         }
         StartError::Spawn(error) => {
             let fields = Fields {

@@ -1,43 +1,56 @@
 //! The beat path: one thread that receives, credits, watches for exits and judges silence.
 //!
 //! Each turn drains the socket first and judges afterwards (law 1), by the attention clock (law 2).
-//! After start-up the thread takes no lock, writes no log, and does a bounded amount of work per
-//! turn; system calls beyond the receive happen only when an agent is heard for the first time, when
-//! one ends, and when the next deadline moves (law 4).
+//! After start-up the thread takes no lock, reads no file, writes no log, and does a bounded amount of
+//! work per turn; system calls beyond the receive happen only when an agent is heard for the first time,
+//! when one ends, and when the next deadline moves (law 4).
+//!
+//! The first datagrams of a turn are taken one by one, after a look at who sent each: the datagram of a
+//! stranger is taken together with its sender's pidfd, which costs too much to ask for with every beat.
+//! What is left after them is a flood, and taken in batches. Who is speaking is decided in [`contact`].
 
 mod bind;
 mod closer;
+mod contact;
+mod introductions;
 mod sleep;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use varta_core::admission::Datagram;
 use varta_core::event::Agent;
 use varta_core::slot::Tier;
-use varta_core::tracker::{AgentKey, Beat, Displaced, Recorded, Silence};
+use varta_core::tracker::Silence;
 use varta_core::{
-    AttentionClock, BeatOrigin, Counter, Counters, Credentials, Event, EventKind, ExitStatus,
-    LocalGate, Refusal, Tracker, Update,
+    AttentionClock, Claims, Counter, Counters, Credentials, Event, EventKind, ExitStatus, Limits, LocalGate,
+    Tracker,
 };
-use varta_sys::receive::{DatagramBatch, Received};
-use varta_vlp::{FRAME_BYTES, Frame};
+use varta_sys::receive::{DatagramBatch, Peeked, SenderCredentials, pass_pidfd, peek_sender};
+use varta_vlp::FRAME_BYTES;
 
 use crate::clock::RawClock;
-use crate::handoff::{EventSender, StopSignal};
-use crate::identity;
+use crate::handoff::{EventSender, Order, OrderReceiver, StopSignal};
+use crate::identity::{self, Means};
 
 pub(crate) use bind::BoundSocket;
 use closer::Closer;
+use introductions::Introductions;
 use sleep::{Fetched, Ready, Sleeper};
 
 /// Datagrams per receive call: large enough that the call's own cost vanishes in a flood.
 const BATCH: usize = 64;
 
+/// Datagrams per turn whose sender is looked at before they are taken. More than the kernel queues
+/// unless it was told otherwise, so only a flood goes beyond.
+const ONE_BY_ONE: usize = 16;
+
 /// Fewest datagrams one turn is ready to read. The real budget is also larger than the kernel's
 /// queue, so that all that was queued when the turn began is read before anybody is judged.
 const RECEIVE_BUDGET_MIN: usize = 1024;
+
+/// Orders of the control thread taken per turn.
+const ORDER_BUDGET: usize = 1024;
 
 /// Timers looked at per turn: 4096 take less than a millisecond, so that beats never wait longer
 /// than that for a mass stall.
@@ -50,11 +63,34 @@ const RING_FULL_PAUSE_NS: u64 = 1_000_000;
 /// What the beat path needs to know.
 pub(crate) struct IngestConfig {
     pub(crate) gate: LocalGate,
+    pub(crate) means: Means,
     pub(crate) threshold_ns: u64,
     /// Somebody wants every beat as an event.
     pub(crate) every_beat: bool,
+    /// Agents of other pid namespaces are refused.
+    pub(crate) refuse_foreign: bool,
     /// Datagrams the kernel queues on one socket.
     pub(crate) queue_datagrams: usize,
+    /// Agents that may be held by a descriptor.
+    pub(crate) descriptor_budget: usize,
+}
+
+/// The ends of the rings.
+pub(crate) struct Lines {
+    pub(crate) events: EventSender,
+    pub(crate) orders: OrderReceiver,
+}
+
+/// What the beat path keeps of the process in a slot.
+#[derive(Default)]
+struct Held {
+    /// Held so that its pid cannot mean another process unnoticed; `None` for want of descriptors.
+    pidfd: Option<OwnedFd>,
+    /// The kernel has reported its end; beats of it may still be queued.
+    is_ending: bool,
+    /// What it may call itself; `None` while that is unknown.
+    claims: Option<Claims>,
+    pid_ns: Option<u64>,
 }
 
 /// The ingest thread's state.
@@ -65,14 +101,18 @@ pub(crate) struct Ingest {
     config: IngestConfig,
     receive_budget: usize,
     tracker: Tracker,
+    limits: Limits,
+    introductions: Introductions,
     counters: Arc<Counters>,
     raw: RawClock,
     attention: AttentionClock,
     sleeper: Sleeper,
     ready: Ready,
-    /// The process in each slot, held so that its pid cannot mean another one unnoticed.
-    pidfds: Box<[Option<OwnedFd>]>,
-    events: EventSender,
+    held: Box<[Held]>,
+    /// How many of them have a descriptor.
+    held_descriptors: usize,
+    horizon: Horizon,
+    lines: Lines,
     /// A stall or an exit could not be handed over in the last turn.
     ring_was_full: bool,
 }
@@ -82,13 +122,15 @@ impl Ingest {
         socket: BoundSocket,
         config: IngestConfig,
         tracker: Tracker,
+        limits: Limits,
         counters: Arc<Counters>,
         raw: RawClock,
         stop: &StopSignal,
-        events: EventSender,
+        lines: Lines,
     ) -> io::Result<Self> {
         let capacity = tracker.capacity();
-        let (sleeper, ready) = Sleeper::new(&socket, stop.as_fd(), raw, capacity)?;
+        let (sleeper, ready) =
+            Sleeper::new(&socket, stop.as_fd(), &lines.orders, raw, capacity)?;
         Ok(Self {
             socket,
             // One byte more than a frame, so that a longer datagram can be told from one.
@@ -96,14 +138,18 @@ impl Ingest {
             closer: Closer::start()?,
             receive_budget: (config.queue_datagrams + 1).max(RECEIVE_BUDGET_MIN),
             attention: AttentionClock::new(raw.now_ns(), config.threshold_ns),
+            horizon: Horizon::new(config.queue_datagrams),
             config,
             tracker,
+            limits,
+            introductions: Introductions::new(),
             counters,
             raw,
             sleeper,
             ready,
-            pidfds: (0..capacity).map(|_| None).collect(),
-            events,
+            held: (0..capacity).map(|_| Held::default()).collect(),
+            held_descriptors: 0,
+            lines,
             ring_was_full: false,
         })
     }
@@ -119,13 +165,18 @@ impl Ingest {
 
     fn turn(&mut self, fetched: &mut Fetched) -> io::Result<()> {
         self.promise_next_look()?;
-        self.events.ring_bell();
+        self.lines.events.ring_bell();
+        let known_exits = self.ready.exits.len();
         self.sleeper.wait(&mut self.ready, fetched)?;
         self.look();
+        for slot in &self.ready.exits[known_exits..] {
+            self.held[*slot as usize].is_ending = true;
+        }
         // Everything sent before this moment is in the queue by now, so silence up to it is proved
         // once the queue has been read.
         let judged_ns = self.attention.now_ns();
         self.drain_socket();
+        self.drain_orders();
         self.drain_exits();
         self.judge(judged_ns);
         Ok(())
@@ -169,140 +220,88 @@ impl Ingest {
     }
 
     fn drain_socket(&mut self) {
+        let mut looked_ns = self.attention.raw_now_ns();
+        if self.config.means.sender_pidfd {
+            for _ in 0..ONE_BY_ONE {
+                match peek_sender(self.socket.as_fd()) {
+                    Ok(Peeked::Empty) => return self.horizon.saw_empty_queue(looked_ns),
+                    Ok(Peeked::Sender(sender)) => self.take_one(sender.map(credentials_of)),
+                    Err(_) => return self.counters.count(Counter::ReceiveErrors),
+                }
+            }
+        }
         let mut budget = self.receive_budget;
         while budget > 0 {
-            let mut closed = 0;
-            let unwanted = |descriptor| {
-                closed += 1;
-                self.closer.close(descriptor);
-            };
-            let received = match self.batch.receive(self.socket.as_fd(), unwanted) {
-                Ok(received) => received,
-                Err(_) => {
-                    self.counters.count(Counter::ReceiveErrors);
-                    return;
-                }
-            };
-            self.counters.add(Counter::DescriptorsClosed, closed);
-            for i in 0..received {
-                match self.admit(i) {
-                    Ok((frame, sender)) => self.credit(frame, sender),
-                    Err((pid, reason)) => self.refuse(pid, reason),
-                }
-            }
-            if received < BATCH {
+            let Some(received) = self.take(BATCH) else {
                 return;
+            };
+            if received < BATCH {
+                return self.horizon.saw_empty_queue(looked_ns);
             }
             budget = budget.saturating_sub(received);
-            self.look();
+            self.horizon.has_read(received, looked_ns);
+            looked_ns = self.look();
         }
     }
 
-    fn admit(&self, i: usize) -> Result<(Frame, Credentials), (u32, Refusal)> {
-        let Some(received) = self.batch.datagram(i) else {
-            return Err((0, Refusal::WrongLength));
+    /// Takes the datagram that was looked at; a stranger's together with its sender.
+    fn take_one(&mut self, sender: Option<Credentials>) {
+        let with_sender = sender.is_some_and(|sender| self.wants_pidfd_of(sender))
+            && pass_pidfd(self.socket.as_fd(), true).is_ok();
+        self.take(1);
+        if with_sender {
+            // Left on it would only cost time.
+            let _ = pass_pidfd(self.socket.as_fd(), false);
+        }
+    }
+
+    /// Receives and hears up to `limit` datagrams; `None` if the kernel refused.
+    fn take(&mut self, limit: usize) -> Option<usize> {
+        let mut closed = 0;
+        let unwanted = |descriptor| {
+            closed += 1;
+            self.closer.close(descriptor);
         };
-        let datagram = datagram_of(&received);
-        let pid = datagram.credentials.map_or(0, |sender| sender.pid);
-        let admitted = self.config.gate.admit(&datagram);
-        admitted.map_err(|reason| (pid, reason))
-    }
-
-    fn credit(&mut self, frame: Frame, sender: Credentials) {
-        let now_ns = self.attention.now_ns();
-        let known = self.tracker.knows_local(sender.pid);
-        let contact = (!known).then(|| first_contact(sender.pid));
-        let beat = Beat {
-            key: AgentKey::Local {
-                pid: sender.pid,
-                instance: contact.as_ref().map(Contact::instance),
-            },
-            frame,
-            origin: BeatOrigin::KernelAttested,
-            ns_inode: None,
-            uid: sender.uid,
+        let Ok(received) = self.batch.receive(self.socket.as_fd(), limit, unwanted) else {
+            self.counters.count(Counter::ReceiveErrors);
+            return None;
         };
-        let recorded = self.tracker.record(&beat, now_ns, self.config.threshold_ns);
-        self.report(&beat, &recorded);
-        if let (Some(agent), Some(contact)) = (recorded.agent, contact) {
-            self.keep(agent, contact);
+        self.counters.add(Counter::DescriptorsClosed, closed);
+        for i in 0..received {
+            self.hear(i);
         }
+        Some(received)
     }
 
-    fn report(&mut self, beat: &Beat, recorded: &Recorded) {
-        if let Some(displaced) = recorded.displaced {
-            let Displaced {
-                agent, last_nonce, ..
-            } = displaced;
-            if displaced.evicted {
-                drop(self.release(agent));
-                self.send(EventKind::Evicted { agent });
-            } else {
-                self.tell_exit(agent, last_nonce);
-            }
+    fn drain_orders(&mut self) {
+        if !std::mem::take(&mut self.ready.orders) {
+            return;
         }
-        let Some(agent) = recorded.agent else {
-            let pid = beat.frame.pid;
-            let reason = match recorded.update {
-                Update::OriginConflict => Refusal::OriginConflict,
-                Update::NamespaceConflict => Refusal::NamespaceConflict,
-                Update::CapacityExceeded => Refusal::CapacityExceeded,
-                Update::OutOfOrder | Update::Inserted | Update::Refreshed => Refusal::OutOfOrder,
+        self.lines.orders.quiet();
+        for _ in 0..ORDER_BUDGET {
+            let Some(order) = self.lines.orders.pop() else {
+                return;
             };
-            return self.send(EventKind::Refused { pid, reason });
-        };
-        let Frame {
-            status,
-            payload,
-            nonce,
-            ..
-        } = beat.frame;
-        if recorded.update == Update::Inserted {
-            self.send(EventKind::Join {
-                agent,
-                uid: beat.uid,
-                nonce,
-                status,
-                payload,
-            });
-        }
-        if let Some(silence_ns) = recorded.returned_after_ns {
-            self.send(EventKind::Return {
-                agent,
-                nonce,
-                status,
-                payload,
-                silence_ns,
-            });
-        }
-        if self.config.every_beat {
-            self.send(EventKind::Beat {
-                agent,
-                nonce,
-                status,
-                payload,
-            });
-        }
-    }
-
-    /// Keeps hold of a new agent's process, so that its end is noticed.
-    fn keep(&mut self, agent: Agent, contact: Contact) {
-        match contact {
-            Contact::Held(process) => {
-                if self.sleeper.watch_exit(agent.slot, &process.pidfd).is_err() {
-                    self.counters.count(Counter::ExitWatchFailed);
+            match order {
+                Order::Introduce(introduction) => self.introduce(introduction),
+                Order::Know(agent, acquaintance) => self.get_to_know(agent, &acquaintance),
+                Order::Ended(agent, process) => {
+                    if self.tracker.agent_in(agent.slot) == Some(agent) {
+                        self.retire(agent, process);
+                    }
                 }
-                self.pidfds[agent.slot as usize] = Some(process.pidfd);
+                Order::PidMax(pid_max) => self.config.gate.pid_max = pid_max,
             }
-            // It has ended before its first beat was read: it came, spoke and went.
-            Contact::Gone => self.retire(agent),
-            Contact::Unidentified => self.counters.count(Counter::ExitWatchFailed),
         }
+        // There may be more, and the bell has been quieted.
+        self.ready.orders = true;
     }
 
     /// Lets go of a process; while somebody else holds it, epoll must be told not to watch it.
     fn release(&mut self, agent: Agent) -> Option<OwnedFd> {
-        let pidfd = self.pidfds[agent.slot as usize].take()?;
+        let held = std::mem::take(&mut self.held[agent.slot as usize]);
+        let pidfd = held.pidfd?;
+        self.held_descriptors -= 1;
         self.sleeper.forget(&pidfd);
         Some(pidfd)
     }
@@ -311,43 +310,52 @@ impl Ingest {
     fn drain_exits(&mut self) {
         let mut done = 0;
         while let Some(slot) = self.ready.exits.get(done).copied() {
-            if !self.events.has_room() {
+            if !self.lines.events.has_room() {
                 break;
             }
             done += 1;
             // The slot may have changed hands since the kernel reported it, so ask again.
-            let held = self.pidfds.get(slot as usize).and_then(Option::as_ref);
-            if held.is_some_and(identity::has_ended)
+            let held = &mut self.held[slot as usize];
+            held.is_ending = held.pidfd.as_ref().is_some_and(identity::has_ended);
+            if held.is_ending
                 && let Some(agent) = self.tracker.agent_in(slot)
             {
-                self.retire(agent);
+                self.retire(agent, None);
             }
         }
         self.ready.exits.drain(..done);
     }
 
-    fn retire(&mut self, agent: Agent) {
+    /// An agent's process has ended. `process` is it, if it was not held.
+    fn retire(&mut self, agent: Agent, process: Option<OwnedFd>) {
         if let Some(facts) = self.tracker.retire(agent) {
-            self.tell_exit(agent, facts.last_nonce.unwrap_or(0));
+            let last_nonce = facts.last_nonce.unwrap_or(0);
+            self.tell_exit(agent, last_nonce, ExitStatus::Unknown, process);
         }
     }
 
     /// How it ended is found out by the control thread, which gets the process along.
-    fn tell_exit(&mut self, agent: Agent, last_nonce: u64) {
-        let process = self.release(agent);
+    fn tell_exit(
+        &mut self,
+        agent: Agent,
+        last_nonce: u64,
+        status: ExitStatus,
+        process: Option<OwnedFd>,
+    ) {
+        let process = self.release(agent).or(process);
         let event = Event {
             observer_ns: self.raw.now_ns(),
             kind: EventKind::Exit {
                 agent,
                 last_nonce,
-                status: ExitStatus::Unknown,
+                status,
             },
         };
-        self.events.send(event, process);
+        self.lines.events.send(event, process);
     }
 
     fn judge(&mut self, judged_ns: u64) {
-        let events = &mut self.events;
+        let events = &mut self.lines.events;
         let observer_ns = self.raw.now_ns();
         let mut ring_was_full = false;
         self.tracker
@@ -362,52 +370,60 @@ impl Ingest {
         self.ring_was_full = ring_was_full || !self.ready.exits.is_empty();
     }
 
-    fn refuse(&mut self, pid: u32, reason: Refusal) {
-        // What the tracker refuses it counts itself; this is the gate's.
-        self.counters.count(reason.counter());
-        self.send(EventKind::Refused { pid, reason });
-    }
-
     fn send(&mut self, kind: EventKind) {
         let observer_ns = self.raw.now_ns();
-        self.events.send(Event { observer_ns, kind }, None);
+        self.lines.events.send(Event { observer_ns, kind }, None);
     }
 }
 
-/// What was found behind a pid at its first beat.
-enum Contact {
-    Held(identity::Process),
-    Gone,
-    Unidentified,
+/// A time before which nothing that is read now was sent.
+///
+/// What is read after the queue was seen empty was sent after that; and so was what is read after a
+/// queue's worth of other datagrams, since the kernel keeps them in order.
+#[derive(Debug)]
+struct Horizon {
+    queue_datagrams: usize,
+    proved_ns: u64,
+    /// A later time, which will be proved when a queue's worth has been read after it.
+    next_ns: u64,
+    read_since: usize,
 }
 
-impl Contact {
-    fn instance(&self) -> u64 {
-        match self {
-            Self::Held(process) => process.instance,
-            Self::Gone | Self::Unidentified => identity::UNIDENTIFIED,
+impl Horizon {
+    fn new(queue_datagrams: usize) -> Self {
+        Self {
+            queue_datagrams,
+            proved_ns: 0,
+            next_ns: 0,
+            read_since: 0,
+        }
+    }
+
+    /// The queue was empty at some time after `looked_ns`.
+    fn saw_empty_queue(&mut self, looked_ns: u64) {
+        self.proved_ns = self.proved_ns.max(looked_ns);
+        self.next_ns = self.proved_ns;
+        self.read_since = 0;
+    }
+
+    /// `count` datagrams were read after `looked_ns`, and more were queued.
+    fn has_read(&mut self, count: usize, looked_ns: u64) {
+        if self.read_since == 0 {
+            self.next_ns = looked_ns;
+        }
+        self.read_since += count;
+        if self.read_since > self.queue_datagrams {
+            self.proved_ns = self.proved_ns.max(self.next_ns);
+            self.read_since = 0;
         }
     }
 }
 
-fn first_contact(pid: u32) -> Contact {
-    match identity::hold(pid) {
-        Ok(process) => Contact::Held(process),
-        Err(error) if identity::is_gone(&error) => Contact::Gone,
-        Err(_) => Contact::Unidentified,
-    }
-}
-
-fn datagram_of<'a>(received: &Received<'a>) -> Datagram<'a> {
-    Datagram {
-        bytes: received.bytes,
-        truncated: received.truncated,
-        control_truncated: received.control_truncated,
-        credentials: received.credentials.map(|sender| Credentials {
-            pid: sender.pid,
-            uid: sender.uid,
-            gid: sender.gid,
-        }),
+fn credentials_of(sender: SenderCredentials) -> Credentials {
+    Credentials {
+        pid: sender.pid,
+        uid: sender.uid,
+        gid: sender.gid,
     }
 }
 
@@ -427,5 +443,32 @@ fn kind_of(silence: &Silence) -> EventKind {
             silence_ns,
             threshold_ns: silence.slot.threshold_ns,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_read_after_an_empty_queue_was_sent_before() {
+        let mut horizon = Horizon::new(10);
+        assert_eq!(horizon.proved_ns, 0);
+        horizon.saw_empty_queue(5);
+        assert_eq!(horizon.proved_ns, 5);
+    }
+
+    #[test]
+    fn in_a_flood_the_horizon_moves_with_every_queue_that_was_read() {
+        let mut horizon = Horizon::new(100);
+        horizon.saw_empty_queue(5);
+        horizon.has_read(64, 10);
+        assert_eq!(horizon.proved_ns, 5, "some of these may be older");
+        horizon.has_read(64, 20);
+        assert_eq!(horizon.proved_ns, 10);
+        horizon.has_read(64, 30);
+        assert_eq!(horizon.proved_ns, 10);
+        horizon.has_read(64, 40);
+        assert_eq!(horizon.proved_ns, 30);
     }
 }

@@ -1,6 +1,7 @@
 //! Waiting for input or for a deadline, whichever comes first.
 //!
-//! One epoll instance watches the beat socket, the stop signal, a timer and one pidfd per agent.
+//! One epoll instance watches the beat socket, the stop signal, the orders of the control thread, a timer
+//! and one pidfd per agent.
 //! The timer is a `timerfd` with an absolute time: it is exact to the microsecond where a timeout
 //! in milliseconds would not be, costs a system call only when the deadline moves, and exists on
 //! every kernel we support.
@@ -26,12 +27,15 @@ const CALLS_PER_WAIT: usize = 64;
 const TIMER: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;
 const SOCKET: u64 = u64::MAX - 2;
+const ORDERS: u64 = u64::MAX - 3;
 
 /// What is ready.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
     /// Somebody wants the loop to end.
     pub(crate) stop: bool,
+    /// The control thread has sent orders.
+    pub(crate) orders: bool,
     /// Slots whose process may have ended; each is added once, and taken out by whoever has seen to it.
     pub(crate) exits: Vec<u32>,
 }
@@ -59,6 +63,7 @@ impl Sleeper {
     pub(crate) fn new(
         socket: impl AsFd,
         stop: impl AsFd,
+        orders: impl AsFd,
         clock: RawClock,
         agents: usize,
     ) -> io::Result<(Self, Ready)> {
@@ -75,9 +80,11 @@ impl Sleeper {
         };
         sleeper.add(socket, SOCKET, epoll::EventFlags::IN)?;
         sleeper.add(stop, STOP, epoll::EventFlags::IN)?;
+        sleeper.add(orders, ORDERS, epoll::EventFlags::IN)?;
         sleeper.add(&sleeper.timer, TIMER, epoll::EventFlags::IN)?;
         let ready = Ready {
             stop: false,
+            orders: false,
             exits: Vec::with_capacity(agents),
         };
         Ok((sleeper, ready))
@@ -133,6 +140,7 @@ impl Sleeper {
             for event in &fetched.0 {
                 match event.data.u64() {
                     STOP => ready.stop = true,
+                    ORDERS => ready.orders = true,
                     SOCKET | TIMER => {}
                     slot => ready.exits.push(slot as u32),
                 }

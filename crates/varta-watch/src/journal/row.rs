@@ -70,6 +70,7 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
                 ExitStatus::Code(0) => ("left", "code=0".to_owned()),
                 ExitStatus::Code(code) => ("died", format!("code={code}")),
                 ExitStatus::Signal(signal) => ("died", format!("signal={signal}")),
+                ExitStatus::Goodbye => ("left", "goodbye".to_owned()),
                 ExitStatus::Unknown => ("unknown", "-".to_owned()),
             };
             writeln!(
@@ -85,20 +86,31 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
             Refusal::PidMismatch { claimed } => {
                 writeln!(rows, "{ns}\tmismatch\t{claimed}\t-\t-\tauth_failure")
             }
+            Refusal::ForeignNamespace => {
+                writeln!(rows, "{ns}\tmismatch\t{pid}\t-\t-\tnamespace_conflict")
+            }
             Refusal::OriginConflict | Refusal::NamespaceConflict => {
                 writeln!(rows, "{ns}\tmismatch\t{pid}\t-\t-\t{}", reason.label())
+            }
+            Refusal::UnverifiedClaim { .. } | Refusal::UnprovedSender => {
+                writeln!(rows, "{ns}\tio\t-\t-\t-\t{} (pid {pid})", reason.label())
             }
             Refusal::NoCredentials | Refusal::UnseenSender => {
                 writeln!(rows, "{ns}\tio\t-\t-\t-\t{}", reason.label())
             }
-            Refusal::ForeignUid(uid) => {
+            Refusal::ForeignUser { uid, .. } => {
                 writeln!(rows, "{ns}\tio\t-\t-\t-\tforeign_uid {uid} (pid {pid})")
             }
             Refusal::ControlTruncated => {
                 writeln!(rows, "{ns}\tctrunc\t-\t-\t-\t{}", reason.label())
             }
             // As in 0.2.0 these have a counter and no row: anybody can make any number of them.
-            Refusal::WrongLength | Refusal::OutOfOrder | Refusal::CapacityExceeded => Ok(()),
+            Refusal::WrongLength
+            | Refusal::OutOfOrder
+            | Refusal::CapacityExceeded
+            | Refusal::PidAboveMax { .. }
+            | Refusal::RateLimited(_)
+            | Refusal::Crowded => Ok(()),
         },
     };
 }

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
 use varta_core::Agent;
 
-use crate::identity;
+use crate::identity::{self, Means};
 
 /// Where programs are looked up, and all a child knows of the observer's environment.
 const CHILD_PATH: &str = "/usr/bin:/bin";
@@ -75,6 +75,8 @@ pub(crate) struct RecoveryCommand {
 pub(crate) enum StartError {
     /// The process it is meant for has ended, or its pid belongs to another one now.
     TargetGone,
+    /// It lives in another pid namespace, and the operator has not allowed that.
+    CrossNamespace,
     /// Nothing proves which process the pid belongs to.
     Unidentified,
     /// The system could not start it.
@@ -146,7 +148,7 @@ impl RecoveryCommand {
     }
 
     /// Starts the command for this very process, or says why not.
-    pub(crate) fn start(&self, agent: Agent) -> Result<Running, StartError> {
+    pub(crate) fn start(&self, agent: Agent, means: Means) -> Result<Running, StartError> {
         if agent.instance == identity::UNIDENTIFIED {
             return Err(StartError::Unidentified);
         }
@@ -161,7 +163,7 @@ impl RecoveryCommand {
             .kill_on_drop(true);
         // The latest moment at which the number can be checked. It does not reserve the pid for as
         // long as the command takes to use it.
-        let target = identity::hold(agent.pid).map_err(|error| {
+        let target = means.hold(agent.pid).map_err(|error| {
             if identity::is_gone(&error) {
                 StartError::TargetGone
             } else {
@@ -237,6 +239,10 @@ fn is_executable(path: &Path) -> bool {
 mod tests {
     use super::*;
 
+    fn means() -> Means {
+        Means::find(std::os::unix::net::UnixDatagram::unbound().unwrap())
+    }
+
     fn parse(text: &str) -> Result<RecoveryCommand, CommandError> {
         RecoveryCommand::parse(text, Vec::new(), None)
     }
@@ -246,12 +252,12 @@ mod tests {
         Agent {
             slot: 0,
             pid,
-            instance: identity::hold(pid).unwrap().instance,
+            instance: means().hold(pid).unwrap().instance,
         }
     }
 
     async fn run(command: &RecoveryCommand, agent: Agent) -> Ended {
-        command.start(agent).unwrap().wait().await
+        command.start(agent, means()).unwrap().wait().await
     }
 
     fn block_on<F: Future>(future: F) -> F::Output {
@@ -309,13 +315,13 @@ mod tests {
                 ..this_process()
             };
             let command = parse("true").unwrap();
-            assert!(matches!(command.start(other), Err(StartError::TargetGone)));
+            assert!(matches!(command.start(other, means()), Err(StartError::TargetGone)));
             let unknown = Agent {
                 instance: identity::UNIDENTIFIED,
                 ..this_process()
             };
             assert!(matches!(
-                command.start(unknown),
+                command.start(unknown, means()),
                 Err(StartError::Unidentified)
             ));
         });
@@ -331,16 +337,16 @@ mod tests {
             let agent = Agent {
                 slot: 0,
                 pid: child.id(),
-                instance: identity::hold(child.id()).unwrap().instance,
+                instance: means().hold(child.id()).unwrap().instance,
             };
             child.kill().unwrap();
             let command = parse("true").unwrap();
-            while command.start(agent).is_ok() {
+            while command.start(agent, means()).is_ok() {
                 tokio::task::yield_now().await;
             }
-            assert!(matches!(command.start(agent), Err(StartError::TargetGone)));
+            assert!(matches!(command.start(agent, means()), Err(StartError::TargetGone)));
             child.wait().unwrap();
-            assert!(matches!(command.start(agent), Err(StartError::TargetGone)));
+            assert!(matches!(command.start(agent, means()), Err(StartError::TargetGone)));
         });
     }
 
@@ -368,7 +374,7 @@ mod tests {
                 .trim()
                 .parse()
                 .unwrap();
-            let gone = identity::hold(grandchild).map_or(true, |held| {
+            let gone = means().hold(grandchild).map_or(true, |held| {
                 use rustix::event::{PollFd, PollFlags, poll};
                 let mut fds = [PollFd::new(&held.pidfd, PollFlags::IN)];
                 let second = rustix::time::Timespec {

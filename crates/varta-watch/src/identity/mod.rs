@@ -1,8 +1,10 @@
-//! Which process has a pid right now.
+//! Which process has a pid right now, and what the system knows of it.
 //!
 //! A pid is a number that the kernel gives out again. A pidfd is not: it means one process for
 //! ever. The instance number tells two processes with the same pid apart and can be compared long
 //! after: the pidfd's inode on Linux 6.9 and newer, the start time before.
+
+pub(crate) mod facts;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -16,8 +18,56 @@ use varta_core::ExitStatus;
 /// `PIDFS_MAGIC`: the file system of pidfds whose inodes are unique until the next boot.
 const PIDFS_MAGIC: u64 = 0x5049_4446;
 
+/// The kernel never gives out a larger pid on 64-bit machines.
+const PID_MAX_LIMIT: u32 = 1 << 22;
+
 /// Instance number of a process that could not be identified. No process has it.
 pub(crate) const UNIDENTIFIED: u64 = 0;
+
+/// What this system offers to tell processes apart. Found out once, at the start.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Means {
+    /// A pidfd's inode is the instance number (Linux 6.9).
+    pub(crate) pidfs: bool,
+    /// A datagram can bring its sender's pidfd along (Linux 6.5).
+    pub(crate) sender_pidfd: bool,
+    /// `/proc` speaks of this process's own pid namespace, so that its numbers are ours.
+    pub(crate) proc: bool,
+}
+
+impl Means {
+    /// Asks the kernel. `socket` is the beat socket; it is left as it was.
+    pub(crate) fn find(socket: impl AsFd) -> Self {
+        let own = open(std::process::id());
+        let pass = |on| varta_sys::receive::pass_pidfd(socket.as_fd(), on).is_ok();
+        Self {
+            pidfs: own.is_ok_and(|pidfd| {
+                rustix::fs::fstatfs(&pidfd).is_ok_and(|fs| fs.f_type as u64 == PIDFS_MAGIC)
+            }),
+            sender_pidfd: pass(true) && pass(false),
+            proc: std::fs::read_link("/proc/self")
+                .is_ok_and(|own| own.as_os_str() == std::process::id().to_string().as_str()),
+        }
+    }
+
+    /// The instance number of a process, where its pidfd tells it.
+    pub(crate) fn instance_of(self, pidfd: &OwnedFd) -> Option<u64> {
+        let stat = self.pidfs.then(|| rustix::fs::fstat(pidfd).ok()).flatten();
+        stat.map(|stat| stat.st_ino)
+    }
+
+    /// Takes hold of the process that has `pid` now. Fails with `ESRCH` if there is none. Where pidfds
+    /// have no inodes this reads `/proc`.
+    pub(crate) fn hold(self, pid: u32) -> io::Result<Process> {
+        let pidfd = open(pid)?;
+        let instance = match self.instance_of(&pidfd) {
+            Some(instance) => instance,
+            None if self.proc => start_time(pid)?,
+            None => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        Ok(Process { pidfd, instance })
+    }
+}
 
 /// A process, held so that it cannot be mistaken for another.
 pub(crate) struct Process {
@@ -25,21 +75,14 @@ pub(crate) struct Process {
     pub(crate) instance: u64,
 }
 
-/// Takes hold of the process that has `pid` now. Fails with `ESRCH` if there is none.
-pub(crate) fn hold(pid: u32) -> io::Result<Process> {
+/// A descriptor of the process that has `pid` now. Fails with `ESRCH` if there is none.
+pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
     let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let raw = raw.ok_or(rustix::io::Errno::SRCH)?;
-    let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
-    let is_pidfs = rustix::fs::fstatfs(&pidfd).is_ok_and(|fs| fs.f_type as u64 == PIDFS_MAGIC);
-    let instance = if is_pidfs {
-        rustix::fs::fstat(&pidfd)?.st_ino
-    } else {
-        start_time(pid)?
-    };
-    Ok(Process { pidfd, instance })
+    Ok(pidfd_open(raw, PidfdFlags::empty())?)
 }
 
-/// Whether [`hold`] failed because nobody has the pid, rather than for want of descriptors or memory.
+/// Whether [`open`] failed because nobody has the pid, rather than for want of descriptors or memory.
 pub(crate) fn is_gone(error: &io::Error) -> bool {
     let is_missing = error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error());
     is_missing || error.kind() == io::ErrorKind::NotFound
@@ -65,8 +108,15 @@ pub(crate) fn exit_status(pid: u32, pidfd: &OwnedFd) -> ExitStatus {
     status.map_or(ExitStatus::Unknown, ExitStatus::from_wait_status)
 }
 
+/// The largest pid this host gives out; the kernel's own upper bound if it does not tell.
+pub(crate) fn pid_max() -> u32 {
+    const FILE: &str = "/proc/sys/kernel/pid_max";
+    let text = std::fs::read_to_string(FILE).unwrap_or_default();
+    text.trim().parse().unwrap_or(PID_MAX_LIMIT)
+}
+
 /// Start time in clock ticks since boot; allocates nothing.
-fn start_time(pid: u32) -> io::Result<u64> {
+pub(crate) fn start_time(pid: u32) -> io::Result<u64> {
     let mut path = [0; 32];
     let mut rest = &mut path[..];
     write!(rest, "/proc/{pid}/stat")?;
@@ -108,16 +158,14 @@ fn may_look_into(pid: u32) -> bool {
     uid.is_root() || owner.is_ok_and(|m| (m.uid(), m.gid()) == (uid.as_raw(), gid.as_raw()))
 }
 
-/// The command name of a process.
-pub(crate) fn command_name(pid: u32) -> Option<String> {
-    let name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
-    let name = String::from_utf8_lossy(&name);
-    Some(name.trim_end_matches('\n').to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn hold(pid: u32) -> io::Result<Process> {
+        let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        Means::find(&socket).hold(pid)
+    }
 
     #[test]
     fn fields_are_counted_behind_a_name_that_looks_like_fields() {
@@ -143,6 +191,20 @@ mod tests {
         other.kill().unwrap();
         other.wait().unwrap();
         assert!(has_ended(&held.pidfd));
+    }
+
+    #[test]
+    fn a_kernel_without_inodes_for_processes_tells_them_apart_by_start_time() {
+        let old = Means {
+            pidfs: false,
+            sender_pidfd: false,
+            proc: true,
+        };
+        let me = old.hold(std::process::id()).unwrap();
+        assert_eq!(me.instance, start_time(std::process::id()).unwrap());
+        assert_eq!(old.instance_of(&me.pidfd), None);
+        let blind = Means { proc: false, ..old };
+        assert!(blind.hold(std::process::id()).is_err());
     }
 
     #[test]

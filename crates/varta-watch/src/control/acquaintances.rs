@@ -1,0 +1,308 @@
+//! What the control thread knows of the processes behind the agents: their names and facts, the answers
+//! to the beat path's questions about them, and the search for the end of those that nobody watches.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use varta_core::Agent;
+
+use super::story::Who;
+use crate::clock::RawClock;
+use crate::handoff::{Acquaintance, Introduction, Question};
+use crate::identity::facts::Facts;
+use crate::identity::{self, Means, UNIDENTIFIED};
+
+/// How often unwatched agents are looked at.
+const SEARCH_PAUSE: Duration = Duration::from_millis(250);
+
+/// How many of them at a time, in turns: with up to this many an end is found within the pause, with `n`
+/// times as many within `n` pauses. 64 take less than half a millisecond.
+const SEARCH_AGENTS: usize = 64;
+
+/// Processes that were looked at before they joined, at most; those that never join are forgotten.
+const EXAMINED_MAX: usize = 1024;
+
+/// Everybody's facts.
+pub(super) struct Acquaintances {
+    means: Means,
+    raw: RawClock,
+    known: HashMap<u32, (Agent, Facts)>,
+    /// Looked at because the beat path asked, by pid and instance.
+    examined: HashMap<(u32, u64), Facts>,
+    /// Agents whose end is not watched; the first is looked at next.
+    unwatched: VecDeque<Agent>,
+    next_search: Option<Instant>,
+}
+
+/// An unwatched agent that has ended, with its process while it is a zombie.
+pub(super) type Ended = (Agent, Option<OwnedFd>);
+
+impl Acquaintances {
+    pub(super) fn new(means: Means, raw: RawClock) -> Self {
+        Self {
+            means,
+            raw,
+            known: HashMap::new(),
+            examined: HashMap::new(),
+            unwatched: VecDeque::new(),
+            next_search: None,
+        }
+    }
+
+    /// Looks at a process for the beat path.
+    pub(super) fn answer(&mut self, question: Question) -> Introduction {
+        let pid = question.pid;
+        let mut process = question.process;
+        let mut instance = question.instance;
+        if instance.is_none()
+            && let Ok(held) = self.means.hold(pid)
+        {
+            instance = Some(held.instance);
+            process = process.or(Some(held.pidfd));
+        }
+        let instance = instance.unwrap_or(UNIDENTIFIED);
+        let facts = Facts::of(pid, instance, self.means);
+        let proved = question
+            .sent_after_ns
+            .is_none_or(|sent_after_ns| self.is_sender(facts.as_ref(), sent_after_ns));
+        let acquaintance = facts.as_ref().map(acquaintance_with).unwrap_or_default();
+        if let Some(facts) = facts {
+            if self.examined.len() >= EXAMINED_MAX {
+                self.examined.clear();
+            }
+            self.examined.insert((pid, instance), facts);
+        }
+        Introduction {
+            ticket: question.ticket,
+            process,
+            instance,
+            proved,
+            acquaintance,
+        }
+    }
+
+    /// Whether a process found under a pid has sent a datagram that was sent after `sent_after_ns`. It
+    /// has if it existed then. A younger one may have taken the place of the sender; where the kernel can
+    /// hand over the sender itself, the next beat will prove it.
+    fn is_sender(&self, facts: Option<&Facts>, sent_after_ns: u64) -> bool {
+        let start_ticks = facts.and_then(|facts| facts.start_ticks);
+        let existed = start_ticks.is_some_and(|start_ticks| {
+            let ticks_per_second = rustix::param::clock_ticks_per_second().max(1);
+            let tick_ns = 1_000_000_000 / ticks_per_second;
+            // It started somewhere within that tick.
+            let started_by_ns = start_ticks.saturating_add(1).saturating_mul(tick_ns);
+            started_by_ns <= self.raw.boottime_ns_at(sent_after_ns)
+        });
+        existed || !self.means.sender_pidfd
+    }
+
+    /// A new agent. Returns what the beat path is to know.
+    pub(super) fn join(&mut self, agent: Agent, exit_watched: bool) -> Acquaintance {
+        let examined = self.examined.remove(&(agent.pid, agent.instance));
+        let facts = examined
+            .or_else(|| Facts::of(agent.pid, agent.instance, self.means))
+            .unwrap_or_default();
+        let acquaintance = acquaintance_with(&facts);
+        self.known.insert(agent.slot, (agent, facts));
+        if !exit_watched {
+            self.unwatched.push_back(agent);
+            self.next_search.get_or_insert(Instant::now() + SEARCH_PAUSE);
+        }
+        acquaintance
+    }
+
+    /// An agent may be another program now.
+    pub(super) fn review(&mut self, agent: Agent) {
+        if let Some(facts) = Facts::of(agent.pid, agent.instance, self.means) {
+            self.known.insert(agent.slot, (agent, facts));
+        }
+    }
+
+    /// An agent is gone.
+    pub(super) fn forget(&mut self, agent: Agent) {
+        if self.facts_of(agent).is_some() {
+            self.known.remove(&agent.slot);
+        }
+        if !self.unwatched.is_empty() {
+            self.unwatched.retain(|unwatched| *unwatched != agent);
+        }
+    }
+
+    pub(super) fn facts_of(&self, agent: Agent) -> Option<&Facts> {
+        let known = self.known.get(&agent.slot);
+        known
+            .filter(|(known, _)| *known == agent)
+            .map(|(_, facts)| facts)
+    }
+
+    /// How an agent is called.
+    pub(super) fn name_of(&self, agent: Agent) -> Who {
+        Who {
+            pid: agent.pid,
+            name: self
+                .facts_of(agent)
+                .map(|facts| facts.name.clone())
+                .unwrap_or_default(),
+        }
+    }
+
+    /// When [`Self::find_ended`] is due.
+    pub(super) fn next_search(&self) -> Option<Instant> {
+        self.next_search
+    }
+
+    /// Looks at some of the unwatched agents if it is time.
+    pub(super) fn find_ended(&mut self, now: Instant) -> Vec<Ended> {
+        if self.next_search.is_none_or(|next| now < next) {
+            return Vec::new();
+        }
+        let mut ended = Vec::new();
+        for _ in 0..self.unwatched.len().min(SEARCH_AGENTS) {
+            let Some(agent) = self.unwatched.pop_front() else {
+                break;
+            };
+            match self.ended(agent) {
+                Some(process) => ended.push((agent, process)),
+                None => self.unwatched.push_back(agent),
+            }
+        }
+        self.next_search = (!self.unwatched.is_empty()).then(|| now + SEARCH_PAUSE);
+        ended
+    }
+
+    /// `Some` if an agent has ended; its process while it is a zombie.
+    fn ended(&self, agent: Agent) -> Option<Option<OwnedFd>> {
+        match self.means.hold(agent.pid) {
+            Ok(held) if agent.instance == UNIDENTIFIED || held.instance == agent.instance => {
+                identity::has_ended(&held.pidfd).then_some(Some(held.pidfd))
+            }
+            Ok(_) => Some(None),
+            Err(error) => identity::is_gone(&error).then_some(None),
+        }
+    }
+}
+
+fn acquaintance_with(facts: &Facts) -> Acquaintance {
+    Acquaintance {
+        claims: facts.claims(),
+        pid_ns: facts.pid_ns,
+        is_foreign: facts.is_foreign(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command};
+
+    fn means() -> Means {
+        Means::find(std::os::unix::net::UnixDatagram::unbound().unwrap())
+    }
+
+    fn acquaintances(means: Means) -> Acquaintances {
+        Acquaintances::new(means, RawClock::start())
+    }
+
+    fn sleeper() -> Child {
+        Command::new("sleep").arg("60").spawn().unwrap()
+    }
+
+    fn agent(slot: u32, pid: u32) -> Agent {
+        let instance = means().hold(pid).unwrap().instance;
+        Agent {
+            slot,
+            pid,
+            instance,
+        }
+    }
+
+    fn question(pid: u32, sent_after_ns: Option<u64>) -> Question {
+        Question {
+            ticket: 3,
+            pid,
+            process: None,
+            instance: None,
+            sent_after_ns,
+        }
+    }
+
+    #[test]
+    fn a_process_is_introduced_with_its_instance_and_its_names() {
+        let pid = std::process::id();
+        let introduction = acquaintances(means()).answer(question(pid, None));
+        assert_eq!(introduction.ticket, 3);
+        assert!(introduction.process.is_some());
+        assert_eq!(introduction.instance, agent(0, pid).instance);
+        assert!(introduction.proved);
+        assert!(introduction.acquaintance.claims.is_some());
+    }
+
+    #[test]
+    fn only_a_process_that_existed_before_the_datagram_is_surely_its_sender() {
+        let new = Means {
+            sender_pidfd: true,
+            ..means()
+        };
+        let mut child = sleeper();
+        let proved = |means, sent_after_ns| {
+            let mut all = acquaintances(means);
+            all.answer(question(child.id(), Some(sent_after_ns))).proved
+        };
+        let later_ns = 1_000_000_000;
+        assert!(!proved(new, 0), "it may be younger than the datagram");
+        assert!(proved(new, later_ns));
+        let old = Means {
+            sender_pidfd: false,
+            ..new
+        };
+        assert!(proved(old, 0), "nothing better is to be had");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_end_of_an_unwatched_agent_is_found_reaped_or_not() {
+        let (mut reaped, mut zombie, mut alive) = (sleeper(), sleeper(), sleeper());
+        let mut all = acquaintances(means());
+        for (slot, child) in [&reaped, &zombie, &alive].into_iter().enumerate() {
+            all.join(agent(slot as u32, child.id()), false);
+        }
+        assert_eq!(all.find_ended(Instant::now()).len(), 0, "not yet time");
+        reaped.kill().unwrap();
+        reaped.wait().unwrap();
+        zombie.kill().unwrap();
+        let mut ended = Vec::new();
+        let mut now = Instant::now();
+        while ended.len() < 2 {
+            now += SEARCH_PAUSE;
+            ended.extend(all.find_ended(now));
+        }
+        ended.sort_by_key(|(agent, _)| agent.slot);
+        assert_eq!(ended[0].0.pid, reaped.id());
+        assert!(ended[0].1.is_none());
+        assert_eq!(ended[1].0.pid, zombie.id());
+        assert!(ended[1].1.is_some());
+        all.forget(agent(2, alive.id()));
+        assert_eq!(all.unwatched.len(), 0);
+        zombie.wait().unwrap();
+        alive.kill().unwrap();
+        alive.wait().unwrap();
+    }
+
+    #[test]
+    fn a_slot_that_changed_hands_has_no_facts_of_the_one_before() {
+        let mut all = acquaintances(means());
+        let me = agent(0, std::process::id());
+        all.join(me, true);
+        assert!(!all.name_of(me).name.is_empty());
+        let other = Agent {
+            instance: me.instance + 1,
+            ..me
+        };
+        assert_eq!(all.facts_of(other), None);
+        all.forget(other);
+        assert!(all.facts_of(me).is_some());
+    }
+}

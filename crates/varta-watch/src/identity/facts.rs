@@ -1,0 +1,177 @@
+//! What the system knows of a process besides its pid: read from `/proc` by the control thread, once when
+//! the process is heard for the first time and again when it begins a new session. Never on the beat path.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use varta_core::Claims;
+
+use super::{Means, start_time};
+
+/// Bytes of a `/proc` file that are looked at; the kernel's own files are far shorter.
+const FILE_BYTES_MAX: usize = 16 * 1024;
+
+/// What is known of a process. Anything may be missing: the process may belong to another user, or have
+/// ended while it was examined.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// Command name, at most 15 bytes; empty if unknown.
+    pub(crate) name: String,
+    /// The program file.
+    pub(crate) exe: Option<PathBuf>,
+    /// Path in the control group hierarchy.
+    pub(crate) cgroup: Option<String>,
+    /// The service manager's unit, from the control group.
+    pub(crate) unit: Option<String>,
+    /// Clock ticks since boot.
+    pub(crate) start_ticks: Option<u64>,
+    /// The process's pid in each pid namespace from the observer's inwards; empty if unknown.
+    pub(crate) pids: Vec<u32>,
+    /// Its pid namespace, where this user may look.
+    pub(crate) pid_ns: Option<u64>,
+}
+
+impl Facts {
+    /// Reads the facts of the process that has `pid`; `None` unless that was `instance` all the time.
+    pub(crate) fn of(pid: u32, instance: u64, means: Means) -> Option<Self> {
+        if !means.proc {
+            return None;
+        }
+        let status = read(pid, "status");
+        let cgroup = cgroup_path(&read(pid, "cgroup"));
+        let facts = Self {
+            name: read(pid, "comm").trim_end_matches('\n').to_owned(),
+            exe: fs::read_link(format!("/proc/{pid}/exe")).ok(),
+            unit: cgroup.as_deref().and_then(unit_of),
+            cgroup,
+            start_ticks: start_time(pid).ok(),
+            pids: namespace_pids(&status),
+            pid_ns: fs::metadata(format!("/proc/{pid}/ns/pid"))
+                .ok()
+                .map(|namespace| namespace.ino()),
+        };
+        // Whoever has the pid now has had it since before it was read.
+        let still_there = means.hold(pid).is_ok_and(|held| held.instance == instance);
+        still_there.then_some(facts)
+    }
+
+    /// Whether the process lives in a pid namespace below the observer's. Unknown is not foreign.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.pids.len() > 1
+    }
+
+    /// What the process may call itself, if that is known.
+    pub(crate) fn claims(&self) -> Option<Claims> {
+        (!self.pids.is_empty()).then(|| Claims::from_pids(&self.pids))
+    }
+
+    /// The pid that a process of a container has inside.
+    pub(crate) fn inner_pid(&self) -> Option<u32> {
+        self.pids.get(1..)?.last().copied()
+    }
+}
+
+fn read(pid: u32, file: &str) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let end = bytes.len().min(FILE_BYTES_MAX);
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// The line `NSpid` of `/proc/PID/status`.
+fn namespace_pids(status: &str) -> Vec<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let pids = line.unwrap_or_default().split_ascii_whitespace();
+    pids.map_while(|pid| pid.parse().ok()).collect()
+}
+
+/// The path in the unified hierarchy, else in that of systemd, else the first one that is no root.
+fn cgroup_path(cgroup: &str) -> Option<String> {
+    let paths = || {
+        cgroup.lines().filter_map(|line| {
+            let (hierarchy, rest) = line.split_once(':')?;
+            let (controllers, path) = rest.split_once(':')?;
+            let rank = match (hierarchy, controllers) {
+                _ if path == "/" => return None,
+                ("0", "") => 0,
+                (_, "name=systemd") => 1,
+                _ => 2,
+            };
+            Some((rank, path))
+        })
+    };
+    let path = paths().min_by_key(|(rank, _)| *rank);
+    path.map(|(_, path)| path.to_owned())
+}
+
+/// The innermost service or scope of a path such as `/system.slice/web.service/worker`.
+fn unit_of(cgroup: &str) -> Option<String> {
+    let is_unit = |part: &&str| part.ends_with(".service") || part.ends_with(".scope");
+    cgroup.rsplit('/').find(is_unit).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn means() -> Means {
+        Means::find(std::os::unix::net::UnixDatagram::unbound().unwrap())
+    }
+
+    #[test]
+    fn this_process_is_known_by_name_program_and_number() {
+        let pid = std::process::id();
+        let instance = means().hold(pid).unwrap().instance;
+        let facts = Facts::of(pid, instance, means()).unwrap();
+        assert!(!facts.name.is_empty());
+        assert_eq!(facts.exe, std::env::current_exe().ok());
+        assert_eq!(facts.pids.first(), Some(&pid));
+        assert!(facts.start_ticks.is_some());
+        assert!(facts.pid_ns.is_some());
+        assert!(facts.claims().is_some());
+    }
+
+    #[test]
+    fn the_facts_of_another_process_are_not_taken_for_this_ones() {
+        let pid = std::process::id();
+        let other = means().hold(pid).unwrap().instance + 1;
+        assert_eq!(Facts::of(pid, other, means()), None);
+        let no_proc = Means {
+            proc: false,
+            ..means()
+        };
+        let instance = means().hold(pid).unwrap().instance;
+        assert_eq!(Facts::of(pid, instance, no_proc), None);
+    }
+
+    #[test]
+    fn pids_are_read_from_the_outermost_namespace_inwards() {
+        let status = "Name:\tx\nNSpid:\t4242\t17\t1\nNSpgid:\t1\n";
+        let facts = Facts {
+            pids: namespace_pids(status),
+            ..Facts::default()
+        };
+        assert_eq!(facts.pids, [4242, 17, 1]);
+        assert_eq!(facts.inner_pid(), Some(1));
+        assert!(facts.is_foreign());
+        let unknown = Facts {
+            pids: namespace_pids("Name:\tx\n"),
+            ..Facts::default()
+        };
+        assert_eq!((unknown.claims(), unknown.inner_pid()), (None, None));
+        assert!(!unknown.is_foreign());
+    }
+
+    #[test]
+    fn the_unit_comes_from_whichever_hierarchy_knows_it() {
+        let unified = "0::/system.slice/web.service/worker\n";
+        let path = cgroup_path(unified).unwrap();
+        assert_eq!(unit_of(&path).as_deref(), Some("web.service"));
+        let legacy = "9:name=systemd:/user.slice/session-3.scope\n4:memory:/a\n0::/\n";
+        let path = cgroup_path(legacy).unwrap();
+        assert_eq!(unit_of(&path).as_deref(), Some("session-3.scope"));
+        assert_eq!(cgroup_path("0::/\n"), None);
+        assert_eq!(cgroup_path("garbage"), None);
+        assert_eq!(unit_of("/docker/abc"), None);
+    }
+}

@@ -1,0 +1,462 @@
+//! Who is speaking: from a datagram to the agent it is credited to, or to nobody.
+//!
+//! An agent that is known costs one look into an index. A stranger is credited at once if the kernel has
+//! handed over its pidfd with the datagram and it calls itself what the kernel calls it; otherwise its
+//! beats wait until the control thread has looked at the process ([`super::introductions`]).
+//!
+//! A known pid may have passed to another process. While the agent's own process is alive, or a zombie,
+//! that cannot be. Its end is noticed by pidfd before the socket is read, and from then on datagrams under
+//! its pid are taken together with their sender, so that the last beats of the old process and the first
+//! of the new one are told apart. What ends and is replaced in the microseconds between the two is caught
+//! because a new process begins a new series of beats, and then the process is looked at.
+
+use std::os::fd::OwnedFd;
+
+use varta_core::admission::{Datagram, wrong_claim};
+use varta_core::event::Agent;
+use varta_core::slot::Slot;
+use varta_core::tracker::{AgentKey, Beat, Displaced, Recorded};
+use varta_core::{
+    BeatOrigin, Counter, Credentials, EventKind, ExitStatus, LocalGate, Refusal, Update,
+};
+use varta_sys::receive::Received;
+use varta_vlp::Frame;
+
+use super::introductions::Admitted;
+use super::{Held, Ingest, credentials_of};
+use crate::handoff::{Acquaintance, Introduction, Question};
+use crate::identity::{self, UNIDENTIFIED};
+
+/// Somebody the tracker does not know yet.
+struct Newcomer {
+    instance: u64,
+    process: Option<OwnedFd>,
+    acquaintance: Acquaintance,
+}
+
+impl Ingest {
+    /// Whether the next datagram, which comes from `sender`, is to be taken together with its sender.
+    pub(super) fn wants_pidfd_of(&self, sender: Credentials) -> bool {
+        match self.tracker.local_slot(sender.pid) {
+            Some(slot) => self.held[slot as usize].is_ending,
+            None => {
+                let now_ns = self.attention.raw_now_ns();
+                self.config.gate.lets_in(sender)
+                    && self.tracker.may_have_room()
+                    && !self.introductions.is_noisy(sender.pid, now_ns)
+            }
+        }
+    }
+
+    /// Takes note of datagram `i` of the batch.
+    pub(super) fn hear(&mut self, i: usize) {
+        let process = self.batch.take_pidfd(i);
+        let Some(received) = self.batch.datagram(i) else {
+            return;
+        };
+        let datagram = datagram_of(&received);
+        let pid = datagram.credentials.map_or(0, |sender| sender.pid);
+        match self.config.gate.admit(&datagram) {
+            Ok((frame, sender)) => match self.speaker(sender.pid, process.as_ref()) {
+                Some(facts) => self.credit(&facts, frame, sender, process.is_some()),
+                None => self.meet(frame, sender, process),
+            },
+            Err(reason) => {
+                if process.is_some() {
+                    let now_ns = self.attention.raw_now_ns();
+                    self.introductions.remember_noisy(pid, now_ns);
+                }
+                self.refuse(pid, reason);
+            }
+        }
+    }
+
+    /// The agent that has sent a datagram from `pid`, with its facts. An agent whose pid has passed to
+    /// another process is retired on the way.
+    fn speaker(&mut self, pid: u32, process: Option<&OwnedFd>) -> Option<(Agent, Slot)> {
+        let slot = self.tracker.local_slot(pid)?;
+        let facts = self.tracker.facts_in(slot)?;
+        let agent = facts.agent(slot);
+        let Some(process) = process else {
+            return Some((agent, facts));
+        };
+        let is_other = match self.config.means.instance_of(process) {
+            Some(instance) => instance != agent.instance,
+            None => {
+                let old = self.held[slot as usize].pidfd.as_ref();
+                old.is_some_and(identity::has_ended) && !identity::has_ended(process)
+            }
+        };
+        if is_other {
+            self.retire(agent, None);
+            return None;
+        }
+        Some((agent, facts))
+    }
+
+    /// A beat of a known agent; `proved` if its process came along.
+    fn credit(
+        &mut self,
+        (agent, facts): &(Agent, Slot),
+        frame: Frame,
+        sender: Credentials,
+        proved: bool,
+    ) {
+        let (agent, slot) = (*agent, agent.slot);
+        let held = &self.held[slot as usize];
+        match LocalGate::judge_claim(sender.pid, frame.pid, held.claims.as_ref()) {
+            Ok(true) => {}
+            Ok(false) => return self.let_wait(frame, sender, Some(agent.instance), None, None),
+            Err(reason) => return self.refuse(sender.pid, reason),
+        }
+        let now_ns = self.attention.raw_now_ns();
+        let is_terminal = frame.is_terminal();
+        if let Err(limit) = self.limits.let_beat_in(slot, is_terminal, now_ns) {
+            return self.refuse(sender.pid, Refusal::RateLimited(limit));
+        }
+        let goes_on = is_terminal || facts.last_nonce.is_none_or(|last| frame.nonce > last);
+        if !goes_on && !proved && !self.still_has_its_pid(agent) {
+            // Nobody can tell which of the two has sent it.
+            self.retire(agent, None);
+            return self.refuse(sender.pid, Refusal::UnprovedSender);
+        }
+        let beat = Beat {
+            key: AgentKey::Local {
+                pid: sender.pid,
+                instance: None,
+            },
+            frame,
+            origin: BeatOrigin::KernelAttested,
+            ns_inode: self.held[slot as usize].pid_ns,
+            uid: sender.uid,
+        };
+        let recorded = self.record(&beat);
+        self.tell(&beat, &recorded, true);
+        self.take_leave(&frame, &recorded);
+    }
+
+    /// Whether an agent's pid is still its own.
+    fn still_has_its_pid(&self, agent: Agent) -> bool {
+        match &self.held[agent.slot as usize].pidfd {
+            Some(pidfd) if !identity::has_ended(pidfd) => true,
+            // A zombie keeps its pid, and so does one that nobody came after.
+            _ => match identity::open(agent.pid) {
+                Ok(process) => {
+                    let instance = self.config.means.instance_of(&process);
+                    instance.is_none_or(|instance| instance == agent.instance)
+                }
+                Err(_) => true,
+            },
+        }
+    }
+
+    /// A beat of a process that nobody knows yet.
+    fn meet(&mut self, frame: Frame, sender: Credentials, process: Option<OwnedFd>) {
+        let pid = sender.pid;
+        if !self.tracker.may_have_room() {
+            // Refused without a look at the sender: it costs what an accepted beat costs.
+            let refused = self.record(&first_beat(frame, sender, UNIDENTIFIED, None));
+            return self.refuse_recorded(pid, &refused);
+        }
+        let now_ns = self.attention.raw_now_ns();
+        if frame.pid != pid && self.introductions.is_liar(pid, now_ns) {
+            return self.refuse(pid, wrong_claim(frame.pid));
+        }
+        if let Err(limit) = self.limits.let_newcomer_in(now_ns) {
+            return self.refuse(pid, Refusal::RateLimited(limit));
+        }
+        let came_along = process.is_some();
+        let process = match process {
+            Some(process) => Some(process),
+            None => match identity::open(pid) {
+                Ok(process) => Some(process),
+                Err(error) if identity::is_gone(&error) => return self.bid_farewell(frame, sender),
+                Err(_) => None,
+            },
+        };
+        let instance = process
+            .as_ref()
+            .and_then(|process| self.config.means.instance_of(process));
+        match instance {
+            Some(instance) if came_along && frame.pid == pid && !self.config.refuse_foreign => {
+                let newcomer = Newcomer {
+                    instance,
+                    process,
+                    acquaintance: Acquaintance::default(),
+                };
+                self.join(frame, sender, newcomer);
+            }
+            _ => {
+                let sent_after_ns = (!came_along).then_some(self.horizon.proved_ns);
+                self.let_wait(frame, sender, instance, process, sent_after_ns);
+            }
+        }
+    }
+
+    /// A beat of a process that has ended and left its pid to nobody: it came, spoke and went.
+    fn bid_farewell(&mut self, frame: Frame, sender: Credentials) {
+        if frame.pid != sender.pid {
+            let claimed = frame.pid;
+            return self.refuse(sender.pid, Refusal::UnverifiedClaim { claimed });
+        }
+        let newcomer = Newcomer {
+            instance: UNIDENTIFIED,
+            process: None,
+            acquaintance: Acquaintance::default(),
+        };
+        if let Some(agent) = self.join(frame, sender, newcomer) {
+            self.retire(agent, None);
+        }
+    }
+
+    /// Lets a beat wait until it is known more of its sender.
+    fn let_wait(
+        &mut self,
+        frame: Frame,
+        sender: Credentials,
+        instance: Option<u64>,
+        process: Option<OwnedFd>,
+        sent_after_ns: Option<u64>,
+    ) {
+        let ticket = match self.introductions.admit(frame, sender, instance) {
+            Admitted::Behind => return,
+            Admitted::Full => return self.refuse(sender.pid, Refusal::Crowded),
+            Admitted::First(ticket) => ticket,
+        };
+        let question = Question {
+            ticket,
+            pid: sender.pid,
+            process,
+            instance,
+            sent_after_ns,
+        };
+        if self.lines.events.ask(question).is_err() {
+            while self.introductions.next(ticket).is_some() {
+                self.refuse(sender.pid, Refusal::Crowded);
+            }
+        }
+    }
+
+    /// The control thread has looked at a process: its beats need wait no longer.
+    pub(super) fn introduce(&mut self, introduction: Introduction) {
+        let Introduction {
+            ticket,
+            mut process,
+            instance,
+            proved,
+            acquaintance,
+        } = introduction;
+        while let Some(waiting) = self.introductions.next(ticket) {
+            let (frame, sender) = (waiting.frame, waiting.sender);
+            let known = self.tracker.local_agent(sender.pid);
+            let known = known.filter(|agent| agent.instance == instance);
+            if let Some(agent) = known {
+                self.get_to_know(agent, &acquaintance);
+                let is_known = self.held[agent.slot as usize].claims.is_some();
+                match self.tracker.facts_in(agent.slot) {
+                    Some(facts) if is_known => self.credit(&(agent, facts), frame, sender, true),
+                    // It has ended, so nobody will ever know.
+                    _ => {
+                        let claimed = frame.pid;
+                        self.refuse(sender.pid, Refusal::UnverifiedClaim { claimed });
+                    }
+                }
+                continue;
+            }
+            if !proved {
+                self.refuse(sender.pid, Refusal::UnprovedSender);
+                continue;
+            }
+            if self.config.refuse_foreign && acquaintance.is_foreign {
+                self.refuse(sender.pid, Refusal::ForeignNamespace);
+                continue;
+            }
+            match LocalGate::judge_claim(sender.pid, frame.pid, acquaintance.claims.as_ref()) {
+                Ok(true) => {
+                    let newcomer = Newcomer {
+                        instance,
+                        process: process.take(),
+                        acquaintance,
+                    };
+                    self.join(frame, sender, newcomer);
+                }
+                Ok(false) => {
+                    let claimed = frame.pid;
+                    self.refuse(sender.pid, Refusal::UnverifiedClaim { claimed });
+                }
+                Err(reason) => {
+                    let now_ns = self.attention.raw_now_ns();
+                    self.introductions.remember_liar(sender.pid, now_ns);
+                    self.refuse(sender.pid, reason);
+                }
+            }
+        }
+    }
+
+    /// Keeps what the control thread has found out about an agent.
+    pub(super) fn get_to_know(&mut self, agent: Agent, acquaintance: &Acquaintance) {
+        if self.tracker.agent_in(agent.slot) != Some(agent) {
+            return;
+        }
+        let held = &mut self.held[agent.slot as usize];
+        held.claims = held.claims.or(acquaintance.claims);
+        held.pid_ns = held.pid_ns.or(acquaintance.pid_ns);
+        if let Some(pid_ns) = acquaintance.pid_ns {
+            self.tracker.learn_namespace(agent, pid_ns);
+        }
+    }
+
+    /// The first beat of an agent.
+    fn join(&mut self, frame: Frame, sender: Credentials, newcomer: Newcomer) -> Option<Agent> {
+        let Newcomer {
+            instance,
+            process,
+            acquaintance,
+        } = newcomer;
+        let beat = first_beat(frame, sender, instance, acquaintance.pid_ns);
+        let recorded = self.record(&beat);
+        let Some(agent) = recorded.agent else {
+            self.refuse_recorded(sender.pid, &recorded);
+            return None;
+        };
+        if let Some(displaced) = recorded.displaced {
+            self.see_off(displaced);
+        }
+        self.limits.welcome(agent.slot, self.attention.raw_now_ns());
+        let has_room = self.held_descriptors < self.config.descriptor_budget;
+        let pidfd = process.filter(|process| {
+            has_room && self.sleeper.watch_exit(agent.slot, process).is_ok()
+        });
+        if pidfd.is_some() {
+            self.held_descriptors += 1;
+        } else if instance != UNIDENTIFIED {
+            self.counters.count(Counter::ExitWatchFailed);
+        }
+        let exit_watched = pidfd.is_some();
+        self.held[agent.slot as usize] = Held {
+            pidfd,
+            is_ending: false,
+            claims: acquaintance.claims,
+            pid_ns: acquaintance.pid_ns,
+        };
+        self.tell(&beat, &recorded, exit_watched);
+        self.take_leave(&frame, &recorded);
+        Some(agent)
+    }
+
+    /// Retires an agent that has said goodbye.
+    fn take_leave(&mut self, frame: &Frame, recorded: &Recorded) {
+        let Some(agent) = recorded.agent.filter(|_| frame.is_goodbye()) else {
+            return;
+        };
+        if let Some(facts) = self.tracker.retire(agent) {
+            let last_nonce = facts.last_nonce.unwrap_or(0);
+            self.tell_exit(agent, last_nonce, ExitStatus::Goodbye, None);
+        }
+    }
+
+    fn record(&mut self, beat: &Beat) -> Recorded {
+        let now_ns = self.attention.now_ns();
+        self.tracker.record(beat, now_ns, self.config.threshold_ns)
+    }
+
+    /// Somebody had to leave for somebody else.
+    fn see_off(&mut self, displaced: Displaced) {
+        let Displaced {
+            agent, last_nonce, ..
+        } = displaced;
+        if displaced.evicted {
+            drop(self.release(agent));
+            self.send(EventKind::Evicted { agent });
+        } else {
+            self.tell_exit(agent, last_nonce, ExitStatus::Unknown, None);
+        }
+    }
+
+    /// Tells what a beat has changed.
+    fn tell(&mut self, beat: &Beat, recorded: &Recorded, exit_watched: bool) {
+        let Some(agent) = recorded.agent else {
+            return self.refuse_recorded(beat.frame.pid, recorded);
+        };
+        let Frame {
+            status,
+            payload,
+            nonce,
+            ..
+        } = beat.frame;
+        if recorded.update == Update::Inserted {
+            self.send(EventKind::Join {
+                agent,
+                uid: beat.uid,
+                nonce,
+                status,
+                payload,
+                exit_watched,
+            });
+        }
+        if recorded.new_session {
+            self.send(EventKind::Session {
+                agent,
+                nonce,
+                status,
+                payload,
+            });
+        }
+        if let Some(silence_ns) = recorded.returned_after_ns {
+            self.send(EventKind::Return {
+                agent,
+                nonce,
+                status,
+                payload,
+                silence_ns,
+            });
+        }
+        if self.config.every_beat {
+            self.send(EventKind::Beat {
+                agent,
+                nonce,
+                status,
+                payload,
+            });
+        }
+    }
+
+    /// Tells of a beat that the tracker has refused, and counted.
+    fn refuse_recorded(&mut self, pid: u32, recorded: &Recorded) {
+        let reason = match recorded.update {
+            Update::OriginConflict => Refusal::OriginConflict,
+            Update::NamespaceConflict => Refusal::NamespaceConflict,
+            Update::CapacityExceeded => Refusal::CapacityExceeded,
+            Update::OutOfOrder | Update::Inserted | Update::Refreshed => Refusal::OutOfOrder,
+        };
+        self.send(EventKind::Refused { pid, reason });
+    }
+
+    /// Refuses a datagram before the tracker has heard of it.
+    fn refuse(&mut self, pid: u32, reason: Refusal) {
+        self.counters.count(reason.counter());
+        self.send(EventKind::Refused { pid, reason });
+    }
+}
+
+fn first_beat(frame: Frame, sender: Credentials, instance: u64, pid_ns: Option<u64>) -> Beat {
+    Beat {
+        key: AgentKey::Local {
+            pid: sender.pid,
+            instance: Some(instance),
+        },
+        frame,
+        origin: BeatOrigin::KernelAttested,
+        ns_inode: pid_ns,
+        uid: sender.uid,
+    }
+}
+
+fn datagram_of<'a>(received: &Received<'a>) -> Datagram<'a> {
+    Datagram {
+        bytes: received.bytes,
+        truncated: received.truncated,
+        control_truncated: received.control_truncated,
+        credentials: received.credentials.map(credentials_of),
+    }
+}
