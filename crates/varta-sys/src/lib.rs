@@ -7,8 +7,12 @@
 #![allow(unsafe_code)]
 
 pub mod counting_alloc;
+#[cfg(all(feature = "observer", target_os = "linux"))]
+pub mod filter;
 pub mod fork;
 #[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod process;
 #[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod receive;
+#[cfg(all(feature = "observer", target_os = "linux"))]
+mod socket_option;

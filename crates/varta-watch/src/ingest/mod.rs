@@ -176,7 +176,7 @@ impl Ingest {
                 closed += 1;
                 self.closer.close(descriptor);
             };
-            let received = match self.batch.receive(self.socket.as_fd(), unwanted) {
+            let received = match self.batch.receive(self.socket.as_fd(), BATCH, unwanted) {
                 Ok(received) => received,
                 Err(_) => {
                     self.counters.count(Counter::ReceiveErrors);
