@@ -114,7 +114,8 @@ impl<T: BeatTransport> Varta<T> {
     ///
     /// The observer retires the process at once: it *left*, and its silence alarms nobody. Whoever
     /// beats again afterwards, through this or another handle of the process, is a new agent. An
-    /// observer of 0.2.0 takes the goodbye for a last Critical beat.
+    /// observer of 0.2.0 takes the goodbye for a last Critical beat, and from a handle that has made
+    /// more than a million beats hears no further one.
     ///
     /// ```
     /// use varta_client::{Status, Varta};
