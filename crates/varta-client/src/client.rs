@@ -10,12 +10,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use varta_sys::fork;
-use varta_vlp::{FRAME_BYTES, Frame, NONCE_TERMINAL, Status};
+use varta_vlp::{FRAME_BYTES, Frame, NONCE_TERMINAL, PAYLOAD_GOODBYE, Status};
 
 #[cfg(unix)]
 use crate::UdsTransport;
 use crate::reconnect::Reconnect;
-use crate::timeline::Timeline;
+use crate::timeline::{TERMINAL, Timeline};
 use crate::{BeatError, BeatOutcome, BeatTransport, UNKNOWN_ERRNO, classify_send_error};
 
 #[cfg(test)]
@@ -99,18 +99,73 @@ impl<T: BeatTransport> Varta<T> {
         status: Status,
         payload: u32,
     ) -> BeatOutcome {
-        if generation != self.generation
-            && let Err(error) = self.recover_from_fork(generation, now)
-        {
-            return BeatOutcome::Failed(BeatError::from_io(&error));
+        if let Err(failed) = self.follow_fork(generation, now) {
+            return failed;
         }
         self.nonce = nonce_after(self.nonce);
         let timestamp_ns = self.timeline.timestamp_ns(now);
         Frame::new(status, self.pid, timestamp_ns, self.nonce, payload).encode(&mut self.frame);
+        self.deliver(timestamp_ns)
+    }
 
+    /// Says goodbye: this process goes on, or ends, without being watched. Like a beat it never waits,
+    /// never panics, does not allocate, makes a forked handle the child's own, and tries one fresh
+    /// connection by the same rule. It uses up no nonce.
+    ///
+    /// The observer retires the process at once: it *left*, and its silence alarms nobody. Whoever
+    /// beats again afterwards, through this or another handle of the process, is a new agent. An
+    /// observer of 0.2.0 takes the goodbye for a last Critical beat, and from a handle that has made
+    /// more than a million beats hears no further one.
+    ///
+    /// ```
+    /// use varta_client::{Status, Varta};
+    ///
+    /// # fn jobs() -> std::ops::Range<u32> { 0..3 }
+    /// let mut agent = Varta::open("/run/varta/varta.sock");
+    /// for job in jobs() {
+    ///     // ... one unit of work ...
+    ///     let _ = agent.beat(Status::Ok, job);
+    /// }
+    /// // Nothing more to do for now, and no beat until there is.
+    /// let _ = agent.leave();
+    /// ```
+    pub fn leave(&mut self) -> BeatOutcome {
+        self.leave_at(fork::generation(), Instant::now())
+    }
+
+    /// [`leave`](Self::leave) in the process of that generation, at that time.
+    fn leave_at(&mut self, generation: u64, now: Instant) -> BeatOutcome {
+        if let Err(failed) = self.follow_fork(generation, now) {
+            return failed;
+        }
+        let timestamp_ns = self.timeline.timestamp_ns(now);
+        Frame::new(
+            Status::Critical,
+            self.pid,
+            TERMINAL.at_least(timestamp_ns),
+            NONCE_TERMINAL,
+            PAYLOAD_GOODBYE,
+        )
+        .encode(&mut self.frame);
+        self.deliver(timestamp_ns)
+    }
+
+    /// Makes the handle the own one of the process of that generation; the outcome if it cannot be.
+    #[inline]
+    fn follow_fork(&mut self, generation: u64, now: Instant) -> Result<(), BeatOutcome> {
+        if generation == self.generation {
+            return Ok(());
+        }
+        self.recover_from_fork(generation, now)
+            .map_err(|error| BeatOutcome::Failed(BeatError::from_io(&error)))
+    }
+
+    /// Sends the frame, and once more over a fresh connection if that can help.
+    #[inline]
+    fn deliver(&mut self, now_ns: u64) -> BeatOutcome {
         let mut outcome = self.send();
         if let BeatOutcome::Dropped(reason) = outcome
-            && self.reconnect.is_due(reason, timestamp_ns)
+            && self.reconnect.is_due(reason, now_ns)
             && self.transport.reconnect().is_ok()
         {
             outcome = self.send();

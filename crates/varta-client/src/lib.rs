@@ -15,6 +15,8 @@
 //! }
 //! ```
 //!
+//! A process that stops working in order says so with [`Varta::leave`], and nobody is alarmed.
+//!
 //! Default build: no dependency outside this project, one Unix datagram socket per handle.
 //!
 //! | feature | adds |
@@ -38,7 +40,7 @@ pub use panic::{install as install_panic_handler, install_lazy as install_panic_
 pub use transport::BeatTransport;
 #[cfg(unix)]
 pub use transport::UdsTransport;
-pub use varta_vlp::{DecodeError, Frame, NONCE_TERMINAL, Status};
+pub use varta_vlp::{DecodeError, Frame, NONCE_TERMINAL, PAYLOAD_GOODBYE, Status};
 
 /// The README's Rust is compiled with the tests.
 #[cfg(doctest)]

@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use varta_vlp::{FRAME_BYTES, Frame, NONCE_TERMINAL, Status};
 
-use crate::timeline::elapsed_ns;
+use crate::timeline::{TERMINAL, elapsed_ns};
 use crate::transport::connect_datagram;
 
 /// Number of the last hook installed, the only one that sends; 0 before the first.
@@ -85,7 +85,7 @@ impl Emitter {
     fn send_terminal(&self) {
         // The pid is asked for here, so that the hook speaks for the child after a fork.
         let pid = std::process::id();
-        let timestamp_ns = CLOCK.next_ns(Instant::now());
+        let timestamp_ns = TERMINAL.at_least(CLOCK.elapsed_ns(Instant::now()));
         let mut frame = [0; FRAME_BYTES];
         Frame::new(Status::Critical, pid, timestamp_ns, NONCE_TERMINAL, 0).encode(&mut frame);
 
@@ -99,15 +99,13 @@ impl Emitter {
     }
 }
 
-/// The time of terminal frames: that of the handle made last, so that the two series of a process
-/// compare, and strictly increasing from 1 (wire spec 3.3).
+/// The time the hook goes by: that of the handle made last, so that the two series of a process
+/// compare. What goes into a frame is made to increase by [`TERMINAL`].
 struct TerminalClock {
     /// A fixed point to count from; whoever needs it first sets it.
     anchor: OnceLock<Instant>,
     /// Where the timeline followed begins, after the anchor.
     origin_ns: AtomicU64,
-    /// The last timestamp given out.
-    last_ns: AtomicU64,
 }
 
 static CLOCK: TerminalClock = TerminalClock::new();
@@ -122,11 +120,10 @@ impl TerminalClock {
         Self {
             anchor: OnceLock::new(),
             origin_ns: AtomicU64::new(0),
-            last_ns: AtomicU64::new(0),
         }
     }
 
-    /// From here on [`next_ns`](Self::next_ns) does not have to set the anchor, and so takes no lock.
+    /// From here on [`elapsed_ns`](Self::elapsed_ns) does not have to set the anchor, and so takes no lock.
     fn begin(&self) {
         self.anchor.get_or_init(Instant::now);
     }
@@ -137,20 +134,12 @@ impl TerminalClock {
             .store(elapsed_ns(anchor, origin), Ordering::Relaxed);
     }
 
-    fn next_ns(&self, now: Instant) -> u64 {
+    fn elapsed_ns(&self, now: Instant) -> u64 {
         let since_anchor_ns = self
             .anchor
             .get()
             .map_or(0, |anchor| elapsed_ns(*anchor, now));
-        let own_ns = since_anchor_ns.saturating_sub(self.origin_ns.load(Ordering::Relaxed));
-        let after = |last_ns: u64| own_ns.max(last_ns.saturating_add(1));
-        let update = self
-            .last_ns
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last_ns| {
-                Some(after(last_ns))
-            });
-        let (Ok(last_ns) | Err(last_ns)) = update;
-        after(last_ns)
+        since_anchor_ns.saturating_sub(self.origin_ns.load(Ordering::Relaxed))
     }
 }
 
@@ -159,15 +148,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-
-    #[test]
-    fn terminal_timestamps_start_at_one_and_always_increase() {
-        let clock = TerminalClock::new();
-        let now = Instant::now();
-        clock.follow(now);
-        let stamps = [0, 0, 5, 5, 3].map(|ns| clock.next_ns(now + Duration::from_nanos(ns)));
-        assert_eq!(stamps, [1, 2, 5, 6, 7]);
-    }
+    use crate::timeline::Increasing;
 
     #[test]
     fn terminal_timestamps_count_from_where_the_last_handle_began() {
@@ -176,21 +157,23 @@ mod tests {
         let second = start + Duration::from_secs(10);
         clock.follow(start);
         clock.follow(second);
-        assert_eq!(clock.next_ns(second + Duration::from_nanos(77)), 77);
+        assert_eq!(clock.elapsed_ns(second + Duration::from_nanos(77)), 77);
     }
 
     #[test]
     fn terminal_timestamps_increase_across_a_new_handle() {
+        let stamps = Increasing::new();
         let clock = TerminalClock::new();
         let start = Instant::now();
         clock.follow(start);
-        let before = clock.next_ns(start + Duration::from_secs(10));
+        let before = stamps.at_least(clock.elapsed_ns(start + Duration::from_secs(10)));
         clock.follow(start + Duration::from_secs(10));
-        assert_eq!(clock.next_ns(start + Duration::from_secs(11)), before + 1);
+        let after = stamps.at_least(clock.elapsed_ns(start + Duration::from_secs(11)));
+        assert_eq!(after, before + 1);
     }
 
     #[test]
-    fn a_clock_nobody_started_still_gives_a_legal_timestamp() {
-        assert_eq!(TerminalClock::new().next_ns(Instant::now()), 1);
+    fn a_clock_nobody_started_stands_at_the_beginning() {
+        assert_eq!(TerminalClock::new().elapsed_ns(Instant::now()), 0);
     }
 }

@@ -70,6 +70,23 @@ fn sent_beats_do_not_allocate() {
 }
 
 #[test]
+fn goodbyes_do_not_allocate() {
+    let directory = TempDir::new();
+    let observer = Observer::start(&directory.socket_path());
+    let mut agent = Varta::connect(directory.socket_path()).expect("an observer");
+    let mut leave = |expected: fn(BeatOutcome) -> bool| {
+        let before = allocations_on_this_thread();
+        let outcome = agent.leave();
+        assert_eq!(allocations_on_this_thread() - before, 0);
+        assert!(expected(outcome), "{outcome}");
+    };
+    leave(is_sent);
+    assert!(observer.frames().all(|frame| frame.is_goodbye()));
+    drop(observer);
+    leave(is_dropped);
+}
+
+#[test]
 fn beats_dropped_for_a_full_queue_do_not_allocate() {
     let directory = TempDir::new();
     let _observer = Observer::start(&directory.socket_path());

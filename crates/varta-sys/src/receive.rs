@@ -1,18 +1,24 @@
 //! Batched receive of datagrams with the sender's credentials.
 //!
 //! One `recvmmsg` fills up to a batch of datagrams without waiting. The buffers are made once;
-//! receiving allocates nothing. Descriptors that arrive with a datagram are handed to whoever closes
-//! them: nobody asked for them, an open one would let any sender exhaust the table, and closing one
-//! can take as long as its sender has arranged (a lingering socket). What the datagrams mean is not
-//! judged here.
+//! receiving allocates nothing. Descriptors that a sender attached are handed to whoever closes them:
+//! nobody asked for them, an open one would let any sender exhaust the table, and closing one can take
+//! as long as its sender has arranged (a lingering socket). The pidfd that the kernel attaches where
+//! [`pass_pidfd`] asked for it is kept for whoever takes it. What the datagrams mean is not judged
+//! here.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::socket_option;
 
 /// Room for what the kernel may attach to one datagram: credentials (32 bytes), a pidfd (24), and
 /// the 253 descriptors a sender may pass at most (1032). With less room the kernel would report
 /// truncation for a sender's whim.
 const CONTROL_BYTES: usize = 1152;
+
+/// Room for credentials and nothing else.
+const CREDENTIALS_BYTES: usize = (HEADER + 12).next_multiple_of(WORD);
 
 /// `SCM_PIDFD` of Linux 6.5, which libc does not name yet.
 const SCM_PIDFD: i32 = 4;
@@ -26,6 +32,67 @@ pub struct SenderCredentials {
     pub uid: u32,
     /// Real group id.
     pub gid: u32,
+}
+
+/// What [`peek_sender`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peeked {
+    /// Nothing is queued.
+    Empty,
+    /// A datagram is queued. Its sender is unknown if the socket does not pass credentials.
+    Sender(Option<SenderCredentials>),
+}
+
+/// Who sent the datagram that comes next, without waiting and without consuming it. `EINTR` is
+/// retried.
+///
+/// On a socket that passes credentials (`SO_PASSCRED`) they come first and take all the room there
+/// is, so no descriptor is installed, neither one that the sender attached nor a pidfd. Without it up
+/// to four attached descriptors are installed, and closed again.
+pub fn peek_sender(socket: BorrowedFd<'_>) -> io::Result<Peeked> {
+    let mut control = Control([0; CREDENTIALS_BYTES]);
+    // SAFETY: `msghdr` is plain data for which all zeroes is a valid value; it is not built field by
+    // field because musl has private padding in it.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    loop {
+        header.msg_control = control.0.as_mut_ptr().cast();
+        header.msg_controllen = CREDENTIALS_BYTES as _;
+        // SAFETY: the header points to no data buffer and to one control buffer of the stated length,
+        // which is borrowed mutably and outlives the call.
+        let result = unsafe {
+            libc::recvmsg(
+                socket.as_raw_fd(),
+                &raw mut header,
+                libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC,
+            )
+        };
+        if result >= 0 {
+            break;
+        }
+        let error = io::Error::last_os_error();
+        match error.kind() {
+            io::ErrorKind::Interrupted => {}
+            io::ErrorKind::WouldBlock => return Ok(Peeked::Empty),
+            _ => return Err(error),
+        }
+    }
+    #[allow(clippy::unnecessary_cast, reason = "32 bits wide on musl")]
+    let control_len = (header.msg_controllen as usize).min(CREDENTIALS_BYTES);
+    // SAFETY: the kernel has just written these messages for us.
+    let (credentials, _) = unsafe { take_over(&control.0[..control_len], drop) };
+    Ok(Peeked::Sender(credentials))
+}
+
+/// Has the kernel attach a pidfd of its sender to every datagram that is received from now on.
+///
+/// The process is the one in the credentials. Each received datagram then costs a descriptor until
+/// it is closed.
+///
+/// # Errors
+///
+/// `ENOPROTOOPT` before Linux 6.5.
+pub fn pass_pidfd(socket: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    socket_option::set(socket, libc::SO_PASSPIDFD, &libc::c_int::from(on))
 }
 
 /// One received datagram.
@@ -50,7 +117,7 @@ struct Meta {
 
 #[repr(C, align(8))]
 #[derive(Clone)]
-struct Control([u8; CONTROL_BYTES]);
+struct Control<const BYTES: usize>([u8; BYTES]);
 
 /// Reusable buffers for a batch of datagrams.
 ///
@@ -59,8 +126,9 @@ pub struct DatagramBatch {
     headers: Box<[libc::mmsghdr]>,
     data: Box<[u8]>,
     data_bytes: usize,
-    control: Box<[Control]>,
+    control: Box<[Control<CONTROL_BYTES>]>,
     meta: Box<[Meta]>,
+    pidfds: Box<[Option<OwnedFd>]>,
     _iovecs: Box<[libc::iovec]>,
     received: usize,
 }
@@ -117,17 +185,20 @@ impl DatagramBatch {
             data_bytes,
             control,
             meta: vec![nothing; batch].into_boxed_slice(),
+            pidfds: (0..batch).map(|_| None).collect(),
             _iovecs: iovecs,
             received: 0,
         }
     }
 
-    /// Receives what is queued, up to a batch, without waiting. 0 means nothing was queued; fewer
-    /// than a batch means the queue was empty for a moment. `EINTR` is retried. Every descriptor that
-    /// came along is given to `unwanted`.
+    /// Receives what is queued, up to `limit` datagrams and a batch, without waiting. 0 means nothing
+    /// was queued; fewer than asked for means the queue was empty for a moment. `EINTR` is retried.
+    /// Every descriptor that a sender attached is given to `unwanted`. The pidfds of the last batch
+    /// that were not taken are closed.
     pub fn receive(
         &mut self,
         socket: BorrowedFd<'_>,
+        limit: usize,
         mut unwanted: impl FnMut(OwnedFd),
     ) -> io::Result<usize> {
         for header in self.headers.iter_mut().take(self.received + 1) {
@@ -136,16 +207,18 @@ impl DatagramBatch {
             header.msg_hdr.msg_controllen = CONTROL_BYTES as _;
             header.msg_hdr.msg_flags = 0;
         }
+        self.pidfds[..self.received].fill_with(|| None);
         self.received = 0;
+        let limit = limit.min(self.headers.len());
         let count = loop {
-            // SAFETY: each header points to one iovec and one control buffer of the stated length,
+            // SAFETY: there are at least `limit` headers; each points to one iovec and one control buffer of the stated length,
             // all owned by `self`, at fixed addresses, and borrowed mutably for the call; the
             // timeout may be null.
             let count = unsafe {
                 libc::recvmmsg(
                     socket.as_raw_fd(),
                     self.headers.as_mut_ptr(),
-                    self.headers.len() as _,
+                    limit as _,
                     (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as _,
                     std::ptr::null_mut(),
                 )
@@ -164,16 +237,10 @@ impl DatagramBatch {
             let header = &self.headers[i];
             #[allow(clippy::unnecessary_cast, reason = "32 bits wide on musl")]
             let control_len = (header.msg_hdr.msg_controllen as usize).min(CONTROL_BYTES);
-            let mut credentials = None;
-            let messages = ControlMessages(&self.control[i].0[..control_len]);
-            messages.for_each(|message| match message {
-                ControlMessage::Credentials(sender) => credentials = Some(sender),
-                ControlMessage::Descriptor(fd) => {
-                    // SAFETY: the kernel has just installed this descriptor for us and nothing else
-                    // knows its number, so we own it.
-                    unwanted(unsafe { OwnedFd::from_raw_fd(fd) });
-                }
-            });
+            let control = &self.control[i].0[..control_len];
+            // SAFETY: the kernel has just written these messages for us.
+            let (credentials, pidfd) = unsafe { take_over(control, &mut unwanted) };
+            self.pidfds[i] = pidfd;
             self.meta[i] = Meta {
                 len: (header.msg_len as usize).min(self.data_bytes),
                 flags: header.msg_hdr.msg_flags,
@@ -182,6 +249,13 @@ impl DatagramBatch {
         }
         self.received = count;
         Ok(count)
+    }
+
+    /// The pidfd that came with datagram `i` of the last [`Self::receive`], once. `None` also if the
+    /// kernel could not make one: the descriptor table was full, or, with older kernels, the sender
+    /// had ended and was reaped. Newer ones give the pidfd of the ended process.
+    pub fn take_pidfd(&mut self, i: usize) -> Option<OwnedFd> {
+        self.pidfds[..self.received].get_mut(i)?.take()
     }
 
     /// Datagram `i` of the last [`Self::receive`], counted from 0, oldest first.
@@ -201,7 +275,36 @@ impl DatagramBatch {
 #[derive(Debug, PartialEq, Eq)]
 enum ControlMessage {
     Credentials(SenderCredentials),
+    Pidfd(RawFd),
     Descriptor(RawFd),
+}
+
+/// Takes over what the messages in a control buffer bring: the credentials, the pidfd, and all other
+/// descriptors, which go to `unwanted`.
+///
+/// # Safety
+///
+/// The kernel wrote these messages for this process, and nobody has taken them over before: the
+/// descriptors they name belong to the caller alone.
+unsafe fn take_over(
+    control: &[u8],
+    mut unwanted: impl FnMut(OwnedFd),
+) -> (Option<SenderCredentials>, Option<OwnedFd>) {
+    let mut credentials = None;
+    let mut pidfd = None;
+    ControlMessages(control).for_each(|message| match message {
+        ControlMessage::Credentials(sender) => credentials = Some(sender),
+        ControlMessage::Pidfd(fd) => {
+            // SAFETY: by contract this descriptor is the caller's alone.
+            let earlier = pidfd.replace(unsafe { OwnedFd::from_raw_fd(fd) });
+            earlier.into_iter().for_each(&mut unwanted);
+        }
+        ControlMessage::Descriptor(fd) => {
+            // SAFETY: by contract this descriptor is the caller's alone.
+            unwanted(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    });
+    (credentials, pidfd)
 }
 
 /// Walks a control buffer: messages of a header (`usize` length, `i32` level, `i32` type) and data,
@@ -240,7 +343,13 @@ impl<'a> ControlMessages<'a> {
                         }));
                     }
                 }
-                libc::SCM_RIGHTS | SCM_PIDFD => {
+                // Where the kernel could not make a descriptor it puts a negative error number.
+                SCM_PIDFD => {
+                    if let Some(fd) = read_i32(data, 0).filter(|&fd| fd >= 0) {
+                        take(ControlMessage::Pidfd(fd));
+                    }
+                }
+                libc::SCM_RIGHTS => {
                     for fd in data.chunks_exact(4).filter_map(|fd| read_i32(fd, 0)) {
                         if fd >= 0 {
                             take(ControlMessage::Descriptor(fd));
@@ -262,8 +371,11 @@ fn read_i32(bytes: &[u8], at: usize) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
+    use std::fs::File;
+    use std::os::fd::{AsFd, IntoRawFd};
     use std::os::unix::net::UnixDatagram;
+
+    const ALL: usize = usize::MAX;
 
     fn walk(buffer: &[u8]) -> Vec<ControlMessage> {
         let mut found = Vec::new();
@@ -319,16 +431,41 @@ mod tests {
         assert_eq!(walk(&credentials(-1, 5)), [sender(0, 5)]);
     }
 
+    fn descriptors(kind: i32, fds: &[RawFd]) -> Vec<u8> {
+        let data: Vec<u8> = fds.iter().flat_map(|fd| fd.to_ne_bytes()).collect();
+        message(libc::SOL_SOCKET, kind, &data)
+    }
+
     #[test]
     fn descriptors_of_both_kinds_are_found() {
-        let rights = message(
-            libc::SOL_SOCKET,
-            libc::SCM_RIGHTS,
-            &[3, 0, 0, 0, 4, 0, 0, 0],
-        );
-        let pidfd = message(libc::SOL_SOCKET, SCM_PIDFD, &5_i32.to_ne_bytes());
-        let found = walk(&[rights, pidfd].concat());
-        assert_eq!(found, [3, 4, 5].map(ControlMessage::Descriptor));
+        let both = [
+            descriptors(libc::SCM_RIGHTS, &[3, 4]),
+            descriptors(SCM_PIDFD, &[5]),
+        ];
+        let expected = [
+            ControlMessage::Descriptor(3),
+            ControlMessage::Descriptor(4),
+            ControlMessage::Pidfd(5),
+        ];
+        assert_eq!(walk(&both.concat()), expected);
+    }
+
+    #[test]
+    fn an_error_number_is_no_descriptor() {
+        assert_eq!(walk(&descriptors(SCM_PIDFD, &[-libc::EMFILE])), []);
+        assert_eq!(walk(&descriptors(libc::SCM_RIGHTS, &[-1])), []);
+    }
+
+    #[test]
+    fn of_two_pidfds_the_last_is_kept_and_the_other_is_unwanted() {
+        let fds = [(); 2].map(|()| File::open("/dev/null").unwrap().into_raw_fd());
+        let control = fds.map(|fd| descriptors(SCM_PIDFD, &[fd])).concat();
+        let mut unwanted = Vec::new();
+        // SAFETY: both descriptors were made above and given up for these messages.
+        let (_, kept) = unsafe { take_over(&control, |fd| unwanted.push(fd)) };
+        assert_eq!(kept.unwrap().as_raw_fd(), fds[1]);
+        assert_eq!(unwanted[0].as_raw_fd(), fds[0]);
+        assert_eq!(unwanted.len(), 1);
     }
 
     fn datagrams(batch: &DatagramBatch) -> impl Iterator<Item = Received<'_>> {
@@ -345,14 +482,14 @@ mod tests {
     fn a_batch_holds_what_was_sent_in_order() {
         let (sender, receiver) = UnixDatagram::pair().unwrap();
         let mut batch = DatagramBatch::new(4, 40);
-        assert_eq!(batch.receive(receiver.as_fd(), drop).unwrap(), 0);
+        assert_eq!(batch.receive(receiver.as_fd(), ALL, drop).unwrap(), 0);
         for len in [32, 0, 41] {
             sender.send(&vec![7; len]).unwrap();
         }
-        assert_eq!(batch.receive(receiver.as_fd(), drop).unwrap(), 3);
+        assert_eq!(batch.receive(receiver.as_fd(), ALL, drop).unwrap(), 3);
         assert_eq!(lengths(&batch), [(32, false), (0, false), (40, true)]);
         assert!(datagrams(&batch).all(|d| d.credentials.is_none()));
-        assert_eq!(batch.receive(receiver.as_fd(), drop).unwrap(), 0);
+        assert_eq!(batch.receive(receiver.as_fd(), ALL, drop).unwrap(), 0);
         assert_eq!(lengths(&batch), [], "the old batch is gone");
     }
 
@@ -363,17 +500,60 @@ mod tests {
         for len in [1, 2, 3] {
             sender.send(&vec![7; len]).unwrap();
         }
-        assert_eq!(batch.receive(receiver.as_fd(), drop).unwrap(), 2);
-        assert_eq!(batch.receive(receiver.as_fd(), drop).unwrap(), 1);
+        assert_eq!(batch.receive(receiver.as_fd(), ALL, drop).unwrap(), 2);
+        assert_eq!(batch.receive(receiver.as_fd(), ALL, drop).unwrap(), 1);
         assert_eq!(lengths(&batch), [(3, false)]);
     }
 
     #[test]
+    fn no_more_is_received_than_asked_for() {
+        let (sender, receiver) = UnixDatagram::pair().unwrap();
+        let mut batch = DatagramBatch::new(4, 40);
+        for len in [1, 2, 3, 4] {
+            sender.send(&vec![7; len]).unwrap();
+        }
+        assert_eq!(batch.receive(receiver.as_fd(), 1, drop).unwrap(), 1);
+        assert_eq!(lengths(&batch), [(1, false)]);
+        assert_eq!(batch.receive(receiver.as_fd(), 0, drop).unwrap(), 0);
+        assert_eq!(lengths(&batch), []);
+        assert_eq!(batch.receive(receiver.as_fd(), 2, drop).unwrap(), 2);
+        assert_eq!(lengths(&batch), [(2, false), (3, false)]);
+    }
+
+    #[test]
+    fn peeking_names_the_sender_and_consumes_nothing() {
+        let (sender, receiver) = UnixDatagram::pair().unwrap();
+        assert_eq!(peek_sender(receiver.as_fd()).unwrap(), Peeked::Empty);
+        sender.send(b"x").unwrap();
+        let unknown = Peeked::Sender(None);
+        assert_eq!(peek_sender(receiver.as_fd()).unwrap(), unknown);
+
+        rustix::net::sockopt::set_socket_passcred(&receiver, true).unwrap();
+        sender.send(&[]).unwrap();
+        let mut batch = DatagramBatch::new(1, 40);
+        batch.receive(receiver.as_fd(), 1, drop).unwrap();
+        for _ in 0..2 {
+            let Peeked::Sender(Some(peeked)) = peek_sender(receiver.as_fd()).unwrap() else {
+                panic!("no sender");
+            };
+            assert_eq!(peeked.pid, std::process::id());
+        }
+        assert_eq!(batch.receive(receiver.as_fd(), 1, drop).unwrap(), 1);
+        assert_eq!(peek_sender(receiver.as_fd()).unwrap(), Peeked::Empty);
+    }
+
+    #[test]
+    fn peeking_at_what_is_no_socket_is_an_error() {
+        let file = File::open("/dev/null").unwrap();
+        assert!(peek_sender(file.as_fd()).is_err());
+    }
+
+    #[test]
     fn receiving_on_a_closed_kind_of_descriptor_is_an_error() {
-        let file = std::fs::File::open("/dev/null").unwrap();
+        let file = File::open("/dev/null").unwrap();
         assert!(
             DatagramBatch::new(1, 40)
-                .receive(file.as_fd(), drop)
+                .receive(file.as_fd(), ALL, drop)
                 .is_err()
         );
     }

@@ -13,9 +13,15 @@ pub const MAGIC: [u8; 2] = *b"VA";
 /// The third byte: generation 0.2 of the protocol. Any change of the byte map changes it.
 pub const VERSION: u8 = 0x02;
 
-/// The nonce that, together with [`Status::Critical`], marks the last frame of a crashing process.
+/// The nonce that, together with [`Status::Critical`], marks the last frame of a process.
 /// Regular beats never carry it (wire spec 3.4).
 pub const NONCE_TERMINAL: u64 = u64::MAX;
+
+/// The payload that makes a terminal frame a goodbye: "BYE" and a zero byte.
+///
+/// A terminal frame with this payload says "I leave in order". Published senders put 0 there, and
+/// an observer of 0.2.0 takes a goodbye for a last Critical beat.
+pub const PAYLOAD_GOODBYE: u32 = u32::from_le_bytes(*b"BYE\0");
 
 /// Not a time: the all-ones timestamp is reserved (wire spec 2).
 const TIMESTAMP_RESERVED: u64 = u64::MAX;
@@ -66,9 +72,16 @@ impl Frame {
         }
     }
 
-    /// Whether this is the last frame of a crashing process rather than a regular beat.
+    /// Whether this is the last frame of a process, crashing or [leaving](Self::is_goodbye), rather
+    /// than a regular beat.
     pub const fn is_terminal(&self) -> bool {
         self.nonce == NONCE_TERMINAL && matches!(self.status, Status::Critical)
+    }
+
+    /// Whether this is the last frame of a process that leaves in order: a terminal frame with
+    /// [`PAYLOAD_GOODBYE`].
+    pub const fn is_goodbye(&self) -> bool {
+        self.is_terminal() && self.payload == PAYLOAD_GOODBYE
     }
 
     /// Writes the frame and its checksum, little-endian on every host.

@@ -25,5 +25,5 @@ pub mod frame;
 pub mod status;
 
 pub use error::DecodeError;
-pub use frame::{FRAME_BYTES, Frame, MAGIC, NONCE_TERMINAL, VERSION};
+pub use frame::{FRAME_BYTES, Frame, MAGIC, NONCE_TERMINAL, PAYLOAD_GOODBYE, VERSION};
 pub use status::Status;

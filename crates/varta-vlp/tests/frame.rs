@@ -1,6 +1,9 @@
 //! Frames survive the wire unchanged, and whatever is not a frame is refused by the right name.
 
-use varta_vlp::{DecodeError, FRAME_BYTES, Frame, MAGIC, NONCE_TERMINAL, Status, VERSION, crc32c};
+use varta_vlp::{
+    DecodeError, FRAME_BYTES, Frame, MAGIC, NONCE_TERMINAL, PAYLOAD_GOODBYE, Status, VERSION,
+    crc32c,
+};
 
 type Wire = [u8; FRAME_BYTES];
 
@@ -200,6 +203,19 @@ fn only_critical_with_all_ones_is_terminal() {
     assert!(terminal(Status::Critical, NONCE_TERMINAL));
     assert!(!terminal(Status::Critical, NONCE_TERMINAL - 1));
     assert!(!terminal(Status::Ok, NONCE_TERMINAL));
+}
+
+#[test]
+fn a_goodbye_is_a_terminal_frame_with_its_payload_and_nothing_else_is() {
+    let frame = |status, nonce, payload| Frame::new(status, 2, 1, nonce, payload);
+    let goodbye = frame(Status::Critical, NONCE_TERMINAL, PAYLOAD_GOODBYE);
+    assert!(goodbye.is_goodbye() && goodbye.is_terminal());
+    assert_eq!(encoded(goodbye)[24..CRC], *b"BYE\0");
+    assert_eq!(Frame::decode(&encoded(goodbye)), Ok(goodbye));
+
+    assert!(!frame(Status::Critical, NONCE_TERMINAL, 0).is_goodbye());
+    assert!(!frame(Status::Critical, 7, PAYLOAD_GOODBYE).is_goodbye());
+    assert!(!frame(Status::Ok, NONCE_TERMINAL, PAYLOAD_GOODBYE).is_goodbye());
 }
 
 #[test]

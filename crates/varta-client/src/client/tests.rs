@@ -290,3 +290,71 @@ fn reconnecting_by_hand_keeps_the_series_and_adopts_the_process() {
     assert_eq!(agent.nonces(), [1, 2]);
     assert_eq!(agent.fork_recoveries(), 0);
 }
+
+#[test]
+fn a_goodbye_is_a_terminal_frame_of_this_process_and_uses_up_no_nonce() {
+    let mut agent = agent([]);
+    let _ = agent.beat_ok();
+    assert_eq!(agent.leave(), BeatOutcome::Sent);
+    let _ = agent.beat_ok();
+
+    let goodbye = agent.decoded().nth(1).expect("three frames");
+    assert!(goodbye.is_goodbye());
+    assert_eq!(goodbye.pid, std::process::id());
+    assert_eq!(agent.nonces(), [1, NONCE_TERMINAL, 2]);
+}
+
+#[test]
+fn goodbyes_carry_the_time_of_the_handle_and_strictly_increase_across_handles() {
+    let (mut first, mut second) = (agent([]), agent([]));
+    // So far ahead that other tests of this process do not come near it.
+    let later = Instant::now() + Duration::from_secs(1 << 30);
+    let _ = first.leave_at(first.generation, later);
+    let _ = second.leave();
+    let _ = first.leave_at(first.generation, later);
+
+    let stamp = |agent: &Varta<Scripted>, i| agent.decoded().nth(i).expect("sent").timestamp;
+    assert!(stamp(&first, 0) >= Duration::from_secs(1 << 30).as_nanos() as u64);
+    assert!(stamp(&first, 0) < stamp(&second, 0));
+    assert!(stamp(&second, 0) < stamp(&first, 1));
+}
+
+#[test]
+fn a_goodbye_does_not_push_the_time_of_later_beats_forward() {
+    let mut agent = agent([]);
+    let now = Instant::now();
+    let _ = agent.leave_at(agent.generation, now);
+    let _ = agent.beat_at(agent.generation, now, Status::Ok, 0);
+
+    let beat = agent.decoded().last().expect("two frames");
+    assert_eq!(beat.timestamp, agent.timeline.timestamp_ns(now));
+    assert_eq!(agent.clock_regressions(), 0);
+}
+
+#[test]
+fn a_goodbye_to_a_lost_observer_reconnects_once_by_the_rule_of_the_beats() {
+    let mut agent = agent([Some(NO_OBSERVER)]);
+    assert_eq!(agent.leave(), BeatOutcome::Sent);
+    assert_eq!(agent.transport.reconnects, 1);
+    assert_eq!(agent.transport.frames[0], agent.transport.frames[1]);
+
+    agent.set_reconnect_after(0);
+    agent.transport.send_errors = [Some(NO_OBSERVER)].into();
+    let dropped = BeatOutcome::Dropped(DropReason::NoObserver);
+    assert_eq!(agent.leave(), dropped);
+    assert_eq!(agent.transport.reconnects, 1);
+}
+
+#[test]
+fn a_forked_child_says_goodbye_for_itself() {
+    let mut agent = agent([]);
+    let _ = agent.beat_ok();
+    agent.pid = 17;
+    let child = agent.generation + 1;
+    assert_eq!(agent.leave_at(child, Instant::now()), BeatOutcome::Sent);
+
+    let goodbye = agent.decoded().last().expect("two frames");
+    assert_eq!(goodbye.pid, std::process::id());
+    assert_eq!(agent.fork_recoveries(), 1);
+    assert_eq!(agent.transport.reconnects, 1);
+}

@@ -318,7 +318,7 @@ mod tests {
             .send_to(&[1; 32], &path)
             .unwrap();
         let mut batch = varta_sys::receive::DatagramBatch::new(1, 40);
-        assert_eq!(batch.receive(bound.as_fd(), drop).unwrap(), 1);
+        assert_eq!(batch.receive(bound.as_fd(), 1, drop).unwrap(), 1);
         let sender = batch.datagram(0).unwrap().credentials.unwrap();
         assert_eq!(sender.pid, std::process::id());
     }
