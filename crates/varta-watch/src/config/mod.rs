@@ -1,7 +1,10 @@
 //! What the operator asked for, checked.
 //!
-//! Flags become a [`Config`] or an error of at most three lines that names the flag. Nothing here
-//! touches the file system; what the file system makes of the values is found out at start.
+//! Flags become a [`Config`] or an error of at most three lines that names the flag. Apart
+//! from looking up names of users nothing here touches the file system; what the file system makes of
+//! the values is found out at start.
+
+pub(crate) mod users;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,15 +12,22 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
-use varta_core::EvictionPolicy;
 use varta_core::tracker::{DEFAULT_CAPACITY, DEFAULT_EVICTION_SCAN_WINDOW, MAX_CAPACITY};
+use varta_core::{AllowedUsers, EvictionPolicy, LimitOptions, Rate};
 
 use crate::api;
 use crate::control::log::LogFormat;
 use crate::journal::ExportEvents;
+use users::SocketAccess;
 
 /// Exit code of an unusable command line.
 pub(crate) const EXIT_USAGE: u8 = 2;
+
+/// Beats per second of one agent unless told otherwise, as in 0.2.0.
+const MAX_BEAT_RATE: u32 = 100;
+
+/// Seconds' worth of beats an agent may send at once unless told otherwise.
+const MAX_BEAT_BURST_SECONDS: u32 = 10;
 
 /// Watches local processes: each sends a beat now and then, and whoever falls silent is reported
 /// and, if you say so, recovered.
@@ -36,9 +46,53 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "PATH", help_heading = "Listening")]
     socket: Option<PathBuf>,
 
-    /// Permission bits of the socket, octal
-    #[arg(long, value_name = "MODE", default_value = "600", value_parser = octal_mode, help_heading = "Listening")]
-    socket_mode: u32,
+    /// Permission bits of the socket, octal [default: as open as --allow-uid and --allow-gid need it]
+    #[arg(long, value_name = "MODE", value_parser = octal_mode, help_heading = "Listening")]
+    socket_mode: Option<u32>,
+
+    /// User whose processes may be agents, by name or number; repeatable [default: this user; everyone
+    /// if this is root]
+    #[arg(long, value_name = "USER", value_parser = users::user_id, help_heading = "Who may join")]
+    allow_uid: Vec<u32>,
+
+    /// Group whose processes may be agents, by name or number; repeatable. Meant is the real group of a
+    /// process, not its supplementary ones
+    #[arg(long, value_name = "GROUP", value_parser = users::group_id, help_heading = "Who may join")]
+    allow_gid: Vec<u32>,
+
+    /// Refuse agents of other pid namespaces (containers); unless --allow-cross-namespace-agents
+    #[arg(long, help_heading = "Who may join")]
+    strict_namespace_check: bool,
+
+    /// Let recovery act on agents of other pid namespaces (containers) too
+    #[arg(long, help_heading = "Who may join")]
+    allow_cross_namespace_agents: bool,
+
+    /// Beats per second taken from one agent; 0 for no limit
+    #[arg(long, value_name = "N", default_value_t = MAX_BEAT_RATE, help_heading = "Who may join")]
+    max_beat_rate: u32,
+
+    /// Beats one agent may send at once, at least 1 [default: 10 times --max-beat-rate]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Who may join")]
+    max_beat_burst: Option<u32>,
+
+    /// Beats per second taken from all agents together; 0 for no limit
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        help_heading = "Who may join"
+    )]
+    global_beat_rate: u32,
+
+    /// Beats all agents together may send at once; 0 for no limit
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 10_000,
+        help_heading = "Who may join"
+    )]
+    global_beat_burst: u32,
 
     /// Silence that makes an agent stalled, in milliseconds, at least 10
     #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(10..=86_400_000), help_heading = "Silence")]
@@ -108,7 +162,13 @@ pub(crate) struct Config {
     pub(crate) socket: PathBuf,
     /// The socket's directory is ours to create.
     pub(crate) socket_is_default: bool,
-    pub(crate) socket_mode: u32,
+    pub(crate) socket_access: SocketAccess,
+    pub(crate) users: AllowedUsers,
+    /// Agents of other pid namespaces are refused.
+    pub(crate) refuse_foreign: bool,
+    /// Recovery may act on agents of other pid namespaces.
+    pub(crate) recover_foreign: bool,
+    pub(crate) limits: LimitOptions,
     pub(crate) threshold: Duration,
     pub(crate) capacity: usize,
     pub(crate) eviction_policy: EvictionPolicy,
@@ -155,10 +215,26 @@ impl Flags {
         if socket.as_os_str().is_empty() {
             return Err(usage("--socket is empty; give a path"));
         }
+        let own_uid = rustix::process::geteuid().as_raw();
+        let users = users::allowed(self.allow_uid, self.allow_gid, own_uid);
+        let socket_access = match self.socket_mode {
+            Some(mode) => SocketAccess { mode, gid: None },
+            None => users::socket_access(&users, own_uid),
+        };
+        let agent_burst = self
+            .max_beat_burst
+            .unwrap_or_else(|| self.max_beat_rate.saturating_mul(MAX_BEAT_BURST_SECONDS));
         Ok(Config {
             socket,
             socket_is_default,
-            socket_mode: self.socket_mode,
+            socket_access,
+            users,
+            refuse_foreign: self.strict_namespace_check && !self.allow_cross_namespace_agents,
+            recover_foreign: self.allow_cross_namespace_agents,
+            limits: LimitOptions {
+                agent: rate(self.max_beat_rate, agent_burst),
+                global: rate(self.global_beat_rate, self.global_beat_burst),
+            },
             threshold: Duration::from_millis(self.threshold_ms),
             capacity: self.tracker_capacity as usize,
             eviction_policy: match self.tracker_eviction_policy {
@@ -176,6 +252,11 @@ impl Flags {
             shutdown_after: self.shutdown_after_secs.map(Duration::from_secs),
         })
     }
+}
+
+/// A limit; `None` if either number is 0, as in 0.2.0.
+fn rate(per_second: u32, burst: u32) -> Option<Rate> {
+    (per_second > 0 && burst > 0).then_some(Rate { per_second, burst })
 }
 
 fn octal_mode(text: &str) -> Result<u32, String> {
@@ -266,7 +347,16 @@ mod tests {
         let config = parse(&["--socket=/s"]).unwrap();
         assert_eq!(config.threshold, Duration::from_millis(2000));
         assert_eq!(config.capacity, 256);
-        assert_eq!(config.socket_mode, 0o600);
+        let own_uid = rustix::process::geteuid().as_raw();
+        let mode = if own_uid == 0 { 0o666 } else { 0o600 };
+        assert_eq!(config.socket_access, SocketAccess { mode, gid: None });
+        let agent = Rate {
+            per_second: 100,
+            burst: 1000,
+        };
+        assert_eq!(config.limits.agent, Some(agent));
+        assert_eq!(config.limits.global, None);
+        assert!(!config.refuse_foreign && !config.recover_foreign);
         assert_eq!(config.recovery_debounce, Duration::from_millis(1000));
         assert_eq!(config.export_events, ExportEvents::All);
     }
@@ -275,11 +365,34 @@ mod tests {
     fn socket_modes_are_octal_in_any_of_three_forms() {
         for text in ["660", "0660", "0o660"] {
             let config = parse(&["--socket=/s", "--socket-mode", text]).unwrap();
-            assert_eq!(config.socket_mode, 0o660);
+            assert_eq!(config.socket_access.mode, 0o660);
         }
         for text in ["777777", "9", "rw", ""] {
             assert!(error_of(&["--socket-mode", text]).contains("--socket-mode"));
         }
+    }
+
+    #[test]
+    fn a_limit_of_zero_is_no_limit() {
+        let config = parse(&["--socket=/s", "--max-beat-rate=0"]).unwrap();
+        assert_eq!(config.limits.agent, None);
+        let config = parse(&["--socket=/s", "--global-beat-rate=7"]).unwrap();
+        assert_eq!(config.limits.global.map(|rate| rate.burst), Some(10_000));
+        let flags = [
+            "--socket=/s",
+            "--global-beat-rate=7",
+            "--global-beat-burst=0",
+        ];
+        assert_eq!(parse(&flags).unwrap().limits.global, None);
+    }
+
+    #[test]
+    fn containers_are_refused_only_by_who_asks_for_that_alone() {
+        let both = ["--strict-namespace-check", "--allow-cross-namespace-agents"];
+        let strict = parse(&["--socket=/s", both[0]]).unwrap();
+        assert!(strict.refuse_foreign && !strict.recover_foreign);
+        let allowed = parse(&["--socket=/s", both[0], both[1]]).unwrap();
+        assert!(!allowed.refuse_foreign && allowed.recover_foreign);
     }
 
     #[test]
@@ -292,6 +405,10 @@ mod tests {
             ("--tracker-capacity", "1048577"),
             ("--eviction-scan-window", "0"),
             ("--recovery-timeout-ms", "0"),
+            ("--allow-uid", "no-such-user-here"),
+            ("--allow-gid", "no-such-group-here"),
+            ("--max-beat-burst", "0"),
+            ("--max-beat-rate", "-1"),
             ("--recovery-env", "NOVALUE"),
             ("--recovery-env", "=x"),
             ("--export-events", "some"),

@@ -108,7 +108,8 @@ impl Acquaintances {
         self.known.insert(agent.slot, (agent, facts));
         if !exit_watched {
             self.unwatched.push_back(agent);
-            self.next_search.get_or_insert(Instant::now() + SEARCH_PAUSE);
+            self.next_search
+                .get_or_insert(Instant::now() + SEARCH_PAUSE);
         }
         acquaintance
     }

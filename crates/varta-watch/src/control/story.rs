@@ -272,7 +272,11 @@ pub(super) fn not_started(log: &Log, who: &Who, error: &StartError) {
                 "{who}: nothing started, it lives in another pid namespace \
                  (--allow-cross-namespace-agents)"
             );
-            log.warn(LogEvent::Recover, msg, recovery(who, "refused_cross_namespace"));
+            log.warn(
+                LogEvent::Recover,
+                msg,
+                recovery(who, "refused_cross_namespace"),
+            );
         }
         StartError::Spawn(error) => {
             let fields = Fields {

@@ -9,7 +9,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, fchmod};
@@ -17,6 +17,8 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with, sockopt,
 };
+
+use crate::config::users::SocketAccess;
 
 /// Longest socket path in bytes: the kernel's 108 less the final zero.
 const PATH_MAX_BYTES: usize = 107;
@@ -32,6 +34,7 @@ pub(crate) enum BindError {
     NotASocket(PathBuf),
     ChangedMeanwhile(PathBuf),
     Denied(PathBuf),
+    GroupDenied(PathBuf, u32),
     Io(PathBuf, &'static str, io::Error),
 }
 
@@ -81,6 +84,13 @@ impl fmt::Display for BindError {
                 path.display(),
                 rustix::process::geteuid()
             ),
+            Self::GroupDenied(path, gid) => write!(
+                f,
+                "cannot give {} to group {gid}: uid {} is not a member of it; join the group, or say \
+                 who may use the socket with --socket-mode",
+                path.display(),
+                rustix::process::geteuid()
+            ),
             Self::Io(path, step, error) => {
                 write!(f, "cannot listen on {}: {step}: {error}", path.display())
             }
@@ -102,8 +112,8 @@ pub(crate) struct BoundSocket {
 type FileId = (u64, u64);
 
 impl BoundSocket {
-    /// Binds `path` with the permission bits `mode`.
-    pub(crate) fn bind(path: &Path, mode: u32) -> Result<Self, BindError> {
+    /// Binds `path` with these permissions.
+    pub(crate) fn bind(path: &Path, access: SocketAccess) -> Result<Self, BindError> {
         if path.as_os_str().len() > PATH_MAX_BYTES {
             return Err(BindError::PathTooLong(path.to_owned()));
         }
@@ -111,8 +121,11 @@ impl BoundSocket {
         let address = SocketAddrUnix::new(path).map_err(fail("socket path"))?;
         let socket = new_socket().map_err(fail("socket"))?;
         sockopt::set_socket_passcred(&socket, true).map_err(fail("SO_PASSCRED"))?;
-        // The file takes its permissions from the socket, so it is never wider than asked for.
-        fchmod(&socket, Mode::from_bits_truncate(mode)).map_err(fail("permissions"))?;
+        // The file takes its permissions from the socket, so it is never wider than asked for; nobody but
+        // the owner may use it before it belongs to the right group.
+        let SocketAccess { mode, gid } = access;
+        let first_mode = gid.map_or(mode, |_| mode & 0o700);
+        fchmod(&socket, Mode::from_bits_truncate(first_mode)).map_err(fail("permissions"))?;
         let taken = match bind(&socket, &address) {
             Err(Errno::ADDRINUSE) => {
                 remove_stale(path, &address)?;
@@ -133,6 +146,10 @@ impl BoundSocket {
             path: path.to_owned(),
             file: file_id(&metadata),
         };
+        if let Some(gid) = gid {
+            lchown(path, None, Some(gid))
+                .map_err(|_| BindError::GroupDenied(path.to_owned(), gid))?;
+        }
         if metadata.permissions().mode() & 0o777 != mode {
             // The umask took bits away that were asked for.
             fs::set_permissions(path, fs::Permissions::from_mode(mode))
@@ -200,6 +217,10 @@ mod tests {
     use super::*;
     use std::os::unix::net::{UnixDatagram, UnixListener};
 
+    fn bind(path: &Path, mode: u32) -> Result<BoundSocket, BindError> {
+        BoundSocket::bind(path, SocketAccess { mode, gid: None })
+    }
+
     fn mode_of(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
     }
@@ -214,7 +235,7 @@ mod tests {
     fn the_socket_has_exactly_the_mode_asked_for_and_leaves_no_file_behind() {
         for mode in [0o600, 0o660, 0o666] {
             let (_directory, path) = place();
-            let bound = BoundSocket::bind(&path, mode).unwrap();
+            let bound = bind(&path, mode).unwrap();
             assert_eq!(mode_of(&path), mode, "{mode:o}");
             drop(bound);
             assert!(!path.exists());
@@ -222,10 +243,28 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_for_a_group_belongs_to_it() {
+        let own = rustix::process::getegid().as_raw();
+        let gid = if rustix::process::geteuid().is_root() {
+            4711
+        } else {
+            own
+        };
+        let (_directory, path) = place();
+        let access = SocketAccess {
+            mode: 0o660,
+            gid: Some(gid),
+        };
+        let _bound = BoundSocket::bind(&path, access).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().gid(), gid);
+        assert_eq!(mode_of(&path), 0o660);
+    }
+
+    #[test]
     fn a_live_observer_is_not_displaced() {
         let (_directory, path) = place();
-        let first = BoundSocket::bind(&path, 0o600).unwrap();
-        let second = BoundSocket::bind(&path, 0o600).unwrap_err();
+        let first = bind(&path, 0o600).unwrap();
+        let second = bind(&path, 0o600).unwrap_err();
         assert!(matches!(second, BindError::Occupied(_)), "{second}");
         assert!(second.to_string().contains("another observer is running"));
         assert_eq!(file_id(&fs::symlink_metadata(&path).unwrap()), first.file);
@@ -234,11 +273,11 @@ mod tests {
     #[test]
     fn a_live_observer_with_a_full_queue_is_not_displaced_and_does_not_delay_us() {
         let (_directory, path) = place();
-        let first = BoundSocket::bind(&path, 0o600).unwrap();
+        let first = bind(&path, 0o600).unwrap();
         let sender = UnixDatagram::unbound().unwrap();
         sender.set_nonblocking(true).unwrap();
         while sender.send_to(&[0; 32], &path).is_ok() {}
-        let second = BoundSocket::bind(&path, 0o600).unwrap_err();
+        let second = bind(&path, 0o600).unwrap_err();
         assert!(matches!(second, BindError::Occupied(_)), "{second}");
         drop(first);
     }
@@ -248,14 +287,14 @@ mod tests {
         let (_directory, path) = place();
         drop(UnixDatagram::bind(&path).unwrap());
         assert!(path.exists());
-        BoundSocket::bind(&path, 0o600).unwrap();
+        bind(&path, 0o600).unwrap();
     }
 
     #[test]
     fn a_live_stream_socket_of_another_service_is_left_alone() {
         let (_directory, path) = place();
         let _service = UnixListener::bind(&path).unwrap();
-        let error = BoundSocket::bind(&path, 0o600).unwrap_err();
+        let error = bind(&path, 0o600).unwrap_err();
         assert!(matches!(error, BindError::OtherService(_)), "{error}");
         assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
     }
@@ -264,7 +303,7 @@ mod tests {
     fn a_regular_file_in_the_way_is_kept_byte_for_byte() {
         let (_directory, path) = place();
         fs::write(&path, b"precious").unwrap();
-        let error = BoundSocket::bind(&path, 0o600).unwrap_err();
+        let error = bind(&path, 0o600).unwrap_err();
         assert!(matches!(error, BindError::NotASocket(_)), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
@@ -275,7 +314,7 @@ mod tests {
         let target = directory.path().join("target.sock");
         drop(UnixDatagram::bind(&target).unwrap());
         std::os::unix::fs::symlink(&target, &path).unwrap();
-        let error = BoundSocket::bind(&path, 0o600).unwrap_err();
+        let error = bind(&path, 0o600).unwrap_err();
         assert!(matches!(error, BindError::NotASocket(_)), "{error}");
         assert!(target.exists());
     }
@@ -283,7 +322,7 @@ mod tests {
     #[test]
     fn dropping_leaves_somebody_elses_file_alone() {
         let (_directory, path) = place();
-        let bound = BoundSocket::bind(&path, 0o600).unwrap();
+        let bound = bind(&path, 0o600).unwrap();
         fs::remove_file(&path).unwrap();
         let _successor = UnixDatagram::bind(&path).unwrap();
         drop(bound);
@@ -293,7 +332,7 @@ mod tests {
     #[test]
     fn dropping_tolerates_a_missing_file() {
         let (_directory, path) = place();
-        let bound = BoundSocket::bind(&path, 0o600).unwrap();
+        let bound = bind(&path, 0o600).unwrap();
         fs::remove_file(&path).unwrap();
         drop(bound);
     }
@@ -301,18 +340,18 @@ mod tests {
     #[test]
     fn a_path_too_long_or_without_directory_is_named() {
         let long = PathBuf::from(format!("/tmp/{}", "x".repeat(120)));
-        let error = BoundSocket::bind(&long, 0o600).unwrap_err();
+        let error = bind(&long, 0o600).unwrap_err();
         assert!(error.to_string().contains("125 bytes long"), "{error}");
         let (directory, _) = place();
         let orphan = directory.path().join("missing/varta.sock");
-        let error = BoundSocket::bind(&orphan, 0o600).unwrap_err();
+        let error = bind(&orphan, 0o600).unwrap_err();
         assert!(matches!(error, BindError::NoDirectory(_)), "{error}");
     }
 
     #[test]
     fn credentials_come_with_the_very_first_datagram() {
         let (_directory, path) = place();
-        let bound = BoundSocket::bind(&path, 0o600).unwrap();
+        let bound = bind(&path, 0o600).unwrap();
         UnixDatagram::unbound()
             .unwrap()
             .send_to(&[1; 32], &path)

@@ -324,9 +324,8 @@ impl Ingest {
         }
         self.limits.welcome(agent.slot, self.attention.raw_now_ns());
         let has_room = self.held_descriptors < self.config.descriptor_budget;
-        let pidfd = process.filter(|process| {
-            has_room && self.sleeper.watch_exit(agent.slot, process).is_ok()
-        });
+        let pidfd = process
+            .filter(|process| has_room && self.sleeper.watch_exit(agent.slot, process).is_ok());
         if pidfd.is_some() {
             self.held_descriptors += 1;
         } else if instance != UNIDENTIFIED {

@@ -96,9 +96,8 @@ impl Introductions {
         if self.beats.len() == BEATS_MAX {
             return Admitted::Full;
         }
-        let is_same = |waiting: &&Waiting| {
-            waiting.sender.pid == sender.pid && waiting.instance == instance
-        };
+        let is_same =
+            |waiting: &&Waiting| waiting.sender.pid == sender.pid && waiting.instance == instance;
         let before = self.beats.iter().find(is_same).map(|first| first.ticket);
         if before.is_some() && self.beats.iter().filter(is_same).count() >= BEATS_PER_PROCESS_MAX {
             return Admitted::Full;

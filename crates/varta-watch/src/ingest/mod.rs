@@ -23,8 +23,8 @@ use varta_core::event::Agent;
 use varta_core::slot::Tier;
 use varta_core::tracker::Silence;
 use varta_core::{
-    AttentionClock, Claims, Counter, Counters, Credentials, Event, EventKind, ExitStatus, Limits, LocalGate,
-    Tracker,
+    AttentionClock, Claims, Counter, Counters, Credentials, Event, EventKind, ExitStatus, Limits,
+    LocalGate, Tracker,
 };
 use varta_sys::receive::{DatagramBatch, Peeked, SenderCredentials, pass_pidfd, peek_sender};
 use varta_vlp::FRAME_BYTES;
@@ -129,8 +129,7 @@ impl Ingest {
         lines: Lines,
     ) -> io::Result<Self> {
         let capacity = tracker.capacity();
-        let (sleeper, ready) =
-            Sleeper::new(&socket, stop.as_fd(), &lines.orders, raw, capacity)?;
+        let (sleeper, ready) = Sleeper::new(&socket, stop.as_fd(), &lines.orders, raw, capacity)?;
         Ok(Self {
             socket,
             // One byte more than a frame, so that a longer datagram can be told from one.

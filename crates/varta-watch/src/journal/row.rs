@@ -1,7 +1,8 @@
 //! One event as one row: six columns, separated by tabs (CLI spec 3).
 //!
 //! `observer_ns  kind  pid  nonce  status  payload`, `-` where a column does not apply. The kinds
-//! of the 0.2.0 generation keep their form; `join`, `late`, `return`, `exit` and `gap` are ours.
+//! of the 0.2.0 generation keep their form; `join`, `session`, `late`, `return`,
+//! `exit` and `gap` are ours.
 
 use std::fmt::Write;
 
@@ -32,6 +33,16 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
         } => writeln!(
             rows,
             "{ns}\tjoin\t{}\t{nonce}\t{status}\t{payload}",
+            agent.pid
+        ),
+        EventKind::Session {
+            agent,
+            nonce,
+            status,
+            payload,
+        } => writeln!(
+            rows,
+            "{ns}\tsession\t{}\t{nonce}\t{status}\t{payload}",
             agent.pid
         ),
         EventKind::Beat {
@@ -211,7 +222,7 @@ mod tests {
             EventKind::Gap { gap_ns: 1 },
             EventKind::Refused {
                 pid: 1,
-                reason: Refusal::ForeignUid(7),
+                reason: Refusal::ForeignUser { uid: 7, gid: 8 },
             },
             EventKind::Late {
                 agent: AGENT,

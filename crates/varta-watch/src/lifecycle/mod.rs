@@ -15,7 +15,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 use varta_core::recovery::{DEFAULT_MAX_IN_FLIGHT, Recovery, RecoveryPolicy};
-use varta_core::{Counters, LocalGate, SlotTable, Tracker, TrackerOptions};
+use varta_core::{AllowedUsers, Counters, Limits, LocalGate, SlotTable, Tracker, TrackerOptions};
 
 use crate::api::{Fields, LogEvent};
 use crate::clock::RawClock;
@@ -23,7 +23,8 @@ use crate::config::Config;
 use crate::control::log::Log;
 use crate::control::{Control, Signals, StopReason, story};
 use crate::handoff::{self, StopSignal};
-use crate::ingest::{BoundSocket, Ingest, IngestConfig};
+use crate::identity::{self, Means};
+use crate::ingest::{BoundSocket, Ingest, IngestConfig, Lines};
 use crate::journal::{ExportEvents, Journal};
 use crate::recovery::RecoveryCommand;
 
@@ -35,6 +36,13 @@ const QUEUE_LIMIT_DEFAULT: usize = 10;
 
 /// Below this a burst of ordinary size overflows the queue.
 const QUEUE_LIMIT_LOW: usize = 64;
+
+/// With fewer beats per threshold one that comes late is one too few.
+const BEATS_PER_THRESHOLD_LOW: f64 = 2.0;
+
+/// Descriptors not given to agents: an eighth of the limit within these bounds.
+const DESCRIPTOR_RESERVE_MIN: usize = 8;
+const DESCRIPTOR_RESERVE_MAX: usize = 64;
 
 /// Something that keeps the observer from starting or running; exit code 1.
 pub(crate) type Failure = String;
@@ -65,8 +73,9 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     if config.socket_is_default {
         create_directory(&config.socket)?;
     }
-    let socket =
-        BoundSocket::bind(&config.socket, config.socket_mode).map_err(|error| error.to_string())?;
+    let socket = BoundSocket::bind(&config.socket, config.socket_access)
+        .map_err(|error| error.to_string())?;
+    let means = Means::find(&socket);
     // Last, so that an observer that cannot start has touched no file.
     let journal = match &config.export_file {
         Some(path) => Some(Journal::open(path, log.clone())?),
@@ -85,23 +94,35 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     let stop = StopSignal::new().map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
     let (sender, receiver) = handoff::channel(Arc::clone(&counters))
         .map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
+    let (order_sender, order_receiver) =
+        handoff::orders().map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
     let gate = LocalGate {
-        only_uid: own_uid_unless_root(),
+        users: config.users.clone(),
+        pid_max: identity::pid_max(),
     };
+    let limits = Limits::new(config.capacity, config.limits, raw.now_ns());
     let ingest_config = IngestConfig {
         gate,
+        means,
         threshold_ns: nanoseconds(config.threshold),
         every_beat: journal.is_some() && config.export_events == ExportEvents::All,
+        refuse_foreign: config.refuse_foreign,
         queue_datagrams: queue_limit,
+        descriptor_budget: descriptor_budget(),
+    };
+    let lines = Lines {
+        events: sender,
+        orders: order_receiver,
     };
     let ingest = Ingest::new(
         socket,
         ingest_config,
         tracker,
+        limits,
         Arc::clone(&counters),
         raw,
         &stop,
-        sender,
+        lines,
     )
     .map_err(failure("cannot set up the beat path"))?;
 
@@ -111,13 +132,15 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     };
     let shown_command = command.as_ref().map(RecoveryCommand::shown);
     let mut control = Control::new(
-        receiver,
+        (receiver, order_sender),
         log.clone(),
         journal,
         command.map(|command| (Recovery::new(config.capacity, policy), command)),
+        config.recover_foreign,
         table,
         Arc::clone(&counters),
         raw,
+        means,
     );
 
     runtime.block_on(async {
@@ -130,7 +153,8 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
                 }
             })
             .map_err(failure("cannot start the beat path"))?;
-        banner(config, log, shown_command.as_deref(), queue_limit);
+        banner(config, log, shown_command.as_deref());
+        notices(config, log, queue_limit, means);
         let reason = control
             .run(signals, config.shutdown_after, ingest_end)
             .await;
@@ -186,10 +210,14 @@ fn queue_limit() -> usize {
     text.trim().parse().unwrap_or(QUEUE_LIMIT_DEFAULT)
 }
 
-/// Root watches everybody's processes, anybody else their own.
-fn own_uid_unless_root() -> Option<u32> {
-    let uid = rustix::process::getuid();
-    (!uid.is_root()).then(|| uid.as_raw())
+/// Descriptors that agents may be held by: what is left of the limit, less a reserve for recovery
+/// commands, for looking into `/proc`, and for descriptors that come attached to datagrams.
+fn descriptor_budget() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let reserve = (limit / 8).clamp(DESCRIPTOR_RESERVE_MIN, DESCRIPTOR_RESERVE_MAX);
+    limit.saturating_sub(open + reserve)
 }
 
 /// Creates the runtime directory: open to look into for root's, private for a user's.
@@ -213,22 +241,18 @@ fn create_directory(socket: &Path) -> Result<(), Failure> {
 }
 
 /// Says where the observer listens and what it will do.
-fn banner(config: &Config, log: &Log, command: Option<&str>, queue_limit: usize) {
-    let agents = match own_uid_unless_root() {
-        Some(uid) => format!("processes of uid {uid}"),
-        None if config.socket_mode & 0o022 != 0 => "processes of any user it lets in".to_owned(),
-        None => "processes of root; --socket-mode 666 lets others in".to_owned(),
-    };
+fn banner(config: &Config, log: &Log, command: Option<&str>) {
     let on_stall: &dyn Display = match &command {
         Some(command) => command,
         None => &"report it, nothing else (--recovery-exec runs a command)",
     };
     let msg = format!(
-        "varta-watch {} listens on {} (mode {:04o}, {agents})\nstalled: silent for {}; room for {} \
-         agents\non stall: {on_stall}",
+        "varta-watch {} listens on {} (mode {:04o}, processes of {})\nstalled: silent for {}; room for \
+         {} agents\non stall: {on_stall}",
         env!("CARGO_PKG_VERSION"),
         config.socket.display(),
-        config.socket_mode,
+        config.socket_access.mode,
+        Whose(&config.users),
         story::exact(nanoseconds(config.threshold)),
         config.capacity,
     );
@@ -239,13 +263,51 @@ fn banner(config: &Config, log: &Log, command: Option<&str>, queue_limit: usize)
         ..Fields::default()
     };
     log.info(LogEvent::Start, msg, fields);
+}
+
+/// Whose processes may speak, for a person.
+struct Whose<'a>(&'a AllowedUsers);
+
+impl Display for Whose<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let AllowedUsers::Only { uids, gids } = self.0 else {
+            return f.write_str("every user");
+        };
+        let uids = uids.iter().map(|uid| format!("uid {uid}"));
+        let gids = gids.iter().map(|gid| format!("gid {gid}"));
+        let all: Vec<String> = uids.chain(gids).collect();
+        f.write_str(&all.join(", "))
+    }
+}
+
+/// Says what this system or these settings make worse than it could be, each in one line.
+fn notices(config: &Config, log: &Log, queue_limit: usize, means: Means) {
+    let say = |msg: String| log.info(LogEvent::Notice, msg, Fields::default());
     if queue_limit < QUEUE_LIMIT_LOW {
-        let msg = format!(
+        say(format!(
             "net.unix.max_dgram_qlen is {queue_limit}: the kernel holds {} beats of all agents \
              together and refuses more until they are read; with many agents raise it (sysctl -w \
              net.unix.max_dgram_qlen=512) before the observer starts",
             queue_limit + 1
-        );
-        log.info(LogEvent::Notice, msg, Fields::default());
+        ));
+    }
+    if !means.proc {
+        say("/proc shows another pid namespace than this observer's: agents have no names, and those \
+             in containers that call themselves by an inner pid are refused; mount /proc anew"
+            .to_owned());
+    }
+    if !means.sender_pidfd {
+        say("this kernel cannot hand over the sender of a beat (Linux 6.5 can): a pid that changes \
+             hands between the first beat of an agent and its reading goes unnoticed"
+            .to_owned());
+    }
+    if let Some(rate) = config.limits.agent
+        && f64::from(rate.per_second) * config.threshold.as_secs_f64() < BEATS_PER_THRESHOLD_LOW
+    {
+        say(format!(
+            "--max-beat-rate {} lets an agent be heard less than twice per threshold: those that beat \
+             more often will be called stalled",
+            rate.per_second
+        ));
     }
 }

@@ -315,7 +315,10 @@ mod tests {
                 ..this_process()
             };
             let command = parse("true").unwrap();
-            assert!(matches!(command.start(other, means()), Err(StartError::TargetGone)));
+            assert!(matches!(
+                command.start(other, means()),
+                Err(StartError::TargetGone)
+            ));
             let unknown = Agent {
                 instance: identity::UNIDENTIFIED,
                 ..this_process()
@@ -344,9 +347,15 @@ mod tests {
             while command.start(agent, means()).is_ok() {
                 tokio::task::yield_now().await;
             }
-            assert!(matches!(command.start(agent, means()), Err(StartError::TargetGone)));
+            assert!(matches!(
+                command.start(agent, means()),
+                Err(StartError::TargetGone)
+            ));
             child.wait().unwrap();
-            assert!(matches!(command.start(agent, means()), Err(StartError::TargetGone)));
+            assert!(matches!(
+                command.start(agent, means()),
+                Err(StartError::TargetGone)
+            ));
         });
     }
 
