@@ -4,18 +4,21 @@
 //! interval and notes its last beat in a file in memory that it shares with the bench, so that the
 //! bench knows when a process that has been stopped since was heard last. A beat is noted after it
 //! went out: a process stopped in between is recognised by its nonce, which the observer tells too.
+//! In the same file the bench asks an agent to leave, and the agent notes when it did.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
+use std::io::{self, BufRead, BufReader};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Child, Command};
-use std::thread::sleep;
+use std::process::{Child, Command, Stdio};
+use std::thread::{park, sleep};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, kill_process, pidfd_open, set_parent_process_death_signal,
+};
 use varta_client::{BeatOutcome, DropReason, Status, Varta};
 
 use crate::Result;
@@ -33,17 +36,30 @@ const LOOK: Duration = Duration::from_millis(1);
 /// Beats of a flood between two looks at the time.
 const FLOOD_BLOCK: u64 = 64;
 
-/// What an agent notes about its last beat.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What an agent notes after each beat.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Record {
+    /// Of the last beat that went out.
     pub(crate) nonce: u64,
-    /// Taken right before the beat; [`now_ns`].
+    /// Taken right before that beat; [`now_ns`].
     pub(crate) sent_ns: u64,
     /// Beats that went out so far; 0 before the first.
     pub(crate) sent: u64,
+    /// Beats so far, including those that found the kernel's queue full.
+    pub(crate) tried: u64,
+    /// Most beats in a row that found the kernel's queue full.
+    pub(crate) longest_refused: u64,
 }
 
-const RECORD_BYTES: usize = 24;
+/// Words of an agent in the shared file: its record, then these.
+const RECORD_WORDS: u64 = 5;
+/// Not 0 once the agent is asked to leave.
+const LEAVE_WORD: u64 = RECORD_WORDS;
+/// When it left, [`now_ns`]; 0 before.
+const LEFT_WORD: u64 = RECORD_WORDS + 1;
+const AGENT_WORDS: u64 = RECORD_WORDS + 2;
+
+const WORD_BYTES: u64 = 8;
 
 /// Beats of all agents of one observer.
 #[derive(Clone, Copy)]
@@ -55,26 +71,44 @@ pub(crate) struct Tally {
 
 impl Record {
     fn write(self, file: &File, index: u64) -> io::Result<()> {
-        let mut bytes = [0; RECORD_BYTES];
-        for (bytes, number) in bytes
-            .chunks_exact_mut(8)
-            .zip([self.nonce, self.sent_ns, self.sent])
-        {
-            bytes.copy_from_slice(&number.to_ne_bytes());
-        }
-        file.write_all_at(&bytes, index * RECORD_BYTES as u64)
+        let numbers = [
+            self.nonce,
+            self.sent_ns,
+            self.sent,
+            self.tried,
+            self.longest_refused,
+        ];
+        let bytes = numbers.map(u64::to_ne_bytes);
+        file.write_all_at(bytes.as_flattened(), word_at(index, 0))
     }
 
     fn read(file: &File, index: u64) -> io::Result<Self> {
-        let mut numbers = [[0; 8]; 3];
-        file.read_exact_at(numbers.as_flattened_mut(), index * RECORD_BYTES as u64)?;
-        let [nonce, sent_ns, sent] = numbers.map(u64::from_ne_bytes);
+        let mut numbers = [[0; 8]; RECORD_WORDS as usize];
+        file.read_exact_at(numbers.as_flattened_mut(), word_at(index, 0))?;
+        let [nonce, sent_ns, sent, tried, longest_refused] = numbers.map(u64::from_ne_bytes);
         Ok(Self {
             nonce,
             sent_ns,
             sent,
+            tried,
+            longest_refused,
         })
     }
+}
+
+/// Where a word of an agent lies in the shared file.
+fn word_at(index: u64, word: u64) -> u64 {
+    (index * AGENT_WORDS + word) * WORD_BYTES
+}
+
+fn read_word(file: &File, index: u64, word: u64) -> io::Result<u64> {
+    let mut bytes = [0; WORD_BYTES as usize];
+    file.read_exact_at(&mut bytes, word_at(index, word))?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+fn write_word(file: &File, index: u64, word: u64, value: u64) -> io::Result<()> {
+    file.write_all_at(&value.to_ne_bytes(), word_at(index, word))
 }
 
 /// Agents of one observer. They end with the value, or with the bench.
@@ -90,7 +124,7 @@ impl Agents {
     /// processes the rest is left out.
     pub(crate) fn start(socket: &Path, count: usize, interval: Duration) -> Result<Self> {
         let records = File::from(memfd_create("varta-bench", MemfdFlags::CLOEXEC)?);
-        records.set_len((count * RECORD_BYTES) as u64)?;
+        records.set_len(word_at(count as u64, 0))?;
         let mut agents = Self {
             children: Vec::with_capacity(count),
             records,
@@ -137,7 +171,7 @@ impl Agents {
         let mut tally = Tally { tried: 0, sent: 0 };
         for index in 0..self.len() {
             let record = self.record(index)?;
-            tally.tried += record.nonce;
+            tally.tried += record.tried;
             tally.sent += record.sent;
         }
         Ok(tally)
@@ -146,6 +180,23 @@ impl Agents {
     pub(crate) fn signal(&self, index: usize, signal: Signal) -> Result<()> {
         let pid = Pid::from_child(&self.children[index]);
         Ok(kill_process(pid, signal)?)
+    }
+
+    /// The agent ends with code 0 where its next beat would have been due.
+    pub(crate) fn ask_to_leave(&self, index: usize) -> Result<()> {
+        Ok(write_word(&self.records, index as u64, LEAVE_WORD, 1)?)
+    }
+
+    /// When an agent that was asked to leave did so, right before its exit; `None` before.
+    pub(crate) fn left_ns(&self, index: usize) -> Result<Option<u64>> {
+        let left_ns = read_word(&self.records, index as u64, LEFT_WORD)?;
+        Ok((left_ns > 0).then_some(left_ns))
+    }
+
+    /// Readable once the process has ended.
+    pub(crate) fn pidfd(&self, index: usize) -> Result<OwnedFd> {
+        let pid = Pid::from_child(&self.children[index]);
+        Ok(pidfd_open(pid, PidfdFlags::empty())?)
     }
 
     fn wait_until_heard(&self, first: usize) -> Result<()> {
@@ -174,28 +225,31 @@ impl Drop for Agents {
     }
 }
 
-/// The life of an agent. `index` gives it its record and its phase.
-pub(crate) fn beat_forever(socket: &Path, index: u64, interval_ns: u64) -> Result<()> {
+/// The life of an agent, until it is asked to leave. `index` gives it its record and its phase.
+pub(crate) fn beat_until_asked(socket: &Path, index: u64, interval_ns: u64) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let records = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut agent = Varta::connect(socket)?;
-    let mut record = Record {
-        nonce: 0,
-        sent_ns: 0,
-        sent: 0,
-    };
+    let mut record = Record::default();
+    let mut refused = 0;
     let phase_ns = scattered(index) % interval_ns;
-    loop {
-        record.sent_ns = now_ns();
-        record.nonce += 1;
+    while read_word(&records, index, LEAVE_WORD)? == 0 {
+        let beat_ns = now_ns();
+        record.tried += 1;
         if agent.beat(Status::Ok, 0) == BeatOutcome::Sent {
+            record.nonce = record.tried;
+            record.sent_ns = beat_ns;
             record.sent += 1;
-            record.write(&records, index)?;
+            refused = 0;
         } else if record.sent == 0 {
             // The queue is full of other newcomers.
             sleep(LOOK);
             continue;
+        } else {
+            refused += 1;
+            record.longest_refused = record.longest_refused.max(refused);
         }
+        record.write(&records, index)?;
         // An agent that was stopped comes back at its own phase. Beating at once, like everyone who
         // was stopped with it, it would make a burst that no kernel queue holds.
         loop {
@@ -206,6 +260,7 @@ pub(crate) fn beat_forever(socket: &Path, index: u64, interval_ns: u64) -> Resul
             }
         }
     }
+    Ok(write_word(&records, index, LEFT_WORD, now_ns())?)
 }
 
 /// The first time after `now_ns` that is `phase_ns` into an interval.
@@ -226,8 +281,44 @@ pub(crate) fn scattered(number: u64) -> u64 {
     mixed ^ mixed >> 31
 }
 
+/// A process that floods a receiver. It ends with the value, not with the flood: beats that are
+/// still queued then have a living sender.
+pub(crate) struct Flooder(Child);
+
+impl Flooder {
+    pub(crate) fn start(socket: &Path, duration: Duration) -> Result<Self> {
+        let started = Command::new(std::env::current_exe()?)
+            .arg("__flood")
+            .arg(socket)
+            .arg(duration.as_millis().to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        Ok(Self(started))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Waits for the end of the flood; returns how many beats the kernel took.
+    pub(crate) fn wait_until_over(&mut self) -> Result<u64> {
+        let stdout = self.0.stdout.take().ok_or("a flood is over only once")?;
+        let mut sent = String::new();
+        BufReader::new(stdout).read_line(&mut sent)?;
+        Ok(sent.trim().parse().map_err(|_| "the flood failed")?)
+    }
+}
+
+impl Drop for Flooder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Beats without pause, again and again while the queue is full, so that the receiver never waits,
-/// and prints how many beats went out.
+/// prints how many beats went out, and waits to be killed.
 pub(crate) fn flood(socket: &Path, duration_ms: u64) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let mut agent = Varta::connect(socket)?;
@@ -243,7 +334,9 @@ pub(crate) fn flood(socket: &Path, duration_ms: u64) -> Result<()> {
         }
     }
     println!("{sent}");
-    Ok(())
+    loop {
+        park();
+    }
 }
 
 #[cfg(test)]
@@ -264,10 +357,17 @@ mod tests {
             nonce,
             sent_ns: 2,
             sent: 3,
+            tried: 4,
+            longest_refused: 5,
         };
-        record(7).write(&file, 0).unwrap();
-        record(8).write(&file, 1).unwrap();
-        assert_eq!(Record::read(&file, 0).unwrap(), record(7));
-        assert_eq!(Record::read(&file, 1).unwrap(), record(8));
+        for index in 0..2 {
+            write_word(&file, index, LEFT_WORD, 20 + index).unwrap();
+            record(10 + index).write(&file, index).unwrap();
+        }
+        for index in 0..2 {
+            assert_eq!(Record::read(&file, index).unwrap(), record(10 + index));
+            assert_eq!(read_word(&file, index, LEFT_WORD).unwrap(), 20 + index);
+            assert_eq!(read_word(&file, index, LEAVE_WORD).unwrap(), 0);
+        }
     }
 }

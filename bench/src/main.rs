@@ -1,5 +1,5 @@
-//! `varta-bench`: what the observer and the client cost, and how late a stall is noticed, against
-//! the bare system calls on the same machine in the same run.
+//! `varta-bench`: what the observer and the client cost, and how late a stall or an exit is told,
+//! against the bare system calls on the same machine in the same run.
 //!
 //! It starts real observers and real agent processes on private sockets, prints one table on
 //! standard output and its progress on standard error. It is a measuring tool and not a test: no
@@ -33,7 +33,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 struct Options {
-    /// A smoke run: everything once and short, in less than 20 s; its figures mean little
+    /// A smoke run: everything once and short, in about 20 s; its figures mean little
     #[arg(long)]
     quick: bool,
 
@@ -60,14 +60,15 @@ struct Options {
 /// The processes around an observer.
 #[derive(Debug, Subcommand)]
 enum Role {
-    /// Beats at an interval and notes each beat in the file that is its standard input.
+    /// Beats at an interval until asked to leave; notes each beat in the file that is its standard
+    /// input.
     #[command(name = "__agent", hide = true)]
     Agent {
         socket: PathBuf,
         index: u64,
         interval_ns: u64,
     },
-    /// Beats as fast as the receiver takes it, then prints how many beats that were.
+    /// Beats as fast as the receiver takes it, prints how many beats that were, and stays.
     #[command(name = "__flood", hide = true)]
     Flood { socket: PathBuf, duration_ms: u64 },
     /// Receives and does nothing else.
@@ -98,7 +99,7 @@ fn main() -> ExitCode {
             socket,
             index,
             interval_ns,
-        }) => agents::beat_forever(&socket, index, interval_ns),
+        }) => agents::beat_until_asked(&socket, index, interval_ns),
         Some(Role::Flood {
             socket,
             duration_ms,
@@ -149,6 +150,12 @@ fn run(options: Options) -> Result<()> {
     }
     if wanted(Section::Idle) {
         measure::idle::measure(&bench, &mut report)?;
+    }
+    if wanted(Section::Exits) {
+        measure::exits::measure(&bench, &mut report)?;
+    }
+    if wanted(Section::Neighbour) {
+        measure::neighbour::measure(&bench, &mut report)?;
     }
     bench.say("done");
     if options.json {

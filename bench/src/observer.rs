@@ -16,6 +16,9 @@ use crate::{Bench, Result};
 
 const PROGRAM: &str = "varta-watch";
 
+/// Flags for a load beyond what one agent may send by default.
+pub(crate) const WITHOUT_LIMIT: [&str; 2] = ["--max-beat-rate", "0"];
+
 /// How long the observer may take to tell its counters.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
 
@@ -60,7 +63,13 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    pub(crate) fn start(bench: &Bench, threshold: Duration, capacity: usize) -> Result<Self> {
+    /// `flags` come on top of what every section needs.
+    pub(crate) fn start(
+        bench: &Bench,
+        threshold: Duration,
+        capacity: usize,
+        flags: &[&str],
+    ) -> Result<Self> {
         let mut receiver = Receiver::start(&bench.observer, |command, socket| {
             command.arg("--socket").arg(socket);
             command.args(["--log-format", "json", "--threshold-ms"]);
@@ -68,6 +77,7 @@ impl Observer {
             command.arg("--tracker-capacity").arg(capacity.to_string());
             command.arg("--shutdown-after-secs");
             command.arg(LIFETIME_SECONDS.to_string());
+            command.args(flags);
             command.stderr(Stdio::piped());
         })?;
         let log = receiver.take_stderr().ok_or("the log is no pipe")?;

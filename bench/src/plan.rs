@@ -15,6 +15,10 @@ pub(crate) enum Section {
     Lateness,
     /// What an observer costs while little or nothing happens.
     Idle,
+    /// How soon the end of a process is told.
+    Exits,
+    /// What an agent that floods costs another one.
+    Neighbour,
 }
 
 /// The size of a run.
@@ -27,6 +31,11 @@ pub(crate) struct Plan {
     pub(crate) paced: Duration,
     pub(crate) idle: Duration,
     pub(crate) lateness: Vec<LatenessCase>,
+    pub(crate) exit_batches: usize,
+    /// Agents per batch; all of them end.
+    pub(crate) exits_per_batch: usize,
+    /// How long an agent floods beside another one.
+    pub(crate) neighbour: Duration,
 }
 
 /// One number of agents. Rounds times victims is the number of stalls.
@@ -50,7 +59,7 @@ impl LatenessCase {
 }
 
 impl Plan {
-    /// Two to four minutes.
+    /// Three to six minutes.
     pub(crate) fn full() -> Self {
         Self {
             client_pairs: 50_000,
@@ -63,10 +72,13 @@ impl Plan {
                 LatenessCase::new(256, 1000, 8, 25),
                 LatenessCase::new(4096, 2000, 4, 50),
             ],
+            exit_batches: 20,
+            exits_per_batch: 50,
+            neighbour: Duration::from_secs(60),
         }
     }
 
-    /// Less than 20 s.
+    /// About 20 s.
     pub(crate) fn quick() -> Self {
         Self {
             client_pairs: 2_000,
@@ -79,6 +91,9 @@ impl Plan {
                 LatenessCase::new(64, 500, 2, 10),
                 LatenessCase::new(256, 1000, 1, 25),
             ],
+            exit_batches: 1,
+            exits_per_batch: 20,
+            neighbour: Duration::from_secs(2),
         }
     }
 }

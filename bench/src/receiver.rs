@@ -18,6 +18,13 @@ const START_WAIT: Duration = Duration::from_secs(10);
 /// it. Longer than any run.
 pub(crate) const LIFETIME_SECONDS: u32 = 900;
 
+/// Flags of 0.2.0 for a load beyond what agents may send by default, one of them or all together.
+pub(crate) const PEER_WITHOUT_LIMITS: [&str; 4] =
+    ["--max-beat-rate", "0", "--global-beat-rate", "0"];
+
+/// How long a receiver may take to end when asked to.
+const STOP_WAIT: Duration = Duration::from_secs(10);
+
 /// A running receiver.
 pub(crate) struct Receiver {
     child: Child,
@@ -34,11 +41,13 @@ impl Receiver {
         })
     }
 
-    /// The published 0.2.0 observer without its rate limits, if one was given.
+    /// The published 0.2.0 observer, if one was given. `flags` come on top of what every section
+    /// needs.
     pub(crate) fn peer(
         bench: &Bench,
         threshold: Duration,
         capacity: usize,
+        flags: &[&str],
     ) -> Result<Option<Self>> {
         let Some(program) = &bench.peer else {
             return Ok(None);
@@ -49,11 +58,10 @@ impl Receiver {
                 ("--threshold-ms", threshold.as_millis()),
                 ("--tracker-capacity", capacity as u128),
                 ("--shutdown-after-secs", u128::from(LIFETIME_SECONDS)),
-                ("--max-beat-rate", 0),
-                ("--global-beat-rate", 0),
             ] {
                 command.arg(flag).arg(value.to_string());
             }
+            command.args(flags);
         })?;
         Ok(Some(peer))
     }
@@ -97,6 +105,20 @@ impl Receiver {
 
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
+    }
+
+    /// Lets it end in good order, with everything written that it has to write.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        self.signal(Signal::TERM)?;
+        let end = Instant::now() + STOP_WAIT;
+        while Instant::now() < end {
+            match self.child.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(format!("it ended: {status}").into()),
+                None => sleep(Duration::from_millis(1)),
+            }
+        }
+        Err("it does not end when asked to".into())
     }
 
     /// Its standard error, if that was made a pipe; once.

@@ -4,16 +4,15 @@
 //! sleeps and the figure is the cost of receiving and crediting. *Paced* beats come one at a time,
 //! so the figure is mostly the cost of being woken, which on a virtual machine is many times the
 //! other. The same loads go to a process that does nothing but `recv`, and to a published observer
-//! if there is one, in turns.
+//! if there is one, in turns. All of them take as many beats from one agent as it sends.
 
-use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::agents::Agents;
-use crate::observer::Observer;
+use crate::agents::{Agents, Flooder};
+use crate::observer::{Observer, WITHOUT_LIMIT};
 use crate::procfs::cpu_ns;
-use crate::receiver::Receiver;
+use crate::receiver::{PEER_WITHOUT_LIMITS, Receiver};
 use crate::report::{Figure, Report};
 use crate::{Bench, Result};
 
@@ -53,9 +52,9 @@ impl Sample {
 }
 
 pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
-    let observer = Observer::start(bench, THRESHOLD, CAPACITY)?;
+    let observer = Observer::start(bench, THRESHOLD, CAPACITY, &WITHOUT_LIMIT)?;
     let bare = Receiver::bare()?;
-    let peer = Receiver::peer(bench, THRESHOLD, CAPACITY)?;
+    let peer = Receiver::peer(bench, THRESHOLD, CAPACITY, &PEER_WITHOUT_LIMITS)?;
     let contender = |name, receiver| Contender { name, receiver };
     let mut contenders = vec![
         contender("ours", observer.receiver()),
@@ -154,17 +153,11 @@ fn compare(
 
 fn flood(receiver: &Receiver, duration: Duration) -> Result<Sample> {
     let before_ns = cpu_ns(receiver.pid())?;
-    let sender = Command::new(std::env::current_exe()?)
-        .arg("__flood")
-        .arg(receiver.socket())
-        .arg(duration.as_millis().to_string())
-        .stderr(Stdio::inherit())
-        .output()?;
+    let beats = Flooder::start(receiver.socket(), duration)?.wait_until_over()?;
     sleep(SETTLE);
     let after_ns = cpu_ns(receiver.pid())?;
-    let beats = String::from_utf8_lossy(&sender.stdout).trim().parse();
     Ok(Sample {
-        beats: beats.map_err(|_| "the flood failed")?,
+        beats,
         cpu_ns: after_ns - before_ns,
         seconds: duration.as_secs_f64(),
     })

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::agents::Agents;
 use crate::observer::Observer;
 use crate::procfs::{cpu_ns, resident_kib, sleeps};
-use crate::receiver::Receiver;
+use crate::receiver::{PEER_WITHOUT_LIMITS, Receiver};
 use crate::report::Report;
 use crate::{Bench, Result};
 
@@ -45,8 +45,8 @@ struct Cost {
 pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     for load in LOADS {
         bench.say(&format!("idle: {}", load.name));
-        let observer = Observer::start(bench, load.threshold, AGENTS)?;
-        let peer = Receiver::peer(bench, load.threshold, AGENTS)?;
+        let observer = Observer::start(bench, load.threshold, AGENTS, &[])?;
+        let peer = Receiver::peer(bench, load.threshold, AGENTS, &PEER_WITHOUT_LIMITS)?;
         let receivers: Vec<&Receiver> = std::iter::once(observer.receiver()).chain(&peer).collect();
         let costs = costs(bench, &receivers, &load)?;
         let (ours, peer) = (&costs[0], costs.get(1));

@@ -73,7 +73,7 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
 fn measure_case(bench: &Bench, case: &LatenessCase, report: &mut Report) -> Result<()> {
     bench.say(&format!("lateness, agents: {}; starting them", case.agents));
     let capacity = case.agents.max(CAPACITY_MIN);
-    let observer = Observer::start(bench, case.threshold, capacity)?;
+    let observer = Observer::start(bench, case.threshold, capacity, &[])?;
     let interval = case.threshold.mul_f64(INTERVAL_THRESHOLDS);
     let agents = Agents::start(observer.receiver().socket(), case.agents, interval)?;
     sleep(case.threshold);

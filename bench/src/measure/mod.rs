@@ -2,5 +2,7 @@
 
 pub(crate) mod client;
 pub(crate) mod cpu;
+pub(crate) mod exits;
 pub(crate) mod idle;
 pub(crate) mod lateness;
+pub(crate) mod neighbour;
