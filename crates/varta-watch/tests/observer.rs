@@ -599,7 +599,7 @@ fn a_log_nobody_reads_does_not_stop_the_observer() {
     let socket = directory.path().join("varta.sock");
     let file = directory.path().join("events.tsv");
     let mut child = Command::new(env!("CARGO_BIN_EXE_varta-watch"))
-        .args(["--threshold-ms=60000", "--socket"])
+        .args(["--threshold-ms=60000", "--max-beat-rate=0", "--socket"])
         .arg(&socket)
         .arg("--export-file")
         .arg(&file)

@@ -16,7 +16,7 @@ pub(crate) struct SocketAccess {
 /// The number of a user given by number or name.
 pub(super) fn user_id(text: &str) -> Result<u32, String> {
     id(text, "user", |name| {
-        let user = User::from_name(name).map_err(|errno| errno.desc())?;
+        let user = User::from_name(name).map_err(nix::errno::Errno::desc)?;
         Ok(user.map(|user| user.uid.as_raw()))
     })
 }
@@ -24,7 +24,7 @@ pub(super) fn user_id(text: &str) -> Result<u32, String> {
 /// The number of a group given by number or name.
 pub(super) fn group_id(text: &str) -> Result<u32, String> {
     id(text, "group", |name| {
-        let group = Group::from_name(name).map_err(|errno| errno.desc())?;
+        let group = Group::from_name(name).map_err(nix::errno::Errno::desc)?;
         Ok(group.map(|group| group.gid.as_raw()))
     })
 }

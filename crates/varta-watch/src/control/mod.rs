@@ -48,6 +48,21 @@ const ORDERS_PAUSE: Duration = Duration::from_millis(10);
 /// How long killed recovery commands may take to be gone when the observer stops.
 const REAP_WAIT: Duration = Duration::from_millis(50);
 
+/// What the control thread works with.
+pub(crate) struct ControlConfig {
+    pub(crate) events: EventReceiver,
+    pub(crate) orders: OrderSender,
+    pub(crate) log: Log,
+    pub(crate) journal: Option<Journal>,
+    pub(crate) recovery: Option<(Recovery, RecoveryCommand)>,
+    /// Recovery may touch agents of other pid namespaces.
+    pub(crate) recover_foreign: bool,
+    pub(crate) table: Arc<SlotTable>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) raw: RawClock,
+    pub(crate) means: Means,
+}
+
 /// The control thread's state.
 pub(crate) struct Control {
     events: EventReceiver,
@@ -55,7 +70,6 @@ pub(crate) struct Control {
     log: Log,
     journal: Option<Journal>,
     recovery: Option<(Recovery, RecoveryCommand)>,
-    /// Recovery may touch agents of other pid namespaces.
     recover_foreign: bool,
     table: Arc<SlotTable>,
     counters: Arc<Counters>,
@@ -112,17 +126,19 @@ impl Signals {
 }
 
 impl Control {
-    pub(crate) fn new(
-        (events, orders): (EventReceiver, OrderSender),
-        log: Log,
-        journal: Option<Journal>,
-        recovery: Option<(Recovery, RecoveryCommand)>,
-        recover_foreign: bool,
-        table: Arc<SlotTable>,
-        counters: Arc<Counters>,
-        raw: RawClock,
-        means: Means,
-    ) -> Self {
+    pub(crate) fn new(config: ControlConfig) -> Self {
+        let ControlConfig {
+            events,
+            orders,
+            log,
+            journal,
+            recovery,
+            recover_foreign,
+            table,
+            counters,
+            raw,
+            means,
+        } = config;
         Self {
             events,
             orders,
@@ -227,7 +243,7 @@ impl Control {
                     continue;
                 }
             };
-            let event = completed(event, process);
+            let event = completed(event, process.as_ref());
             if self.journal.is_some() {
                 append_row(&mut rows, &event);
             }
@@ -475,10 +491,10 @@ impl Control {
 }
 
 /// An exit with how the process ended; any other event as it is.
-fn completed(mut event: Event, process: Option<OwnedFd>) -> Event {
+fn completed(mut event: Event, process: Option<&OwnedFd>) -> Event {
     if let EventKind::Exit { agent, status, .. } = &mut event.kind
         && *status == ExitStatus::Unknown
-        && let Some(process) = &process
+        && let Some(process) = process
     {
         *status = identity::exit_status(agent.pid, process);
     }

@@ -79,6 +79,7 @@ pub(crate) struct IngestConfig {
 pub(crate) struct Lines {
     pub(crate) events: EventSender,
     pub(crate) orders: OrderReceiver,
+    pub(crate) stop: StopSignal,
 }
 
 /// What the beat path keeps of the process in a slot.
@@ -125,11 +126,11 @@ impl Ingest {
         limits: Limits,
         counters: Arc<Counters>,
         raw: RawClock,
-        stop: &StopSignal,
         lines: Lines,
     ) -> io::Result<Self> {
         let capacity = tracker.capacity();
-        let (sleeper, ready) = Sleeper::new(&socket, stop.as_fd(), &lines.orders, raw, capacity)?;
+        let (sleeper, ready) =
+            Sleeper::new(&socket, lines.stop.as_fd(), &lines.orders, raw, capacity)?;
         Ok(Self {
             socket,
             // One byte more than a frame, so that a longer datagram can be told from one.

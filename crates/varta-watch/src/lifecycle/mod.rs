@@ -21,7 +21,7 @@ use crate::api::{Fields, LogEvent};
 use crate::clock::RawClock;
 use crate::config::Config;
 use crate::control::log::Log;
-use crate::control::{Control, Signals, StopReason, story};
+use crate::control::{Control, ControlConfig, Signals, StopReason, story};
 use crate::handoff::{self, StopSignal};
 use crate::identity::{self, Means};
 use crate::ingest::{BoundSocket, Ingest, IngestConfig, Lines};
@@ -113,6 +113,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     let lines = Lines {
         events: sender,
         orders: order_receiver,
+        stop: stop.clone(),
     };
     let ingest = Ingest::new(
         socket,
@@ -121,7 +122,6 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         limits,
         Arc::clone(&counters),
         raw,
-        &stop,
         lines,
     )
     .map_err(failure("cannot set up the beat path"))?;
@@ -131,17 +131,18 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         max_in_flight: DEFAULT_MAX_IN_FLIGHT,
     };
     let shown_command = command.as_ref().map(RecoveryCommand::shown);
-    let mut control = Control::new(
-        (receiver, order_sender),
-        log.clone(),
+    let mut control = Control::new(ControlConfig {
+        events: receiver,
+        orders: order_sender,
+        log: log.clone(),
         journal,
-        command.map(|command| (Recovery::new(config.capacity, policy), command)),
-        config.recover_foreign,
+        recovery: command.map(|command| (Recovery::new(config.capacity, policy), command)),
+        recover_foreign: config.recover_foreign,
         table,
-        Arc::clone(&counters),
+        counters: Arc::clone(&counters),
         raw,
         means,
-    );
+    });
 
     runtime.block_on(async {
         let (ingest_failed, ingest_end) = oneshot::channel();
