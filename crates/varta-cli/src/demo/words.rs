@@ -58,7 +58,7 @@ pub(super) fn event(line: &LogLine, at: Duration) -> Option<Line<'static>> {
                 seconds(fields.silence_ms)
             ),
         ),
-        LogEvent::Exit if fields.code == Some(0) => {
+        LogEvent::Exit if fields.how.as_deref() == Some("left") => {
             ("left", quiet, format!("{who}: ended in order, no alarm"))
         }
         LogEvent::Exit => ("DIED", bad, format!("{who}: {}", death(fields))),
@@ -81,6 +81,7 @@ pub(super) fn event(line: &LogLine, at: Duration) -> Option<Line<'static>> {
         LogEvent::Stop => ("stop", quiet, "the observer has stopped".to_owned()),
         LogEvent::Notice if line.level == Level::Info => return None,
         LogEvent::Notice => ("notice", act, first_line(&line.msg)),
+        LogEvent::Session => ("session", act, first_line(&line.msg)),
         LogEvent::Late => ("late", act, first_line(&line.msg)),
         LogEvent::Evict => ("evict", act, first_line(&line.msg)),
         LogEvent::Refuse => ("refuse", act, first_line(&line.msg)),
