@@ -122,6 +122,13 @@ pub enum EventKind {
         /// Why.
         reason: Refusal,
     },
+    /// Somebody sends without pause, so most of it is dropped before it is queued; or that is over.
+    Flood {
+        /// Who; 0 for datagrams that are no frames, whoever sends them.
+        pid: u32,
+        /// One in this many is let through; 1 when it is over.
+        one_in: u32,
+    },
     /// The observer itself was stopped, starved or asleep (law 2): this time counts against nobody.
     Gap {
         /// Length of the gap, nanoseconds.

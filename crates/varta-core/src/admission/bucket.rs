@@ -124,6 +124,11 @@ impl Limits {
         }
     }
 
+    /// What one agent may send.
+    pub fn agent_rate(&self) -> Option<Rate> {
+        self.agent
+    }
+
     /// Whether a stranger may be looked at; costs a token of the newcomers' own reserve.
     pub fn let_newcomer_in(&mut self, now_ns: u64) -> Result<(), Limit> {
         let is_in = self.newcomer_bucket.take(self.newcomers, now_ns);

@@ -28,6 +28,11 @@ impl Claims {
         pid != 0 && self.0.contains(&pid)
     }
 
+    /// All of them, innermost first.
+    pub fn pids(self) -> impl Iterator<Item = u32> {
+        self.0.into_iter().filter(|pid| *pid != 0)
+    }
+
     /// The pid in the innermost namespace; `None` for a process of the observer's own.
     pub fn innermost(&self) -> Option<u32> {
         Some(self.0[0]).filter(|pid| *pid != 0)

@@ -334,6 +334,7 @@ impl Control {
             EventKind::Refused { pid, reason } => {
                 self.repeats.add_refusal(Instant::now(), pid, reason);
             }
+            EventKind::Flood { pid, one_in } => story::flood(&self.log, pid, one_in),
             EventKind::Gap { gap_ns } => self.repeats.add_gap(Instant::now(), gap_ns),
         }
     }

@@ -209,6 +209,26 @@ pub(super) fn evicted(log: &Log, who: &Who) {
     log.warn(LogEvent::Evict, msg, who.fields());
 }
 
+pub(super) fn flood(log: &Log, pid: u32, one_in: u32) {
+    let what = match pid {
+        0 => "datagrams that are no frames".to_owned(),
+        pid => format!("beats of pid {pid}"),
+    };
+    let fields = Fields {
+        pid: (pid != 0).then_some(pid),
+        reason: Some("flood".to_owned()),
+        ..Fields::default()
+    };
+    if one_in == 1 {
+        let msg = format!("the flood of {what} is over");
+        return log.info(LogEvent::Refuse, msg, fields);
+    }
+    let msg = format!(
+        "a flood of {what}: one in {one_in} is let through, so that others are heard, until it ends"
+    );
+    log.warn(LogEvent::Refuse, msg, fields);
+}
+
 pub(super) fn gaps(log: &Log, count: u64, total_ns: u64) {
     let fields = Fields {
         count: Some(count),

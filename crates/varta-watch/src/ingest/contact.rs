@@ -20,9 +20,10 @@ use varta_core::{
     BeatOrigin, Counter, Credentials, EventKind, ExitStatus, LocalGate, Refusal, Update,
 };
 use varta_sys::receive::Received;
-use varta_vlp::Frame;
+use varta_vlp::{FRAME_BYTES, Frame, MAGIC, VERSION};
 
 use super::introductions::Admitted;
+use super::shed::Kind;
 use super::{Held, Ingest, credentials_of};
 use crate::handoff::{Acquaintance, Introduction, Question};
 use crate::identity::{self, UNIDENTIFIED};
@@ -56,6 +57,8 @@ impl Ingest {
         };
         let datagram = datagram_of(&received);
         let pid = datagram.credentials.map_or(0, |sender| sender.pid);
+        let kind = self.flood_kind(&datagram);
+        let refusals = self.refusals;
         match self.config.gate.admit(&datagram) {
             Ok((frame, sender)) => match self.speaker(sender.pid, process.as_ref()) {
                 Some(facts) => self.credit(&facts, frame, sender, process.is_some()),
@@ -69,6 +72,28 @@ impl Ingest {
                 self.refuse(pid, reason);
             }
         }
+        if self.refusals != refusals
+            && let Some(kind) = kind
+        {
+            let shed = self.shed.note(kind);
+            self.counters.add(Counter::Shed, shed);
+        }
+    }
+
+    /// What flood a datagram would belong to if it were refused. Only what cannot be anybody else's: a
+    /// frame about its own sender, or what is no frame.
+    fn flood_kind(&self, datagram: &Datagram<'_>) -> Option<Kind> {
+        let Ok(bytes) = <&[u8; FRAME_BYTES]>::try_from(datagram.bytes) else {
+            return Some(Kind::Shapeless);
+        };
+        if bytes[..2] != MAGIC || bytes[2] != VERSION {
+            return Some(Kind::Shapeless);
+        }
+        let claimed = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+        let is_own = datagram
+            .credentials
+            .is_some_and(|sender| sender.pid == claimed);
+        (is_own && !self.inner_pids.may_contain(claimed)).then_some(Kind::Pid(claimed))
     }
 
     /// The agent that has sent a datagram from `pid`, with its facts. An agent whose pid has passed to
@@ -299,7 +324,12 @@ impl Ingest {
             return;
         }
         let held = &mut self.held[agent.slot as usize];
-        held.claims = held.claims.or(acquaintance.claims);
+        if held.claims.is_none()
+            && let Some(claims) = acquaintance.claims
+        {
+            held.claims = Some(claims);
+            self.inner_pids.add(claims);
+        }
         held.pid_ns = held.pid_ns.or(acquaintance.pid_ns);
         if let Some(pid_ns) = acquaintance.pid_ns {
             self.tracker.learn_namespace(agent, pid_ns);
@@ -332,6 +362,9 @@ impl Ingest {
             self.counters.count(Counter::ExitWatchFailed);
         }
         let exit_watched = pidfd.is_some();
+        if let Some(claims) = acquaintance.claims {
+            self.inner_pids.add(claims);
+        }
         self.held[agent.slot as usize] = Held {
             pidfd,
             is_ending: false,
@@ -428,12 +461,14 @@ impl Ingest {
             Update::CapacityExceeded => Refusal::CapacityExceeded,
             Update::OutOfOrder | Update::Inserted | Update::Refreshed => Refusal::OutOfOrder,
         };
+        self.refusals += 1;
         self.send(EventKind::Refused { pid, reason });
     }
 
     /// Refuses a datagram before the tracker has heard of it.
     fn refuse(&mut self, pid: u32, reason: Refusal) {
         self.counters.count(reason.counter());
+        self.refusals += 1;
         self.send(EventKind::Refused { pid, reason });
     }
 }

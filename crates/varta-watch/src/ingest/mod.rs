@@ -13,6 +13,7 @@ mod bind;
 mod closer;
 mod contact;
 mod introductions;
+mod shed;
 mod sleep;
 
 use std::io;
@@ -26,6 +27,7 @@ use varta_core::{
     AttentionClock, Claims, Counter, Counters, Credentials, Event, EventKind, ExitStatus, Limits,
     LocalGate, Tracker,
 };
+use varta_sys::filter;
 use varta_sys::receive::{DatagramBatch, Peeked, SenderCredentials, pass_pidfd, peek_sender};
 use varta_vlp::FRAME_BYTES;
 
@@ -36,6 +38,7 @@ use crate::identity::{self, Means};
 pub(crate) use bind::BoundSocket;
 use closer::Closer;
 use introductions::Introductions;
+use shed::{InnerPids, Kind, Shed};
 use sleep::{Fetched, Ready, Sleeper};
 
 /// Datagrams per receive call: large enough that the call's own cost vanishes in a flood.
@@ -104,6 +107,10 @@ pub(crate) struct Ingest {
     tracker: Tracker,
     limits: Limits,
     introductions: Introductions,
+    shed: Shed,
+    inner_pids: InnerPids,
+    /// Datagrams refused so far.
+    refusals: u64,
     counters: Arc<Counters>,
     raw: RawClock,
     attention: AttentionClock,
@@ -129,6 +136,7 @@ impl Ingest {
         lines: Lines,
     ) -> io::Result<Self> {
         let capacity = tracker.capacity();
+        let shed = Shed::new(limits.agent_rate().map_or(0, |rate| rate.per_second));
         let (sleeper, ready) =
             Sleeper::new(&socket, lines.stop.as_fd(), &lines.orders, raw, capacity)?;
         Ok(Self {
@@ -143,6 +151,9 @@ impl Ingest {
             tracker,
             limits,
             introductions: Introductions::new(),
+            shed,
+            inner_pids: InnerPids::new(),
+            refusals: 0,
             counters,
             raw,
             sleeper,
@@ -176,6 +187,7 @@ impl Ingest {
         // once the queue has been read.
         let judged_ns = self.attention.now_ns();
         self.drain_socket();
+        self.shed_floods();
         self.drain_orders();
         self.drain_exits();
         self.judge(judged_ns);
@@ -184,15 +196,17 @@ impl Ingest {
 
     fn promise_next_look(&mut self) -> io::Result<()> {
         let now_ns = self.look();
-        let deadline_ns = match self.tracker.next_deadline_ns() {
-            Some(deadline_ns) => deadline_ns,
-            None if self.ring_was_full => self.attention.now_ns(),
+        let review_ns = self.shed.next_review_ns();
+        let mut wake_ns = match self.tracker.next_deadline_ns() {
+            Some(deadline_ns) => self.attention.raw_at(deadline_ns),
+            None if self.ring_was_full => now_ns,
+            None if review_ns.is_some() => u64::MAX,
             None => {
                 self.attention.promise(u64::MAX);
                 return self.sleeper.wake_on_input_only();
             }
         };
-        let mut wake_ns = self.attention.raw_at(deadline_ns);
+        wake_ns = wake_ns.min(review_ns.unwrap_or(u64::MAX));
         if self.ring_was_full {
             wake_ns = wake_ns.max(now_ns + RING_FULL_PAUSE_NS);
         }
@@ -273,6 +287,28 @@ impl Ingest {
         Some(received)
     }
 
+    /// Tells the kernel what to drop from now on, if that has changed.
+    fn shed_floods(&mut self) {
+        let Some(program) = self.shed.review(self.attention.raw_now_ns()) else {
+            return;
+        };
+        // A kernel that does not filter leaves us with the flood.
+        let _ = match program {
+            [] => filter::detach(self.socket.as_fd()),
+            program => filter::attach(self.socket.as_fd(), program),
+        };
+        while let Some(news) = self.shed.take_news() {
+            let pid = match news.kind {
+                Kind::Pid(pid) => pid,
+                Kind::Shapeless => 0,
+            };
+            self.send(EventKind::Flood {
+                pid,
+                one_in: news.one_in,
+            });
+        }
+    }
+
     fn drain_orders(&mut self) {
         if !std::mem::take(&mut self.ready.orders) {
             return;
@@ -300,6 +336,9 @@ impl Ingest {
     /// Lets go of a process; while somebody else holds it, epoll must be told not to watch it.
     fn release(&mut self, agent: Agent) -> Option<OwnedFd> {
         let held = std::mem::take(&mut self.held[agent.slot as usize]);
+        if let Some(claims) = held.claims {
+            self.inner_pids.remove(claims);
+        }
         let pidfd = held.pidfd?;
         self.held_descriptors -= 1;
         self.sleeper.forget(&pidfd);

@@ -1,0 +1,424 @@
+//! Shedding a flood where it is made.
+//!
+//! The kernel queues a handful of datagrams for all agents together. Whoever sends without pause keeps
+//! that queue full, and others find no room, however fast the observer reads and whatever it refuses
+//! afterwards. So what is refused at a flood's rate is not queued in the first place: a filter on the
+//! socket, which the kernel runs in the sender's own context, lets only a sample of it pass. The sender
+//! cannot tell, nobody else is touched, and the flood costs the flooder.
+//!
+//! Only what cannot be anybody else's is shed: frames whose claim is their sender's own pid and nobody's
+//! pid inside a container, and datagrams that are no frames at all. Terminal frames always pass. The
+//! sample keeps an honest flooder alive at its allowed rate, tells how much was shed, and when to stop.
+
+use varta_core::Claims;
+use varta_sys::filter::Instruction;
+
+/// How often floods are looked at.
+const WINDOW_NS: u64 = 100_000_000;
+
+/// Refusals per window of one kind that make a flood: 10 000 per second, which already keeps a queue of
+/// eleven busy, and a hundred times what an agent may send unless told otherwise.
+const FLOOD_REFUSALS: u64 = 1_000;
+
+/// Below this many per window a flood is over. Far less, so that it does not come and go.
+const OVER_REFUSALS: u64 = 250;
+
+/// Datagrams per window that a sample aims at: enough to keep its sender's bucket full.
+const SAMPLE_MIN: u64 = 40;
+
+/// Kinds of floods told apart at the same time; a further one must wait until one is over.
+const KINDS_MAX: usize = 8;
+
+/// The finest sample is one in this power of two.
+const SAMPLE_POWER_MAX: u32 = 16;
+
+/// What floods have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Frames of this process about itself.
+    Pid(u32),
+    /// Datagrams that are no frames by their length or their first bytes.
+    Shapeless,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Flood {
+    kind: Kind,
+    /// Refused in this window, those shed included.
+    refused: u64,
+    /// One in `2^power` passes; 0 while nothing is shed.
+    power: u32,
+}
+
+/// A flood began or ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct News {
+    pub(super) kind: Kind,
+    /// One in this many passes from now on; 1 when it is over.
+    pub(super) one_in: u32,
+}
+
+/// The floods of the moment.
+#[derive(Debug)]
+pub(super) struct Shed {
+    floods: Vec<Flood>,
+    news: Vec<News>,
+    window_from_ns: u64,
+    /// Beats per window an agent may send.
+    allowed: u64,
+    program: Vec<Instruction>,
+}
+
+impl Shed {
+    /// `rate` is the beats per second that an agent may send.
+    pub(super) fn new(rate: u32) -> Self {
+        let allowed = u64::from(rate).saturating_mul(WINDOW_NS) / 1_000_000_000;
+        Self {
+            floods: Vec::with_capacity(KINDS_MAX),
+            news: Vec::with_capacity(KINDS_MAX),
+            window_from_ns: 0,
+            allowed,
+            program: Vec::with_capacity(PROGRAM_MAX),
+        }
+    }
+
+    /// A datagram was refused. Returns how many like it were shed for it, by the law of large numbers.
+    pub(super) fn note(&mut self, kind: Kind) -> u64 {
+        if let Some(flood) = self.floods.iter_mut().find(|flood| flood.kind == kind) {
+            let stands_for = 1 << flood.power;
+            flood.refused += stands_for;
+            return stands_for - 1;
+        }
+        let new = Flood {
+            kind,
+            refused: 1,
+            power: 0,
+        };
+        if self.floods.len() < KINDS_MAX {
+            self.floods.push(new);
+        } else if let Some(flood) = self.floods.iter_mut().find(|flood| flood.power == 0) {
+            // Whoever is refused most often is here most of the time.
+            flood.refused -= 1;
+            if flood.refused == 0 {
+                *flood = new;
+            }
+        }
+        0
+    }
+
+    /// Ends a window if it is time. Returns the program that is to filter the socket from now on (empty
+    /// for none) if it must change.
+    pub(super) fn review(&mut self, now_ns: u64) -> Option<&[Instruction]> {
+        let elapsed_ns = now_ns.saturating_sub(self.window_from_ns);
+        if elapsed_ns < WINDOW_NS {
+            return None;
+        }
+        self.window_from_ns = now_ns;
+        let windows = elapsed_ns / WINDOW_NS;
+        let sample = self.allowed.saturating_mul(4).max(SAMPLE_MIN);
+        let mut changed = false;
+        let news = &mut self.news;
+        news.clear();
+        self.floods.retain_mut(|flood| {
+            let refused = std::mem::take(&mut flood.refused) / windows;
+            let was = flood.power;
+            if refused >= FLOOD_REFUSALS {
+                let power = (refused / sample).max(2).ilog2().min(SAMPLE_POWER_MAX);
+                // A sample says little about small changes, and each costs system calls.
+                if was == 0 || power.abs_diff(was) > 1 {
+                    flood.power = power;
+                }
+            } else if refused < OVER_REFUSALS {
+                flood.power = 0;
+            }
+            changed |= flood.power != was;
+            if (flood.power == 0) != (was == 0) {
+                news.push(News {
+                    kind: flood.kind,
+                    one_in: 1 << flood.power,
+                });
+            }
+            flood.power != 0
+        });
+        if !changed {
+            return None;
+        }
+        write_program(&mut self.program, &self.floods);
+        Some(&self.program)
+    }
+
+    /// What the last [`Self::review`] has found new.
+    pub(super) fn take_news(&mut self) -> Option<News> {
+        self.news.pop()
+    }
+
+    /// When [`Self::review`] is due even if nothing comes; `None` while nothing is shed.
+    pub(super) fn next_review_ns(&self) -> Option<u64> {
+        let is_shedding = self.floods.iter().any(|flood| flood.power != 0);
+        is_shedding.then_some(self.window_from_ns + WINDOW_NS)
+    }
+}
+
+/// Which numbers are some agent's pid inside a container: shedding frames by such a claim could hit it.
+/// Counted by their last bits, so that a wrong answer only ever spares a flood.
+#[derive(Debug)]
+pub(super) struct InnerPids {
+    counts: Box<[u32]>,
+}
+
+/// Counts kept; a power of two.
+const INNER_COUNTS: usize = 1 << 12;
+
+impl InnerPids {
+    pub(super) fn new() -> Self {
+        Self {
+            counts: vec![0; INNER_COUNTS].into_boxed_slice(),
+        }
+    }
+
+    pub(super) fn add(&mut self, claims: Claims) {
+        for pid in claims.pids() {
+            self.counts[pid as usize % INNER_COUNTS] += 1;
+        }
+    }
+
+    pub(super) fn remove(&mut self, claims: Claims) {
+        for pid in claims.pids() {
+            self.counts[pid as usize % INNER_COUNTS] -= 1;
+        }
+    }
+
+    /// False only if no agent is called so.
+    pub(super) fn may_contain(&self, pid: u32) -> bool {
+        self.counts[pid as usize % INNER_COUNTS] != 0
+    }
+}
+
+/// Instructions of the longest program.
+const PROGRAM_MAX: usize = 16 + 6 * KINDS_MAX;
+
+// The classic filter's vocabulary, as `linux/bpf_common.h` has it.
+const LOAD_WORD: u16 = 0x20;
+const LOAD_HALF: u16 = 0x28;
+const LOAD_BYTE: u16 = 0x30;
+const LOAD_LENGTH: u16 = 0x80;
+const JUMP_EQUAL: u16 = 0x15;
+const JUMP_SET: u16 = 0x45;
+const RETURN: u16 = 0x06;
+
+/// `SKF_AD_OFF + SKF_AD_RANDOM`: a load from there is a random number.
+const RANDOM: u32 = 0xffff_f000 + 56;
+
+/// Keeps all of a datagram.
+const PASS: u32 = u32::MAX;
+
+/// Keeps nothing of it: the sender believes it was sent.
+const DROP: u32 = 0;
+
+fn statement(code: u16, operand: u32) -> Instruction {
+    jump(code, operand, 0, 0)
+}
+
+fn jump(code: u16, operand: u32, jump_true: u8, jump_false: u8) -> Instruction {
+    Instruction {
+        code,
+        jump_true,
+        jump_false,
+        operand,
+    }
+}
+
+/// Passes a random one in `2^power`.
+fn sample(power: u32) -> [Instruction; 4] {
+    [
+        statement(LOAD_WORD, RANDOM),
+        jump(JUMP_SET, (1 << power) - 1, 0, 1),
+        statement(RETURN, DROP),
+        statement(RETURN, PASS),
+    ]
+}
+
+/// Writes the filter for these floods; nothing if none is to be shed. The filter reads big-endian numbers.
+fn write_program(program: &mut Vec<Instruction>, floods: &[Flood]) {
+    program.clear();
+    let shed = || floods.iter().filter(|flood| flood.power != 0);
+    if shed().next().is_none() {
+        return;
+    }
+    let shapeless = shed().find(|flood| flood.kind == Kind::Shapeless);
+    program.extend([
+        statement(LOAD_LENGTH, 0),
+        jump(JUMP_EQUAL, 32, 0, 4),
+        statement(LOAD_HALF, 0),
+        jump(JUMP_EQUAL, 0x5641, 0, 2),
+        statement(LOAD_BYTE, 2),
+        jump(JUMP_EQUAL, 2, 4, 0),
+    ]);
+    // Four instructions for what is no frame.
+    program.extend(shapeless.map_or([statement(RETURN, PASS); 4], |flood| sample(flood.power)));
+    // A terminal frame has a nonce of all ones.
+    program.extend([
+        statement(LOAD_WORD, 16),
+        jump(JUMP_EQUAL, u32::MAX, 0, 3),
+        statement(LOAD_WORD, 20),
+        jump(JUMP_EQUAL, u32::MAX, 0, 1),
+        statement(RETURN, PASS),
+    ]);
+    for flood in shed() {
+        if let Kind::Pid(pid) = flood.kind {
+            // The claim is loaded anew each time, since sampling uses the one register there is.
+            program.push(statement(LOAD_WORD, 4));
+            program.push(jump(JUMP_EQUAL, pid.swap_bytes(), 0, 4));
+            program.extend(sample(flood.power));
+        }
+    }
+    program.push(statement(RETURN, PASS));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixDatagram;
+    use varta_sys::filter::{attach, detach};
+    use varta_vlp::{Frame, NONCE_TERMINAL, Status};
+
+    const PID: Kind = Kind::Pid(4242);
+
+    fn frame(pid: u32, status: Status, nonce: u64) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        Frame::new(status, pid, 5, nonce, 0).encode(&mut bytes);
+        bytes
+    }
+
+    fn flood(kind: Kind, power: u32) -> Flood {
+        Flood {
+            kind,
+            refused: 0,
+            power,
+        }
+    }
+
+    /// How many of `count` datagrams pass the filter for these floods.
+    fn passed(floods: &[Flood], bytes: &[u8], count: usize) -> usize {
+        let (sender, receiver) = UnixDatagram::pair().unwrap();
+        receiver.set_nonblocking(true).unwrap();
+        let mut program = Vec::new();
+        write_program(&mut program, floods);
+        assert!(program.len() <= PROGRAM_MAX);
+        attach(receiver.as_fd(), &program).unwrap();
+        let mut passed = 0;
+        let mut room = [0; 8192];
+        for _ in 0..count {
+            sender.send(bytes).unwrap();
+            if let Ok(len) = receiver.recv(&mut room) {
+                assert_eq!(&room[..len], bytes, "whole or not at all");
+                passed += 1;
+            }
+        }
+        detach(receiver.as_fd()).unwrap();
+        passed
+    }
+
+    #[test]
+    fn of_a_flood_a_sample_passes_and_of_everybody_else_everything() {
+        let floods = [flood(PID, 4), flood(Kind::Pid(7), 16)];
+        let sample = passed(&floods, &frame(4242, Status::Ok, 9), 16_000);
+        assert!((700..1300).contains(&sample), "{sample} of 16000");
+        assert!(passed(&floods, &frame(7, Status::Ok, 9), 1_000) < 10);
+        let others = [
+            frame(4243, Status::Ok, 9).to_vec(),
+            frame(4242_u32.swap_bytes(), Status::Ok, 9).to_vec(),
+            frame(4242, Status::Critical, NONCE_TERMINAL).to_vec(),
+            vec![],
+            vec![7; 31],
+            vec![7; 32],
+            vec![7; 4096],
+        ];
+        for bytes in others {
+            assert_eq!(passed(&floods, &bytes, 50), 50, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_frame_can_be_shed_without_touching_frames() {
+        let floods = [flood(Kind::Shapeless, 16)];
+        let mut wrong_version = frame(7, Status::Ok, 1);
+        wrong_version[2] = 1;
+        for bytes in [&[][..], &[1], &[7; 31], &[7; 32], &[7; 60], &wrong_version] {
+            assert!(passed(&floods, bytes, 1_000) < 10, "{bytes:?}");
+        }
+        assert_eq!(passed(&floods, &frame(7, Status::Ok, 1), 50), 50);
+    }
+
+    #[test]
+    fn as_many_floods_as_are_told_apart_fit_into_the_program() {
+        let mut floods: Vec<_> = (1..KINDS_MAX as u32)
+            .map(|pid| flood(Kind::Pid(pid), 16))
+            .collect();
+        floods.push(flood(Kind::Shapeless, 16));
+        assert!(passed(&floods, &frame(7, Status::Ok, 1), 1_000) < 10);
+        assert_eq!(passed(&floods, &frame(4242, Status::Ok, 1), 50), 50);
+    }
+
+    #[test]
+    fn only_a_flood_is_shed_and_only_while_it_lasts() {
+        let mut shed = Shed::new(100);
+        let mut now_ns = 0;
+        let mut window = |shed: &mut Shed, refusals: u64| {
+            let stood_for: u64 = (0..refusals).map(|_| shed.note(PID)).sum();
+            now_ns += WINDOW_NS;
+            let program = shed.review(now_ns).map(<[_]>::len);
+            (stood_for, program)
+        };
+        assert_eq!(window(&mut shed, FLOOD_REFUSALS - 1), (0, None));
+        let (_, program) = window(&mut shed, 64_000);
+        assert!(program.is_some_and(|length| length > 0));
+        let one_in = 1024;
+        assert_eq!(shed.take_news(), Some(News { kind: PID, one_in }));
+        assert!(shed.next_review_ns().is_some());
+        // 64000 per window against a sample of 40: one in 1024.
+        assert_eq!(window(&mut shed, 60), (60 * 1023, None), "it goes on");
+        assert_eq!(window(&mut shed, 0), (0, Some(0)), "it is over");
+        assert_eq!(shed.next_review_ns(), None);
+        let one_in = 1;
+        assert_eq!(shed.take_news(), Some(News { kind: PID, one_in }));
+        assert_eq!(window(&mut shed, 10), (0, None));
+    }
+
+    #[test]
+    fn a_number_that_is_a_pid_in_a_container_is_known_until_its_last_owner_leaves() {
+        let mut inner = InnerPids::new();
+        let claims = Claims::from_pids(&[900, 17, 1]);
+        inner.add(claims);
+        inner.add(Claims::from_pids(&[901, 1]));
+        inner.remove(claims);
+        assert!(inner.may_contain(1));
+        assert!(!inner.may_contain(17) && !inner.may_contain(900));
+    }
+
+    #[test]
+    fn one_flood_among_many_small_offenders_is_found() {
+        let mut shed = Shed::new(100);
+        for i in 0..20_000 {
+            shed.note(PID);
+            if i % 4 == 0 {
+                shed.note(Kind::Pid(i));
+            }
+        }
+        assert!(shed.review(WINDOW_NS).is_some());
+        let shedding: Vec<_> = shed.floods.iter().map(|flood| flood.kind).collect();
+        assert_eq!(shedding, [PID]);
+    }
+
+    #[test]
+    fn a_sample_lets_through_what_the_agent_may_send() {
+        let mut shed = Shed::new(10_000);
+        for _ in 0..64_000 {
+            shed.note(PID);
+        }
+        shed.review(WINDOW_NS);
+        // 1000 beats per window are allowed, so one in 16 passes.
+        assert_eq!(shed.note(PID), 15);
+    }
+}
