@@ -11,6 +11,11 @@
 //! could not queue during a gap are lost; that is why the observer restarts everybody's silence after
 //! one ([`crate::Tracker::restart_silence`]).
 //!
+//! Attention can also be in doubt: while the kernel's queue may have been full, beats may have been
+//! refused that nobody heard of. Such time counts a sixteenth. It is not a gap, since then a flood would
+//! switch the watch off; but an agent must be silent for sixteen thresholds of flood to be called stalled.
+//! What does not count is owed: the clock that silence is judged by stands still until it is paid.
+//!
 //! Readings that go backwards are treated as no time passed, and counted.
 
 /// Gaps longer than this are also counted as clock jumps, as the 0.2.0 generation counted them.
@@ -22,12 +27,23 @@ const TOLERANCE_MIN_NS: u64 = 1_000_000;
 /// Lateness that is always called a gap: 100 ms, far beyond scheduling noise.
 const TOLERANCE_MAX_NS: u64 = 100_000_000;
 
+/// Of doubtful time one part in this many counts.
+const DOUBT_PARTS: u64 = 16;
+
+/// How far before a late look doubt reaches at most: 5 ms. A queue overflows within microseconds, but it
+/// cannot be known when; who sleeps is woken by the first datagram, so only a busy machine needs longer.
+const DOUBT_REACH_NS: u64 = 5_000_000;
+
 /// Measures attention from raw monotonic readings. All times are nanoseconds.
 #[derive(Clone, Debug)]
 pub struct AttentionClock {
     last_raw_ns: u64,
     promised_raw_ns: u64,
     attention_ns: u64,
+    /// Attention that was counted in doubt and does not count.
+    owed_ns: u64,
+    /// Everything before is settled.
+    doubted_raw_ns: u64,
     tolerance_ns: u64,
     longest_sleep_ns: u64,
     regressions: u64,
@@ -50,6 +66,8 @@ impl AttentionClock {
             last_raw_ns: raw_ns,
             promised_raw_ns: raw_ns,
             attention_ns: 0,
+            owed_ns: 0,
+            doubted_raw_ns: raw_ns,
             tolerance_ns,
             longest_sleep_ns: (shortest_threshold_ns / 4).max(TOLERANCE_MIN_NS),
             regressions: 0,
@@ -69,7 +87,9 @@ impl AttentionClock {
         self.last_raw_ns = raw_ns;
         self.promised_raw_ns = raw_ns;
         if late_ns <= self.tolerance_ns {
-            self.attention_ns = self.attention_ns.saturating_add(elapsed_ns);
+            let paid_ns = self.owed_ns.min(elapsed_ns);
+            self.owed_ns -= paid_ns;
+            self.attention_ns = self.attention_ns.saturating_add(elapsed_ns - paid_ns);
             return None;
         }
         if elapsed_ns > JUMP_NS {
@@ -84,9 +104,26 @@ impl AttentionClock {
         self.promised_raw_ns = raw_ns.max(self.last_raw_ns);
     }
 
-    /// Attention time of the last look: the `now` of every decision.
+    /// Beats may have been refused between `from_raw_ns` and the last look: the queue may have been full.
+    /// `woken_raw_ns` is the look that ended the last sleep.
+    pub fn doubt(&mut self, from_raw_ns: u64, woken_raw_ns: u64) {
+        let from_ns = from_raw_ns
+            .max(woken_raw_ns.saturating_sub(DOUBT_REACH_NS))
+            .max(self.doubted_raw_ns);
+        let doubtful_ns = self.last_raw_ns.saturating_sub(from_ns);
+        let owed_ns = doubtful_ns - doubtful_ns / DOUBT_PARTS;
+        self.owed_ns = self.owed_ns.saturating_add(owed_ns);
+        self.doubted_raw_ns = self.last_raw_ns;
+    }
+
+    /// Attention time of the last look: when beats are heard.
     pub fn now_ns(&self) -> u64 {
         self.attention_ns
+    }
+
+    /// The same less what is owed: the time silence is judged by.
+    pub fn judged_ns(&self) -> u64 {
+        self.attention_ns.saturating_sub(self.owed_ns)
     }
 
     /// Raw time of the last look.
@@ -94,9 +131,9 @@ impl AttentionClock {
         self.last_raw_ns
     }
 
-    /// The raw time at which attention time `attention_ns` comes if no gap intervenes.
+    /// The raw time at which silence is judged as of `attention_ns` if no gap intervenes.
     pub fn raw_at(&self, attention_ns: u64) -> u64 {
-        let ahead_ns = attention_ns.saturating_sub(self.attention_ns);
+        let ahead_ns = attention_ns.saturating_sub(self.judged_ns());
         self.last_raw_ns.saturating_add(ahead_ns)
     }
 
@@ -196,6 +233,51 @@ mod tests {
         assert_eq!(clock.now_ns(), 0);
         assert_eq!(clock.raw_at(2_000 * MS), 12_000 * MS);
         assert_eq!(clock.raw_at(0), 10_000 * MS);
+    }
+
+    #[test]
+    fn doubtful_time_counts_a_sixteenth_and_is_owed_before_it_is_paid() {
+        let mut clock = clock();
+        clock.look(16 * MS);
+        clock.doubt(0, 4 * MS);
+        assert_eq!(
+            clock.now_ns(),
+            16 * MS,
+            "beats are heard when they are heard"
+        );
+        assert_eq!(clock.judged_ns(), MS);
+        assert_eq!(clock.raw_at(2 * MS), 17 * MS);
+        clock.look(20 * MS);
+        assert_eq!((clock.now_ns(), clock.judged_ns()), (16 * MS, 5 * MS));
+        clock.look(40 * MS);
+        assert_eq!(clock.judged_ns(), 25 * MS);
+        assert_eq!(clock.now_ns(), 25 * MS);
+    }
+
+    #[test]
+    fn in_an_endless_flood_time_passes_at_a_sixteenth() {
+        let mut clock = clock();
+        let mut raw_ns = 0;
+        for _ in 0..1_600 {
+            raw_ns += MS;
+            clock.look(raw_ns);
+            clock.doubt(raw_ns - MS, raw_ns);
+        }
+        let judged_ms = clock.judged_ns() / MS;
+        assert!((99..=100).contains(&judged_ms), "{judged_ms} ms of 1600");
+    }
+
+    #[test]
+    fn doubt_does_not_reach_into_a_sleep_nor_count_twice() {
+        let mut clock = clock();
+        clock.promise(500 * MS);
+        clock.look(500 * MS);
+        clock.look(501 * MS);
+        clock.doubt(0, 500 * MS);
+        let owed_ns = 6 * MS - 6 * MS / 16;
+        assert_eq!(clock.judged_ns(), 501 * MS - owed_ns);
+        clock.doubt(0, 500 * MS);
+        assert_eq!(clock.judged_ns(), 501 * MS - owed_ns);
     }
 
     #[test]

@@ -45,6 +45,7 @@ impl Ingest {
                 self.config.gate.lets_in(sender)
                     && self.tracker.may_have_room()
                     && !self.introductions.is_noisy(sender.pid, now_ns)
+                    && !self.introductions.is_liar(sender.pid, now_ns)
             }
         }
     }
@@ -72,10 +73,8 @@ impl Ingest {
                 self.refuse(pid, reason);
             }
         }
-        if self.refusals != refusals
-            && let Some(kind) = kind
-        {
-            let shed = self.shed.note(kind);
+        if let Some(kind) = kind {
+            let shed = self.shed.note(kind, self.refusals != refusals);
             self.counters.add(Counter::Shed, shed);
         }
     }

@@ -179,14 +179,20 @@ impl Ingest {
         self.lines.events.ring_bell();
         let known_exits = self.ready.exits.len();
         self.sleeper.wait(&mut self.ready, fetched)?;
-        self.look();
+        let woken_ns = self.look();
+        let heard_ns = self.attention.now_ns();
         for slot in &self.ready.exits[known_exits..] {
             self.held[*slot as usize].is_ending = true;
         }
         // Everything sent before this moment is in the queue by now, so silence up to it is proved
-        // once the queue has been read.
-        let judged_ns = self.attention.now_ns();
-        self.drain_socket();
+        // once the queue has been read; unless the queue was full and something was refused.
+        let empty_ns = self.horizon.empty_ns;
+        let read = self.drain_socket();
+        if read > self.config.queue_datagrams {
+            self.look();
+            self.attention.doubt(empty_ns, woken_ns);
+        }
+        let judged_ns = self.attention.judged_ns().min(heard_ns);
         self.shed_floods();
         self.drain_orders();
         self.drain_exits();
@@ -233,29 +239,39 @@ impl Ingest {
         raw_ns
     }
 
-    fn drain_socket(&mut self) {
+    /// Reads until the queue is empty, or the budget used up. Returns how many datagrams were read.
+    fn drain_socket(&mut self) -> usize {
         let mut looked_ns = self.attention.raw_now_ns();
+        let mut read = 0;
         if self.config.means.sender_pidfd {
-            for _ in 0..ONE_BY_ONE {
+            while read < ONE_BY_ONE {
                 match peek_sender(self.socket.as_fd()) {
-                    Ok(Peeked::Empty) => return self.horizon.saw_empty_queue(looked_ns),
+                    Ok(Peeked::Empty) => {
+                        self.horizon.saw_empty_queue(looked_ns);
+                        return read;
+                    }
                     Ok(Peeked::Sender(sender)) => self.take_one(sender.map(credentials_of)),
-                    Err(_) => return self.counters.count(Counter::ReceiveErrors),
+                    Err(_) => {
+                        self.counters.count(Counter::ReceiveErrors);
+                        return read;
+                    }
                 }
+                read += 1;
             }
         }
-        let mut budget = self.receive_budget;
-        while budget > 0 {
+        while read < self.receive_budget {
             let Some(received) = self.take(BATCH) else {
-                return;
+                return read;
             };
+            read += received;
             if received < BATCH {
-                return self.horizon.saw_empty_queue(looked_ns);
+                self.horizon.saw_empty_queue(looked_ns);
+                return read;
             }
-            budget = budget.saturating_sub(received);
             self.horizon.has_read(received, looked_ns);
             looked_ns = self.look();
         }
+        read
     }
 
     /// Takes the datagram that was looked at; a stranger's together with its sender.
@@ -422,6 +438,8 @@ impl Ingest {
 #[derive(Debug)]
 struct Horizon {
     queue_datagrams: usize,
+    /// The queue was empty at some time after this.
+    empty_ns: u64,
     proved_ns: u64,
     /// A later time, which will be proved when a queue's worth has been read after it.
     next_ns: u64,
@@ -432,6 +450,7 @@ impl Horizon {
     fn new(queue_datagrams: usize) -> Self {
         Self {
             queue_datagrams,
+            empty_ns: 0,
             proved_ns: 0,
             next_ns: 0,
             read_since: 0,
@@ -440,6 +459,7 @@ impl Horizon {
 
     /// The queue was empty at some time after `looked_ns`.
     fn saw_empty_queue(&mut self, looked_ns: u64) {
+        self.empty_ns = looked_ns;
         self.proved_ns = self.proved_ns.max(looked_ns);
         self.next_ns = self.proved_ns;
         self.read_since = 0;

@@ -82,12 +82,21 @@ impl Shed {
         }
     }
 
-    /// A datagram was refused. Returns how many like it were shed for it, by the law of large numbers.
-    pub(super) fn note(&mut self, kind: Kind) -> u64 {
+    /// A datagram has passed and was refused or credited. Returns how many like it were shed for it, by
+    /// the law of large numbers.
+    pub(super) fn note(&mut self, kind: Kind, was_refused: bool) -> u64 {
         if let Some(flood) = self.floods.iter_mut().find(|flood| flood.kind == kind) {
             let stands_for = 1 << flood.power;
-            flood.refused += stands_for;
+            let refused = if was_refused {
+                stands_for
+            } else {
+                stands_for - 1
+            };
+            flood.refused += refused;
             return stands_for - 1;
+        }
+        if !was_refused {
+            return 0;
         }
         let new = Flood {
             kind,
@@ -366,7 +375,7 @@ mod tests {
         let mut shed = Shed::new(100);
         let mut now_ns = 0;
         let mut window = |shed: &mut Shed, refusals: u64| {
-            let stood_for: u64 = (0..refusals).map(|_| shed.note(PID)).sum();
+            let stood_for: u64 = (0..refusals).map(|_| shed.note(PID, true)).sum();
             now_ns += WINDOW_NS;
             let program = shed.review(now_ns).map(<[_]>::len);
             (stood_for, program)
@@ -401,9 +410,9 @@ mod tests {
     fn one_flood_among_many_small_offenders_is_found() {
         let mut shed = Shed::new(100);
         for i in 0..20_000 {
-            shed.note(PID);
+            shed.note(PID, true);
             if i % 4 == 0 {
-                shed.note(Kind::Pid(i));
+                shed.note(Kind::Pid(i), true);
             }
         }
         assert!(shed.review(WINDOW_NS).is_some());
@@ -415,10 +424,12 @@ mod tests {
     fn a_sample_lets_through_what_the_agent_may_send() {
         let mut shed = Shed::new(10_000);
         for _ in 0..64_000 {
-            shed.note(PID);
+            shed.note(PID, true);
         }
         shed.review(WINDOW_NS);
-        // 1000 beats per window are allowed, so one in 16 passes.
-        assert_eq!(shed.note(PID), 15);
+        // 1000 beats per window are allowed, so one in 16 passes, and each stands for the others.
+        assert_eq!(shed.note(PID, true), 15);
+        assert_eq!(shed.note(PID, false), 15);
+        assert_eq!(shed.note(Kind::Pid(1), false), 0);
     }
 }
