@@ -163,6 +163,7 @@ impl Ingest {
     fn still_has_its_pid(&self, agent: Agent) -> bool {
         match &self.held[agent.slot as usize].pidfd {
             Some(pidfd) if !identity::has_ended(pidfd) => true,
+            None if agent.instance == UNIDENTIFIED => true,
             // A zombie keeps its pid, and so does one that nobody came after.
             _ => match identity::open(agent.pid) {
                 Ok(process) => {
