@@ -30,9 +30,9 @@ const TOLERANCE_MAX_NS: u64 = 100_000_000;
 /// Of doubtful time one part in this many counts.
 const DOUBT_PARTS: u64 = 16;
 
-/// How far before a late look doubt reaches at most: 5 ms. A queue overflows within microseconds, but it
+/// How far before a wake-up doubt reaches at most: 2 ms. A queue overflows within microseconds, but it
 /// cannot be known when; who sleeps is woken by the first datagram, so only a busy machine needs longer.
-const DOUBT_REACH_NS: u64 = 5_000_000;
+const DOUBT_REACH_NS: u64 = 2_000_000;
 
 /// Measures attention from raw monotonic readings. All times are nanoseconds.
 #[derive(Clone, Debug)]
@@ -92,6 +92,8 @@ impl AttentionClock {
             self.attention_ns = self.attention_ns.saturating_add(elapsed_ns - paid_ns);
             return None;
         }
+        // What counts for nobody anyway need not be doubted.
+        self.doubted_raw_ns = raw_ns;
         if elapsed_ns > JUMP_NS {
             self.jumps = self.jumps.saturating_add(1);
         }
@@ -106,7 +108,8 @@ impl AttentionClock {
 
     /// Beats may have been refused between `from_raw_ns` and the last look: the queue may have been full.
     /// `woken_raw_ns` is the look that ended the last sleep.
-    pub fn doubt(&mut self, from_raw_ns: u64, woken_raw_ns: u64) {
+    /// Returns the time that is now in doubt and was not before.
+    pub fn doubt(&mut self, from_raw_ns: u64, woken_raw_ns: u64) -> u64 {
         let from_ns = from_raw_ns
             .max(woken_raw_ns.saturating_sub(DOUBT_REACH_NS))
             .max(self.doubted_raw_ns);
@@ -114,6 +117,7 @@ impl AttentionClock {
         let owed_ns = doubtful_ns - doubtful_ns / DOUBT_PARTS;
         self.owed_ns = self.owed_ns.saturating_add(owed_ns);
         self.doubted_raw_ns = self.last_raw_ns;
+        doubtful_ns
     }
 
     /// Attention time of the last look: when beats are heard.
@@ -239,7 +243,7 @@ mod tests {
     fn doubtful_time_counts_a_sixteenth_and_is_owed_before_it_is_paid() {
         let mut clock = clock();
         clock.look(16 * MS);
-        clock.doubt(0, 4 * MS);
+        assert_eq!(clock.doubt(0, 2 * MS), 16 * MS);
         assert_eq!(
             clock.now_ns(),
             16 * MS,
@@ -268,13 +272,22 @@ mod tests {
     }
 
     #[test]
+    fn a_gap_counts_for_nobody_and_is_not_owed_besides() {
+        let mut clock = clock();
+        clock.look(MS);
+        assert!(clock.look(10_000 * MS).is_some());
+        assert_eq!(clock.doubt(0, MS), 0);
+        assert_eq!(clock.judged_ns(), MS);
+    }
+
+    #[test]
     fn doubt_does_not_reach_into_a_sleep_nor_count_twice() {
         let mut clock = clock();
         clock.promise(500 * MS);
         clock.look(500 * MS);
         clock.look(501 * MS);
         clock.doubt(0, 500 * MS);
-        let owed_ns = 6 * MS - 6 * MS / 16;
+        let owed_ns = 3 * MS - 3 * MS / 16;
         assert_eq!(clock.judged_ns(), 501 * MS - owed_ns);
         clock.doubt(0, 500 * MS);
         assert_eq!(clock.judged_ns(), 501 * MS - owed_ns);

@@ -103,6 +103,7 @@ counters! {
     "varta_observer_clock_jump_forward_total" "Gaps of more than 5 s in the observer's attention." { ClockJumps }
     "varta_observer_gaps_total" "Times the observer came later than it had promised; counted against nobody." { Gaps }
     "varta_observer_gap_nanoseconds_total" "Time that counts against nobody because the observer was not watching." { GapNanoseconds }
+    "varta_observer_doubt_nanoseconds_total" "Time that counts a sixteenth because more was read than the kernel queues, so beats may have been refused unheard." { DoubtNanoseconds }
     "varta_events_dropped_total" "Events that found the ring to the control thread full; stalls and watched exits are never among them." { EventsDropped }
     "varta_export_rows_dropped_total" "Rows the event file could not take." { RowsDropped }
     "varta_recovery_outcomes_total" "Recovery decisions and how they ended." {

@@ -129,6 +129,12 @@ pub enum EventKind {
         /// One in this many is let through; 1 when it is over.
         one_in: u32,
     },
+    /// More was read than the kernel queues: beats may have been refused unheard, so time counted a
+    /// sixteenth.
+    Doubt {
+        /// How long, nanoseconds, since it was told last.
+        doubt_ns: u64,
+    },
     /// The observer itself was stopped, starved or asleep (law 2): this time counts against nobody.
     Gap {
         /// Length of the gap, nanoseconds.

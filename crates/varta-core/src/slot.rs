@@ -249,10 +249,11 @@ impl Slot {
     /// Terminal frames carry a nonce that says nothing about order, so they neither read nor move the
     /// nonce mark; their own timestamps order them.
     ///
-    /// Where the kernel vouches for the sender nobody else can replay its beats, so a lower nonce is a
-    /// new session of the same process: at once if the timestamp restarts too (a new handle, another
-    /// program after `exec`), else as soon as the process has been quiet for a while (the older of two
-    /// handles goes on after the newer one was closed). It is never locked out.
+    /// Where the kernel vouches for the sender nobody else can replay its beats, so a nonce that does not
+    /// grow is a new session of the same process: at once if the timestamp restarts too (a new handle,
+    /// another program after `exec`), else as soon as the process has been quiet for a while (the older
+    /// of two handles goes on after the newer one was closed). It is never locked out. Only the very same
+    /// frame again is never one.
     pub(crate) fn step_to(&self, frame: &Frame, origin: BeatOrigin, now_ns: u64) -> Option<Step> {
         if frame.is_terminal() {
             let stale = self.terminal_timestamp != 0 && frame.timestamp <= self.terminal_timestamp;
@@ -270,9 +271,9 @@ impl Slot {
         let restarts = frame.timestamp < self.last_timestamp;
         let quiet_ns = self.threshold_ns / SESSION_QUIET_PARTS;
         let was_quiet = now_ns.saturating_sub(self.last_ns) >= quiet_ns;
+        let is_repeated = frame.nonce == last_nonce && frame.timestamp == self.last_timestamp;
         let is_attested = origin == BeatOrigin::KernelAttested;
-        (is_attested && frame.nonce < last_nonce && (restarts || was_quiet))
-            .then_some(Step::NewSession)
+        (is_attested && !is_repeated && (restarts || was_quiet)).then_some(Step::NewSession)
     }
 
     /// The tier that silence has reached and that was not handed over yet.

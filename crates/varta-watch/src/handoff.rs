@@ -3,7 +3,8 @@
 //!
 //! The beat path never waits. A full ring refuses: a stall is then offered again in the next turn,
 //! anything else is dropped and counted. Beats and refusals, of which anybody can make many, may
-//! only fill the ring to three quarters, so that they cannot crowd out what matters.
+//! only fill the ring to three quarters, so that they cannot crowd out what matters; nobody joins while
+//! less than an eighth is free, so that there is always room to tell of those who are there.
 
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,6 +18,9 @@ const RING_EVENTS: usize = 8192;
 
 /// Room kept for events that are not beats or refusals.
 const RESERVED_EVENTS: usize = RING_EVENTS / 4;
+
+/// Room kept for stalls, returns and exits.
+const RESERVED_FOR_AGENTS: usize = RING_EVENTS / 8;
 
 /// Orders the other ring holds. Whoever orders keeps what finds no room.
 const RING_ORDERS: usize = 8192;
@@ -116,6 +120,11 @@ impl EventSender {
         self.ring.slots() > 0
     }
 
+    /// Whether somebody may join, so that the join and what follows can be told.
+    pub(crate) fn has_room_for_join(&self) -> bool {
+        self.ring.slots() > RESERVED_FOR_AGENTS
+    }
+
     /// Hands an event over, or counts it as dropped.
     pub(crate) fn send(&mut self, event: Event, process: Option<OwnedFd>) {
         if self.push(event, process).is_break() {
@@ -146,7 +155,7 @@ impl EventSender {
     fn push(&mut self, event: Event, process: Option<OwnedFd>) -> ControlFlow<()> {
         let expendable = matches!(
             event.kind,
-            EventKind::Beat { .. } | EventKind::Refused { .. }
+            EventKind::Beat { .. } | EventKind::Refused { .. } | EventKind::Session { .. }
         );
         if expendable && self.ring.slots() <= RESERVED_EVENTS {
             return ControlFlow::Break(());
@@ -240,6 +249,11 @@ impl OrderReceiver {
     /// The next order, if there is one.
     pub(crate) fn pop(&mut self) -> Option<Order> {
         self.ring.pop().ok()
+    }
+
+    /// Rings for what was left over.
+    pub(crate) fn ring_again(&self) {
+        let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
     }
 
     /// Quiets the bell. Call before emptying the ring, so that no ring in between is lost.

@@ -22,6 +22,12 @@ const NEWCOMER_RATE: u32 = 10_000;
 /// First contacts that may come at once: at least this many, and as many as there is room for.
 const NEWCOMER_BURST_MIN: u32 = 10_000;
 
+/// Processes that said goodbye and come back at once, per second and at once: enough for who means it.
+const COMEBACKS: Rate = Rate {
+    per_second: 10,
+    burst: 100,
+};
+
 /// A rate and how far it may be exceeded for a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
@@ -100,6 +106,7 @@ pub struct Limits {
     budgets: Box<[Budget]>,
     global_bucket: TokenBucket,
     newcomer_bucket: TokenBucket,
+    comeback_bucket: TokenBucket,
 }
 
 impl Limits {
@@ -121,6 +128,7 @@ impl Limits {
                 .global
                 .map_or_else(TokenBucket::default, |rate| TokenBucket::full(rate, now_ns)),
             newcomer_bucket: TokenBucket::full(newcomers, now_ns),
+            comeback_bucket: TokenBucket::full(COMEBACKS, now_ns),
         }
     }
 
@@ -133,6 +141,13 @@ impl Limits {
     pub fn let_newcomer_in(&mut self, now_ns: u64) -> Result<(), Limit> {
         let is_in = self.newcomer_bucket.take(self.newcomers, now_ns);
         if is_in { Ok(()) } else { Err(Limit::Newcomers) }
+    }
+
+    /// Whether a process that has just said goodbye may join again. Each time it would have a full bucket,
+    /// so without a limit here it would have none at all.
+    pub fn let_back_in(&mut self, now_ns: u64) -> Result<(), Limit> {
+        let is_in = self.comeback_bucket.take(COMEBACKS, now_ns);
+        if is_in { Ok(()) } else { Err(Limit::Agent) }
     }
 
     /// A new agent has a slot: its bucket is full but for the beat that brought it.
@@ -269,6 +284,14 @@ mod tests {
             assert_eq!(limits.let_newcomer_in(0), Ok(()));
         }
         assert_eq!(limits.let_newcomer_in(0), Err(Limit::Newcomers));
+    }
+
+    #[test]
+    fn leaving_and_coming_back_is_no_way_around_the_limit() {
+        let mut limits = limits(Some(rate(1, 1)), None);
+        let back = |limits: &mut Limits, now_ns| limits.let_back_in(now_ns).is_ok();
+        assert_eq!((0..1_000).filter(|_| back(&mut limits, 0)).count(), 100);
+        assert!(back(&mut limits, SECOND));
     }
 
     #[test]

@@ -517,10 +517,24 @@ fn of_two_handles_the_older_is_out_of_order_only_while_the_newer_speaks() {
 }
 
 #[test]
-fn a_repeated_nonce_stays_refused_however_long_the_silence() {
+fn the_same_frame_again_stays_refused_however_long_the_silence() {
     let mut tracker = strict(1);
     tracker.update(beat(100, 50), 0);
     assert_eq!(tracker.update(beat(100, 50), T / 2), Update::OutOfOrder);
+}
+
+#[test]
+fn a_process_with_a_new_handle_for_every_beat_is_heard() {
+    let mut tracker = strict(1);
+    let mut first = beat(100, 1);
+    for (timestamp, now_ns) in [(9, 0), (7, T / 8), (8, T / 2), (7, T)] {
+        first.frame.timestamp = timestamp;
+        assert!(
+            tracker.record(&first, now_ns, T).agent.is_some(),
+            "at {now_ns}"
+        );
+    }
+    assert_eq!(tracker.take_session_restarts(), 3);
 }
 
 #[test]

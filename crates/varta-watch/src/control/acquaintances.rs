@@ -31,7 +31,8 @@ pub(super) struct Acquaintances {
     known: HashMap<u32, (Agent, Facts)>,
     /// Looked at because the beat path asked, by pid and instance.
     examined: HashMap<(u32, u64), Facts>,
-    /// Agents whose end is not watched; the first is looked at next.
+    /// Agents whose end is not watched; the first is looked at next. Those that are gone are left out
+    /// when their turn comes.
     unwatched: VecDeque<Agent>,
     next_search: Option<Instant>,
 }
@@ -58,6 +59,8 @@ impl Acquaintances {
         let mut instance = question.instance;
         if instance.is_none()
             && let Ok(held) = self.means.hold(pid)
+            // While the one that came along lives, whoever has the pid is that one.
+            && !process.as_ref().is_some_and(identity::has_ended)
         {
             instance = Some(held.instance);
             process = process.or(Some(held.pidfd));
@@ -126,9 +129,17 @@ impl Acquaintances {
         if self.facts_of(agent).is_some() {
             self.known.remove(&agent.slot);
         }
-        if !self.unwatched.is_empty() {
-            self.unwatched.retain(|unwatched| *unwatched != agent);
+    }
+
+    /// Whether an agent lives in a pid namespace below the observer's, or nobody can tell although
+    /// `/proc` could.
+    pub(super) fn may_be_foreign(&mut self, agent: Agent) -> bool {
+        let is_unknown = |facts: Option<&Facts>| facts.is_none_or(|facts| facts.pids.is_empty());
+        if is_unknown(self.facts_of(agent)) {
+            self.review(agent);
         }
+        let facts = self.facts_of(agent);
+        facts.is_some_and(Facts::is_foreign) || (self.means.proc && is_unknown(facts))
     }
 
     pub(super) fn facts_of(&self, agent: Agent) -> Option<&Facts> {
@@ -164,6 +175,9 @@ impl Acquaintances {
             let Some(agent) = self.unwatched.pop_front() else {
                 break;
             };
+            if self.facts_of(agent).is_none() {
+                continue;
+            }
             match self.ended(agent) {
                 Some(process) => ended.push((agent, process)),
                 None => self.unwatched.push_back(agent),
@@ -274,19 +288,22 @@ mod tests {
         reaped.kill().unwrap();
         reaped.wait().unwrap();
         zombie.kill().unwrap();
-        let mut ended = Vec::new();
-        let mut now = Instant::now();
-        while ended.len() < 2 {
-            now += SEARCH_PAUSE;
-            ended.extend(all.find_ended(now));
-        }
+        let held = means().hold(zombie.id()).unwrap();
+        let mut fds = [rustix::event::PollFd::new(
+            &held.pidfd,
+            rustix::event::PollFlags::IN,
+        )];
+        rustix::event::poll(&mut fds, None).unwrap();
+        let mut ended = all.find_ended(Instant::now() + SEARCH_PAUSE);
+        assert_eq!(ended.len(), 2);
         ended.sort_by_key(|(agent, _)| agent.slot);
         assert_eq!(ended[0].0.pid, reaped.id());
         assert!(ended[0].1.is_none());
         assert_eq!(ended[1].0.pid, zombie.id());
         assert!(ended[1].1.is_some());
         all.forget(agent(2, alive.id()));
-        assert_eq!(all.unwatched.len(), 0);
+        all.find_ended(Instant::now() + 2 * SEARCH_PAUSE);
+        assert_eq!(all.next_search(), None, "nobody is left to look for");
         zombie.wait().unwrap();
         alive.kill().unwrap();
         alive.wait().unwrap();
@@ -305,5 +322,17 @@ mod tests {
         assert_eq!(all.facts_of(other), None);
         all.forget(other);
         assert!(all.facts_of(me).is_some());
+    }
+
+    #[test]
+    fn nobody_is_called_a_neighbour_who_cannot_be_looked_at() {
+        let mut all = acquaintances(means());
+        let me = agent(0, std::process::id());
+        assert!(!all.may_be_foreign(me), "looked at when asked");
+        let gone = Agent {
+            instance: me.instance + 1,
+            ..me
+        };
+        assert!(all.may_be_foreign(gone));
     }
 }

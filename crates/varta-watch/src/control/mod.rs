@@ -28,7 +28,6 @@ use varta_core::{Agent, Counter, Counters, Event, EventKind, ExitStatus, SlotTab
 use crate::api::{Fields, LogEvent};
 use crate::clock::RawClock;
 use crate::handoff::{EventReceiver, Handed, Order, OrderSender};
-use crate::identity::facts::Facts;
 use crate::identity::{self, Means};
 use crate::journal::{Journal, append_row};
 use crate::recovery::{Ended, RecoveryCommand, Running, StartError, kill_group};
@@ -38,6 +37,9 @@ use repeats::Repeats;
 
 /// Events handled before anything else gets a turn.
 const EVENTS_PER_TURN: usize = 4096;
+
+/// Events after which orders are sent.
+const EVENTS_PER_ORDERS: usize = 64;
 
 /// How often the largest pid of this host is read, in case the operator changes it.
 const PID_MAX_PAUSE: Duration = Duration::from_secs(60);
@@ -230,7 +232,10 @@ impl Control {
     /// Takes what has happened, up to a bound; true if there may be more.
     fn take_events(&mut self) -> bool {
         let mut rows = String::new();
-        for _ in 0..EVENTS_PER_TURN {
+        for number in 0..EVENTS_PER_TURN {
+            if number % EVENTS_PER_ORDERS == 0 {
+                self.orders.send();
+            }
             let Some(handed) = self.events.pop() else {
                 self.write_rows(rows);
                 return false;
@@ -240,6 +245,8 @@ impl Control {
                 Handed::Question(question) => {
                     let introduction = self.acquaintances.answer(question);
                     self.orders.add(Order::Introduce(introduction));
+                    // A beat is waiting.
+                    self.orders.send();
                     continue;
                 }
             };
@@ -335,6 +342,7 @@ impl Control {
                 self.repeats.add_refusal(Instant::now(), pid, reason);
             }
             EventKind::Flood { pid, one_in } => story::flood(&self.log, pid, one_in),
+            EventKind::Doubt { doubt_ns } => self.repeats.add_doubt(Instant::now(), doubt_ns),
             EventKind::Gap { gap_ns } => self.repeats.add_gap(Instant::now(), gap_ns),
         }
     }
@@ -430,12 +438,11 @@ impl Control {
     }
 
     /// Starts the command for an agent that is silent still.
-    fn start_command(&self, agent: Agent) -> Result<(Running, String), StartError> {
+    fn start_command(&mut self, agent: Agent) -> Result<(Running, String), StartError> {
         let facts = self.table.read(agent.slot);
         let still_silent =
             facts.is_some_and(|facts| facts.agent(agent.slot) == agent && facts.state.is_latched());
-        let facts = self.acquaintances.facts_of(agent);
-        if !self.recover_foreign && facts.is_some_and(Facts::is_foreign) {
+        if !self.recover_foreign && self.acquaintances.may_be_foreign(agent) {
             return Err(StartError::CrossNamespace);
         }
         match &self.recovery {

@@ -16,6 +16,7 @@ const QUIET: Duration = Duration::from_secs(1);
 pub(crate) struct Repeats {
     refusals: Vec<Reason>,
     gaps: Option<Gaps>,
+    doubts: Option<Gaps>,
     sessions: Option<Sessions>,
 }
 
@@ -38,6 +39,20 @@ struct Reason {
 struct Gaps {
     total_ns: u64,
     waiting: Waiting,
+}
+
+impl Gaps {
+    fn from(now: Instant) -> Self {
+        Self {
+            total_ns: 0,
+            waiting: Waiting::from(now),
+        }
+    }
+
+    fn add(&mut self, ns: u64) {
+        self.total_ns = self.total_ns.saturating_add(ns);
+        self.waiting.count += 1;
+    }
 }
 
 #[derive(Debug)]
@@ -89,12 +104,13 @@ impl Repeats {
     }
 
     pub(crate) fn add_gap(&mut self, now: Instant, gap_ns: u64) {
-        let gaps = self.gaps.get_or_insert_with(|| Gaps {
-            total_ns: 0,
-            waiting: Waiting::from(now),
-        });
-        gaps.total_ns = gaps.total_ns.saturating_add(gap_ns);
-        gaps.waiting.count += 1;
+        self.gaps.get_or_insert_with(|| Gaps::from(now)).add(gap_ns);
+    }
+
+    pub(crate) fn add_doubt(&mut self, now: Instant, doubt_ns: u64) {
+        self.doubts
+            .get_or_insert_with(|| Gaps::from(now))
+            .add(doubt_ns);
     }
 
     pub(crate) fn add_session(&mut self, now: Instant, who: story::Who) {
@@ -123,6 +139,11 @@ impl Repeats {
         {
             story::gaps(log, count, std::mem::take(&mut gaps.total_ns));
         }
+        if let Some(doubts) = &mut self.doubts
+            && doubts.waiting.take_due(now).is_some()
+        {
+            story::doubts(log, std::mem::take(&mut doubts.total_ns));
+        }
         if let Some(sessions) = &mut self.sessions
             && let Some(count) = sessions.waiting.take_due(now)
         {
@@ -136,7 +157,8 @@ impl Repeats {
     }
 
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        let gaps = self.gaps.iter().map(|gaps| &gaps.waiting);
+        let gaps = self.gaps.iter().chain(&self.doubts);
+        let gaps = gaps.map(|gaps| &gaps.waiting);
         let sessions = self.sessions.iter().map(|sessions| &sessions.waiting);
         let refusals = self.refusals.iter().map(|reason| &reason.waiting);
         let all = refusals.chain(gaps).chain(sessions);
@@ -167,11 +189,11 @@ impl Reason {
             Refusal::PidAboveMax { claimed } => {
                 format!("it claims to be pid {claimed}, which no process of this host can have")
             }
-            Refusal::UnverifiedClaim { claimed } => format!(
-                "it claims to be pid {claimed} and ended before anybody could ask the kernel"
-            ),
+            Refusal::UnverifiedClaim { claimed } => {
+                format!("it claims to be pid {claimed}, and nobody can look whether that is so")
+            }
             Refusal::UnprovedSender => {
-                "its pid has changed hands, so nobody knows who has sent it".to_owned()
+                "it cannot be proved that whoever has the pid has sent it".to_owned()
             }
             Refusal::Crowded => "too many newcomers at once".to_owned(),
             Refusal::ForeignNamespace => {

@@ -209,6 +209,20 @@ pub(super) fn evicted(log: &Log, who: &Who) {
     log.warn(LogEvent::Evict, msg, who.fields());
 }
 
+pub(super) fn doubts(log: &Log, total_ns: u64) {
+    let fields = Fields {
+        duration_ms: Some(ms(total_ns)),
+        reason: Some("queue_full".to_owned()),
+        ..Fields::default()
+    };
+    let msg = format!(
+        "the kernel's queue may have been full for {}: beats may have been refused unheard, so that \
+         time counts a sixteenth",
+        seconds(total_ns)
+    );
+    log.warn(LogEvent::Notice, msg, fields);
+}
+
 pub(super) fn flood(log: &Log, pid: u32, one_in: u32) {
     let what = match pid {
         0 => "datagrams that are no frames".to_owned(),

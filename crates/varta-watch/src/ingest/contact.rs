@@ -20,7 +20,7 @@ use varta_core::{
     BeatOrigin, Counter, Credentials, EventKind, ExitStatus, LocalGate, Refusal, Update,
 };
 use varta_sys::receive::Received;
-use varta_vlp::{FRAME_BYTES, Frame, MAGIC, VERSION};
+use varta_vlp::{FRAME_BYTES, Frame, MAGIC, NONCE_TERMINAL, VERSION};
 
 use super::introductions::Admitted;
 use super::shed::Kind;
@@ -39,13 +39,16 @@ impl Ingest {
     /// Whether the next datagram, which comes from `sender`, is to be taken together with its sender.
     pub(super) fn wants_pidfd_of(&self, sender: Credentials) -> bool {
         match self.tracker.local_slot(sender.pid) {
-            Some(slot) => self.held[slot as usize].is_ending,
+            Some(slot) => {
+                let held = &self.held[slot as usize];
+                held.is_ending || held.pidfd.is_none()
+            }
             None => {
                 let now_ns = self.attention.raw_now_ns();
                 self.config.gate.lets_in(sender)
                     && self.tracker.may_have_room()
                     && !self.introductions.is_noisy(sender.pid, now_ns)
-                    && !self.introductions.is_liar(sender.pid, now_ns)
+                    && self.introductions.rejected(sender.pid, now_ns).is_none()
             }
         }
     }
@@ -79,8 +82,8 @@ impl Ingest {
         }
     }
 
-    /// What flood a datagram would belong to if it were refused. Only what cannot be anybody else's: a
-    /// frame about its own sender, or what is no frame.
+    /// What flood a datagram belongs to if it is one of many. Only what cannot be anybody else's: a frame
+    /// about its own sender, or what is no frame.
     fn flood_kind(&self, datagram: &Datagram<'_>) -> Option<Kind> {
         let Ok(bytes) = <&[u8; FRAME_BYTES]>::try_from(datagram.bytes) else {
             return Some(Kind::Shapeless);
@@ -89,10 +92,15 @@ impl Ingest {
             return Some(Kind::Shapeless);
         }
         let claimed = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
-        let is_own = datagram
-            .credentials
-            .is_some_and(|sender| sender.pid == claimed);
-        (is_own && !self.inner_pids.may_contain(claimed)).then_some(Kind::Pid(claimed))
+        let sender = datagram.credentials.map_or(0, |sender| sender.pid);
+        if sender == 0 || sender != claimed || self.inner_pids.may_contain(claimed) {
+            return None;
+        }
+        let has_last_nonce = bytes[16..24] == NONCE_TERMINAL.to_le_bytes();
+        Some(match has_last_nonce {
+            true => Kind::LastOf(claimed),
+            false => Kind::Of(claimed),
+        })
     }
 
     /// The agent that has sent a datagram from `pid`, with its facts. An agent whose pid has passed to
@@ -129,16 +137,19 @@ impl Ingest {
         let (agent, slot) = (*agent, agent.slot);
         let held = &self.held[slot as usize];
         match LocalGate::judge_claim(sender.pid, frame.pid, held.claims.as_ref()) {
-            Ok(true) => {}
-            Ok(false) => return self.let_wait(frame, sender, Some(agent.instance), None, None),
             Err(reason) => return self.refuse(sender.pid, reason),
+            Ok(is_right) => {
+                let now_ns = self.attention.raw_now_ns();
+                let is_terminal = frame.is_terminal();
+                if let Err(limit) = self.limits.let_beat_in(slot, is_terminal, now_ns) {
+                    return self.refuse(sender.pid, Refusal::RateLimited(limit));
+                }
+                if !is_right {
+                    return self.let_wait(frame, sender, Some(agent.instance), None, None);
+                }
+            }
         }
-        let now_ns = self.attention.raw_now_ns();
-        let is_terminal = frame.is_terminal();
-        if let Err(limit) = self.limits.let_beat_in(slot, is_terminal, now_ns) {
-            return self.refuse(sender.pid, Refusal::RateLimited(limit));
-        }
-        let goes_on = is_terminal || facts.last_nonce.is_none_or(|last| frame.nonce > last);
+        let goes_on = frame.is_terminal() || facts.last_nonce.is_none_or(|last| frame.nonce > last);
         if !goes_on && !proved && !self.still_has_its_pid(agent) {
             // Nobody can tell which of the two has sent it.
             self.retire(agent, None);
@@ -155,7 +166,7 @@ impl Ingest {
             uid: sender.uid,
         };
         let recorded = self.record(&beat);
-        self.tell(&beat, &recorded, true);
+        self.tell(sender.pid, &beat, &recorded, true);
         self.take_leave(&frame, &recorded);
     }
 
@@ -184,10 +195,19 @@ impl Ingest {
             return self.refuse_recorded(pid, &refused);
         }
         let now_ns = self.attention.raw_now_ns();
-        if frame.pid != pid && self.introductions.is_liar(pid, now_ns) {
-            return self.refuse(pid, wrong_claim(frame.pid));
+        if !self.lines.events.has_room_for_join() {
+            return self.refuse(pid, Refusal::Crowded);
         }
-        if let Err(limit) = self.limits.let_newcomer_in(now_ns) {
+        match self.introductions.rejected(pid, now_ns) {
+            Some(Refusal::ForeignNamespace) => return self.refuse(pid, Refusal::ForeignNamespace),
+            Some(_) if frame.pid != pid => return self.refuse(pid, wrong_claim(frame.pid)),
+            _ => {}
+        }
+        let mut limit = self.limits.let_newcomer_in(now_ns);
+        if self.introductions.has_departed(pid, now_ns) {
+            limit = limit.and_then(|()| self.limits.let_back_in(now_ns));
+        }
+        if let Err(limit) = limit {
             return self.refuse(pid, Refusal::RateLimited(limit));
         }
         let came_along = process.is_some();
@@ -266,7 +286,7 @@ impl Ingest {
     pub(super) fn introduce(&mut self, introduction: Introduction) {
         let Introduction {
             ticket,
-            mut process,
+            process,
             instance,
             proved,
             acquaintance,
@@ -292,29 +312,51 @@ impl Ingest {
                 self.refuse(sender.pid, Refusal::UnprovedSender);
                 continue;
             }
-            if self.config.refuse_foreign && acquaintance.is_foreign {
-                self.refuse(sender.pid, Refusal::ForeignNamespace);
-                continue;
-            }
-            match LocalGate::judge_claim(sender.pid, frame.pid, acquaintance.claims.as_ref()) {
-                Ok(true) => {
+            match self.judge_introduced(&frame, sender, process.as_ref(), &acquaintance) {
+                Ok(()) => {
+                    // More of its beats may wait, and it may say goodbye and come back among them.
+                    let process = process
+                        .as_ref()
+                        .and_then(|process| process.try_clone().ok());
                     let newcomer = Newcomer {
                         instance,
-                        process: process.take(),
+                        process,
                         acquaintance,
                     };
                     self.join(frame, sender, newcomer);
                 }
-                Ok(false) => {
-                    let claimed = frame.pid;
-                    self.refuse(sender.pid, Refusal::UnverifiedClaim { claimed });
-                }
                 Err(reason) => {
                     let now_ns = self.attention.raw_now_ns();
-                    self.introductions.remember_liar(sender.pid, now_ns);
+                    self.introductions
+                        .remember_rejected(sender.pid, reason, now_ns);
                     self.refuse(sender.pid, reason);
                 }
             }
+        }
+    }
+
+    /// Whether a process that was looked at may join with this claim. One that has ended before anybody
+    /// could tell where it lived is not foreign: it comes and goes at once, and nothing is done about it.
+    fn judge_introduced(
+        &self,
+        frame: &Frame,
+        sender: Credentials,
+        process: Option<&OwnedFd>,
+        acquaintance: &Acquaintance,
+    ) -> Result<(), Refusal> {
+        let claimed = frame.pid;
+        if self.config.refuse_foreign {
+            if acquaintance.is_foreign {
+                return Err(Refusal::ForeignNamespace);
+            }
+            let is_unknown = acquaintance.claims.is_none();
+            if is_unknown && !process.is_some_and(identity::has_ended) {
+                return Err(Refusal::UnverifiedClaim { claimed });
+            }
+        }
+        match LocalGate::judge_claim(sender.pid, claimed, acquaintance.claims.as_ref())? {
+            true => Ok(()),
+            false => Err(Refusal::UnverifiedClaim { claimed }),
         }
     }
 
@@ -371,7 +413,7 @@ impl Ingest {
             claims: acquaintance.claims,
             pid_ns: acquaintance.pid_ns,
         };
-        self.tell(&beat, &recorded, exit_watched);
+        self.tell(sender.pid, &beat, &recorded, exit_watched);
         self.take_leave(&frame, &recorded);
         Some(agent)
     }
@@ -382,6 +424,8 @@ impl Ingest {
             return;
         };
         if let Some(facts) = self.tracker.retire(agent) {
+            let now_ns = self.attention.raw_now_ns();
+            self.introductions.remember_departed(agent.pid, now_ns);
             let last_nonce = facts.last_nonce.unwrap_or(0);
             self.tell_exit(agent, last_nonce, ExitStatus::Goodbye, None);
         }
@@ -406,9 +450,9 @@ impl Ingest {
     }
 
     /// Tells what a beat has changed.
-    fn tell(&mut self, beat: &Beat, recorded: &Recorded, exit_watched: bool) {
+    fn tell(&mut self, pid: u32, beat: &Beat, recorded: &Recorded, exit_watched: bool) {
         let Some(agent) = recorded.agent else {
-            return self.refuse_recorded(beat.frame.pid, recorded);
+            return self.refuse_recorded(pid, recorded);
         };
         let Frame {
             status,

@@ -5,7 +5,7 @@
 //! handed over together with the datagram. The control thread is asked once per process; the beats that
 //! come meanwhile wait with the first. The room is small and bounded: what finds no place is refused.
 
-use varta_core::Credentials;
+use varta_core::{Credentials, Refusal};
 use varta_vlp::Frame;
 
 /// Beats that may wait at the same time. An answer takes less than a millisecond as a rule.
@@ -33,35 +33,43 @@ pub(super) struct Waiting {
 pub(super) struct Introductions {
     beats: Vec<Waiting>,
     tickets: u64,
-    /// Unknown processes that called themselves what they are not: each lie would cost a look at `/proc`.
-    liars: Remembered,
+    /// Unknown processes that were refused after a look at them, and why: another look costs reading
+    /// `/proc`.
+    rejected: Remembered<Refusal>,
     /// Unknown processes that sent what is no frame: each datagram would cost a descriptor.
-    noisy: Remembered,
+    noisy: Remembered<()>,
+    /// Processes that said goodbye.
+    departed: Remembered<()>,
 }
 
-/// Pids and until when they are remembered; the oldest is overwritten.
+/// Pids, what is remembered of each, and until when; the oldest is overwritten.
 #[derive(Debug)]
-struct Remembered {
-    pids: [(u32, u64); REMEMBERED_MAX],
+struct Remembered<T> {
+    pids: [Option<(u32, u64, T)>; REMEMBERED_MAX],
     next: usize,
 }
 
-impl Remembered {
+impl<T: Copy> Remembered<T> {
     fn new() -> Self {
         Self {
-            pids: [(0, 0); REMEMBERED_MAX],
+            pids: [None; REMEMBERED_MAX],
             next: 0,
         }
     }
 
-    fn add(&mut self, pid: u32, now_ns: u64) {
-        self.pids[self.next] = (pid, now_ns.saturating_add(REMEMBERED_NS));
-        self.next = (self.next + 1) % REMEMBERED_MAX;
+    fn add(&mut self, pid: u32, what: T, now_ns: u64) {
+        let is_it = |entry: &Option<(u32, u64, T)>| entry.is_some_and(|(known, ..)| known == pid);
+        let position = self.pids.iter().position(is_it).unwrap_or_else(|| {
+            self.next = (self.next + 1) % REMEMBERED_MAX;
+            self.next
+        });
+        self.pids[position] = Some((pid, now_ns.saturating_add(REMEMBERED_NS), what));
     }
 
-    fn contains(&self, pid: u32, now_ns: u64) -> bool {
-        let is_it = |(known, until_ns): &(u32, u64)| *known == pid && now_ns < *until_ns;
-        self.pids.iter().any(is_it)
+    fn get(&self, pid: u32, now_ns: u64) -> Option<T> {
+        let entries = self.pids.iter().flatten();
+        let mut fresh = entries.filter(|(known, until_ns, _)| *known == pid && now_ns < *until_ns);
+        fresh.next().map(|(.., what)| *what)
     }
 }
 
@@ -81,8 +89,9 @@ impl Introductions {
         Self {
             beats: Vec::with_capacity(BEATS_MAX),
             tickets: 0,
-            liars: Remembered::new(),
+            rejected: Remembered::new(),
             noisy: Remembered::new(),
+            departed: Remembered::new(),
         }
     }
 
@@ -124,24 +133,34 @@ impl Introductions {
         Some(self.beats.remove(position))
     }
 
-    /// Remembers an unknown process that called itself what it is not.
-    pub(super) fn remember_liar(&mut self, pid: u32, now_ns: u64) {
-        self.liars.add(pid, now_ns);
+    /// Remembers why an unknown process was refused after a look at it.
+    pub(super) fn remember_rejected(&mut self, pid: u32, reason: Refusal, now_ns: u64) {
+        self.rejected.add(pid, reason, now_ns);
     }
 
-    /// Whether an unknown process was found lying a moment ago.
-    pub(super) fn is_liar(&self, pid: u32, now_ns: u64) -> bool {
-        self.liars.contains(pid, now_ns)
+    /// Why an unknown process was refused after a look at it a moment ago.
+    pub(super) fn rejected(&self, pid: u32, now_ns: u64) -> Option<Refusal> {
+        self.rejected.get(pid, now_ns)
     }
 
     /// Remembers an unknown process that sent what is no frame.
     pub(super) fn remember_noisy(&mut self, pid: u32, now_ns: u64) {
-        self.noisy.add(pid, now_ns);
+        self.noisy.add(pid, (), now_ns);
     }
 
     /// Whether an unknown process sent what is no frame a moment ago.
     pub(super) fn is_noisy(&self, pid: u32, now_ns: u64) -> bool {
-        self.noisy.contains(pid, now_ns)
+        self.noisy.get(pid, now_ns).is_some()
+    }
+
+    /// Remembers a process that said goodbye.
+    pub(super) fn remember_departed(&mut self, pid: u32, now_ns: u64) {
+        self.departed.add(pid, (), now_ns);
+    }
+
+    /// Whether a process said goodbye a moment ago.
+    pub(super) fn has_departed(&self, pid: u32, now_ns: u64) -> bool {
+        self.departed.get(pid, now_ns).is_some()
     }
 }
 
@@ -214,11 +233,24 @@ mod tests {
     }
 
     #[test]
-    fn a_liar_is_forgiven_after_a_while() {
+    fn what_a_process_did_is_forgiven_after_a_while() {
         let mut room = Introductions::new();
-        room.remember_liar(7, 5);
-        assert!(room.is_liar(7, REMEMBERED_NS + 4));
-        assert!(!room.is_liar(7, REMEMBERED_NS + 5));
-        assert!(!room.is_liar(8, 5) && !room.is_noisy(7, 5));
+        let lie = Refusal::PidMismatch { claimed: 9 };
+        room.remember_rejected(7, lie, 5);
+        assert_eq!(room.rejected(7, REMEMBERED_NS + 4), Some(lie));
+        assert_eq!(room.rejected(7, REMEMBERED_NS + 5), None);
+        assert_eq!(room.rejected(8, 5), None);
+        assert!(!room.is_noisy(7, 5) && !room.has_departed(7, 5));
+    }
+
+    #[test]
+    fn who_does_it_again_and_again_takes_one_place() {
+        let mut room = Introductions::new();
+        room.remember_noisy(7, 0);
+        for now_ns in 0..1_000 {
+            room.remember_noisy(8, now_ns);
+        }
+        assert!(room.is_noisy(7, 5));
+        assert!(room.is_noisy(8, REMEMBERED_NS + 998));
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! Each turn drains the socket first and judges afterwards (law 1), by the attention clock (law 2).
 //! After start-up the thread takes no lock, reads no file, writes no log, and does a bounded amount of
-//! work per turn; system calls beyond the receive happen only when an agent is heard for the first time,
-//! when one ends, and when the next deadline moves (law 4).
+//! work per turn (law 4). A beat of a known agent costs a look at its sender and a receive; further system
+//! calls are made when an agent is heard for the first time or begins a new series, when one ends, when a
+//! flood begins or ends, and when the next deadline moves.
 //!
-//! The first datagrams of a turn are taken one by one, after a look at who sent each: the datagram of a
-//! stranger is taken together with its sender's pidfd, which costs too much to ask for with every beat.
-//! What is left after them is a flood, and taken in batches. Who is speaking is decided in [`contact`].
+//! As many datagrams as the kernel queues are taken one by one in each turn, after a look at who sent each:
+//! the datagram of a stranger is taken together with its sender's pidfd, which costs too much to ask for
+//! with every beat. What is left after them is a flood, and taken in batches. Who is speaking is decided in
+//! [`contact`].
 
 mod bind;
 mod closer;
@@ -44,9 +46,10 @@ use sleep::{Fetched, Ready, Sleeper};
 /// Datagrams per receive call: large enough that the call's own cost vanishes in a flood.
 const BATCH: usize = 64;
 
-/// Datagrams per turn whose sender is looked at before they are taken. More than the kernel queues
-/// unless it was told otherwise, so only a flood goes beyond.
-const ONE_BY_ONE: usize = 16;
+/// Datagrams per turn whose sender is looked at before they are taken: what the kernel queues, within
+/// these bounds, so only a flood goes beyond.
+const ONE_BY_ONE_MIN: usize = 16;
+const ONE_BY_ONE_MAX: usize = 1024;
 
 /// Fewest datagrams one turn is ready to read. The real budget is also larger than the kernel's
 /// queue, so that all that was queued when the turn began is read before anybody is judged.
@@ -58,6 +61,9 @@ const ORDER_BUDGET: usize = 1024;
 /// Timers looked at per turn: 4096 take less than a millisecond, so that beats never wait longer
 /// than that for a mass stall.
 const TIMER_BUDGET: u32 = 4096;
+
+/// Doubtful time is told when it has come to this: 50 ms, since in a flood there is some in every turn.
+const DOUBT_TOLD_NS: u64 = 50_000_000;
 
 /// How long a stall that found the ring full waits before it is offered again: 1 ms, so that a slow
 /// reader costs no busy loop.
@@ -104,6 +110,7 @@ pub(crate) struct Ingest {
     closer: Closer,
     config: IngestConfig,
     receive_budget: usize,
+    one_by_one: usize,
     tracker: Tracker,
     limits: Limits,
     introductions: Introductions,
@@ -111,6 +118,8 @@ pub(crate) struct Ingest {
     inner_pids: InnerPids,
     /// Datagrams refused so far.
     refusals: u64,
+    /// Doubtful time that was not told yet.
+    untold_doubt_ns: u64,
     counters: Arc<Counters>,
     raw: RawClock,
     attention: AttentionClock,
@@ -145,6 +154,7 @@ impl Ingest {
             batch: DatagramBatch::new(BATCH, FRAME_BYTES + 1),
             closer: Closer::start()?,
             receive_budget: (config.queue_datagrams + 1).max(RECEIVE_BUDGET_MIN),
+            one_by_one: (config.queue_datagrams + 1).clamp(ONE_BY_ONE_MIN, ONE_BY_ONE_MAX),
             attention: AttentionClock::new(raw.now_ns(), config.threshold_ns),
             horizon: Horizon::new(config.queue_datagrams),
             config,
@@ -154,6 +164,7 @@ impl Ingest {
             shed,
             inner_pids: InnerPids::new(),
             refusals: 0,
+            untold_doubt_ns: 0,
             counters,
             raw,
             sleeper,
@@ -190,13 +201,19 @@ impl Ingest {
         let read = self.drain_socket();
         if read > self.config.queue_datagrams {
             self.look();
-            self.attention.doubt(empty_ns, woken_ns);
+            let doubt_ns = self.attention.doubt(empty_ns, woken_ns);
+            self.counters.add(Counter::DoubtNanoseconds, doubt_ns);
+            self.untold_doubt_ns += doubt_ns;
         }
         let judged_ns = self.attention.judged_ns().min(heard_ns);
         self.shed_floods();
         self.drain_orders();
         self.drain_exits();
         self.judge(judged_ns);
+        if self.untold_doubt_ns >= DOUBT_TOLD_NS {
+            let doubt_ns = std::mem::take(&mut self.untold_doubt_ns);
+            self.send(EventKind::Doubt { doubt_ns });
+        }
         Ok(())
     }
 
@@ -244,7 +261,7 @@ impl Ingest {
         let mut looked_ns = self.attention.raw_now_ns();
         let mut read = 0;
         if self.config.means.sender_pidfd {
-            while read < ONE_BY_ONE {
+            while read < self.one_by_one {
                 match peek_sender(self.socket.as_fd()) {
                     Ok(Peeked::Empty) => {
                         self.horizon.saw_empty_queue(looked_ns);
@@ -315,7 +332,7 @@ impl Ingest {
         };
         while let Some(news) = self.shed.take_news() {
             let pid = match news.kind {
-                Kind::Pid(pid) => pid,
+                Kind::Of(pid) | Kind::LastOf(pid) => pid,
                 Kind::Shapeless => 0,
             };
             self.send(EventKind::Flood {
@@ -346,7 +363,7 @@ impl Ingest {
             }
         }
         // There may be more, and the bell has been quieted.
-        self.ready.orders = true;
+        self.lines.orders.ring_again();
     }
 
     /// Lets go of a process; while somebody else holds it, epoll must be told not to watch it.

@@ -6,9 +6,10 @@
 //! socket, which the kernel runs in the sender's own context, lets only a sample of it pass. The sender
 //! cannot tell, nobody else is touched, and the flood costs the flooder.
 //!
-//! Only what cannot be anybody else's is shed: frames whose claim is their sender's own pid and nobody's
-//! pid inside a container, and datagrams that are no frames at all. Terminal frames always pass. The
-//! sample keeps an honest flooder alive at its allowed rate, tells how much was shed, and when to stop.
+//! Only what cannot be anybody else's is shed: frames whose claim is their sender's own pid and no known
+//! agent's pid inside a container, and datagrams that are no frames at all. Terminal frames are a kind of
+//! their own, so that a crash is heard in the midst of a flood of beats. The sample keeps an honest flooder
+//! alive at its allowed rate, tells how much was shed, and when to stop.
 
 use varta_core::Claims;
 use varta_sys::filter::Instruction;
@@ -16,12 +17,14 @@ use varta_sys::filter::Instruction;
 /// How often floods are looked at.
 const WINDOW_NS: u64 = 100_000_000;
 
-/// Refusals per window of one kind that make a flood: 10 000 per second, which already keeps a queue of
-/// eleven busy, and a hundred times what an agent may send unless told otherwise.
-const FLOOD_REFUSALS: u64 = 1_000;
+/// Refusals per window of one kind that make a flood: 1000 per second, with which somebody who sends them
+/// in bursts can keep the queue in doubt.
+const FLOOD_REFUSALS: u64 = 100;
 
-/// Below this many per window a flood is over. Far less, so that it does not come and go.
-const OVER_REFUSALS: u64 = 250;
+/// With fewer than this many in each of so many windows a flood is over: far fewer and for a second, so
+/// that it does not come and go.
+const OVER_REFUSALS: u64 = 25;
+const OVER_WINDOWS: u32 = 10;
 
 /// Datagrams per window that a sample aims at: enough to keep its sender's bucket full.
 const SAMPLE_MIN: u64 = 40;
@@ -36,7 +39,9 @@ const SAMPLE_POWER_MAX: u32 = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Frames of this process about itself.
-    Pid(u32),
+    Of(u32),
+    /// The same with the terminal nonce.
+    LastOf(u32),
     /// Datagrams that are no frames by their length or their first bytes.
     Shapeless,
 }
@@ -48,6 +53,8 @@ struct Flood {
     refused: u64,
     /// One in `2^power` passes; 0 while nothing is shed.
     power: u32,
+    /// Windows in a row that were quiet.
+    quiet: u32,
 }
 
 /// A flood began or ended.
@@ -102,6 +109,7 @@ impl Shed {
             kind,
             refused: 1,
             power: 0,
+            quiet: 0,
         };
         if self.floods.len() < KINDS_MAX {
             self.floods.push(new);
@@ -137,7 +145,12 @@ impl Shed {
                 if was == 0 || power.abs_diff(was) > 1 {
                     flood.power = power;
                 }
-            } else if refused < OVER_REFUSALS {
+            }
+            flood.quiet = match refused < OVER_REFUSALS {
+                true => flood.quiet + 1,
+                false => 0,
+            };
+            if flood.quiet >= OVER_WINDOWS {
                 flood.power = 0;
             }
             changed |= flood.power != was;
@@ -203,8 +216,12 @@ impl InnerPids {
     }
 }
 
-/// Instructions of the longest program.
-const PROGRAM_MAX: usize = 16 + 6 * KINDS_MAX;
+/// Instructions per claim.
+const CLAIM_LENGTH: usize = 6;
+
+/// Instructions of the longest program; jumps reach 255 instructions.
+const PROGRAM_MAX: usize = 16 + CLAIM_LENGTH * KINDS_MAX;
+const _: () = assert!(PROGRAM_MAX <= u8::MAX as usize);
 
 // The classic filter's vocabulary, as `linux/bpf_common.h` has it.
 const LOAD_WORD: u16 = 0x20;
@@ -255,6 +272,14 @@ fn write_program(program: &mut Vec<Instruction>, floods: &[Flood]) {
         return;
     }
     let shapeless = shed().find(|flood| flood.kind == Kind::Shapeless);
+    let claims = |is_last: bool| {
+        shed().filter_map(move |flood| match flood.kind {
+            Kind::Of(pid) if !is_last => Some((pid, flood.power)),
+            Kind::LastOf(pid) if is_last => Some((pid, flood.power)),
+            Kind::Of(_) | Kind::LastOf(_) | Kind::Shapeless => None,
+        })
+    };
+    let regular_length = claims(false).count() * CLAIM_LENGTH + 1;
     program.extend([
         statement(LOAD_LENGTH, 0),
         jump(JUMP_EQUAL, 32, 0, 4),
@@ -265,23 +290,22 @@ fn write_program(program: &mut Vec<Instruction>, floods: &[Flood]) {
     ]);
     // Four instructions for what is no frame.
     program.extend(shapeless.map_or([statement(RETURN, PASS); 4], |flood| sample(flood.power)));
-    // A terminal frame has a nonce of all ones.
+    // A nonce of all ones has a list of its own, behind that of the regular ones.
     program.extend([
         statement(LOAD_WORD, 16),
-        jump(JUMP_EQUAL, u32::MAX, 0, 3),
+        jump(JUMP_EQUAL, u32::MAX, 0, 2),
         statement(LOAD_WORD, 20),
-        jump(JUMP_EQUAL, u32::MAX, 0, 1),
-        statement(RETURN, PASS),
+        jump(JUMP_EQUAL, u32::MAX, regular_length as u8, 0),
     ]);
-    for flood in shed() {
-        if let Kind::Pid(pid) = flood.kind {
+    for is_last in [false, true] {
+        for (pid, power) in claims(is_last) {
             // The claim is loaded anew each time, since sampling uses the one register there is.
             program.push(statement(LOAD_WORD, 4));
             program.push(jump(JUMP_EQUAL, pid.swap_bytes(), 0, 4));
-            program.extend(sample(flood.power));
+            program.extend(sample(power));
         }
+        program.push(statement(RETURN, PASS));
     }
-    program.push(statement(RETURN, PASS));
 }
 
 #[cfg(test)]
@@ -292,7 +316,7 @@ mod tests {
     use varta_sys::filter::{attach, detach};
     use varta_vlp::{Frame, NONCE_TERMINAL, Status};
 
-    const PID: Kind = Kind::Pid(4242);
+    const PID: Kind = Kind::Of(4242);
 
     fn frame(pid: u32, status: Status, nonce: u64) -> [u8; 32] {
         let mut bytes = [0; 32];
@@ -305,6 +329,7 @@ mod tests {
             kind,
             refused: 0,
             power,
+            quiet: 0,
         }
     }
 
@@ -331,7 +356,7 @@ mod tests {
 
     #[test]
     fn of_a_flood_a_sample_passes_and_of_everybody_else_everything() {
-        let floods = [flood(PID, 4), flood(Kind::Pid(7), 16)];
+        let floods = [flood(PID, 4), flood(Kind::Of(7), 16)];
         let sample = passed(&floods, &frame(4242, Status::Ok, 9), 16_000);
         assert!((700..1300).contains(&sample), "{sample} of 16000");
         assert!(passed(&floods, &frame(7, Status::Ok, 9), 1_000) < 10);
@@ -350,6 +375,16 @@ mod tests {
     }
 
     #[test]
+    fn a_flood_of_terminal_frames_is_shed_and_leaves_the_beats_alone() {
+        let floods = [flood(Kind::LastOf(4242), 16), flood(Kind::Of(7), 16)];
+        let last = |pid| frame(pid, Status::Critical, NONCE_TERMINAL);
+        assert!(passed(&floods, &last(4242), 1_000) < 10);
+        assert_eq!(passed(&floods, &frame(4242, Status::Ok, 9), 50), 50);
+        assert_eq!(passed(&floods, &last(7), 50), 50);
+        assert!(passed(&floods, &frame(7, Status::Ok, 9), 1_000) < 10);
+    }
+
+    #[test]
     fn what_is_no_frame_can_be_shed_without_touching_frames() {
         let floods = [flood(Kind::Shapeless, 16)];
         let mut wrong_version = frame(7, Status::Ok, 1);
@@ -363,7 +398,7 @@ mod tests {
     #[test]
     fn as_many_floods_as_are_told_apart_fit_into_the_program() {
         let mut floods: Vec<_> = (1..KINDS_MAX as u32)
-            .map(|pid| flood(Kind::Pid(pid), 16))
+            .map(|pid| flood(Kind::Of(pid), 16))
             .collect();
         floods.push(flood(Kind::Shapeless, 16));
         assert!(passed(&floods, &frame(7, Status::Ok, 1), 1_000) < 10);
@@ -388,6 +423,9 @@ mod tests {
         assert!(shed.next_review_ns().is_some());
         // 64000 per window against a sample of 40: one in 1024.
         assert_eq!(window(&mut shed, 60), (60 * 1023, None), "it goes on");
+        for _ in 1..OVER_WINDOWS {
+            assert_eq!(window(&mut shed, 0), (0, None), "it may go on");
+        }
         assert_eq!(window(&mut shed, 0), (0, Some(0)), "it is over");
         assert_eq!(shed.next_review_ns(), None);
         let one_in = 1;
@@ -412,7 +450,7 @@ mod tests {
         for i in 0..20_000 {
             shed.note(PID, true);
             if i % 4 == 0 {
-                shed.note(Kind::Pid(i), true);
+                shed.note(Kind::Of(i), true);
             }
         }
         assert!(shed.review(WINDOW_NS).is_some());
@@ -430,6 +468,6 @@ mod tests {
         // 1000 beats per window are allowed, so one in 16 passes, and each stands for the others.
         assert_eq!(shed.note(PID, true), 15);
         assert_eq!(shed.note(PID, false), 15);
-        assert_eq!(shed.note(Kind::Pid(1), false), 0);
+        assert_eq!(shed.note(Kind::Of(1), false), 0);
     }
 }

@@ -123,7 +123,7 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
             | Refusal::RateLimited(_)
             | Refusal::Crowded => Ok(()),
         },
-        EventKind::Flood { .. } => Ok(()),
+        EventKind::Flood { .. } | EventKind::Doubt { .. } => Ok(()),
     };
 }
 

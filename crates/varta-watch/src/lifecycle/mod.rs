@@ -42,7 +42,7 @@ const BEATS_PER_THRESHOLD_LOW: f64 = 2.0;
 
 /// Descriptors not given to agents: an eighth of the limit within these bounds.
 const DESCRIPTOR_RESERVE_MIN: usize = 8;
-const DESCRIPTOR_RESERVE_MAX: usize = 64;
+const DESCRIPTOR_RESERVE_MAX: usize = 2048;
 
 /// Something that keeps the observer from starting or running; exit code 1.
 pub(crate) type Failure = String;
@@ -212,7 +212,8 @@ fn queue_limit() -> usize {
 }
 
 /// Descriptors that agents may be held by: what is left of the limit, less a reserve for recovery
-/// commands, for looking into `/proc`, and for descriptors that come attached to datagrams.
+/// commands, for looking into `/proc`, for processes on the way between the threads, and for descriptors
+/// that come attached to datagrams.
 fn descriptor_budget() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
