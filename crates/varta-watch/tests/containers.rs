@@ -9,7 +9,9 @@ use std::time::Duration;
 use rustix::process::Signal;
 use support::agents::{AgentProcess, Puppet, agent_command};
 use support::namespaces::{CONTAINER, may_make_pid_namespaces};
-use support::{AS_NOBODY, BEATS, Observer, frame_of, may_become_nobody, public_directory, wrapped};
+use support::{
+    AS_NOBODY, BEATS, DISTRUST, Observer, frame_of, may_become_nobody, public_directory, wrapped,
+};
 use varta_watch::api::{LogEvent, LogLine};
 
 const MISMATCH: &str = "varta_frame_auth_failures_total";
@@ -39,9 +41,6 @@ fn later_in_container(observer: &Observer, before: usize) -> Puppet {
     assert_ne!(puppet.inner_pid, puppet.pid);
     puppet
 }
-
-/// How long a stranger that was caught lying is not looked at again, with something to spare.
-const DISTRUST: Duration = Duration::from_millis(1_100);
 
 /// Not a test: what the agents run.
 #[test]

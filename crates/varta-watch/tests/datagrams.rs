@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use support::agents::AgentProcess;
 use support::{
-    BEATS, DESCRIPTORS_MAX, Observer, PATIENCE, frame, send_with_descriptors, with_descriptor_limit,
+    BEATS, DESCRIPTORS_MAX, DISTRUST, Observer, PATIENCE, frame, send_with_descriptors,
+    with_descriptor_limit,
 };
 use varta_watch::api::{LogEvent, LogLine};
 
@@ -41,6 +42,7 @@ fn datagrams_of_other_lengths_are_counted_and_change_nothing() {
             bytes.resize(length, 0);
             sender.send(&bytes).unwrap();
         }
+        std::thread::sleep(DISTRUST);
         sender.send(&frame(nonce)).unwrap();
         observer.wait_for_count(BEATS, nonce);
     }
@@ -165,6 +167,7 @@ fn a_beat_whose_descriptors_find_no_room_is_refused_whole() {
         send_with_descriptors(&sender, &frame(nonce), DESCRIPTORS_MAX);
         observer.wait_for_count(CUT, nonce);
         assert_eq!(observer.seen(LogEvent::Join), nonce as usize - 1);
+        std::thread::sleep(DISTRUST);
         sender.send(&frame(nonce)).unwrap();
         observer.wait_for_count(BEATS, nonce);
     }

@@ -95,6 +95,7 @@ impl Agent<'_> {
     /// - `crash`: the last frame of a process that panics;
     /// - `adopt`: beats through the socket that is standard input from here on;
     /// - `exec PROGRAM`: becomes another program, which gets the `later` orders;
+    /// - `nap MS`: waits;
     /// - `stay`: does nothing any more;
     /// - `exit CODE`.
     fn follow(&mut self, order: &str, later: &str) {
@@ -118,6 +119,7 @@ impl Agent<'_> {
                 let error = command.stdin(Stdio::inherit()).exec();
                 panic!("cannot become {program}: {error}");
             }
+            ["nap", ms] => std::thread::sleep(Duration::from_millis(ms.parse().unwrap())),
             ["stay"] => loop {
                 std::thread::park();
             },

@@ -30,6 +30,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// Beats that were credited to somebody.
 pub(crate) const BEATS: &str = "varta_observer_beats_total";
 
+/// How long a stranger that lied or sent no frame is not looked at closely, with something to spare.
+pub(crate) const DISTRUST: Duration = Duration::from_millis(1_100);
+
 /// Most descriptors that the kernel lets a sender attach to a datagram.
 pub(crate) const DESCRIPTORS_MAX: usize = 253;
 
