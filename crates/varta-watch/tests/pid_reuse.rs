@@ -107,8 +107,9 @@ fn who_takes_over_a_pid_unseen_is_told_from_who_had_it() {
         let next = 4 * round + 1;
         start_agent(&observer, &format!("beat self {next};stay"));
         observer.wait_for_pid(LogEvent::Join, PID);
-        // While the observer does not look, the queue fills with the last beats of the one and the
-        // first of the other.
+        // It has done what was to do and waits for the next beat. While it is stopped the pid changes
+        // hands and the successor beats.
+        std::thread::sleep(Duration::from_millis(20));
         observer.signal(Signal::STOP);
         kill();
         start_agent(
