@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 use varta_client::{Frame, Status, Varta};
+use varta_vlp::{NONCE_TERMINAL, PAYLOAD_GOODBYE};
 
 use super::{frame_of, signal_pid, wrapped};
 
@@ -93,6 +94,7 @@ impl Agent<'_> {
     ///
     /// - `beat CLAIM FIRST [LAST]`: beats with these nonces that claim to be of pid CLAIM, or `self`;
     /// - `crash`: the last frame of a process that panics;
+    /// - `leave`: the last frame of a process that says goodbye;
     /// - `adopt`: beats through the socket that is standard input from here on;
     /// - `exec PROGRAM`: becomes another program, which gets the `later` orders;
     /// - `nap MS`: waits;
@@ -103,12 +105,8 @@ impl Agent<'_> {
         match *words.as_slice() {
             ["beat", claim, first] => self.beat(claim, first, first),
             ["beat", claim, first, last] => self.beat(claim, first, last),
-            ["crash"] => {
-                let mut bytes = [0; 32];
-                let last = Frame::new(Status::Critical, std::process::id(), 1, u64::MAX, 0);
-                last.encode(&mut bytes);
-                self.sender.send(&bytes).unwrap();
-            }
+            ["crash"] => self.end(0),
+            ["leave"] => self.end(PAYLOAD_GOODBYE),
             ["adopt"] => {
                 let stdin = std::io::stdin();
                 let stdin = stdin.as_fd().try_clone_to_owned().unwrap();
@@ -126,6 +124,13 @@ impl Agent<'_> {
             ["exit", code] => exit(code.parse().unwrap()),
             _ => panic!("no order: {order}"),
         }
+    }
+
+    fn end(&self, payload: u32) {
+        let mut bytes = [0; 32];
+        let pid = std::process::id();
+        Frame::new(Status::Critical, pid, 1, NONCE_TERMINAL, payload).encode(&mut bytes);
+        self.sender.send(&bytes).unwrap();
     }
 
     fn beat(&self, claim: &str, first: &str, last: &str) {
