@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
 use support::agents::agent_command;
-use support::{BEATS, Observer, Stopped};
+use support::{BEATS, Observer, Stopped, wait_until_judged};
 use varta_watch::api::LogEvent;
 
 const LEFT: &str = "varta_observer_exits_total{how=\"left\"}";
 const JOINS: &str = "varta_observer_joins_total";
+
+const UNPROVED: &str = "varta_frame_identity_refused_total{reason=\"unproved_sender\"}";
 
 /// Not a test: what the agents run.
 #[test]
@@ -23,6 +25,8 @@ fn agent_process() {
 }
 
 /// Fails unless each of so many agents came once and left once, with nothing else to be said of anybody.
+/// Except that in a crush the first beat of a process that has just begun may be refused, for want of proof
+/// who has sent it.
 fn assert_all_came_and_left(stopped: &Stopped, agents: usize, beats: u64) {
     let mut stories: BTreeMap<u32, Vec<LogEvent>> = BTreeMap::new();
     for line in &stopped.lines {
@@ -35,6 +39,7 @@ fn assert_all_came_and_left(stopped: &Stopped, agents: usize, beats: u64) {
                 }
             }
             LogEvent::Start | LogEvent::Stop | LogEvent::Notice | LogEvent::Gap => {}
+            LogEvent::Refuse if line.fields.reason.as_deref() == Some("unproved_sender") => {}
             _ => panic!("{line:?}"),
         }
     }
@@ -43,10 +48,10 @@ fn assert_all_came_and_left(stopped: &Stopped, agents: usize, beats: u64) {
         assert_eq!(story, [LogEvent::Join, LogEvent::Exit], "of {pid}");
     }
     let count = agents as u64;
+    assert_eq!(stopped.counter(BEATS) + stopped.counter(UNPROVED), beats);
     stopped.assert_counters(&[
         (JOINS, count),
         (LEFT, count),
-        (BEATS, beats),
         ("varta_observer_stalls_total", 0),
         ("varta_observer_exit_watch_failed_total", 0),
         ("varta_tracker_invariant_violations_total", 0),
@@ -73,6 +78,7 @@ fn agents_that_end_right_after_their_last_beat_have_left() {
     );
     let stopped = observer.stop_when(LEFT, agents as u64);
     assert_all_came_and_left(&stopped, agents, 4 * agents as u64);
+    assert_eq!(stopped.count(LogEvent::Refuse), 0);
 }
 
 #[test]
@@ -82,6 +88,7 @@ fn processes_that_beat_once_and_end_have_come_and_left() {
     run(agents, &observer.socket, "beat self 1;exit 0");
     let stopped = observer.stop_when(LEFT, agents as u64);
     assert_all_came_and_left(&stopped, agents, agents as u64);
+    assert_eq!(stopped.count(LogEvent::Refuse), 0);
 }
 
 /// Whether this system lets so many agents run and be watched: each costs the observer a descriptor, and is
@@ -111,11 +118,12 @@ fn five_thousand_agents_that_leave_together_have_all_left() {
     let mut processes: Vec<Child> = Vec::with_capacity(agents);
     for _ in 0..agents {
         // Ends when its standard input does, which is the same for all.
-        let mut command = agent_command(&observer.socket, "beat self 1");
+        let mut command = agent_command(&observer.socket, "beat self 1;nap 1000;beat self 2");
         command.stdin(hold.try_clone().unwrap());
         processes.push(command.stderr(Stdio::null()).spawn().unwrap());
     }
-    observer.wait_for_count(JOINS, agents as u64);
+    let beats = 2 * agents as u64;
+    wait_until_judged(&observer, UNPROVED, beats);
     drop(let_go);
     for process in &mut processes {
         assert!(process.wait().unwrap().success());
@@ -123,5 +131,5 @@ fn five_thousand_agents_that_leave_together_have_all_left() {
     observer.wait_for_count(LEFT, agents as u64);
     // Whoever is told twice, or as something else, would be by now.
     std::thread::sleep(Duration::from_millis(500));
-    assert_all_came_and_left(&observer.stop(), agents, agents as u64);
+    assert_all_came_and_left(&observer.stop(), agents, beats);
 }

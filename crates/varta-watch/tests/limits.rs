@@ -6,7 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use support::agents::Puppet;
-use support::{BEATS, Observer, PATIENCE, frame, frame_of};
+use support::{BEATS, Observer, frame, frame_of, wait_until_judged};
 use varta_watch::api::LogEvent;
 
 const PER_PID: &str = "varta_rate_limited_total{reason=\"per_pid\"}";
@@ -22,20 +22,6 @@ const BURST: u64 = 10;
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
-}
-
-/// Waits until so many beats were either credited or refused for one reason.
-fn wait_until_judged(observer: &Observer, refused: &str, beats: u64) {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let counters = observer.counters();
-        let of = |series: &str| counters.get(series).copied().unwrap_or(0);
-        if of(BEATS) + of(refused) == beats {
-            return;
-        }
-        assert!(Instant::now() < until, "not {beats}: {counters:#?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// The most that a limit lets through in that time.

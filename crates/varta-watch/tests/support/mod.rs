@@ -221,6 +221,20 @@ impl Observer {
     }
 }
 
+/// Waits until so many beats were either credited or refused for one reason.
+pub(crate) fn wait_until_judged(observer: &Observer, refused: &str, beats: u64) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let counters = observer.counters();
+        let of = |series: &str| counters.get(series).copied().unwrap_or(0);
+        if of(BEATS) + of(refused) == beats {
+            return;
+        }
+        assert!(Instant::now() < until, "not {beats}: {counters:#?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Sends a datagram with descriptors attached.
 pub(crate) fn send_with_descriptors(sender: &UnixDatagram, bytes: &[u8], count: usize) {
     let file = fs::File::open("/dev/null").unwrap();
