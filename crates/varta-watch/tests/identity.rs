@@ -73,7 +73,7 @@ fn a_child_that_inherits_its_parents_socket_speaks_for_itself_only() {
         .spawn()
         .unwrap();
     observer.wait_for_pid(LogEvent::Join, child.id());
-    observer.wait_for_refusal("pid_mismatch");
+    observer.wait_for_count(MISMATCH, 1);
     // Nonce 2 is still the parent's to use.
     socket.send(&frame(2)).unwrap();
     let stopped = observer.stop_when(BEATS, 3);

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use support::agents::Puppet;
-use support::{BEATS, Observer, frame, frame_of, wait_until_judged};
+use support::{BEATS, DISTRUST, Observer, frame, frame_of, wait_until_judged};
 use varta_watch::api::LogEvent;
 
 const PER_PID: &str = "varta_rate_limited_total{reason=\"per_pid\"}";
@@ -136,6 +136,7 @@ fn a_claim_of_a_pid_that_nobody_can_have_is_counted_as_such() {
     for nonce in [1, 2] {
         observer.send(&frame_of(4_194_305, nonce));
         observer.wait_for_count(ABOVE_MAX, nonce);
+        std::thread::sleep(DISTRUST);
         observer.send(&frame(nonce));
         observer.wait_for_count(BEATS, nonce);
     }
