@@ -3,26 +3,20 @@
 mod support;
 
 use std::fs;
-use std::io::IoSlice;
-use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::Signal;
-use support::{
-    AgentProcess, Observer, frame, frame_of, refused_start, resealed, rows_when, signal_pid,
-};
+use support::agents::AgentProcess;
+use support::{BEATS, Observer, frame, frame_of, refused_start, resealed, rows_when, signal_pid};
 use varta_watch::api::{Level, LogEvent};
-
-const BEATS: &str = "varta_observer_beats_total";
 
 /// Not a test: what [`AgentProcess`] runs.
 #[test]
 fn agent_process() {
-    support::be_an_agent_if_told();
+    support::agents::be_an_agent_if_told();
 }
 
 #[test]
@@ -146,7 +140,7 @@ fn bad_datagrams_are_refused_by_reason_and_change_nothing() {
     observer.send(&frame(1));
     observer.send(&good);
 
-    let stopped = stop_when_beats_are(observer, 2);
+    let stopped = observer.stop_when(BEATS, 2);
     for (series, count) in [
         ("varta_truncated_datagrams_total", 5),
         ("varta_decode_errors_total{kind=\"bad_magic\"}", 1),
@@ -165,83 +159,6 @@ fn bad_datagrams_are_refused_by_reason_and_change_nothing() {
         assert_eq!(stopped.counter(series), count, "{series}");
     }
     assert!(stopped.count(LogEvent::Refuse) > 0, "the operator is told");
-}
-
-/// Stops an observer once it has read everything: asks for its counters until the last beat shows.
-fn stop_when_beats_are(observer: Observer, beats: u64) -> support::Stopped {
-    loop {
-        observer.signal(Signal::USR1);
-        let line = observer.wait_for(LogEvent::Notice, |line| line.fields.counters.is_some());
-        let counters = line.fields.counters.unwrap();
-        if counters.get(BEATS).copied().unwrap_or(0) >= beats {
-            return observer.stop();
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-#[test]
-fn a_sender_the_observer_cannot_see_is_nobody_whatever_it_claims() {
-    // The observer moves into a pid namespace of its own; this process stays outside, so the kernel
-    // can only name it as pid 0 there.
-    let probe = Command::new("unshare")
-        .args(["--pid", "--fork", "true"])
-        .status();
-    if !probe.is_ok_and(|status| status.success()) {
-        println!("skipped: this kernel or user may not make a pid namespace");
-        return;
-    }
-    let directory = tempfile::tempdir().unwrap();
-    let observer = Observer::start_in(directory, &["--threshold-ms=60000"], |command| {
-        let mut outer = Command::new("unshare");
-        outer
-            .args(["--pid", "--fork", "--kill-child"])
-            .arg(command.get_program())
-            .args(command.get_args());
-        outer
-    });
-    for claimed in [std::process::id(), 2, 4242] {
-        observer.send(&frame_of(claimed, 1));
-    }
-    let refused =
-        |line: &varta_watch::api::LogLine| line.fields.reason.as_deref() == Some("unseen_sender");
-    observer.wait_for(LogEvent::Refuse, refused);
-    assert_eq!(
-        observer.count_within(LogEvent::Join, Duration::from_millis(500)),
-        0
-    );
-}
-
-#[test]
-fn descriptors_that_come_with_a_beat_are_closed_and_the_beat_counts() {
-    let observer = Observer::start(&["--threshold-ms=60000"]);
-    observer.send(&frame(1));
-    observer.wait_for(LogEvent::Join, |_| true);
-    let before = observer.open_descriptors();
-    let sender = UnixDatagram::unbound().unwrap();
-    sender.connect(&observer.socket).unwrap();
-    let file = fs::File::open("/dev/null").unwrap();
-    // 253 is the most the kernel lets a sender attach.
-    let counts = [1, 4, 64, 253];
-    for (i, count) in counts.iter().enumerate() {
-        let descriptors = vec![file.as_fd(); *count];
-        let mut space = vec![std::mem::MaybeUninit::uninit(); 2048];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
-        let bytes = frame(2 + i as u64);
-        let data = [IoSlice::new(&bytes)];
-        sendmsg(&sender, &data, &mut control, SendFlags::empty()).unwrap();
-    }
-    observer.signal(Signal::USR1);
-    observer.wait_for(LogEvent::Notice, |line| line.fields.counters.is_some());
-    let until = std::time::Instant::now() + support::PATIENCE;
-    while observer.open_descriptors() > before && std::time::Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    assert_eq!(observer.open_descriptors(), before);
-    let stopped = stop_when_beats_are(observer, 1 + counts.len() as u64);
-    assert_eq!(stopped.counter("varta_descriptors_closed_total"), 322);
-    assert_eq!(stopped.counter("varta_ctrl_truncated_total"), 0);
 }
 
 #[test]
@@ -650,30 +567,4 @@ fn a_flood_of_beats_does_not_keep_it_from_judging_nor_from_stopping() {
     observer.wait_for_pid(LogEvent::Stall, agent.pid());
     observer.stop();
     assert!(flood.join().unwrap() > 1_000);
-}
-
-#[test]
-fn without_descriptors_it_goes_on_and_says_once_what_it_cannot_do() {
-    let needed = Observer::start(&[]).open_descriptors();
-    let directory = tempfile::tempdir().unwrap();
-    let observer = Observer::start_in(directory, &["--threshold-ms=60000"], |command| {
-        // The hard limit, which the observer cannot raise again: room for three agents.
-        let limit = format!("ulimit -n {}; exec \"$0\" \"$@\"", needed + 3);
-        let mut limited = Command::new("sh");
-        limited
-            .args(["-c", &limit])
-            .arg(command.get_program())
-            .args(command.get_args());
-        limited
-    });
-    let agents: Vec<_> = (0..8)
-        .map(|_| AgentProcess::start(&observer.socket))
-        .collect();
-    for _ in &agents {
-        observer.wait_for(LogEvent::Join, |_| true);
-    }
-    let stopped = observer.stop();
-    assert!(stopped.counter("varta_observer_exit_watch_failed_total") > 0);
-    let warned = |line: &&varta_watch::api::LogLine| line.msg.contains("limit on open files");
-    assert_eq!(stopped.lines.iter().filter(warned).count(), 1);
 }

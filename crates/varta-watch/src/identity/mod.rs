@@ -144,10 +144,19 @@ fn fields_after_name(stat: &[u8]) -> Option<&str> {
 /// knows that the process has ended; until it is reaped its pid cannot be another's.
 fn zombie_wait_status(pid: u32) -> Option<i32> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let is_zombie = fields_after_name(&stat)?.trim_start().starts_with('Z');
-    let status = i32::try_from(stat_field(&stat, 52)?).ok()?;
+    let status = ended_with(&stat)?;
     // The kernel writes 0 for whoever may not look into the process.
-    (is_zombie && (status != 0 || may_look_into(pid))).then_some(status)
+    (status != 0 || may_look_into(pid)).then_some(status)
+}
+
+/// Wait status from the `stat` line of a process that has ended: of a zombie, or of one that is being
+/// reaped (`X`) and whose pidfd may not tell yet.
+fn ended_with(stat: &[u8]) -> Option<i32> {
+    let has_ended = fields_after_name(stat)?
+        .trim_start()
+        .starts_with(['Z', 'X']);
+    let status = i32::try_from(stat_field(stat, 52)?).ok()?;
+    has_ended.then_some(status)
 }
 
 /// Whether the kernel tells this user everything about a process: it is of the same user and group,
@@ -174,6 +183,14 @@ mod tests {
         assert_eq!(stat_field(stat, 52), None);
         assert_eq!(stat_field(b"", 22), None);
         assert_eq!(stat_field(b"7 (a)", 22), None);
+    }
+
+    #[test]
+    fn who_is_being_reaped_has_a_wait_status_as_a_zombie_has() {
+        let stat = |state: char| format!("7 (a) {state} {}1280", "0 ".repeat(48));
+        assert_eq!(ended_with(stat('Z').as_bytes()), Some(5 << 8));
+        assert_eq!(ended_with(stat('X').as_bytes()), Some(5 << 8));
+        assert_eq!(ended_with(stat('R').as_bytes()), None);
     }
 
     #[test]

@@ -134,7 +134,10 @@ impl Sleeper {
         for _ in 0..CALLS_PER_WAIT {
             fetched.0.clear();
             match epoll::wait(&self.epoll, spare_capacity(&mut fetched.0), timeout) {
-                Ok(_) | Err(Errno::INTR) => {}
+                Ok(_) => {}
+                // The process was stopped meanwhile, and nothing was fetched. Exits must be known before
+                // the socket is read, else a pid's next process could be taken for the one before.
+                Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
             for event in &fetched.0 {

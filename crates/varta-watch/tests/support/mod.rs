@@ -1,25 +1,40 @@
 //! A real observer and real agent processes for black-box tests: started, told what to do, watched
 //! through the observer's log, and ended with the test.
 
+#![allow(dead_code, reason = "each test program needs a part of it")]
+
+pub(crate) mod agents;
+pub(crate) mod namespaces;
+
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, IoSlice};
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use varta_client::{Frame, Status, Varta};
+use varta_client::{Frame, Status};
 use varta_watch::api::{LogEvent, LogLine};
 
 /// How long anything may take on a busy machine before the test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Tells a copy of the test program to be an agent; holds the socket's path.
-const AGENT_SOCKET: &str = "VARTA_TEST_AGENT_SOCKET";
+/// Beats that were credited to somebody.
+pub(crate) const BEATS: &str = "varta_observer_beats_total";
+
+/// How long a stranger that lied or sent no frame is not looked at closely, with something to spare.
+pub(crate) const DISTRUST: Duration = Duration::from_millis(1_100);
+
+/// Most descriptors that the kernel lets a sender attach to a datagram.
+pub(crate) const DESCRIPTORS_MAX: usize = 253;
 
 /// A running observer with a socket of its own.
 pub(crate) struct Observer {
@@ -114,8 +129,51 @@ impl Observer {
             .count()
     }
 
+    /// Waits for the next line that says why something was refused.
+    pub(crate) fn wait_for_refusal(&self, reason: &str) -> LogLine {
+        self.wait_for(LogEvent::Refuse, |line| {
+            line.fields.reason.as_deref() == Some(reason)
+        })
+    }
+
+    /// All lines of a kind about one process that have been read.
+    pub(crate) fn seen_of(&self, event: LogEvent, pid: u32) -> usize {
+        let seen = self.seen.borrow();
+        let of_it = |line: &&LogLine| line.event == event && line.fields.pid == Some(pid);
+        seen.iter().filter(of_it).count()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         signal_pid(self.child.id(), signal);
+    }
+
+    /// The counters as they are now.
+    pub(crate) fn counters(&self) -> BTreeMap<String, u64> {
+        self.signal(Signal::USR1);
+        let line = self.wait_for(LogEvent::Notice, |line| line.fields.counters.is_some());
+        line.fields.counters.unwrap()
+    }
+
+    /// Waits until a counter is that high.
+    pub(crate) fn wait_for_count(&self, series: &str, at_least: u64) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let counters = self.counters();
+            if counters.get(series).is_some_and(|count| *count >= at_least) {
+                return;
+            }
+            assert!(
+                Instant::now() < until,
+                "{series} is not {at_least}: {counters:#?}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until a counter is that high, and stops.
+    pub(crate) fn stop_when(self, series: &str, at_least: u64) -> Stopped {
+        self.wait_for_count(series, at_least);
+        self.stop()
     }
 
     /// Sends SIGTERM, checks that the stop was clean, and returns all lines.
@@ -148,6 +206,93 @@ impl Observer {
         let sender = UnixDatagram::unbound().unwrap();
         sender.send_to(bytes, &self.socket).unwrap();
     }
+
+    /// A socket of this process that is connected to the observer.
+    pub(crate) fn connect(&self) -> UnixDatagram {
+        let sender = UnixDatagram::unbound().unwrap();
+        sender.connect(&self.socket).unwrap();
+        sender
+    }
+
+    /// The permission bits of the socket's file.
+    pub(crate) fn socket_mode(&self) -> u32 {
+        let metadata = fs::metadata(&self.socket).unwrap();
+        metadata.permissions().mode() & 0o7777
+    }
+}
+
+/// Waits until so many beats were either credited or refused for one reason.
+pub(crate) fn wait_until_judged(observer: &Observer, refused: &str, beats: u64) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let counters = observer.counters();
+        let of = |series: &str| counters.get(series).copied().unwrap_or(0);
+        if of(BEATS) + of(refused) == beats {
+            return;
+        }
+        assert!(Instant::now() < until, "not {beats}: {counters:#?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Sends a datagram with descriptors attached.
+pub(crate) fn send_with_descriptors(sender: &UnixDatagram, bytes: &[u8], count: usize) {
+    let file = fs::File::open("/dev/null").unwrap();
+    let descriptors = vec![file.as_fd(); count];
+    let mut space = vec![std::mem::MaybeUninit::uninit(); 2048];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    let data = [IoSlice::new(bytes)];
+    sendmsg(sender, &data, &mut control, SendFlags::empty()).unwrap();
+}
+
+/// Starts what follows as a user and a group without any rights.
+pub(crate) const AS_NOBODY: [&str; 4] = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+];
+
+/// Says so where a test has to be skipped.
+pub(crate) fn may_become_nobody() -> bool {
+    let changed = wrapped(&AS_NOBODY, &Command::new("true"))
+        .stderr(Stdio::null())
+        .status();
+    let may = changed.is_ok_and(|status| status.success());
+    if !may {
+        println!("skipped: this user cannot run programs as another one");
+    }
+    may
+}
+
+/// A directory that every user may look into.
+pub(crate) fn public_directory() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    directory
+}
+
+/// Starts a command with a limit on open files that it cannot raise again.
+pub(crate) fn with_descriptor_limit(limit: usize) -> impl FnOnce(Command) -> Command {
+    move |command| {
+        let script = format!("ulimit -n {limit}; exec \"$0\" \"$@\"");
+        wrapped(&["sh", "-c", &script], &command)
+    }
+}
+
+/// A command as the last arguments of another one. Only program and arguments are taken over.
+pub(crate) fn wrapped(wrapper: &[&str], command: &Command) -> Command {
+    let mut words = wrapper.iter().map(std::ffi::OsStr::new);
+    let inner = std::iter::once(command.get_program()).chain(command.get_args());
+    let Some(first) = words.next() else {
+        let mut same = Command::new(command.get_program());
+        same.args(command.get_args());
+        return same;
+    };
+    let mut outer = Command::new(first);
+    outer.args(words).args(inner);
+    outer
 }
 
 impl Drop for Observer {
@@ -160,7 +305,8 @@ impl Drop for Observer {
 /// What a stopped observer left.
 pub(crate) struct Stopped {
     pub(crate) lines: Vec<LogLine>,
-    counters: std::collections::BTreeMap<String, u64>,
+    /// Those that are not zero.
+    pub(crate) counters: BTreeMap<String, u64>,
 }
 
 impl Stopped {
@@ -170,6 +316,24 @@ impl Stopped {
 
     pub(crate) fn count(&self, event: LogEvent) -> usize {
         self.lines.iter().filter(|line| line.event == event).count()
+    }
+
+    /// The lines of a kind about one process.
+    pub(crate) fn lines_of(&self, event: LogEvent, pid: u32) -> Vec<&LogLine> {
+        let of_it = |line: &&LogLine| line.event == event && line.fields.pid == Some(pid);
+        self.lines.iter().filter(of_it).collect()
+    }
+
+    /// Fails unless these counters have these values.
+    pub(crate) fn assert_counters(&self, expected: &[(&str, u64)]) {
+        for (series, count) in expected {
+            assert_eq!(
+                self.counter(series),
+                *count,
+                "{series} in {:#?}",
+                self.counters
+            );
+        }
     }
 }
 
@@ -231,75 +395,6 @@ pub(crate) fn resealed(mut bytes: [u8; 32]) -> [u8; 32] {
     }
     bytes[28..].copy_from_slice(&(!crc).to_le_bytes());
     bytes
-}
-
-/// A process that beats every 50 ms until it is told to end.
-pub(crate) struct AgentProcess {
-    child: Child,
-}
-
-impl AgentProcess {
-    pub(crate) fn start(socket: &Path) -> Self {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "agent_process",
-                "--nocapture",
-                "--test-threads=1",
-            ])
-            .env(AGENT_SOCKET, socket)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { child }
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    pub(crate) fn signal(&self, signal: Signal) {
-        signal_pid(self.pid(), signal);
-    }
-
-    /// Lets the process end by itself with this exit code.
-    pub(crate) fn leave(&mut self, code: u8) {
-        let stdin = self.child.stdin.as_mut().unwrap();
-        writeln!(stdin, "{code}").unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// Kills it and collects it.
-    pub(crate) fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for AgentProcess {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The agent's side: does nothing in the test program itself. Ends with the exit code it reads from
-/// its standard input, or when the test has gone.
-pub(crate) fn be_an_agent_if_told() {
-    let Some(socket) = std::env::var_os(AGENT_SOCKET) else {
-        return;
-    };
-    std::thread::spawn(|| {
-        let mut line = String::new();
-        let _ = std::io::stdin().read_line(&mut line);
-        std::process::exit(line.trim().parse().unwrap_or(9));
-    });
-    let mut varta = Varta::open(PathBuf::from(socket));
-    loop {
-        let _ = varta.beat(Status::Ok, 7);
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// Rows of an event file, once `enough` says so.

@@ -1,0 +1,321 @@
+//! Who is speaking: every beat is credited to the process that sent it, or to nobody.
+
+mod support;
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use support::agents::{AgentProcess, Puppet, agent_command};
+use support::{
+    AS_NOBODY, BEATS, Observer, frame, frame_of, may_become_nobody, public_directory, rows_when,
+    wrapped,
+};
+use tempfile::TempDir;
+use varta_client::{BeatOutcome, Status, Varta};
+use varta_watch::api::LogEvent;
+
+const MISMATCH: &str = "varta_frame_auth_failures_total";
+const FOREIGN_USER: &str = "varta_frame_identity_refused_total{reason=\"foreign_uid\"}";
+const OUT_OF_ORDER: &str = "varta_frame_out_of_order_total";
+const SESSIONS: &str = "varta_session_restarts_total";
+
+/// Starts what follows as another user of that group.
+const AS_GROUP_MEMBER: [&str; 4] = [
+    "setpriv",
+    "--reuid=65533",
+    "--regid=65534",
+    "--clear-groups",
+];
+
+/// Not a test: what the agents run.
+#[test]
+fn agent_process() {
+    support::agents::be_an_agent_if_told();
+}
+
+#[test]
+fn nobody_beats_in_the_name_of_another() {
+    let observer = Observer::start(&["--threshold-ms=300"]);
+    let victim = AgentProcess::start(&observer.socket);
+    observer.wait_for_pid(LogEvent::Join, victim.pid());
+    victim.signal(Signal::STOP);
+    let forger = observer.connect();
+    let forged = 200;
+    for nonce in 1..=forged {
+        forger.send(&frame_of(victim.pid(), 1_000 + nonce)).unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // The silence was judged while the other one was still beating.
+    observer.count_within(LogEvent::Stall, Duration::ZERO);
+    assert_eq!(observer.seen_of(LogEvent::Stall, victim.pid()), 1);
+    let stopped = observer.stop_when(MISMATCH, forged);
+    let stall = stopped.lines_of(LogEvent::Stall, victim.pid())[0];
+    assert!(stall.fields.nonce.unwrap() < 1_000, "{stall:?}");
+    assert_eq!(stopped.count(LogEvent::Return), 0);
+    stopped.assert_counters(&[(MISMATCH, forged), ("varta_observer_joins_total", 1)]);
+}
+
+#[test]
+fn a_child_that_inherits_its_parents_socket_speaks_for_itself_only() {
+    let observer = Observer::start(&["--threshold-ms=60000"]);
+    let parent = std::process::id();
+    let socket = observer.connect();
+    socket.send(&frame(1)).unwrap();
+    observer.wait_for_pid(LogEvent::Join, parent);
+    let orders = format!("adopt;beat {parent} 2;beat self 1;stay");
+    let inherited = OwnedFd::from(socket.try_clone().unwrap());
+    let mut child = agent_command(&observer.socket, &orders)
+        .stdin(Stdio::from(inherited))
+        .spawn()
+        .unwrap();
+    observer.wait_for_pid(LogEvent::Join, child.id());
+    observer.wait_for_count(MISMATCH, 1);
+    // Nonce 2 is still the parent's to use.
+    socket.send(&frame(2)).unwrap();
+    let stopped = observer.stop_when(BEATS, 3);
+    stopped.assert_counters(&[(MISMATCH, 1), (OUT_OF_ORDER, 0), (BEATS, 3)]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// A place where other users can reach the socket and run copies of the programs.
+struct Place {
+    directory: TempDir,
+    agent: PathBuf,
+}
+
+/// `None` where this user cannot become another.
+fn place_for_other_users() -> Option<Place> {
+    if !may_become_nobody() {
+        return None;
+    }
+    let directory = public_directory();
+    let agent = directory.path().join("agent");
+    fs::copy(std::env::current_exe().unwrap(), &agent).unwrap();
+    Some(Place { directory, agent })
+}
+
+/// An observer that other users can reach, and a puppet of another user.
+fn meet_other_user(flags: &[&str], wrapper: &[&str]) -> Option<(Observer, Puppet)> {
+    let Place { directory, agent } = place_for_other_users()?;
+    let observer = Observer::start_in(directory, flags, |command| command);
+    let puppet = Puppet::start_under(wrapper, &agent, &observer.socket);
+    Some((observer, puppet))
+}
+
+#[test]
+fn a_user_who_may_not_speak_is_refused_although_the_socket_is_open() {
+    let flags = ["--allow-uid=0", "--socket-mode=666"];
+    let Some((observer, mut nobody)) = meet_other_user(&flags, &AS_NOBODY) else {
+        return;
+    };
+    assert_eq!(observer.socket_mode(), 0o666);
+    nobody.tell("beat self 1");
+    let refused = observer.wait_for_refusal("foreign_uid");
+    assert_eq!(refused.fields.pid, Some(nobody.pid));
+    observer.send(&frame(1));
+    observer.wait_for_pid(LogEvent::Join, std::process::id());
+    let stopped = observer.stop();
+    assert_eq!(stopped.count(LogEvent::Join), 1);
+    stopped.assert_counters(&[(FOREIGN_USER, 1), (BEATS, 1)]);
+}
+
+#[test]
+fn a_user_who_is_named_may_speak_and_even_root_may_not_unless_named() {
+    let known = nix::unistd::User::from_name("nobody");
+    let name = match known {
+        Ok(Some(user)) if user.uid.as_raw() == 65534 => "nobody",
+        _ => "65534",
+    };
+    let flag = format!("--allow-uid={name}");
+    let Some((observer, mut nobody)) = meet_other_user(&[&flag], &AS_NOBODY) else {
+        return;
+    };
+    assert_eq!(observer.socket_mode(), 0o666);
+    nobody.tell("beat self 1");
+    let join = observer.wait_for_pid(LogEvent::Join, nobody.pid);
+    assert_eq!(join.fields.uid, Some(65534));
+    observer.send(&frame(1));
+    observer.wait_for_refusal("foreign_uid");
+    observer
+        .stop()
+        .assert_counters(&[(FOREIGN_USER, 1), (BEATS, 1)]);
+}
+
+#[test]
+fn a_group_that_is_named_may_speak_whoever_the_user_is() {
+    let flags = ["--allow-gid=65534"];
+    let Some((observer, mut member)) = meet_other_user(&flags, &AS_GROUP_MEMBER) else {
+        return;
+    };
+    assert_eq!(observer.socket_mode(), 0o660);
+    member.tell("beat self 1");
+    let join = observer.wait_for_pid(LogEvent::Join, member.pid);
+    assert_eq!(join.fields.uid, Some(65533));
+    // Root gets past the permissions of the file, and no further.
+    observer.send(&frame(1));
+    observer.wait_for_refusal("foreign_uid");
+    observer
+        .stop()
+        .assert_counters(&[(FOREIGN_USER, 1), (BEATS, 1)]);
+}
+
+#[test]
+fn the_observer_of_root_listens_to_everybody() {
+    let Some((observer, mut nobody)) = meet_other_user(&[], &AS_NOBODY) else {
+        return;
+    };
+    assert_eq!(observer.socket_mode(), 0o666);
+    nobody.tell("beat self 1");
+    observer.wait_for_pid(LogEvent::Join, nobody.pid);
+    observer.send(&frame(1));
+    observer.wait_for_pid(LogEvent::Join, std::process::id());
+    observer.stop().assert_counters(&[(FOREIGN_USER, 0)]);
+}
+
+#[test]
+fn the_observer_of_a_user_listens_to_that_user_only() {
+    let Some(Place { directory, agent }) = place_for_other_users() else {
+        return;
+    };
+    let program = directory.path().join("observer");
+    fs::copy(env!("CARGO_BIN_EXE_varta-watch"), &program).unwrap();
+    std::os::unix::fs::chown(directory.path(), Some(65534), Some(65534)).unwrap();
+    let observer = Observer::start_in(directory, &[], |command| {
+        let mut copy = Command::new(program);
+        copy.args(command.get_args());
+        wrapped(&AS_NOBODY, &copy)
+    });
+    assert_eq!(observer.socket_mode(), 0o600);
+    observer.send(&frame(1));
+    observer.wait_for_refusal("foreign_uid");
+    let mut own = Puppet::start_under(&AS_NOBODY, &agent, &observer.socket);
+    own.tell("beat self 1");
+    let join = observer.wait_for_pid(LogEvent::Join, own.pid);
+    assert_eq!(join.fields.uid, Some(65534));
+    // It may tell how its own agents end, too.
+    own.leave(3);
+    let exit = observer.wait_for_pid(LogEvent::Exit, own.pid);
+    assert_eq!(exit.fields.code, Some(3));
+    let stopped = observer.stop();
+    assert_eq!(stopped.count(LogEvent::Join), 1);
+    stopped.assert_counters(&[(FOREIGN_USER, 1), (BEATS, 1)]);
+}
+
+#[test]
+fn an_older_handle_that_goes_on_after_a_newer_one_is_heard() {
+    let observer = Observer::start(&["--threshold-ms=1000"]);
+    let pause = Duration::from_millis(25);
+    let mut older = Varta::connect(&observer.socket).unwrap();
+    let mut newer = Varta::connect(&observer.socket).unwrap();
+    for i in 0..100 {
+        if i % 10 == 0 {
+            assert_eq!(older.beat(Status::Ok, 1), BeatOutcome::Sent);
+        }
+        assert_eq!(newer.beat(Status::Ok, 2), BeatOutcome::Sent);
+        std::thread::sleep(pause);
+    }
+    drop(newer);
+    for _ in 0..10 {
+        std::thread::sleep(10 * pause);
+        assert_eq!(older.beat(Status::Ok, 1), BeatOutcome::Sent);
+    }
+    let stopped = observer.stop_when(BEATS, 100);
+    assert_eq!(stopped.count(LogEvent::Stall), 0);
+    assert_eq!(stopped.count(LogEvent::Join), 1);
+    assert!(stopped.counter(SESSIONS) > 0);
+}
+
+#[test]
+fn a_process_that_becomes_another_program_is_the_same_agent() {
+    let directory = tempfile::tempdir().unwrap();
+    let successor = directory.path().join("successor");
+    fs::copy(std::env::current_exe().unwrap(), &successor).unwrap();
+    let observer = Observer::start_in(directory, &["--threshold-ms=5000"], |command| command);
+    let orders = format!(
+        "beat self 1 50;exec {};beat self 1 5;exit 4",
+        successor.display()
+    );
+    let mut agent = agent_command(&observer.socket, &orders).spawn().unwrap();
+    agent.wait().unwrap();
+    let exit = observer.wait_for_pid(LogEvent::Exit, agent.id());
+    assert_eq!(exit.fields.code, Some(4));
+    let stopped = observer.stop();
+    let join = stopped.lines_of(LogEvent::Join, agent.id());
+    assert_eq!(join.len(), 1);
+    let session = stopped.lines_of(LogEvent::Session, agent.id());
+    assert_eq!(session.len(), 1);
+    assert_eq!(stopped.count(LogEvent::Exit), 1);
+    assert_eq!(stopped.count(LogEvent::Stall), 0);
+    stopped.assert_counters(&[(SESSIONS, 1), (OUT_OF_ORDER, 0), (BEATS, 55)]);
+}
+
+#[test]
+fn an_agent_is_called_by_the_program_it_has_become() {
+    let directory = tempfile::tempdir().unwrap();
+    let successor = directory.path().join("successor");
+    fs::copy(std::env::current_exe().unwrap(), &successor).unwrap();
+    let observer = Observer::start_in(directory, &["--threshold-ms=60000"], |command| command);
+    let orders = format!(
+        "beat self 1 50;exec {};beat self 1;stay",
+        successor.display()
+    );
+    let mut agent = agent_command(&observer.socket, &orders).spawn().unwrap();
+    let session = observer.wait_for_pid(LogEvent::Session, agent.id());
+    assert_eq!(session.fields.name.as_deref(), Some("successor"));
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    let exit = observer.wait_for_pid(LogEvent::Exit, agent.id());
+    assert_eq!(exit.fields.name.as_deref(), Some("successor"));
+}
+
+#[test]
+fn who_survives_a_panic_goes_on_as_before() {
+    let observer = Observer::start(&["--threshold-ms=1000"]);
+    let mut agent = Puppet::start(&observer.socket);
+    let late_in_life = (1 << 20) + 1;
+    agent.tell(&format!("beat self {late_in_life}"));
+    agent.tell("crash");
+    let beats = 8;
+    for i in 1..=beats {
+        std::thread::sleep(Duration::from_millis(250));
+        agent.tell(&format!("beat self {}", late_in_life + i));
+    }
+    let stopped = observer.stop_when(BEATS, beats + 2);
+    assert_eq!(stopped.count(LogEvent::Stall), 0);
+    stopped.assert_counters(&[
+        ("varta_observer_joins_total", 1),
+        (OUT_OF_ORDER, 0),
+        (SESSIONS, 0),
+    ]);
+}
+
+#[test]
+fn who_says_goodbye_has_left_and_may_come_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("events.tsv");
+    let flag = format!("--export-file={}", file.display());
+    let flags = ["--threshold-ms=300", "--export-events=changes", &flag];
+    let observer = Observer::start_in(directory, &flags, |command| command);
+    let pid = std::process::id();
+    let mut agent = Varta::connect(&observer.socket).unwrap();
+    assert_eq!(agent.beat(Status::Ok, 7), BeatOutcome::Sent);
+    assert_eq!(agent.leave(), BeatOutcome::Sent);
+    let exit = observer.wait_for_pid(LogEvent::Exit, pid);
+    assert_eq!(exit.fields.how.as_deref(), Some("left"));
+    assert!(exit.msg.contains("goodbye"), "{}", exit.msg);
+    let rows = rows_when(&file, |rows| rows.iter().any(|row| row[1] == "exit"));
+    let row = rows.last().unwrap()[1..].join(" ");
+    assert_eq!(row, format!("exit {pid} 1 left goodbye"));
+    let silence = Duration::from_millis(1_000);
+    assert_eq!(observer.count_within(LogEvent::Stall, silence), 0);
+    assert_eq!(agent.beat(Status::Ok, 7), BeatOutcome::Sent);
+    observer.wait_for_pid(LogEvent::Join, pid);
+    let stopped = observer.stop();
+    assert_eq!(stopped.count(LogEvent::Join), 2);
+    stopped.assert_counters(&[("varta_observer_exits_total{how=\"left\"}", 1)]);
+}
