@@ -9,7 +9,7 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio, exit};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 use varta_client::{Frame, Status, Varta};
@@ -93,6 +93,9 @@ impl Agent<'_> {
     /// Does what one order says:
     ///
     /// - `beat CLAIM FIRST [LAST]`: beats with these nonces that claim to be of pid CLAIM, or `self`;
+    /// - `flood KIND MS`: sends as fast as it can for so long: beats of its `own`, beats in the name of
+    ///   `other` processes, `junk`, or the `last` frames of a process that panics;
+    /// - `turnstile TIMES`: beats and says goodbye, again and again;
     /// - `crash`: the last frame of a process that panics;
     /// - `leave`: the last frame of a process that says goodbye;
     /// - `adopt`: beats through the socket that is standard input from here on;
@@ -105,6 +108,15 @@ impl Agent<'_> {
         match *words.as_slice() {
             ["beat", claim, first] => self.beat(claim, first, first),
             ["beat", claim, first, last] => self.beat(claim, first, last),
+            ["flood", kind, ms] => self.flood(kind, Duration::from_millis(ms.parse().unwrap())),
+            ["turnstile", times] => {
+                for nonce in 1..=times.parse().unwrap() {
+                    self.sender
+                        .send(&frame_of(std::process::id(), nonce))
+                        .unwrap();
+                    self.end(PAYLOAD_GOODBYE);
+                }
+            }
             ["crash"] => self.end(0),
             ["leave"] => self.end(PAYLOAD_GOODBYE),
             ["adopt"] => {
@@ -127,10 +139,27 @@ impl Agent<'_> {
     }
 
     fn end(&self, payload: u32) {
-        let mut bytes = [0; 32];
-        let pid = std::process::id();
-        Frame::new(Status::Critical, pid, 1, NONCE_TERMINAL, payload).encode(&mut bytes);
-        self.sender.send(&bytes).unwrap();
+        self.sender.send(&last_frame(payload, 1)).unwrap();
+    }
+
+    fn flood(&self, kind: &str, time: Duration) {
+        self.sender.set_nonblocking(true).unwrap();
+        let until = Instant::now() + time;
+        let own = std::process::id();
+        for number in 1.. {
+            let bytes = match kind {
+                "own" => frame_of(own, number),
+                "other" => frame_of(own + 1 + number as u32 % 3, number),
+                "last" => last_frame(0, number),
+                "junk" => [7; 32],
+                _ => panic!("no flood: {kind}"),
+            };
+            // A full queue is what a flood is about.
+            let _ = self.sender.send(&bytes);
+            if number % 256 == 0 && Instant::now() > until {
+                return;
+            }
+        }
     }
 
     fn beat(&self, claim: &str, first: &str, last: &str) {
@@ -142,6 +171,14 @@ impl Agent<'_> {
             self.sender.send(&frame_of(claim, nonce)).unwrap();
         }
     }
+}
+
+/// The last frame of this process.
+fn last_frame(payload: u32, timestamp: u64) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    let pid = std::process::id();
+    Frame::new(Status::Critical, pid, timestamp, NONCE_TERMINAL, payload).encode(&mut bytes);
+    bytes
 }
 
 /// A process that beats every 50 ms until it is told to end.

@@ -1,0 +1,147 @@
+//! What a process that sends without pause can do to others: nothing.
+
+mod support;
+
+use std::process::Child;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use support::Observer;
+use support::agents::{AgentProcess, agent_command};
+use varta_watch::api::{LogEvent, LogLine};
+
+/// How long a flood lasts, in milliseconds.
+const FLOOD_MS: u64 = 4_000;
+
+const SHED: &str = "varta_rate_limited_total{reason=\"shed\"}";
+
+/// Not a test: what the agents run.
+#[test]
+fn agent_process() {
+    support::agents::be_an_agent_if_told();
+}
+
+/// A process that floods the observer, until the test ends at the latest.
+struct Flood(Child);
+
+impl Flood {
+    fn start(observer: &Observer, kind: &str, ms: u64) -> Self {
+        let orders = format!("flood {kind} {ms}");
+        Self(agent_command(&observer.socket, &orders).spawn().unwrap())
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn wait(&mut self) {
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Agents beat 20 times a second next to a flood; none of them is called stalled. Returns what the
+/// observer said.
+fn neighbours_of_a_flood_of(kind: &str) -> (support::Stopped, u32) {
+    let observer = Observer::start(&["--threshold-ms=1000"]);
+    let agents: Vec<_> = (0..3)
+        .map(|_| AgentProcess::start(&observer.socket))
+        .collect();
+    for _ in &agents {
+        observer.wait_for(LogEvent::Join, |_| true);
+    }
+    let mut flood = Flood::start(&observer, kind, FLOOD_MS);
+    flood.wait();
+    let pid = flood.pid();
+    drop(flood);
+    // Long enough for a silence that began at the end.
+    observer.count_within(LogEvent::Stall, Duration::from_millis(1_200));
+    let stopped = observer.stop();
+    let stalled = |line: &&LogLine| {
+        line.event == LogEvent::Stall && agents.iter().any(|a| Some(a.pid()) == line.fields.pid)
+    };
+    assert_eq!(stopped.lines.iter().filter(stalled).count(), 0);
+    (stopped, pid)
+}
+
+fn says_flood_of(line: &LogLine, pid: Option<u32>) -> bool {
+    line.fields.reason.as_deref() == Some("flood") && line.fields.pid == pid
+}
+
+#[test]
+fn a_flood_of_beats_is_shed_and_its_neighbours_are_heard() {
+    let (stopped, pid) = neighbours_of_a_flood_of("own");
+    assert!(stopped.counter(SHED) > 10_000, "{}", stopped.counter(SHED));
+    let told = |line: &&LogLine| says_flood_of(line, Some(pid));
+    assert!(stopped.lines.iter().any(|line| told(&line)));
+    assert_eq!(stopped.count(LogEvent::Stall), 0, "nor is the flooder");
+}
+
+#[test]
+fn a_flood_of_junk_is_shed_and_its_neighbours_are_heard() {
+    let (stopped, _) = neighbours_of_a_flood_of("junk");
+    assert!(stopped.counter(SHED) > 10_000, "{}", stopped.counter(SHED));
+    assert!(stopped.lines.iter().any(|line| says_flood_of(line, None)));
+}
+
+#[test]
+fn a_flood_of_last_frames_is_shed_and_its_neighbours_are_heard() {
+    let (stopped, pid) = neighbours_of_a_flood_of("last");
+    assert!(stopped.counter(SHED) > 10_000, "{}", stopped.counter(SHED));
+    let told = |line: &&LogLine| says_flood_of(line, Some(pid));
+    assert!(stopped.lines.iter().any(|line| told(&line)));
+}
+
+#[test]
+fn a_flood_in_the_name_of_others_makes_no_stall_and_its_cost_is_told() {
+    let (stopped, _) = neighbours_of_a_flood_of("other");
+    assert!(stopped.counter("varta_observer_doubt_nanoseconds_total") > 0);
+    let told = |line: &LogLine| line.fields.reason.as_deref() == Some("queue_full");
+    assert!(stopped.lines.iter().any(told));
+}
+
+#[test]
+fn a_stall_is_noticed_in_the_midst_of_a_flood_that_cannot_be_shed() {
+    let observer = Observer::start(&["--threshold-ms=200"]);
+    let agent = AgentProcess::start(&observer.socket);
+    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    let _flood = Flood::start(&observer, "other", 60_000);
+    agent.signal(Signal::STOP);
+    observer.wait_for_pid(LogEvent::Stall, agent.pid());
+    observer.stop();
+}
+
+#[test]
+fn a_flood_that_is_over_is_said_to_be_and_costs_nothing_later() {
+    let observer = Observer::start(&["--threshold-ms=60000"]);
+    let mut flood = Flood::start(&observer, "own", 1_000);
+    let pid = flood.pid();
+    let is_news = |line: &LogLine| says_flood_of(line, Some(pid));
+    observer.wait_for(LogEvent::Refuse, is_news);
+    flood.wait();
+    let over = observer.wait_for(LogEvent::Refuse, is_news);
+    assert!(over.msg.contains("is over"), "{}", over.msg);
+    observer.stop();
+}
+
+#[test]
+fn who_leaves_and_comes_back_without_end_is_stopped_at_some_time() {
+    let observer = Observer::start(&["--threshold-ms=60000"]);
+    let mut turnstile = agent_command(&observer.socket, "turnstile 3000")
+        .spawn()
+        .unwrap();
+    turnstile.wait().unwrap();
+    observer.count_within(LogEvent::Exit, Duration::from_millis(500));
+    let stopped = observer.stop();
+    let joins = stopped.counter("varta_observer_joins_total");
+    assert!((5..1_000).contains(&joins), "{joins} joins");
+    assert_eq!(stopped.count(LogEvent::Join) as u64, joins);
+    assert_eq!(stopped.count(LogEvent::Exit) as u64, joins);
+    assert_eq!(stopped.counter("varta_events_dropped_total"), 0);
+}
