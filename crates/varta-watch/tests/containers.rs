@@ -10,7 +10,8 @@ use rustix::process::Signal;
 use support::agents::{AgentProcess, Puppet, agent_command};
 use support::namespaces::{CONTAINER, may_make_pid_namespaces};
 use support::{
-    AS_NOBODY, BEATS, DISTRUST, Observer, frame_of, may_become_nobody, public_directory, wrapped,
+    AS_NOBODY, BEATS, DISTRUST, Observer, copy_program, frame_of, may_become_nobody,
+    public_directory, wrapped,
 };
 use varta_watch::api::{LogEvent, LogLine};
 
@@ -83,7 +84,7 @@ fn an_unseen_sender_of_another_user_is_nobody_either() {
     }
     let observer = enclosed_observer(&["--socket-mode=666", "--allow-uid=65534"]);
     let agent = observer.directory.path().join("agent");
-    fs::copy(std::env::current_exe().unwrap(), &agent).unwrap();
+    copy_program(&std::env::current_exe().unwrap(), &agent);
     let mut nobody = Puppet::start_under(&AS_NOBODY, &agent, &observer.socket);
     nobody.tell("beat self 1");
     assert_unseen(&observer);

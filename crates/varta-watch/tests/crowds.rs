@@ -18,6 +18,9 @@ const JOINS: &str = "varta_observer_joins_total";
 
 const UNPROVED: &str = "varta_frame_identity_refused_total{reason=\"unproved_sender\"}";
 
+/// Agents that start at the same time.
+const WAVE: u64 = 250;
+
 /// Not a test: what the agents run.
 #[test]
 fn agent_process() {
@@ -116,14 +119,19 @@ fn five_thousand_agents_that_leave_together_have_all_left() {
     let observer = Observer::start(&["--threshold-ms=60000", "--tracker-capacity=6000"]);
     let (hold, let_go) = std::io::pipe().unwrap();
     let mut processes: Vec<Child> = Vec::with_capacity(agents);
-    for _ in 0..agents {
-        // Ends when its standard input does, which is the same for all.
-        let mut command = agent_command(&observer.socket, "beat self 1;nap 1000;beat self 2");
-        command.stdin(hold.try_clone().unwrap());
-        processes.push(command.stderr(Stdio::null()).spawn().unwrap());
+    let mut beats = 0;
+    // In waves, so that the observer is not starved by processes that start.
+    while processes.len() < agents {
+        for _ in 0..WAVE {
+            // Ends when its standard input does, which is the same for all.
+            let mut command = agent_command(&observer.socket, "beat self 1;nap 300;beat self 2");
+            command.stdin(hold.try_clone().unwrap());
+            processes.push(command.stderr(Stdio::null()).spawn().unwrap());
+        }
+        beats += 2 * WAVE;
+        wait_until_judged(&observer, UNPROVED, beats);
     }
-    let beats = 2 * agents as u64;
-    wait_until_judged(&observer, UNPROVED, beats);
+    observer.wait_for_count(JOINS, agents as u64);
     drop(let_go);
     for process in &mut processes {
         assert!(process.wait().unwrap().success());

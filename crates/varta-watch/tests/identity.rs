@@ -2,17 +2,16 @@
 
 mod support;
 
-use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
 use support::agents::{AgentProcess, Puppet, agent_command};
 use support::{
-    AS_NOBODY, BEATS, Observer, frame, frame_of, may_become_nobody, public_directory, rows_when,
-    wrapped,
+    AS_NOBODY, BEATS, Observer, copy_program, frame, frame_of, may_become_nobody, public_directory,
+    rows_when, wrapped,
 };
 use tempfile::TempDir;
 use varta_client::{BeatOutcome, Status, Varta};
@@ -95,7 +94,7 @@ fn place_for_other_users() -> Option<Place> {
     }
     let directory = public_directory();
     let agent = directory.path().join("agent");
-    fs::copy(std::env::current_exe().unwrap(), &agent).unwrap();
+    copy_program(&std::env::current_exe().unwrap(), &agent);
     Some(Place { directory, agent })
 }
 
@@ -183,7 +182,7 @@ fn the_observer_of_a_user_listens_to_that_user_only() {
         return;
     };
     let program = directory.path().join("observer");
-    fs::copy(env!("CARGO_BIN_EXE_varta-watch"), &program).unwrap();
+    copy_program(Path::new(env!("CARGO_BIN_EXE_varta-watch")), &program);
     std::os::unix::fs::chown(directory.path(), Some(65534), Some(65534)).unwrap();
     let observer = Observer::start_in(directory, &[], |command| {
         let mut copy = Command::new(program);
@@ -234,7 +233,7 @@ fn an_older_handle_that_goes_on_after_a_newer_one_is_heard() {
 fn a_process_that_becomes_another_program_is_the_same_agent() {
     let directory = tempfile::tempdir().unwrap();
     let successor = directory.path().join("successor");
-    fs::copy(std::env::current_exe().unwrap(), &successor).unwrap();
+    copy_program(&std::env::current_exe().unwrap(), &successor);
     let observer = Observer::start_in(directory, &["--threshold-ms=5000"], |command| command);
     let orders = format!(
         "beat self 1 50;exec {};beat self 1 5;exit 4",
@@ -258,7 +257,7 @@ fn a_process_that_becomes_another_program_is_the_same_agent() {
 fn an_agent_is_called_by_the_program_it_has_become() {
     let directory = tempfile::tempdir().unwrap();
     let successor = directory.path().join("successor");
-    fs::copy(std::env::current_exe().unwrap(), &successor).unwrap();
+    copy_program(&std::env::current_exe().unwrap(), &successor);
     let observer = Observer::start_in(directory, &["--threshold-ms=60000"], |command| command);
     let orders = format!(
         "beat self 1 50;exec {};beat self 1;stay",

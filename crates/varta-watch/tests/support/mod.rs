@@ -266,6 +266,13 @@ pub(crate) fn may_become_nobody() -> bool {
     may
 }
 
+/// Copies a program that will be run at once. Another process does it, because a descriptor that is open for
+/// writing could be inherited for a moment by what another test starts, and then the copy is "busy".
+pub(crate) fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg(from).arg(to).status();
+    assert!(copied.unwrap().success());
+}
+
 /// A directory that every user may look into.
 pub(crate) fn public_directory() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
