@@ -3,7 +3,7 @@
 //! Every local datagram passes the gate before the tracker hears of it. Identity comes from the kernel,
 //! never from a claim (law 3). The gate decides; counting and reporting a refusal is the caller's
 //! business. A refused datagram changes nothing at all. The order of the checks is that of the wire
-//! specification, section 10.2: datagram, credentials, user, frame, claim; then [`bucket`], then the
+//! specification, section 10.2: datagram, credentials, user, frame, claim; then [`Limits`], then the
 //! tracker.
 
 mod bucket;
