@@ -5,10 +5,11 @@
 //! beats wait until the control thread has looked at the process ([`super::introductions`]).
 //!
 //! A known pid may have passed to another process. While the agent's own process is alive, or a zombie,
-//! that cannot be. Its end is noticed by pidfd before the socket is read, and from then on datagrams under
-//! its pid are taken together with their sender, so that the last beats of the old process and the first
-//! of the new one are told apart. What ends and is replaced in the microseconds between the two is caught
-//! because a new process begins a new series of beats, and then the process is looked at.
+//! that cannot be, so it is asked for its end after each of its datagrams was seen and before that is
+//! taken. From its end on datagrams under its pid are taken together with their sender, so that the last
+//! beats of the old process and the first of the new one are told apart. In a flood, which is taken in
+//! batches, and for agents without a descriptor nobody asks; there a new series of beats gives a new
+//! process away, and then the process is looked at.
 
 use std::os::fd::OwnedFd;
 
@@ -36,9 +37,15 @@ struct Newcomer {
 
 impl Ingest {
     /// Whether the next datagram, which comes from `sender`, is to be taken together with its sender.
-    pub(super) fn wants_pidfd_of(&self, sender: Credentials) -> bool {
+    pub(super) fn wants_pidfd_of(&mut self, sender: Credentials) -> bool {
         match self.tracker.local_slot(sender.pid) {
-            Some(slot) => self.held[slot as usize].is_ending,
+            Some(slot) => {
+                // The datagram was in the queue before this is asked: an agent that has not ended by now
+                // had its pid when it was sent.
+                let held = &mut self.held[slot as usize];
+                held.is_ending |= held.pidfd.as_ref().is_some_and(identity::has_ended);
+                held.is_ending
+            }
             None => {
                 let now_ns = self.attention.raw_now_ns();
                 self.config.gate.lets_in(sender)

@@ -2,8 +2,8 @@
 //!
 //! Each turn drains the socket first and judges afterwards (law 1), by the attention clock (law 2).
 //! After start-up the thread takes no lock, reads no file, writes no log, and does a bounded amount of
-//! work per turn; system calls beyond the receive happen only when an agent is heard for the first time,
-//! when one ends, and when the next deadline moves (law 4).
+//! work per turn; system calls beyond the receive, and a look whether its sender still lives, happen only
+//! when an agent is heard for the first time, when one ends, and when the next deadline moves (law 4).
 //!
 //! The first datagrams of a turn are taken one by one, after a look at who sent each: the datagram of a
 //! stranger is taken together with its sender's pidfd, which costs too much to ask for with every beat.
