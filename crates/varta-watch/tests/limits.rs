@@ -76,7 +76,9 @@ fn all_agents_together_are_cut_to_the_common_rate() {
     let begin = Instant::now();
     let mut agents: Vec<_> = (0..4).map(|_| Puppet::start(&observer.socket)).collect();
     for agent in &mut agents {
-        agent.tell("beat self 1 500");
+        agent.tell("beat self 1");
+        observer.wait_for_pid(LogEvent::Join, agent.pid);
+        agent.tell("beat self 2 500");
     }
     wait_until_judged(&observer, GLOBAL, 2_000);
     // First beats have a limit of their own.

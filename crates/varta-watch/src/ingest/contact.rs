@@ -5,10 +5,11 @@
 //! beats wait until the control thread has looked at the process ([`super::introductions`]).
 //!
 //! A known pid may have passed to another process. While the agent's own process is alive, or a zombie,
-//! that cannot be. Its end is noticed by pidfd before the socket is read, and from then on datagrams under
-//! its pid are taken together with their sender, so that the last beats of the old process and the first
-//! of the new one are told apart. What ends and is replaced in the microseconds between the two is caught
-//! because a new process begins a new series of beats, and then the process is looked at.
+//! that cannot be, so it is asked for its end after each of its datagrams was seen and before that is
+//! taken. From its end on datagrams under its pid are taken together with their sender, so that the last
+//! beats of the old process and the first of the new one are told apart; so are those of an agent without a
+//! descriptor. In a flood, which is taken in batches, nobody asks; there a new series of beats gives a new
+//! process away, and then the process is looked at.
 
 use std::os::fd::OwnedFd;
 
@@ -40,8 +41,10 @@ impl Ingest {
     pub(super) fn wants_pidfd_of(&self, sender: Credentials) -> bool {
         match self.tracker.local_slot(sender.pid) {
             Some(slot) => {
-                let held = &self.held[slot as usize];
-                held.is_ending || held.pidfd.is_none()
+                // The datagram was in the queue before this is asked: an agent that has not ended by now
+                // had its pid when it was sent.
+                let process = self.held[slot as usize].pidfd.as_ref();
+                process.is_none_or(identity::has_ended)
             }
             None => {
                 let now_ns = self.attention.raw_now_ns();
@@ -409,7 +412,6 @@ impl Ingest {
         }
         self.held[agent.slot as usize] = Held {
             pidfd,
-            is_ending: false,
             claims: acquaintance.claims,
             pid_ns: acquaintance.pid_ns,
         };

@@ -2,9 +2,9 @@
 //!
 //! Each turn drains the socket first and judges afterwards (law 1), by the attention clock (law 2).
 //! After start-up the thread takes no lock, reads no file, writes no log, and does a bounded amount of
-//! work per turn (law 4). A beat of a known agent costs a look at its sender and a receive; further system
-//! calls are made when an agent is heard for the first time or begins a new series, when one ends, when a
-//! flood begins or ends, and when the next deadline moves.
+//! work per turn (law 4). A beat of a known agent costs a look at its sender, a look whether that still
+//! lives, and a receive; further system calls are made when an agent is heard for the first time or begins
+//! a new series, when one ends, when a flood begins or ends, and when the next deadline moves.
 //!
 //! As many datagrams as the kernel queues are taken one by one in each turn, after a look at who sent each:
 //! the datagram of a stranger is taken together with its sender's pidfd, which costs too much to ask for
@@ -96,8 +96,6 @@ pub(crate) struct Lines {
 struct Held {
     /// Held so that its pid cannot mean another process unnoticed; `None` for want of descriptors.
     pidfd: Option<OwnedFd>,
-    /// The kernel has reported its end; beats of it may still be queued.
-    is_ending: bool,
     /// What it may call itself; `None` while that is unknown.
     claims: Option<Claims>,
     pid_ns: Option<u64>,
@@ -188,13 +186,9 @@ impl Ingest {
     fn turn(&mut self, fetched: &mut Fetched) -> io::Result<()> {
         self.promise_next_look()?;
         self.lines.events.ring_bell();
-        let known_exits = self.ready.exits.len();
         self.sleeper.wait(&mut self.ready, fetched)?;
         let woken_ns = self.look();
         let heard_ns = self.attention.now_ns();
-        for slot in &self.ready.exits[known_exits..] {
-            self.held[*slot as usize].is_ending = true;
-        }
         // Everything sent before this moment is in the queue by now, so silence up to it is proved
         // once the queue has been read; unless the queue was full and something was refused.
         let empty_ns = self.horizon.empty_ns;
@@ -387,9 +381,8 @@ impl Ingest {
             }
             done += 1;
             // The slot may have changed hands since the kernel reported it, so ask again.
-            let held = &mut self.held[slot as usize];
-            held.is_ending = held.pidfd.as_ref().is_some_and(identity::has_ended);
-            if held.is_ending
+            let process = self.held[slot as usize].pidfd.as_ref();
+            if process.is_some_and(identity::has_ended)
                 && let Some(agent) = self.tracker.agent_in(slot)
             {
                 self.retire(agent, None);

@@ -135,8 +135,7 @@ impl Sleeper {
             fetched.0.clear();
             match epoll::wait(&self.epoll, spare_capacity(&mut fetched.0), timeout) {
                 Ok(_) => {}
-                // The process was stopped meanwhile, and nothing was fetched. Exits must be known before
-                // the socket is read, else a pid's next process could be taken for the one before.
+                // The process was stopped meanwhile, and nothing was fetched.
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
