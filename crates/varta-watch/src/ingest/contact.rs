@@ -23,7 +23,7 @@ use varta_core::{
 use varta_sys::receive::Received;
 use varta_vlp::{FRAME_BYTES, Frame, MAGIC, NONCE_TERMINAL, VERSION};
 
-use super::introductions::Admitted;
+use super::introductions::{Admitted, Rejected};
 use super::shed::Kind;
 use super::{Held, Ingest, credentials_of};
 use crate::handoff::{Acquaintance, Introduction, Question};
@@ -201,10 +201,14 @@ impl Ingest {
         if !self.lines.events.has_room_for_join() {
             return self.refuse(pid, Refusal::Crowded);
         }
-        match self.introductions.rejected(pid, now_ns) {
-            Some(Refusal::ForeignNamespace) => return self.refuse(pid, Refusal::ForeignNamespace),
-            Some(_) if frame.pid != pid => return self.refuse(pid, wrong_claim(frame.pid)),
-            _ => {}
+        if let Some(Rejected { reason, claims }) = self.introductions.rejected(pid, now_ns) {
+            if reason == Refusal::ForeignNamespace {
+                return self.refuse(pid, reason);
+            }
+            let may_be_right = claims.is_some_and(|claims| claims.contain(frame.pid));
+            if frame.pid != pid && !may_be_right {
+                return self.refuse(pid, wrong_claim(frame.pid));
+            }
         }
         let mut limit = self.limits.let_newcomer_in(now_ns);
         if self.introductions.has_departed(pid, now_ns) {
@@ -302,6 +306,10 @@ impl Ingest {
                 self.get_to_know(agent, &acquaintance);
                 let is_known = self.held[agent.slot as usize].claims.is_some();
                 match self.tracker.facts_in(agent.slot) {
+                    // A later beat did not have to wait, and was credited meanwhile.
+                    Some(facts) if facts.last_nonce.is_some_and(|last| frame.nonce <= last) => {
+                        self.refuse(sender.pid, Refusal::OutOfOrder);
+                    }
                     Some(facts) if is_known => self.credit(&(agent, facts), frame, sender, true),
                     // It has ended, so nobody will ever know.
                     _ => {
@@ -330,8 +338,12 @@ impl Ingest {
                 }
                 Err(reason) => {
                     let now_ns = self.attention.raw_now_ns();
+                    let rejected = Rejected {
+                        reason,
+                        claims: acquaintance.claims,
+                    };
                     self.introductions
-                        .remember_rejected(sender.pid, reason, now_ns);
+                        .remember_rejected(sender.pid, rejected, now_ns);
                     self.refuse(sender.pid, reason);
                 }
             }

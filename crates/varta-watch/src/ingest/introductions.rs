@@ -5,14 +5,17 @@
 //! handed over together with the datagram. The control thread is asked once per process; the beats that
 //! come meanwhile wait with the first. The room is small and bounded: what finds no place is refused.
 
-use varta_core::{Credentials, Refusal};
+use varta_core::{Claims, Credentials, Refusal};
 use varta_vlp::Frame;
 
 /// Beats that may wait at the same time. An answer takes less than a millisecond as a rule.
 const BEATS_MAX: usize = 1024;
 
 /// Beats of one process that may wait: a flood of one does not fill the room.
-const BEATS_PER_PROCESS_MAX: usize = 16;
+const BEATS_PER_PROCESS_MAX: usize = 64;
+
+/// Datagrams of an unknown process within that time that are no frames and make it noisy.
+const NOISY_DATAGRAMS: u32 = 16;
 
 /// Processes remembered for what they did, and for how long.
 const REMEMBERED_MAX: usize = 64;
@@ -33,13 +36,20 @@ pub(super) struct Waiting {
 pub(super) struct Introductions {
     beats: Vec<Waiting>,
     tickets: u64,
-    /// Unknown processes that were refused after a look at them, and why: another look costs reading
-    /// `/proc`.
-    rejected: Remembered<Refusal>,
-    /// Unknown processes that sent what is no frame: each datagram would cost a descriptor.
-    noisy: Remembered<()>,
+    /// Unknown processes that were refused after a look at them: another look costs reading `/proc`.
+    rejected: Remembered<Rejected>,
+    /// Unknown processes that sent what is no frame, and how often: each time would cost a descriptor.
+    noisy: Remembered<u32>,
     /// Processes that said goodbye.
     departed: Remembered<()>,
+}
+
+/// Why a process was refused after a look at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rejected {
+    pub(super) reason: Refusal,
+    /// What it may call itself, where known.
+    pub(super) claims: Option<Claims>,
 }
 
 /// Pids, what is remembered of each, and until when; the oldest is overwritten.
@@ -134,23 +144,24 @@ impl Introductions {
     }
 
     /// Remembers why an unknown process was refused after a look at it.
-    pub(super) fn remember_rejected(&mut self, pid: u32, reason: Refusal, now_ns: u64) {
-        self.rejected.add(pid, reason, now_ns);
+    pub(super) fn remember_rejected(&mut self, pid: u32, rejected: Rejected, now_ns: u64) {
+        self.rejected.add(pid, rejected, now_ns);
     }
 
     /// Why an unknown process was refused after a look at it a moment ago.
-    pub(super) fn rejected(&self, pid: u32, now_ns: u64) -> Option<Refusal> {
+    pub(super) fn rejected(&self, pid: u32, now_ns: u64) -> Option<Rejected> {
         self.rejected.get(pid, now_ns)
     }
 
     /// Remembers an unknown process that sent what is no frame.
     pub(super) fn remember_noisy(&mut self, pid: u32, now_ns: u64) {
-        self.noisy.add(pid, (), now_ns);
+        let before = self.noisy.get(pid, now_ns).unwrap_or(0);
+        self.noisy.add(pid, before.saturating_add(1), now_ns);
     }
 
-    /// Whether an unknown process sent what is no frame a moment ago.
+    /// Whether an unknown process has sent much that is no frame a moment ago.
     pub(super) fn is_noisy(&self, pid: u32, now_ns: u64) -> bool {
-        self.noisy.get(pid, now_ns).is_some()
+        self.noisy.get(pid, now_ns).unwrap_or(0) >= NOISY_DATAGRAMS
     }
 
     /// Remembers a process that said goodbye.
@@ -235,7 +246,10 @@ mod tests {
     #[test]
     fn what_a_process_did_is_forgiven_after_a_while() {
         let mut room = Introductions::new();
-        let lie = Refusal::PidMismatch { claimed: 9 };
+        let lie = Rejected {
+            reason: Refusal::PidMismatch { claimed: 9 },
+            claims: None,
+        };
         room.remember_rejected(7, lie, 5);
         assert_eq!(room.rejected(7, REMEMBERED_NS + 4), Some(lie));
         assert_eq!(room.rejected(7, REMEMBERED_NS + 5), None);
@@ -246,11 +260,22 @@ mod tests {
     #[test]
     fn who_does_it_again_and_again_takes_one_place() {
         let mut room = Introductions::new();
-        room.remember_noisy(7, 0);
+        room.remember_departed(7, 0);
         for now_ns in 0..1_000 {
-            room.remember_noisy(8, now_ns);
+            room.remember_departed(8, now_ns);
         }
-        assert!(room.is_noisy(7, 5));
-        assert!(room.is_noisy(8, REMEMBERED_NS + 998));
+        assert!(room.has_departed(7, 5));
+        assert!(room.has_departed(8, REMEMBERED_NS + 998));
+    }
+
+    #[test]
+    fn a_little_junk_is_no_noise() {
+        let mut room = Introductions::new();
+        for _ in 1..NOISY_DATAGRAMS {
+            room.remember_noisy(7, 0);
+        }
+        assert!(!room.is_noisy(7, 0));
+        room.remember_noisy(7, 0);
+        assert!(room.is_noisy(7, 0));
     }
 }

@@ -47,8 +47,8 @@ use sleep::{Fetched, Ready, Sleeper};
 const BATCH: usize = 64;
 
 /// Datagrams per turn whose sender is looked at before they are taken: what the kernel queues, within
-/// these bounds, so only a flood goes beyond.
-const ONE_BY_ONE_MIN: usize = 16;
+/// these bounds. While they are taken others come, in a crowd of newcomers many; only a flood goes beyond.
+const ONE_BY_ONE_MIN: usize = 256;
 const ONE_BY_ONE_MAX: usize = 1024;
 
 /// Fewest datagrams one turn is ready to read. The real budget is also larger than the kernel's
