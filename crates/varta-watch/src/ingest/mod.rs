@@ -268,6 +268,9 @@ impl Ingest {
                     }
                 }
                 read += 1;
+                if read.is_multiple_of(BATCH) {
+                    self.look();
+                }
             }
         }
         while read < self.receive_budget {
