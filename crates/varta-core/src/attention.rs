@@ -12,8 +12,9 @@
 //! one ([`crate::Tracker::restart_silence`]).
 //!
 //! Attention can also be in doubt: while the kernel's queue may have been full, beats may have been
-//! refused that nobody heard of. Such time counts a sixteenth. It is not a gap, since then a flood would
-//! switch the watch off; but an agent must be silent for sixteen thresholds of flood to be called stalled.
+//! refused that nobody heard of. A single overflow costs an agent a beat at most; but while one follows the
+//! other, time counts a sixteenth. It is not a gap, since then a flood would switch the watch off; but an
+//! agent must be silent for sixteen thresholds of flood to be called stalled.
 //! What does not count is owed: the clock that silence is judged by stands still until it is paid.
 //!
 //! Readings that go backwards are treated as no time passed, and counted.
@@ -30,6 +31,9 @@ const TOLERANCE_MAX_NS: u64 = 100_000_000;
 /// Of doubtful time one part in this many counts.
 const DOUBT_PARTS: u64 = 16;
 
+/// Overflows that are further apart than this are single ones: 3 ms.
+const OVERFLOW_PAUSE_NS: u64 = 3_000_000;
+
 /// How far before a wake-up doubt reaches at most: 2 ms. A queue overflows within microseconds, but it
 /// cannot be known when; who sleeps is woken by the first datagram, so only a busy machine needs longer.
 const DOUBT_REACH_NS: u64 = 2_000_000;
@@ -44,6 +48,8 @@ pub struct AttentionClock {
     owed_ns: u64,
     /// Everything before is settled.
     doubted_raw_ns: u64,
+    /// The last overflow; 0 before the first.
+    overflow_raw_ns: u64,
     tolerance_ns: u64,
     longest_sleep_ns: u64,
     regressions: u64,
@@ -68,6 +74,7 @@ impl AttentionClock {
             attention_ns: 0,
             owed_ns: 0,
             doubted_raw_ns: raw_ns,
+            overflow_raw_ns: 0,
             tolerance_ns,
             longest_sleep_ns: (shortest_threshold_ns / 4).max(TOLERANCE_MIN_NS),
             regressions: 0,
@@ -107,9 +114,13 @@ impl AttentionClock {
     }
 
     /// Beats may have been refused between `from_raw_ns` and the last look: the queue may have been full.
-    /// `woken_raw_ns` is the look that ended the last sleep.
-    /// Returns the time that is now in doubt and was not before.
+    /// `woken_raw_ns` is the look that ended the last sleep. Returns the time that is now in doubt and was
+    /// not before: none for a single overflow.
     pub fn doubt(&mut self, from_raw_ns: u64, woken_raw_ns: u64) -> u64 {
+        let last_raw_ns = std::mem::replace(&mut self.overflow_raw_ns, self.last_raw_ns);
+        if last_raw_ns == 0 || woken_raw_ns.saturating_sub(last_raw_ns) > OVERFLOW_PAUSE_NS {
+            return 0;
+        }
         let from_ns = from_raw_ns
             .max(woken_raw_ns.saturating_sub(DOUBT_REACH_NS))
             .max(self.doubted_raw_ns);
@@ -166,6 +177,14 @@ mod tests {
 
     fn clock() -> AttentionClock {
         AttentionClock::new(0, 2_000 * MS)
+    }
+
+    /// A clock whose queue has just overflowed.
+    fn flooded_clock() -> AttentionClock {
+        AttentionClock {
+            overflow_raw_ns: 1,
+            ..clock()
+        }
     }
 
     #[test]
@@ -241,7 +260,7 @@ mod tests {
 
     #[test]
     fn doubtful_time_counts_a_sixteenth_and_is_owed_before_it_is_paid() {
-        let mut clock = clock();
+        let mut clock = flooded_clock();
         clock.look(16 * MS);
         assert_eq!(clock.doubt(0, 2 * MS), 16 * MS);
         assert_eq!(
@@ -268,12 +287,23 @@ mod tests {
             clock.doubt(raw_ns - MS, raw_ns);
         }
         let judged_ms = clock.judged_ns() / MS;
-        assert!((99..=100).contains(&judged_ms), "{judged_ms} ms of 1600");
+        assert!((99..=101).contains(&judged_ms), "{judged_ms} ms of 1600");
+    }
+
+    #[test]
+    fn a_single_overflow_is_no_reason_to_doubt() {
+        let mut clock = clock();
+        for raw_ns in [5 * MS, 10 * MS, 15 * MS] {
+            clock.look(raw_ns);
+            assert_eq!(clock.doubt(raw_ns - MS, raw_ns), 0);
+        }
+        clock.look(16 * MS);
+        assert_eq!(clock.doubt(15 * MS, 16 * MS), MS);
     }
 
     #[test]
     fn a_gap_counts_for_nobody_and_is_not_owed_besides() {
-        let mut clock = clock();
+        let mut clock = flooded_clock();
         clock.look(MS);
         assert!(clock.look(10_000 * MS).is_some());
         assert_eq!(clock.doubt(0, MS), 0);
@@ -283,7 +313,9 @@ mod tests {
     #[test]
     fn doubt_does_not_reach_into_a_sleep_nor_count_twice() {
         let mut clock = clock();
-        clock.promise(500 * MS);
+        clock.promise(499 * MS);
+        clock.look(499 * MS);
+        clock.doubt(0, 499 * MS);
         clock.look(500 * MS);
         clock.look(501 * MS);
         clock.doubt(0, 500 * MS);

@@ -8,8 +8,10 @@
 //! that cannot be, so it is asked for its end after each of its datagrams was seen and before that is
 //! taken. From its end on datagrams under its pid are taken together with their sender, so that the last
 //! beats of the old process and the first of the new one are told apart; so are those of an agent without a
-//! descriptor. In a flood, which is taken in batches, nobody asks; there a new series of beats gives a new
-//! process away, and then the process is looked at.
+//! descriptor.
+//!
+//! In a flood, which is taken in batches, it is asked afterwards who has ended by then. A beat of one that
+//! has is its own unless its pid has a new owner; then nobody can tell, and nobody is credited.
 
 use std::os::fd::OwnedFd;
 
@@ -69,7 +71,10 @@ impl Ingest {
         match self.config.gate.admit(&datagram) {
             Ok((frame, sender)) => match self.speaker(sender.pid, process.as_ref()) {
                 Some(facts) => self.credit(&facts, frame, sender, process.is_some()),
-                None => self.meet(frame, sender, process),
+                None => {
+                    self.strangers += 1;
+                    self.meet(frame, sender, process);
+                }
             },
             Err(reason) => {
                 if process.is_some() {
@@ -152,8 +157,10 @@ impl Ingest {
                 }
             }
         }
-        let goes_on = frame.is_terminal() || facts.last_nonce.is_none_or(|last| frame.nonce > last);
-        if !goes_on && !proved && !self.still_has_its_pid(agent) {
+        let begins_anew = facts.last_nonce.is_some_and(|last| frame.nonce <= last);
+        let held = &self.held[slot as usize];
+        let is_doubtful = held.has_ended || (held.pidfd.is_none() && begins_anew);
+        if is_doubtful && !proved && !self.still_has_its_pid(agent) {
             // Nobody can tell which of the two has sent it.
             self.retire(agent, None);
             return self.refuse(sender.pid, Refusal::UnprovedSender);
@@ -424,6 +431,7 @@ impl Ingest {
         }
         self.held[agent.slot as usize] = Held {
             pidfd,
+            has_ended: false,
             claims: acquaintance.claims,
             pid_ns: acquaintance.pid_ns,
         };

@@ -8,8 +8,8 @@
 //!
 //! As many datagrams as the kernel queues are taken one by one in each turn, after a look at who sent each:
 //! the datagram of a stranger is taken together with its sender's pidfd, which costs too much to ask for
-//! with every beat. What is left after them is a flood, and taken in batches. Who is speaking is decided in
-//! [`contact`].
+//! with every beat. What is left after them, and what comes after a turn with many and no stranger among
+//! them, is a flood and taken in batches. Who is speaking is decided in [`contact`].
 
 mod bind;
 mod closer;
@@ -45,6 +45,14 @@ use sleep::{Fetched, Ready, Sleeper};
 
 /// Datagrams per receive call: large enough that the call's own cost vanishes in a flood.
 const BATCH: usize = 64;
+
+/// Datagrams in one turn, all of known agents, after which the next turn takes them in batches: a flood,
+/// until there are fewer than so many.
+const FLOOD_DATAGRAMS: usize = 64;
+const FLOOD_OVER_DATAGRAMS: usize = 8;
+
+/// Who sleeps for so long is not flooded: 1 ms.
+const CALM_NS: u64 = 1_000_000;
 
 /// Datagrams per turn whose sender is looked at before they are taken: what the kernel queues, within
 /// these bounds. While they are taken others come, in a crowd of newcomers many; only a flood goes beyond.
@@ -96,6 +104,8 @@ pub(crate) struct Lines {
 struct Held {
     /// Held so that its pid cannot mean another process unnoticed; `None` for want of descriptors.
     pidfd: Option<OwnedFd>,
+    /// The kernel has reported its end while a batch was taken.
+    has_ended: bool,
     /// What it may call itself; `None` while that is unknown.
     claims: Option<Claims>,
     pid_ns: Option<u64>,
@@ -114,6 +124,10 @@ pub(crate) struct Ingest {
     introductions: Introductions,
     shed: Shed,
     inner_pids: InnerPids,
+    /// The last turn met nobody but known agents, and many of their datagrams.
+    is_flooded: bool,
+    /// Strangers met in this turn.
+    strangers: usize,
     /// Datagrams refused so far.
     refusals: u64,
     /// Doubtful time that was not told yet.
@@ -161,6 +175,8 @@ impl Ingest {
             introductions: Introductions::new(),
             shed,
             inner_pids: InnerPids::new(),
+            is_flooded: false,
+            strangers: 0,
             refusals: 0,
             untold_doubt_ns: 0,
             counters,
@@ -184,15 +200,16 @@ impl Ingest {
     }
 
     fn turn(&mut self, fetched: &mut Fetched) -> io::Result<()> {
-        self.promise_next_look()?;
+        let slept_ns = self.promise_next_look()?;
         self.lines.events.ring_bell();
         self.sleeper.wait(&mut self.ready, fetched)?;
         let woken_ns = self.look();
+        self.is_flooded &= woken_ns.saturating_sub(slept_ns) < CALM_NS;
         let heard_ns = self.attention.now_ns();
         // Everything sent before this moment is in the queue by now, so silence up to it is proved
         // once the queue has been read; unless the queue was full and something was refused.
         let empty_ns = self.horizon.empty_ns;
-        let read = self.drain_socket();
+        let read = self.drain_socket(fetched)?;
         if read > self.config.queue_datagrams {
             self.look();
             let doubt_ns = self.attention.doubt(empty_ns, woken_ns);
@@ -211,7 +228,8 @@ impl Ingest {
         Ok(())
     }
 
-    fn promise_next_look(&mut self) -> io::Result<()> {
+    /// Sets the timer and promises to look again by then. Returns the time.
+    fn promise_next_look(&mut self) -> io::Result<u64> {
         let now_ns = self.look();
         let review_ns = self.shed.next_review_ns();
         let mut wake_ns = match self.tracker.next_deadline_ns() {
@@ -220,7 +238,8 @@ impl Ingest {
             None if review_ns.is_some() => u64::MAX,
             None => {
                 self.attention.promise(u64::MAX);
-                return self.sleeper.wake_on_input_only();
+                self.sleeper.wake_on_input_only()?;
+                return Ok(now_ns);
             }
         };
         wake_ns = wake_ns.min(review_ns.unwrap_or(u64::MAX));
@@ -230,7 +249,7 @@ impl Ingest {
         let wake_ns = wake_ns.min(now_ns + self.attention.longest_sleep_ns());
         let wake_ns = self.sleeper.wake_at(now_ns, wake_ns)?;
         self.attention.promise(wake_ns);
-        Ok(())
+        Ok(now_ns)
     }
 
     /// Moves the attention clock on, reports a gap, and returns the raw time.
@@ -251,56 +270,84 @@ impl Ingest {
     }
 
     /// Reads until the queue is empty, or the budget used up. Returns how many datagrams were read.
-    fn drain_socket(&mut self) -> usize {
-        let mut looked_ns = self.attention.raw_now_ns();
+    fn drain_socket(&mut self, fetched: &mut Fetched) -> io::Result<usize> {
+        self.strangers = 0;
         let mut read = 0;
-        if self.config.means.sender_pidfd {
-            while read < self.one_by_one {
-                match peek_sender(self.socket.as_fd()) {
-                    Ok(Peeked::Empty) => {
-                        self.horizon.saw_empty_queue(looked_ns);
-                        return read;
-                    }
-                    Ok(Peeked::Sender(sender)) => self.take_one(sender.map(credentials_of)),
-                    Err(_) => {
-                        self.counters.count(Counter::ReceiveErrors);
-                        return read;
-                    }
+        let mut is_empty = false;
+        if self.config.means.sender_pidfd && !self.is_flooded {
+            is_empty = self.take_one_by_one(&mut read);
+        }
+        if !is_empty {
+            self.take_batches(&mut read, fetched)?;
+        }
+        let many = match self.is_flooded {
+            true => FLOOD_OVER_DATAGRAMS,
+            false => FLOOD_DATAGRAMS,
+        };
+        self.is_flooded = self.strangers == 0 && read >= many;
+        Ok(read)
+    }
+
+    /// Looks at the sender of each datagram before it is taken. True once the queue is empty.
+    fn take_one_by_one(&mut self, read: &mut usize) -> bool {
+        let looked_ns = self.attention.raw_now_ns();
+        while *read < self.one_by_one {
+            match peek_sender(self.socket.as_fd()) {
+                Ok(Peeked::Empty) => {
+                    self.horizon.saw_empty_queue(looked_ns);
+                    return true;
                 }
-                read += 1;
-                if read.is_multiple_of(BATCH) {
-                    self.look();
+                Ok(Peeked::Sender(sender)) => self.take_one(sender.map(credentials_of)),
+                Err(_) => {
+                    self.counters.count(Counter::ReceiveErrors);
+                    return true;
                 }
             }
+            *read += 1;
+            if read.is_multiple_of(BATCH) {
+                self.look();
+            }
         }
-        while read < self.receive_budget {
-            let Some(received) = self.take(BATCH) else {
-                return read;
+        false
+    }
+
+    /// Takes what is queued in batches, and looks who has ended by then.
+    fn take_batches(&mut self, read: &mut usize, fetched: &mut Fetched) -> io::Result<()> {
+        while *read < self.receive_budget {
+            let looked_ns = self.look();
+            let Some(received) = self.receive(BATCH) else {
+                return Ok(());
             };
-            read += received;
+            let known_exits = self.ready.exits.len();
+            self.sleeper.look(&mut self.ready, fetched)?;
+            for slot in &self.ready.exits[known_exits..] {
+                self.held[*slot as usize].has_ended = true;
+            }
+            (0..received).for_each(|i| self.hear(i));
+            *read += received;
             if received < BATCH {
                 self.horizon.saw_empty_queue(looked_ns);
-                return read;
+                return Ok(());
             }
             self.horizon.has_read(received, looked_ns);
-            looked_ns = self.look();
         }
-        read
+        Ok(())
     }
 
     /// Takes the datagram that was looked at; a stranger's together with its sender.
     fn take_one(&mut self, sender: Option<Credentials>) {
         let with_sender = sender.is_some_and(|sender| self.wants_pidfd_of(sender))
             && pass_pidfd(self.socket.as_fd(), true).is_ok();
-        self.take(1);
+        let received = self.receive(1).unwrap_or(0);
+        (0..received).for_each(|i| self.hear(i));
         if with_sender {
             // Left on it would only cost time.
             let _ = pass_pidfd(self.socket.as_fd(), false);
         }
     }
 
-    /// Receives and hears up to `limit` datagrams; `None` if the kernel refused.
-    fn take(&mut self, limit: usize) -> Option<usize> {
+    /// Receives up to `limit` datagrams; `None` if the kernel refused.
+    fn receive(&mut self, limit: usize) -> Option<usize> {
         let mut closed = 0;
         let unwanted = |descriptor| {
             closed += 1;
@@ -311,9 +358,6 @@ impl Ingest {
             return None;
         };
         self.counters.add(Counter::DescriptorsClosed, closed);
-        for i in 0..received {
-            self.hear(i);
-        }
         Some(received)
     }
 

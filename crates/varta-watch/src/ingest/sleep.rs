@@ -24,6 +24,11 @@ const EVENTS_PER_CALL: usize = 256;
 /// Calls per wait at most: what is left over is still ready in the next turn.
 const CALLS_PER_WAIT: usize = 64;
 
+const AT_ONCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+
 const TIMER: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;
 const SOCKET: u64 = u64::MAX - 2;
@@ -130,7 +135,20 @@ impl Sleeper {
     /// Sleeps until something is ready and says what. Input on the socket is not reported: it is
     /// read in every turn anyway.
     pub(crate) fn wait(&self, ready: &mut Ready, fetched: &mut Fetched) -> io::Result<()> {
-        let mut timeout = None;
+        self.fetch(None, ready, fetched)
+    }
+
+    /// Says what is ready now.
+    pub(crate) fn look(&self, ready: &mut Ready, fetched: &mut Fetched) -> io::Result<()> {
+        self.fetch(Some(&AT_ONCE), ready, fetched)
+    }
+
+    fn fetch(
+        &self,
+        mut timeout: Option<&Timespec>,
+        ready: &mut Ready,
+        fetched: &mut Fetched,
+    ) -> io::Result<()> {
         for _ in 0..CALLS_PER_WAIT {
             fetched.0.clear();
             match epoll::wait(&self.epoll, spare_capacity(&mut fetched.0), timeout) {
@@ -150,10 +168,7 @@ impl Sleeper {
             if fetched.0.len() < EVENTS_PER_CALL {
                 break;
             }
-            timeout = Some(&Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            });
+            timeout = Some(&AT_ONCE);
         }
         Ok(())
     }
