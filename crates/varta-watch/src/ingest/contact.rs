@@ -72,7 +72,7 @@ impl Ingest {
             Ok((frame, sender)) => match self.speaker(sender.pid, process.as_ref()) {
                 Some(facts) => self.credit(&facts, frame, sender, process.is_some()),
                 None => {
-                    self.strangers += 1;
+                    self.flood.meet_stranger();
                     self.meet(frame, sender, process);
                 }
             },

@@ -8,8 +8,8 @@
 //!
 //! As many datagrams as the kernel queues are taken one by one in each turn, after a look at who sent each:
 //! the datagram of a stranger is taken together with its sender's pidfd, which costs too much to ask for
-//! with every beat. What is left after them, and what comes after a turn with many and no stranger among
-//! them, is a flood and taken in batches. Who is speaking is decided in [`contact`].
+//! with every beat. What is left after them, and what comes when there is no time to sleep and no stranger
+//! among them, is a flood and taken in batches. Who is speaking is decided in [`contact`].
 
 mod bind;
 mod closer;
@@ -46,12 +46,10 @@ use sleep::{Fetched, Ready, Sleeper};
 /// Datagrams per receive call: large enough that the call's own cost vanishes in a flood.
 const BATCH: usize = 64;
 
-/// Datagrams in one turn, all of known agents, after which the next turn takes them in batches: a flood,
-/// until there are fewer than so many.
-const FLOOD_DATAGRAMS: usize = 64;
-const FLOOD_OVER_DATAGRAMS: usize = 8;
-
-/// Who sleeps for so long is not flooded: 1 ms.
+/// So many datagrams within so long, 20 000 per second and all of known agents, are a flood: those that
+/// come after are taken in batches. It is over when a stranger comes, or when there is time to sleep.
+const FLOOD_DATAGRAMS: usize = 200;
+const FLOOD_WINDOW_NS: u64 = 10_000_000;
 const CALM_NS: u64 = 1_000_000;
 
 /// Datagrams per turn whose sender is looked at before they are taken: what the kernel queues, within
@@ -124,10 +122,7 @@ pub(crate) struct Ingest {
     introductions: Introductions,
     shed: Shed,
     inner_pids: InnerPids,
-    /// The last turn met nobody but known agents, and many of their datagrams.
-    is_flooded: bool,
-    /// Strangers met in this turn.
-    strangers: usize,
+    flood: Flood,
     /// Datagrams refused so far.
     refusals: u64,
     /// Doubtful time that was not told yet.
@@ -175,8 +170,7 @@ impl Ingest {
             introductions: Introductions::new(),
             shed,
             inner_pids: InnerPids::new(),
-            is_flooded: false,
-            strangers: 0,
+            flood: Flood::default(),
             refusals: 0,
             untold_doubt_ns: 0,
             counters,
@@ -204,7 +198,8 @@ impl Ingest {
         self.lines.events.ring_bell();
         self.sleeper.wait(&mut self.ready, fetched)?;
         let woken_ns = self.look();
-        self.is_flooded &= woken_ns.saturating_sub(slept_ns) < CALM_NS;
+        let is_calm = woken_ns.saturating_sub(slept_ns) >= CALM_NS;
+        self.flood.turn(woken_ns, is_calm);
         let heard_ns = self.attention.now_ns();
         // Everything sent before this moment is in the queue by now, so silence up to it is proved
         // once the queue has been read; unless the queue was full and something was refused.
@@ -271,20 +266,15 @@ impl Ingest {
 
     /// Reads until the queue is empty, or the budget used up. Returns how many datagrams were read.
     fn drain_socket(&mut self, fetched: &mut Fetched) -> io::Result<usize> {
-        self.strangers = 0;
         let mut read = 0;
         let mut is_empty = false;
-        if self.config.means.sender_pidfd && !self.is_flooded {
+        if self.config.means.sender_pidfd && !self.flood.is_here {
             is_empty = self.take_one_by_one(&mut read);
         }
         if !is_empty {
             self.take_batches(&mut read, fetched)?;
         }
-        let many = match self.is_flooded {
-            true => FLOOD_OVER_DATAGRAMS,
-            false => FLOOD_DATAGRAMS,
-        };
-        self.is_flooded = self.strangers == 0 && read >= many;
+        self.flood.read += read;
         Ok(read)
     }
 
@@ -488,6 +478,38 @@ impl Ingest {
     }
 }
 
+/// Whether there is time to look at each sender.
+#[derive(Debug, Default)]
+struct Flood {
+    is_here: bool,
+    from_ns: u64,
+    /// Datagrams of this window.
+    read: usize,
+    /// A stranger has come in this window.
+    met_stranger: bool,
+}
+
+impl Flood {
+    /// Another turn begins; `is_calm` after a sleep.
+    fn turn(&mut self, now_ns: u64, is_calm: bool) {
+        let is_over = now_ns.saturating_sub(self.from_ns) >= FLOOD_WINDOW_NS;
+        if is_over || is_calm {
+            let is_flood = is_over && !is_calm && self.read >= FLOOD_DATAGRAMS;
+            *self = Self {
+                is_here: is_flood && !self.met_stranger,
+                from_ns: now_ns,
+                read: 0,
+                met_stranger: false,
+            };
+        }
+    }
+
+    fn meet_stranger(&mut self) {
+        self.met_stranger = true;
+        self.is_here = false;
+    }
+}
+
 /// A time before which nothing that is read now was sent.
 ///
 /// What is read after the queue was seen empty was sent after that; and so was what is read after a
@@ -565,6 +587,27 @@ fn kind_of(silence: &Silence) -> EventKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flood_is_here_after_a_busy_window_without_strangers_and_until_it_is_calm() {
+        let mut flood = Flood::default();
+        let mut now_ns = 0;
+        let mut window = |flood: &mut Flood, read| {
+            flood.read += read;
+            now_ns += FLOOD_WINDOW_NS;
+            flood.turn(now_ns, false);
+            flood.is_here
+        };
+        assert!(!window(&mut flood, FLOOD_DATAGRAMS - 1));
+        assert!(window(&mut flood, FLOOD_DATAGRAMS));
+        assert!(window(&mut flood, FLOOD_DATAGRAMS), "it goes on");
+        flood.meet_stranger();
+        assert!(!flood.is_here, "at once");
+        assert!(!window(&mut flood, FLOOD_DATAGRAMS));
+        assert!(window(&mut flood, FLOOD_DATAGRAMS));
+        flood.turn(now_ns + 1, true);
+        assert!(!flood.is_here);
+    }
 
     #[test]
     fn nothing_read_after_an_empty_queue_was_sent_before() {
