@@ -67,16 +67,7 @@ pub(crate) struct ControlConfig {
 
 /// The control thread's state.
 pub(crate) struct Control {
-    events: EventReceiver,
-    orders: OrderSender,
-    log: Log,
-    journal: Option<Journal>,
-    recovery: Option<(Recovery, RecoveryCommand)>,
-    recover_foreign: bool,
-    table: Arc<SlotTable>,
-    counters: Arc<Counters>,
-    raw: RawClock,
-    means: Means,
+    given: ControlConfig,
     acquaintances: Acquaintances,
     next_pid_max: Instant,
     /// Recovery commands at work, with the pid of each.
@@ -128,31 +119,10 @@ impl Signals {
 }
 
 impl Control {
-    pub(crate) fn new(config: ControlConfig) -> Self {
-        let ControlConfig {
-            events,
-            orders,
-            log,
-            journal,
-            recovery,
-            recover_foreign,
-            table,
-            counters,
-            raw,
-            means,
-        } = config;
+    pub(crate) fn new(given: ControlConfig) -> Self {
         Self {
-            events,
-            orders,
-            log,
-            journal,
-            recovery,
-            recover_foreign,
-            table,
-            counters,
-            raw,
-            means,
-            acquaintances: Acquaintances::new(means, raw),
+            acquaintances: Acquaintances::new(given.means, given.raw),
+            given,
             next_pid_max: Instant::now() + PID_MAX_PAUSE,
             children: JoinSet::new(),
             child_pids: HashSet::new(),
@@ -173,7 +143,7 @@ impl Control {
             reason = "its successor is unsafe because a type may lie about its descriptor; an \
                       OwnedFd does not"
         )]
-        let bell = AsyncFd::with_interest(self.events.bell(), Interest::READABLE)?;
+        let bell = AsyncFd::with_interest(self.given.events.bell(), Interest::READABLE)?;
         let end = shutdown_after.and_then(|after| Instant::now().checked_add(after));
         let mut more = false;
         loop {
@@ -181,7 +151,7 @@ impl Control {
             tokio::select! {
                 ready = bell.readable(), if !more => {
                     ready?.clear_ready();
-                    self.events.quiet();
+                    self.given.events.quiet();
                     more = self.take_events();
                 }
                 () = tokio::task::yield_now(), if more => more = self.take_events(),
@@ -196,15 +166,15 @@ impl Control {
             }
             self.act();
             self.look_around(Instant::now());
-            self.orders.send();
-            self.repeats.tell_due(&self.log, Instant::now());
+            self.given.orders.send();
+            self.repeats.tell_due(&self.given.log, Instant::now());
         }
     }
 
     /// Ends everything that was started. The beat path has stopped: no more events come.
     pub(crate) async fn finish(&mut self) {
         while self.take_events() {}
-        self.repeats.tell_all(&self.log);
+        self.repeats.tell_all(&self.given.log);
         // Commands that were reaped go first: their pids may be somebody else's by now.
         while let Some(end) = self.children.try_join_next() {
             if let Ok(end) = end {
@@ -222,8 +192,9 @@ impl Control {
             }
         })
         .await;
-        if let Some(journal) = self.journal.take() {
-            self.counters
+        if let Some(journal) = self.given.journal.take() {
+            self.given
+                .counters
                 .add(Counter::RowsDropped, journal.take_dropped());
             journal.close();
         }
@@ -234,9 +205,9 @@ impl Control {
         let mut rows = String::new();
         for number in 0..EVENTS_PER_TURN {
             if number % EVENTS_PER_ORDERS == 0 {
-                self.orders.send();
+                self.given.orders.send();
             }
-            let Some(handed) = self.events.pop() else {
+            let Some(handed) = self.given.events.pop() else {
                 self.write_rows(rows);
                 return false;
             };
@@ -244,14 +215,14 @@ impl Control {
                 Handed::Event { event, process } => (event, process),
                 Handed::Question(question) => {
                     let introduction = self.acquaintances.answer(question);
-                    self.orders.add(Order::Introduce(introduction));
+                    self.given.orders.add(Order::Introduce(introduction));
                     // A beat is waiting.
-                    self.orders.send();
+                    self.given.orders.send();
                     continue;
                 }
             };
             let event = completed(event, process.as_ref());
-            if self.journal.is_some() {
+            if self.given.journal.is_some() {
                 append_row(&mut rows, &event);
             }
             self.tell(&event);
@@ -261,8 +232,9 @@ impl Control {
     }
 
     fn write_rows(&self, rows: String) {
-        if let Some(journal) = &self.journal {
-            self.counters
+        if let Some(journal) = &self.given.journal {
+            self.given
+                .counters
                 .add(Counter::RowsDropped, journal.take_dropped());
             if !rows.is_empty() {
                 journal.write(rows.into_bytes());
@@ -283,10 +255,10 @@ impl Control {
                 exit_watched,
             } => {
                 let acquaintance = self.acquaintances.join(agent, exit_watched);
-                self.orders.add(Order::Know(agent, acquaintance));
+                self.given.orders.add(Order::Know(agent, acquaintance));
                 let who = self.name_of(agent);
                 let facts = self.acquaintances.facts_of(agent);
-                story::join(&self.log, &who, facts, uid, status, payload, nonce);
+                story::join(&self.given.log, &who, facts, uid, status, payload, nonce);
                 self.tell_of_unwatched_exits();
             }
             EventKind::Session { agent, .. } => {
@@ -296,7 +268,7 @@ impl Control {
             }
             EventKind::Late {
                 agent, silence_ns, ..
-            } => story::late(&self.log, &self.name_of(agent), silence_ns),
+            } => story::late(&self.given.log, &self.name_of(agent), silence_ns),
             EventKind::Stall {
                 agent,
                 last_nonce,
@@ -304,12 +276,12 @@ impl Control {
                 threshold_ns,
             } => {
                 let who = self.name_of(agent);
-                story::stall(&self.log, &who, last_nonce, silence_ns, threshold_ns);
-                if let Some((recovery, _)) = &mut self.recovery
+                story::stall(&self.given.log, &who, last_nonce, silence_ns, threshold_ns);
+                if let Some((recovery, _)) = &mut self.given.recovery
                     && recovery.on_stall(agent, event.observer_ns) == Plan::Deferred
                 {
-                    self.counters.count(Counter::RecoveryDebounced);
-                    story::deferred(&self.log, &who);
+                    self.given.counters.count(Counter::RecoveryDebounced);
+                    story::deferred(&self.given.log, &who);
                 }
             }
             EventKind::Return {
@@ -320,37 +292,37 @@ impl Control {
                 nonce,
             } => {
                 let who = self.name_of(agent);
-                story::returned(&self.log, &who, silence_ns, status, payload, nonce);
+                story::returned(&self.given.log, &who, silence_ns, status, payload, nonce);
                 self.settle(agent);
             }
             EventKind::Exit { agent, status, .. } => {
-                self.counters.count(match status {
+                self.given.counters.count(match status {
                     ExitStatus::Code(0) | ExitStatus::Goodbye => Counter::ExitsLeft,
                     ExitStatus::Code(_) | ExitStatus::Signal(_) => Counter::ExitsDied,
                     ExitStatus::Unknown => Counter::ExitsUnknown,
                 });
-                story::exit(&self.log, &self.name_of(agent), status);
+                story::exit(&self.given.log, &self.name_of(agent), status);
                 self.settle(agent);
                 self.acquaintances.forget(agent);
             }
             EventKind::Evicted { agent } => {
-                story::evicted(&self.log, &self.name_of(agent));
+                story::evicted(&self.given.log, &self.name_of(agent));
                 self.settle(agent);
                 self.acquaintances.forget(agent);
             }
             EventKind::Refused { pid, reason } => {
                 self.repeats.add_refusal(Instant::now(), pid, reason);
             }
-            EventKind::Flood { pid, one_in } => story::flood(&self.log, pid, one_in),
+            EventKind::Flood { pid, one_in } => story::flood(&self.given.log, pid, one_in),
             EventKind::Doubt { doubt_ns } => self.repeats.add_doubt(Instant::now(), doubt_ns),
             EventKind::Gap { gap_ns } => self.repeats.add_gap(Instant::now(), gap_ns),
         }
     }
 
     fn tell_of_unwatched_exits(&mut self) {
-        if !self.told_of_unwatched_exits && self.counters.get(Counter::ExitWatchFailed) > 0 {
+        if !self.told_of_unwatched_exits && self.given.counters.get(Counter::ExitWatchFailed) > 0 {
             self.told_of_unwatched_exits = true;
-            story::unwatched_exits(&self.log);
+            story::unwatched_exits(&self.given.log);
         }
     }
 
@@ -359,19 +331,19 @@ impl Control {
     }
 
     fn settle(&mut self, agent: Agent) {
-        if let Some((recovery, _)) = &mut self.recovery {
+        if let Some((recovery, _)) = &mut self.given.recovery {
             recovery.on_settled(agent);
         }
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let recovery = self.recovery.as_ref();
+        let recovery = self.given.recovery.as_ref();
         let recovery = recovery.and_then(|(recovery, _)| recovery.next_due_ns());
         let recovery = recovery.map(|due_ns| {
-            let ahead_ns = due_ns.saturating_sub(self.raw.now_ns());
+            let ahead_ns = due_ns.saturating_sub(self.given.raw.now_ns());
             Instant::now() + Duration::from_nanos(ahead_ns)
         });
-        let orders = self.orders.is_backed_up();
+        let orders = self.given.orders.is_backed_up();
         let orders = orders.then(|| Instant::now() + ORDERS_PAUSE);
         let search = self.acquaintances.next_search();
         let pid_max = Some(self.next_pid_max);
@@ -384,24 +356,24 @@ impl Control {
     /// What must be looked at now and then because nothing rings a bell.
     fn look_around(&mut self, now: Instant) {
         for (agent, process) in self.acquaintances.find_ended(now) {
-            self.orders.add(Order::Ended(agent, process));
+            self.given.orders.add(Order::Ended(agent, process));
         }
         if now >= self.next_pid_max {
             self.next_pid_max = now + PID_MAX_PAUSE;
-            self.orders.add(Order::PidMax(identity::pid_max()));
+            self.given.orders.add(Order::PidMax(identity::pid_max()));
         }
     }
 
     /// Starts every action that is due.
     fn act(&mut self) {
-        let now_ns = self.raw.now_ns();
+        let now_ns = self.given.raw.now_ns();
         while let Some(agent) = self.next_action(now_ns) {
             let who = self.name_of(agent);
             match self.start_command(agent) {
                 Ok((running, shown)) => {
                     let child_pid = running.pid;
-                    self.counters.count(Counter::RecoverySpawned);
-                    story::spawned(&self.log, &who, child_pid, &shown);
+                    self.given.counters.count(Counter::RecoverySpawned);
+                    story::spawned(&self.given.log, &who, child_pid, &shown);
                     self.child_pids.insert(child_pid);
                     self.children.spawn(async move {
                         CommandEnd {
@@ -419,13 +391,13 @@ impl Control {
                             (Counter::RecoveryTargetGone, ActionEnd::TargetGone)
                         }
                         StartError::CrossNamespace => {
-                            self.counters.count(Counter::RefusedCrossNamespace);
+                            self.given.counters.count(Counter::RefusedCrossNamespace);
                             (Counter::RecoveryCrossNamespace, ActionEnd::TargetGone)
                         }
                     };
-                    self.counters.count(counter);
-                    story::not_started(&self.log, &who, &error);
-                    if let Some((recovery, _)) = &mut self.recovery {
+                    self.given.counters.count(counter);
+                    story::not_started(&self.given.log, &who, &error);
+                    if let Some((recovery, _)) = &mut self.given.recovery {
                         recovery.on_end(agent, end, now_ns);
                     }
                 }
@@ -434,20 +406,20 @@ impl Control {
     }
 
     fn next_action(&mut self, now_ns: u64) -> Option<Agent> {
-        self.recovery.as_mut()?.0.next_action(now_ns)
+        self.given.recovery.as_mut()?.0.next_action(now_ns)
     }
 
     /// Starts the command for an agent that is silent still.
     fn start_command(&mut self, agent: Agent) -> Result<(Running, String), StartError> {
-        let facts = self.table.read(agent.slot);
+        let facts = self.given.table.read(agent.slot);
         let still_silent =
             facts.is_some_and(|facts| facts.agent(agent.slot) == agent && facts.state.is_latched());
-        if !self.recover_foreign && self.acquaintances.may_be_foreign(agent) {
+        if !self.given.recover_foreign && self.acquaintances.may_be_foreign(agent) {
             return Err(StartError::CrossNamespace);
         }
-        match &self.recovery {
+        match &self.given.recovery {
             Some((_, command)) if still_silent => {
-                let running = command.start(agent, self.means)?;
+                let running = command.start(agent, self.given.means)?;
                 Ok((running, command.shown_for(agent.pid)))
             }
             _ => Err(StartError::TargetGone),
@@ -462,16 +434,16 @@ impl Control {
             .status
             .as_ref()
             .is_ok_and(std::process::ExitStatus::success);
-        self.counters.count(if ended.killed {
+        self.given.counters.count(if ended.killed {
             Counter::RecoveryKilled
         } else if success {
             Counter::RecoveryReapedZero
         } else {
             Counter::RecoveryReapedNonzero
         });
-        story::ended(&self.log, who, child_pid, ended);
-        let now_ns = self.raw.now_ns();
-        if let Some((recovery, _)) = &mut self.recovery {
+        story::ended(&self.given.log, who, child_pid, ended);
+        let now_ns = self.given.raw.now_ns();
+        if let Some((recovery, _)) = &mut self.given.recovery {
             let end = if success && !ended.killed {
                 ActionEnd::Handled
             } else {
@@ -482,19 +454,25 @@ impl Control {
     }
 
     fn reopen(&self) {
-        let msg = match &self.journal {
+        let msg = match &self.given.journal {
             Some(journal) => {
                 journal.reopen();
                 "SIGHUP: the event file is opened anew"
             }
             None => "SIGHUP: there is no event file to open anew",
         };
-        self.log
+        self.given
+            .log
             .info(LogEvent::Notice, msg.to_owned(), Fields::default());
     }
 
     fn tell_counters(&self) {
-        story::counters(&self.log, LogEvent::Notice, "so far", &self.counters);
+        story::counters(
+            &self.given.log,
+            LogEvent::Notice,
+            "so far",
+            &self.given.counters,
+        );
     }
 }
 
