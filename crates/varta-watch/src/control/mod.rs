@@ -38,9 +38,6 @@ use repeats::Repeats;
 /// Events handled before anything else gets a turn.
 const EVENTS_PER_TURN: usize = 4096;
 
-/// Events after which orders are sent.
-const EVENTS_PER_ORDERS: usize = 64;
-
 /// How often the largest pid of this host is read, in case the operator changes it.
 const PID_MAX_PAUSE: Duration = Duration::from_secs(60);
 
@@ -203,10 +200,7 @@ impl Control {
     /// Takes what has happened, up to a bound; true if there may be more.
     fn take_events(&mut self) -> bool {
         let mut rows = String::new();
-        for number in 0..EVENTS_PER_TURN {
-            if number % EVENTS_PER_ORDERS == 0 {
-                self.given.orders.send();
-            }
+        for _ in 0..EVENTS_PER_TURN {
             let Some(handed) = self.given.events.pop() else {
                 self.write_rows(rows);
                 return false;
@@ -255,7 +249,9 @@ impl Control {
                 exit_watched,
             } => {
                 let acquaintance = self.acquaintances.join(agent, exit_watched);
+                // Before anybody reads of the join and acts on it.
                 self.given.orders.add(Order::Know(agent, acquaintance));
+                self.given.orders.send();
                 let who = self.name_of(agent);
                 let facts = self.acquaintances.facts_of(agent);
                 story::join(&self.given.log, &who, facts, uid, status, payload, nonce);

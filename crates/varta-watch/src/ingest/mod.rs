@@ -200,6 +200,8 @@ impl Ingest {
         let is_calm = woken_ns.saturating_sub(slept_ns) >= CALM_NS;
         self.flood.turn(woken_ns, is_calm);
         let heard_ns = self.attention.now_ns();
+        // Beats that waited for an answer are older than those in the queue.
+        self.drain_orders();
         // Everything sent before this moment is in the queue by now, so silence up to it is proved
         // once the queue has been read; unless the queue was full and something was refused.
         let empty_ns = self.horizon.empty_ns;
@@ -212,7 +214,6 @@ impl Ingest {
         }
         let judged_ns = self.attention.judged_ns().min(heard_ns);
         self.shed_floods();
-        self.drain_orders();
         self.drain_exits();
         self.judge(judged_ns);
         if self.untold_doubt_ns >= DOUBT_TOLD_NS {
