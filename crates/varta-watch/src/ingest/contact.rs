@@ -53,7 +53,6 @@ impl Ingest {
                 self.config.gate.lets_in(sender)
                     && self.tracker.may_have_room()
                     && !self.introductions.is_noisy(sender.pid, now_ns)
-                    && self.introductions.rejected(sender.pid, now_ns).is_none()
             }
         }
     }
@@ -209,12 +208,16 @@ impl Ingest {
             return self.refuse(pid, Refusal::Crowded);
         }
         if let Some(Rejected { reason, claims }) = self.introductions.rejected(pid, now_ns) {
-            if reason == Refusal::ForeignNamespace {
+            let may_be_right =
+                frame.pid == pid || claims.is_some_and(|claims| claims.contain(frame.pid));
+            let again = match reason {
+                Refusal::ForeignNamespace => Some(reason),
+                _ if may_be_right => None,
+                _ => Some(wrong_claim(frame.pid)),
+            };
+            if let Some(reason) = again {
+                self.introductions.remember_noisy(pid, now_ns);
                 return self.refuse(pid, reason);
-            }
-            let may_be_right = claims.is_some_and(|claims| claims.contain(frame.pid));
-            if frame.pid != pid && !may_be_right {
-                return self.refuse(pid, wrong_claim(frame.pid));
             }
         }
         let mut limit = self.limits.let_newcomer_in(now_ns);

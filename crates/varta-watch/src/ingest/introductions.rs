@@ -14,7 +14,8 @@ const BEATS_MAX: usize = 1024;
 /// Beats of one process that may wait: a flood of one does not fill the room.
 const BEATS_PER_PROCESS_MAX: usize = 64;
 
-/// Datagrams of an unknown process within that time that are no frames and make it noisy.
+/// Datagrams of an unknown process that are refused, each within that time of the one before, and make it
+/// noisy.
 const NOISY_DATAGRAMS: u32 = 16;
 
 /// Processes remembered for what they did, and for how long.
@@ -38,7 +39,7 @@ pub(super) struct Introductions {
     tickets: u64,
     /// Unknown processes that were refused after a look at them: another look costs reading `/proc`.
     rejected: Remembered<Rejected>,
-    /// Unknown processes that sent what is no frame, and how often: each time would cost a descriptor.
+    /// Unknown processes that send what is refused at once, and how often: each time costs a descriptor.
     noisy: Remembered<u32>,
     /// Processes that said goodbye.
     departed: Remembered<()>,
@@ -153,13 +154,13 @@ impl Introductions {
         self.rejected.get(pid, now_ns)
     }
 
-    /// Remembers an unknown process that sent what is no frame.
+    /// Remembers that an unknown process sent what is refused at once.
     pub(super) fn remember_noisy(&mut self, pid: u32, now_ns: u64) {
         let before = self.noisy.get(pid, now_ns).unwrap_or(0);
         self.noisy.add(pid, before.saturating_add(1), now_ns);
     }
 
-    /// Whether an unknown process has sent much that is no frame a moment ago.
+    /// Whether an unknown process has sent much of that a moment ago.
     pub(super) fn is_noisy(&self, pid: u32, now_ns: u64) -> bool {
         self.noisy.get(pid, now_ns).unwrap_or(0) >= NOISY_DATAGRAMS
     }
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_little_junk_is_no_noise() {
+    fn what_is_refused_now_and_then_is_no_noise() {
         let mut room = Introductions::new();
         for _ in 1..NOISY_DATAGRAMS {
             room.remember_noisy(7, 0);

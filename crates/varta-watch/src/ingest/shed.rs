@@ -17,13 +17,14 @@ use varta_sys::filter::Instruction;
 /// How often floods are looked at.
 const WINDOW_NS: u64 = 100_000_000;
 
-/// Refusals per window of one kind that make a flood: 1000 per second, with which somebody who sends them
-/// in bursts can keep the queue in doubt.
-const FLOOD_REFUSALS: u64 = 100;
+/// Refusals of one kind per window, in so many windows in a row, that make a flood: 3000 per second, with
+/// which somebody who sends them in bursts can keep the queue in doubt. A burst is over before it is one.
+const FLOOD_REFUSALS: u64 = 300;
+const FLOOD_WINDOWS: u32 = 3;
 
 /// With fewer than this many in each of so many windows a flood is over: far fewer and for a second, so
 /// that it does not come and go.
-const OVER_REFUSALS: u64 = 25;
+const OVER_REFUSALS: u64 = 75;
 const OVER_WINDOWS: u32 = 10;
 
 /// Datagrams per window that a sample aims at: enough to keep its sender's bucket full.
@@ -53,6 +54,8 @@ struct Flood {
     refused: u64,
     /// One in `2^power` passes; 0 while nothing is shed.
     power: u32,
+    /// Windows in a row that were busy.
+    busy: u32,
     /// Windows in a row that were quiet.
     quiet: u32,
 }
@@ -109,13 +112,14 @@ impl Shed {
             kind,
             refused: 1,
             power: 0,
+            busy: 0,
             quiet: 0,
         };
         if self.floods.len() < KINDS_MAX {
             self.floods.push(new);
         } else if let Some(flood) = self.floods.iter_mut().find(|flood| flood.power == 0) {
             // Whoever is refused most often is here most of the time.
-            flood.refused -= 1;
+            flood.refused = flood.refused.saturating_sub(1);
             if flood.refused == 0 {
                 *flood = new;
             }
@@ -139,7 +143,11 @@ impl Shed {
         self.floods.retain_mut(|flood| {
             let refused = std::mem::take(&mut flood.refused) / windows;
             let was = flood.power;
-            if refused >= FLOOD_REFUSALS {
+            flood.busy = match refused >= FLOOD_REFUSALS {
+                true => flood.busy.saturating_add(1),
+                false => 0,
+            };
+            if flood.busy >= FLOOD_WINDOWS {
                 let power = (refused / sample).max(2).ilog2().min(SAMPLE_POWER_MAX);
                 // A sample says little about small changes, and each costs system calls.
                 if was == 0 || power.abs_diff(was) > 1 {
@@ -160,7 +168,7 @@ impl Shed {
                     one_in: 1 << flood.power,
                 });
             }
-            flood.power != 0
+            flood.power != 0 || flood.busy != 0
         });
         if !changed {
             return None;
@@ -329,6 +337,7 @@ mod tests {
             kind,
             refused: 0,
             power,
+            busy: 0,
             quiet: 0,
         }
     }
@@ -415,7 +424,12 @@ mod tests {
             let program = shed.review(now_ns).map(<[_]>::len);
             (stood_for, program)
         };
-        assert_eq!(window(&mut shed, FLOOD_REFUSALS - 1), (0, None));
+        for _ in 0..10 {
+            assert_eq!(window(&mut shed, FLOOD_REFUSALS - 1), (0, None));
+        }
+        for _ in 1..FLOOD_WINDOWS {
+            assert_eq!(window(&mut shed, 64_000), (0, None), "a burst");
+        }
         let (_, program) = window(&mut shed, 64_000);
         assert!(program.is_some_and(|length| length > 0));
         let one_in = 1024;
@@ -447,13 +461,17 @@ mod tests {
     #[test]
     fn one_flood_among_many_small_offenders_is_found() {
         let mut shed = Shed::new(100);
-        for i in 0..20_000 {
-            shed.note(PID, true);
-            if i % 4 == 0 {
-                shed.note(Kind::Of(i), true);
+        let mut changes = 0;
+        for window in 1..=u64::from(FLOOD_WINDOWS) {
+            for i in 0..20_000 {
+                shed.note(PID, true);
+                if i % 4 == 0 {
+                    shed.note(Kind::Of(i), true);
+                }
             }
+            changes += usize::from(shed.review(window * WINDOW_NS).is_some());
         }
-        assert!(shed.review(WINDOW_NS).is_some());
+        assert_eq!(changes, 1);
         let shedding: Vec<_> = shed.floods.iter().map(|flood| flood.kind).collect();
         assert_eq!(shedding, [PID]);
     }
@@ -461,10 +479,12 @@ mod tests {
     #[test]
     fn a_sample_lets_through_what_the_agent_may_send() {
         let mut shed = Shed::new(10_000);
-        for _ in 0..64_000 {
-            shed.note(PID, true);
+        for window in 1..=u64::from(FLOOD_WINDOWS) {
+            for _ in 0..64_000 {
+                shed.note(PID, true);
+            }
+            shed.review(window * WINDOW_NS);
         }
-        shed.review(WINDOW_NS);
         // 1000 beats per window are allowed, so one in 16 passes, and each stands for the others.
         assert_eq!(shed.note(PID, true), 15);
         assert_eq!(shed.note(PID, false), 15);
