@@ -48,7 +48,7 @@ impl Drop for Flood {
 
 /// Agents beat 20 times a second next to a flood; none of them is called stalled. Returns what the
 /// observer said.
-fn neighbours_of_a_flood_of(kind: &str) -> (support::Stopped, u32) {
+fn neighbours_of_a_flood_of(kind: impl Fn(&AgentProcess) -> String) -> (support::Stopped, u32) {
     let observer = Observer::start(&["--threshold-ms=1000"]);
     let agents: Vec<_> = (0..3)
         .map(|_| AgentProcess::start(&observer.socket))
@@ -56,7 +56,7 @@ fn neighbours_of_a_flood_of(kind: &str) -> (support::Stopped, u32) {
     for _ in &agents {
         observer.wait_for(LogEvent::Join, |_| true);
     }
-    let mut flood = Flood::start(&observer, kind, FLOOD_MS);
+    let mut flood = Flood::start(&observer, &kind(&agents[0]), FLOOD_MS);
     flood.wait();
     let pid = flood.pid();
     drop(flood);
@@ -76,7 +76,7 @@ fn says_flood_of(line: &LogLine, pid: Option<u32>) -> bool {
 
 #[test]
 fn a_flood_of_beats_is_shed_and_its_neighbours_are_heard() {
-    let (stopped, pid) = neighbours_of_a_flood_of("own");
+    let (stopped, pid) = neighbours_of_a_flood_of(|_| "own".to_owned());
     assert!(stopped.counter(SHED) > 10_000, "{}", stopped.counter(SHED));
     let told = |line: &&LogLine| says_flood_of(line, Some(pid));
     assert!(stopped.lines.iter().any(|line| told(&line)));
@@ -85,22 +85,29 @@ fn a_flood_of_beats_is_shed_and_its_neighbours_are_heard() {
 
 #[test]
 fn a_flood_of_junk_is_shed_and_its_neighbours_are_heard() {
-    let (stopped, _) = neighbours_of_a_flood_of("junk");
+    let (stopped, _) = neighbours_of_a_flood_of(|_| "junk".to_owned());
     assert!(stopped.counter(SHED) > 10_000, "{}", stopped.counter(SHED));
     assert!(stopped.lines.iter().any(|line| says_flood_of(line, None)));
 }
 
 #[test]
 fn a_flood_of_last_frames_is_shed_and_its_neighbours_are_heard() {
-    let (stopped, pid) = neighbours_of_a_flood_of("last");
+    let (stopped, pid) = neighbours_of_a_flood_of(|_| "last".to_owned());
     assert!(stopped.counter(SHED) > 10_000, "{}", stopped.counter(SHED));
     let told = |line: &&LogLine| says_flood_of(line, Some(pid));
     assert!(stopped.lines.iter().any(|line| told(&line)));
 }
 
 #[test]
-fn a_flood_in_the_name_of_others_makes_no_stall_and_its_cost_is_told() {
-    let (stopped, _) = neighbours_of_a_flood_of("other");
+fn a_flood_in_the_name_of_nobody_is_shed_and_its_neighbours_are_heard() {
+    let (stopped, _) = neighbours_of_a_flood_of(|_| "stranger".to_owned());
+    assert!(stopped.counter(SHED) > 10_000, "{}", stopped.counter(SHED));
+}
+
+#[test]
+fn a_flood_in_the_name_of_an_agent_makes_no_stall_and_its_cost_is_told() {
+    let (stopped, _) = neighbours_of_a_flood_of(|agent| agent.pid().to_string());
+    assert_eq!(stopped.counter(SHED), 0);
     assert!(stopped.counter("varta_observer_doubt_nanoseconds_total") > 0);
     let told = |line: &LogLine| line.fields.reason.as_deref() == Some("queue_full");
     assert!(stopped.lines.iter().any(told));
@@ -111,7 +118,7 @@ fn a_stall_is_noticed_in_the_midst_of_a_flood_that_cannot_be_shed() {
     let observer = Observer::start(&["--threshold-ms=200"]);
     let agent = AgentProcess::start(&observer.socket);
     observer.wait_for_pid(LogEvent::Join, agent.pid());
-    let _flood = Flood::start(&observer, "other", 60_000);
+    let _flood = Flood::start(&observer, &agent.pid().to_string(), 60_000);
     agent.signal(Signal::STOP);
     observer.wait_for_pid(LogEvent::Stall, agent.pid());
     observer.stop();

@@ -89,8 +89,8 @@ impl Ingest {
         }
     }
 
-    /// What flood a datagram belongs to if it is one of many. Only what cannot be anybody else's: a frame
-    /// about its own sender, or what is no frame.
+    /// What flood a datagram belongs to if it is one of many. Only what cannot be another agent's: a frame
+    /// about its own sender or about nobody who is known, or what is no frame.
     fn flood_kind(&self, datagram: &Datagram<'_>) -> Option<Kind> {
         let Ok(bytes) = <&[u8; FRAME_BYTES]>::try_from(datagram.bytes) else {
             return Some(Kind::Shapeless);
@@ -100,7 +100,8 @@ impl Ingest {
         }
         let claimed = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
         let sender = datagram.credentials.map_or(0, |sender| sender.pid);
-        if sender == 0 || sender != claimed || self.inner_pids.may_contain(claimed) {
+        let is_anothers = sender != claimed && self.tracker.local_slot(claimed).is_some();
+        if claimed == 0 || is_anothers || self.inner_pids.may_contain(claimed) {
             return None;
         }
         let has_last_nonce = bytes[16..24] == NONCE_TERMINAL.to_le_bytes();
@@ -420,6 +421,7 @@ impl Ingest {
             self.see_off(displaced);
         }
         self.limits.welcome(agent.slot, self.attention.raw_now_ns());
+        self.shed.spare(frame.pid);
         let has_room = self.held_descriptors < self.config.descriptor_budget;
         let pidfd = process
             .filter(|process| has_room && self.sleeper.watch_exit(agent.slot, process).is_ok());

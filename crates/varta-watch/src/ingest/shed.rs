@@ -6,9 +6,9 @@
 //! socket, which the kernel runs in the sender's own context, lets only a sample of it pass. The sender
 //! cannot tell, nobody else is touched, and the flood costs the flooder.
 //!
-//! Only what cannot be anybody else's is shed: frames whose claim is their sender's own pid and no known
-//! agent's pid inside a container, and datagrams that are no frames at all. Terminal frames are a kind of
-//! their own, so that a crash is heard in the midst of a flood of beats. The sample keeps an honest flooder
+//! Only what cannot be another agent's is shed: frames whose claim is their sender's own pid or nobody's, and
+//! no known agent's pid inside a container, and datagrams that are no frames at all. Terminal frames are a
+//! kind of their own, so that a crash is heard in the midst of a flood of beats. The sample keeps an honest flooder
 //! alive at its allowed rate, tells how much was shed, and when to stop.
 
 use varta_core::Claims;
@@ -39,7 +39,7 @@ const SAMPLE_POWER_MAX: u32 = 16;
 /// What floods have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Frames of this process about itself.
+    /// Frames with this claim.
     Of(u32),
     /// The same with the terminal nonce.
     LastOf(u32),
@@ -74,6 +74,8 @@ pub(super) struct Shed {
     floods: Vec<Flood>,
     news: Vec<News>,
     window_from_ns: u64,
+    /// A flood was struck off, so the program must change.
+    was_spared: bool,
     /// Beats per window an agent may send.
     allowed: u64,
     program: Vec<Instruction>,
@@ -87,6 +89,7 @@ impl Shed {
             floods: Vec::with_capacity(KINDS_MAX),
             news: Vec::with_capacity(KINDS_MAX),
             window_from_ns: 0,
+            was_spared: false,
             allowed,
             program: Vec::with_capacity(PROGRAM_MAX),
         }
@@ -127,17 +130,26 @@ impl Shed {
         0
     }
 
+    /// Somebody has joined who may use this claim: it is shed no longer.
+    pub(super) fn spare(&mut self, pid: u32) {
+        let before = self.floods.len();
+        let is_claim = |kind| kind == Kind::Of(pid) || kind == Kind::LastOf(pid);
+        self.floods.retain(|flood| !is_claim(flood.kind));
+        self.was_spared |= self.floods.len() != before;
+    }
+
     /// Ends a window if it is time. Returns the program that is to filter the socket from now on (empty
     /// for none) if it must change.
     pub(super) fn review(&mut self, now_ns: u64) -> Option<&[Instruction]> {
         let elapsed_ns = now_ns.saturating_sub(self.window_from_ns);
         if elapsed_ns < WINDOW_NS {
-            return None;
+            let must_change = std::mem::take(&mut self.was_spared);
+            return must_change.then(|| self.programmed());
         }
         self.window_from_ns = now_ns;
         let windows = elapsed_ns / WINDOW_NS;
         let sample = self.allowed.saturating_mul(4).max(SAMPLE_MIN);
-        let mut changed = false;
+        let mut changed = std::mem::take(&mut self.was_spared);
         let news = &mut self.news;
         news.clear();
         self.floods.retain_mut(|flood| {
@@ -170,11 +182,12 @@ impl Shed {
             }
             flood.power != 0 || flood.busy != 0
         });
-        if !changed {
-            return None;
-        }
+        changed.then(|| self.programmed())
+    }
+
+    fn programmed(&mut self) -> &[Instruction] {
         write_program(&mut self.program, &self.floods);
-        Some(&self.program)
+        &self.program
     }
 
     /// What the last [`Self::review`] has found new.
@@ -445,6 +458,23 @@ mod tests {
         let one_in = 1;
         assert_eq!(shed.take_news(), Some(News { kind: PID, one_in }));
         assert_eq!(window(&mut shed, 10), (0, None));
+    }
+
+    #[test]
+    fn who_joins_under_a_claim_that_is_shed_is_heard_from_then_on() {
+        let mut shed = Shed::new(100);
+        for window in 1..=u64::from(FLOOD_WINDOWS) {
+            for _ in 0..64_000 {
+                shed.note(PID, true);
+            }
+            shed.review(window * WINDOW_NS);
+        }
+        let now_ns = u64::from(FLOOD_WINDOWS) * WINDOW_NS;
+        shed.spare(7);
+        assert_eq!(shed.review(now_ns), None, "somebody else");
+        shed.spare(4242);
+        assert_eq!(shed.review(now_ns).map(<[_]>::len), Some(0));
+        assert_eq!(shed.review(now_ns), None);
     }
 
     #[test]

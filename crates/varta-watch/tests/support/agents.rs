@@ -93,8 +93,8 @@ impl Agent<'_> {
     /// Does what one order says:
     ///
     /// - `beat CLAIM FIRST [LAST]`: beats with these nonces that claim to be of pid CLAIM, or `self`;
-    /// - `flood KIND MS`: sends as fast as it can for so long: beats of its `own`, beats in the name of
-    ///   `other` processes, `junk`, or the `last` frames of a process that panics;
+    /// - `flood KIND MS`: sends as fast as it can for so long: beats of its `own`, beats in the name of a
+    ///   `stranger` or of process KIND, `junk`, or the `last` frames of a process that panics;
     /// - `turnstile TIMES`: beats and says goodbye, again and again;
     /// - `crash`: the last frame of a process that panics;
     /// - `leave`: the last frame of a process that says goodbye;
@@ -149,10 +149,10 @@ impl Agent<'_> {
         for number in 1.. {
             let bytes = match kind {
                 "own" => frame_of(own, number),
-                "other" => frame_of(own + 1 + number as u32 % 3, number),
+                "stranger" => frame_of(own + 1, number),
                 "last" => last_frame(0, number),
                 "junk" => [7; 32],
-                _ => panic!("no flood: {kind}"),
+                pid => frame_of(pid.parse().unwrap(), number),
             };
             // A full queue is what a flood is about.
             let _ = self.sender.send(&bytes);
