@@ -150,5 +150,7 @@ fn who_leaves_and_comes_back_without_end_is_stopped_at_some_time() {
     assert!((5..1_000).contains(&joins), "{joins} joins");
     assert_eq!(stopped.count(LogEvent::Join) as u64, joins);
     assert_eq!(stopped.count(LogEvent::Exit) as u64, joins);
+    let refused = "varta_rate_limited_total{reason=\"comebacks\"}";
+    assert!(stopped.counter(refused) > 0);
     assert_eq!(stopped.counter("varta_events_dropped_total"), 0);
 }

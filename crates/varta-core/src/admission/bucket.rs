@@ -79,6 +79,8 @@ pub enum Limit {
     Global,
     /// That of first contacts.
     Newcomers,
+    /// That of processes that said goodbye and come back at once.
+    Comebacks,
 }
 
 /// The limits in force. `None` means no limit.
@@ -147,7 +149,7 @@ impl Limits {
     /// so without a limit here it would have none at all.
     pub fn let_back_in(&mut self, now_ns: u64) -> Result<(), Limit> {
         let is_in = self.comeback_bucket.take(COMEBACKS, now_ns);
-        if is_in { Ok(()) } else { Err(Limit::Agent) }
+        if is_in { Ok(()) } else { Err(Limit::Comebacks) }
     }
 
     /// A new agent has a slot: its bucket is full but for the beat that brought it.

@@ -32,11 +32,6 @@ impl Claims {
     pub fn pids(self) -> impl Iterator<Item = u32> {
         self.0.into_iter().filter(|pid| *pid != 0)
     }
-
-    /// The pid in the innermost namespace; `None` for a process of the observer's own.
-    pub fn innermost(&self) -> Option<u32> {
-        Some(self.0[0]).filter(|pid| *pid != 0)
-    }
 }
 
 #[cfg(test)]
@@ -48,7 +43,7 @@ mod tests {
         let claims = Claims::from_pids(&[4242]);
         assert!(!claims.contain(4242), "its own pid needs no facts");
         assert!(!claims.contain(0));
-        assert_eq!(claims.innermost(), None);
+        assert_eq!(claims.pids().count(), 0);
     }
 
     #[test]
@@ -57,7 +52,7 @@ mod tests {
         assert!(claims.contain(17));
         assert!(claims.contain(1));
         assert!(!claims.contain(2));
-        assert_eq!(claims.innermost(), Some(1));
+        assert_eq!(claims.pids().collect::<Vec<_>>(), [1, 17]);
     }
 
     #[test]

@@ -204,6 +204,9 @@ impl Reason {
                 "too many beats of all agents together (--global-beat-rate)".to_owned()
             }
             Refusal::RateLimited(Limit::Newcomers) => "too many newcomers per second".to_owned(),
+            Refusal::RateLimited(Limit::Comebacks) => {
+                "it said goodbye and comes back again and again".to_owned()
+            }
             Refusal::OriginConflict => "its agent is known over another transport".to_owned(),
             Refusal::NamespaceConflict => "its agent is known in another namespace".to_owned(),
             Refusal::OutOfOrder => "its nonce is old".to_owned(),
