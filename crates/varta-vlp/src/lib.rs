@@ -4,8 +4,13 @@
 //! says precisely why bytes are not a frame. It opens no socket, keeps no state and knows nothing of
 //! who sent what: those questions belong to the client and to the observer.
 //!
-//! No standard library, no allocator, no dependency, no unsafe code. Every function takes a bounded
-//! number of steps; only [`crc32c::compute`] accepts input of any length.
+//! No standard library, no allocator, no unsafe code, and by default no dependency. Every function takes a
+//! bounded number of steps; only [`crc32c::compute`] and what reads key files accept input of any length.
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `secure` | encrypted envelopes, keys and their derivation |
+//! | `known-answers` | sealing under a chosen nonce, to compare with published vectors |
 //!
 //! ```
 //! use varta_vlp::{FRAME_BYTES, Frame, Status};
@@ -22,6 +27,8 @@
 pub mod crc32c;
 pub mod error;
 pub mod frame;
+#[cfg(feature = "secure")]
+pub mod secure;
 pub mod status;
 
 pub use error::DecodeError;

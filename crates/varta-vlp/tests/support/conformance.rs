@@ -1,8 +1,11 @@
 //! Checks this crate against a file of conformance vectors.
 //!
-//! Shared by the example `conformance` and by the test of the same name. It knows the checksum and
-//! frame entries; the secure entries belong to another crate and are counted as skipped. Nothing in
-//! a file can make it panic: a bad entry is a failure of that entry, a bad file is an error.
+//! Shared by the example `conformance` and by the test of the same name. Entries of a list that it does not
+//! know are counted as skipped. Nothing in a file can make it panic: a bad entry is a failure of that
+//! entry, a bad file is an error. The secure entries are in [`secure`].
+
+#[path = "conformance_secure.rs"]
+mod secure;
 
 use std::fmt;
 
@@ -40,7 +43,7 @@ pub(crate) fn check_file(json: &[u8]) -> Result<Report, String> {
     let mut report = Report {
         passed: 0,
         failures: Vec::new(),
-        skipped: secure.map_or(0, <[Value]>::len),
+        skipped: entries_of_unknown_lists(&file),
     };
     for (key, expected) in [
         ("magic_hex", Value::from(to_hex(&MAGIC))),
@@ -61,7 +64,20 @@ pub(crate) fn check_file(json: &[u8]) -> Result<Report, String> {
     }
     report.check_all("crc32c_vectors", crc.unwrap_or_default(), check_crc);
     report.check_all("frame_vectors", frame.unwrap_or_default(), check_frame);
+    let secure = secure.unwrap_or_default();
+    report.check_all("secure_frame_vectors", secure, secure::check);
     Ok(report)
+}
+
+fn entries_of_unknown_lists(file: &Value) -> usize {
+    const KNOWN: [&str; 3] = ["crc32c_vectors", "frame_vectors", "secure_frame_vectors"];
+    let lists = file.as_object().into_iter().flatten();
+    let unknown =
+        lists.filter(|(key, _)| key.ends_with("_vectors") && !KNOWN.contains(&key.as_str()));
+    unknown
+        .filter_map(|(_, list)| list.as_array())
+        .map(Vec::len)
+        .sum()
 }
 
 impl Report {
@@ -211,9 +227,14 @@ fn number_u32(object: &Value, key: &str) -> Result<u32, String> {
 }
 
 fn frame_bytes(hex: &str) -> Result<[u8; FRAME_BYTES], String> {
+    bytes(hex)
+}
+
+/// Exactly so many bytes.
+fn bytes<const N: usize>(hex: &str) -> Result<[u8; N], String> {
     from_hex(hex)?
         .try_into()
-        .map_err(|bytes: Vec<u8>| format!("{} bytes where a frame has 32", bytes.len()))
+        .map_err(|bytes: Vec<u8>| format!("{} bytes where there must be {N}", bytes.len()))
 }
 
 fn to_hex(bytes: &[u8]) -> String {
