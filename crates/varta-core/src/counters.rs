@@ -98,6 +98,10 @@ counters! {
         Shed "reason" = "shed",
     }
     "varta_frame_auth_failures_total" "Frames that name another pid than the kernel does." { PidMismatch }
+    "varta_frame_decrypt_failures_total" "Datagrams of the length of an envelope that no loaded key opens." { DecryptFailures }
+    "varta_secure_replay_refused_total" "Envelopes refused because they were heard before or belong to a session that is over." { ReplayRefused }
+    "varta_sender_state_full_total" "Envelopes of new sessions refused because no more sessions can be remembered." { SenderStateFull }
+    "varta_udp_receive_drops_total" "Datagrams that the kernel dropped because the UDP socket's queue was full." { UdpDrops }
     "varta_descriptors_closed_total" "Descriptors that came attached to datagrams and were closed." { DescriptorsClosed }
     "varta_io_errors_total" "Receive calls that failed." { ReceiveErrors }
     "varta_observer_clock_regression_total" "Clock readings that went backwards." { ClockRegressions }
@@ -116,9 +120,13 @@ counters! {
         RecoveryKilled "outcome" = "killed",
         RecoveryTargetGone "outcome" = "target_gone",
         RecoveryCrossNamespace "outcome" = "refused_cross_namespace",
+        RecoveryUnauthenticated "outcome" = "refused_unauthenticated_transport",
+        RecoverySocketModeOnly "outcome" = "refused_socket_mode_only",
     }
     "varta_recovery_refused_total" "Stalls that recovery may not act on, by reason." {
         RefusedCrossNamespace "reason" = "cross_namespace_agent",
+        RefusedUnauthenticated "reason" = "unauthenticated_transport",
+        RefusedSocketModeOnly "reason" = "socket_mode_only",
     }
 }
 

@@ -3,9 +3,12 @@
 //! Events are made by the beat path and read by everything slow (log, event file, recovery). They
 //! carry numbers only; names and texts are looked up by whoever shows them.
 
+use std::net::IpAddr;
+
 use varta_vlp::Status;
 
 use crate::admission::Refusal;
+use crate::index::IndexKey;
 
 /// One process instance under observation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -14,9 +17,32 @@ pub struct Agent {
     pub slot: u32,
     /// Process id as the kernel of the observer's namespace names it.
     pub pid: u32,
-    /// What tells two processes with the same pid apart (pidfs inode or start time); the source for
-    /// agents heard over a network.
+    /// What tells two processes with the same pid apart: pidfs inode or start time of a local process. For
+    /// an agent heard over a network the [`remote_source`].
     pub instance: u64,
+}
+
+impl Agent {
+    /// The agent lives on another host, as far as anybody can tell: its pid means nothing here.
+    pub const fn is_remote(self) -> bool {
+        self.instance & REMOTE != 0
+    }
+}
+
+/// Set in every [`remote_source`] and in no instance of a local process: those are counted up from a
+/// small number, 2^63 of them do not fit into an uptime.
+const REMOTE: u64 = 1 << 63;
+
+/// A number for a network origin: the key that vouches for it (0: none) and its address, without the
+/// port. Two origins that share one would be one host; with 63 bits and a `seed` that nobody outside
+/// knows that does not happen to a million hosts.
+pub fn remote_source(key: u64, address: IpAddr, seed: u64) -> u64 {
+    let seed = key.hash(seed);
+    let hash = match address.to_canonical() {
+        IpAddr::V4(address) => address.hash(seed),
+        IpAddr::V6(address) => address.hash(!seed),
+    };
+    hash | REMOTE
 }
 
 /// An entry of the observer's story.
@@ -35,16 +61,14 @@ pub enum EventKind {
     Join {
         /// Who.
         agent: Agent,
-        /// User id by kernel credentials; [`UID_UNKNOWN`] without them.
-        uid: u32,
+        /// Where from.
+        home: Home,
         /// Nonce of the first beat.
         nonce: u64,
         /// Status of the first beat.
         status: Status,
         /// Payload of the first beat.
         payload: u32,
-        /// Its end is watched, not only looked for now and then.
-        exit_watched: bool,
     },
     /// A known process began a new series of beats: another program after `exec`, another handle.
     Session {
@@ -117,8 +141,8 @@ pub enum EventKind {
     },
     /// A datagram was refused; nothing else changed.
     Refused {
-        /// Kernel pid of the sender where known, else the pid the frame claims, else 0.
-        pid: u32,
+        /// Who sent it, as far as that is known.
+        sender: Sender,
         /// Why.
         reason: Refusal,
     },
@@ -140,6 +164,34 @@ pub enum EventKind {
         /// Length of the gap, nanoseconds.
         gap_ns: u64,
     },
+}
+
+/// Where an agent lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// On this host.
+    Here {
+        /// User id by kernel credentials; [`UID_UNKNOWN`] without them.
+        uid: u32,
+        /// Its end is watched, not only looked for now and then.
+        exit_watched: bool,
+    },
+    /// On another one, or behind one.
+    Network {
+        /// Where its first beat came from.
+        address: IpAddr,
+        /// A key vouches for its beats.
+        sealed: bool,
+    },
+}
+
+/// Who sent a datagram that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// Kernel pid where known, else the pid the frame claims, else 0.
+    pub pid: u32,
+    /// Address and port if it came over a network.
+    pub source: Option<(IpAddr, u16)>,
 }
 
 /// User id of an agent that came without kernel credentials.
@@ -180,6 +232,31 @@ mod tests {
     #[test]
     fn an_event_fits_one_cache_line() {
         assert!(size_of::<Event>() <= 64, "{}", size_of::<Event>());
+    }
+
+    #[test]
+    fn sources_are_told_apart_by_key_and_address_and_marked_as_remote() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let v4 = address("10.0.0.1");
+        let sources = [
+            remote_source(0, v4, 7),
+            remote_source(1, v4, 7),
+            remote_source(0, address("10.0.0.2"), 7),
+            remote_source(0, address("::a00:1"), 7),
+            remote_source(0, v4, 8),
+        ];
+        for (i, source) in sources.iter().enumerate() {
+            let instance = *source;
+            let agent = Agent {
+                slot: 0,
+                pid: 1,
+                instance,
+            };
+            assert!(agent.is_remote());
+            assert!(!sources[i + 1..].contains(source));
+        }
+        let mapped = remote_source(0, address("::ffff:10.0.0.1"), 7);
+        assert_eq!(mapped, sources[0], "the same host over another family");
     }
 
     #[test]

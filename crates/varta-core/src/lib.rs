@@ -25,7 +25,7 @@ pub use admission::{AllowedUsers, Claims, Credentials, Limit, LimitOptions, Limi
 pub use admission::{Rate, Refusal};
 pub use attention::AttentionClock;
 pub use counters::{Counter, Counters};
-pub use event::{Agent, Event, EventKind, ExitStatus};
+pub use event::{Agent, Event, EventKind, ExitStatus, Home, Sender};
 pub use index::{BoundedIndex, PidIndex, ProbeExhausted};
 pub use slot::{BeatOrigin, Slot, SlotState, SlotTable};
 pub use tracker::{DEFAULT_CAPACITY, MAX_CAPACITY};

@@ -11,9 +11,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use varta_vlp::{Frame, Status};
+use varta_vlp::Status;
 
 use crate::event::Agent;
+use crate::tracker::Beat;
 
 /// Words of one slot: 128 bytes, two cache lines, so that slots never share one.
 pub const WORDS_PER_SLOT: usize = 16;
@@ -30,7 +31,7 @@ const RECLAIM_THRESHOLDS: u64 = 10;
 /// larger than any reordering.
 const NONCE_WRAP_DISTANCE: u64 = 1 << 20;
 
-/// Silence, in parts of the threshold, after which any lower nonce of an attested process is taken for a
+/// Silence, in parts of the threshold, after which any lower nonce of a process is taken for a
 /// new session: a quarter, so that an agent that beats as seldom as it may still gets through in time.
 const SESSION_QUIET_PARTS: u64 = 4;
 
@@ -94,6 +95,8 @@ pub struct Slot {
     pub payload: u32,
     /// Highest nonce of the current session; `None` while only a terminal frame was heard.
     pub last_nonce: Option<u64>,
+    /// The session of the last regular beat, for an agent that a key vouches for.
+    pub session: Option<u64>,
     /// The agent's own timestamp in its last regular beat, nanoseconds on its own clock.
     pub last_timestamp: u64,
     /// The agent's own timestamp in its last terminal frame; 0 before the first.
@@ -119,6 +122,7 @@ pub struct Slot {
 const HAS_NONCE: u64 = 1;
 const HAS_NAMESPACE: u64 = 2;
 const LOCAL: u64 = 4;
+const HAS_SESSION: u64 = 8;
 
 impl Slot {
     /// Silence so far: time since the last beat or the end of the last pause.
@@ -152,6 +156,9 @@ impl Slot {
         if self.local {
             flags |= LOCAL;
         }
+        if self.session.is_some() {
+            flags |= HAS_SESSION;
+        }
         let head = u64::from(self.pid)
             | (self.state as u64) << 32
             | (self.status as u64) << 40
@@ -173,7 +180,7 @@ impl Slot {
             self.terminal_timestamp,
             self.paused_until_ns,
             u64::from(self.stalls) | u64::from(self.session_restarts) << 32,
-            0,
+            self.session.unwrap_or(0),
         ]
     }
 
@@ -210,6 +217,7 @@ impl Slot {
             },
             payload: words[6] as u32,
             last_nonce: (flags & HAS_NONCE != 0).then_some(words[3]),
+            session: (flags & HAS_SESSION != 0).then_some(words[15]),
             last_timestamp: words[5],
             terminal_timestamp: words[12],
             last_ns: words[4],
@@ -239,6 +247,8 @@ pub(crate) enum Step {
     Next,
     Wrap,
     NewSession,
+    /// A newer one came before it.
+    Overtaken,
     Terminal,
 }
 
@@ -249,15 +259,20 @@ impl Slot {
     /// Terminal frames carry a nonce that says nothing about order, so they neither read nor move the
     /// nonce mark; their own timestamps order them.
     ///
+    /// A beat over a proved session was never heard before, so one with a lower nonce was overtaken, or
+    /// begins another series if the session is another one.
+    ///
     /// Where the kernel vouches for the sender nobody else can replay its beats, so a nonce that does not
     /// grow is a new session of the same process: at once if the timestamp restarts too (a new handle,
     /// another program after `exec`), else as soon as the process has been quiet for a while (the older
     /// of two handles goes on after the newer one was closed). It is never locked out. Only the very same
-    /// frame again is never one.
-    pub(crate) fn step_to(&self, frame: &Frame, origin: BeatOrigin, now_ns: u64) -> Option<Step> {
+    /// frame again is never one. A sender that nobody vouches for must be quiet first in any case, since a
+    /// network reorders.
+    pub(crate) fn step_to(&self, beat: &Beat, now_ns: u64) -> Option<Step> {
+        let frame = &beat.frame;
         if frame.is_terminal() {
             let stale = self.terminal_timestamp != 0 && frame.timestamp <= self.terminal_timestamp;
-            return (!stale).then_some(Step::Terminal);
+            return (!stale || beat.session.is_some()).then_some(Step::Terminal);
         }
         let Some(last_nonce) = self.last_nonce else {
             return Some(Step::Next);
@@ -268,12 +283,18 @@ impl Slot {
         if last_nonce >= u64::MAX - NONCE_WRAP_DISTANCE && frame.nonce < NONCE_WRAP_DISTANCE {
             return Some(Step::Wrap);
         }
-        let restarts = frame.timestamp < self.last_timestamp;
+        if beat.session.is_some() {
+            return Some(match beat.session == self.session {
+                true => Step::Overtaken,
+                false => Step::NewSession,
+            });
+        }
+        let is_ordered = beat.origin == BeatOrigin::KernelAttested;
+        let restarts = is_ordered && frame.timestamp < self.last_timestamp;
         let quiet_ns = self.threshold_ns / SESSION_QUIET_PARTS;
         let was_quiet = now_ns.saturating_sub(self.last_ns) >= quiet_ns;
         let is_repeated = frame.nonce == last_nonce && frame.timestamp == self.last_timestamp;
-        let is_attested = origin == BeatOrigin::KernelAttested;
-        (is_attested && !is_repeated && (restarts || was_quiet)).then_some(Step::NewSession)
+        (!is_repeated && (restarts || was_quiet)).then_some(Step::NewSession)
     }
 
     /// The tier that silence has reached and that was not handed over yet.
@@ -402,6 +423,7 @@ mod tests {
             status: Status::Critical,
             payload: u32::MAX,
             last_nonce: Some(0),
+            session: Some(0),
             last_timestamp: 1,
             terminal_timestamp: 2,
             last_ns: 3,

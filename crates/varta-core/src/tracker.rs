@@ -10,6 +10,7 @@
 //! looked at. When that comes, its true deadline is computed from its last beat, and the slot is
 //! either judged or armed again. An armed deadline is therefore never later than the true one.
 
+mod reclaim;
 mod taken;
 mod types;
 
@@ -19,10 +20,10 @@ use std::sync::atomic::AtomicU64;
 
 use crate::counters::{Counter, Counters};
 use crate::event::Agent;
-use crate::fifo::Fifo;
 use crate::index::{BoundedIndex, PidIndex};
 use crate::slot::{BeatOrigin, Slot, SlotState, SlotTable, Step, Tier};
 use crate::wheel::Wheel;
+use reclaim::Reclaimable;
 
 pub use types::{
     AgentKey, Beat, Displaced, EvictionPolicy, Recorded, Silence, TrackerOptions, Update,
@@ -51,10 +52,13 @@ pub struct Tracker<W = Box<[AtomicU64]>> {
     local: PidIndex,
     network: BoundedIndex<(u64, u32)>,
     wheel: Wheel,
-    reclaimable: Fifo,
+    reclaimable: Reclaimable,
     /// Slots nobody has; the last one is given out next.
     free: Vec<u32>,
     len: usize,
+    /// How many of them are network agents.
+    network_len: usize,
+    network_capacity: usize,
     latched: usize,
     shortest_threshold_ns: u64,
     /// Nobody's silence counts before this time.
@@ -85,9 +89,11 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             // One more than the table holds: a newcomer is indexed before its victim leaves.
             network: BoundedIndex::with_capacity(capacity + 1, options.seed),
             wheel: Wheel::new(capacity),
-            reclaimable: Fifo::new(capacity),
+            reclaimable: Reclaimable::new(capacity),
             free: (0..capacity as u32).rev().collect(),
             len: 0,
+            network_len: 0,
+            network_capacity: options.network_capacity,
             latched: 0,
             shortest_threshold_ns: u64::MAX,
             restarted_ns: 0,
@@ -179,7 +185,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             } else if facts.state == SlotState::Stalled && facts.is_reclaimable(now_ns) {
                 facts.state = SlotState::Reclaimable;
                 self.table.store(slot, &facts);
-                self.reclaimable.push(slot);
+                self.reclaimable.push(slot, facts.local);
                 continue;
             }
             self.wheel.arm(slot, facts.next_look_ns());
@@ -246,15 +252,21 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         Some(self.table.load(slot)?.agent(slot))
     }
 
+    /// The slot of the agent with this key; one look into an index.
+    pub fn slot_of(&self, key: &AgentKey) -> Option<u32> {
+        self.find(key)
+    }
+
     /// The slot of whoever is known under a local pid; one look into an index.
     pub fn local_slot(&self, pid: u32) -> Option<u32> {
         self.local.get(pid)
     }
 
     /// Whether a newcomer has a chance, in O(1): who has none need not be looked at.
-    pub fn may_have_room(&self) -> bool {
-        !self.free.is_empty()
-            || self.reclaimable.front().is_some()
+    pub fn may_have_room_for(&self, key: &AgentKey) -> bool {
+        let is_local = matches!(key, AgentKey::Local { .. });
+        self.has_free_slot_for(is_local)
+            || self.reclaimable.oldest_for(is_local).is_some()
             || self.policy == EvictionPolicy::Balanced
     }
 
@@ -314,7 +326,9 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             Update::CapacityExceeded => Counter::CapacityExceeded,
             Update::OriginConflict => Counter::OriginConflicts,
             Update::NamespaceConflict => Counter::NamespaceConflicts,
-            Update::Inserted | Update::Refreshed => Counter::InvariantViolations,
+            Update::Inserted | Update::Refreshed | Update::Reordered => {
+                Counter::InvariantViolations
+            }
         };
         self.counters.count(counter);
         Recorded::refused(update)
@@ -328,15 +342,21 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         if known.ns_inode.is_some() && known.ns_inode != beat.ns_inode {
             return self.refuse(Update::NamespaceConflict);
         }
-        let Some(step) = known.step_to(&beat.frame, beat.origin, now_ns) else {
+        let Some(step) = known.step_to(beat, now_ns) else {
             return self.refuse(Update::OutOfOrder);
         };
 
         let mut facts = known;
+        facts.beats = facts.beats.saturating_add(1);
+        if step == Step::Overtaken {
+            self.table.store(slot, &facts);
+            self.counters.count(Counter::BeatsAccepted);
+            return Recorded::accepted(Update::Reordered, facts.agent(slot));
+        }
         facts.ns_inode = beat.ns_inode;
         match step {
             Step::Terminal => facts.terminal_timestamp = beat.frame.timestamp,
-            Step::Next => {}
+            Step::Next | Step::Overtaken => {}
             Step::Wrap => self.counters.count(Counter::NonceWraps),
             Step::NewSession => {
                 facts.session_restarts = facts.session_restarts.saturating_add(1);
@@ -347,11 +367,11 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         if step != Step::Terminal {
             facts.last_nonce = Some(beat.frame.nonce);
             facts.last_timestamp = beat.frame.timestamp;
+            facts.session = beat.session;
         }
         facts.status = beat.frame.status;
         facts.payload = beat.frame.payload;
         facts.last_ns = now_ns.max(known.last_ns);
-        facts.beats = facts.beats.saturating_add(1);
         facts.state = SlotState::Alive;
         self.table.store(slot, &facts);
         self.counters.count(Counter::BeatsAccepted);
@@ -373,14 +393,15 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     /// Table rows 10 to 15: a beat of an unknown agent. Nothing changes before the newcomer stands
     /// in the index, so a refusal leaves the table exactly as it was.
     fn insert(&mut self, beat: &Beat, now_ns: u64, threshold_ns: u64) -> Recorded {
-        let victim = if self.free.is_empty() {
-            let Some(victim) = self.find_victim(now_ns) else {
+        let is_local = matches!(beat.key, AgentKey::Local { .. });
+        let victim = if self.has_free_slot_for(is_local) {
+            None
+        } else {
+            let Some(victim) = self.find_victim(now_ns, is_local) else {
                 self.counters.count(Counter::EvictionScanTruncated);
                 return self.refuse(Update::CapacityExceeded);
             };
             Some(victim)
-        } else {
-            None
         };
         let Some(slot) = victim.or_else(|| self.free.last().copied()) else {
             return self.refuse(Update::CapacityExceeded);
@@ -419,6 +440,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             status: beat.frame.status,
             payload: beat.frame.payload,
             last_nonce: (!terminal).then_some(beat.frame.nonce),
+            session: beat.session.filter(|_| !terminal),
             last_timestamp: if terminal { 0 } else { beat.frame.timestamp },
             terminal_timestamp: if terminal { beat.frame.timestamp } else { 0 },
             last_ns: now_ns,
@@ -437,6 +459,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         }
         self.shortest_threshold_ns = self.shortest_threshold_ns.min(threshold_ns);
         self.len += 1;
+        self.network_len += usize::from(!local);
         self.counters.count(Counter::BeatsAccepted);
         self.counters.count(Counter::Joins);
         let mut recorded = Recorded::accepted(Update::Inserted, facts.agent(slot));
@@ -444,10 +467,15 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         recorded
     }
 
+    fn has_free_slot_for(&self, is_local: bool) -> bool {
+        !self.free.is_empty() && (is_local || self.network_len < self.network_capacity)
+    }
+
     /// The slot a newcomer may have: the one reclaimable for the longest time, in O(1); under
-    /// Balanced else the first silent enough within a bounded window from the rotating cursor.
-    fn find_victim(&mut self, now_ns: u64) -> Option<u32> {
-        if let Some(oldest) = self.reclaimable.front() {
+    /// Balanced else the first silent enough within a bounded window from the rotating cursor. A
+    /// network agent takes nothing from a local one.
+    fn find_victim(&mut self, now_ns: u64, is_local: bool) -> Option<u32> {
+        if let Some(oldest) = self.reclaimable.oldest_for(is_local) {
             return Some(oldest);
         }
         if self.policy == EvictionPolicy::Strict || self.capacity == 0 {
@@ -456,11 +484,8 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         for _ in 0..self.scan_window {
             let slot = self.scan_cursor as u32;
             self.scan_cursor = (self.scan_cursor + 1) % self.capacity;
-            if self
-                .table
-                .load(slot)
-                .is_some_and(|facts| facts.is_reclaimable(now_ns))
-            {
+            let may_go = |facts: Slot| facts.is_reclaimable(now_ns) && (is_local || !facts.local);
+            if self.table.load(slot).is_some_and(may_go) {
                 return Some(slot);
             }
         }
@@ -481,6 +506,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.table.clear(slot);
         self.free.push(slot);
         self.len -= 1;
+        self.network_len -= usize::from(!facts.local);
     }
 
     fn amend(&mut self, agent: Agent, change: impl FnOnce(&mut Slot)) -> bool {
@@ -531,6 +557,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     pub(crate) fn check_invariants(&self) {
         let mut used = 0;
         let mut latched = 0;
+        let mut network = 0;
         for slot in 0..self.capacity as u32 {
             let Some(facts) = self.table.load(slot) else {
                 assert!(!self.wheel.is_armed(slot), "a free slot is armed");
@@ -538,6 +565,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             };
             used += 1;
             latched += usize::from(facts.state.is_latched());
+            network += usize::from(!facts.local);
             assert_eq!(self.find(&key_of(&facts)), Some(slot), "unreachable slot");
             assert_eq!(
                 self.wheel.is_armed(slot),
@@ -547,6 +575,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             );
         }
         assert_eq!(used, self.len);
+        assert_eq!(network, self.network_len);
         assert_eq!(self.free.len(), self.capacity - used);
         assert_eq!(
             latched, self.latched,
@@ -578,5 +607,7 @@ fn is_keyed_by(facts: &Slot, key: &AgentKey) -> bool {
     }
 }
 
+#[cfg(test)]
+mod network_tests;
 #[cfg(test)]
 mod tests;

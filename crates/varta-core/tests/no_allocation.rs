@@ -49,6 +49,7 @@ fn beat(random: &mut u64) -> Beat {
         },
         ns_inode: next(random).is_multiple_of(30).then_some(1),
         uid: 0,
+        session: (network && next(random).is_multiple_of(2)).then(|| next(random) % 3),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who may speak, as whom, and how much.
 //!
-//! Every local datagram passes the gate before the tracker hears of it. Identity comes from the kernel,
+//! Every datagram passes a gate before the tracker hears of it. Identity comes from the kernel or from a key,
 //! never from a claim (law 3). The gate decides; counting and reporting a refusal is the caller's
 //! business. A refused datagram changes nothing at all. The order of the checks is that of the wire
 //! specification, section 10.2: datagram, credentials, user, frame, claim; then [`Limits`], then the
@@ -92,6 +92,14 @@ pub enum Refusal {
     OutOfOrder,
     /// The table is full and nobody may be evicted.
     CapacityExceeded,
+    /// An envelope that no loaded key has sealed.
+    Undecryptable,
+    /// An envelope that was heard before, or is too old to tell.
+    Replayed,
+    /// An envelope of a session that its sender has replaced by a newer one.
+    SessionClosed,
+    /// An envelope of a new session, and no more sessions can be remembered.
+    SendersFull,
 }
 
 impl Refusal {
@@ -117,6 +125,9 @@ impl Refusal {
             Self::NamespaceConflict => Counter::NamespaceConflicts,
             Self::OutOfOrder => Counter::OutOfOrder,
             Self::CapacityExceeded => Counter::CapacityExceeded,
+            Self::Undecryptable => Counter::DecryptFailures,
+            Self::Replayed | Self::SessionClosed => Counter::ReplayRefused,
+            Self::SendersFull => Counter::SenderStateFull,
             Self::Decode(error) => match error {
                 DecodeError::BadMagic => Counter::DecodeBadMagic,
                 DecodeError::BadVersion => Counter::DecodeBadVersion,
@@ -152,6 +163,10 @@ impl Refusal {
             Self::NamespaceConflict => "namespace_conflict",
             Self::OutOfOrder => "out_of_order",
             Self::CapacityExceeded => "capacity_exceeded",
+            Self::Undecryptable => "undecryptable",
+            Self::Replayed => "replayed",
+            Self::SessionClosed => "session_closed",
+            Self::SendersFull => "senders_full",
             Self::Decode(error) => error.kind(),
         }
     }
@@ -237,6 +252,13 @@ impl LocalGate {
             Some(_) => Err(wrong_claim(claimed)),
         }
     }
+}
+
+/// The frame in a datagram that came over a network. Its pid is one of the sender's host, so the range of
+/// pids here says nothing about it (wire spec 10.3, 10.4).
+pub fn network_frame(bytes: &[u8]) -> Result<Frame, Refusal> {
+    let bytes = bytes.try_into().map_err(|_| Refusal::WrongLength)?;
+    Frame::decode(bytes).map_err(Refusal::Decode)
 }
 
 /// A claim that is not the sender's. Pid 1 is reserved on the wire for everybody but the first process of
@@ -391,6 +413,16 @@ mod tests {
             ..datagram(&[])
         };
         assert_eq!(refusal(&cut), Refusal::ControlTruncated);
+    }
+
+    #[test]
+    fn a_frame_from_a_network_may_name_any_pid_that_is_not_reserved() {
+        let claimed = |pid| network_frame(&frame(pid)).map(|frame| frame.pid);
+        assert_eq!(claimed(u32::MAX), Ok(u32::MAX));
+        let reserved = |pid| Err(Refusal::Decode(DecodeError::BadPid(pid)));
+        assert_eq!(claimed(1), reserved(1));
+        assert_eq!(claimed(0), reserved(0));
+        assert_eq!(network_frame(&[0; 33]), Err(Refusal::WrongLength));
     }
 
     #[test]

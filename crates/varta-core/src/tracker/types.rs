@@ -24,6 +24,9 @@ pub enum Update {
     Inserted,
     /// A known agent, alive.
     Refreshed,
+    /// A known agent, but a newer beat of it came before this one: it counts as a beat and changes nothing
+    /// else.
+    Reordered,
     /// Refused: an old or repeated nonce.
     OutOfOrder,
     /// Refused: no room.
@@ -67,6 +70,9 @@ pub struct Beat {
     pub ns_inode: Option<u64>,
     /// The sender's user where known, else [`crate::event::UID_UNKNOWN`].
     pub uid: u32,
+    /// The session it came over, if a key proves that and [`crate::replay`] that it was never heard before.
+    /// Nonces are compared within a session only.
+    pub session: Option<u64>,
 }
 
 /// The tracker's answer to a beat.
@@ -137,6 +143,8 @@ pub struct TrackerOptions {
     /// Seed of the index of network agents. Random in an observer, so that strangers cannot choose
     /// colliding keys; fixed in tests.
     pub seed: u64,
+    /// Slots that network agents may take at most, so that they never lock out a local one (law 3).
+    pub network_capacity: usize,
 }
 
 impl Default for TrackerOptions {
@@ -145,6 +153,7 @@ impl Default for TrackerOptions {
             policy: EvictionPolicy::Strict,
             scan_window: DEFAULT_EVICTION_SCAN_WINDOW,
             seed: 0,
+            network_capacity: usize::MAX,
         }
     }
 }

@@ -1,0 +1,214 @@
+//! Agents that speak over a network: sessions, order, and what they may not take from local ones.
+
+use varta_vlp::{Frame, NONCE_TERMINAL, Status};
+
+use super::*;
+use crate::event::UID_UNKNOWN;
+
+const T: u64 = 64 << crate::wheel::TICK_SHIFT;
+
+fn tracker(capacity: usize, policy: EvictionPolicy, network_capacity: usize) -> Tracker {
+    let options = TrackerOptions {
+        policy,
+        network_capacity,
+        ..TrackerOptions::default()
+    };
+    Tracker::with_capacity(capacity, options)
+}
+
+fn local(pid: u32) -> Beat {
+    Beat {
+        key: AgentKey::Local {
+            pid,
+            instance: Some(1),
+        },
+        frame: Frame::new(Status::Ok, pid, 1, 1, 0),
+        origin: BeatOrigin::KernelAttested,
+        ns_inode: None,
+        uid: UID_UNKNOWN,
+        session: None,
+    }
+}
+
+/// A beat over plain UDP.
+fn plain(pid: u32, nonce: u64) -> Beat {
+    Beat {
+        key: AgentKey::Network { source: 1, pid },
+        frame: Frame::new(Status::Ok, pid, nonce, nonce, nonce as u32),
+        origin: BeatOrigin::NetworkUnverified,
+        ..local(pid)
+    }
+}
+
+/// A beat over encrypted UDP that was never heard before.
+fn sealed(session: u64, nonce: u64) -> Beat {
+    Beat {
+        session: Some(session),
+        ..plain(100, nonce)
+    }
+}
+
+fn last_of(session: u64, timestamp: u64) -> Beat {
+    Beat {
+        frame: Frame::new(Status::Critical, 100, timestamp, NONCE_TERMINAL, 0),
+        ..sealed(session, 0)
+    }
+}
+
+impl Tracker {
+    fn hear(&mut self, beat: Beat, now_ns: u64) -> Update {
+        self.record(&beat, now_ns, T).update
+    }
+
+    fn facts(&self, pid: u32) -> Slot {
+        self.get(&AgentKey::Network { source: 1, pid }).unwrap()
+    }
+
+    /// Everybody's silence has been reported and has lasted long enough to give way.
+    fn let_all_become_reclaimable(&mut self, now_ns: u64) {
+        for ns in [now_ns, now_ns + 11 * T] {
+            self.drain_stalled_slots(ns, u32::MAX, |_| ControlFlow::Continue(()));
+        }
+    }
+}
+
+fn room(capacity: usize) -> Tracker {
+    tracker(capacity, EvictionPolicy::Strict, capacity)
+}
+
+#[test]
+fn an_overtaken_beat_counts_and_proves_no_life() {
+    let mut tracker = room(4);
+    tracker.hear(sealed(7, 10), 0);
+    tracker.hear(sealed(7, 12), 1);
+    assert_eq!(tracker.hear(sealed(7, 11), 5), Update::Reordered);
+    let facts = tracker.facts(100);
+    assert_eq!((facts.beats, facts.last_ns), (3, 1));
+    assert_eq!((facts.last_nonce, facts.payload), (Some(12), 12));
+    assert_eq!(tracker.hear(sealed(7, 13), 6), Update::Refreshed);
+}
+
+#[test]
+fn an_overtaken_beat_does_not_end_a_stall() {
+    let mut tracker = room(4);
+    tracker.hear(sealed(7, 10), 0);
+    tracker.drain_stalled_slots(T, u32::MAX, |_| ControlFlow::Continue(()));
+    let recorded = tracker.record(&sealed(7, 9), T, T);
+    assert_eq!(recorded.returned_after_ns, None);
+    assert_eq!(tracker.latched(), 1);
+    tracker.check_invariants();
+}
+
+#[test]
+fn another_session_may_start_its_nonces_again_at_once() {
+    let mut tracker = room(4);
+    tracker.hear(sealed(7, 5_000), 0);
+    let recorded = tracker.record(&sealed(8, 1), 1, T);
+    assert!(recorded.new_session);
+    assert_eq!(tracker.hear(sealed(8, 2), 2), Update::Refreshed);
+    assert_eq!(tracker.facts(100).session_restarts, 1);
+}
+
+#[test]
+fn a_new_session_whose_nonces_go_on_is_not_counted_as_a_restart() {
+    let mut tracker = room(4);
+    tracker.hear(sealed(7, 5_000), 0);
+    tracker.hear(sealed(8, 5_001), 1);
+    assert_eq!(tracker.facts(100).session_restarts, 0);
+    assert_eq!(tracker.hear(sealed(8, 5_000), 2), Update::Reordered);
+}
+
+#[test]
+fn a_last_frame_over_a_session_of_its_own_leaves_the_series_as_it_was() {
+    let mut tracker = room(4);
+    tracker.hear(sealed(7, 10), 0);
+    assert_eq!(tracker.hear(last_of(9, 5), 1), Update::Refreshed);
+    assert_eq!(tracker.hear(sealed(7, 11), 2), Update::Refreshed);
+    assert_eq!(tracker.hear(last_of(9, 4), 3), Update::Refreshed);
+    assert_eq!(tracker.hear(sealed(7, 10), 4), Update::Reordered);
+    assert_eq!(tracker.facts(100).session_restarts, 0);
+}
+
+#[test]
+fn an_old_beat_that_nobody_vouches_for_is_refused_while_newer_ones_come() {
+    let mut tracker = room(4);
+    tracker.hear(plain(100, 50), 0);
+    let early = Beat {
+        frame: Frame::new(Status::Ok, 100, 0, 1, 0),
+        ..plain(100, 1)
+    };
+    assert_eq!(tracker.hear(early, T / 4 - 1), Update::OutOfOrder);
+    assert_eq!(tracker.facts(100).last_ns, 0);
+}
+
+#[test]
+fn a_process_that_nobody_vouches_for_may_start_over_once_it_has_been_quiet() {
+    let mut tracker = room(4);
+    tracker.hear(plain(100, 50), 0);
+    assert_eq!(tracker.hear(plain(100, 50), T / 4), Update::OutOfOrder);
+    assert_eq!(tracker.hear(plain(100, 1), T / 4), Update::Refreshed);
+    assert_eq!(tracker.hear(plain(100, 2), T / 4), Update::Refreshed);
+}
+
+#[test]
+fn network_agents_cannot_fill_the_table() {
+    let mut tracker = tracker(8, EvictionPolicy::Strict, 6);
+    for pid in 100..120 {
+        let fits = pid < 106;
+        let key = plain(pid, 1).key;
+        assert_eq!(tracker.may_have_room_for(&key), fits);
+        let expected = match fits {
+            true => Update::Inserted,
+            false => Update::CapacityExceeded,
+        };
+        assert_eq!(tracker.hear(plain(pid, 1), 0), expected);
+    }
+    assert_eq!(tracker.hear(local(100), 0), Update::Inserted);
+    assert_eq!(tracker.hear(local(101), 0), Update::Inserted);
+    assert_eq!(tracker.len(), 8);
+    tracker.check_invariants();
+    let agent = tracker.facts(100).agent(0);
+    tracker.retire(agent).unwrap();
+    assert_eq!(tracker.hear(plain(200, 1), 0), Update::Inserted);
+    tracker.check_invariants();
+}
+
+#[test]
+fn a_network_agent_takes_no_slot_from_a_local_one() {
+    for policy in [EvictionPolicy::Strict, EvictionPolicy::Balanced] {
+        let mut tracker = tracker(2, policy, 2);
+        tracker.hear(local(100), 0);
+        tracker.hear(local(101), 0);
+        tracker.let_all_become_reclaimable(T);
+        let refused = tracker.hear(plain(100, 1), 100 * T);
+        assert_eq!(refused, Update::CapacityExceeded, "{policy:?}");
+        assert_eq!(tracker.hear(local(102), 100 * T), Update::Inserted);
+        tracker.check_invariants();
+    }
+}
+
+#[test]
+fn a_network_agent_may_take_the_slot_of_another_one_that_is_silent() {
+    for policy in [EvictionPolicy::Strict, EvictionPolicy::Balanced] {
+        let mut tracker = tracker(2, policy, 1);
+        tracker.hear(plain(100, 1), 0);
+        assert_eq!(tracker.hear(plain(101, 1), 1), Update::CapacityExceeded);
+        tracker.let_all_become_reclaimable(T);
+        assert_eq!(tracker.hear(plain(101, 1), 100 * T), Update::Inserted);
+        assert_eq!(tracker.len(), 1);
+        tracker.check_invariants();
+    }
+}
+
+#[test]
+fn a_local_newcomer_gets_the_slot_that_has_been_free_to_take_for_longest() {
+    let mut tracker = room(2);
+    tracker.hear(plain(100, 1), 0);
+    tracker.let_all_become_reclaimable(T);
+    tracker.hear(local(101), 20 * T);
+    tracker.let_all_become_reclaimable(22 * T);
+    let recorded = tracker.record(&local(102), 100 * T, T);
+    assert_eq!(recorded.displaced.unwrap().agent.pid, 100);
+    let recorded = tracker.record(&local(103), 100 * T, T);
+    assert_eq!(recorded.displaced.unwrap().agent.pid, 101);
+}
