@@ -290,7 +290,7 @@ impl StopSignal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use varta_core::{Agent, Refusal};
+    use varta_core::{Agent, Refusal, Sender};
 
     fn event(kind: EventKind) -> Event {
         Event {
@@ -304,7 +304,10 @@ mod tests {
         let counters = Arc::new(Counters::default());
         let (mut sender, mut receiver) = channel(Arc::clone(&counters)).unwrap();
         let refused = event(EventKind::Refused {
-            pid: 1,
+            sender: Sender {
+                pid: 1,
+                source: None,
+            },
             reason: Refusal::NoCredentials,
         });
         for _ in 0..RING_EVENTS {

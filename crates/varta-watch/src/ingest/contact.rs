@@ -20,7 +20,8 @@ use varta_core::event::Agent;
 use varta_core::slot::Slot;
 use varta_core::tracker::{AgentKey, Beat, Displaced, Recorded};
 use varta_core::{
-    BeatOrigin, Counter, Credentials, EventKind, ExitStatus, LocalGate, Refusal, Update,
+    BeatOrigin, Counter, Credentials, EventKind, ExitStatus, Home, LocalGate, Refusal, Sender,
+    Update,
 };
 use varta_sys::receive::Received;
 use varta_vlp::{FRAME_BYTES, Frame, MAGIC, NONCE_TERMINAL, VERSION};
@@ -51,7 +52,7 @@ impl Ingest {
             None => {
                 let now_ns = self.attention.raw_now_ns();
                 self.config.gate.lets_in(sender)
-                    && self.tracker.may_have_room()
+                    && self.tracker.may_have_room_for(&key_of(sender))
                     && !self.introductions.is_noisy(sender.pid, now_ns)
             }
         }
@@ -166,17 +167,15 @@ impl Ingest {
             return self.refuse(sender.pid, Refusal::UnprovedSender);
         }
         let beat = Beat {
-            key: AgentKey::Local {
-                pid: sender.pid,
-                instance: None,
-            },
+            key: key_of(sender),
             frame,
             origin: BeatOrigin::KernelAttested,
             ns_inode: self.held[slot as usize].pid_ns,
             uid: sender.uid,
+            session: None,
         };
         let recorded = self.record(&beat);
-        self.tell(sender.pid, &beat, &recorded, true);
+        self.tell(local(sender.pid), &beat, &recorded);
         self.take_leave(&frame, &recorded);
     }
 
@@ -199,10 +198,10 @@ impl Ingest {
     /// A beat of a process that nobody knows yet.
     fn meet(&mut self, frame: Frame, sender: Credentials, process: Option<OwnedFd>) {
         let pid = sender.pid;
-        if !self.tracker.may_have_room() {
+        if !self.tracker.may_have_room_for(&key_of(sender)) {
             // Refused without a look at the sender: it costs what an accepted beat costs.
             let refused = self.record(&first_beat(frame, sender, UNIDENTIFIED, None));
-            return self.refuse_recorded(pid, &refused);
+            return self.refuse_recorded(local(pid), &refused);
         }
         let now_ns = self.attention.raw_now_ns();
         if !self.lines.events.has_room_for_join() {
@@ -414,7 +413,7 @@ impl Ingest {
         let beat = first_beat(frame, sender, instance, acquaintance.pid_ns);
         let recorded = self.record(&beat);
         let Some(agent) = recorded.agent else {
-            self.refuse_recorded(sender.pid, &recorded);
+            self.refuse_recorded(local(sender.pid), &recorded);
             return None;
         };
         if let Some(displaced) = recorded.displaced {
@@ -440,13 +439,20 @@ impl Ingest {
             claims: acquaintance.claims,
             pid_ns: acquaintance.pid_ns,
         };
-        self.tell(sender.pid, &beat, &recorded, exit_watched);
+        let home = Home::Here {
+            uid: sender.uid,
+            exit_watched,
+        };
+        if recorded.update == Update::Inserted {
+            self.tell_join(agent, &frame, home);
+        }
+        self.tell(local(sender.pid), &beat, &recorded);
         self.take_leave(&frame, &recorded);
         Some(agent)
     }
 
     /// Retires an agent that has said goodbye.
-    fn take_leave(&mut self, frame: &Frame, recorded: &Recorded) {
+    pub(super) fn take_leave(&mut self, frame: &Frame, recorded: &Recorded) {
         let Some(agent) = recorded.agent.filter(|_| frame.is_goodbye()) else {
             return;
         };
@@ -458,13 +464,13 @@ impl Ingest {
         }
     }
 
-    fn record(&mut self, beat: &Beat) -> Recorded {
+    pub(super) fn record(&mut self, beat: &Beat) -> Recorded {
         let now_ns = self.attention.now_ns();
         self.tracker.record(beat, now_ns, self.config.threshold_ns)
     }
 
     /// Somebody had to leave for somebody else.
-    fn see_off(&mut self, displaced: Displaced) {
+    pub(super) fn see_off(&mut self, displaced: Displaced) {
         let Displaced {
             agent, last_nonce, ..
         } = displaced;
@@ -476,10 +482,21 @@ impl Ingest {
         }
     }
 
+    /// Tells of somebody new.
+    pub(super) fn tell_join(&mut self, agent: Agent, frame: &Frame, home: Home) {
+        self.send(EventKind::Join {
+            agent,
+            home,
+            nonce: frame.nonce,
+            status: frame.status,
+            payload: frame.payload,
+        });
+    }
+
     /// Tells what a beat has changed.
-    fn tell(&mut self, pid: u32, beat: &Beat, recorded: &Recorded, exit_watched: bool) {
+    pub(super) fn tell(&mut self, sender: Sender, beat: &Beat, recorded: &Recorded) {
         let Some(agent) = recorded.agent else {
-            return self.refuse_recorded(pid, recorded);
+            return self.refuse_recorded(sender, recorded);
         };
         let Frame {
             status,
@@ -487,16 +504,6 @@ impl Ingest {
             nonce,
             ..
         } = beat.frame;
-        if recorded.update == Update::Inserted {
-            self.send(EventKind::Join {
-                agent,
-                uid: beat.uid,
-                nonce,
-                status,
-                payload,
-                exit_watched,
-            });
-        }
         if recorded.new_session {
             self.send(EventKind::Session {
                 agent,
@@ -525,22 +532,42 @@ impl Ingest {
     }
 
     /// Tells of a beat that the tracker has refused, and counted.
-    fn refuse_recorded(&mut self, pid: u32, recorded: &Recorded) {
+    pub(super) fn refuse_recorded(&mut self, sender: Sender, recorded: &Recorded) {
         let reason = match recorded.update {
             Update::OriginConflict => Refusal::OriginConflict,
             Update::NamespaceConflict => Refusal::NamespaceConflict,
             Update::CapacityExceeded => Refusal::CapacityExceeded,
-            Update::OutOfOrder | Update::Inserted | Update::Refreshed => Refusal::OutOfOrder,
+            Update::OutOfOrder | Update::Inserted | Update::Refreshed | Update::Reordered => {
+                Refusal::OutOfOrder
+            }
         };
         self.refusals += 1;
-        self.send(EventKind::Refused { pid, reason });
+        self.send(EventKind::Refused { sender, reason });
+    }
+
+    /// Refuses a local process's datagram before the tracker has heard of it.
+    fn refuse(&mut self, pid: u32, reason: Refusal) {
+        self.refuse_from(local(pid), reason);
     }
 
     /// Refuses a datagram before the tracker has heard of it.
-    fn refuse(&mut self, pid: u32, reason: Refusal) {
+    pub(super) fn refuse_from(&mut self, sender: Sender, reason: Refusal) {
         self.counters.count(reason.counter());
         self.refusals += 1;
-        self.send(EventKind::Refused { pid, reason });
+        self.send(EventKind::Refused { sender, reason });
+    }
+}
+
+/// A process of this host.
+fn local(pid: u32) -> Sender {
+    Sender { pid, source: None }
+}
+
+/// Whoever is known under a process's pid.
+fn key_of(sender: Credentials) -> AgentKey {
+    AgentKey::Local {
+        pid: sender.pid,
+        instance: None,
     }
 }
 
@@ -554,6 +581,7 @@ fn first_beat(frame: Frame, sender: Credentials, instance: u64, pid_ns: Option<u
         origin: BeatOrigin::KernelAttested,
         ns_inode: pid_ns,
         uid: sender.uid,
+        session: None,
     }
 }
 

@@ -7,7 +7,7 @@
 use std::fmt::Write;
 
 use clap::ValueEnum;
-use varta_core::{Event, EventKind, ExitStatus, Refusal};
+use varta_core::{Event, EventKind, ExitStatus, Refusal, Sender};
 
 /// Which events are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -92,7 +92,10 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
         }
         EventKind::Evicted { agent } => writeln!(rows, "{ns}\teviction\t{}\t-\t-\t-", agent.pid),
         EventKind::Gap { gap_ns } => writeln!(rows, "{ns}\tgap\t-\t-\t-\t{gap_ns}"),
-        EventKind::Refused { pid, reason } => match reason {
+        EventKind::Refused {
+            sender: Sender { pid, .. },
+            reason,
+        } => match reason {
             Refusal::Decode(error) => writeln!(rows, "{ns}\tdecode\t-\t-\t-\t{error:?}"),
             Refusal::PidMismatch { claimed } => {
                 writeln!(rows, "{ns}\tmismatch\t{claimed}\t-\t-\tauth_failure")
@@ -121,7 +124,11 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
             | Refusal::CapacityExceeded
             | Refusal::PidAboveMax { .. }
             | Refusal::RateLimited(_)
-            | Refusal::Crowded => Ok(()),
+            | Refusal::Crowded
+            | Refusal::Undecryptable
+            | Refusal::Replayed
+            | Refusal::SessionClosed
+            | Refusal::SendersFull => Ok(()),
         },
         EventKind::Flood { .. } | EventKind::Doubt { .. } => Ok(()),
     };
@@ -162,7 +169,11 @@ mod tests {
     }
 
     fn refused(reason: Refusal) -> String {
-        row(EventKind::Refused { pid: 42, reason })
+        let sender = Sender {
+            pid: 42,
+            source: None,
+        };
+        row(EventKind::Refused { sender, reason })
     }
 
     #[test]
