@@ -18,3 +18,5 @@ pub mod receive;
 mod socket_option;
 #[cfg(all(feature = "testing", target_os = "linux"))]
 pub mod spawn;
+#[cfg(all(feature = "observer", target_os = "linux"))]
+pub mod udp;
