@@ -7,6 +7,8 @@
 #![allow(unsafe_code)]
 
 pub mod counting_alloc;
+#[cfg(unix)]
+pub mod entropy;
 #[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod filter;
 pub mod fork;
