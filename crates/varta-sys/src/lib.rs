@@ -13,6 +13,8 @@ pub mod entropy;
 pub mod filter;
 pub mod fork;
 #[cfg(all(feature = "observer", target_os = "linux"))]
+pub mod map;
+#[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod process;
 #[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod receive;
