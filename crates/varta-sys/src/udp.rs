@@ -348,6 +348,19 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_may_move_to_another_thread() {
+        let receiver = UdpSocket::bind(V4).unwrap();
+        let to = receiver.local_addr().unwrap();
+        let sender = UdpSocket::bind(V4).unwrap();
+        let mut batch = UdpBatch::new(2, 40);
+        sender.send_to(b"x", to).unwrap();
+        receive(&mut batch, &receiver, 1);
+        sender.send_to(b"y", to).unwrap();
+        let received = std::thread::spawn(move || receive(&mut batch, &receiver, 1));
+        assert_eq!(received.join().unwrap()[0].0, b"y");
+    }
+
+    #[test]
     fn a_sender_of_another_family_comes_from_nowhere() {
         let (sender, receiver) = UnixDatagram::pair().unwrap();
         sender.send(b"x").unwrap();
