@@ -2,19 +2,28 @@
 //!
 //! Every other crate of the workspace forbids unsafe code. Each block here says why it is sound, and
 //! each module has tests. Without features the crate has no dependency and holds what an agent
-//! needs; the feature `observer` adds what only the observer needs, `testing` what only tests need.
+//! needs; the feature `observer` adds what only the observer needs, `secrets` reading
+//! and writing of secret files, `testing` what only tests need.
 
 #![allow(unsafe_code)]
 
 pub mod counting_alloc;
+#[cfg(unix)]
+pub mod entropy;
 #[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod filter;
 pub mod fork;
 #[cfg(all(feature = "observer", target_os = "linux"))]
+pub mod map;
+#[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod process;
 #[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod receive;
+#[cfg(all(feature = "secrets", unix))]
+pub mod secret_file;
 #[cfg(all(feature = "observer", target_os = "linux"))]
 mod socket_option;
 #[cfg(all(feature = "testing", target_os = "linux"))]
 pub mod spawn;
+#[cfg(all(feature = "observer", target_os = "linux"))]
+pub mod udp;

@@ -1,4 +1,4 @@
-//! Setting an option of a socket that the standard library has no name for.
+//! Options of a socket that the standard library has no name for.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -22,6 +22,32 @@ pub(crate) fn set<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> 
     }
 }
 
+/// The numbers the kernel keeps under an option of the level `SOL_SOCKET`. Those that it does not have
+/// are 0.
+pub(crate) fn get<const COUNT: usize>(
+    socket: BorrowedFd<'_>,
+    option: libc::c_int,
+) -> io::Result<[u32; COUNT]> {
+    let mut numbers = [0; COUNT];
+    let mut length = size_of_val(&numbers) as libc::socklen_t;
+    // SAFETY: the kernel writes no more than the stated length, which is that of `numbers`, and any
+    // bytes make valid numbers.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            numbers.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(numbers)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -35,6 +61,16 @@ mod tests {
         set(socket.as_fd(), libc::SO_PASSCRED, &on).unwrap();
         assert!(rustix::net::sockopt::socket_passcred(&socket).unwrap());
         let error = set(socket.as_fd(), -1, &on).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOPROTOOPT));
+    }
+
+    #[test]
+    fn an_option_is_read_back_and_a_wrong_one_is_an_error() {
+        let (socket, _peer) = UnixDatagram::pair().unwrap();
+        assert_eq!(get(socket.as_fd(), libc::SO_PASSCRED).unwrap(), [0]);
+        rustix::net::sockopt::set_socket_passcred(&socket, true).unwrap();
+        assert_eq!(get(socket.as_fd(), libc::SO_PASSCRED).unwrap(), [1, 0]);
+        let error = get::<1>(socket.as_fd(), -1).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOPROTOOPT));
     }
 }
