@@ -349,7 +349,8 @@ impl Control {
         if self.given.recovery.is_some() {
             self.given.counters.count(outcome);
             self.given.counters.count(reason);
-            story::not_started(&self.given.log, who, &StartError::Unauthenticated(origin));
+            let sealed = self.given.keys.is_some();
+            story::refused_by_origin(&self.given.log, who, origin, sealed);
         }
         false
     }
@@ -425,8 +426,6 @@ impl Control {
                         StartError::TargetGone | StartError::Unidentified => {
                             (Counter::RecoveryTargetGone, ActionEnd::TargetGone)
                         }
-                        // Refused when the stall was told.
-                        StartError::Unauthenticated(_) => continue,
                         StartError::CrossNamespace => {
                             self.given.counters.count(Counter::RefusedCrossNamespace);
                             (Counter::RecoveryCrossNamespace, ActionEnd::TargetGone)

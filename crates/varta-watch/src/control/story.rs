@@ -322,21 +322,6 @@ pub(super) fn not_started(log: &Log, who: &Who, error: &StartError) {
                 recovery(who, "refused_cross_namespace"),
             );
         }
-        StartError::Unauthenticated(origin) => {
-            let (outcome, why) = match origin {
-                BeatOrigin::SocketModeOnly => (
-                    "refused_socket_mode_only",
-                    "the kernel does not say who has sent its beats",
-                ),
-                _ => (
-                    "refused_unauthenticated_transport",
-                    "it was heard over UDP (--allow-recovery-over-secure-udp, \
-                     --allow-recovery-over-plain-udp)",
-                ),
-            };
-            let msg = format!("{who}: nothing started, {why}");
-            log.warn(LogEvent::Recover, msg, recovery(who, outcome));
-        }
         StartError::Spawn(error) => {
             let fields = Fields {
                 error: Some(error.to_string()),
@@ -347,6 +332,26 @@ pub(super) fn not_started(log: &Log, who: &Who, error: &StartError) {
             log.error(LogEvent::Recover, msg, fields);
         }
     }
+}
+
+/// Recovery may not act on an agent that was heard this way.
+pub(super) fn refused_by_origin(log: &Log, who: &Who, origin: BeatOrigin, sealed: bool) {
+    let (outcome, why) = match (origin, sealed) {
+        (BeatOrigin::SocketModeOnly, _) => (
+            "refused_socket_mode_only",
+            "the kernel does not say who has sent its beats",
+        ),
+        (_, true) => (
+            "refused_unauthenticated_transport",
+            "it was heard over UDP (--allow-recovery-over-secure-udp)",
+        ),
+        (_, false) => (
+            "refused_unauthenticated_transport",
+            "it was heard over plain UDP (--allow-recovery-over-plain-udp)",
+        ),
+    };
+    let msg = format!("{who}: nothing started, {why}");
+    log.warn(LogEvent::Recover, msg, recovery(who, outcome));
 }
 
 pub(super) fn ended(log: &Log, who: &Who, child_pid: u32, ended: &Ended) {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
-use varta_core::{Agent, BeatOrigin};
+use varta_core::Agent;
 
 use crate::identity::{self, Means};
 
@@ -79,8 +79,6 @@ pub(crate) struct RecoveryCommand {
 pub(crate) enum StartError {
     /// The process it is meant for has ended, or its pid belongs to another one now.
     TargetGone,
-    /// Nobody the operator trusts vouches for its beats.
-    Unauthenticated(BeatOrigin),
     /// It lives in another pid namespace, and the operator has not allowed that.
     CrossNamespace,
     /// Nothing proves which process the pid belongs to.
