@@ -22,6 +22,8 @@
 //! heard again after its call has returned. Against a crash of the machine the file is only as good as
 //! its last synchronisation.
 
+#[cfg(test)]
+mod crash;
 mod memory;
 #[cfg(test)]
 mod tests;
@@ -292,8 +294,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
     /// forgotten. All that is open counts as heard at `now_ns`. To be called before anything is heard; it
     /// allocates. Until it has returned the earlier words are the only memory: keep them.
     ///
-    /// Returns how many sessions were open and are closed now: for want of room, or since the earlier guard
-    /// was ended while it closed one.
+    /// Returns how many sessions were closed for want of room.
     ///
     /// # Errors
     ///
@@ -392,7 +393,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
             }
             self.close(older);
         }
-        self.disown(number, known);
+        self.disown(known);
         self.memory.set_owner(number, known, agent);
         self.own(number, &owner);
         Ok(())
@@ -446,15 +447,16 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         }
     }
 
-    /// A session of an earlier guard stays open, if it was not being closed and there is room.
+    /// A session of an earlier guard stays open if there is room. One that was being closed when that guard
+    /// was killed does too: what was to replace it has not been heard.
     fn take_back(&mut self, record: &Record) {
         let hash = self.hash(&record.session);
-        let is_closed = self.closed.get(&hash).is_some();
+        // No guard wrote such words, but nothing in them is trusted.
         let is_double = self.open.get(&hash).is_some()
             || record
                 .owner
                 .is_some_and(|owner| self.owners.get(&owner).is_some());
-        match self.free.pop_if(|_| !is_closed && !is_double) {
+        match self.free.pop_if(|_| !is_double) {
             Some(number) => self.place(number, hash, record),
             None => self.remember(hash),
         }
@@ -482,7 +484,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         self.remember(hash);
         self.memory.free(number);
         self.open.remove(&hash);
-        self.disown(number, &record);
+        self.disown(&record);
         self.free.push(number);
     }
 
@@ -514,10 +516,8 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         let _ = self.owners.insert(*owner, number);
     }
 
-    fn disown(&mut self, number: u32, record: &Record) {
-        if let Some(owner) = &record.owner
-            && self.owners.get(owner) == Some(number)
-        {
+    fn disown(&mut self, record: &Record) {
+        if let Some(owner) = &record.owner {
             self.owners.remove(owner);
         }
     }
