@@ -11,12 +11,12 @@
 //! prefix of its own, and the process may well survive and go on. What a newer session replaces is
 //! *closed*: nothing is accepted over it again, heard or unheard.
 //!
-//! Bounds: memory is 64 bytes per session and 8 per closed one, handed in, and of its own at most 200 per
-//! session and 64 per closed one, reserved at construction. A call costs a few look-ups, and a look at 64
-//! records more if there is no room. The last `closed` closed sessions are remembered, and older ones forgotten: who kept a datagram
-//! for so long can replay it once more. A session of which nothing was heard when it was sent, since it was held
-//! back or there was no guard yet, passes for a new one whenever it comes, and closes the present one: only
-//! what its frames say can tell that they are old.
+//! Bounds: memory is 64 bytes per session and 8 per closed one, handed in, and of its own at most 200
+//! per session and 64 per closed one, reserved at construction. A call costs a few look-ups, and a look
+//! at 64 records more if there is no room. The last `closed` closed sessions are remembered, and older
+//! ones forgotten: who kept a datagram for so long can replay it once more. A session of which nothing
+//! was heard when it was sent, since it was held back or there was no guard yet, passes for a new one
+//! whenever it comes, and closes the present one: only what its frames say can tell that they are old.
 //!
 //! The facts live in a row of atomic words. If these are a mapped file, the memory survives the process:
 //! a kill between any two stores leaves at most more refusals than needed, never a datagram that can be
