@@ -11,17 +11,20 @@
 //! prefix of its own, and the process may well survive and go on. What a newer session replaces is
 //! *closed*: nothing is accepted over it again, heard or unheard.
 //!
-//! Bounds: memory is 64 bytes per session and 8 per closed one, handed in, and of its own at most 200 per
-//! session and 64 per closed one, reserved at construction. A call costs a few look-ups, and a look at 64
-//! records more if there is no room. The last `closed` closed sessions are remembered, and older ones forgotten: who kept a datagram
-//! for so long can replay it once more. A session whose every datagram was held back can be opened late,
-//! for it was never heard.
+//! Bounds: memory is 64 bytes per session and 8 per closed one, handed in, and of its own at most 200
+//! per session and 64 per closed one, reserved at construction. A call costs a few look-ups, and a look
+//! at 64 records more if there is no room. The last `closed` closed sessions are remembered, and older
+//! ones forgotten: who kept a datagram for so long can replay it once more. A session of which nothing
+//! was heard when it was sent, since it was held back or there was no guard yet, passes for a new one
+//! whenever it comes, and closes the present one: only what its frames say can tell that they are old.
 //!
 //! The facts live in a row of atomic words. If these are a mapped file, the memory survives the process:
 //! a kill between any two stores leaves at most more refusals than needed, never a datagram that can be
 //! heard again after its call has returned. Against a crash of the machine the file is only as good as
 //! its last synchronisation.
 
+#[cfg(test)]
+mod crash;
 mod memory;
 #[cfg(test)]
 mod tests;
@@ -186,7 +189,7 @@ impl fmt::Display for ReplayError {
         match self {
             Self::TooShort { needed, given } => write!(
                 f,
-                "a replay memory of {needed} words does not fit into {given}: cut short, or sized for less"
+                "a replay memory of {needed} words was cut short to {given}; move it away to start afresh"
             ),
             Self::NotAReplayMemory => f.write_str(
                 "not a replay memory of this kind of machine; move it away to start afresh",
@@ -292,8 +295,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
     /// forgotten. All that is open counts as heard at `now_ns`. To be called before anything is heard; it
     /// allocates. Until it has returned the earlier words are the only memory: keep them.
     ///
-    /// Returns how many sessions were open and are closed now: for want of room, or since the earlier guard
-    /// was ended while it closed one.
+    /// Returns how many sessions were closed for want of room.
     ///
     /// # Errors
     ///
@@ -392,7 +394,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
             }
             self.close(older);
         }
-        self.disown(number, known);
+        self.disown(known);
         self.memory.set_owner(number, known, agent);
         self.own(number, &owner);
         Ok(())
@@ -446,15 +448,16 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         }
     }
 
-    /// A session of an earlier guard stays open, if it was not being closed and there is room.
+    /// A session of an earlier guard stays open if there is room. One that was being closed when that guard
+    /// was killed does too: what was to replace it has not been heard.
     fn take_back(&mut self, record: &Record) {
         let hash = self.hash(&record.session);
-        let is_closed = self.closed.get(&hash).is_some();
+        // No guard wrote such words, but nothing in them is trusted.
         let is_double = self.open.get(&hash).is_some()
             || record
                 .owner
                 .is_some_and(|owner| self.owners.get(&owner).is_some());
-        match self.free.pop_if(|_| !is_closed && !is_double) {
+        match self.free.pop_if(|_| !is_double) {
             Some(number) => self.place(number, hash, record),
             None => self.remember(hash),
         }
@@ -482,7 +485,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         self.remember(hash);
         self.memory.free(number);
         self.open.remove(&hash);
-        self.disown(number, &record);
+        self.disown(&record);
         self.free.push(number);
     }
 
@@ -514,10 +517,8 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         let _ = self.owners.insert(*owner, number);
     }
 
-    fn disown(&mut self, number: u32, record: &Record) {
-        if let Some(owner) = &record.owner
-            && self.owners.get(owner) == Some(number)
-        {
+    fn disown(&mut self, record: &Record) {
+        if let Some(owner) = &record.owner {
             self.owners.remove(owner);
         }
     }

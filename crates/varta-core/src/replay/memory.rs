@@ -288,6 +288,11 @@ impl<W: AsRef<[AtomicU64]>> Memory<W> {
         words.map(|word| word.load(Ordering::Relaxed)).collect()
     }
 
+    #[cfg(test)]
+    pub(super) fn scribble(&self, index: usize, value: u64) {
+        self.words.as_ref()[index].store(value, Ordering::Relaxed);
+    }
+
     /// The only place that stores.
     fn set(&self, index: usize, value: u64) {
         if let Some(word) = self.words.as_ref().get(index) {

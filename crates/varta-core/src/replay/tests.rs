@@ -195,7 +195,7 @@ mod sessions {
         guard.admit(&beat(1, 1, 0), 0).unwrap();
         for prefix in 2..40 {
             assert_eq!(guard.admit(&farewell(1, prefix, 0), 0), Ok(()));
-            assert_eq!(guard.admit(&farewell(1, prefix - 1, 0), 0).is_ok(), false);
+            assert!(guard.admit(&farewell(1, prefix - 1, 0), 0).is_err());
         }
         assert_eq!(guard.open(), 2);
         assert_eq!(guard.admit(&beat(1, 1, 1), 0), Ok(()));
@@ -408,6 +408,22 @@ mod room {
         let now_ns = LIVE_NS + 1;
         let refused = (0..20).take_while(|_| guard.admit(&newcomer, now_ns).is_err());
         assert_eq!(refused.count(), 900 / SCAN_RECORDS as usize);
+    }
+
+    #[test]
+    fn agents_may_come_and_go_for_ever() {
+        let mut guard = full();
+        for round in 2..1_000 {
+            let (pid, prefix) = (round as u32 * 2, round * 4);
+            let now_ns = round * 2 * LIVE_NS;
+            guard.admit(&farewell(pid, prefix, 0), now_ns).unwrap();
+            guard.admit(&beat(pid, prefix, 1), now_ns).unwrap();
+            guard.admit(&beat(pid + 1, prefix, 2), now_ns).unwrap();
+            guard.admit(&beat(pid + 1, prefix + 1, 0), now_ns).unwrap();
+            let older = beat(pid + 1, prefix, 3);
+            assert_eq!(guard.admit(&older, now_ns), Err(Closed), "{round}");
+        }
+        assert_eq!(guard.owners.len(), guard.open());
     }
 
     #[test]
