@@ -342,6 +342,14 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         }
     }
 
+    /// Whether a session is open or remembered as closed. A datagram over any other one would begin it, so
+    /// the caller should see first that what it says is newer than what the agent has said (wire spec
+    /// 10.6): a session that was recorded while nobody listened is new to the guard as well.
+    pub fn knows(&self, session: &SessionKey) -> bool {
+        let hash = self.hash(session);
+        self.open.get(&hash).is_some() || self.closed.get(&hash).is_some()
+    }
+
     /// The seed of the hashes.
     pub fn seed(&self) -> u64 {
         self.seed

@@ -11,7 +11,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use varta_vlp::Status;
+use varta_vlp::{Frame, Status};
 
 use crate::event::Agent;
 use crate::tracker::Beat;
@@ -291,10 +291,24 @@ impl Slot {
         }
         let is_ordered = beat.origin == BeatOrigin::KernelAttested;
         let restarts = is_ordered && frame.timestamp < self.last_timestamp;
-        let quiet_ns = self.threshold_ns / SESSION_QUIET_PARTS;
-        let was_quiet = now_ns.saturating_sub(self.last_ns) >= quiet_ns;
         let is_repeated = frame.nonce == last_nonce && frame.timestamp == self.last_timestamp;
-        (!is_repeated && (restarts || was_quiet)).then_some(Step::NewSession)
+        (!is_repeated && (restarts || self.was_quiet(now_ns))).then_some(Step::NewSession)
+    }
+
+    /// Whether a beat of this agent may begin a session that nobody knows: it must be newer than what was
+    /// said before, or the agent must have been quiet for a while, as after a restart (wire spec 10.6). A
+    /// session that was recorded while nobody listened is thus no means to silence an agent that beats.
+    pub(crate) fn may_begin_session(&self, frame: &Frame, now_ns: u64) -> bool {
+        if frame.is_terminal() {
+            return self.terminal_timestamp == 0 || frame.timestamp > self.terminal_timestamp;
+        }
+        let is_newer = self.last_nonce.is_none_or(|last| frame.nonce > last);
+        is_newer || self.was_quiet(now_ns)
+    }
+
+    fn was_quiet(&self, now_ns: u64) -> bool {
+        let quiet_ns = self.threshold_ns / SESSION_QUIET_PARTS;
+        now_ns.saturating_sub(self.last_ns) >= quiet_ns
     }
 
     /// The tier that silence has reached and that was not handed over yet.

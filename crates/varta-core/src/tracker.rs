@@ -18,6 +18,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use varta_vlp::Frame;
+
 use crate::counters::{Counter, Counters};
 use crate::event::Agent;
 use crate::index::{BoundedIndex, PidIndex};
@@ -268,6 +270,13 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.has_free_slot_for(is_local)
             || self.reclaimable.oldest_for(is_local).is_some()
             || self.policy == EvictionPolicy::Balanced
+    }
+
+    /// Whether a beat of the agent in a slot may begin a session that nobody knows: not if it is older than
+    /// what an agent that beats has said (wire spec 10.6).
+    pub fn may_begin_session(&self, slot: u32, frame: &Frame, now_ns: u64) -> bool {
+        let facts = self.table.load(slot);
+        facts.is_none_or(|facts| facts.may_begin_session(frame, now_ns))
     }
 
     /// The facts in a slot.

@@ -98,6 +98,8 @@ pub enum Refusal {
     Replayed,
     /// An envelope of a session that its sender has replaced by a newer one.
     SessionClosed,
+    /// An envelope of a session that nobody knows, with words older than those of its sender's present one.
+    SessionNotNewer,
     /// An envelope of a new session, and no more sessions can be remembered.
     SendersFull,
 }
@@ -126,7 +128,7 @@ impl Refusal {
             Self::OutOfOrder => Counter::OutOfOrder,
             Self::CapacityExceeded => Counter::CapacityExceeded,
             Self::Undecryptable => Counter::DecryptFailures,
-            Self::Replayed | Self::SessionClosed => Counter::ReplayRefused,
+            Self::Replayed | Self::SessionClosed | Self::SessionNotNewer => Counter::ReplayRefused,
             Self::SendersFull => Counter::SenderStateFull,
             Self::Decode(error) => match error {
                 DecodeError::BadMagic => Counter::DecodeBadMagic,
@@ -166,6 +168,7 @@ impl Refusal {
             Self::Undecryptable => "undecryptable",
             Self::Replayed => "replayed",
             Self::SessionClosed => "session_closed",
+            Self::SessionNotNewer => "session_not_newer",
             Self::SendersFull => "senders_full",
             Self::Decode(error) => error.kind(),
         }

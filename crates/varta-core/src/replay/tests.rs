@@ -61,6 +61,17 @@ mod window {
     }
 
     #[test]
+    fn sessions_are_known_while_they_are_open_and_after() {
+        let mut guard = guard();
+        assert!(!guard.knows(&beat(1, 1, 0).session));
+        guard.admit(&beat(1, 1, 0), 0).unwrap();
+        assert!(guard.knows(&beat(1, 1, 7).session));
+        guard.admit(&beat(1, 2, 0), 0).unwrap();
+        assert!(guard.knows(&beat(1, 1, 0).session));
+        assert!(!guard.knows(&beat(1, 3, 0).session));
+    }
+
+    #[test]
     fn a_copy_from_another_source_is_the_same_datagram() {
         let mut guard = guard();
         guard.admit(&beat(1, 1, 5), 0).unwrap();

@@ -130,6 +130,26 @@ fn a_last_frame_over_a_session_of_its_own_leaves_the_series_as_it_was() {
 }
 
 #[test]
+fn a_session_nobody_knows_cannot_begin_with_old_words_while_its_agent_beats() {
+    let mut tracker = room(4);
+    tracker.hear(sealed(7, 10), 0);
+    let may_begin = |tracker: &Tracker, beat: Beat, now_ns| {
+        let slot = tracker.slot_of(&beat.key).unwrap();
+        tracker.may_begin_session(slot, &beat.frame, now_ns)
+    };
+    assert!(!may_begin(&tracker, sealed(8, 10), 1));
+    assert!(may_begin(&tracker, sealed(8, 11), 1));
+    assert!(
+        may_begin(&tracker, sealed(8, 1), T / 4),
+        "it may have been restarted"
+    );
+    assert!(may_begin(&tracker, last_of(9, 1), 1));
+    tracker.hear(last_of(9, 5), 1);
+    assert!(!may_begin(&tracker, last_of(10, 5), T));
+    assert!(may_begin(&tracker, last_of(10, 6), 1));
+}
+
+#[test]
 fn an_old_beat_that_nobody_vouches_for_is_refused_while_newer_ones_come() {
     let mut tracker = room(4);
     tracker.hear(plain(100, 50), 0);

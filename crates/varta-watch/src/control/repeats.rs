@@ -185,6 +185,9 @@ impl Reason {
             Refusal::Undecryptable => "no loaded key opens it (--key-file)".to_owned(),
             Refusal::Replayed => "it was heard before".to_owned(),
             Refusal::SessionClosed => "its sender has begun a newer session since".to_owned(),
+            Refusal::SessionNotNewer => {
+                "it begins a session with older words than its sender's last ones".to_owned()
+            }
             Refusal::SendersFull => {
                 "too many sessions are open to remember another (--tracker-capacity)".to_owned()
             }

@@ -174,11 +174,20 @@ impl Network {
         }
     }
 
-    /// Whether a beat is heard for the first time. In clear nobody can tell.
-    fn admit(&mut self, heard: &Heard, now_ns: u64) -> Result<(), Refusal> {
+    /// Whether a beat is heard for the first time. In clear nobody can tell. `may_begin`: a session that
+    /// nobody knows may begin with it.
+    fn admit(
+        &mut self,
+        heard: &Heard,
+        may_begin: impl FnOnce() -> bool,
+        now_ns: u64,
+    ) -> Result<(), Refusal> {
         let (Some(seal), Some(arrival)) = (&mut self.seal, &heard.arrival) else {
             return Ok(());
         };
+        if !may_begin() && !seal.guard.knows(&arrival.session) {
+            return Err(Refusal::SessionNotNewer);
+        }
         let admitted = seal.guard.admit(arrival, now_ns);
         admitted.map_err(|refusal| match refusal {
             ReplayRefusal::Seen => Refusal::Replayed,
@@ -278,7 +287,14 @@ impl Ingest {
             }
         }
         if let Some(network) = &mut self.network {
-            network.admit(heard, now_ns)?;
+            let may_begin = || {
+                let attention_ns = self.attention.now_ns();
+                slot.is_none_or(|slot| {
+                    let frame = &heard.beat.frame;
+                    self.tracker.may_begin_session(slot, frame, attention_ns)
+                })
+            };
+            network.admit(heard, may_begin, now_ns)?;
         }
         let is_terminal = heard.beat.frame.is_terminal();
         let limit = match slot {

@@ -128,6 +128,7 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
             | Refusal::Undecryptable
             | Refusal::Replayed
             | Refusal::SessionClosed
+            | Refusal::SessionNotNewer
             | Refusal::SendersFull => Ok(()),
         },
         EventKind::Flood { .. } | EventKind::Doubt { .. } => Ok(()),
