@@ -98,3 +98,73 @@ impl error::Error for KeyFileError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const HEX: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+
+    /// What reading a file with this content gives, and the file's name.
+    fn read(content: &[u8]) -> (Result<Key, KeyFileError>, String) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("key");
+        secret_file::create(&path, content).expect("a file");
+        (key_from_file(&path), path.display().to_string())
+    }
+
+    #[test]
+    fn one_key_is_found_however_it_is_written() {
+        let raw: [u8; 32] = std::array::from_fn(|i| i as u8);
+        let text = format!("# the key\n\n  {}\r\n", HEX.to_uppercase());
+        for content in [HEX.as_bytes(), text.as_bytes(), &raw] {
+            let key = read(content).0.expect("a key");
+            assert_eq!(&*key.to_hex(), HEX.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_file_that_holds_no_single_key_is_named_with_what_is_wrong() {
+        for (content, wrong) in [
+            (
+                "# later\n".to_owned(),
+                "holds no key; it needs one line of 64 hexadecimal digits",
+            ),
+            (
+                format!("{HEX}\n{HEX}\n{HEX}\n"),
+                "holds 3 keys where one is wanted",
+            ),
+            (
+                format!("# one\n{HEX}\nabc\n"),
+                "line 3: 3 characters where a key has 64 hexadecimal digits",
+            ),
+        ] {
+            let (result, path) = read(content.as_bytes());
+            let error = result.expect_err("no single key");
+            assert_eq!(error.to_string(), format!("{path}: {wrong}"));
+        }
+    }
+
+    #[test]
+    fn a_file_that_others_may_read_or_that_is_no_key_file_at_all_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("key");
+        secret_file::create(&path, HEX.as_bytes()).expect("a file");
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("an own file");
+        let error = key_from_file(&path).expect_err("the group may read it");
+        assert!(matches!(
+            error,
+            KeyFileError::Unreadable(SecretFileError::Mode { .. })
+        ));
+
+        let (result, _) = read(&[b'\n'; MOST_BYTES + 1]);
+        let error = result.expect_err("too long");
+        assert!(matches!(
+            error,
+            KeyFileError::Unreadable(SecretFileError::TooLong { .. })
+        ));
+    }
+}
