@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use varta_core::recovery::{ActionEnd, Recovery, RecoveryPolicy};
+use varta_core::replay::{Arrival, LIVE_NS, ReplayGuard, ReplayOptions, ReplayRefusal, SessionKey};
 use varta_core::tracker::{AgentKey, Beat};
 use varta_core::{AttentionClock, BeatOrigin, EvictionPolicy, Tracker, TrackerOptions};
 use varta_sys::counting_alloc::{CountingAllocator, allocations_on_this_thread};
@@ -115,4 +116,43 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
             "{policy:?}: only {evictions} evictions were exercised"
         );
     }
+}
+
+#[test]
+fn hearing_datagrams_once_allocates_nothing() {
+    let mut guard = ReplayGuard::on_heap(ReplayOptions {
+        sessions: 256,
+        closed: 1_024,
+        seed: 7,
+    });
+    let mut random = 7;
+    let mut now_ns = 0;
+    let (mut accepted, mut seen, mut closed, mut full) = (0, 0, 0, 0);
+
+    let before = allocations_on_this_thread();
+    for round in 0..200_000 {
+        now_ns += next(&mut random) % (LIVE_NS / 500);
+        let agent = next(&mut random) % 300;
+        let session = SessionKey {
+            key: 1,
+            pid: 0,
+            prefix: (agent << 32 | (round / 2_000 + next(&mut random) % 2)).to_le_bytes(),
+        };
+        let arrival = Arrival {
+            session,
+            counter: (next(&mut random) % 1_000) as u32,
+            source: next(&mut random) % 50 / 49,
+            pid: agent as u32,
+            is_terminal: next(&mut random).is_multiple_of(50),
+        };
+        match guard.admit(&arrival, now_ns) {
+            Ok(()) => accepted += 1,
+            Err(ReplayRefusal::Seen) => seen += 1,
+            Err(ReplayRefusal::Closed) => closed += 1,
+            Err(ReplayRefusal::Full) => full += 1,
+        }
+    }
+    assert_eq!(allocations_on_this_thread() - before, 0);
+    let exercised = [accepted, seen, closed, full];
+    assert!(exercised.iter().all(|times| *times > 100), "{exercised:?}");
 }

@@ -169,6 +169,15 @@ pub struct Fields {
     /// Where the observer listens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+    /// Where it listens for agents elsewhere: address and port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp: Option<String>,
+    /// Where an agent elsewhere sends from: its address; for refused datagrams with the port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// How an agent elsewhere was first heard: `udp` or `secure_udp`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transport: Option<String>,
     /// All counters that are not zero, by series.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counters: Option<BTreeMap<String, u64>>,

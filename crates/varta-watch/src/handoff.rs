@@ -13,6 +13,8 @@ use std::sync::Arc;
 use rustix::event::{EventfdFlags, eventfd};
 use varta_core::{Agent, Claims, Counter, Counters, Event, EventKind};
 
+use crate::keys::KeyRing;
+
 /// Events the ring holds: 640 KiB, enough for a burst of thousands while the reader is writing.
 const RING_EVENTS: usize = 8192;
 
@@ -82,6 +84,8 @@ pub(crate) enum Order {
     Ended(Agent, Option<OwnedFd>),
     /// The largest pid of this host.
     PidMax(u32),
+    /// The keys in force from now on.
+    Keys(KeyRing),
 }
 
 /// The beat path's end.

@@ -13,8 +13,10 @@ mod handoff;
 mod identity;
 mod ingest;
 mod journal;
+mod keys;
 mod lifecycle;
 mod recovery;
+mod replay_file;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -108,6 +108,7 @@ pub struct Limits {
     budgets: Box<[Budget]>,
     global_bucket: TokenBucket,
     newcomer_bucket: TokenBucket,
+    remote_newcomer_bucket: TokenBucket,
     comeback_bucket: TokenBucket,
 }
 
@@ -130,6 +131,7 @@ impl Limits {
                 .global
                 .map_or_else(TokenBucket::default, |rate| TokenBucket::full(rate, now_ns)),
             newcomer_bucket: TokenBucket::full(newcomers, now_ns),
+            remote_newcomer_bucket: TokenBucket::full(newcomers, now_ns),
             comeback_bucket: TokenBucket::full(COMEBACKS, now_ns),
         }
     }
@@ -142,6 +144,13 @@ impl Limits {
     /// Whether a stranger may be looked at; costs a token of the newcomers' own reserve.
     pub fn let_newcomer_in(&mut self, now_ns: u64) -> Result<(), Limit> {
         let is_in = self.newcomer_bucket.take(self.newcomers, now_ns);
+        if is_in { Ok(()) } else { Err(Limit::Newcomers) }
+    }
+
+    /// Whether a stranger from a network may join. The reserve is not that of local newcomers, who are not
+    /// to wait behind it.
+    pub fn let_remote_newcomer_in(&mut self, now_ns: u64) -> Result<(), Limit> {
+        let is_in = self.remote_newcomer_bucket.take(self.newcomers, now_ns);
         if is_in { Ok(()) } else { Err(Limit::Newcomers) }
     }
 

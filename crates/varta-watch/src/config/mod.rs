@@ -4,6 +4,7 @@
 //! from looking up names of users nothing here touches the file system; what the file system makes of
 //! the values is found out at start.
 
+pub(crate) mod network;
 pub(crate) mod users;
 
 use std::ffi::OsString;
@@ -18,6 +19,7 @@ use varta_core::{AllowedUsers, EvictionPolicy, LimitOptions, Rate};
 use crate::api;
 use crate::control::log::LogFormat;
 use crate::journal::ExportEvents;
+use network::{NetworkFlags, UdpConfig};
 use users::SocketAccess;
 
 /// Exit code of an unusable command line.
@@ -94,6 +96,9 @@ pub(crate) struct Flags {
     )]
     global_beat_burst: u32,
 
+    #[command(flatten)]
+    network: NetworkFlags,
+
     /// Silence that makes an agent stalled, in milliseconds, at least 10
     #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(10..=86_400_000), help_heading = "Silence")]
     threshold_ms: u64,
@@ -169,6 +174,9 @@ pub(crate) struct Config {
     /// Recovery may act on agents of other pid namespaces.
     pub(crate) recover_foreign: bool,
     pub(crate) limits: LimitOptions,
+    pub(crate) udp: Option<UdpConfig>,
+    /// A flag that means nothing any more.
+    pub(crate) obsolete: Option<&'static str>,
     pub(crate) threshold: Duration,
     pub(crate) capacity: usize,
     pub(crate) eviction_policy: EvictionPolicy,
@@ -215,6 +223,11 @@ impl Flags {
         if socket.as_os_str().is_empty() {
             return Err(usage("--socket is empty; give a path"));
         }
+        let obsolete = self.network.obsolete();
+        let udp = self
+            .network
+            .check(&socket)
+            .map_err(|problem| usage(&problem))?;
         let own_uid = rustix::process::geteuid().as_raw();
         let users = users::allowed(self.allow_uid, self.allow_gid, own_uid);
         let socket_access = match self.socket_mode {
@@ -235,6 +248,8 @@ impl Flags {
                 agent: rate(self.max_beat_rate, agent_burst),
                 global: rate(self.global_beat_rate, self.global_beat_burst),
             },
+            udp,
+            obsolete,
             threshold: Duration::from_millis(self.threshold_ms),
             capacity: self.tracker_capacity as usize,
             eviction_policy: match self.tracker_eviction_policy {
@@ -310,15 +325,15 @@ fn instead(error: &clap::Error) -> Instead {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn parse(arguments: &[&str]) -> Result<Config, Instead> {
+    pub(crate) fn parse(arguments: &[&str]) -> Result<Config, Instead> {
         let program = std::iter::once("varta-watch");
         Config::from_arguments(program.chain(arguments.iter().copied()).map(OsString::from))
     }
 
-    fn error_of(arguments: &[&str]) -> String {
+    pub(crate) fn error_of(arguments: &[&str]) -> String {
         let instead = parse(arguments).unwrap_err();
         assert_eq!(instead.exit_code, EXIT_USAGE);
         assert!(instead.text.lines().count() <= 3, "{}", instead.text);

@@ -2,6 +2,7 @@
 //! to the beat path's questions about them, and the search for the end of those that nobody watches.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub(super) struct Acquaintances {
     means: Means,
     raw: RawClock,
     known: HashMap<u32, (Agent, Facts)>,
+    /// Where agents elsewhere live, by slot.
+    addresses: HashMap<u32, (Agent, IpAddr)>,
     /// Looked at because the beat path asked, by pid and instance.
     examined: HashMap<(u32, u64), Facts>,
     /// Agents whose end is not watched; the first is looked at next. Those that are gone are left out
@@ -46,6 +49,7 @@ impl Acquaintances {
             means,
             raw,
             known: HashMap::new(),
+            addresses: HashMap::new(),
             examined: HashMap::new(),
             unwatched: VecDeque::new(),
             next_search: None,
@@ -117,8 +121,16 @@ impl Acquaintances {
         acquaintance
     }
 
+    /// A new agent that lives elsewhere: `/proc` knows nothing of it.
+    pub(super) fn join_from(&mut self, agent: Agent, address: IpAddr) {
+        self.addresses.insert(agent.slot, (agent, address));
+    }
+
     /// An agent may be another program now.
     pub(super) fn review(&mut self, agent: Agent) {
+        if agent.is_remote() {
+            return;
+        }
         if let Some(facts) = Facts::of(agent.pid, agent.instance, self.means) {
             self.known.insert(agent.slot, (agent, facts));
         }
@@ -129,6 +141,15 @@ impl Acquaintances {
         if self.facts_of(agent).is_some() {
             self.known.remove(&agent.slot);
         }
+        if self.address_of(agent).is_some() {
+            self.addresses.remove(&agent.slot);
+        }
+    }
+
+    /// Where an agent lives, if not here.
+    pub(super) fn address_of(&self, agent: Agent) -> Option<IpAddr> {
+        let (known, address) = self.addresses.get(&agent.slot)?;
+        (*known == agent).then_some(*address)
     }
 
     /// Whether an agent lives in a pid namespace below the observer's, or nobody can tell although
@@ -152,6 +173,7 @@ impl Acquaintances {
     /// How an agent is called.
     pub(super) fn name_of(&self, agent: Agent) -> Who {
         Who {
+            address: self.address_of(agent),
             pid: agent.pid,
             name: self
                 .facts_of(agent)

@@ -23,13 +23,16 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use varta_core::recovery::{ActionEnd, Plan, Recovery};
-use varta_core::{Agent, Counter, Counters, Event, EventKind, ExitStatus, SlotTable};
+use varta_core::{
+    Agent, BeatOrigin, Counter, Counters, Event, EventKind, ExitStatus, Home, SlotTable,
+};
 
 use crate::api::{Fields, LogEvent};
 use crate::clock::RawClock;
 use crate::handoff::{EventReceiver, Handed, Order, OrderSender};
 use crate::identity::{self, Means};
 use crate::journal::{Journal, append_row};
+use crate::keys::KeyFiles;
 use crate::recovery::{Ended, RecoveryCommand, Running, StartError, kill_group};
 use acquaintances::Acquaintances;
 use log::Log;
@@ -56,6 +59,8 @@ pub(crate) struct ControlConfig {
     pub(crate) recovery: Option<(Recovery, RecoveryCommand)>,
     /// Recovery may touch agents of other pid namespaces.
     pub(crate) recover_foreign: bool,
+    /// Read again on SIGHUP; `None` without encrypted UDP.
+    pub(crate) keys: Option<KeyFiles>,
     pub(crate) table: Arc<SlotTable>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) raw: RawClock,
@@ -157,7 +162,7 @@ impl Control {
                 () = at(end) => return Ok(StopReason::TimeIsUp),
                 _ = signals.interrupt.recv() => return Ok(StopReason::Signal("SIGINT")),
                 _ = signals.terminate.recv() => return Ok(StopReason::Signal("SIGTERM")),
-                _ = signals.hangup.recv() => self.reopen(),
+                _ = signals.hangup.recv() => self.reload(),
                 _ = signals.user1.recv() => self.tell_counters(),
                 Ok(error) = &mut ingest_end => return Ok(StopReason::IngestFailed(error)),
             }
@@ -242,19 +247,23 @@ impl Control {
             EventKind::Beat { .. } => {}
             EventKind::Join {
                 agent,
-                uid,
+                home,
                 status,
                 payload,
                 nonce,
-                exit_watched,
             } => {
-                let acquaintance = self.acquaintances.join(agent, exit_watched);
-                // Before anybody reads of the join and acts on it.
-                self.given.orders.add(Order::Know(agent, acquaintance));
-                self.given.orders.send();
+                match home {
+                    Home::Here { exit_watched, .. } => {
+                        let acquaintance = self.acquaintances.join(agent, exit_watched);
+                        // Before anybody reads of the join and acts on it.
+                        self.given.orders.add(Order::Know(agent, acquaintance));
+                        self.given.orders.send();
+                    }
+                    Home::Network { address, .. } => self.acquaintances.join_from(agent, address),
+                }
                 let who = self.name_of(agent);
                 let facts = self.acquaintances.facts_of(agent);
-                story::join(&self.given.log, &who, facts, uid, status, payload, nonce);
+                story::join(&self.given.log, &who, facts, home, status, payload, nonce);
                 self.tell_of_unwatched_exits();
             }
             EventKind::Session { agent, .. } => {
@@ -273,7 +282,9 @@ impl Control {
             } => {
                 let who = self.name_of(agent);
                 story::stall(&self.given.log, &who, last_nonce, silence_ns, threshold_ns);
+                let may_act = self.may_act_on(agent, &who);
                 if let Some((recovery, _)) = &mut self.given.recovery
+                    && may_act
                     && recovery.on_stall(agent, event.observer_ns) == Plan::Deferred
                 {
                     self.given.counters.count(Counter::RecoveryDebounced);
@@ -306,13 +317,42 @@ impl Control {
                 self.settle(agent);
                 self.acquaintances.forget(agent);
             }
-            EventKind::Refused { pid, reason } => {
-                self.repeats.add_refusal(Instant::now(), pid, reason);
+            EventKind::Refused { sender, reason } => {
+                self.repeats.add_refusal(Instant::now(), sender, reason);
             }
             EventKind::Flood { pid, one_in } => story::flood(&self.given.log, pid, one_in),
             EventKind::Doubt { doubt_ns } => self.repeats.add_doubt(Instant::now(), doubt_ns),
             EventKind::Gap { gap_ns } => self.repeats.add_gap(Instant::now(), gap_ns),
         }
+    }
+
+    /// Whether the way an agent was heard lets recovery act on it (observer spec 4.2).
+    fn may_act_on(&self, agent: Agent, who: &story::Who) -> bool {
+        let facts = self.given.table.read(agent.slot);
+        let facts = facts.filter(|facts| facts.agent(agent.slot) == agent);
+        let (origin, outcome, reason) = match facts.map(|facts| facts.origin) {
+            Some(origin @ BeatOrigin::NetworkUnverified) => (
+                origin,
+                Counter::RecoveryUnauthenticated,
+                Counter::RefusedUnauthenticated,
+            ),
+            Some(origin @ BeatOrigin::SocketModeOnly) => (
+                origin,
+                Counter::RecoverySocketModeOnly,
+                Counter::RefusedSocketModeOnly,
+            ),
+            // Who has left the table by now is looked for again before anything starts.
+            Some(BeatOrigin::KernelAttested | BeatOrigin::OperatorAttestedTransport) | None => {
+                return true;
+            }
+        };
+        if self.given.recovery.is_some() {
+            self.given.counters.count(outcome);
+            self.given.counters.count(reason);
+            let sealed = self.given.keys.is_some();
+            story::refused_by_origin(&self.given.log, who, origin, sealed);
+        }
+        false
     }
 
     fn tell_of_unwatched_exits(&mut self) {
@@ -410,13 +450,15 @@ impl Control {
         let facts = self.given.table.read(agent.slot);
         let still_silent =
             facts.is_some_and(|facts| facts.agent(agent.slot) == agent && facts.state.is_latched());
-        if !self.given.recover_foreign && self.acquaintances.may_be_foreign(agent) {
+        let is_local = !agent.is_remote();
+        if is_local && !self.given.recover_foreign && self.acquaintances.may_be_foreign(agent) {
             return Err(StartError::CrossNamespace);
         }
         match &self.given.recovery {
             Some((_, command)) if still_silent => {
-                let running = command.start(agent, self.given.means)?;
-                Ok((running, command.shown_for(agent.pid)))
+                let source = self.acquaintances.address_of(agent);
+                let running = command.start(agent, source, self.given.means)?;
+                Ok((running, command.shown_for(agent.pid, source)))
             }
             _ => Err(StartError::TargetGone),
         }
@@ -449,17 +491,36 @@ impl Control {
         }
     }
 
-    fn reopen(&self) {
-        let msg = match &self.given.journal {
-            Some(journal) => {
-                journal.reopen();
-                "SIGHUP: the event file is opened anew"
+    /// SIGHUP: opens the event file anew and reads the keys again.
+    fn reload(&mut self) {
+        let mut done = Vec::new();
+        if let Some(journal) = &self.given.journal {
+            journal.reopen();
+            done.push("the event file is opened anew".to_owned());
+        }
+        match self.given.keys.as_ref().map(KeyFiles::read) {
+            None => {}
+            Some(Ok(ring)) => {
+                done.push(format!("{ring} in force"));
+                self.given.orders.add(Order::Keys(ring));
+                self.given.orders.send();
             }
-            None => "SIGHUP: there is no event file to open anew",
-        };
-        self.given
-            .log
-            .info(LogEvent::Notice, msg.to_owned(), Fields::default());
+            Some(Err(error)) => {
+                let msg = format!("SIGHUP: the keys stay as they are: {error}");
+                self.given
+                    .log
+                    .error(LogEvent::Notice, msg, Fields::default());
+            }
+        }
+        if self.given.journal.is_none() && self.given.keys.is_none() {
+            done.push("there is no event file to open anew".to_owned());
+        }
+        if !done.is_empty() {
+            let msg = format!("SIGHUP: {}", done.join("; "));
+            self.given
+                .log
+                .info(LogEvent::Notice, msg, Fields::default());
+        }
     }
 
     fn tell_counters(&self) {

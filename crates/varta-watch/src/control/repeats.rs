@@ -1,10 +1,11 @@
 //! Telling about what may repeat without repeating: the first of its kind at once, then one line per
 //! kind and second with the number of those that came since. Time is monotonic.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use varta_core::{Limit, Refusal};
+use varta_core::{Limit, Refusal, Sender};
 
 use super::{log::Log, story};
 use crate::api::{Fields, LogEvent};
@@ -31,7 +32,7 @@ struct Waiting {
 #[derive(Debug)]
 struct Reason {
     label: &'static str,
-    last: (u32, Refusal),
+    last: (Sender, Refusal),
     waiting: Waiting,
 }
 
@@ -84,7 +85,7 @@ impl Waiting {
 }
 
 impl Repeats {
-    pub(crate) fn add_refusal(&mut self, now: Instant, pid: u32, refusal: Refusal) {
+    pub(crate) fn add_refusal(&mut self, now: Instant, sender: Sender, refusal: Refusal) {
         let label = refusal.label();
         let known = self
             .refusals
@@ -93,13 +94,13 @@ impl Repeats {
         let position = known.unwrap_or_else(|| {
             self.refusals.push(Reason {
                 label,
-                last: (pid, refusal),
+                last: (sender, refusal),
                 waiting: Waiting::from(now),
             });
             self.refusals.len() - 1
         });
         let reason = &mut self.refusals[position];
-        reason.last = (pid, refusal);
+        reason.last = (sender, refusal);
         reason.waiting.count += 1;
     }
 
@@ -168,13 +169,30 @@ impl Repeats {
 
 impl Reason {
     fn tell(&self, log: &Log, count: u64) {
-        let (pid, refusal) = self.last;
+        let (Sender { pid, source }, refusal) = self.last;
         let beats = if count == 1 { "datagram" } else { "datagrams" };
-        let sender = match pid {
-            0 => "an unknown sender".to_owned(),
-            pid => format!("pid {pid}"),
+        let source = source.map(|(address, port)| SocketAddr::new(address, port).to_string());
+        let sender = match (pid, &source) {
+            (0, None) => "an unknown sender".to_owned(),
+            (pid, None) => format!("pid {pid}"),
+            (0, Some(source)) => source.clone(),
+            (pid, Some(source)) => format!("pid {pid} of {source}"),
         };
         let why = match refusal {
+            Refusal::WrongLength if source.is_some() => {
+                "no frame and no envelope has its length".to_owned()
+            }
+            Refusal::Undecryptable => "no loaded key opens it (--key-file)".to_owned(),
+            Refusal::Replayed => "it was heard before".to_owned(),
+            Refusal::SessionClosed => "its sender has begun a newer session since".to_owned(),
+            Refusal::SendersFull => {
+                "too many sessions are open to remember another (--tracker-capacity)".to_owned()
+            }
+            Refusal::CapacityExceeded if source.is_some() => {
+                "agents elsewhere have filled their three quarters of the table; raise \
+                 --tracker-capacity"
+                    .to_owned()
+            }
             Refusal::ControlTruncated => "control data was cut short".to_owned(),
             Refusal::WrongLength => "a frame has 32 bytes".to_owned(),
             Refusal::NoCredentials => "it came without credentials".to_owned(),
@@ -217,6 +235,7 @@ impl Reason {
             format!("{count} {beats} refused, last from {sender}: {why}"),
             Fields {
                 pid: (pid != 0).then_some(pid),
+                source,
                 reason: Some(self.label.to_owned()),
                 count: Some(count),
                 ..Fields::default()
@@ -247,12 +266,16 @@ mod tests {
     fn each_reason_waits_for_itself() {
         let now = Instant::now();
         let mut repeats = Repeats::default();
+        let sender = Sender {
+            pid: 7,
+            source: None,
+        };
         for refusal in [
             Refusal::OutOfOrder,
             Refusal::WrongLength,
             Refusal::OutOfOrder,
         ] {
-            repeats.add_refusal(now, 7, refusal);
+            repeats.add_refusal(now, sender, refusal);
         }
         let counts: Vec<_> = repeats.refusals.iter().map(|r| r.waiting.count).collect();
         assert_eq!(counts, [2, 1]);

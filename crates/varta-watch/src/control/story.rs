@@ -1,11 +1,12 @@
 //! The words: each thing that happened as one sentence for a person and as fields for a program.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use varta_core::event::UID_UNKNOWN;
-use varta_core::{Counter, Counters, ExitStatus};
+use varta_core::{BeatOrigin, Counter, Counters, ExitStatus, Home};
 use varta_vlp::Status;
 
 use super::log::Log;
@@ -19,13 +20,16 @@ pub(super) struct Who {
     pub(super) pid: u32,
     /// Empty if unknown.
     pub(super) name: String,
+    /// Where it lives, if not here.
+    pub(super) address: Option<IpAddr>,
 }
 
 impl std::fmt::Display for Who {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.name.as_str() {
-            "" => write!(f, "pid {}", self.pid),
-            name => write!(f, "{name} ({})", self.pid),
+        match (self.name.as_str(), self.address) {
+            (_, Some(address)) => write!(f, "pid {} of {address}", self.pid),
+            ("", None) => write!(f, "pid {}", self.pid),
+            (name, None) => write!(f, "{name} ({})", self.pid),
         }
     }
 }
@@ -35,6 +39,7 @@ impl Who {
         Fields {
             pid: Some(self.pid),
             name: (!self.name.is_empty()).then(|| self.name.clone()),
+            source: self.address.map(|address| address.to_string()),
             ..Fields::default()
         }
     }
@@ -63,17 +68,22 @@ pub(super) fn join(
     log: &Log,
     who: &Who,
     facts: Option<&Facts>,
-    uid: u32,
+    home: Home,
     status: Status,
     payload: u32,
     nonce: u64,
 ) {
-    let mut about = match uid {
-        UID_UNKNOWN => String::new(),
-        uid => format!(", uid {uid}"),
+    let (mut about, uid, transport) = match home {
+        Home::Here {
+            uid: UID_UNKNOWN, ..
+        } => (String::new(), None, None),
+        Home::Here { uid, .. } => (format!(", uid {uid}"), Some(uid), None),
+        Home::Network { sealed: true, .. } => (String::new(), None, Some("secure_udp")),
+        Home::Network { sealed: false, .. } => (", in clear".to_owned(), None, Some("udp")),
     };
     let mut fields = Fields {
-        uid: (uid != UID_UNKNOWN).then_some(uid),
+        uid,
+        transport: transport.map(str::to_owned),
         status: Some(status.to_string()),
         payload: Some(payload),
         nonce: Some(nonce),
@@ -322,6 +332,26 @@ pub(super) fn not_started(log: &Log, who: &Who, error: &StartError) {
             log.error(LogEvent::Recover, msg, fields);
         }
     }
+}
+
+/// Recovery may not act on an agent that was heard this way.
+pub(super) fn refused_by_origin(log: &Log, who: &Who, origin: BeatOrigin, sealed: bool) {
+    let (outcome, why) = match (origin, sealed) {
+        (BeatOrigin::SocketModeOnly, _) => (
+            "refused_socket_mode_only",
+            "the kernel does not say who has sent its beats",
+        ),
+        (_, true) => (
+            "refused_unauthenticated_transport",
+            "it was heard over UDP (--allow-recovery-over-secure-udp)",
+        ),
+        (_, false) => (
+            "refused_unauthenticated_transport",
+            "it was heard over plain UDP (--allow-recovery-over-plain-udp)",
+        ),
+    };
+    let msg = format!("{who}: nothing started, {why}");
+    log.warn(LogEvent::Recover, msg, recovery(who, outcome));
 }
 
 pub(super) fn ended(log: &Log, who: &Who, child_pid: u32, ended: &Ended) {

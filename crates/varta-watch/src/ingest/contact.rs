@@ -458,7 +458,9 @@ impl Ingest {
         };
         if let Some(facts) = self.tracker.retire(agent) {
             let now_ns = self.attention.raw_now_ns();
-            self.introductions.remember_departed(agent.pid, now_ns);
+            if !agent.is_remote() {
+                self.introductions.remember_departed(agent.pid, now_ns);
+            }
             let last_nonce = facts.last_nonce.unwrap_or(0);
             self.tell_exit(agent, last_nonce, ExitStatus::Goodbye, None);
         }

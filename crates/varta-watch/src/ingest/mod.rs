@@ -1,6 +1,6 @@
 //! The beat path: one thread that receives, credits, watches for exits and judges silence.
 //!
-//! Each turn drains the socket first and judges afterwards (law 1), by the attention clock (law 2).
+//! Each turn drains the sockets first and judges afterwards (law 1), by the attention clock (law 2).
 //! After start-up the thread takes no lock, reads no file, writes no log, and does a bounded amount of
 //! work per turn (law 4). A beat of a known agent costs a look at its sender, a look whether that still
 //! lives, and a receive; further system calls are made when an agent is heard for the first time or begins
@@ -9,12 +9,16 @@
 //! As many datagrams as the kernel queues are taken one by one in each turn, after a look at who sent each:
 //! the datagram of a stranger is taken together with its sender's pidfd, which costs too much to ask for
 //! with every beat. What is left after them, and what comes when there is no time to sleep and no stranger
-//! among them, is a flood and taken in batches. Who is speaking is decided in [`contact`].
+//! among them, is a flood and taken in batches. Who is speaking is decided in [`contact`]. What comes over a
+//! network is taken in batches always, a bounded number of them before local agents get their turn again,
+//! see [`network`].
 
 mod bind;
 mod closer;
 mod contact;
 mod introductions;
+mod network;
+mod open;
 mod queue;
 mod shed;
 mod sleep;
@@ -41,6 +45,7 @@ use crate::identity::{self, Means};
 pub(crate) use bind::BoundSocket;
 use closer::Closer;
 use introductions::Introductions;
+pub(crate) use network::Network;
 use queue::{Flood, Horizon};
 use shed::{InnerPids, Kind, Shed};
 use sleep::{Fetched, Ready, Sleeper};
@@ -59,6 +64,10 @@ const ONE_BY_ONE_MAX: usize = 1024;
 /// Fewest datagrams one turn is ready to read. The real budget is also larger than the kernel's
 /// queue, so that all that was queued when the turn began is read before anybody is judged.
 const RECEIVE_BUDGET_MIN: usize = 1024;
+
+/// How often per turn the network may have more to say: eight times a quarter of a thousand datagrams are
+/// more than the kernel queues.
+const NETWORK_ROUNDS: usize = 8;
 
 /// Orders of the control thread taken per turn.
 const ORDER_BUDGET: usize = 1024;
@@ -89,6 +98,12 @@ pub(crate) struct IngestConfig {
     pub(crate) descriptor_budget: usize,
 }
 
+/// Where beats come from.
+pub(crate) struct Sockets {
+    pub(crate) local: BoundSocket,
+    pub(crate) network: Option<Network>,
+}
+
 /// The ends of the rings.
 pub(crate) struct Lines {
     pub(crate) events: EventSender,
@@ -111,6 +126,7 @@ struct Held {
 /// The ingest thread's state.
 pub(crate) struct Ingest {
     socket: BoundSocket,
+    network: Option<Network>,
     batch: DatagramBatch,
     closer: Closer,
     config: IngestConfig,
@@ -142,7 +158,7 @@ pub(crate) struct Ingest {
 
 impl Ingest {
     pub(crate) fn new(
-        socket: BoundSocket,
+        sockets: Sockets,
         config: IngestConfig,
         tracker: Tracker,
         limits: Limits,
@@ -152,10 +168,19 @@ impl Ingest {
     ) -> io::Result<Self> {
         let capacity = tracker.capacity();
         let shed = Shed::new(limits.agent_rate().map_or(0, |rate| rate.per_second));
-        let (sleeper, ready) =
-            Sleeper::new(&socket, lines.stop.as_fd(), &lines.orders, raw, capacity)?;
+        let (sleeper, ready) = Sleeper::new(
+            &sockets.local,
+            lines.stop.as_fd(),
+            &lines.orders,
+            raw,
+            capacity,
+        )?;
+        if let Some(network) = &sockets.network {
+            sleeper.watch_input(network)?;
+        }
         Ok(Self {
-            socket,
+            socket: sockets.local,
+            network: sockets.network,
             // One byte more than a frame, so that a longer datagram can be told from one.
             batch: DatagramBatch::new(BATCH, FRAME_BYTES + 1),
             closer: Closer::start()?,
@@ -204,13 +229,13 @@ impl Ingest {
         self.drain_orders();
         // Everything sent before this moment is in the queue by now, so silence up to it is proved
         // once the queue has been read; unless the queue was full and something was refused.
-        let empty_ns = self.horizon.empty_ns;
-        let read = self.drain_socket(fetched)?;
-        if read > self.config.queue_datagrams {
-            self.look();
-            let doubt_ns = self.attention.doubt(empty_ns, woken_ns);
-            self.counters.add(Counter::DoubtNanoseconds, doubt_ns);
-            self.untold_doubt_ns += doubt_ns;
+        self.drain_local(fetched, woken_ns)?;
+        for _ in 0..NETWORK_ROUNDS {
+            if !self.drain_network() {
+                break;
+            }
+            let began_ns = self.look();
+            self.drain_local(fetched, began_ns)?;
         }
         let judged_ns = self.attention.judged_ns().min(heard_ns);
         self.shed_floods();
@@ -262,6 +287,19 @@ impl Ingest {
         let jumps = self.attention.take_jumps();
         self.counters.add(Counter::ClockJumps, jumps);
         raw_ns
+    }
+
+    /// Reads what local agents have sent, and doubts the time before if that was more than the kernel
+    /// queues.
+    fn drain_local(&mut self, fetched: &mut Fetched, began_ns: u64) -> io::Result<()> {
+        let empty_ns = self.horizon.empty_ns;
+        if self.drain_socket(fetched)? > self.config.queue_datagrams {
+            self.look();
+            let doubt_ns = self.attention.doubt(empty_ns, began_ns);
+            self.counters.add(Counter::DoubtNanoseconds, doubt_ns);
+            self.untold_doubt_ns += doubt_ns;
+        }
+        Ok(())
     }
 
     /// Reads until the queue is empty, or the budget used up. Returns how many datagrams were read.
@@ -391,6 +429,11 @@ impl Ingest {
                     }
                 }
                 Order::PidMax(pid_max) => self.config.gate.pid_max = pid_max,
+                Order::Keys(ring) => {
+                    if let Some(network) = &mut self.network {
+                        network.replace_keys(ring);
+                    }
+                }
             }
         }
         // There may be more, and the bell has been quieted.

@@ -1,6 +1,6 @@
 //! Waiting for input or for a deadline, whichever comes first.
 //!
-//! One epoll instance watches the beat socket, the stop signal, the orders of the control thread, a timer
+//! One epoll instance watches the sockets, the stop signal, the orders of the control thread, a timer
 //! and one pidfd per agent.
 //! The timer is a `timerfd` with an absolute time: it is exact to the microsecond where a timeout
 //! in milliseconds would not be, costs a system call only when the deadline moves, and exists on
@@ -93,6 +93,11 @@ impl Sleeper {
             exits: Vec::with_capacity(agents),
         };
         Ok((sleeper, ready))
+    }
+
+    /// Wakes for input on a further socket too.
+    pub(crate) fn watch_input(&self, socket: impl AsFd) -> io::Result<()> {
+        self.add(socket, SOCKET, epoll::EventFlags::IN)
     }
 
     /// Watches the process in `slot` until its pidfd is closed. Its end is reported once, so that

@@ -233,7 +233,10 @@ mod tests {
         for kind in [
             EventKind::Gap { gap_ns: 1 },
             EventKind::Refused {
-                pid: 1,
+                sender: Sender {
+                    pid: 1,
+                    source: None,
+                },
                 reason: Refusal::ForeignUser { uid: 7, gid: 8 },
             },
             EventKind::Late {

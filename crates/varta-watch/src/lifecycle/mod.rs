@@ -7,6 +7,7 @@
 use std::fmt::Display;
 use std::fs::{DirBuilder, read_to_string};
 use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,18 +16,24 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 use varta_core::recovery::{DEFAULT_MAX_IN_FLIGHT, Recovery, RecoveryPolicy};
-use varta_core::{AllowedUsers, Counters, Limits, LocalGate, SlotTable, Tracker, TrackerOptions};
+use varta_core::replay::ReplayOptions;
+use varta_core::{
+    AllowedUsers, BeatOrigin, Counters, Limits, LocalGate, SlotTable, Tracker, TrackerOptions,
+};
 
 use crate::api::{Fields, LogEvent};
 use crate::clock::RawClock;
 use crate::config::Config;
+use crate::config::network::UdpConfig;
 use crate::control::log::Log;
 use crate::control::{Control, ControlConfig, Signals, StopReason, story};
 use crate::handoff::{self, StopSignal};
 use crate::identity::{self, Means};
-use crate::ingest::{BoundSocket, Ingest, IngestConfig, Lines};
+use crate::ingest::{BoundSocket, Ingest, IngestConfig, Lines, Network, Sockets};
 use crate::journal::{ExportEvents, Journal};
+use crate::keys::KeyFiles;
 use crate::recovery::RecoveryCommand;
+use crate::replay_file;
 
 /// Where the kernel says how many datagrams it queues on one socket.
 const QUEUE_LIMIT_FILE: &str = "/proc/sys/net/unix/max_dgram_qlen";
@@ -43,6 +50,15 @@ const BEATS_PER_THRESHOLD_LOW: f64 = 2.0;
 /// Descriptors not given to agents: an eighth of the limit within these bounds.
 const DESCRIPTOR_RESERVE_MIN: usize = 8;
 const DESCRIPTOR_RESERVE_MAX: usize = 2048;
+
+/// Open sessions that are remembered: agents that come and go within the hour that makes a silent one
+/// expendable have one each.
+const SESSIONS_PER_SLOT: usize = 4;
+const SESSIONS_MIN: usize = 4096;
+
+/// Closed sessions that are remembered; who keeps a capture for longer can replay it once.
+const CLOSED_PER_SLOT: usize = 16;
+const CLOSED_MIN: usize = 65_536;
 
 /// Something that keeps the observer from starting or running; exit code 1.
 pub(crate) type Failure = String;
@@ -76,6 +92,12 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     let socket = BoundSocket::bind(&config.socket, config.socket_access)
         .map_err(|error| error.to_string())?;
     let means = Means::find(&socket);
+    let raw = RawClock::start();
+    let (network, replay_is_new) = match &config.udp {
+        Some(udp) => listen(udp, config.capacity, raw)?,
+        None => (None, false),
+    };
+    let udp_address = network.as_ref().and_then(|network| network.address().ok());
     // Last, so that an observer that cannot start has touched no file.
     let journal = match &config.export_file {
         Some(path) => Some(Journal::open(path, log.clone())?),
@@ -88,9 +110,9 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         policy: config.eviction_policy,
         scan_window: config.eviction_scan_window,
         seed: random_number(),
+        network_capacity: network_capacity(config.capacity),
     };
     let tracker = Tracker::new(Arc::clone(&table), Arc::clone(&counters), options);
-    let raw = RawClock::start();
     let stop = StopSignal::new().map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
     let (sender, receiver) = handoff::channel(Arc::clone(&counters))
         .map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
@@ -115,8 +137,12 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         orders: order_receiver,
         stop: stop.clone(),
     };
+    let sockets = Sockets {
+        local: socket,
+        network,
+    };
     let ingest = Ingest::new(
-        socket,
+        sockets,
         ingest_config,
         tracker,
         limits,
@@ -138,6 +164,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         journal,
         recovery: command.map(|command| (Recovery::new(config.capacity, policy), command)),
         recover_foreign: config.recover_foreign,
+        keys: key_files(config),
         table,
         counters: Arc::clone(&counters),
         raw,
@@ -154,8 +181,9 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
                 }
             })
             .map_err(failure("cannot start the beat path"))?;
-        banner(config, log, shown_command.as_deref());
+        banner(config, log, shown_command.as_deref(), udp_address);
         notices(config, log, queue_limit, means);
+        network_notices(config, log, replay_is_new);
         let reason = control
             .run(signals, config.shutdown_after, ingest_end)
             .await;
@@ -179,6 +207,44 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
             }
         }
     })
+}
+
+/// Listens for agents elsewhere. Also whether nothing is known of what was heard before.
+fn listen(
+    udp: &UdpConfig,
+    capacity: usize,
+    raw: RawClock,
+) -> Result<(Option<Network>, bool), Failure> {
+    let origin = match udp.vouched_for {
+        true => BeatOrigin::OperatorAttestedTransport,
+        false => BeatOrigin::NetworkUnverified,
+    };
+    let failed = |error| format!("cannot listen on UDP {} (--udp-port): {error}", udp.address);
+    if udp.keys.is_empty() {
+        let network = Network::plain(udp.address, origin, random_number());
+        return Ok((Some(network.map_err(failed)?), false));
+    }
+    let ring = udp.keys.read().map_err(|error| error.to_string())?;
+    let options = ReplayOptions {
+        sessions: (capacity * SESSIONS_PER_SLOT).max(SESSIONS_MIN),
+        closed: (capacity * CLOSED_PER_SLOT).max(CLOSED_MIN),
+        seed: random_number(),
+    };
+    let replay = replay_file::open(&udp.replay_file, options, raw.now_ns())
+        .map_err(|error| error.to_string())?;
+    let agents = network_capacity(capacity);
+    let network = Network::sealed(udp.address, origin, ring, agents, replay.guard);
+    Ok((Some(network.map_err(failed)?), replay.is_new))
+}
+
+fn key_files(config: &Config) -> Option<KeyFiles> {
+    let keys = config.udp.as_ref().map(|udp| udp.keys.clone());
+    keys.filter(|keys| !keys.is_empty())
+}
+
+/// How many agents of a table may live elsewhere: a quarter stays for local ones (law 3).
+fn network_capacity(capacity: usize) -> usize {
+    capacity - capacity / 4
 }
 
 fn recovery_command(config: &Config) -> Result<Option<RecoveryCommand>, Failure> {
@@ -243,14 +309,24 @@ fn create_directory(socket: &Path) -> Result<(), Failure> {
 }
 
 /// Says where the observer listens and what it will do.
-fn banner(config: &Config, log: &Log, command: Option<&str>) {
+fn banner(config: &Config, log: &Log, command: Option<&str>, udp: Option<SocketAddr>) {
     let on_stall: &dyn Display = match &command {
         Some(command) => command,
         None => &"report it, nothing else (--recovery-exec runs a command)",
     };
+    let elsewhere = match (&config.udp, udp) {
+        (Some(settings), Some(address)) if settings.keys.is_empty() => format!(
+            "\nWARNING: plain UDP on {address}: whoever can reach it can speak for any agent elsewhere"
+        ),
+        (Some(settings), Some(address)) => format!(
+            "\nencrypted UDP on {address}; what was heard is remembered in {}",
+            settings.replay_file.display()
+        ),
+        _ => String::new(),
+    };
     let msg = format!(
-        "varta-watch {} listens on {} (mode {:04o}, processes of {})\nstalled: silent for {}; room for \
-         {} agents\non stall: {on_stall}",
+        "varta-watch {} listens on {} (mode {:04o}, processes of {}){elsewhere}\nstalled: silent for {}; \
+         room for {} agents\non stall: {on_stall}",
         env!("CARGO_PKG_VERSION"),
         config.socket.display(),
         config.socket_access.mode,
@@ -261,6 +337,7 @@ fn banner(config: &Config, log: &Log, command: Option<&str>) {
     let fields = Fields {
         pid: Some(std::process::id()),
         socket: Some(config.socket.clone()),
+        udp: udp.map(|address| address.to_string()),
         threshold_ms: Some(config.threshold.as_secs_f64() * 1e3),
         ..Fields::default()
     };
@@ -311,5 +388,45 @@ fn notices(config: &Config, log: &Log, queue_limit: usize, means: Means) {
              more often will be called stalled",
             rate.per_second
         ));
+    }
+}
+
+/// Says what is to be known about agents elsewhere, each in one line.
+fn network_notices(config: &Config, log: &Log, replay_is_new: bool) {
+    let warn = |msg: String| log.warn(LogEvent::Notice, msg, Fields::default());
+    if let Some(flag) = config.obsolete {
+        let msg = format!("{flag} means nothing any more and is ignored");
+        log.info(LogEvent::Notice, msg, Fields::default());
+    }
+    let Some(udp) = &config.udp else {
+        return;
+    };
+    if replay_is_new {
+        let msg = format!(
+            "{} did not exist: nothing is known of what was heard before, so what was captured before now \
+             can be heard once",
+            udp.replay_file.display()
+        );
+        log.info(LogEvent::Notice, msg, Fields::default());
+    }
+    if config.recovery_exec.is_none() {
+        return;
+    }
+    match (udp.vouched_for, udp.keys.is_empty()) {
+        (true, true) => warn(
+            "recovery acts on agents heard over plain UDP: anybody who can reach the port can have it act"
+                .to_owned(),
+        ),
+        (true, false) => {}
+        (false, in_clear) => {
+            let flag = match in_clear {
+                true => "--allow-recovery-over-plain-udp",
+                false => "--allow-recovery-over-secure-udp",
+            };
+            let msg = format!(
+                "stalls of agents heard over UDP are told, recovery does not act on them ({flag})"
+            );
+            log.info(LogEvent::Notice, msg, Fields::default());
+        }
     }
 }

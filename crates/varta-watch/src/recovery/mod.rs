@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -23,6 +24,9 @@ const CHILD_PATH: &str = "/usr/bin:/bin";
 
 /// What `{pid}` stands for in an argument.
 const PID_PLACEHOLDER: &str = "{pid}";
+
+/// What stands for the address of an agent elsewhere; empty for a local one.
+const SOURCE_PLACEHOLDER: &str = "{source}";
 
 /// A recovery command that cannot be used. The text names the flag.
 #[derive(Debug)]
@@ -124,9 +128,9 @@ impl RecoveryCommand {
     }
 
     /// The command line for this agent, for people to read.
-    pub(crate) fn shown_for(&self, pid: u32) -> String {
+    pub(crate) fn shown_for(&self, pid: u32, source: Option<IpAddr>) -> String {
         let mut shown = self.program.display().to_string();
-        for argument in self.arguments_for(pid) {
+        for argument in self.arguments_for(pid, source) {
             shown.push(' ');
             shown.push_str(&argument);
         }
@@ -140,38 +144,37 @@ impl RecoveryCommand {
             .to_owned()
     }
 
-    fn arguments_for(&self, pid: u32) -> impl Iterator<Item = String> {
+    fn arguments_for(&self, pid: u32, source: Option<IpAddr>) -> impl Iterator<Item = String> {
         let pid = pid.to_string();
-        self.arguments
-            .iter()
-            .map(move |argument| argument.replace(PID_PLACEHOLDER, &pid))
+        let source = source.map(|source| source.to_string()).unwrap_or_default();
+        self.arguments.iter().map(move |argument| {
+            let argument = argument.replace(PID_PLACEHOLDER, &pid);
+            argument.replace(SOURCE_PLACEHOLDER, &source)
+        })
     }
 
-    /// Starts the command for this very process, or says why not.
-    pub(crate) fn start(&self, agent: Agent, means: Means) -> Result<Running, StartError> {
+    /// Starts the command for this very process, or says why not. For a process elsewhere, whose address
+    /// is `source`, the command itself must find out who that is.
+    pub(crate) fn start(
+        &self,
+        agent: Agent,
+        source: Option<IpAddr>,
+        means: Means,
+    ) -> Result<Running, StartError> {
         if agent.instance == identity::UNIDENTIFIED {
             return Err(StartError::Unidentified);
         }
         let mut command = Command::new(&self.program);
         command
-            .args(self.arguments_for(agent.pid))
+            .args(self.arguments_for(agent.pid, source))
             .env_clear()
             .env("PATH", CHILD_PATH)
             .envs(self.environment.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .process_group(0)
             .kill_on_drop(true);
-        // The latest moment at which the number can be checked. It does not reserve the pid for as
-        // long as the command takes to use it.
-        let target = means.hold(agent.pid).map_err(|error| {
-            if identity::is_gone(&error) {
-                StartError::TargetGone
-            } else {
-                StartError::Spawn(error)
-            }
-        })?;
-        if target.instance != agent.instance || identity::has_ended(&target.pidfd) {
-            return Err(StartError::TargetGone);
+        if !agent.is_remote() {
+            check_target(agent, means)?;
         }
         let child = command.spawn().map_err(StartError::Spawn)?;
         let pid = child.id().unwrap_or(0);
@@ -182,6 +185,23 @@ impl RecoveryCommand {
             timeout: self.timeout,
         })
     }
+}
+
+/// Whether a process of this host is still the one that is meant.
+fn check_target(agent: Agent, means: Means) -> Result<(), StartError> {
+    // The latest moment at which the number can be checked. It does not reserve the pid for as long as
+    // the command takes to use it.
+    let target = means.hold(agent.pid).map_err(|error| {
+        if identity::is_gone(&error) {
+            StartError::TargetGone
+        } else {
+            StartError::Spawn(error)
+        }
+    })?;
+    if target.instance != agent.instance || identity::has_ended(&target.pidfd) {
+        return Err(StartError::TargetGone);
+    }
+    Ok(())
 }
 
 impl Running {
@@ -257,7 +277,7 @@ mod tests {
     }
 
     async fn run(command: &RecoveryCommand, agent: Agent) -> Ended {
-        command.start(agent, means()).unwrap().wait().await
+        command.start(agent, None, means()).unwrap().wait().await
     }
 
     fn block_on<F: Future>(future: F) -> F::Output {
@@ -271,8 +291,16 @@ mod tests {
     #[test]
     fn words_are_split_at_white_space_and_every_placeholder_is_filled() {
         let command = parse(" /bin/echo  {pid} 'a b' x{pid}y{pid} ").unwrap();
-        assert_eq!(command.shown_for(7), "/bin/echo 7 'a b' x7y7");
+        assert_eq!(command.shown_for(7, None), "/bin/echo 7 'a b' x7y7");
         assert_eq!(command.shown(), "/bin/echo {pid} 'a b' x{pid}y{pid}");
+    }
+
+    #[test]
+    fn an_agent_elsewhere_is_named_by_its_address_and_a_local_one_has_none() {
+        let command = parse("/bin/echo {pid}@{source}").unwrap();
+        let address = "10.0.0.7".parse().unwrap();
+        assert_eq!(command.shown_for(7, Some(address)), "/bin/echo 7@10.0.0.7");
+        assert_eq!(command.shown_for(7, None), "/bin/echo 7@");
     }
 
     #[test]
@@ -316,7 +344,7 @@ mod tests {
             };
             let command = parse("true").unwrap();
             assert!(matches!(
-                command.start(other, means()),
+                command.start(other, None, means()),
                 Err(StartError::TargetGone)
             ));
             let unknown = Agent {
@@ -324,7 +352,7 @@ mod tests {
                 ..this_process()
             };
             assert!(matches!(
-                command.start(unknown, means()),
+                command.start(unknown, None, means()),
                 Err(StartError::Unidentified)
             ));
         });
@@ -344,16 +372,16 @@ mod tests {
             };
             child.kill().unwrap();
             let command = parse("true").unwrap();
-            while command.start(agent, means()).is_ok() {
+            while command.start(agent, None, means()).is_ok() {
                 tokio::task::yield_now().await;
             }
             assert!(matches!(
-                command.start(agent, means()),
+                command.start(agent, None, means()),
                 Err(StartError::TargetGone)
             ));
             child.wait().unwrap();
             assert!(matches!(
-                command.start(agent, means()),
+                command.start(agent, None, means()),
                 Err(StartError::TargetGone)
             ));
         });

@@ -1,0 +1,209 @@
+//! Killed between any two stores: every store a guard makes is recorded, and after each of them a
+//! successor is built from the words as they stood.
+
+use super::*;
+
+const SESSIONS: usize = 4;
+
+/// More than are closed in a run, so that nothing may be forgotten.
+const CLOSED: usize = 2_048;
+
+fn guard() -> ReplayGuard {
+    ReplayGuard::on_heap(ReplayOptions {
+        sessions: SESSIONS,
+        closed: CLOSED,
+        seed: 7,
+    })
+}
+
+/// The next of a fixed sequence of numbers, below `limit`.
+fn next(state: &mut u64, limit: u64) -> u64 {
+    *state = state
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1_442_695_040_888_963_407);
+    (*state >> 33) % limit
+}
+
+/// One of four agents, over one of the last few sessions of one of them or a new one.
+fn arrival(random: &mut u64, round: u64) -> Arrival {
+    let agent = next(random, 4);
+    let speaker = if next(random, 3) == 0 {
+        next(random, 4)
+    } else {
+        agent
+    };
+    let generation = round / 8 + next(random, 3);
+    Arrival {
+        session: SessionKey {
+            key: 1,
+            pid: 0,
+            prefix: (agent << 32 | generation).to_le_bytes(),
+        },
+        counter: (round + next(random, 80)) as u32,
+        source: speaker >> 1,
+        pid: (speaker & 1) as u32,
+        is_terminal: next(random, 5) == 0,
+    }
+}
+
+/// What must hold of a successor, whenever its predecessor was killed.
+struct Expected {
+    heard: Vec<Arrival>,
+    closed: Vec<Arrival>,
+    /// Regular datagrams that come next, over sessions the kill has nothing to do with.
+    next: Vec<Arrival>,
+}
+
+impl Expected {
+    fn assert_of(&self, words: &[u64], now_ns: u64, context: &str) {
+        let mut guard = guard();
+        guard.restore(words, now_ns).unwrap();
+        for heard in &self.heard {
+            let refusal = guard.admit(heard, now_ns).unwrap_err();
+            assert_ne!(refusal, ReplayRefusal::Full, "{context}: {heard:?}");
+        }
+        for closed in &self.closed {
+            let refused = guard.admit(closed, now_ns);
+            assert_eq!(refused, Err(ReplayRefusal::Closed), "{context}: {closed:?}");
+        }
+        for next in &self.next {
+            assert_eq!(guard.admit(next, now_ns), Ok(()), "{context}: {next:?}");
+        }
+    }
+}
+
+/// The next regular datagram of every agent whose current session is no concern of `arrival`, whether
+/// that is accepted or not.
+fn bystanders(before: &[Record], after: &ReplayGuard, arrival: &Arrival) -> Vec<Arrival> {
+    let is_bystander = |record: &&Record| {
+        record.session != arrival.session
+            && record
+                .owner
+                .is_some_and(|owner| owner.role == Role::Current && owner.agent != arrival.agent())
+            && after.open.get(&after.hash(&record.session)).is_some()
+    };
+    let next = |record: &Record| {
+        let agent = record.owner?.agent;
+        Some(Arrival {
+            session: record.session,
+            counter: record.window.top.checked_add(1)?,
+            source: agent.source,
+            pid: agent.pid,
+            is_terminal: false,
+        })
+    };
+    before
+        .iter()
+        .filter(is_bystander)
+        .filter_map(next)
+        .collect()
+}
+
+#[test]
+fn a_kill_between_any_two_stores_lets_nothing_be_heard_twice_and_silences_no_bystander() {
+    let mut guard = guard();
+    let mut random = 1;
+    let mut now_ns = 0;
+    let (mut heard, mut closed) = (Vec::new(), Vec::new());
+    let (mut moved, mut handed_over, mut evicted) = (0, 0, 0);
+    for round in 0..1_000 {
+        now_ns += next(&mut random, 600) * 1_000_000_000;
+        let arrival = arrival(&mut random, round);
+        let mut words = guard.memory.copy();
+        let before: Vec<Record> = Heritage::read(&words).unwrap().records().collect();
+        guard.memory.stores.borrow_mut().clear();
+
+        let result = guard.admit(&arrival, now_ns);
+        let stores = guard.memory.stores.take();
+        let next = Arrival {
+            counter: arrival.counter + 1_000,
+            ..arrival
+        };
+        let mut expected = Expected {
+            heard,
+            closed,
+            next: bystanders(&before, &guard, &arrival),
+        };
+        let known = before.iter().find(|known| known.session == arrival.session);
+        // Whoever is cut short is heard when it goes on. Only a newcomer that had to make room may
+        // find none, for after a restart nobody has been silent for long.
+        if result.is_ok() && (known.is_some() || before.len() < SESSIONS) {
+            expected.next.push(next);
+        }
+        for (count, (index, value)) in stores.iter().enumerate() {
+            expected.assert_of(&words, now_ns, &format!("round {round}, store {count}"));
+            words[*index] = *value;
+        }
+        assert_eq!(words, guard.memory.copy());
+
+        Expected { heard, closed, .. } = expected;
+        for record in &before {
+            if guard.open.get(&guard.hash(&record.session)).is_none() {
+                closed.push(Arrival {
+                    session: record.session,
+                    counter: u32::MAX,
+                    ..arrival
+                });
+                evicted += usize::from(now_ns - record.heard_ns > LIVE_NS);
+            }
+        }
+        if result.is_ok() {
+            heard.push(arrival);
+            moved += usize::from(known.is_some_and(|known| arrival.counter > known.window.top));
+            handed_over +=
+                usize::from(known.is_some_and(|known| {
+                    !arrival.is_terminal && known.owner != Some(arrival.owner())
+                }));
+        }
+    }
+    let exercised = [moved, handed_over, evicted, closed.len()];
+    assert!(exercised.iter().all(|times| *times > 15), "{exercised:?}");
+}
+
+#[test]
+fn a_guard_killed_while_it_was_made_left_no_memory() {
+    let fresh = guard();
+    let mut words = vec![0; fresh.memory.copy().len()];
+    let stores = fresh.memory.stores.take();
+    for (index, value) in stores {
+        let error = ReplayGuard::seed_of(&words);
+        assert_eq!(error, Err(ReplayError::NotAReplayMemory));
+        words[index] = value;
+    }
+    assert_eq!(ReplayGuard::seed_of(&words), Ok(7));
+}
+
+#[test]
+fn random_words_behind_a_valid_header_are_survived() {
+    let mut random = 3;
+    for _ in 0..200 {
+        let mut words = guard().memory.copy();
+        for word in &mut words[3..] {
+            *word = match next(&mut random, 4) {
+                0 => next(&mut random, 4),
+                1 => u64::MAX - next(&mut random, 4),
+                _ => next(&mut random, u64::MAX) << 33 | next(&mut random, u64::MAX),
+            };
+        }
+        let mut guard = guard();
+        guard.restore(&words, 0).unwrap();
+        for round in 0..50 {
+            let _ = guard.admit(&arrival(&mut random, round), 0);
+        }
+    }
+}
+
+/// Somebody else writes into the words of a guard at work: it may err, but neither panics nor stops.
+#[test]
+fn words_that_change_under_a_guard_are_survived() {
+    let mut guard = guard();
+    let mut random = 5;
+    for round in 0..20_000 {
+        let index = next(&mut random, 8 + 8 * SESSIONS as u64 + 64) as usize;
+        let value = next(&mut random, u64::MAX) >> next(&mut random, 31);
+        guard.memory.scribble(index, value);
+        let _ = guard.admit(&arrival(&mut random, round), round * LIVE_NS / 8);
+        assert!(guard.open() <= SESSIONS);
+        assert_eq!(guard.open() + guard.free.len(), SESSIONS);
+    }
+}

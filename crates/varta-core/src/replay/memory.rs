@@ -1,0 +1,363 @@
+//! The words a replay guard keeps its facts in, and the order in which they change.
+//!
+//! A header, one record of eight words per session, and a ring of the hashes of closed sessions. The
+//! process may be killed between any two stores, and whatever the words say then must not let a datagram
+//! be heard twice. What order makes each change safe is said where it is made. Every store is a `Release`
+//! store, so none overtakes an earlier one.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Agent, ReplayError, SessionKey};
+
+/// First word of the memory: a name of seven bytes, then the version. Bytes of another order (another
+/// kind of machine) or another version are another number, and their content is not guessed at.
+const MAGIC: u64 = u64::from_be_bytes(*b"varta-r\x00");
+const VERSION: u64 = 1;
+const VERSION_MASK: u64 = 0xff;
+
+/// One cache line, so that records, one line each, begin on a line where the memory does.
+const HEADER_WORDS: usize = 8;
+const MARK: usize = 0;
+const SIZES: usize = 1;
+const SEED: usize = 2;
+const CLOSINGS: usize = 3;
+
+const RECORD_WORDS: usize = 8;
+const STATE: usize = 0;
+const KEY: usize = 1;
+const PREFIX: usize = 2;
+const SOURCE: usize = 3;
+const PIDS: usize = 4;
+const TOP: usize = 5;
+const SEEN: usize = 6;
+const HEARD: usize = 7;
+
+/// Low bits of the state word; the serial stands above them. A free record is 0 altogether.
+const FREE: u64 = 0;
+const CURRENT: u64 = 1;
+const FAREWELL: u64 = 2;
+const UNOWNED: u64 = 3;
+const ROLE_BITS: u32 = 2;
+
+/// The agent words of a session without an owner; its state says so, they say nothing.
+const NOBODY: Agent = Agent { source: 0, pid: 0 };
+
+/// What a session is to its agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// A regular datagram came over it.
+    Current,
+    /// Only terminal datagrams did.
+    Farewell,
+}
+
+/// Whose session it is: closed when the same agent opens the next one in the same role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub(super) agent: Agent,
+    pub(super) role: Role,
+}
+
+/// Which counters of a session have been heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Window {
+    /// The highest one.
+    pub(super) top: u32,
+    /// Bit n: `top - n` has been heard.
+    pub(super) seen: u64,
+}
+
+impl Window {
+    /// Of a session over which one datagram came.
+    pub(super) const fn starting_with(counter: u32) -> Self {
+        Self {
+            top: counter,
+            seen: 1,
+        }
+    }
+
+    /// The window once `counter` has been heard too; `None` if it was, or is too old to tell.
+    pub(super) fn with(self, counter: u32) -> Option<Self> {
+        if counter > self.top {
+            let kept = self.seen.checked_shl(counter - self.top).unwrap_or(0);
+            return Some(Self {
+                top: counter,
+                seen: kept | 1,
+            });
+        }
+        let bit = 1_u64.checked_shl(self.top - counter)?;
+        (self.seen & bit == 0).then_some(Self {
+            top: self.top,
+            seen: self.seen | bit,
+        })
+    }
+}
+
+/// An open session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) session: SessionKey,
+    /// Grows from session to session in the order of their opening.
+    pub(super) serial: u64,
+    /// `None` after a crash in the middle of a change of owner.
+    pub(super) owner: Option<Owner>,
+    pub(super) window: Window,
+    /// When a datagram last came over it.
+    pub(super) heard_ns: u64,
+}
+
+impl Record {
+    fn role(&self) -> Option<Role> {
+        self.owner.map(|owner| owner.role)
+    }
+
+    /// `None` for a free record.
+    fn from_words(words: &[u64; RECORD_WORDS]) -> Option<Self> {
+        let agent = Agent {
+            source: words[SOURCE],
+            pid: (words[PIDS] >> 32) as u32,
+        };
+        let role = match words[STATE] & ((1 << ROLE_BITS) - 1) {
+            FREE => return None,
+            CURRENT => Some(Role::Current),
+            FAREWELL => Some(Role::Farewell),
+            _ => None,
+        };
+        Some(Self {
+            session: SessionKey {
+                key: words[KEY],
+                pid: words[PIDS] as u32,
+                prefix: words[PREFIX].to_le_bytes(),
+            },
+            serial: words[STATE] >> ROLE_BITS,
+            owner: role.map(|role| Owner { agent, role }),
+            window: Window {
+                top: words[TOP] as u32,
+                seen: words[SEEN],
+            },
+            heard_ns: words[HEARD],
+        })
+    }
+}
+
+/// The state word of an open session.
+fn state(serial: u64, role: Option<Role>) -> u64 {
+    let role = match role {
+        Some(Role::Current) => CURRENT,
+        Some(Role::Farewell) => FAREWELL,
+        None => UNOWNED,
+    };
+    serial << ROLE_BITS | role
+}
+
+fn pids(session: &SessionKey, agent: Agent) -> u64 {
+    u64::from(session.pid) | u64::from(agent.pid) << 32
+}
+
+/// How many records and ring entries the words hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub(super) sessions: u32,
+    pub(super) closed: u32,
+}
+
+impl Layout {
+    pub(super) fn words(self) -> usize {
+        self.ring().saturating_add(self.closed as usize)
+    }
+
+    fn ring(self) -> usize {
+        (self.sessions as usize)
+            .saturating_mul(RECORD_WORDS)
+            .saturating_add(HEADER_WORDS)
+    }
+
+    /// First word of a record.
+    fn record(self, number: u32) -> usize {
+        HEADER_WORDS + number as usize * RECORD_WORDS
+    }
+
+    /// The ring entry of the `closing`-th closing.
+    pub(super) fn place(self, closing: u64) -> u32 {
+        (closing % u64::from(self.closed)) as u32
+    }
+}
+
+/// The words of a guard at work.
+#[derive(Debug)]
+pub(super) struct Memory<W> {
+    words: W,
+    pub(super) layout: Layout,
+    /// Every store made, so that a test can stop between any two of them.
+    #[cfg(test)]
+    pub(super) stores: std::cell::RefCell<Vec<(usize, u64)>>,
+}
+
+impl<W: AsRef<[AtomicU64]>> Memory<W> {
+    /// Makes words, all zero and as many as the layout takes, the memory of a guard. The mark goes last,
+    /// so that it vouches for the rest of the header.
+    pub(super) fn new(words: W, layout: Layout, seed: u64) -> Self {
+        let memory = Self {
+            words,
+            layout,
+            #[cfg(test)]
+            stores: Default::default(),
+        };
+        let sizes = u64::from(layout.sessions) | u64::from(layout.closed) << 32;
+        memory.set(SIZES, sizes);
+        memory.set(SEED, seed);
+        memory.set(MARK, MAGIC | VERSION);
+        memory
+    }
+
+    /// An open session; `None` for a free record.
+    pub(super) fn load(&self, number: u32) -> Option<Record> {
+        let words: &[AtomicU64; RECORD_WORDS] = self
+            .words
+            .as_ref()
+            .get(self.layout.record(number)..)?
+            .first_chunk()?;
+        let copy = std::array::from_fn(|i| words[i].load(Ordering::Relaxed));
+        Record::from_words(&copy)
+    }
+
+    /// Fills a free record. It is free until its state, the last word, says otherwise.
+    pub(super) fn fill(&self, number: u32, record: &Record) {
+        let start = self.layout.record(number);
+        let agent = record.owner.map_or(NOBODY, |owner| owner.agent);
+        self.set(start + KEY, record.session.key);
+        self.set(start + PREFIX, u64::from_le_bytes(record.session.prefix));
+        self.set(start + SOURCE, agent.source);
+        self.set(start + PIDS, pids(&record.session, agent));
+        self.set(start + TOP, u64::from(record.window.top));
+        self.set(start + SEEN, record.window.seen);
+        self.set(start + HEARD, record.heard_ns);
+        self.set(start + STATE, state(record.serial, record.role()));
+    }
+
+    /// Marks a counter as heard. A window that moves counts as full meanwhile, so neither the old bits
+    /// under the new top nor the new bits under the old top can be taken for what was heard.
+    pub(super) fn set_window(&self, number: u32, known: Window, window: Window) {
+        let start = self.layout.record(number);
+        if window.top != known.top {
+            self.set(start + SEEN, !0);
+            self.set(start + TOP, u64::from(window.top));
+        }
+        self.set(start + SEEN, window.seen);
+    }
+
+    pub(super) fn set_heard(&self, number: u32, heard_ns: u64) {
+        self.set(self.layout.record(number) + HEARD, heard_ns);
+    }
+
+    /// Makes an open session the current one of `agent`. It is nobody's meanwhile: source and pid of two
+    /// agents could together name a third, whose own session would then be taken for an older one.
+    pub(super) fn set_owner(&self, number: u32, known: &Record, agent: Agent) {
+        let start = self.layout.record(number);
+        self.set(start + STATE, state(known.serial, None));
+        self.set(start + SOURCE, agent.source);
+        self.set(start + PIDS, pids(&known.session, agent));
+        self.set(start + STATE, state(known.serial, Some(Role::Current)));
+    }
+
+    /// Remembers a closed session as the `closing`-th. Until it is counted its entry passes for the
+    /// oldest one, which it replaces.
+    pub(super) fn remember(&self, closing: u64, hash: u64) {
+        let place = self.layout.place(closing) as usize;
+        self.set(self.layout.ring() + place, hash);
+        self.set(CLOSINGS, closing.wrapping_add(1));
+    }
+
+    /// What the ring holds at a place; `None` beyond its end.
+    pub(super) fn closed_at(&self, place: u32) -> Option<u64> {
+        let word = self
+            .words
+            .as_ref()
+            .get(self.layout.ring() + place as usize)?;
+        Some(word.load(Ordering::Relaxed))
+    }
+
+    /// Empties a record whose session has been remembered as closed.
+    pub(super) fn free(&self, number: u32) {
+        self.set(self.layout.record(number) + STATE, FREE);
+    }
+
+    #[cfg(test)]
+    pub(super) fn copy(&self) -> Vec<u64> {
+        let words = self.words.as_ref().iter();
+        words.map(|word| word.load(Ordering::Relaxed)).collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn scribble(&self, index: usize, value: u64) {
+        self.words.as_ref()[index].store(value, Ordering::Relaxed);
+    }
+
+    /// The only place that stores.
+    fn set(&self, index: usize, value: u64) {
+        if let Some(word) = self.words.as_ref().get(index) {
+            #[cfg(test)]
+            self.stores.borrow_mut().push((index, value));
+            word.store(value, Ordering::Release);
+        }
+    }
+}
+
+/// What an earlier guard left, read from a copy of its words. Nothing in it is trusted: whatever the
+/// words say, it names no more records and entries than there are words.
+#[derive(Debug)]
+pub(super) struct Heritage<'a> {
+    words: &'a [u64],
+    layout: Layout,
+    closings: u64,
+    pub(super) seed: u64,
+}
+
+impl<'a> Heritage<'a> {
+    pub(super) fn read(words: &'a [u64]) -> Result<Self, ReplayError> {
+        let Some(header) = words.first_chunk::<HEADER_WORDS>() else {
+            return Err(ReplayError::TooShort {
+                needed: HEADER_WORDS,
+                given: words.len(),
+            });
+        };
+        if header[MARK] & !VERSION_MASK != MAGIC {
+            return Err(ReplayError::NotAReplayMemory);
+        }
+        let version = header[MARK] & VERSION_MASK;
+        if version != VERSION {
+            return Err(ReplayError::UnknownVersion(version as u8));
+        }
+        let layout = Layout {
+            sessions: header[SIZES] as u32,
+            closed: (header[SIZES] >> 32) as u32,
+        };
+        if words.len() < layout.words() {
+            return Err(ReplayError::TooShort {
+                needed: layout.words(),
+                given: words.len(),
+            });
+        }
+        Ok(Self {
+            words,
+            layout,
+            closings: header[CLOSINGS],
+            seed: header[SEED],
+        })
+    }
+
+    /// The hashes of the closed sessions that are remembered, the oldest first.
+    pub(super) fn closed(&self) -> impl Iterator<Item = u64> + '_ {
+        let count = self.closings.min(u64::from(self.layout.closed));
+        let ring = &self.words[self.layout.ring()..];
+        (self.closings - count..self.closings)
+            .filter_map(move |closing| ring.get(self.layout.place(closing) as usize).copied())
+    }
+
+    /// The open sessions.
+    pub(super) fn records(&self) -> impl Iterator<Item = Record> + '_ {
+        self.words[HEADER_WORDS..self.layout.ring()]
+            .chunks_exact(RECORD_WORDS)
+            .filter_map(|words| Record::from_words(words.first_chunk()?))
+    }
+}

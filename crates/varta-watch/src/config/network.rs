@@ -1,0 +1,252 @@
+//! Where agents elsewhere are listened to, and what makes them believed.
+//!
+//! Nothing is read here: whether the files are any good is found out at start.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::keys::KeyFiles;
+
+/// The flags about UDP.
+#[derive(Debug, Args)]
+pub(super) struct NetworkFlags {
+    /// Also listen for agents elsewhere on this UDP port; 0 for any free one. Needs a key file, or
+    /// --i-accept-plaintext-udp
+    #[arg(long, value_name = "PORT", help_heading = "Network")]
+    udp_port: Option<u16>,
+
+    /// Address to listen on for UDP [default: 127.0.0.1 with keys, else 0.0.0.0]
+    #[arg(long, value_name = "IP", help_heading = "Network")]
+    udp_bind_addr: Option<IpAddr>,
+
+    /// File with the key that agents share: 64 hexadecimal digits, readable by its owner only
+    #[arg(long, value_name = "PATH", help_heading = "Network")]
+    key_file: Option<PathBuf>,
+
+    /// File with further keys that are accepted, one per line, for changing keys without a gap
+    #[arg(long, value_name = "PATH", help_heading = "Network")]
+    accepted_key_file: Option<PathBuf>,
+
+    /// File with the master key that the key of each agent is derived from
+    #[arg(long, value_name = "PATH", help_heading = "Network")]
+    master_key_file: Option<PathBuf>,
+
+    /// Listen in clear if there is no key file: whoever can reach the port can speak for any agent
+    #[arg(long, help_heading = "Network")]
+    i_accept_plaintext_udp: bool,
+
+    /// File that remembers which encrypted datagrams were heard, so that a restart forgets none
+    /// [default: next to the socket, or in $STATE_DIRECTORY]
+    #[arg(long, value_name = "PATH", help_heading = "Network")]
+    replay_file: Option<PathBuf>,
+
+    #[arg(long, hide = true)]
+    i_accept_secure_udp_non_loopback: bool,
+
+    /// Let recovery act on agents that a key vouches for
+    #[arg(
+        long,
+        alias = "secure-udp-i-accept-recovery-on-unauthenticated-transport",
+        help_heading = "Recovery"
+    )]
+    allow_recovery_over_secure_udp: bool,
+
+    /// Let recovery act on agents heard over plain UDP, in whose name anybody can be silent
+    #[arg(
+        long,
+        alias = "plaintext-udp-i-accept-recovery-on-unauthenticated-transport",
+        help_heading = "Recovery"
+    )]
+    allow_recovery_over_plain_udp: bool,
+}
+
+/// How to listen for agents elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UdpConfig {
+    pub(crate) address: SocketAddr,
+    /// None: in clear.
+    pub(crate) keys: KeyFiles,
+    pub(crate) replay_file: PathBuf,
+    /// The operator vouches for this listener: recovery may act on its agents.
+    pub(crate) vouched_for: bool,
+}
+
+impl NetworkFlags {
+    /// A flag of 0.2.0 that means nothing any more and was given.
+    pub(super) fn obsolete(&self) -> Option<&'static str> {
+        let given = self.i_accept_secure_udp_non_loopback;
+        given.then_some("--i-accept-secure-udp-non-loopback")
+    }
+
+    /// What the flags ask for together; else what is wrong with them.
+    pub(super) fn check(self, socket: &Path) -> Result<Option<UdpConfig>, String> {
+        let keys = KeyFiles {
+            shared: self.key_file,
+            accepted: self.accepted_key_file,
+            master: self.master_key_file,
+        };
+        let Some(port) = self.udp_port else {
+            let needy = [
+                ("--udp-bind-addr", self.udp_bind_addr.is_some()),
+                ("--key-file", keys.shared.is_some()),
+                ("--accepted-key-file", keys.accepted.is_some()),
+                ("--master-key-file", keys.master.is_some()),
+                ("--replay-file", self.replay_file.is_some()),
+            ];
+            return match needy.iter().find(|(_, given)| *given) {
+                Some((flag, _)) => Err(format!(
+                    "{flag} is about UDP; say which port with --udp-port"
+                )),
+                None => Ok(None),
+            };
+        };
+        let in_clear = keys.is_empty();
+        if in_clear && !self.i_accept_plaintext_udp {
+            return Err(
+                "--udp-port needs a key to believe: --key-file, --accepted-key-file or \
+                 --master-key-file;\n  or --i-accept-plaintext-udp, if whoever can reach the port may \
+                 speak for any agent"
+                    .to_owned(),
+            );
+        }
+        let default_address = match in_clear {
+            true => Ipv4Addr::UNSPECIFIED,
+            false => Ipv4Addr::LOCALHOST,
+        };
+        let address = self.udp_bind_addr.unwrap_or(default_address.into());
+        Ok(Some(UdpConfig {
+            address: SocketAddr::new(address, port),
+            keys,
+            replay_file: self
+                .replay_file
+                .unwrap_or_else(|| default_replay_file(socket)),
+            vouched_for: match in_clear {
+                true => self.allow_recovery_over_plain_udp,
+                false => self.allow_recovery_over_secure_udp,
+            },
+        }))
+    }
+}
+
+/// Where it survives a restart: a service manager that gives a state directory clears that of the socket.
+fn default_replay_file(socket: &Path) -> PathBuf {
+    let mut name = socket.file_name().unwrap_or_default().to_owned();
+    name.push(".replay");
+    let state = std::env::var_os("STATE_DIRECTORY").filter(|directory| !directory.is_empty());
+    let state = state.and_then(|state| std::env::split_paths(&state).next());
+    match state {
+        Some(directory) => directory.join(name),
+        None => socket.with_file_name(name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::{error_of, parse};
+
+    const SOCKET: &str = "--socket=/run/here/varta.sock";
+
+    fn udp(arguments: &[&str]) -> UdpConfig {
+        let all: Vec<&str> = [SOCKET, "--udp-port=9000"]
+            .into_iter()
+            .chain(arguments.iter().copied())
+            .collect();
+        parse(&all).unwrap().udp.unwrap()
+    }
+
+    #[test]
+    fn without_a_port_nobody_elsewhere_is_listened_to() {
+        assert_eq!(parse(&[SOCKET]).unwrap().udp, None);
+    }
+
+    #[test]
+    fn a_port_needs_a_key_or_the_word_for_doing_without() {
+        let error = error_of(&[SOCKET, "--udp-port=9000"]);
+        assert!(
+            error.contains("--udp-port") && error.contains("--key-file"),
+            "{error}"
+        );
+        assert!(error.contains("--i-accept-plaintext-udp"), "{error}");
+        for arguments in [
+            "--key-file=/k",
+            "--accepted-key-file=/k",
+            "--master-key-file=/k",
+            "--i-accept-plaintext-udp",
+        ] {
+            udp(&[arguments]);
+        }
+    }
+
+    #[test]
+    fn what_is_about_udp_needs_a_port() {
+        for flag in [
+            "--udp-bind-addr=127.0.0.1",
+            "--key-file=/k",
+            "--accepted-key-file=/k",
+            "--master-key-file=/k",
+            "--replay-file=/r",
+        ] {
+            let error = error_of(&[SOCKET, flag]);
+            let name = flag.split('=').next().unwrap();
+            assert!(
+                error.contains(name) && error.contains("--udp-port"),
+                "{error}"
+            );
+        }
+        assert!(parse(&[SOCKET, "--i-accept-plaintext-udp"]).is_ok());
+    }
+
+    #[test]
+    fn keys_listen_on_loopback_and_clear_text_everywhere_unless_told_otherwise() {
+        let address = |arguments: &[&str]| udp(arguments).address.to_string();
+        assert_eq!(address(&["--key-file=/k"]), "127.0.0.1:9000");
+        assert_eq!(address(&["--i-accept-plaintext-udp"]), "0.0.0.0:9000");
+        let both = ["--key-file=/k", "--i-accept-plaintext-udp"];
+        assert_eq!(address(&both), "127.0.0.1:9000");
+        let v6 = ["--key-file=/k", "--udp-bind-addr=::1"];
+        assert_eq!(address(&v6), "[::1]:9000");
+        let error = error_of(&[SOCKET, "--udp-port=9000", "--udp-bind-addr=host"]);
+        assert!(error.contains("--udp-bind-addr"), "{error}");
+    }
+
+    #[test]
+    fn the_memory_of_what_was_heard_lies_next_to_the_socket() {
+        let file = |arguments: &[&str]| udp(arguments).replay_file;
+        let expected = PathBuf::from("/run/here/varta.sock.replay");
+        assert_eq!(file(&["--key-file=/k"]), expected);
+        assert_eq!(
+            file(&["--key-file=/k", "--replay-file=/r"]),
+            PathBuf::from("/r")
+        );
+    }
+
+    #[test]
+    fn a_listener_is_vouched_for_by_the_flag_of_its_kind_under_either_name() {
+        let secure = "--secure-udp-i-accept-recovery-on-unauthenticated-transport";
+        let plain = "--plaintext-udp-i-accept-recovery-on-unauthenticated-transport";
+        for (kind, flag, vouched_for) in [
+            ("--key-file=/k", secure, true),
+            ("--key-file=/k", "--allow-recovery-over-secure-udp", true),
+            ("--key-file=/k", plain, false),
+            ("--i-accept-plaintext-udp", plain, true),
+            (
+                "--i-accept-plaintext-udp",
+                "--allow-recovery-over-plain-udp",
+                true,
+            ),
+            ("--i-accept-plaintext-udp", secure, false),
+        ] {
+            assert_eq!(udp(&[kind, flag]).vouched_for, vouched_for, "{kind} {flag}");
+        }
+        assert!(!udp(&["--key-file=/k"]).vouched_for);
+    }
+
+    #[test]
+    fn a_flag_that_means_nothing_any_more_is_accepted() {
+        let config = parse(&[SOCKET, "--i-accept-secure-udp-non-loopback"]).unwrap();
+        assert_eq!(config.obsolete, Some("--i-accept-secure-udp-non-loopback"));
+    }
+}

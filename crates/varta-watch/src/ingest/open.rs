@@ -1,0 +1,140 @@
+//! Opening envelopes: which key, if any, has sealed a datagram.
+//!
+//! A datagram costs as many trials as its length and the loaded keys demand, whichever of them fits: who
+//! measures time learns nothing of the keys (wire spec 10.4). Nothing is ever answered.
+
+use varta_core::Refusal;
+use varta_core::index::BoundedIndex;
+use varta_core::replay::SessionKey;
+use varta_vlp::FRAME_BYTES;
+use varta_vlp::secure::{AgentKey, MasterEnvelope, SharedEnvelope};
+
+use crate::keys::{KeyRing, NamedKey};
+
+/// What was in an envelope, and what proves it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opened {
+    pub(super) frame: [u8; FRAME_BYTES],
+    pub(super) session: SessionKey,
+    pub(super) counter: u32,
+}
+
+/// The keys, and those derived from the master key.
+#[derive(Debug)]
+pub(super) struct Opener {
+    ring: KeyRing,
+    agent_keys: AgentKeys,
+}
+
+impl Opener {
+    /// `agents` is how many derived keys are kept; the others are derived again for each datagram.
+    pub(super) fn new(ring: KeyRing, agents: usize, seed: u64) -> Self {
+        Self {
+            ring,
+            agent_keys: AgentKeys::new(agents, seed),
+        }
+    }
+
+    /// Believes these keys from now on.
+    pub(super) fn replace(&mut self, ring: KeyRing) {
+        let master_id = |ring: &KeyRing| ring.master.as_ref().map(|named| named.id);
+        if master_id(&self.ring) != master_id(&ring) {
+            self.agent_keys.clear();
+        }
+        self.ring = ring;
+    }
+
+    pub(super) fn open(&mut self, bytes: &[u8]) -> Result<Opened, Refusal> {
+        if let Some(envelope) = SharedEnvelope::from_datagram(bytes) {
+            return self.open_shared(envelope).ok_or(Refusal::Undecryptable);
+        }
+        let envelope = MasterEnvelope::from_datagram(bytes).ok_or(Refusal::WrongLength)?;
+        self.open_by_master(envelope).ok_or(Refusal::Undecryptable)
+    }
+
+    fn open_shared(&self, envelope: SharedEnvelope<'_>) -> Option<Opened> {
+        let mut opened = None;
+        for named in &self.ring.shared {
+            let frame = envelope.open(&named.key);
+            // Every key is tried, whatever came of those before.
+            opened = opened.or(frame.map(|frame| (frame, named.id)));
+        }
+        let (frame, key) = opened?;
+        Some(Opened {
+            frame,
+            session: SessionKey {
+                key,
+                pid: 0,
+                prefix: envelope.prefix(),
+            },
+            counter: envelope.counter(),
+        })
+    }
+
+    fn open_by_master(&mut self, envelope: MasterEnvelope<'_>) -> Option<Opened> {
+        let master = self.ring.master.as_ref()?;
+        let frame = self.agent_keys.open(master, envelope)?;
+        Some(Opened {
+            frame,
+            session: SessionKey {
+                key: master.id,
+                pid: envelope.pid(),
+                prefix: envelope.prefix(),
+            },
+            counter: envelope.counter(),
+        })
+    }
+}
+
+/// Keys derived from the master key, of agents that have proved to have theirs. A claim alone finds no
+/// place here, so nobody outside can push another one out.
+#[derive(Debug)]
+struct AgentKeys {
+    index: BoundedIndex<u32>,
+    keys: Box<[Option<AgentKey>]>,
+    /// Whose place is taken next once all are taken.
+    next: usize,
+}
+
+impl AgentKeys {
+    fn new(capacity: usize, seed: u64) -> Self {
+        let capacity = capacity.max(1);
+        Self {
+            index: BoundedIndex::with_capacity(capacity, seed),
+            keys: (0..capacity).map(|_| None).collect(),
+            next: 0,
+        }
+    }
+
+    fn open(
+        &mut self,
+        master: &NamedKey,
+        envelope: MasterEnvelope<'_>,
+    ) -> Option<[u8; FRAME_BYTES]> {
+        if let Some(place) = self.index.get(&envelope.pid())
+            && let Some(key) = &self.keys[place as usize]
+        {
+            return envelope.open(key);
+        }
+        let key = AgentKey::derive(&master.key, envelope.pid());
+        let frame = envelope.open(&key)?;
+        self.keep(key);
+        Some(frame)
+    }
+
+    fn keep(&mut self, key: AgentKey) {
+        let place = self.next;
+        self.next = (self.next + 1) % self.keys.len();
+        let pid = key.pid();
+        if let Some(old) = self.keys[place].replace(key) {
+            self.index.remove(&old.pid());
+        }
+        // There is room: as many places as keys, and one was just vacated.
+        let _ = self.index.insert(pid, place as u32);
+    }
+
+    fn clear(&mut self) {
+        self.index.clear();
+        self.keys.fill_with(|| None);
+    }
+}

@@ -1,0 +1,291 @@
+//! The keys that the observer believes: read from files, at the start and again whenever it is told to.
+//!
+//! All files are read before anything changes, so a reload is whole or does not happen. What the files may
+//! look like, and who may own them, is decided where secret files are read
+//! ([`varta_sys::secret_file`]); what their content means, in [`varta_vlp::secure`].
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use varta_sys::secret_file::{self, SecretFileError};
+use varta_vlp::secure::{Key, KeyTextError};
+
+/// Keys that may be in use at the same time. Every datagram is tried with each of them, at about 0.4 us a
+/// trial, and rotation needs two.
+const SHARED_KEYS_MAX: usize = 16;
+
+/// A key file of that many keys, with a generous comment each.
+const FILE_BYTES_MAX: usize = 64 * 1024;
+
+/// Where the keys are; at least one file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct KeyFiles {
+    /// `--key-file`: one key.
+    pub(crate) shared: Option<PathBuf>,
+    /// `--accepted-key-file`: any number.
+    pub(crate) accepted: Option<PathBuf>,
+    /// `--master-key-file`: one key.
+    pub(crate) master: Option<PathBuf>,
+}
+
+/// A key, and the number it is known by.
+#[derive(Debug)]
+pub(crate) struct NamedKey {
+    pub(crate) key: Key,
+    pub(crate) id: u64,
+}
+
+/// The keys in force.
+#[derive(Debug)]
+pub(crate) struct KeyRing {
+    /// In the order in which they are tried.
+    pub(crate) shared: Box<[NamedKey]>,
+    pub(crate) master: Option<NamedKey>,
+}
+
+/// A key file that cannot be used. The text names the flag, the file and the fix.
+#[derive(Debug)]
+#[non_exhaustive]
+pub(crate) enum KeyFileError {
+    Unreadable(&'static str, SecretFileError),
+    NotAKey(&'static str, PathBuf, KeyTextError),
+    NotOneKey(&'static str, PathBuf, usize),
+    TooMany(usize),
+    None,
+}
+
+const KEY_FILE: &str = "--key-file";
+const ACCEPTED_KEY_FILE: &str = "--accepted-key-file";
+const MASTER_KEY_FILE: &str = "--master-key-file";
+
+impl KeyFiles {
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Reads every file.
+    pub(crate) fn read(&self) -> Result<KeyRing, KeyFileError> {
+        let mut shared = Vec::new();
+        if let Some(path) = &self.shared {
+            shared.push(only_key(KEY_FILE, path)?);
+        }
+        if let Some(path) = &self.accepted {
+            shared.extend(keys(ACCEPTED_KEY_FILE, path)?);
+        }
+        let master = match &self.master {
+            Some(path) => Some(only_key(MASTER_KEY_FILE, path)?),
+            None => None,
+        };
+        if shared.is_empty() && master.is_none() {
+            return Err(KeyFileError::None);
+        }
+        let mut named: Vec<NamedKey> = Vec::new();
+        for key in shared {
+            let id = key.fingerprint().0;
+            // The same key in two files is one key.
+            if !named.iter().any(|known| known.id == id) {
+                named.push(NamedKey { key, id });
+            }
+        }
+        if named.len() > SHARED_KEYS_MAX {
+            return Err(KeyFileError::TooMany(named.len()));
+        }
+        let master = master.map(|key| NamedKey {
+            // The same bytes in another role are another key.
+            id: !key.fingerprint().0,
+            key,
+        });
+        Ok(KeyRing {
+            shared: named.into_boxed_slice(),
+            master,
+        })
+    }
+}
+
+impl fmt::Display for KeyRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shared = match self.shared.len() {
+            0 => None,
+            1 => Some("1 shared key".to_owned()),
+            count => Some(format!("{count} shared keys")),
+        };
+        let master = self.master.as_ref().map(|_| "a master key".to_owned());
+        let all: Vec<String> = shared.into_iter().chain(master).collect();
+        f.write_str(&all.join(" and "))
+    }
+}
+
+fn only_key(flag: &'static str, path: &Path) -> Result<Key, KeyFileError> {
+    let mut keys = keys(flag, path)?;
+    match (keys.pop(), keys.len()) {
+        (Some(key), 0) => Ok(key),
+        (last, others) => {
+            let count = others + usize::from(last.is_some());
+            Err(KeyFileError::NotOneKey(flag, path.to_owned(), count))
+        }
+    }
+}
+
+fn keys(flag: &'static str, path: &Path) -> Result<Vec<Key>, KeyFileError> {
+    let content = secret_file::read(path, FILE_BYTES_MAX)
+        .map_err(|error| KeyFileError::Unreadable(flag, error))?;
+    let mut keys = Vec::new();
+    Key::each_in(&content, |key| keys.push(key))
+        .map_err(|error| KeyFileError::NotAKey(flag, path.to_owned(), error))?;
+    Ok(keys)
+}
+
+impl fmt::Display for KeyFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(flag, error) => write!(f, "{flag}: {error}"),
+            Self::NotAKey(flag, path, error) => write!(
+                f,
+                "{flag}: {}: {error}; write one key per line, 64 hexadecimal digits, or 32 raw bytes and \
+                 nothing else ('varta key new' makes one)",
+                path.display()
+            ),
+            Self::NotOneKey(flag, path, 0) => write!(
+                f,
+                "{flag}: {}: holds no key ('varta key new' makes one)",
+                path.display()
+            ),
+            Self::NotOneKey(flag, path, count) => write!(
+                f,
+                "{flag}: {}: holds {count} keys where one is wanted; further ones belong into an \
+                 {ACCEPTED_KEY_FILE}",
+                path.display()
+            ),
+            Self::TooMany(count) => write!(
+                f,
+                "{ACCEPTED_KEY_FILE}: {count} shared keys, and {SHARED_KEYS_MAX} is the most, since every \
+                 datagram is tried with each; take out those that no agent uses any more"
+            ),
+            Self::None => write!(
+                f,
+                "{ACCEPTED_KEY_FILE}: holds no key, and there is no other key file"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for KeyFileError {}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn hex(byte: u8) -> String {
+        format!("{byte:02x}").repeat(32)
+    }
+
+    struct Files(TempDir);
+
+    impl Files {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn write(&self, name: &str, content: impl AsRef<[u8]>) -> Option<PathBuf> {
+            let path = self.0.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            Some(path)
+        }
+    }
+
+    fn error_of(files: &KeyFiles) -> String {
+        files.read().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn keys_are_tried_in_the_order_of_the_files_and_each_once() {
+        let files = Files::new();
+        let keys = KeyFiles {
+            shared: files.write("shared", hex(1)),
+            accepted: files.write("accepted", format!("{}\n{}\n{}\n", hex(2), hex(1), hex(3))),
+            master: files.write("master", hex(1)),
+        };
+        let ring = keys.read().unwrap();
+        let hexes = ring.shared.iter().map(|named| named.key.to_hex());
+        let hexes: Vec<_> = hexes
+            .map(|hex| String::from_utf8_lossy(&*hex).into_owned())
+            .collect();
+        assert_eq!(hexes, [hex(1), hex(2), hex(3)]);
+        assert_ne!(ring.master.as_ref().unwrap().id, ring.shared[0].id);
+        assert_eq!(ring.to_string(), "3 shared keys and a master key");
+    }
+
+    #[test]
+    fn accepted_keys_are_enough() {
+        let files = Files::new();
+        let accepted = files.write("accepted", [7; 32]);
+        let keys = KeyFiles {
+            accepted,
+            ..KeyFiles::default()
+        };
+        assert_eq!(keys.read().unwrap().shared.len(), 1);
+    }
+
+    #[test]
+    fn a_file_for_one_key_holds_one() {
+        let files = Files::new();
+        for (content, words) in [
+            (String::new(), "holds no key"),
+            (format!("{}\n{}", hex(1), hex(2)), "holds 2 keys"),
+            ("# only a comment".to_owned(), "holds no key"),
+        ] {
+            let path = files.write("key", content);
+            let shared = KeyFiles {
+                shared: path.clone(),
+                ..KeyFiles::default()
+            };
+            let master = KeyFiles {
+                master: path,
+                ..KeyFiles::default()
+            };
+            for (keys, flag) in [(shared, KEY_FILE), (master, MASTER_KEY_FILE)] {
+                let error = error_of(&keys);
+                assert!(error.contains(words) && error.contains(flag), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_key_at_all_and_too_many_are_errors() {
+        let files = Files::new();
+        let with = |accepted| KeyFiles {
+            accepted,
+            ..KeyFiles::default()
+        };
+        assert!(error_of(&with(files.write("none", "\n"))).contains("holds no key"));
+        let many: Vec<String> = (0..=SHARED_KEYS_MAX).map(|byte| hex(byte as u8)).collect();
+        let error = error_of(&with(files.write("many", many.join("\n"))));
+        assert!(error.contains("17 shared keys"), "{error}");
+    }
+
+    #[test]
+    fn an_unusable_file_is_named_with_its_flag() {
+        let files = Files::new();
+        let shared = Some(files.0.path().join("missing"));
+        let error = error_of(&KeyFiles {
+            shared,
+            ..KeyFiles::default()
+        });
+        assert!(
+            error.contains("--key-file") && error.contains("missing"),
+            "{error}"
+        );
+        let shared = files.write("text", format!("# a key\n{}x\n", hex(1)));
+        let error = error_of(&KeyFiles {
+            shared,
+            ..KeyFiles::default()
+        });
+        assert!(error.contains("line 2: 65 characters"), "{error}");
+        assert!(!error.contains(&hex(1)), "{error}");
+    }
+}

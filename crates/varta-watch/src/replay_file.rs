@@ -1,0 +1,295 @@
+//! The file in which the memory of what was heard outlives the observer.
+//!
+//! Without it a capture could be played to an observer that was restarted. The file is mapped, so the beat
+//! path writes to it by storing words, and what was stored is there after `kill -9`. At each start the old
+//! file is read whole and a new one takes its place by one rename, so a file is never half of anything.
+//!
+//! One observer at a time may use a file. A file that is not one of ours is left alone.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
+use varta_core::replay::{ReplayError, ReplayGuard, ReplayOptions};
+use varta_sys::map::SharedWords;
+
+/// What is added to the name of the file for the one that will take its place.
+const NEXT_SUFFIX: &str = ".next";
+
+/// Larger than any file of ours can be.
+const FILE_BYTES_MAX: u64 = 256 << 20;
+
+/// The words of the file, for as long as no other observer may have it.
+#[derive(Debug)]
+pub(crate) struct ReplayWords {
+    words: SharedWords,
+    _locked: File,
+}
+
+impl AsRef<[AtomicU64]> for ReplayWords {
+    fn as_ref(&self) -> &[AtomicU64] {
+        self.words.as_ref()
+    }
+}
+
+/// The memory, and what is known of its past.
+pub(crate) struct Opened {
+    pub(crate) guard: ReplayGuard<ReplayWords>,
+    /// There was no file: nothing is known of what was heard before.
+    pub(crate) is_new: bool,
+}
+
+/// A replay file that cannot be used. The text names the flag, the file and the fix.
+#[derive(Debug)]
+#[non_exhaustive]
+pub(crate) enum ReplayFileError {
+    Io(PathBuf, &'static str, io::Error),
+    InUse(PathBuf),
+    NotOurs(PathBuf, &'static str),
+    Content(PathBuf, ReplayError),
+}
+
+impl fmt::Display for ReplayFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(path, what, error) => write!(
+                f,
+                "cannot {what} the replay file {}: {error}; say where it may be with --replay-file",
+                path.display()
+            ),
+            Self::InUse(path) => write!(
+                f,
+                "another observer uses the replay file {}; give this one its own with --replay-file",
+                path.display()
+            ),
+            Self::NotOurs(path, why) => write!(
+                f,
+                "the replay file {} {why}; move it away, or name another with --replay-file",
+                path.display()
+            ),
+            Self::Content(path, error) => write!(f, "the replay file {}: {error}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for ReplayFileError {}
+
+/// Takes over the file at `path`, or begins it. `options.seed` is for a new one. Time starts with the
+/// observer: `now_ns`.
+pub(crate) fn open(
+    path: &Path,
+    options: ReplayOptions,
+    now_ns: u64,
+) -> Result<Opened, ReplayFileError> {
+    let failed = |what| move |error| ReplayFileError::Io(path.to_owned(), what, error);
+    let content = |error| ReplayFileError::Content(path.to_owned(), error);
+    let old = read_old(path)?;
+    let seed = match &old {
+        Some(old) => ReplayGuard::seed_of(&old.words).map_err(content)?,
+        None => options.seed,
+    };
+    let options = ReplayOptions { seed, ..options };
+
+    let next_path = next_to(path);
+    match fs::remove_file(&next_path) {
+        // An observer that was killed while it started has left it.
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed("make room for")(error)),
+    }
+    let next = create(&next_path).map_err(failed("create"))?;
+    lock(&next, path)?;
+    let words = ReplayGuard::words_needed(options);
+    next.set_len(8 * words as u64)
+        .map_err(failed("make room for"))?;
+    let on_disk = next.try_clone().map_err(failed("write"))?;
+    let words = ReplayWords {
+        words: SharedWords::map(&next, words).map_err(failed("map"))?,
+        _locked: next,
+    };
+    let mut guard = ReplayGuard::new(words, options).map_err(content)?;
+    if let Some(old) = &old {
+        guard.restore(&old.words, now_ns).map_err(content)?;
+    }
+    // On the disk before it takes the old one's place: a power cut leaves one of the two.
+    on_disk.sync_all().map_err(failed("write"))?;
+    fs::rename(&next_path, path).map_err(failed("replace"))?;
+    Ok(Opened {
+        guard,
+        is_new: old.is_none(),
+    })
+}
+
+/// What an earlier observer has left. Its lock is held until the new file has taken its place.
+struct Old {
+    words: Vec<u64>,
+    _locked: File,
+}
+
+fn read_old(path: &Path) -> Result<Option<Old>, ReplayFileError> {
+    let failed = |error| ReplayFileError::Io(path.to_owned(), "read", error);
+    let not_ours = |why| Err(ReplayFileError::NotOurs(path.to_owned(), why));
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(flags.bits().cast_signed());
+    let mut file = match options.open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return not_ours("is not a regular file");
+    }
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
+        return not_ours("belongs to another user");
+    }
+    if metadata.permissions().mode() & 0o022 != 0 {
+        return not_ours("may be written by others");
+    }
+    if metadata.len() > FILE_BYTES_MAX {
+        return not_ours("is too large for one");
+    }
+    lock(&file, path)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(failed)?;
+    let (words, rest) = bytes.as_chunks();
+    if !rest.is_empty() {
+        return not_ours("is no replay file");
+    }
+    Ok(Some(Old {
+        words: words.iter().map(|word| u64::from_ne_bytes(*word)).collect(),
+        _locked: file,
+    }))
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    options.open(path)
+}
+
+fn lock(file: &File, path: &Path) -> Result<(), ReplayFileError> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(ReplayFileError::InUse(path.to_owned())),
+        Err(errno) => Err(ReplayFileError::Io(path.to_owned(), "lock", errno.into())),
+    }
+}
+
+fn next_to(path: &Path) -> PathBuf {
+    let mut next = path.as_os_str().to_owned();
+    next.push(NEXT_SUFFIX);
+    PathBuf::from(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use varta_core::replay::{Arrival, ReplayRefusal, SessionKey};
+
+    use super::*;
+
+    const OPTIONS: ReplayOptions = ReplayOptions {
+        sessions: 16,
+        closed: 16,
+        seed: 7,
+    };
+
+    fn arrival(counter: u32) -> Arrival {
+        Arrival {
+            session: SessionKey {
+                key: 1,
+                pid: 0,
+                prefix: [3; 8],
+            },
+            counter,
+            source: 5,
+            pid: 42,
+            is_terminal: false,
+        }
+    }
+
+    fn error_of(path: &Path) -> String {
+        let error = open(path, OPTIONS, 0).err().expect("an error").to_string();
+        assert!(error.contains(&path.display().to_string()), "{error}");
+        error
+    }
+
+    #[test]
+    fn what_was_heard_is_known_to_the_next_observer_whatever_its_seed_and_size() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("replay");
+        let mut first = open(&path, OPTIONS, 0).unwrap();
+        assert!(first.is_new);
+        assert_eq!(first.guard.admit(&arrival(5), 0), Ok(()));
+        drop(first);
+        let options = ReplayOptions {
+            sessions: 64,
+            closed: 8,
+            seed: 99,
+        };
+        let mut second = open(&path, options, 0).unwrap();
+        assert!(!second.is_new);
+        assert_eq!(second.guard.seed(), 7);
+        let refused = Err(ReplayRefusal::Seen);
+        assert_eq!(second.guard.admit(&arrival(5), 0), refused);
+        assert_eq!(second.guard.admit(&arrival(6), 0), Ok(()));
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        assert!(!next_to(&path).exists());
+    }
+
+    #[test]
+    fn a_file_in_use_is_not_taken_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("replay");
+        let mut first = open(&path, OPTIONS, 0).unwrap();
+        first.guard.admit(&arrival(1), 0).unwrap();
+        assert!(error_of(&path).contains("another observer"));
+        drop(first);
+        let mut second = open(&path, OPTIONS, 0).unwrap();
+        assert!(second.guard.admit(&arrival(1), 0).is_err());
+    }
+
+    #[test]
+    fn what_is_not_ours_is_left_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("replay");
+        for (content, mode) in [
+            (&b"a letter"[..], 0o600),
+            (b"not even words", 0o600),
+            (b"", 0o600),
+            (b"12345678", 0o622),
+        ] {
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            error_of(&path);
+            assert_eq!(fs::read(&path).unwrap(), content);
+        }
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(error_of(&path).contains("not a regular file"));
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        error_of(&link);
+    }
+
+    #[test]
+    fn what_a_killed_start_has_left_is_no_obstacle() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("replay");
+        fs::write(next_to(&path), b"half").unwrap();
+        assert!(open(&path, OPTIONS, 0).is_ok());
+    }
+
+    #[test]
+    fn a_place_that_does_not_exist_is_named() {
+        let error = error_of(Path::new("/nowhere/at/all"));
+        assert!(error.contains("--replay-file"), "{error}");
+    }
+}
