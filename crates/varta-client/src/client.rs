@@ -5,13 +5,21 @@
 //! non-blocking send.
 
 use std::io::{self, Write};
+#[cfg(feature = "udp")]
+use std::net::SocketAddr;
 #[cfg(unix)]
 use std::path::Path;
 use std::time::Instant;
 
 use varta_sys::fork;
+#[cfg(all(unix, feature = "secure-udp"))]
+use varta_vlp::secure::{AgentKey, Key};
 use varta_vlp::{FRAME_BYTES, Frame, NONCE_TERMINAL, PAYLOAD_GOODBYE, Status};
 
+#[cfg(all(unix, feature = "secure-udp"))]
+use crate::SecureUdpTransport;
+#[cfg(feature = "udp")]
+use crate::UdpTransport;
 #[cfg(unix)]
 use crate::UdsTransport;
 use crate::reconnect::Reconnect;
@@ -57,6 +65,63 @@ impl Varta<UdsTransport> {
     }
 }
 
+#[cfg(feature = "udp")]
+impl Varta<UdpTransport> {
+    /// A handle for the observer at `addr`, whether it is there yet or not; frames go in clear.
+    ///
+    /// While nobody listens there, about every third beat is dropped for
+    /// [`NoObserver`](crate::DropReason::NoObserver) and the others look as if they were sent: the
+    /// kernel learns of a beat's fate after it has left. Where the network or the other end says
+    /// nothing, all of them do.
+    ///
+    /// The handle does not reconnect by itself, because its socket survives a restart of the observer.
+    /// See [`set_reconnect_after`](Self::set_reconnect_after) for networks in which a fresh one helps.
+    ///
+    /// # Errors
+    ///
+    /// The first system call that failed, for example because there is no route.
+    pub fn connect_udp(addr: SocketAddr) -> io::Result<Self> {
+        UdpTransport::connect(addr).map(Self::without_reconnect)
+    }
+}
+
+#[cfg(all(unix, feature = "secure-udp"))]
+impl Varta<SecureUdpTransport> {
+    /// As [`connect_udp`](Varta::connect_udp), encrypted under a key that all agents share. The observer
+    /// is the only one who can read the beats, but each agent can speak for every other one.
+    ///
+    /// Reads entropy, and may wait for it early at boot; beats do not.
+    ///
+    /// # Errors
+    ///
+    /// The first system call that failed, be it for the socket or for entropy.
+    pub fn connect_secure_udp(addr: SocketAddr, key: Key) -> io::Result<Self> {
+        SecureUdpTransport::connect(addr, key).map(Self::without_reconnect)
+    }
+
+    /// As [`connect_secure_udp`](Self::connect_secure_udp), under a key of this process alone, which it
+    /// derives from the master key. It keeps the master key, and derives anew in a forked child.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect_secure_udp`](Self::connect_secure_udp).
+    pub fn connect_secure_udp_with_master(addr: SocketAddr, master: Key) -> io::Result<Self> {
+        SecureUdpTransport::connect_with_master(addr, master).map(Self::without_reconnect)
+    }
+
+    /// As [`connect_secure_udp_with_master`](Self::connect_secure_udp_with_master), without handing the
+    /// master key to the agent: somebody else has derived the key for the pid of this process
+    /// (`varta key derive`). In a forked child beats fail and nothing is sent.
+    ///
+    /// # Errors
+    ///
+    /// Invalid input, with both pids in its text, if the key is for another pid; else as
+    /// [`connect_secure_udp`](Self::connect_secure_udp).
+    pub fn connect_secure_udp_with_agent_key(addr: SocketAddr, key: AgentKey) -> io::Result<Self> {
+        SecureUdpTransport::connect_with_agent_key(addr, key).map(Self::without_reconnect)
+    }
+}
+
 impl<T: BeatTransport> Varta<T> {
     /// A handle over a transport of your own. Its timestamps count from now, its first nonce is 1.
     pub fn from_transport(transport: T) -> Self {
@@ -69,6 +134,15 @@ impl<T: BeatTransport> Varta<T> {
             pid: std::process::id(),
             fork_recoveries: 0,
             frame: [0; FRAME_BYTES],
+        }
+    }
+
+    /// For transports that survive their observer: a fresh connection cannot help them.
+    #[cfg(feature = "udp")]
+    fn without_reconnect(transport: T) -> Self {
+        Self {
+            reconnect: Reconnect::Off,
+            ..Self::from_transport(transport)
         }
     }
 
@@ -187,7 +261,7 @@ impl<T: BeatTransport> Varta<T> {
     }
 
     /// Replaces the default rule for reconnecting, which is: at once when the observer is found
-    /// missing, then with growing delays up to 2 s.
+    /// missing, then with growing delays up to 2 s; and never for the handles over UDP.
     ///
     /// With 0 the handle never reconnects by itself. With `n` it does on each beat dropped for want
     /// of an observer, from the `n`-th in a row on (client spec 4.2). A full queue does not count.

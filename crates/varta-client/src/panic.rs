@@ -4,8 +4,14 @@
 //! calls the hook that was there before. It does not see fatal signals, `abort`, `exit` or a kill: an
 //! observer learns of those from the kernel.
 //!
-//! In the hook: no lock, no allocation, no waiting; at most two sends, one of them on a fresh socket in
-//! case the observer was restarted since. All errors are ignored, there is nobody left to tell.
+//! In the hook: no lock, no allocation, no entropy, no waiting; at most two sends, the second one in case
+//! the observer was restarted since. Over a Unix socket that one takes a fresh socket. All errors are
+//! ignored, there is nobody left to tell.
+
+#[cfg(feature = "secure-udp")]
+mod secure;
+#[cfg(feature = "udp")]
+mod udp;
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -15,6 +21,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+#[cfg(feature = "secure-udp")]
+pub use secure::{
+    PanicInstallError, install_secure_udp, install_secure_udp_with_agent_key,
+    install_secure_udp_with_master,
+};
+#[cfg(feature = "udp")]
+pub use udp::install_udp;
 use varta_vlp::{FRAME_BYTES, Frame, NONCE_TERMINAL, Status};
 
 use crate::timeline::{TERMINAL, elapsed_ns};
@@ -36,10 +49,11 @@ static LAST_INSTALLED: AtomicU64 = AtomicU64::new(0);
 /// When called from a panicking thread, as the standard library does.
 pub fn install(path: impl AsRef<Path>) -> io::Result<()> {
     let path = path.as_ref();
-    install_emitter(Emitter {
+    let line = UdsLine {
         path: path.to_owned(),
         socket: Some(connect_datagram(path)?),
-    });
+    };
+    install_sender(move |frame| line.send(frame));
     Ok(())
 }
 
@@ -51,13 +65,15 @@ pub fn install(path: impl AsRef<Path>) -> io::Result<()> {
 /// When called from a panicking thread, as the standard library does.
 pub fn install_lazy(path: impl AsRef<Path>) {
     let path = path.as_ref();
-    install_emitter(Emitter {
+    let line = UdsLine {
         path: path.to_owned(),
         socket: connect_datagram(path).ok(),
-    });
+    };
+    install_sender(move |frame| line.send(frame));
 }
 
-fn install_emitter(emitter: Emitter) {
+/// Sets the hook that hands its frame to `send`, from now on the only one that sends.
+fn install_sender(send: impl Fn(&[u8; FRAME_BYTES]) + Send + Sync + 'static) {
     // Taking the old hook and setting the new one are two steps; two installations must not mix.
     static INSTALLING: Mutex<()> = Mutex::new(());
     let _installing = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,34 +83,37 @@ fn install_emitter(emitter: Emitter) {
     let previous = take_hook();
     set_hook(Box::new(move |info| {
         if LAST_INSTALLED.load(Ordering::Acquire) == number {
-            emitter.send_terminal();
+            send(&terminal_frame());
         }
         previous(info);
     }));
     LAST_INSTALLED.store(number, Ordering::Release);
 }
 
-/// What one hook needs to send its frame.
-struct Emitter {
+/// The pid is asked for here, so that the hook speaks for the child after a fork.
+fn terminal_frame() -> [u8; FRAME_BYTES] {
+    let pid = std::process::id();
+    let timestamp_ns = TERMINAL.at_least(CLOCK.elapsed_ns(Instant::now()));
+    let mut frame = [0; FRAME_BYTES];
+    Frame::new(Status::Critical, pid, timestamp_ns, NONCE_TERMINAL, 0).encode(&mut frame);
+    frame
+}
+
+/// What a hook needs to send over a Unix socket.
+struct UdsLine {
     path: PathBuf,
     /// Absent if there was no observer at installation.
     socket: Option<UnixDatagram>,
 }
 
-impl Emitter {
-    fn send_terminal(&self) {
-        // The pid is asked for here, so that the hook speaks for the child after a fork.
-        let pid = std::process::id();
-        let timestamp_ns = TERMINAL.at_least(CLOCK.elapsed_ns(Instant::now()));
-        let mut frame = [0; FRAME_BYTES];
-        Frame::new(Status::Critical, pid, timestamp_ns, NONCE_TERMINAL, 0).encode(&mut frame);
-
+impl UdsLine {
+    fn send(&self, frame: &[u8; FRAME_BYTES]) {
         let sent = self
             .socket
             .as_ref()
-            .is_some_and(|socket| socket.send(&frame).is_ok());
+            .is_some_and(|socket| socket.send(frame).is_ok());
         if !sent && let Ok(fresh) = connect_datagram(&self.path) {
-            let _ = fresh.send(&frame);
+            let _ = fresh.send(frame);
         }
     }
 }

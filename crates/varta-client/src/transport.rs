@@ -3,6 +3,9 @@
 //! A transport owns one socket and moves bytes. Nonces, timestamps, classification of errors and the
 //! decision when to reconnect belong to [`Varta`](crate::Varta).
 
+#[cfg(feature = "udp")]
+pub(crate) mod udp;
+
 use std::io;
 #[cfg(unix)]
 use std::{
@@ -10,6 +13,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+#[cfg(feature = "udp")]
+pub use udp::UdpTransport;
 use varta_vlp::FRAME_BYTES;
 
 /// Carries frames for [`Varta`](crate::Varta). Implement it to send beats another way and hand it to

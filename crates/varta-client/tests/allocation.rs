@@ -8,6 +8,9 @@ use varta_client::{BeatOutcome, BeatTransport, DropReason, Status, Varta};
 use varta_sys::counting_alloc::{CountingAllocator, allocations_on_this_thread};
 
 mod common;
+#[cfg(feature = "udp")]
+#[path = "common/network.rs"]
+mod network;
 use common::{Observer, TempDir};
 
 #[global_allocator]
@@ -150,4 +153,46 @@ fn failed_beats_do_not_allocate() {
 fn refused_beats_do_not_allocate() {
     let mut agent = Varta::open("/nonexistent/varta.sock");
     assert_beats_without_allocating(&mut agent, Status::Stall, is_failed, || ());
+}
+
+#[cfg(feature = "udp")]
+#[test]
+fn beats_over_udp_do_not_allocate() {
+    let receiver = network::Receiver::start();
+    let mut agent = Varta::connect_udp(receiver.addr()).expect("a socket");
+    assert_beats_without_allocating(&mut agent, Status::Ok, is_sent, || {
+        assert_eq!(receiver.datagram().len(), 32);
+    });
+}
+
+#[cfg(feature = "secure-udp")]
+#[test]
+fn encrypted_beats_do_not_allocate() {
+    use varta_client::{AgentKey, Key};
+
+    let key = || Key::from_bytes([7; 32]);
+    let receiver = network::Receiver::start();
+    let addr = receiver.addr();
+    let own = AgentKey::derive(&key(), std::process::id());
+    for (agent, length) in [
+        (Varta::connect_secure_udp(addr, key()), 60),
+        (Varta::connect_secure_udp_with_master(addr, key()), 64),
+        (Varta::connect_secure_udp_with_agent_key(addr, own), 64),
+    ] {
+        let mut agent = agent.expect("a session");
+        assert_beats_without_allocating(&mut agent, Status::Ok, is_sent, || {
+            assert_eq!(receiver.datagram().len(), length);
+        });
+    }
+}
+
+#[cfg(feature = "secure-udp")]
+#[test]
+fn encrypted_beats_that_are_refused_and_sent_again_do_not_allocate() {
+    let receiver = network::Receiver::start();
+    let key = varta_client::Key::from_bytes([7; 32]);
+    let mut agent = Varta::connect_secure_udp(receiver.addr(), key).expect("a session");
+    drop(receiver);
+    let sent_or_dropped = |outcome| is_sent(outcome) || is_dropped(outcome);
+    assert_beats_without_allocating(&mut agent, Status::Ok, sent_or_dropped, || ());
 }

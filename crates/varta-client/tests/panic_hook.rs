@@ -2,33 +2,22 @@
 
 #![cfg(all(unix, feature = "panic-handler"))]
 
-use std::panic::{set_hook, take_hook};
+use std::panic::set_hook;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use varta_client::{
     BeatOutcome, NONCE_TERMINAL, Status, Varta, install_panic_handler, install_panic_handler_lazy,
 };
-use varta_sys::counting_alloc::{CountingAllocator, allocations_on_this_thread};
+use varta_sys::counting_alloc::CountingAllocator;
 
 mod common;
+#[path = "common/panics.rs"]
+mod panics;
 use common::{Observer, TempDir};
+use panics::{allocations_of_hook, panic_in_a_thread, take_turn};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
-
-/// Waits for the other tests and starts from a hook that does nothing.
-fn take_turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    set_hook(Box::new(|_| ()));
-    turn
-}
-
-fn panic_in_a_thread() {
-    let panicked = std::thread::spawn(|| panic!("on purpose")).join().is_err();
-    assert!(panicked);
-}
 
 #[test]
 fn a_panic_sends_one_terminal_frame() {
@@ -158,30 +147,17 @@ fn a_terminal_frame_is_not_older_than_the_beats_before_it() {
 
 #[test]
 fn the_hook_allocates_nothing_even_when_it_needs_a_fresh_socket() {
-    static BEFORE: AtomicU64 = AtomicU64::new(0);
-    static AFTER: AtomicU64 = AtomicU64::new(u64::MAX);
     let _turn = take_turn();
     let directory = TempDir::new();
     let stale = Observer::start(&directory.socket_path());
-
-    // What runs right before our part and what runs right after it.
-    set_hook(Box::new(|_| {
-        AFTER.store(allocations_on_this_thread(), Ordering::Relaxed);
-    }));
-    install_panic_handler(directory.socket_path()).expect("an observer");
-    let ours = take_hook();
-    set_hook(Box::new(move |info| {
-        BEFORE.store(allocations_on_this_thread(), Ordering::Relaxed);
-        ours(info);
-    }));
+    let allocations = allocations_of_hook(|| {
+        install_panic_handler(directory.socket_path()).expect("an observer");
+    });
     drop(stale);
     let observer = Observer::start(&directory.socket_path());
 
     panic_in_a_thread();
 
     assert!(observer.frames().any(|frame| frame.is_terminal()));
-    assert_eq!(
-        BEFORE.load(Ordering::Relaxed),
-        AFTER.load(Ordering::Relaxed)
-    );
+    assert_eq!(allocations(), 0);
 }

@@ -358,3 +358,13 @@ fn a_forked_child_says_goodbye_for_itself() {
     assert_eq!(agent.fork_recoveries(), 1);
     assert_eq!(agent.transport.reconnects, 1);
 }
+
+#[cfg(feature = "udp")]
+#[test]
+fn a_handle_over_udp_reconnects_only_when_asked_to() {
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
+    let mut agent = Varta::connect_udp(nobody).expect("a socket");
+    assert_eq!(agent.reconnect, Reconnect::Off);
+    agent.set_reconnect_after(3);
+    assert_eq!(agent.reconnect, Reconnect::after_drops(3));
+}
