@@ -74,6 +74,9 @@ enum Role {
     /// Receives and does nothing else.
     #[command(name = "__drain", hide = true)]
     Drain { socket: PathBuf },
+    /// Receives from a UDP socket and does nothing else; prints where it listens.
+    #[command(name = "__drain-udp", hide = true)]
+    DrainUdp,
 }
 
 /// What every section works with.
@@ -105,6 +108,7 @@ fn main() -> ExitCode {
             duration_ms,
         }) => agents::flood(&socket, duration_ms),
         Some(Role::Drain { socket }) => receiver::drain_forever(&socket),
+        Some(Role::DrainUdp) => receiver::drain_udp_forever(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -144,6 +148,9 @@ fn run(options: Options) -> Result<()> {
     }
     if wanted(Section::Cpu) {
         measure::cpu::measure(&bench, &mut report)?;
+    }
+    if wanted(Section::Network) {
+        measure::network::measure(&bench, &mut report)?;
     }
     if wanted(Section::Lateness) {
         measure::lateness::measure(&bench, &mut report)?;

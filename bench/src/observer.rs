@@ -1,6 +1,7 @@
 //! The observer under measurement: a real `varta-watch` process, heard through its JSON log.
 
 use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -8,6 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use tempfile::TempDir;
+use varta_sys::secret_file;
 use varta_watch::api::LogLine;
 
 use crate::procfs::now_ns;
@@ -60,6 +63,8 @@ pub(crate) struct Line {
 pub(crate) struct Observer {
     receiver: Receiver,
     lines: mpsc::Receiver<Line>,
+    /// The files of its keys.
+    _keys: Option<TempDir>,
 }
 
 impl Observer {
@@ -83,7 +88,51 @@ impl Observer {
         let log = receiver.take_stderr().ok_or("the log is no pipe")?;
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || read_log(log, &sender));
-        Ok(Self { receiver, lines })
+        Ok(Self {
+            receiver,
+            lines,
+            _keys: None,
+        })
+    }
+
+    /// The same, listening on UDP as well: under these keys, or in clear without any.
+    pub(crate) fn start_udp(
+        bench: &Bench,
+        threshold: Duration,
+        capacity: usize,
+        flags: &[&str],
+        keys: &[(&str, [u8; 32])],
+    ) -> Result<Self> {
+        let directory = TempDir::new()?;
+        let mut all: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        all.push("--udp-port=0".to_owned());
+        all.push("--udp-bind-addr=127.0.0.1".to_owned());
+        if keys.is_empty() {
+            all.push("--i-accept-plaintext-udp".to_owned());
+        }
+        for (flag, key) in keys {
+            let path = directory.path().join(flag.trim_start_matches('-'));
+            secret_file::create(&path, key)?;
+            all.push(format!("{flag}={}", path.display()));
+        }
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let mut observer = Self::start(bench, threshold, capacity, &all)?;
+        observer._keys = Some(directory);
+        Ok(observer)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.receiver.pid()
+    }
+
+    /// Where it listens on UDP. To be asked once, before any other line is read.
+    pub(crate) fn udp(&self) -> Result<SocketAddr> {
+        while let Some(line) = self.next_line(ANSWER_WAIT) {
+            if let Some(address) = line.log.fields.udp {
+                return Ok(address.parse()?);
+            }
+        }
+        Err("the observer does not say where it listens on UDP".into())
     }
 
     pub(crate) fn receiver(&self) -> &Receiver {

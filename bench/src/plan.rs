@@ -11,6 +11,8 @@ pub(crate) enum Section {
     Client,
     /// What a beat costs the observer.
     Cpu,
+    /// What a beat costs the observer by the way it comes.
+    Network,
     /// How late a stall is noticed, and memory by the number of agents.
     Lateness,
     /// What an observer costs while little or nothing happens.

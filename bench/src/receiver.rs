@@ -1,13 +1,18 @@
 //! Processes that receive beats: whatever it is, it has a pid, a private socket, and ends with us.
 
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use tempfile::TempDir;
+use varta_sys::udp::UdpBatch;
 
 use crate::{Bench, Result};
 
@@ -24,6 +29,10 @@ pub(crate) const PEER_WITHOUT_LIMITS: [&str; 4] =
 
 /// How long a receiver may take to end when asked to.
 const STOP_WAIT: Duration = Duration::from_secs(10);
+
+/// As the observer takes them.
+const UDP_BATCH: usize = 64;
+const UDP_DATAGRAM_BYTES: usize = 65;
 
 /// A running receiver.
 pub(crate) struct Receiver {
@@ -141,5 +150,54 @@ pub(crate) fn drain_forever(socket: &Path) -> Result<()> {
     rustix::net::sockopt::set_socket_passcred(&socket, true)?;
     loop {
         socket.recv(&mut [0; 33])?;
+    }
+}
+
+/// A process that receives from a UDP socket and does nothing else. It ends with the value.
+pub(crate) struct UdpDrain {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl UdpDrain {
+    pub(crate) fn start() -> Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("__drain-udp")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = child.stdout.take().ok_or("it prints nothing")?;
+        let mut address = String::new();
+        BufReader::new(stdout).read_line(&mut address)?;
+        let address = address.trim().parse();
+        let address = address.map_err(|_| "it does not say where it listens")?;
+        Ok(Self { child, address })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for UdpDrain {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Receives in batches and does nothing else; sleeps as the observer does.
+pub(crate) fn drain_udp_forever() -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    println!("{}", socket.local_addr()?);
+    let mut batch = UdpBatch::new(UDP_BATCH, UDP_DATAGRAM_BYTES);
+    loop {
+        poll(&mut [PollFd::new(&socket, PollFlags::IN)], None)?;
+        while batch.receive(socket.as_fd())? == UDP_BATCH {}
     }
 }

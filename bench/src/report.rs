@@ -58,6 +58,17 @@ impl Figure {
     }
 }
 
+impl Figure {
+    /// The sum of two figures of one number each, without their ranges.
+    pub(crate) fn plus(&self, other: &Self) -> Self {
+        let pairs = self.values.iter().zip(&other.values);
+        Self {
+            values: pairs.map(|(one, other)| one + other).collect(),
+            range: None,
+        }
+    }
+}
+
 impl From<f64> for Figure {
     fn from(value: f64) -> Self {
         Self {

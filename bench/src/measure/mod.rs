@@ -6,3 +6,4 @@ pub(crate) mod exits;
 pub(crate) mod idle;
 pub(crate) mod lateness;
 pub(crate) mod neighbour;
+pub(crate) mod network;
