@@ -10,21 +10,18 @@ must be heard again. Last, the Python of the README must be heard. Prints a plai
 code 1 on the first thing that does not hold.
 """
 
-import json
 import os
-import queue
 import re
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 
-THRESHOLD_MS = 500
+from observer import THRESHOLD_MS, Observer
+
 README = os.path.join(os.path.dirname(__file__), "..", "..", "README.md")
 README_SOCKET = "/run/varta/varta.sock"
-PATIENCE_S = 20
 
 
 def agent(path):
@@ -45,43 +42,6 @@ def readme_program(path):
         block = re.search(r"```python\n(.*?)```", readme.read(), re.DOTALL).group(1)
     assert README_SOCKET in block, block
     return block.replace(README_SOCKET, path)
-
-
-class Observer:
-    def __init__(self, program, path):
-        self.process = subprocess.Popen(
-            [program, "--socket", path, f"--threshold-ms={THRESHOLD_MS}", "--log-format=json"],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines = queue.Queue()
-        self.seen = []
-        threading.Thread(target=self._read, daemon=True).start()
-        self.wait_for("start")
-
-    def _read(self):
-        for line in self.process.stderr:
-            self.lines.put(json.loads(line))
-
-    def wait_for(self, event, pid=None):
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                line = self.lines.get(timeout=max(0, deadline - time.monotonic()))
-            except queue.Empty:
-                sys.exit(f"no {event} line for pid {pid}; seen: {json.dumps(self.seen, indent=1)}")
-            self.seen.append(line)
-            if line["event"] == event and pid in (None, line.get("pid")):
-                return line
-
-    def count(self, event, pid):
-        return sum(line["event"] == event and line.get("pid") == pid for line in self.seen)
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        stop = self.wait_for("stop")
-        assert self.process.wait() == 0, "the observer did not stop cleanly"
-        return stop["counters"]
 
 
 def main(program):
