@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 use crate::beat::BeatArguments;
 use crate::demo::DemoArguments;
 use crate::demo::agent::AgentArguments;
+use crate::key::KeyArguments;
 
 /// Exit code of an unusable command line.
 const EXIT_USAGE: u8 = 2;
@@ -36,6 +37,7 @@ struct CommandLine {
 pub(crate) enum Command {
     Demo(DemoArguments),
     Beat(BeatArguments),
+    Key(KeyArguments),
     #[command(name = "__observer", hide = true)]
     Observer {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -91,9 +93,7 @@ fn instead(error: &clap::Error) -> Instead {
             exit_code: 0,
         };
     }
-    let first = rendered.lines().next().unwrap_or_default();
-    let problem = first.strip_prefix("error: ").unwrap_or(first);
-    let mut text = format!("varta: {problem}\n");
+    let mut text = format!("varta: {}\n", problem(&rendered));
     let suggests = |kind| error.get(kind).is_some();
     if suggests(ContextKind::SuggestedArg)
         || suggests(ContextKind::SuggestedValue)
@@ -111,6 +111,14 @@ fn instead(error: &clap::Error) -> Instead {
         text,
         exit_code: EXIT_USAGE,
     }
+}
+
+/// The first paragraph as one line: what is missing is listed below it.
+fn problem(rendered: &str) -> String {
+    let paragraph = rendered.lines().take_while(|line| !line.is_empty());
+    let words: Vec<&str> = paragraph.map(str::trim).collect();
+    let line = words.join(" ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }
 
 #[cfg(test)]
@@ -140,7 +148,9 @@ mod tests {
         for arguments in [&["--help"][..], &[]] {
             let help = answer_to(arguments);
             assert_eq!(help.exit_code, 0);
-            assert!(help.text.contains("demo") && help.text.contains("beat"));
+            for command in ["demo", "beat", "key"] {
+                assert!(help.text.contains(command), "{}", help.text);
+            }
             assert!(!help.text.contains("__"), "{}", help.text);
         }
         let version = answer_to(&["--version"]);
@@ -157,6 +167,10 @@ mod tests {
 
     #[test]
     fn values_out_of_range_name_their_flag() {
+        for pid in ["0", "1", "2147483648", "own"] {
+            let error = error_of(&["key", "derive", "--print", "--pid", pid]);
+            assert!(error.contains("--pid"), "{error}");
+        }
         for (command, flag, value) in [
             ("demo", "--seconds", "5"),
             ("demo", "--seconds", "3601"),
@@ -173,6 +187,29 @@ mod tests {
             let error = error_of(&[command, &format!("{flag}={value}")]);
             assert!(error.contains(flag), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        for (arguments, missing) in [
+            (&["key", "new"][..], "<FILE|--print>"),
+            (&["key", "derive", "--print"], "--pid <PID>"),
+            (&["key", "derive", "--pid=7", "x"], "--master-key-file"),
+            (&["key", "fingerprint"], "<FILE>"),
+        ] {
+            let error = error_of(arguments);
+            let first = error.lines().next().unwrap_or_default();
+            assert!(first.contains(missing), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_key_goes_to_one_place() {
+        let error = error_of(&["key", "new", "--print", "x"]);
+        assert!(
+            error.contains("--print") && error.contains("FILE"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! The operator's hand of Varta, behind the program `varta`.
 //!
-//! `varta demo` shows an observer at work on real processes, `varta beat` sends beats for scripts. Of
-//! the observer this crate knows what [`varta_watch::api`] tells and nothing else; the demo alone
-//! starts one, by running this program again.
+//! `varta demo` shows an observer at work on real processes, `varta beat` sends beats for scripts,
+//! `varta key` makes the keys of those that travel encrypted. Of the observer this crate knows what
+//! [`varta_watch::api`] tells and nothing else; the demo alone starts one, by running this program again.
 
 #![forbid(unsafe_code)]
 
 mod beat;
 mod command_line;
 mod demo;
+mod key;
 mod signals;
 
 use std::ffi::OsString;
@@ -29,6 +30,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Beat(arguments) => beat::run(&arguments),
+        Command::Key(arguments) => key::run(&arguments),
         Command::Observer { arguments } => return demo::observer::run(arguments),
         Command::Agent(arguments) => return demo::agent::run(&arguments),
         Command::Heal { pid } => return demo::heal(pid),

@@ -74,7 +74,11 @@ impl fmt::Display for KeyFileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreadable(error) => error.fmt(f),
-            Self::NotAKey { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::NotAKey { path, error } => write!(
+                f,
+                "{}: {error}; write those, or 32 raw bytes and nothing else",
+                path.display()
+            ),
             Self::Empty { path } => write!(
                 f,
                 "{}: holds no key; it needs one line of 64 hexadecimal digits",
@@ -139,7 +143,8 @@ mod tests {
             ),
             (
                 format!("# one\n{HEX}\nabc\n"),
-                "line 3: 3 characters where a key has 64 hexadecimal digits",
+                "line 3: 3 characters where a key has 64 hexadecimal digits; write those, or 32 raw \
+                 bytes and nothing else",
             ),
         ] {
             let (result, path) = read(content.as_bytes());
