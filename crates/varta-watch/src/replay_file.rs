@@ -105,7 +105,8 @@ pub(crate) fn open(
     let next = create(&next_path).map_err(failed("create"))?;
     lock(&next, path)?;
     let words = ReplayGuard::words_needed(options);
-    next.set_len(8 * words as u64)
+    // Written out rather than left as a hole: a full disk is an error now and not a fault later.
+    io::copy(&mut io::repeat(0).take(8 * words as u64), &mut &next)
         .map_err(failed("make room for"))?;
     let on_disk = next.try_clone().map_err(failed("write"))?;
     let words = ReplayWords {
