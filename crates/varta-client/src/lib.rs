@@ -73,3 +73,8 @@ pub use varta_vlp::{DecodeError, Frame, NONCE_TERMINAL, PAYLOAD_GOODBYE, Status}
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+/// And so is that of the guide to agents elsewhere.
+#[cfg(all(doctest, unix, feature = "secure-udp"))]
+#[doc = include_str!("../../../docs/network.md")]
+struct NetworkGuide;
