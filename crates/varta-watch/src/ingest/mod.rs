@@ -65,9 +65,9 @@ const ONE_BY_ONE_MAX: usize = 1024;
 /// queue, so that all that was queued when the turn began is read before anybody is judged.
 const RECEIVE_BUDGET_MIN: usize = 1024;
 
-/// How often per turn the network may have more to say: eight times a quarter of a thousand datagrams are
-/// more than the kernel queues.
-const NETWORK_ROUNDS: usize = 8;
+/// How often per turn the network may have more to say: twelve times 256 datagrams are more than the kernel
+/// queues.
+const NETWORK_ROUNDS: usize = 12;
 
 /// Orders of the control thread taken per turn.
 const ORDER_BUDGET: usize = 1024;

@@ -11,6 +11,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 use varta_core::admission::network_frame;
 use varta_core::event::{UID_UNKNOWN, remote_source};
 use varta_core::replay::{Arrival, ReplayGuard, ReplayRefusal, SessionKey};
@@ -34,8 +35,8 @@ const PER_TURN: usize = 4 * BATCH;
 /// The longest datagram that means something, and one byte more, so that a longer one can be told from it.
 const DATAGRAM_BYTES: usize = MASTER_ENVELOPE_BYTES + 1;
 
-/// What the kernel may queue, in bytes of its own accounting (about 770 per datagram), if it lets us: more
-/// than a thousand beats, for fleets whose clocks tick together.
+/// What the kernel may queue, in bytes: it doubles that and counts about 770 for a beat, so that 2700 are
+/// queued, of a fleet whose clocks tick together.
 const QUEUE_BYTES: usize = 1 << 20;
 
 /// Key number of agents that no key vouches for.
@@ -104,8 +105,10 @@ impl Network {
         seal: Option<Seal>,
     ) -> io::Result<Self> {
         let socket = UdpSocket::bind(address)?;
-        // The kernel gives as much of it as the operator allows (net.core.rmem_max).
-        let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, QUEUE_BYTES);
+        // Root gets it, others as much of it as the operator allows (net.core.rmem_max).
+        if set_socket_recv_buffer_size_force(&socket, QUEUE_BYTES).is_err() {
+            let _ = set_socket_recv_buffer_size(&socket, QUEUE_BYTES);
+        }
         Ok(Self {
             socket,
             batch: UdpBatch::new(BATCH, DATAGRAM_BYTES),
