@@ -1,13 +1,17 @@
-//! Every counter of the observer, declared once: its metric name, fixed label and help text.
+//! Every figure that the observer keeps of itself, declared once: its metric name, fixed label and help text.
 //!
-//! A counter only grows and saturates. Each has exactly one writing thread (the one that owns the
-//! room it belongs to), so counting is a plain load and store; any thread may read at any time.
+//! A counter only grows and saturates, a gauge is what it was set to last, a timing is a distribution of
+//! durations. Each has exactly one writing thread (the one that owns the room it belongs to), so writing is
+//! a plain load and store; any thread may read at any time. What can be read off the slot table (how many
+//! agents are alive, say) is not kept twice.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a counter is called where it is exported.
+use crate::histogram::{Distribution, Histogram};
+
+/// What a series is called where it is exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CounterInfo {
+pub struct SeriesInfo {
     /// Metric family, Prometheus naming rules.
     pub name: &'static str,
     /// The one fixed label of this series, if the family has one.
@@ -16,27 +20,27 @@ pub struct CounterInfo {
     pub help: &'static str,
 }
 
-macro_rules! counters {
-    ($($name:literal $help:literal {
+macro_rules! series {
+    ($(#[$about:meta])* $what:ident $($name:literal $help:literal {
         $($variant:ident $($key:literal = $value:literal)?),+ $(,)?
     })+) => {
-        /// Names a counter.
+        $(#[$about])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(usize)]
-        pub enum Counter {
+        pub enum $what {
             $($(#[doc = $help] $variant,)+)+
         }
 
-        impl Counter {
-            /// All counters, in the order of their declaration.
+        impl $what {
+            /// All of them, in the order of their declaration.
             pub const ALL: &'static [Self] = &[$($(Self::$variant),+),+];
 
             /// Metric name, label and help text.
-            pub const fn info(self) -> CounterInfo {
+            pub const fn info(self) -> SeriesInfo {
                 match self {
-                    $($(Self::$variant => CounterInfo {
+                    $($(Self::$variant => SeriesInfo {
                         name: $name,
-                        label: counters!(@label $($key, $value)?),
+                        label: series!(@label $($key, $value)?),
                         help: $help,
                     },)+)+
                 }
@@ -47,7 +51,9 @@ macro_rules! counters {
     (@label $key:literal, $value:literal) => { Some(($key, $value)) };
 }
 
-counters! {
+series! {
+    /// Names a counter.
+    Counter
     "varta_observer_beats_total" "Beats credited to an agent." { BeatsAccepted }
     "varta_observer_joins_total" "Agents heard for the first time." { Joins }
     "varta_observer_stalls_total" "Silences that reached their threshold." { Stalls }
@@ -130,16 +136,120 @@ counters! {
     }
 }
 
-/// The values of all counters.
+series! {
+    /// Names a gauge.
+    Gauge
+    "varta_observer_event_ring_high_water" "Most events that have waited for the control thread at once." { RingHighWater }
+    "varta_observer_receive_high_water" "Most datagrams that were read in one turn." { ReceiveHighWater }
+    "varta_observer_attention_lag_seconds" "Time since the start that counts against nobody." { AttentionLag }
+    "varta_observer_last_turn_seconds" "When the beat path began its last turn, since the start." { LastTurn }
+}
+
+impl Gauge {
+    /// The value is kept in nanoseconds and told in seconds.
+    pub const fn is_time(self) -> bool {
+        matches!(self, Self::AttentionLag | Self::LastTurn)
+    }
+}
+
+series! {
+    /// Names a distribution of durations.
+    Timing
+    "varta_beat_interval_seconds" "Time between two accepted beats of an agent." { BeatInterval }
+    "varta_stall_detection_lateness_seconds" "Time from the deadline of an agent to the moment its stall was noticed." { Lateness }
+    "varta_observer_work_seconds" "Time of a turn of the beat path without its waiting." { Work }
+    "varta_recovery_duration_seconds" "Time from the start of a recovery command to its end." { RecoveryDuration }
+}
+
+/// 1 us in nanoseconds, and so on.
+const US: u64 = 1_000;
+const MS: u64 = 1_000 * US;
+const S: u64 = 1_000 * MS;
+
+/// From a beat per millisecond to one in ten minutes.
+static INTERVAL_BOUNDS_NS: [u64; 14] = [
+    MS,
+    5 * MS,
+    10 * MS,
+    50 * MS,
+    100 * MS,
+    250 * MS,
+    500 * MS,
+    S,
+    2 * S,
+    5 * S,
+    10 * S,
+    30 * S,
+    60 * S,
+    600 * S,
+];
+
+/// From the timer's own exactness to what an operator calls late.
+static LATENESS_BOUNDS_NS: [u64; 10] = [
+    50 * US,
+    100 * US,
+    250 * US,
+    500 * US,
+    MS,
+    2 * MS,
+    5 * MS,
+    10 * MS,
+    100 * MS,
+    S,
+];
+
+/// From one beat to a full budget, and far beyond.
+static WORK_BOUNDS_NS: [u64; 10] = [
+    5 * US,
+    10 * US,
+    25 * US,
+    50 * US,
+    100 * US,
+    500 * US,
+    MS,
+    5 * MS,
+    20 * MS,
+    100 * MS,
+];
+
+/// From a signal to a restart that takes its time.
+static RECOVERY_BOUNDS_NS: [u64; 9] = [
+    MS,
+    5 * MS,
+    10 * MS,
+    50 * MS,
+    100 * MS,
+    500 * MS,
+    S,
+    10 * S,
+    60 * S,
+];
+
+impl Timing {
+    const fn bounds_ns(self) -> &'static [u64] {
+        match self {
+            Self::BeatInterval => &INTERVAL_BOUNDS_NS,
+            Self::Lateness => &LATENESS_BOUNDS_NS,
+            Self::Work => &WORK_BOUNDS_NS,
+            Self::RecoveryDuration => &RECOVERY_BOUNDS_NS,
+        }
+    }
+}
+
+/// The values of all counters, gauges and timings.
 #[derive(Debug)]
 pub struct Counters {
     values: [AtomicU64; Counter::ALL.len()],
+    gauges: [AtomicU64; Gauge::ALL.len()],
+    timings: [Histogram; Timing::ALL.len()],
 }
 
 impl Default for Counters {
     fn default() -> Self {
         Self {
             values: std::array::from_fn(|_| AtomicU64::new(0)),
+            gauges: std::array::from_fn(|_| AtomicU64::new(0)),
+            timings: std::array::from_fn(|i| Histogram::new(Timing::ALL[i].bounds_ns())),
         }
     }
 }
@@ -166,6 +276,33 @@ impl Counters {
     pub fn get(&self, counter: Counter) -> u64 {
         self.values[counter as usize].load(Ordering::Relaxed)
     }
+
+    /// Sets a gauge; only its one writing thread may call this.
+    pub fn set(&self, gauge: Gauge, value: u64) {
+        self.gauges[gauge as usize].store(value, Ordering::Relaxed);
+    }
+
+    /// Raises a high-water mark.
+    pub fn raise(&self, gauge: Gauge, value: u64) {
+        if value > self.level(gauge) {
+            self.set(gauge, value);
+        }
+    }
+
+    /// What a gauge was set to last; nanoseconds where it is a time.
+    pub fn level(&self, gauge: Gauge) -> u64 {
+        self.gauges[gauge as usize].load(Ordering::Relaxed)
+    }
+
+    /// Takes note of a duration; only the timing's one writing thread may call this.
+    pub fn observe(&self, timing: Timing, duration_ns: u64) {
+        self.timings[timing as usize].observe(duration_ns);
+    }
+
+    /// A distribution as of one moment.
+    pub fn distribution(&self, timing: Timing) -> Distribution {
+        self.timings[timing as usize].read()
+    }
 }
 
 #[cfg(test)]
@@ -180,11 +317,18 @@ mod tests {
         assert_eq!(counters.get(Counter::Stalls), u64::MAX);
     }
 
+    fn all() -> Vec<SeriesInfo> {
+        let counters = Counter::ALL.iter().map(|counter| counter.info());
+        let gauges = Gauge::ALL.iter().map(|gauge| gauge.info());
+        let timings = Timing::ALL.iter().map(|timing| timing.info());
+        counters.chain(gauges).chain(timings).collect()
+    }
+
     #[test]
-    fn no_two_counters_are_the_same_series() {
-        for (i, a) in Counter::ALL.iter().enumerate() {
-            for b in &Counter::ALL[i + 1..] {
-                let (a, b) = (a.info(), b.info());
+    fn no_two_are_the_same_series() {
+        let all = all();
+        for (i, a) in all.iter().enumerate() {
+            for b in &all[i + 1..] {
                 assert!((a.name, a.label) != (b.name, b.label), "{a:?}");
                 if a.name == b.name {
                     assert!(a.label.is_some() && b.label.is_some(), "{a:?}");
@@ -195,13 +339,34 @@ mod tests {
 
     #[test]
     fn names_follow_the_rules_of_the_exposition_format() {
-        for counter in Counter::ALL {
-            let info = counter.info();
-            assert!(
-                info.name.starts_with("varta_") && info.name.ends_with("_total"),
-                "{info:?}"
-            );
+        for info in all() {
+            assert!(info.name.starts_with("varta_"), "{info:?}");
             assert!(info.help.ends_with('.'), "{info:?}");
+        }
+        let is_total = |info: SeriesInfo| info.name.ends_with("_total");
+        assert!(Counter::ALL.iter().all(|counter| is_total(counter.info())));
+        assert!(!Gauge::ALL.iter().any(|gauge| is_total(gauge.info())));
+        let is_time = |info: SeriesInfo| info.name.ends_with("_seconds");
+        assert!(Timing::ALL.iter().all(|timing| is_time(timing.info())));
+        for gauge in Gauge::ALL {
+            assert_eq!(gauge.is_time(), is_time(gauge.info()), "{gauge:?}");
+        }
+    }
+
+    #[test]
+    fn a_high_water_mark_only_rises() {
+        let counters = Counters::default();
+        for value in [3, 7, 5] {
+            counters.raise(Gauge::RingHighWater, value);
+        }
+        assert_eq!(counters.level(Gauge::RingHighWater), 7);
+    }
+
+    #[test]
+    fn bounds_ascend_and_fit() {
+        for timing in Timing::ALL {
+            let bounds_ns = timing.bounds_ns();
+            assert!(bounds_ns.is_sorted() && bounds_ns.len() <= crate::histogram::BOUNDS_MAX);
         }
     }
 }

@@ -20,7 +20,7 @@ use std::sync::atomic::AtomicU64;
 
 use varta_vlp::Frame;
 
-use crate::counters::{Counter, Counters};
+use crate::counters::{Counter, Counters, Timing};
 use crate::event::Agent;
 use crate::index::{BoundedIndex, PidIndex};
 use crate::slot::{BeatOrigin, Slot, SlotState, SlotTable, Step, Tier};
@@ -181,6 +181,8 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
                         facts.stalls = facts.stalls.saturating_add(1);
                         self.latched += 1;
                         self.counters.count(Counter::Stalls);
+                        let lateness_ns = silence.silence_ns.saturating_sub(facts.threshold_ns);
+                        self.counters.observe(Timing::Lateness, lateness_ns);
                     }
                 }
                 self.table.store(slot, &facts);
@@ -378,6 +380,8 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             facts.last_timestamp = beat.frame.timestamp;
             facts.session = beat.session;
         }
+        let interval_ns = now_ns.saturating_sub(known.last_ns);
+        self.counters.observe(Timing::BeatInterval, interval_ns);
         facts.status = beat.frame.status;
         facts.payload = beat.frame.payload;
         facts.last_ns = now_ns.max(known.last_ns);
