@@ -6,12 +6,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+use crate::slot::Patience;
+
 /// Bounds of a histogram at most; one bucket more holds what is beyond the last.
 pub const BOUNDS_MAX: usize = 14;
-
-/// Tries of a reader before it takes what there is: a write takes a few nanoseconds, so this many
-/// collisions in a row mean that the writer died inside one.
-const READ_TRIES: usize = 1_000;
 
 /// A distribution that is being written.
 #[derive(Debug)]
@@ -59,7 +57,7 @@ impl Histogram {
 
     /// All of it, as of one moment.
     pub fn read(&self) -> Distribution {
-        let mut tries = 0;
+        let mut patience = Patience::default();
         loop {
             let before = self.sequence.load(Ordering::Acquire);
             let read = Distribution {
@@ -69,11 +67,9 @@ impl Histogram {
             };
             fence(Ordering::Acquire);
             let is_whole = before % 2 == 0 && self.sequence.load(Ordering::Relaxed) == before;
-            tries += 1;
-            if is_whole || tries == READ_TRIES {
+            if is_whole || !patience.wait() {
                 return read;
             }
-            std::hint::spin_loop();
         }
     }
 }

@@ -19,10 +19,6 @@ use crate::tracker::Beat;
 /// Words of one slot: 128 bytes, two cache lines, so that slots never share one.
 pub const WORDS_PER_SLOT: usize = 16;
 
-/// Tries of a reader before it gives up on a slot that is being written without pause. One write
-/// takes about 10 ns, so this many collisions in a row mean the writer died inside a write.
-const READ_TRIES: usize = 1_000;
-
 /// An agent silent for more than this many thresholds may lose its slot to a newcomer. Ten, so that
 /// a slow but regular agent is never a victim.
 const RECLAIM_THRESHOLDS: u64 = 10;
@@ -344,6 +340,31 @@ impl Slot {
     }
 }
 
+/// How long a reader waits for a writer to come out of a slot. A write takes about 10 ns, unless the writer
+/// loses its core in the midst of one; so the reader gives way now and then, and gives up only when the
+/// writer must have died.
+#[derive(Debug, Default)]
+pub(crate) struct Patience {
+    tries: u32,
+}
+
+impl Patience {
+    /// Tries between two turns for others, and tries in all.
+    const SPINS: u32 = 100;
+    const TRIES_MAX: u32 = 200_000;
+
+    /// False once there is no use in waiting.
+    pub(crate) fn wait(&mut self) -> bool {
+        self.tries += 1;
+        if self.tries.is_multiple_of(Self::SPINS) {
+            std::thread::yield_now();
+        } else {
+            std::hint::spin_loop();
+        }
+        self.tries < Self::TRIES_MAX
+    }
+}
+
 /// The facts of all agents: `capacity` slots in a row of atomic words.
 #[derive(Debug)]
 pub struct SlotTable<W = Box<[AtomicU64]>> {
@@ -373,16 +394,18 @@ impl<W: AsRef<[AtomicU64]>> SlotTable<W> {
     /// of range, or words that make no sense.
     pub fn read(&self, slot: u32) -> Option<Slot> {
         let words = self.slot_words(slot)?;
-        for _ in 0..READ_TRIES {
+        let mut patience = Patience::default();
+        loop {
             let before = words[0].load(Ordering::Acquire);
             let copy = std::array::from_fn(|i| words[i].load(Ordering::Relaxed));
             fence(Ordering::Acquire);
             if before % 2 == 0 && words[0].load(Ordering::Relaxed) == before {
                 return Slot::from_words(&copy).filter(|slot| slot.state != SlotState::Free);
             }
-            std::hint::spin_loop();
+            if !patience.wait() {
+                return None;
+            }
         }
-        None
     }
 
     /// The writer's own view; it never collides with itself.
