@@ -3,7 +3,7 @@
 //! Events are made by the beat path and read by everything slow (log, event file, recovery). They
 //! carry numbers only; names and texts are looked up by whoever shows them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use varta_vlp::Status;
 
@@ -33,14 +33,30 @@ impl Agent {
 /// small number, 2^63 of them do not fit into an uptime.
 const REMOTE: u64 = 1 << 63;
 
-/// A number for a network origin: the key that vouches for it (0: none) and its address, without the
-/// port. Two origins that share one would be one host; with 63 bits and a `seed` that nobody outside
-/// knows that does not happen to a million hosts.
-pub fn remote_source(key: u64, address: IpAddr, seed: u64) -> u64 {
-    let seed = key.hash(seed);
-    let hash = match address.to_canonical() {
-        IpAddr::V4(address) => address.hash(seed),
-        IpAddr::V6(address) => address.hash(!seed),
+/// Who vouches for an agent elsewhere. All keys that agents share vouch for every agent alike (wire spec
+/// 9.1), so an agent that changes from one to another is still the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Voucher {
+    /// Nobody: it came in clear.
+    Nobody = 0,
+    /// A key that agents share.
+    SharedKey = 1,
+    /// A key derived from the master key for its pid.
+    AgentKey = 2,
+}
+
+/// A number for where an agent elsewhere speaks from: who vouches for it, and its address without the
+/// port. Two that share one would be one host; with 63 bits and a `seed` that nobody outside knows that does
+/// not happen to a million hosts. Addresses that mean something on one link only count with their link.
+pub fn remote_source(voucher: Voucher, address: &SocketAddr, seed: u64) -> u64 {
+    let seed = (voucher as u64).hash(seed);
+    let hash = match address {
+        SocketAddr::V4(address) => address.ip().hash(seed),
+        SocketAddr::V6(address) => match address.ip().to_ipv4_mapped() {
+            Some(mapped) => mapped.hash(seed),
+            None => (u64::from(address.scope_id())).hash(address.ip().hash(!seed)),
+        },
     };
     hash | REMOTE
 }
@@ -159,6 +175,12 @@ pub enum EventKind {
         /// How long, nanoseconds, since it was told last.
         doubt_ns: u64,
     },
+    /// The kernel dropped datagrams from the network because their queue was full: the silence of agents
+    /// elsewhere starts anew.
+    NetworkDrops {
+        /// How many.
+        count: u64,
+    },
     /// The observer itself was stopped, starved or asleep (law 2): this time counts against nobody.
     Gap {
         /// Length of the gap, nanoseconds.
@@ -235,15 +257,19 @@ mod tests {
     }
 
     #[test]
-    fn sources_are_told_apart_by_key_and_address_and_marked_as_remote() {
-        let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        let v4 = address("10.0.0.1");
+    fn sources_are_told_apart_by_voucher_and_address_and_marked_as_remote() {
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let v4 = address("10.0.0.1:1");
+        let of = |voucher, text| remote_source(voucher, &address(text), 7);
         let sources = [
-            remote_source(0, v4, 7),
-            remote_source(1, v4, 7),
-            remote_source(0, address("10.0.0.2"), 7),
-            remote_source(0, address("::a00:1"), 7),
-            remote_source(0, v4, 8),
+            of(Voucher::Nobody, "10.0.0.1:1"),
+            of(Voucher::SharedKey, "10.0.0.1:1"),
+            of(Voucher::AgentKey, "10.0.0.1:1"),
+            of(Voucher::Nobody, "10.0.0.2:1"),
+            of(Voucher::Nobody, "[::a00:1]:1"),
+            of(Voucher::Nobody, "[fe80::1%1]:1"),
+            of(Voucher::Nobody, "[fe80::1%2]:1"),
+            remote_source(Voucher::Nobody, &v4, 8),
         ];
         for (i, source) in sources.iter().enumerate() {
             let instance = *source;
@@ -255,7 +281,7 @@ mod tests {
             assert!(agent.is_remote());
             assert!(!sources[i + 1..].contains(source));
         }
-        let mapped = remote_source(0, address("::ffff:10.0.0.1"), 7);
+        let mapped = of(Voucher::Nobody, "[::ffff:10.0.0.1]:9");
         assert_eq!(mapped, sources[0], "the same host over another family");
     }
 

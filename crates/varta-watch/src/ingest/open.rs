@@ -1,7 +1,8 @@
 //! Opening envelopes: which key, if any, has sealed a datagram.
 //!
-//! A datagram costs as many trials as its length and the loaded keys demand, whichever of them fits: who
-//! measures time learns nothing of the keys (wire spec 10.4). Nothing is ever answered.
+//! A datagram costs as many trials as its length and the loaded keys demand, whichever of them fits, so time
+//! does not tell which key it was (wire spec 10.4). It may tell whether a pid has proved to have its derived
+//! key already. Nothing is ever answered.
 
 use varta_core::Refusal;
 use varta_core::index::BoundedIndex;
@@ -10,6 +11,9 @@ use varta_vlp::FRAME_BYTES;
 use varta_vlp::secure::{AgentKey, MasterEnvelope, SharedEnvelope};
 
 use crate::keys::{KeyRing, NamedKey};
+
+/// In place of the pid of a session's key: agents share it.
+pub(super) const SHARED: u32 = 0;
 
 /// What was in an envelope, and what proves it.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +68,7 @@ impl Opener {
             frame,
             session: SessionKey {
                 key,
-                pid: 0,
+                pid: SHARED,
                 prefix: envelope.prefix(),
             },
             counter: envelope.counter(),
