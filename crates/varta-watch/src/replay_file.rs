@@ -333,7 +333,7 @@ mod tests {
                 let both = [scope.spawn(start), scope.spawn(start)];
                 both.map(|thread| thread.join().unwrap())
             });
-            let mut first = opened.iter_mut().flatten().next().expect("one of the two");
+            let first = opened.iter_mut().flatten().next().expect("one of the two");
             let guard = &mut first.guard;
             guard.admit(&arrival(1), 0).unwrap();
             assert_eq!(opened.iter().flatten().count(), 1);
