@@ -190,7 +190,7 @@ impl Observer {
     }
 
     /// Waits until the counters are as they should be.
-    pub(crate) fn until(&self, fits: impl Fn(&Counts) -> bool) {
+    pub(crate) fn until(&self, mut fits: impl FnMut(&Counts) -> bool) {
         let until = Instant::now() + PATIENCE;
         loop {
             let counters = self.counters();
