@@ -112,15 +112,20 @@ pub(crate) fn start_sealed(flags: &[&str]) -> Observer {
 
 /// The same with a directory made before, where it leaves and finds its files.
 pub(crate) fn start_sealed_in(directory: TempDir, flags: &[&str]) -> Observer {
-    let shared = write_key(directory.path(), SHARED_FILE, hex(SHARED));
-    let master = write_key(directory.path(), MASTER_FILE, hex(MASTER));
-    let keys = [
-        flag("--key-file", &shared),
-        flag("--master-key-file", &master),
-    ];
+    let keys = key_flags(directory.path());
     let keys = keys.each_ref().map(String::as_str);
     let all = [&["--udp-port=0"], &keys[..], flags].concat();
     Observer::start_in(directory, &all, |command| command)
+}
+
+/// Writes the key files of an observer, and names them.
+pub(crate) fn key_flags(directory: &Path) -> [String; 2] {
+    let shared = write_key(directory, SHARED_FILE, hex(SHARED));
+    let master = write_key(directory, MASTER_FILE, hex(MASTER));
+    [
+        flag("--key-file", &shared),
+        flag("--master-key-file", &master),
+    ]
 }
 
 /// A socket of this address and any free port.
