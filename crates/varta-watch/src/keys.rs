@@ -51,8 +51,8 @@ pub(crate) enum KeyFileError {
     Unreadable(&'static str, SecretFileError),
     NotAKey(&'static str, PathBuf, KeyTextError),
     NotOneKey(&'static str, PathBuf, usize),
-    TooMany(usize),
-    None,
+    TooMany(PathBuf, usize),
+    None(PathBuf),
 }
 
 const KEY_FILE: &str = "--key-file";
@@ -77,8 +77,10 @@ impl KeyFiles {
             Some(path) => Some(only_key(MASTER_KEY_FILE, path)?),
             None => None,
         };
+        // Only that file may hold no key, and only that one more than one.
+        let accepted = || self.accepted.clone().unwrap_or_default();
         if read.is_empty() && master.is_none() {
-            return Err(KeyFileError::None);
+            return Err(KeyFileError::None(accepted()));
         }
         let mut shared: Vec<Box<NamedKey>> = Vec::new();
         for named in read {
@@ -88,7 +90,7 @@ impl KeyFiles {
             }
         }
         if shared.len() > SHARED_KEYS_MAX {
-            return Err(KeyFileError::TooMany(shared.len()));
+            return Err(KeyFileError::TooMany(accepted(), shared.len()));
         }
         Ok(KeyRing {
             shared,
@@ -159,14 +161,16 @@ impl fmt::Display for KeyFileError {
                  {ACCEPTED_KEY_FILE}",
                 path.display()
             ),
-            Self::TooMany(count) => write!(
+            Self::TooMany(path, count) => write!(
                 f,
-                "{ACCEPTED_KEY_FILE}: {count} shared keys, and {SHARED_KEYS_MAX} is the most, since every \
-                 datagram is tried with each; take out those that no agent uses any more"
+                "{ACCEPTED_KEY_FILE}: {}: {count} shared keys, and {SHARED_KEYS_MAX} is the most, since \
+                 every datagram is tried with each; take out those that no agent uses any more",
+                path.display()
             ),
-            Self::None => write!(
+            Self::None(path) => write!(
                 f,
-                "{ACCEPTED_KEY_FILE}: holds no key, and there is no other key file"
+                "{ACCEPTED_KEY_FILE}: {}: holds no key, and there is no other key file",
+                path.display()
             ),
         }
     }
