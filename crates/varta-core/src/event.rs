@@ -33,24 +33,12 @@ impl Agent {
 /// small number, 2^63 of them do not fit into an uptime.
 const REMOTE: u64 = 1 << 63;
 
-/// Who vouches for an agent elsewhere. All keys that agents share vouch for every agent alike (wire spec
-/// 9.1), so an agent that changes from one to another is still the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Voucher {
-    /// Nobody: it came in clear.
-    Nobody = 0,
-    /// A key that agents share.
-    SharedKey = 1,
-    /// A key derived from the master key for its pid.
-    AgentKey = 2,
-}
-
-/// A number for where an agent elsewhere speaks from: who vouches for it, and its address without the
-/// port. Two that share one would be one host; with 63 bits and a `seed` that nobody outside knows that does
-/// not happen to a million hosts. Addresses that mean something on one link only count with their link.
-pub fn remote_source(voucher: Voucher, address: &SocketAddr, seed: u64) -> u64 {
-    let seed = (voucher as u64).hash(seed);
+/// A number for where an agent elsewhere speaks from: the key that vouches for it ([`NO_KEY`] in clear), and
+/// its address without the port. Two that share one would be one host; with 63 bits and a `seed` that nobody
+/// outside knows that does not happen to a million hosts. Addresses that mean something on one link only
+/// count with their link.
+pub fn remote_source(key: u64, address: &SocketAddr, seed: u64) -> u64 {
+    let seed = key.hash(seed);
     let hash = match address {
         SocketAddr::V4(address) => address.ip().hash(seed),
         SocketAddr::V6(address) => match address.ip().to_ipv4_mapped() {
@@ -60,6 +48,9 @@ pub fn remote_source(voucher: Voucher, address: &SocketAddr, seed: u64) -> u64 {
     };
     hash | REMOTE
 }
+
+/// In place of a key: it came in clear.
+pub const NO_KEY: u64 = 0;
 
 /// An entry of the observer's story.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,19 +248,19 @@ mod tests {
     }
 
     #[test]
-    fn sources_are_told_apart_by_voucher_and_address_and_marked_as_remote() {
+    fn sources_are_told_apart_by_key_and_address_and_marked_as_remote() {
         let address = |text: &str| text.parse::<SocketAddr>().unwrap();
         let v4 = address("10.0.0.1:1");
-        let of = |voucher, text| remote_source(voucher, &address(text), 7);
+        let of = |key, text| remote_source(key, &address(text), 7);
         let sources = [
-            of(Voucher::Nobody, "10.0.0.1:1"),
-            of(Voucher::SharedKey, "10.0.0.1:1"),
-            of(Voucher::AgentKey, "10.0.0.1:1"),
-            of(Voucher::Nobody, "10.0.0.2:1"),
-            of(Voucher::Nobody, "[::a00:1]:1"),
-            of(Voucher::Nobody, "[fe80::1%1]:1"),
-            of(Voucher::Nobody, "[fe80::1%2]:1"),
-            remote_source(Voucher::Nobody, &v4, 8),
+            of(NO_KEY, "10.0.0.1:1"),
+            of(1, "10.0.0.1:1"),
+            of(2, "10.0.0.1:1"),
+            of(NO_KEY, "10.0.0.2:1"),
+            of(NO_KEY, "[::a00:1]:1"),
+            of(NO_KEY, "[fe80::1%1]:1"),
+            of(NO_KEY, "[fe80::1%2]:1"),
+            remote_source(NO_KEY, &v4, 8),
         ];
         for (i, source) in sources.iter().enumerate() {
             let instance = *source;
@@ -281,7 +272,7 @@ mod tests {
             assert!(agent.is_remote());
             assert!(!sources[i + 1..].contains(source));
         }
-        let mapped = of(Voucher::Nobody, "[::ffff:10.0.0.1]:9");
+        let mapped = of(NO_KEY, "[::ffff:10.0.0.1]:9");
         assert_eq!(mapped, sources[0], "the same host over another family");
     }
 

@@ -31,7 +31,7 @@ pub(crate) struct KeyFiles {
 /// A key, and the number it is known by.
 #[derive(Debug)]
 pub(crate) struct NamedKey {
-    pub(crate) key: Key,
+    pub(crate) key: Box<Key>,
     pub(crate) id: u64,
 }
 
@@ -40,8 +40,8 @@ pub(crate) struct NamedKey {
 #[derive(Debug)]
 pub(crate) struct KeyRing {
     /// In the order in which they are tried.
-    pub(crate) shared: Vec<Box<NamedKey>>,
-    pub(crate) master: Option<Box<NamedKey>>,
+    pub(crate) shared: Vec<NamedKey>,
+    pub(crate) master: Option<NamedKey>,
 }
 
 /// A key file that cannot be used. The text names the flag, the file and the fix.
@@ -82,7 +82,7 @@ impl KeyFiles {
         if read.is_empty() && master.is_none() {
             return Err(KeyFileError::None(accepted()));
         }
-        let mut shared: Vec<Box<NamedKey>> = Vec::new();
+        let mut shared: Vec<NamedKey> = Vec::new();
         for named in read {
             // The same key in two files is one key.
             if !shared.iter().any(|known| known.id == named.id) {
@@ -116,7 +116,7 @@ impl fmt::Display for KeyRing {
     }
 }
 
-fn only_key(flag: &'static str, path: &Path) -> Result<Box<NamedKey>, KeyFileError> {
+fn only_key(flag: &'static str, path: &Path) -> Result<NamedKey, KeyFileError> {
     let mut keys = keys(flag, path)?;
     match (keys.pop(), keys.len()) {
         (Some(key), 0) => Ok(key),
@@ -127,13 +127,14 @@ fn only_key(flag: &'static str, path: &Path) -> Result<Box<NamedKey>, KeyFileErr
     }
 }
 
-fn keys(flag: &'static str, path: &Path) -> Result<Vec<Box<NamedKey>>, KeyFileError> {
+fn keys(flag: &'static str, path: &Path) -> Result<Vec<NamedKey>, KeyFileError> {
     let content = secret_file::read(path, FILE_BYTES_MAX)
         .map_err(|error| KeyFileError::Unreadable(flag, error))?;
     let mut keys = Vec::new();
     let mut keep = |key: Key| {
         let id = key.fingerprint().0;
-        keys.push(Box::new(NamedKey { key, id }));
+        let key = Box::new(key);
+        keys.push(NamedKey { key, id });
     };
     Key::each_in(&content, &mut keep)
         .map_err(|error| KeyFileError::NotAKey(flag, path.to_owned(), error))?;

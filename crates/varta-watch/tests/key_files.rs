@@ -413,7 +413,7 @@ fn no_beat_under_a_kept_key_is_lost_while_keys_are_reloaded() {
     ];
     let observer = start_sealed_in(directory, &flags);
     let mut agents = SEALS.map(|seal| Series::new(seal, PID, "kept"));
-    let in_force = |line: &LogLine| line.msg.contains("in force");
+    let in_force = |line: &LogLine| line.msg.contains("SIGHUP: read ");
     for round in 1..=20 {
         // The kept key stands in one file, then in the other.
         let keys = [SHARED, 100 + round];
@@ -457,7 +457,7 @@ fn a_secret_that_is_swapped_under_its_link_is_read_anew() {
     let path = mounted_secret(directory.path(), "..2026_01", 1);
     let observer = Observer::start(&[PATIENT, "--udp-port=0", &flag("--key-file", &path)]);
     mounted_secret(directory.path(), "..2026_02", 2);
-    assert!(reload(&observer).msg.contains("1 shared key in force"));
+    assert!(reload(&observer).msg.contains("read 1 shared key"));
     let mut agent = Series::new(Seal::Shared(2), PID, "new");
     // The thread that opens envelopes may still be at an earlier one.
     observer.until(|counters| {

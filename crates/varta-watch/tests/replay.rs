@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use support::network::{
-    Beating, JOINS, LEFT, OUT_OF_ORDER, PATIENT, PID, REPLAYED, RETURNS, SEALS, SENDERS_FULL,
-    SESSIONS, STALLS, Seal, Series, last_frame, socket, socket_at, start_sealed,
+    Beating, JOINS, LEFT, OUT_OF_ORDER, PATIENT, PID, REPLAYED, RETURNS, SEALS, SESSIONS, STALLS,
+    Series, socket, socket_at, start_sealed,
 };
 use support::{BEATS, Observer, frame_of};
 use varta_vlp::PAYLOAD_GOODBYE;
@@ -412,36 +412,4 @@ fn a_process_that_was_started_anew_is_heard_before_anybody_calls_it_stalled() {
             "not while the first was beating"
         );
     }
-}
-
-#[test]
-fn a_full_memory_refuses_new_sessions_and_forgets_none() {
-    let observer = start_sealed(&[PATIENT]);
-    let mut known = Series::new(Seal::Shared(support::network::SHARED), PID, "known");
-    let mut capture = known.beats(3);
-    observer.hear_all(&socket(), &capture);
-    // Everybody who comes and goes leaves a session behind.
-    let mut pids = 10_000..20_000;
-    while observer
-        .counters()
-        .get(SENDERS_FULL)
-        .is_none_or(|count| *count < 10)
-    {
-        let visits: Vec<_> = pids.by_ref().take(500).collect();
-        assert!(!visits.is_empty(), "there is no end to it");
-        let goodbyes = visits.iter().map(|pid| {
-            let visitor = Series::new(known.seal, *pid, &pid.to_string());
-            visitor.at(1, &last_frame(*pid, PAYLOAD_GOODBYE, 1))
-        });
-        observer.hear_all(&socket(), &goodbyes.collect::<Vec<_>>());
-    }
-    let newcomer = Series::new(known.seal, 9, "newcomer").beat();
-    let before = observer.counters();
-    observer.hear(&socket(), &newcomer);
-    observer.assert_gained(&before, &[(SENDERS_FULL, 1)]);
-    assert_refused(&observer, &capture);
-    capture = known.beats(3);
-    assert_heard(&observer, &capture);
-    assert_heard(&observer, &renewed(&known, "new").beats(2));
-    assert_refused(&observer, &capture);
 }

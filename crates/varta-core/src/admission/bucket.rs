@@ -26,7 +26,7 @@ const REMOTE_NEWCOMER_RATE: u32 = 100;
 /// observer forget a closed one of somebody else's in the end.
 const SESSIONS: Rate = Rate {
     per_second: 1,
-    burst: 10,
+    burst: 100,
 };
 
 /// First contacts that may come at once: at least this many, and as many as there is room for.
@@ -160,12 +160,13 @@ impl Limits {
         let newcomers = |per_second| Rate { per_second, burst };
         let remote_newcomers = newcomers(REMOTE_NEWCOMER_RATE);
         let newcomers = newcomers(NEWCOMER_RATE);
+        let budgets = options.agent.map_or(0, |_| capacity);
         Self {
             agent: options.agent,
             global: options.global,
             newcomers,
             remote_newcomers,
-            budgets: vec![Budget::default(); capacity].into_boxed_slice(),
+            budgets: vec![Budget::default(); budgets].into_boxed_slice(),
             local: Shared::full(options.global, newcomers, now_ns),
             remote: Shared::full(options.global, remote_newcomers, now_ns),
         }
@@ -193,7 +194,7 @@ impl Limits {
         if is_in { Ok(()) } else { Err(Limit::Comebacks) }
     }
 
-    /// Whether a known agent may begin another session.
+    /// Whether a known agent may begin another session. Without a limit on its beats there is none on these.
     pub fn let_session_begin(&mut self, slot: u32, now_ns: u64) -> Result<(), Limit> {
         let budget = self.budgets.get_mut(slot as usize);
         let is_in = budget.is_none_or(|budget| budget.sessions.take(SESSIONS, now_ns));
@@ -202,15 +203,12 @@ impl Limits {
 
     /// A new agent has a slot: its bucket is full but for the beat that brought it.
     pub fn welcome(&mut self, slot: u32, now_ns: u64) {
-        let Some(budget) = self.budgets.get_mut(slot as usize) else {
-            return;
-        };
-        *budget = Budget {
-            sessions: TokenBucket::full(SESSIONS, now_ns),
-            ..Budget::default()
-        };
-        if let Some(rate) = self.agent {
-            budget.beats = TokenBucket::full(rate, now_ns);
+        if let (Some(rate), Some(budget)) = (self.agent, self.budgets.get_mut(slot as usize)) {
+            *budget = Budget {
+                beats: TokenBucket::full(rate, now_ns),
+                terminal_from_ns: 0,
+                sessions: TokenBucket::full(SESSIONS, now_ns),
+            };
             budget.beats.take(rate, now_ns);
         }
     }
@@ -386,17 +384,24 @@ mod tests {
     }
 
     #[test]
-    fn sessions_begin_one_per_second_and_a_few_at_once() {
-        let mut limits = Limits::new(2, LimitOptions::default(), 0);
+    fn sessions_begin_one_per_second_and_a_hundred_at_once() {
+        let options = LimitOptions {
+            agent: Some(rate(10, 10)),
+            global: None,
+        };
+        let mut limits = Limits::new(2, options, 0);
         limits.welcome(0, 0);
         limits.welcome(1, 0);
         let begun = |limits: &mut Limits, slot, now_ns| {
-            (0..100)
+            (0..1000)
                 .filter(|_| limits.let_session_begin(slot, now_ns).is_ok())
                 .count()
         };
-        assert_eq!(begun(&mut limits, 0, 0), 10);
+        assert_eq!(begun(&mut limits, 0, 0), 100);
         assert_eq!(begun(&mut limits, 0, 3 * SECOND), 3);
-        assert_eq!(begun(&mut limits, 1, 0), 10, "another agent");
+        assert_eq!(begun(&mut limits, 1, 0), 100, "another agent");
+        let mut unlimited = Limits::new(1, LimitOptions::default(), 0);
+        unlimited.welcome(0, 0);
+        assert_eq!(begun(&mut unlimited, 0, 0), 1000);
     }
 }

@@ -51,7 +51,7 @@ impl Recoveries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use varta_core::event::{Voucher, remote_source};
+    use varta_core::event::{NO_KEY, remote_source};
 
     #[test]
     fn agents_elsewhere_cannot_keep_a_local_one_from_its_recovery() {
@@ -68,7 +68,7 @@ mod tests {
             instance,
         };
         for slot in 0..50 {
-            let instance = remote_source(Voucher::SharedKey, &address, 0);
+            let instance = remote_source(NO_KEY, &address, 0);
             let elsewhere = agent(slot, instance);
             recoveries.of(elsewhere).on_stall(elsewhere, 0);
         }

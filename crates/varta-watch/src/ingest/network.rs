@@ -1,7 +1,7 @@
 //! Beats that come over a network: from a datagram to the agent it is credited to, or to nobody.
 //!
 //! In clear (plain UDP) nobody vouches for anything; sealed, a key vouches for the frame and the replay
-//! guard for its being new. An agent is `(voucher, address without port, pid)`, so hosts with equal pids,
+//! guard for its being new. An agent is `(key, address without port, pid)`, so hosts with equal pids,
 //! and a local process with that pid, are somebody else. A session keeps the address it began at. Nothing
 //! is ever sent back.
 //!
@@ -10,12 +10,12 @@
 //! refused before the guard remembers anything.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 use varta_core::admission::network_frame;
-use varta_core::event::{Agent, UID_UNKNOWN, Voucher, remote_source};
+use varta_core::event::{Agent, NO_KEY, UID_UNKNOWN, remote_source};
 use varta_core::replay::{Arrival, ReplayGuard, ReplayRefusal, SessionKey};
 use varta_core::tracker::{AgentKey, Beat};
 use varta_core::{BeatOrigin, Counter, EventKind, Home, Reach, Refusal, Sender};
@@ -24,7 +24,7 @@ use varta_vlp::Frame;
 use varta_vlp::secure::MASTER_ENVELOPE_BYTES;
 
 use super::Ingest;
-use super::open::{Opener, SHARED};
+use super::open::Opener;
 use super::remembered::Remembered;
 use crate::keys::KeyRing;
 use crate::replay_file::ReplayWords;
@@ -41,6 +41,9 @@ const DATAGRAM_BYTES: usize = MASTER_ENVELOPE_BYTES + 1;
 /// What the kernel may queue, in bytes: it doubles that and counts about 770 for a beat, so that 2700 are
 /// queued, of a fleet whose clocks tick together.
 const QUEUE_BYTES: usize = 1 << 20;
+
+/// Every series of beats begins with it (client spec 2).
+const FIRST_NONCE: u64 = 1;
 
 /// The UDP socket, and what its datagrams are worth.
 pub(crate) struct Network {
@@ -65,14 +68,15 @@ struct Seal {
 /// What a datagram says, and what proves it.
 struct Read {
     frame: Frame,
-    voucher: Voucher,
+    /// [`NO_KEY`] if it came in clear.
+    key: u64,
     session: Option<(SessionKey, u32)>,
 }
 
 /// A beat whose sender is known as well as it can be.
 struct Heard {
     beat: Beat,
-    address: IpAddr,
+    address: SocketAddr,
     /// To be shown to the replay guard.
     arrival: Option<Arrival>,
     /// Nobody has heard of its session.
@@ -155,7 +159,7 @@ impl Network {
         let opened_at = known.and_then(|(guard, session)| guard.source_of(&session));
         let begins_session =
             opened_at.is_none() && known.is_some_and(|(guard, session)| !guard.knows(&session));
-        let source = opened_at.unwrap_or_else(|| remote_source(read.voucher, address, self.seed));
+        let source = opened_at.unwrap_or_else(|| remote_source(read.key, address, self.seed));
         let beat = Beat {
             key: AgentKey::Network {
                 source,
@@ -176,7 +180,7 @@ impl Network {
         });
         Heard {
             beat,
-            address: address.ip(),
+            address: *address,
             arrival,
             begins_session,
         }
@@ -211,10 +215,7 @@ impl Seal {
         let opened = self.opener.open(bytes)?;
         Ok(Read {
             frame: network_frame(&opened.frame)?,
-            voucher: match opened.session.pid {
-                SHARED => Voucher::SharedKey,
-                _ => Voucher::AgentKey,
-            },
+            key: opened.session.key,
             session: Some((opened.session, opened.counter)),
         })
     }
@@ -223,7 +224,7 @@ impl Seal {
 fn read_in_clear(bytes: &[u8]) -> Result<Read, Refusal> {
     Ok(Read {
         frame: network_frame(bytes)?,
-        voucher: Voucher::Nobody,
+        key: NO_KEY,
         session: None,
     })
 }
@@ -306,6 +307,9 @@ impl Ingest {
         if let Some(network) = &mut self.network {
             network.admit(heard, now_ns)?;
         }
+        if slot.is_none() && self.is_overtaken_by_goodbye(heard, now_ns) {
+            return Err(Refusal::OutOfOrder);
+        }
         if let Some(slot) = slot {
             let is_terminal = heard.beat.frame.is_terminal();
             let limit = self
@@ -324,20 +328,28 @@ impl Ingest {
         if !self.lines.events.has_room_for_join() {
             return Err(Refusal::Crowded);
         }
-        let AgentKey::Network { source, pid } = heard.beat.key else {
-            return Ok(());
-        };
-        let network = self.network.as_ref();
-        let left_at_ns = network.and_then(|network| network.departed.get((source, pid), now_ns));
-        if left_at_ns.is_some_and(|left_at_ns| heard.beat.frame.timestamp <= left_at_ns) {
-            // Its goodbye has overtaken it.
-            return Err(Refusal::OutOfOrder);
-        }
         let mut limit = self.limits.let_newcomer_in(Reach::Remote, now_ns);
-        if left_at_ns.is_some() {
+        if self.left_at_ns(heard, now_ns).is_some() {
             limit = limit.and_then(|()| self.limits.let_back_in(Reach::Remote, now_ns));
         }
         limit.map_err(Refusal::RateLimited)
+    }
+
+    /// When an agent that has just said goodbye did so, on its own clock.
+    fn left_at_ns(&self, heard: &Heard, now_ns: u64) -> Option<u64> {
+        let AgentKey::Network { source, pid } = heard.beat.key else {
+            return None;
+        };
+        self.network.as_ref()?.departed.get((source, pid), now_ns)
+    }
+
+    /// A beat from before the goodbye that came first. It brings nobody back; another session does, and in
+    /// clear another series.
+    fn is_overtaken_by_goodbye(&self, heard: &Heard, now_ns: u64) -> bool {
+        let frame = &heard.beat.frame;
+        let begins = heard.begins_session || frame.nonce == FIRST_NONCE;
+        let left_at_ns = self.left_at_ns(heard, now_ns);
+        !begins && left_at_ns.is_some_and(|left_at_ns| frame.timestamp <= left_at_ns)
     }
 
     /// An agent elsewhere has said goodbye, at `timestamp_ns` of its own clock.
@@ -373,7 +385,7 @@ impl Ingest {
         let now_ns = self.attention.raw_now_ns();
         self.limits.welcome(agent.slot, now_ns);
         let home = Home::Network {
-            address: heard.address,
+            address: heard.address.ip(),
             sealed: heard.arrival.is_some(),
         };
         self.tell_join(agent, &beat.frame, home);
