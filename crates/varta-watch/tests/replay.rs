@@ -354,6 +354,20 @@ fn a_goodbye_that_was_held_back_does_not_end_a_newer_session() {
 }
 
 #[test]
+fn a_beat_that_its_goodbye_has_overtaken_brings_nobody_back() {
+    let observer = start_sealed(&[PATIENT]);
+    for mut agent in agents("leaves") {
+        observer.hear_all(&socket(), &agent.beats(2));
+        let late = agent.beat();
+        let goodbye = agent.last(PAYLOAD_GOODBYE, 1_000);
+        observer.hear(&socket(), &goodbye);
+        let before = observer.counters();
+        observer.hear(&socket(), &late);
+        observer.assert_gained(&before, &[(OUT_OF_ORDER, 1)]);
+    }
+}
+
+#[test]
 fn a_session_that_was_recorded_unheard_cannot_silence_an_agent_that_beats() {
     let observer = start_sealed(&[PATIENT]);
     for seal in SEALS {
