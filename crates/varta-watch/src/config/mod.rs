@@ -31,7 +31,7 @@ const MAX_BEAT_RATE: u32 = 100;
 /// Seconds' worth of beats an agent may send at once unless told otherwise.
 const MAX_BEAT_BURST_SECONDS: u32 = 10;
 
-/// Watches local processes: each sends a beat now and then, and whoever falls silent is reported
+/// Watches processes: each sends a beat now and then, and whoever falls silent is reported
 /// and, if you say so, recovered.
 #[derive(Debug, Parser)]
 #[command(
