@@ -3,7 +3,7 @@
 //! Events are made by the beat path and read by everything slow (log, event file, recovery). They
 //! carry numbers only; names and texts are looked up by whoever shows them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use varta_vlp::Status;
 
@@ -33,17 +33,24 @@ impl Agent {
 /// small number, 2^63 of them do not fit into an uptime.
 const REMOTE: u64 = 1 << 63;
 
-/// A number for a network origin: the key that vouches for it (0: none) and its address, without the
-/// port. Two origins that share one would be one host; with 63 bits and a `seed` that nobody outside
-/// knows that does not happen to a million hosts.
-pub fn remote_source(key: u64, address: IpAddr, seed: u64) -> u64 {
+/// A number for where an agent elsewhere speaks from: the key that vouches for it ([`NO_KEY`] in clear), and
+/// its address without the port. Two that share one would be one host; with 63 bits and a `seed` that nobody
+/// outside knows that does not happen to a million hosts. Addresses that mean something on one link only
+/// count with their link.
+pub fn remote_source(key: u64, address: &SocketAddr, seed: u64) -> u64 {
     let seed = key.hash(seed);
-    let hash = match address.to_canonical() {
-        IpAddr::V4(address) => address.hash(seed),
-        IpAddr::V6(address) => address.hash(!seed),
+    let hash = match address {
+        SocketAddr::V4(address) => address.ip().hash(seed),
+        SocketAddr::V6(address) => match address.ip().to_ipv4_mapped() {
+            Some(mapped) => mapped.hash(seed),
+            None => (u64::from(address.scope_id())).hash(address.ip().hash(!seed)),
+        },
     };
     hash | REMOTE
 }
+
+/// In place of a key: it came in clear.
+pub const NO_KEY: u64 = 0;
 
 /// An entry of the observer's story.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +166,12 @@ pub enum EventKind {
         /// How long, nanoseconds, since it was told last.
         doubt_ns: u64,
     },
+    /// The kernel dropped datagrams from the network because their queue was full: the silence of agents
+    /// elsewhere starts anew.
+    NetworkDrops {
+        /// How many.
+        count: u64,
+    },
     /// The observer itself was stopped, starved or asleep (law 2): this time counts against nobody.
     Gap {
         /// Length of the gap, nanoseconds.
@@ -236,14 +249,18 @@ mod tests {
 
     #[test]
     fn sources_are_told_apart_by_key_and_address_and_marked_as_remote() {
-        let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        let v4 = address("10.0.0.1");
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let v4 = address("10.0.0.1:1");
+        let of = |key, text| remote_source(key, &address(text), 7);
         let sources = [
-            remote_source(0, v4, 7),
-            remote_source(1, v4, 7),
-            remote_source(0, address("10.0.0.2"), 7),
-            remote_source(0, address("::a00:1"), 7),
-            remote_source(0, v4, 8),
+            of(NO_KEY, "10.0.0.1:1"),
+            of(1, "10.0.0.1:1"),
+            of(2, "10.0.0.1:1"),
+            of(NO_KEY, "10.0.0.2:1"),
+            of(NO_KEY, "[::a00:1]:1"),
+            of(NO_KEY, "[fe80::1%1]:1"),
+            of(NO_KEY, "[fe80::1%2]:1"),
+            remote_source(NO_KEY, &v4, 8),
         ];
         for (i, source) in sources.iter().enumerate() {
             let instance = *source;
@@ -255,7 +272,7 @@ mod tests {
             assert!(agent.is_remote());
             assert!(!sources[i + 1..].contains(source));
         }
-        let mapped = remote_source(0, address("::ffff:10.0.0.1"), 7);
+        let mapped = of(NO_KEY, "[::ffff:10.0.0.1]:9");
         assert_eq!(mapped, sources[0], "the same host over another family");
     }
 

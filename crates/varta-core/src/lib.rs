@@ -24,7 +24,7 @@ pub mod tracker;
 pub mod wheel;
 
 pub use admission::{AllowedUsers, Claims, Credentials, Limit, LimitOptions, Limits, LocalGate};
-pub use admission::{Rate, Refusal};
+pub use admission::{Rate, Reach, Refusal};
 pub use attention::AttentionClock;
 pub use counters::{Counter, Counters, Gauge, Timing};
 pub use event::{Agent, Event, EventKind, ExitStatus, Home, Sender};

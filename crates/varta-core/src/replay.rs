@@ -5,11 +5,14 @@
 //! which accepts it or says why not. Accepting and remembering are one step; a refusal changes nothing.
 //! The guard neither decrypts nor judges what a datagram says; it reads no clock and never panics.
 //!
-//! Per open session it remembers the highest counter and which of the 63 below have been heard. An agent
-//! has one *current* session, the newest over which a regular datagram of it came, and at most one
-//! *farewell* session, over which only terminal ones did: the last frame of a panicking process has a
-//! prefix of its own, and the process may well survive and go on. What a newer session replaces is
-//! *closed*: nothing is accepted over it again, heard or unheard.
+//! Per open session it remembers the highest counter and which of the 63 below have been heard. A session
+//! belongs for good to the agent that the first datagram heard over it spoke for. Those that follow pass
+//! the window whomever they speak for, and move no session to another agent: an address is easily forged.
+//! An agent has at most one *current* session, and one *farewell* session, over which only terminal
+//! datagrams of it came: the last frame of a panicking process has a prefix of its own, and the process
+//! may well survive and go on, even over that session, which is its current one then. What a newer session
+//! replaces is *closed*: nothing is accepted over it again, heard or unheard. The sessions of an agent that
+//! has *departed* stay open, and are the first to be closed when room is needed.
 //!
 //! Bounds: memory is 64 bytes per session and 8 per closed one, handed in, and of its own at most 200
 //! per session and 64 per closed one, reserved at construction. A call costs a few look-ups, and a look
@@ -17,6 +20,8 @@
 //! ones forgotten: who kept a datagram for so long can replay it once more. A session of which nothing
 //! was heard when it was sent, since it was held back or there was no guard yet, passes for a new one
 //! whenever it comes, and closes the present one: only what its frames say can tell that they are old.
+//! Under a key that agents share, a copy of the first datagram of a session that comes before it, from
+//! another agent's address, opens the session for that agent and closes the one it had.
 //!
 //! The facts live in a row of atomic words. If these are a mapped file, the memory survives the process:
 //! a kill between any two stores leaves at most more refusals than needed, never a datagram that can be
@@ -38,13 +43,14 @@ use crate::index::{BoundedIndex, IndexKey};
 
 use memory::{Heritage, Layout, Memory, Owner, Record, Role, Window};
 
-/// Silence after which a session may be closed to make room for a newcomer: 1 h. No agent beats that
-/// seldom, so who beats is never a victim; a shorter time would not make room faster where it matters,
-/// for a flood of newcomers is refused at once.
-pub const LIVE_NS: u64 = 3_600_000_000_000;
+/// Silence after which a session may be closed to make room for a newcomer: 10 min. Hardly an agent beats
+/// that seldom, so who beats is no victim; who does, and finds its session closed since the table was
+/// full, is heard again when it reconnects. A shorter time would make victims of agents in a short outage;
+/// a longer one would keep the places of those that ended without a word.
+pub const LIVE_NS: u64 = 600_000_000_000;
 
 /// Records looked at per attempt to make room. It bounds the work of a newcomer to a full table, at the
-/// price that a larger table may need several newcomers until the silent one is found.
+/// price that a larger table may need several newcomers until one that may be closed is found.
 const SCAN_RECORDS: u32 = 64;
 
 /// The most open sessions (64 MiB) and remembered closed ones (8 MiB); larger requests are clamped.
@@ -120,13 +126,10 @@ impl Arrival {
 
     /// What a session that begins with this datagram is.
     fn owner(&self) -> Owner {
-        Owner {
-            agent: self.agent(),
-            role: if self.is_terminal {
-                Role::Farewell
-            } else {
-                Role::Current
-            },
+        if self.is_terminal {
+            Owner::farewell(self.agent())
+        } else {
+            Owner::current(self.agent())
         }
     }
 }
@@ -291,9 +294,10 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
     }
 
     /// Takes over what an earlier guard remembered, from a copy of its words. The sizes may differ: of
-    /// too many open sessions those silent for longest are closed, of too many closed ones the oldest are
-    /// forgotten. All that is open counts as heard at `now_ns`. To be called before anything is heard; it
-    /// allocates. Until it has returned the earlier words are the only memory: keep them.
+    /// too many open sessions those of departed agents and then those silent for longest are closed, of
+    /// too many closed ones the oldest are forgotten. All that is open counts as heard at `now_ns`, but
+    /// who has departed stays so. To be called before anything is heard; it allocates. Until it has
+    /// returned the earlier words are the only memory: keep them.
     ///
     /// Returns how many sessions were closed for want of room.
     ///
@@ -318,10 +322,11 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
             self.serial += 1;
             record.serial = self.serial;
         }
+        // `None`, the departed, is less than any time.
         records.sort_unstable_by_key(|record| Reverse(record.heard_ns));
         for record in &records {
             self.take_back(&Record {
-                heard_ns: now_ns,
+                heard_ns: record.heard_ns.map(|_| now_ns),
                 ..*record
             });
         }
@@ -350,6 +355,26 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         self.open.get(&hash).is_some() || self.closed.get(&hash).is_some()
     }
 
+    /// Where the agent lives that an open session belongs to; `None` if it is not open. A datagram over it
+    /// is that agent's, whatever address it came from: a copy may overtake the original.
+    pub fn source_of(&self, session: &SessionKey) -> Option<u64> {
+        let number = self.open.get(&self.hash(session))?;
+        let known = self.load_as(number, session)?;
+        Some(known.owner.agent.source)
+    }
+
+    /// An agent has left: it took its leave, or nothing is known of it any more. Its sessions stay open,
+    /// for it may come back over them, but are the first to be closed when room is needed, however short
+    /// the silence. The next datagram accepted over one of them makes that one live again.
+    pub fn depart(&mut self, source: u64, pid: u32) {
+        let agent = Agent { source, pid };
+        for role in [Role::Current, Role::Farewell] {
+            if let Some((number, _)) = self.session_of(&Owner { agent, role }) {
+                self.memory.set_heard(number, None);
+            }
+        }
+    }
+
     /// The seed of the hashes.
     pub fn seed(&self) -> u64 {
         self.seed
@@ -367,44 +392,34 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
 
     /// A datagram over an open session.
     fn go_on(&mut self, number: u32, arrival: &Arrival, now_ns: u64) -> Result<(), ReplayRefusal> {
-        // Two sessions of one hash: the second must do without, for only one can be looked up.
         let known = self
-            .memory
-            .load(number)
-            .filter(|known| known.session == arrival.session)
+            .load_as(number, &arrival.session)
             .ok_or(ReplayRefusal::Closed)?;
         let window = known
             .window
             .with(arrival.counter)
             .ok_or(ReplayRefusal::Seen)?;
-        if !arrival.is_terminal && known.owner != Some(arrival.owner()) {
-            self.hand_over(number, &known, arrival.agent())?;
+        if !arrival.is_terminal && known.owner == Owner::farewell(arrival.agent()) {
+            self.make_current(number, &known)?;
         }
         self.memory.set_window(number, known.window, window);
-        self.memory.set_heard(number, now_ns.max(known.heard_ns));
+        let heard_ns = known.heard_ns.max(Some(now_ns));
+        self.memory.set_heard(number, heard_ns);
         Ok(())
     }
 
-    /// Makes an open session the current one of an agent, unless the agent has a newer one.
-    fn hand_over(
-        &mut self,
-        number: u32,
-        known: &Record,
-        agent: Agent,
-    ) -> Result<(), ReplayRefusal> {
-        let owner = Owner {
-            agent,
-            role: Role::Current,
-        };
-        if let Some((older, record)) = self.session_of(&owner) {
+    /// Makes an agent's farewell session its current one, unless it has a newer one.
+    fn make_current(&mut self, number: u32, known: &Record) -> Result<(), ReplayRefusal> {
+        let current = Owner::current(known.owner.agent);
+        if let Some((older, record)) = self.session_of(&current) {
             if record.serial > known.serial {
                 return Err(ReplayRefusal::Closed);
             }
             self.close(older);
         }
-        self.disown(known);
-        self.memory.set_owner(number, known, agent);
-        self.own(number, &owner);
+        self.owners.remove(&known.owner);
+        self.memory.set_role(number, known.serial, Role::Current);
+        self.own(number, &current);
         Ok(())
     }
 
@@ -433,27 +448,41 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
             &Record {
                 session: arrival.session,
                 serial: self.serial,
-                owner: Some(owner),
+                owner,
                 window: Window::starting_with(arrival.counter),
-                heard_ns: now_ns,
+                heard_ns: Some(now_ns),
             },
         );
         Ok(())
     }
 
-    /// Closes a session that has been silent for long, if one is found at once.
+    /// Closes a session of an agent that has departed, or else has been silent for long, if one is found
+    /// at once. The next attempt begins behind it.
     fn make_room(&mut self, now_ns: u64) {
-        let sessions = self.memory.layout.sessions;
-        for _ in 0..SCAN_RECORDS.min(sessions) {
+        let mut victim = None;
+        for _ in 0..SCAN_RECORDS.min(self.memory.layout.sessions) {
             let number = self.cursor;
-            self.cursor = (self.cursor + 1) % sessions;
-            if let Some(record) = self.memory.load(number)
-                && now_ns.saturating_sub(record.heard_ns) > LIVE_NS
-            {
-                self.close(number);
-                return;
+            self.cursor = self.after(number);
+            let Some(record) = self.memory.load(number) else {
+                continue;
+            };
+            let Some(heard_ns) = record.heard_ns else {
+                victim = Some(number);
+                break;
+            };
+            if now_ns.saturating_sub(heard_ns) > LIVE_NS {
+                victim = victim.or(Some(number));
             }
         }
+        if let Some(number) = victim {
+            self.cursor = self.after(number);
+            self.close(number);
+        }
+    }
+
+    /// The record to look at after this one.
+    fn after(&self, number: u32) -> u32 {
+        (number + 1) % self.memory.layout.sessions
     }
 
     /// A session of an earlier guard stays open if there is room. One that was being closed when that guard
@@ -461,10 +490,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
     fn take_back(&mut self, record: &Record) {
         let hash = self.hash(&record.session);
         // No guard wrote such words, but nothing in them is trusted.
-        let is_double = self.open.get(&hash).is_some()
-            || record
-                .owner
-                .is_some_and(|owner| self.owners.get(&owner).is_some());
+        let is_double = self.open.get(&hash).is_some() || self.owners.get(&record.owner).is_some();
         match self.free.pop_if(|_| !is_double) {
             Some(number) => self.place(number, hash, record),
             None => self.remember(hash),
@@ -476,9 +502,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         self.memory.fill(number, record);
         // Neither index can refuse: no more records than its capacity are in it.
         let _ = self.open.insert(hash, number);
-        if let Some(owner) = &record.owner {
-            self.own(number, owner);
-        }
+        self.own(number, &record.owner);
     }
 
     /// Closes a session for good. It is remembered as closed before its record is free.
@@ -493,7 +517,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         self.remember(hash);
         self.memory.free(number);
         self.open.remove(&hash);
-        self.disown(&record);
+        self.owners.remove(&record.owner);
         self.free.push(number);
     }
 
@@ -514,20 +538,21 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         SessionHash::of(session, self.seed)
     }
 
+    /// The record of a session, if it is this one's: of two with one hash the second must do without, for
+    /// only one can be looked up.
+    fn load_as(&self, number: u32, session: &SessionKey) -> Option<Record> {
+        let record = self.memory.load(number)?;
+        (record.session == *session).then_some(record)
+    }
+
     /// An agent's session in a role.
     fn session_of(&self, owner: &Owner) -> Option<(u32, Record)> {
         let number = self.owners.get(owner)?;
         let record = self.memory.load(number)?;
-        (record.owner.as_ref() == Some(owner)).then_some((number, record))
+        (record.owner == *owner).then_some((number, record))
     }
 
     fn own(&mut self, number: u32, owner: &Owner) {
         let _ = self.owners.insert(*owner, number);
-    }
-
-    fn disown(&mut self, record: &Record) {
-        if let Some(owner) = &record.owner {
-            self.owners.remove(owner);
-        }
     }
 }

@@ -31,6 +31,10 @@ const NONCE_WRAP_DISTANCE: u64 = 1 << 20;
 /// new session: a quarter, so that an agent that beats as seldom as it may still gets through in time.
 const SESSION_QUIET_PARTS: u64 = 4;
 
+/// Silence, in parts of the threshold, after which a session that nobody knows may begin with old words: a
+/// half, since an agent that beats less often than twice per threshold is called stalled now and then anyway.
+const UNKNOWN_SESSION_QUIET_PARTS: u64 = 2;
+
 /// How a beat reached the observer; pinned by an agent's first beat (observer spec 4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -288,23 +292,23 @@ impl Slot {
         let is_ordered = beat.origin == BeatOrigin::KernelAttested;
         let restarts = is_ordered && frame.timestamp < self.last_timestamp;
         let is_repeated = frame.nonce == last_nonce && frame.timestamp == self.last_timestamp;
-        (!is_repeated && (restarts || self.was_quiet(now_ns))).then_some(Step::NewSession)
+        (!is_repeated && (restarts || self.was_quiet(SESSION_QUIET_PARTS, now_ns)))
+            .then_some(Step::NewSession)
     }
 
     /// Whether a beat of this agent may begin a session that nobody knows: it must be newer than what was
-    /// said before, or the agent must have been quiet for a while, as after a restart (wire spec 10.6). A
-    /// session that was recorded while nobody listened is thus no means to silence an agent that beats.
+    /// said before, or the agent must have been quiet for a while, as after a restart (wire spec 10.6). It
+    /// makes a session that was recorded while nobody listened a poor means to silence an agent that beats.
     pub(crate) fn may_begin_session(&self, frame: &Frame, now_ns: u64) -> bool {
         if frame.is_terminal() {
             return self.terminal_timestamp == 0 || frame.timestamp > self.terminal_timestamp;
         }
         let is_newer = self.last_nonce.is_none_or(|last| frame.nonce > last);
-        is_newer || self.was_quiet(now_ns)
+        is_newer || self.was_quiet(UNKNOWN_SESSION_QUIET_PARTS, now_ns)
     }
 
-    fn was_quiet(&self, now_ns: u64) -> bool {
-        let quiet_ns = self.threshold_ns / SESSION_QUIET_PARTS;
-        now_ns.saturating_sub(self.last_ns) >= quiet_ns
+    fn was_quiet(&self, parts: u64, now_ns: u64) -> bool {
+        now_ns.saturating_sub(self.last_ns) >= self.threshold_ns / parts
     }
 
     /// The tier that silence has reached and that was not handed over yet.

@@ -25,7 +25,7 @@ use crate::event::Agent;
 use crate::index::{BoundedIndex, PidIndex};
 use crate::slot::{BeatOrigin, Slot, SlotState, SlotTable, Step, Tier};
 use crate::wheel::Wheel;
-use reclaim::Reclaimable;
+use reclaim::{Reclaimable, Victims};
 
 pub use types::{
     AgentKey, Beat, Displaced, EvictionPolicy, Recorded, Silence, TrackerOptions, Update,
@@ -34,11 +34,18 @@ pub use types::{
 /// Agents a tracker holds unless told otherwise.
 pub const DEFAULT_CAPACITY: usize = 256;
 
-/// The largest table: 1 048 576 agents, 128 MiB of slots. Larger requests are clamped.
+/// The most agents of a kind, local or from a network: 1 048 576, 128 MiB of slots.
 pub const MAX_CAPACITY: usize = 1 << 20;
+
+/// The largest table; larger requests are clamped.
+const MAX_SLOTS: usize = 2 * MAX_CAPACITY;
 
 /// Slots looked at per attempt to evict under [`EvictionPolicy::Balanced`].
 pub const DEFAULT_EVICTION_SCAN_WINDOW: usize = 256;
+
+/// Thresholds by which dropped datagrams may put off the stall of a network agent: as many as a flood on the
+/// local socket (see [`crate::attention`]).
+const RESTART_THRESHOLDS: u64 = 16;
 
 /// The ledger. `W` is what holds the words of the slot table.
 #[derive(Debug)]
@@ -60,7 +67,10 @@ pub struct Tracker<W = Box<[AtomicU64]>> {
     len: usize,
     /// How many of them are network agents.
     network_len: usize,
+    local_capacity: usize,
     network_capacity: usize,
+    /// No network agent's silence counts before this time.
+    network_restarted_ns: u64,
     latched: usize,
     shortest_threshold_ns: u64,
     /// Nobody's silence counts before this time.
@@ -71,7 +81,7 @@ pub struct Tracker<W = Box<[AtomicU64]>> {
 impl Tracker {
     /// A tracker with its own table on the heap and its own counters.
     pub fn with_capacity(capacity: usize, options: TrackerOptions) -> Self {
-        let table = Arc::new(SlotTable::on_heap(capacity.min(MAX_CAPACITY)));
+        let table = Arc::new(SlotTable::on_heap(capacity.min(MAX_SLOTS)));
         Self::new(table, Arc::default(), options)
     }
 }
@@ -80,7 +90,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     /// A tracker over an empty table. The tracker must be the table's only writer. Capacity 0 is
     /// legal: nobody is ever admitted.
     pub fn new(table: Arc<SlotTable<W>>, counters: Arc<Counters>, options: TrackerOptions) -> Self {
-        let capacity = table.capacity().min(MAX_CAPACITY);
+        let capacity = table.capacity().min(MAX_SLOTS);
         Self {
             taken: [0; Counter::ALL.len()],
             capacity,
@@ -95,7 +105,9 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             free: (0..capacity as u32).rev().collect(),
             len: 0,
             network_len: 0,
+            local_capacity: options.local_capacity,
             network_capacity: options.network_capacity,
+            network_restarted_ns: 0,
             latched: 0,
             shortest_threshold_ns: u64::MAX,
             restarted_ns: 0,
@@ -161,7 +173,8 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
                 continue;
             };
             if !facts.state.is_latched() {
-                facts.paused_until_ns = facts.paused_until_ns.max(self.restarted_ns);
+                let restarted_ns = self.restarted_ns.max(self.network_restart_of(&facts));
+                facts.paused_until_ns = facts.paused_until_ns.max(restarted_ns);
             }
             if let Some(tier) = facts.due_tier(now_ns) {
                 let silence = Silence {
@@ -239,6 +252,22 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.restarted_ns = self.restarted_ns.max(now_ns);
     }
 
+    /// The same for network agents alone: the kernel has dropped datagrams, and theirs may have been among
+    /// them. Whoever drops may do so without end, so an agent has sixteen thresholds of that at most.
+    pub fn restart_network_silence(&mut self, now_ns: u64) {
+        self.network_restarted_ns = self.network_restarted_ns.max(now_ns);
+    }
+
+    fn network_restart_of(&self, facts: &Slot) -> u64 {
+        let longest_ns = facts.threshold_ns.saturating_mul(RESTART_THRESHOLDS);
+        match facts.local {
+            true => 0,
+            false => self
+                .network_restarted_ns
+                .min(facts.last_ns.saturating_add(longest_ns)),
+        }
+    }
+
     /// When [`Self::drain_stalled_slots`] should be called next; `None` while nothing is armed.
     /// Early wake-ups are harmless.
     pub fn next_deadline_ns(&self) -> Option<u64> {
@@ -270,7 +299,10 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     pub fn may_have_room_for(&self, key: &AgentKey) -> bool {
         let is_local = matches!(key, AgentKey::Local { .. });
         self.has_free_slot_for(is_local)
-            || self.reclaimable.oldest_for(is_local).is_some()
+            || self
+                .reclaimable
+                .oldest(self.victims_for(is_local))
+                .is_some()
             || self.policy == EvictionPolicy::Balanced
     }
 
@@ -366,7 +398,9 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         }
         facts.ns_inode = beat.ns_inode;
         match step {
-            Step::Terminal => facts.terminal_timestamp = beat.frame.timestamp,
+            Step::Terminal => {
+                facts.terminal_timestamp = facts.terminal_timestamp.max(beat.frame.timestamp);
+            }
             Step::Next | Step::Overtaken => {}
             Step::Wrap => self.counters.count(Counter::NonceWraps),
             Step::NewSession => {
@@ -378,6 +412,10 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         if step != Step::Terminal {
             facts.last_nonce = Some(beat.frame.nonce);
             facts.last_timestamp = beat.frame.timestamp;
+            if facts.session != beat.session {
+                // Perhaps another process: its last frames have a time of their own.
+                facts.terminal_timestamp = 0;
+            }
             facts.session = beat.session;
         }
         let interval_ns = now_ns.saturating_sub(known.last_ns);
@@ -481,14 +519,23 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     }
 
     fn has_free_slot_for(&self, is_local: bool) -> bool {
-        !self.free.is_empty() && (is_local || self.network_len < self.network_capacity)
+        !self.free.is_empty() && self.is_within_quota(is_local)
+    }
+
+    /// Whether there may be one more of a kind.
+    fn is_within_quota(&self, is_local: bool) -> bool {
+        match is_local {
+            true => self.len - self.network_len < self.local_capacity,
+            false => self.network_len < self.network_capacity,
+        }
     }
 
     /// The slot a newcomer may have: the one reclaimable for the longest time, in O(1); under
     /// Balanced else the first silent enough within a bounded window from the rotating cursor. A
     /// network agent takes nothing from a local one.
     fn find_victim(&mut self, now_ns: u64, is_local: bool) -> Option<u32> {
-        if let Some(oldest) = self.reclaimable.oldest_for(is_local) {
+        let victims = self.victims_for(is_local);
+        if let Some(oldest) = self.reclaimable.oldest(victims) {
             return Some(oldest);
         }
         if self.policy == EvictionPolicy::Strict || self.capacity == 0 {
@@ -497,12 +544,22 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         for _ in 0..self.scan_window {
             let slot = self.scan_cursor as u32;
             self.scan_cursor = (self.scan_cursor + 1) % self.capacity;
-            let may_go = |facts: Slot| facts.is_reclaimable(now_ns) && (is_local || !facts.local);
+            let may_go = |facts: Slot| facts.is_reclaimable(now_ns) && victims.include(facts.local);
             if self.table.load(slot).is_some_and(may_go) {
                 return Some(slot);
             }
         }
         None
+    }
+
+    /// Whose slot a newcomer may have: its own kind's, and a local one that is short of slots only because
+    /// network agents have them, anybody's.
+    fn victims_for(&self, is_local: bool) -> Victims {
+        match is_local {
+            true if self.is_within_quota(true) => Victims::Anybody,
+            true => Victims::Local,
+            false => Victims::Network,
+        }
     }
 
     /// Takes an agent out of every structure and frees its slot.

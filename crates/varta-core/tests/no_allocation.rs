@@ -127,7 +127,7 @@ fn hearing_datagrams_once_allocates_nothing() {
     });
     let mut random = 7;
     let mut now_ns = 0;
-    let (mut accepted, mut seen, mut closed, mut full) = (0, 0, 0, 0);
+    let (mut accepted, mut seen, mut closed, mut full, mut found) = (0, 0, 0, 0, 0);
 
     let before = allocations_on_this_thread();
     for round in 0..200_000 {
@@ -145,6 +145,10 @@ fn hearing_datagrams_once_allocates_nothing() {
             pid: agent as u32,
             is_terminal: next(&mut random).is_multiple_of(50),
         };
+        if next(&mut random).is_multiple_of(500) {
+            guard.depart(arrival.source, arrival.pid);
+        }
+        found += u32::from(guard.source_of(&session).is_some());
         match guard.admit(&arrival, now_ns) {
             Ok(()) => accepted += 1,
             Err(ReplayRefusal::Seen) => seen += 1,
@@ -153,6 +157,6 @@ fn hearing_datagrams_once_allocates_nothing() {
         }
     }
     assert_eq!(allocations_on_this_thread() - before, 0);
-    let exercised = [accepted, seen, closed, full];
+    let exercised = [accepted, seen, closed, full, found];
     assert!(exercised.iter().all(|times| *times > 100), "{exercised:?}");
 }

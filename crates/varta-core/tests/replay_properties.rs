@@ -9,7 +9,7 @@ use varta_core::replay::{Arrival, LIVE_NS, ReplayGuard, ReplayOptions, ReplayRef
 
 const WINDOW: u32 = 64;
 
-/// Tables no larger than what one attempt to make room looks at, so that a silent session is found.
+/// Tables no larger than what one attempt to make room looks at, so that one to be closed is found.
 const SESSIONS_MAX: usize = 12;
 
 type Words = Arc<[AtomicU64]>;
@@ -21,7 +21,16 @@ struct Session {
     top: u32,
     agent: (u64, u32),
     is_farewell: bool,
+    has_departed: bool,
     heard_ns: u64,
+}
+
+impl Session {
+    /// A farewell session is no more, once this has come over it.
+    fn is_promoted_by(&self, arrival: &Arrival) -> bool {
+        let is_own = self.agent == (arrival.source, arrival.pid);
+        is_own && self.is_farewell && !arrival.is_terminal
+    }
 }
 
 /// What the guard should know.
@@ -57,8 +66,8 @@ impl Model {
             if too_old || session.heard.contains(&arrival.counter) {
                 return Err(ReplayRefusal::Seen);
             }
-            let is_newest = self.owned(arrival).is_none_or(|current| current <= place);
-            if !arrival.is_terminal && !is_newest {
+            let is_newest = self.owned(arrival).is_none_or(|current| current < place);
+            if session.is_promoted_by(arrival) && !is_newest {
                 return Err(ReplayRefusal::Closed);
             }
             return Ok(Vec::new());
@@ -69,17 +78,20 @@ impl Model {
         if self.owned(arrival).is_some() || self.open.len() < self.options.sessions {
             return Ok(Vec::new());
         }
-        let silent = |session: &&Session| now_ns.saturating_sub(session.heard_ns) > LIVE_NS;
-        let silent: Vec<_> = self
-            .open
-            .iter()
-            .filter(silent)
-            .map(|session| session.key)
-            .collect();
+        let departed = self.keys_of(|session| session.has_departed);
+        if !departed.is_empty() {
+            return Ok(departed);
+        }
+        let silent = self.keys_of(|session| now_ns.saturating_sub(session.heard_ns) > LIVE_NS);
         if silent.is_empty() {
             return Err(ReplayRefusal::Full);
         }
         Ok(silent)
+    }
+
+    fn keys_of(&self, is_meant: impl Fn(&Session) -> bool) -> Vec<SessionKey> {
+        let meant = self.open.iter().filter(|session| is_meant(session));
+        meant.map(|session| session.key).collect()
     }
 
     /// The datagram was accepted, and `victim` had to make room for it.
@@ -87,12 +99,10 @@ impl Model {
         if let Some(place) = victim.and_then(|key| self.find(&key)) {
             self.close(place);
         }
-        if let Some(older) = self.owned(arrival) {
-            let is_new = self.find(&arrival.session).is_none();
-            let is_other = self.open[older].key != arrival.session;
-            if is_new || (is_other && !arrival.is_terminal) {
-                self.close(older);
-            }
+        let known = self.find(&arrival.session);
+        let replaces = known.is_none_or(|place| self.open[place].is_promoted_by(arrival));
+        if let Some(older) = self.owned(arrival).filter(|_| replaces) {
+            self.close(older);
         }
         let place = self.find(&arrival.session).unwrap_or_else(|| {
             self.open.push(Session {
@@ -100,19 +110,30 @@ impl Model {
                 heard: HashSet::new(),
                 top: arrival.counter,
                 agent: (arrival.source, arrival.pid),
-                is_farewell: true,
+                is_farewell: arrival.is_terminal,
+                has_departed: false,
                 heard_ns: now_ns,
             });
             self.open.len() - 1
         });
         let session = &mut self.open[place];
+        session.is_farewell &= !session.is_promoted_by(arrival);
         session.heard.insert(arrival.counter);
         session.top = session.top.max(arrival.counter);
-        session.heard_ns = session.heard_ns.max(now_ns);
-        if !arrival.is_terminal {
-            session.agent = (arrival.source, arrival.pid);
-            session.is_farewell = false;
-        }
+        session.heard_ns = if session.has_departed {
+            now_ns
+        } else {
+            session.heard_ns.max(now_ns)
+        };
+        session.has_departed = false;
+    }
+
+    fn depart(&mut self, agent: (u64, u32)) {
+        let of_agent = self
+            .open
+            .iter_mut()
+            .filter(|session| session.agent == agent);
+        of_agent.for_each(|session| session.has_departed = true);
     }
 
     fn close(&mut self, place: usize) {
@@ -144,10 +165,17 @@ enum Step {
         arrival: Arrival,
         counter: Counter,
     },
+    Depart {
+        source: u64,
+        pid: u32,
+    },
     /// Seconds; negative for a clock that goes back.
     Pass(i64),
     /// Into a table with so many records to spare, and so many remembered.
-    Restart { spare: usize, closed: usize },
+    Restart {
+        spare: usize,
+        closed: usize,
+    },
 }
 
 fn arrival() -> impl Strategy<Value = Arrival> {
@@ -179,8 +207,9 @@ fn counter() -> impl Strategy<Value = Counter> {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         40 => (arrival(), counter()).prop_map(|(arrival, counter)| Step::Arrive { arrival, counter }),
-        4 => (0..4_000_i64).prop_map(Step::Pass),
-        1 => (-8_000..0_i64).prop_map(Step::Pass),
+        2 => (0..2_u64, 0..4_u32).prop_map(|(source, pid)| Step::Depart { source, pid }),
+        4 => (0..700_i64).prop_map(Step::Pass),
+        1 => (-1_400..0_i64).prop_map(Step::Pass),
         1 => (0..3_usize, 1..12_usize).prop_map(|(spare, closed)| Step::Restart { spare, closed }),
     ];
     prop::collection::vec(step, 0..400)
@@ -240,6 +269,10 @@ proptest! {
         for step in steps {
             match step {
                 Step::Pass(seconds) => now_ns = now_ns.saturating_add_signed(seconds * 1_000_000_000),
+                Step::Depart { source, pid } => {
+                    guarded.depart(source, pid);
+                    model.depart((source, pid));
+                }
                 Step::Restart { spare, closed } => {
                     options.sessions = (model.open.len() + spare).max(1);
                     options.closed = closed;
@@ -266,12 +299,12 @@ proptest! {
                     let result = guarded.admit(&arrival, now_ns);
                     prop_assert_eq!(result, expected.clone().map(|_| ()), "{:?}", arrival);
                     let after = copy(&words);
-                    let Ok(silent) = expected else {
+                    let Ok(victims) = expected else {
                         prop_assert_eq!(before, after, "a refusal changes nothing");
                         continue;
                     };
-                    let victim = closed_one(&silent, &after, options);
-                    prop_assert_eq!(victim.is_some(), !silent.is_empty());
+                    let victim = closed_one(&victims, &after, options);
+                    prop_assert_eq!(victim.is_some(), !victims.is_empty());
                     model.accept(&arrival, victim, now_ns);
                     let datagram = (arrival.session, arrival.counter);
                     if let Some(closings) = heard.insert(datagram, model.closings) {
@@ -280,6 +313,9 @@ proptest! {
                 }
             }
             prop_assert_eq!(guarded.open(), model.open.len());
+            for session in &model.open {
+                prop_assert_eq!(guarded.source_of(&session.key), Some(session.agent.0));
+            }
             let remembered: HashSet<_> = model.closed.iter().collect();
             prop_assert!(guarded.closed() == remembered.len());
         }

@@ -2,7 +2,7 @@
 //!
 //! What is stored in the words is in the page cache at once: it survives the death of the process,
 //! however it dies. It survives the death of the machine only as far as the kernel has written it to
-//! disk, which [`SharedWords::flush`] waits for. Whole words are never torn, except by the death of
+//! disk, which syncing the file waits for. Whole words are never torn, except by the death of
 //! the machine; an order among several words is kept by nobody but their users.
 //!
 //! **For files that nobody else can write.** Whoever can write the file can change every word at any
@@ -25,7 +25,7 @@ pub struct SharedWords {
 
 // SAFETY: the mapping belongs to this value and to no thread.
 unsafe impl Send for SharedWords {}
-// SAFETY: a shared reference gives away nothing but atomics, and `msync` may be called by any thread.
+// SAFETY: a shared reference gives away nothing but atomics.
 unsafe impl Sync for SharedWords {}
 
 impl SharedWords {
@@ -70,20 +70,6 @@ impl SharedWords {
         Ok(Self {
             mapping: NonNull::slice_from_raw_parts(first, words),
         })
-    }
-
-    /// Waits until the words are on disk, as they are now or later.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says, `EIO` if the disk failed.
-    pub fn flush(&self) -> io::Result<()> {
-        let (address, length) = self.range();
-        // SAFETY: the range is the mapping of this value, and writing it back changes no memory.
-        match unsafe { libc::msync(address, length, libc::MS_SYNC) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
     }
 
     fn range(&self) -> (*mut libc::c_void, usize) {
@@ -151,7 +137,6 @@ mod tests {
         one.as_ref()[1].store(7, Relaxed);
         one.as_ref()[2].store(u64::MAX, Relaxed);
         assert_eq!(other.as_ref()[1].load(Relaxed), 7);
-        one.flush().unwrap();
         drop(one);
         assert_eq!(words_in(file.path()), [0, 7, u64::MAX]);
         assert_eq!(other.as_ref()[1].load(Relaxed), 7);

@@ -31,15 +31,16 @@ pub(crate) struct KeyFiles {
 /// A key, and the number it is known by.
 #[derive(Debug)]
 pub(crate) struct NamedKey {
-    pub(crate) key: Key,
+    pub(crate) key: Box<Key>,
     pub(crate) id: u64,
 }
 
-/// The keys in force.
+/// The keys in force. Each lies in one place of the heap from the moment it was read, so that none leaves a
+/// copy behind when the ring changes hands.
 #[derive(Debug)]
 pub(crate) struct KeyRing {
     /// In the order in which they are tried.
-    pub(crate) shared: Box<[NamedKey]>,
+    pub(crate) shared: Vec<NamedKey>,
     pub(crate) master: Option<NamedKey>,
 }
 
@@ -50,8 +51,8 @@ pub(crate) enum KeyFileError {
     Unreadable(&'static str, SecretFileError),
     NotAKey(&'static str, PathBuf, KeyTextError),
     NotOneKey(&'static str, PathBuf, usize),
-    TooMany(usize),
-    None,
+    TooMany(PathBuf, usize),
+    None(PathBuf),
 }
 
 const KEY_FILE: &str = "--key-file";
@@ -65,39 +66,39 @@ impl KeyFiles {
 
     /// Reads every file.
     pub(crate) fn read(&self) -> Result<KeyRing, KeyFileError> {
-        let mut shared = Vec::new();
+        let mut read = Vec::new();
         if let Some(path) = &self.shared {
-            shared.push(only_key(KEY_FILE, path)?);
+            read.push(only_key(KEY_FILE, path)?);
         }
         if let Some(path) = &self.accepted {
-            shared.extend(keys(ACCEPTED_KEY_FILE, path)?);
+            read.extend(keys(ACCEPTED_KEY_FILE, path)?);
         }
         let master = match &self.master {
             Some(path) => Some(only_key(MASTER_KEY_FILE, path)?),
             None => None,
         };
-        if shared.is_empty() && master.is_none() {
-            return Err(KeyFileError::None);
+        // Only that file may hold no key, and only that one more than one.
+        let accepted = || self.accepted.clone().unwrap_or_default();
+        if read.is_empty() && master.is_none() {
+            return Err(KeyFileError::None(accepted()));
         }
-        let mut named: Vec<NamedKey> = Vec::new();
-        for key in shared {
-            let id = key.fingerprint().0;
+        let mut shared: Vec<NamedKey> = Vec::new();
+        for named in read {
             // The same key in two files is one key.
-            if !named.iter().any(|known| known.id == id) {
-                named.push(NamedKey { key, id });
+            if !shared.iter().any(|known| known.id == named.id) {
+                shared.push(named);
             }
         }
-        if named.len() > SHARED_KEYS_MAX {
-            return Err(KeyFileError::TooMany(named.len()));
+        if shared.len() > SHARED_KEYS_MAX {
+            return Err(KeyFileError::TooMany(accepted(), shared.len()));
         }
-        let master = master.map(|key| NamedKey {
-            // The same bytes in another role are another key.
-            id: !key.fingerprint().0,
-            key,
-        });
         Ok(KeyRing {
-            shared: named.into_boxed_slice(),
-            master,
+            shared,
+            master: master.map(|mut named| {
+                // The same bytes in another role are another key.
+                named.id = !named.id;
+                named
+            }),
         })
     }
 }
@@ -115,7 +116,7 @@ impl fmt::Display for KeyRing {
     }
 }
 
-fn only_key(flag: &'static str, path: &Path) -> Result<Key, KeyFileError> {
+fn only_key(flag: &'static str, path: &Path) -> Result<NamedKey, KeyFileError> {
     let mut keys = keys(flag, path)?;
     match (keys.pop(), keys.len()) {
         (Some(key), 0) => Ok(key),
@@ -126,11 +127,16 @@ fn only_key(flag: &'static str, path: &Path) -> Result<Key, KeyFileError> {
     }
 }
 
-fn keys(flag: &'static str, path: &Path) -> Result<Vec<Key>, KeyFileError> {
+fn keys(flag: &'static str, path: &Path) -> Result<Vec<NamedKey>, KeyFileError> {
     let content = secret_file::read(path, FILE_BYTES_MAX)
         .map_err(|error| KeyFileError::Unreadable(flag, error))?;
     let mut keys = Vec::new();
-    Key::each_in(&content, |key| keys.push(key))
+    let mut keep = |key: Key| {
+        let id = key.fingerprint().0;
+        let key = Box::new(key);
+        keys.push(NamedKey { key, id });
+    };
+    Key::each_in(&content, &mut keep)
         .map_err(|error| KeyFileError::NotAKey(flag, path.to_owned(), error))?;
     Ok(keys)
 }
@@ -156,14 +162,16 @@ impl fmt::Display for KeyFileError {
                  {ACCEPTED_KEY_FILE}",
                 path.display()
             ),
-            Self::TooMany(count) => write!(
+            Self::TooMany(path, count) => write!(
                 f,
-                "{ACCEPTED_KEY_FILE}: {count} shared keys, and {SHARED_KEYS_MAX} is the most, since every \
-                 datagram is tried with each; take out those that no agent uses any more"
+                "{ACCEPTED_KEY_FILE}: {}: {count} shared keys, and {SHARED_KEYS_MAX} is the most, since \
+                 every datagram is tried with each; take out those that no agent uses any more",
+                path.display()
             ),
-            Self::None => write!(
+            Self::None(path) => write!(
                 f,
-                "{ACCEPTED_KEY_FILE}: holds no key, and there is no other key file"
+                "{ACCEPTED_KEY_FILE}: {}: holds no key, and there is no other key file",
+                path.display()
             ),
         }
     }

@@ -1,8 +1,10 @@
 //! The file in which the memory of what was heard outlives the observer.
 //!
 //! Without it a capture could be played to an observer that was restarted. The file is mapped, so the beat
-//! path writes to it by storing words, and what was stored is there after `kill -9`. At each start the old
-//! file is read whole and a new one takes its place by one rename, so a file is never half of anything.
+//! path writes to it by storing words, and what was stored is there after `kill -9`. It belongs on a tmpfs:
+//! elsewhere a store may wait for the disk (law 4), and whoever cuts the file short ends the observer. At
+//! each start the old file is read whole and a new one takes its place by one rename, so a file is never
+//! half of anything.
 //!
 //! One observer at a time may use a file. A file that is not one of ours is left alone.
 
@@ -13,13 +15,16 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, OFlags, flock, fstatfs};
 use rustix::io::Errno;
 use varta_core::replay::{ReplayError, ReplayGuard, ReplayOptions};
 use varta_sys::map::SharedWords;
 
 /// What is added to the name of the file for the one that will take its place.
 const NEXT_SUFFIX: &str = ".next";
+
+/// The file system that is memory.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
 
 /// Larger than any file of ours can be.
 const FILE_BYTES_MAX: u64 = 256 << 20;
@@ -28,7 +33,14 @@ const FILE_BYTES_MAX: u64 = 256 << 20;
 #[derive(Debug)]
 pub(crate) struct ReplayWords {
     words: SharedWords,
-    _locked: File,
+    locked: File,
+}
+
+impl ReplayWords {
+    /// The file is on a tmpfs, so that a store never waits for a disk.
+    fn is_in_memory(&self) -> bool {
+        fstatfs(&self.locked).is_ok_and(|fs| fs.f_type as u64 == TMPFS_MAGIC)
+    }
 }
 
 impl AsRef<[AtomicU64]> for ReplayWords {
@@ -42,6 +54,10 @@ pub(crate) struct Opened {
     pub(crate) guard: ReplayGuard<ReplayWords>,
     /// There was no file: nothing is known of what was heard before.
     pub(crate) is_new: bool,
+    /// Sessions of the old file that found no room.
+    pub(crate) closed: usize,
+    /// It is on a tmpfs.
+    pub(crate) is_in_memory: bool,
 }
 
 /// A replay file that cannot be used. The text names the flag, the file and the fix.
@@ -86,43 +102,28 @@ pub(crate) fn open(
     options: ReplayOptions,
     now_ns: u64,
 ) -> Result<Opened, ReplayFileError> {
-    let failed = |what| move |error| ReplayFileError::Io(path.to_owned(), what, error);
-    let content = |error| ReplayFileError::Content(path.to_owned(), error);
+    // Held first, so that of two observers that start at once one gives up here.
+    let next = Next::hold(path)?;
     let old = read_old(path)?;
+    let content = |error| ReplayFileError::Content(path.to_owned(), error);
     let seed = match &old {
         Some(old) => ReplayGuard::seed_of(&old.words).map_err(content)?,
         None => options.seed,
     };
     let options = ReplayOptions { seed, ..options };
-
-    let next_path = next_to(path);
-    match fs::remove_file(&next_path) {
-        // An observer that was killed while it started has left it.
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed("make room for")(error)),
-    }
-    let next = create(&next_path).map_err(failed("create"))?;
-    lock(&next, path)?;
-    let words = ReplayGuard::words_needed(options);
-    // Written out rather than left as a hole: a full disk is an error now and not a fault later.
-    io::copy(&mut io::repeat(0).take(8 * words as u64), &mut &next)
-        .map_err(failed("make room for"))?;
-    let on_disk = next.try_clone().map_err(failed("write"))?;
-    let words = ReplayWords {
-        words: SharedWords::map(&next, words).map_err(failed("map"))?,
-        _locked: next,
-    };
+    let words = next.map(ReplayGuard::words_needed(options))?;
+    let is_in_memory = words.is_in_memory();
     let mut guard = ReplayGuard::new(words, options).map_err(content)?;
-    if let Some(old) = &old {
-        guard.restore(&old.words, now_ns).map_err(content)?;
-    }
-    // On the disk before it takes the old one's place: a power cut leaves one of the two.
-    on_disk.sync_all().map_err(failed("write"))?;
-    fs::rename(&next_path, path).map_err(failed("replace"))?;
+    let closed = match &old {
+        Some(old) => guard.restore(&old.words, now_ns).map_err(content)?,
+        None => 0,
+    };
+    next.take_its_place()?;
     Ok(Opened {
         guard,
         is_new: old.is_none(),
+        closed,
+        is_in_memory,
     })
 }
 
@@ -135,9 +136,8 @@ struct Old {
 fn read_old(path: &Path) -> Result<Option<Old>, ReplayFileError> {
     let failed = |error| ReplayFileError::Io(path.to_owned(), "read", error);
     let not_ours = |why| Err(ReplayFileError::NotOurs(path.to_owned(), why));
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut options = OpenOptions::new();
-    options.read(true).custom_flags(flags.bits().cast_signed());
+    options.read(true).custom_flags(careful());
     let mut file = match options.open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -169,10 +169,76 @@ fn read_old(path: &Path) -> Result<Option<Old>, ReplayFileError> {
     }))
 }
 
-fn create(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create_new(true).mode(0o600);
-    options.open(path)
+/// The file that will take the place of the old one. It goes away with the value if it does not.
+struct Next<'a> {
+    path: &'a Path,
+    next_path: PathBuf,
+    file: File,
+}
+
+impl<'a> Next<'a> {
+    /// Creates it, or takes over what a start that was killed has left; nobody else has it then.
+    fn hold(path: &'a Path) -> Result<Self, ReplayFileError> {
+        let next_path = next_to(path);
+        let failed = |error| ReplayFileError::Io(path.to_owned(), "create", error);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        options.mode(0o600).custom_flags(careful());
+        let file = options.open(&next_path).map_err(failed)?;
+        lock(&file, path)?;
+        // Whoever had the lock before may have renamed what was opened here.
+        let opened = file.metadata().map_err(failed)?;
+        let named = fs::symlink_metadata(&next_path);
+        let is_same =
+            named.is_ok_and(|named| (named.dev(), named.ino()) == (opened.dev(), opened.ino()));
+        if !is_same {
+            return Err(ReplayFileError::InUse(path.to_owned()));
+        }
+        if opened.uid() != rustix::process::geteuid().as_raw() || !opened.is_file() {
+            let why = "has a neighbour with the suffix .next that belongs to another user";
+            return Err(ReplayFileError::NotOurs(path.to_owned(), why));
+        }
+        Ok(Self {
+            path,
+            next_path,
+            file,
+        })
+    }
+
+    /// So many words of it, all zero. They are written out rather than left as a hole: a full disk is an
+    /// error now and not a fault later.
+    fn map(&self, words: usize) -> Result<ReplayWords, ReplayFileError> {
+        let failed = |what| move |error| ReplayFileError::Io(self.path.to_owned(), what, error);
+        let bytes = 8 * words as u64;
+        self.file
+            .set_len(0)
+            .and_then(|()| io::copy(&mut io::repeat(0).take(bytes), &mut &self.file))
+            .map_err(failed("make room for"))?;
+        Ok(ReplayWords {
+            words: SharedWords::map(&self.file, words).map_err(failed("map"))?,
+            locked: self.file.try_clone().map_err(failed("keep"))?,
+        })
+    }
+
+    /// On the disk before it takes the old one's place: a power cut leaves one of the two.
+    fn take_its_place(self) -> Result<(), ReplayFileError> {
+        let failed = |error| ReplayFileError::Io(self.path.to_owned(), "replace", error);
+        self.file.sync_all().map_err(failed)?;
+        fs::rename(&self.next_path, self.path).map_err(failed)
+    }
+}
+
+impl Drop for Next<'_> {
+    fn drop(&mut self) {
+        // Not there any more if it has taken the old one's place.
+        let _ = fs::remove_file(&self.next_path);
+    }
+}
+
+/// No symbolic link is followed, and no FIFO waited for.
+fn careful() -> i32 {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    flags.bits().cast_signed()
 }
 
 fn lock(file: &File, path: &Path) -> Result<(), ReplayFileError> {
@@ -255,6 +321,35 @@ mod tests {
         drop(first);
         let mut second = open(&path, OPTIONS, 0).unwrap();
         assert!(second.guard.admit(&arrival(1), 0).is_err());
+    }
+
+    #[test]
+    fn of_two_that_start_at_once_one_has_the_file_and_the_other_gives_up() {
+        for _ in 0..20 {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("replay");
+            let start = || open(&path, OPTIONS, 0).ok();
+            let mut opened = std::thread::scope(|scope| {
+                let both = [scope.spawn(start), scope.spawn(start)];
+                both.map(|thread| thread.join().unwrap())
+            });
+            let first = opened.iter_mut().flatten().next().expect("one of the two");
+            let guard = &mut first.guard;
+            guard.admit(&arrival(1), 0).unwrap();
+            assert_eq!(opened.iter().flatten().count(), 1);
+            drop(opened);
+            let mut next = open(&path, OPTIONS, 0).unwrap();
+            assert!(next.guard.admit(&arrival(1), 0).is_err(), "remembered");
+        }
+    }
+
+    #[test]
+    fn a_start_that_fails_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("replay");
+        fs::write(&path, b"a letter").unwrap();
+        error_of(&path);
+        assert!(!next_to(&path).exists());
     }
 
     #[test]

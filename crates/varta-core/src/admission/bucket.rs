@@ -19,6 +19,16 @@ const TERMINAL_PAUSE_NS: u64 = 1_000_000_000;
 /// First contacts per second beyond the burst. One costs about 20 us, so this is a fifth of a core.
 const NEWCOMER_RATE: u32 = 10_000;
 
+/// The same for agents elsewhere, whom nobody knows: they are few, and each may cost the memory of a session.
+const REMOTE_NEWCOMER_RATE: u32 = 100;
+
+/// Sessions that an agent may begin: it begins one when it starts and when it reconnects. Each makes the
+/// observer forget a closed one of somebody else's in the end.
+const SESSIONS: Rate = Rate {
+    per_second: 1,
+    burst: 100,
+};
+
 /// First contacts that may come at once: at least this many, and as many as there is room for.
 const NEWCOMER_BURST_MIN: u32 = 10_000;
 
@@ -97,6 +107,7 @@ struct Budget {
     beats: TokenBucket,
     /// The agent's bucket does not stop a terminal frame from here on.
     terminal_from_ns: u64,
+    sessions: TokenBucket,
 }
 
 /// The buckets of all agents, by slot, and those they share.
@@ -105,34 +116,59 @@ pub struct Limits {
     agent: Option<Rate>,
     global: Option<Rate>,
     newcomers: Rate,
+    remote_newcomers: Rate,
     budgets: Box<[Budget]>,
-    global_bucket: TokenBucket,
-    newcomer_bucket: TokenBucket,
-    remote_newcomer_bucket: TokenBucket,
-    comeback_bucket: TokenBucket,
+    local: Shared,
+    remote: Shared,
+}
+
+/// The buckets that agents of a kind share. Those of agents elsewhere are others than those of local ones, so
+/// that nobody elsewhere can use up what is local agents' (law 3).
+#[derive(Debug)]
+struct Shared {
+    global: TokenBucket,
+    newcomers: TokenBucket,
+    comebacks: TokenBucket,
+}
+
+impl Shared {
+    fn full(global: Option<Rate>, newcomers: Rate, now_ns: u64) -> Self {
+        Self {
+            global: global
+                .map_or_else(TokenBucket::default, |rate| TokenBucket::full(rate, now_ns)),
+            newcomers: TokenBucket::full(newcomers, now_ns),
+            comebacks: TokenBucket::full(COMEBACKS, now_ns),
+        }
+    }
+}
+
+/// Where an agent lives, for the limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// On this host.
+    Local,
+    /// Elsewhere.
+    Remote,
 }
 
 impl Limits {
     /// For a tracker with `capacity` slots; all buckets are full.
     pub fn new(capacity: usize, options: LimitOptions, now_ns: u64) -> Self {
-        let newcomers = Rate {
-            per_second: NEWCOMER_RATE,
-            burst: u32::try_from(capacity)
-                .unwrap_or(u32::MAX)
-                .max(NEWCOMER_BURST_MIN),
-        };
+        let burst = u32::try_from(capacity)
+            .unwrap_or(u32::MAX)
+            .max(NEWCOMER_BURST_MIN);
+        let newcomers = |per_second| Rate { per_second, burst };
+        let remote_newcomers = newcomers(REMOTE_NEWCOMER_RATE);
+        let newcomers = newcomers(NEWCOMER_RATE);
         let budgets = options.agent.map_or(0, |_| capacity);
         Self {
             agent: options.agent,
             global: options.global,
             newcomers,
+            remote_newcomers,
             budgets: vec![Budget::default(); budgets].into_boxed_slice(),
-            global_bucket: options
-                .global
-                .map_or_else(TokenBucket::default, |rate| TokenBucket::full(rate, now_ns)),
-            newcomer_bucket: TokenBucket::full(newcomers, now_ns),
-            remote_newcomer_bucket: TokenBucket::full(newcomers, now_ns),
-            comeback_bucket: TokenBucket::full(COMEBACKS, now_ns),
+            local: Shared::full(options.global, newcomers, now_ns),
+            remote: Shared::full(options.global, remote_newcomers, now_ns),
         }
     }
 
@@ -142,23 +178,27 @@ impl Limits {
     }
 
     /// Whether a stranger may be looked at; costs a token of the newcomers' own reserve.
-    pub fn let_newcomer_in(&mut self, now_ns: u64) -> Result<(), Limit> {
-        let is_in = self.newcomer_bucket.take(self.newcomers, now_ns);
-        if is_in { Ok(()) } else { Err(Limit::Newcomers) }
-    }
-
-    /// Whether a stranger from a network may join. The reserve is not that of local newcomers, who are not
-    /// to wait behind it.
-    pub fn let_remote_newcomer_in(&mut self, now_ns: u64) -> Result<(), Limit> {
-        let is_in = self.remote_newcomer_bucket.take(self.newcomers, now_ns);
+    pub fn let_newcomer_in(&mut self, reach: Reach, now_ns: u64) -> Result<(), Limit> {
+        let rate = match reach {
+            Reach::Local => self.newcomers,
+            Reach::Remote => self.remote_newcomers,
+        };
+        let is_in = self.shared(reach).newcomers.take(rate, now_ns);
         if is_in { Ok(()) } else { Err(Limit::Newcomers) }
     }
 
     /// Whether a process that has just said goodbye may join again. Each time it would have a full bucket,
     /// so without a limit here it would have none at all.
-    pub fn let_back_in(&mut self, now_ns: u64) -> Result<(), Limit> {
-        let is_in = self.comeback_bucket.take(COMEBACKS, now_ns);
+    pub fn let_back_in(&mut self, reach: Reach, now_ns: u64) -> Result<(), Limit> {
+        let is_in = self.shared(reach).comebacks.take(COMEBACKS, now_ns);
         if is_in { Ok(()) } else { Err(Limit::Comebacks) }
+    }
+
+    /// Whether a known agent may begin another session. Without a limit on its beats there is none on these.
+    pub fn let_session_begin(&mut self, slot: u32, now_ns: u64) -> Result<(), Limit> {
+        let budget = self.budgets.get_mut(slot as usize);
+        let is_in = budget.is_none_or(|budget| budget.sessions.take(SESSIONS, now_ns));
+        if is_in { Ok(()) } else { Err(Limit::Agent) }
     }
 
     /// A new agent has a slot: its bucket is full but for the beat that brought it.
@@ -167,6 +207,7 @@ impl Limits {
             *budget = Budget {
                 beats: TokenBucket::full(rate, now_ns),
                 terminal_from_ns: 0,
+                sessions: TokenBucket::full(SESSIONS, now_ns),
             };
             budget.beats.take(rate, now_ns);
         }
@@ -174,7 +215,13 @@ impl Limits {
 
     /// Whether a beat of a known agent may be credited. The token is spent whatever becomes of the
     /// beat afterwards. Terminal frames have a reserve and do not count against the common limit.
-    pub fn let_beat_in(&mut self, slot: u32, terminal: bool, now_ns: u64) -> Result<(), Limit> {
+    pub fn let_beat_in(
+        &mut self,
+        slot: u32,
+        reach: Reach,
+        terminal: bool,
+        now_ns: u64,
+    ) -> Result<(), Limit> {
         if let (Some(rate), Some(budget)) = (self.agent, self.budgets.get_mut(slot as usize))
             && !budget.beats.take(rate, now_ns)
         {
@@ -183,9 +230,15 @@ impl Limits {
             }
             budget.terminal_from_ns = now_ns.saturating_add(TERMINAL_PAUSE_NS);
         }
-        match self.global {
-            Some(rate) if !terminal && !self.global_bucket.take(rate, now_ns) => Err(Limit::Global),
-            _ => Ok(()),
+        let global = self.global.filter(|_| !terminal);
+        let is_in = global.is_none_or(|rate| self.shared(reach).global.take(rate, now_ns));
+        if is_in { Ok(()) } else { Err(Limit::Global) }
+    }
+
+    fn shared(&mut self, reach: Reach) -> &mut Shared {
+        match reach {
+            Reach::Local => &mut self.local,
+            Reach::Remote => &mut self.remote,
         }
     }
 }
@@ -193,6 +246,8 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use Reach::{Local, Remote};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -262,18 +317,20 @@ mod tests {
     #[test]
     fn a_flood_spends_its_own_tokens_before_the_common_ones() {
         let mut limits = limits(Some(rate(10, 5)), Some(rate(10, 10)));
-        let flood: Vec<_> = (0..100).map(|_| limits.let_beat_in(0, false, 0)).collect();
+        let flood: Vec<_> = (0..100)
+            .map(|_| limits.let_beat_in(0, Local, false, 0))
+            .collect();
         assert_eq!(flood.iter().filter(|passed| passed.is_ok()).count(), 4);
         assert_eq!(flood[99], Err(Limit::Agent));
         for _ in 0..4 {
-            assert_eq!(limits.let_beat_in(1, false, 0), Ok(()));
+            assert_eq!(limits.let_beat_in(1, Local, false, 0), Ok(()));
         }
     }
 
     #[test]
     fn the_common_limit_holds_for_all_agents_together() {
         let mut limits = limits(None, Some(rate(1, 6)));
-        let mut let_in = |slot| limits.let_beat_in(slot, false, 0);
+        let mut let_in = |slot| limits.let_beat_in(slot, Local, false, 0);
         assert!((0..6).all(|i| let_in(i % 4).is_ok()));
         assert_eq!(let_in(3), Err(Limit::Global));
     }
@@ -281,26 +338,26 @@ mod tests {
     #[test]
     fn a_crash_is_heard_in_the_midst_of_its_own_flood_and_a_flood_of_crashes_is_not() {
         let mut limits = limits(Some(rate(1, 1)), Some(rate(1, 1)));
-        assert_eq!(limits.let_beat_in(0, false, 0), Err(Limit::Agent));
-        assert_eq!(limits.let_beat_in(0, true, 0), Ok(()));
-        assert_eq!(limits.let_beat_in(0, true, 1), Err(Limit::Agent));
-        assert_eq!(limits.let_beat_in(0, true, SECOND), Ok(()));
+        assert_eq!(limits.let_beat_in(0, Local, false, 0), Err(Limit::Agent));
+        assert_eq!(limits.let_beat_in(0, Local, true, 0), Ok(()));
+        assert_eq!(limits.let_beat_in(0, Local, true, 1), Err(Limit::Agent));
+        assert_eq!(limits.let_beat_in(0, Local, true, SECOND), Ok(()));
     }
 
     #[test]
     fn strangers_have_a_reserve_that_no_agent_can_spend() {
         let mut limits = limits(None, Some(rate(1, 1)));
-        while limits.let_beat_in(0, false, 0).is_ok() {}
+        while limits.let_beat_in(0, Local, false, 0).is_ok() {}
         for _ in 0..NEWCOMER_BURST_MIN {
-            assert_eq!(limits.let_newcomer_in(0), Ok(()));
+            assert_eq!(limits.let_newcomer_in(Local, 0), Ok(()));
         }
-        assert_eq!(limits.let_newcomer_in(0), Err(Limit::Newcomers));
+        assert_eq!(limits.let_newcomer_in(Local, 0), Err(Limit::Newcomers));
     }
 
     #[test]
     fn leaving_and_coming_back_is_no_way_around_the_limit() {
         let mut limits = limits(Some(rate(1, 1)), None);
-        let back = |limits: &mut Limits, now_ns| limits.let_back_in(now_ns).is_ok();
+        let back = |limits: &mut Limits, now_ns| limits.let_back_in(Local, now_ns).is_ok();
         assert_eq!((0..1_000).filter(|_| back(&mut limits, 0)).count(), 100);
         assert!(back(&mut limits, SECOND));
     }
@@ -308,6 +365,43 @@ mod tests {
     #[test]
     fn without_limits_everything_passes() {
         let mut limits = limits(None, None);
-        assert!((0..100_000).all(|_| limits.let_beat_in(0, false, 0).is_ok()));
+        assert!((0..100_000).all(|_| limits.let_beat_in(0, Local, false, 0).is_ok()));
+    }
+
+    #[test]
+    fn nobody_elsewhere_uses_up_what_is_local_agents() {
+        let options = LimitOptions {
+            agent: None,
+            global: Some(rate(10, 10)),
+        };
+        let mut limits = Limits::new(2, options, 0);
+        while limits.let_beat_in(0, Remote, false, 0).is_ok() {}
+        while limits.let_newcomer_in(Remote, 0).is_ok() {}
+        while limits.let_back_in(Remote, 0).is_ok() {}
+        assert_eq!(limits.let_beat_in(1, Local, false, 0), Ok(()));
+        assert_eq!(limits.let_newcomer_in(Local, 0), Ok(()));
+        assert_eq!(limits.let_back_in(Local, 0), Ok(()));
+    }
+
+    #[test]
+    fn sessions_begin_one_per_second_and_a_hundred_at_once() {
+        let options = LimitOptions {
+            agent: Some(rate(10, 10)),
+            global: None,
+        };
+        let mut limits = Limits::new(2, options, 0);
+        limits.welcome(0, 0);
+        limits.welcome(1, 0);
+        let begun = |limits: &mut Limits, slot, now_ns| {
+            (0..1000)
+                .filter(|_| limits.let_session_begin(slot, now_ns).is_ok())
+                .count()
+        };
+        assert_eq!(begun(&mut limits, 0, 0), 100);
+        assert_eq!(begun(&mut limits, 0, 3 * SECOND), 3);
+        assert_eq!(begun(&mut limits, 1, 0), 100, "another agent");
+        let mut unlimited = Limits::new(1, LimitOptions::default(), 0);
+        unlimited.welcome(0, 0);
+        assert_eq!(begun(&mut unlimited, 0, 0), 1000);
     }
 }

@@ -55,6 +55,20 @@ struct Expected {
 }
 
 impl Expected {
+    /// After each of the stores in turn, which make `words` what they are after the last.
+    fn assert_after_each(
+        &self,
+        stores: &[(usize, u64)],
+        words: &mut [u64],
+        now_ns: u64,
+        round: u64,
+    ) {
+        for (count, (index, value)) in stores.iter().enumerate() {
+            self.assert_of(words, now_ns, &format!("round {round}, store {count}"));
+            words[*index] = *value;
+        }
+    }
+
     fn assert_of(&self, words: &[u64], now_ns: u64, context: &str) {
         let mut guard = guard();
         guard.restore(words, now_ns).unwrap();
@@ -72,18 +86,15 @@ impl Expected {
     }
 }
 
-/// The next regular datagram of every agent whose current session is no concern of `arrival`, whether
-/// that is accepted or not.
+/// The next regular datagram over every current session other than that of `arrival` which is not closed.
 fn bystanders(before: &[Record], after: &ReplayGuard, arrival: &Arrival) -> Vec<Arrival> {
     let is_bystander = |record: &&Record| {
         record.session != arrival.session
-            && record
-                .owner
-                .is_some_and(|owner| owner.role == Role::Current && owner.agent != arrival.agent())
+            && record.owner.role == Role::Current
             && after.open.get(&after.hash(&record.session)).is_some()
     };
     let next = |record: &Record| {
-        let agent = record.owner?.agent;
+        let agent = record.owner.agent;
         Some(Arrival {
             session: record.session,
             counter: record.window.top.checked_add(1)?,
@@ -105,14 +116,18 @@ fn a_kill_between_any_two_stores_lets_nothing_be_heard_twice_and_silences_no_bys
     let mut random = 1;
     let mut now_ns = 0;
     let (mut heard, mut closed) = (Vec::new(), Vec::new());
-    let (mut moved, mut handed_over, mut evicted) = (0, 0, 0);
+    let (mut moved, mut promoted, mut evicted, mut departed) = (0, 0, 0, 0);
     for round in 0..1_000 {
-        now_ns += next(&mut random, 600) * 1_000_000_000;
+        now_ns += next(&mut random, LIVE_NS / 6_000_000_000) * 1_000_000_000;
         let arrival = arrival(&mut random, round);
         let mut words = guard.memory.copy();
         let before: Vec<Record> = Heritage::read(&words).unwrap().records().collect();
         guard.memory.stores.borrow_mut().clear();
 
+        if next(&mut random, 4) == 0 {
+            let agent = next(&mut random, 4);
+            guard.depart(agent >> 1, (agent & 1) as u32);
+        }
         let result = guard.admit(&arrival, now_ns);
         let stores = guard.memory.stores.take();
         let next = Arrival {
@@ -130,10 +145,7 @@ fn a_kill_between_any_two_stores_lets_nothing_be_heard_twice_and_silences_no_bys
         if result.is_ok() && (known.is_some() || before.len() < SESSIONS) {
             expected.next.push(next);
         }
-        for (count, (index, value)) in stores.iter().enumerate() {
-            expected.assert_of(&words, now_ns, &format!("round {round}, store {count}"));
-            words[*index] = *value;
-        }
+        expected.assert_after_each(&stores, &mut words, now_ns, round);
         assert_eq!(words, guard.memory.copy());
 
         Expected { heard, closed, .. } = expected;
@@ -144,19 +156,21 @@ fn a_kill_between_any_two_stores_lets_nothing_be_heard_twice_and_silences_no_bys
                     counter: u32::MAX,
                     ..arrival
                 });
-                evicted += usize::from(now_ns - record.heard_ns > LIVE_NS);
+                match record.heard_ns {
+                    Some(heard_ns) => evicted += usize::from(now_ns - heard_ns > LIVE_NS),
+                    None => departed += 1,
+                }
             }
         }
         if result.is_ok() {
             heard.push(arrival);
             moved += usize::from(known.is_some_and(|known| arrival.counter > known.window.top));
-            handed_over +=
-                usize::from(known.is_some_and(|known| {
-                    !arrival.is_terminal && known.owner != Some(arrival.owner())
-                }));
+            promoted += usize::from(known.is_some_and(|known| {
+                !arrival.is_terminal && known.owner == Owner::farewell(arrival.agent())
+            }));
         }
     }
-    let exercised = [moved, handed_over, evicted, closed.len()];
+    let exercised = [moved, promoted, evicted, departed, closed.len()];
     assert!(exercised.iter().all(|times| *times > 15), "{exercised:?}");
 }
 
@@ -202,6 +216,7 @@ fn words_that_change_under_a_guard_are_survived() {
         let index = next(&mut random, 8 + 8 * SESSIONS as u64 + 64) as usize;
         let value = next(&mut random, u64::MAX) >> next(&mut random, 31);
         guard.memory.scribble(index, value);
+        guard.depart(next(&mut random, 2), next(&mut random, 2) as u32);
         let _ = guard.admit(&arrival(&mut random, round), round * LIVE_NS / 8);
         assert!(guard.open() <= SESSIONS);
         assert_eq!(guard.open() + guard.free.len(), SESSIONS);

@@ -36,18 +36,18 @@ const HEARD: usize = 7;
 const FREE: u64 = 0;
 const CURRENT: u64 = 1;
 const FAREWELL: u64 = 2;
-const UNOWNED: u64 = 3;
 const ROLE_BITS: u32 = 2;
 
-/// The agent words of a session without an owner; its state says so, they say nothing.
-const NOBODY: Agent = Agent { source: 0, pid: 0 };
+/// The time word of a session whose agent has departed. A time is written as one more than it is, so that
+/// not even that of a clock which has just started is taken for it.
+const DEPARTED: u64 = 0;
 
 /// What a session is to its agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// A regular datagram came over it.
+    /// A regular datagram of its agent came over it.
     Current,
-    /// Only terminal datagrams did.
+    /// Only terminal datagrams of its agent did.
     Farewell,
 }
 
@@ -56,6 +56,22 @@ pub(super) enum Role {
 pub(super) struct Owner {
     pub(super) agent: Agent,
     pub(super) role: Role,
+}
+
+impl Owner {
+    pub(super) const fn current(agent: Agent) -> Self {
+        Self {
+            agent,
+            role: Role::Current,
+        }
+    }
+
+    pub(super) const fn farewell(agent: Agent) -> Self {
+        Self {
+            agent,
+            role: Role::Farewell,
+        }
+    }
 }
 
 /// Which counters of a session have been heard.
@@ -99,18 +115,13 @@ pub(super) struct Record {
     pub(super) session: SessionKey,
     /// Grows from session to session in the order of their opening.
     pub(super) serial: u64,
-    /// `None` after a crash in the middle of a change of owner.
-    pub(super) owner: Option<Owner>,
+    pub(super) owner: Owner,
     pub(super) window: Window,
-    /// When a datagram last came over it.
-    pub(super) heard_ns: u64,
+    /// When a datagram last came over it; `None` if its agent has departed since.
+    pub(super) heard_ns: Option<u64>,
 }
 
 impl Record {
-    fn role(&self) -> Option<Role> {
-        self.owner.map(|owner| owner.role)
-    }
-
     /// `None` for a free record.
     fn from_words(words: &[u64; RECORD_WORDS]) -> Option<Self> {
         let agent = Agent {
@@ -119,9 +130,9 @@ impl Record {
         };
         let role = match words[STATE] & ((1 << ROLE_BITS) - 1) {
             FREE => return None,
-            CURRENT => Some(Role::Current),
-            FAREWELL => Some(Role::Farewell),
-            _ => None,
+            CURRENT => Role::Current,
+            // No guard writes another one, but whatever it was, it may not be heard again.
+            _ => Role::Farewell,
         };
         Some(Self {
             session: SessionKey {
@@ -130,24 +141,28 @@ impl Record {
                 prefix: words[PREFIX].to_le_bytes(),
             },
             serial: words[STATE] >> ROLE_BITS,
-            owner: role.map(|role| Owner { agent, role }),
+            owner: Owner { agent, role },
             window: Window {
                 top: words[TOP] as u32,
                 seen: words[SEEN],
             },
-            heard_ns: words[HEARD],
+            heard_ns: words[HEARD].checked_sub(1),
         })
     }
 }
 
 /// The state word of an open session.
-fn state(serial: u64, role: Option<Role>) -> u64 {
+fn state(serial: u64, role: Role) -> u64 {
     let role = match role {
-        Some(Role::Current) => CURRENT,
-        Some(Role::Farewell) => FAREWELL,
-        None => UNOWNED,
+        Role::Current => CURRENT,
+        Role::Farewell => FAREWELL,
     };
     serial << ROLE_BITS | role
+}
+
+/// The time word of an open session.
+fn heard(heard_ns: Option<u64>) -> u64 {
+    heard_ns.map_or(DEPARTED, |heard_ns| heard_ns.saturating_add(1))
 }
 
 fn pids(session: &SessionKey, agent: Agent) -> u64 {
@@ -224,15 +239,15 @@ impl<W: AsRef<[AtomicU64]>> Memory<W> {
     /// Fills a free record. It is free until its state, the last word, says otherwise.
     pub(super) fn fill(&self, number: u32, record: &Record) {
         let start = self.layout.record(number);
-        let agent = record.owner.map_or(NOBODY, |owner| owner.agent);
+        let Owner { agent, role } = record.owner;
         self.set(start + KEY, record.session.key);
         self.set(start + PREFIX, u64::from_le_bytes(record.session.prefix));
         self.set(start + SOURCE, agent.source);
         self.set(start + PIDS, pids(&record.session, agent));
         self.set(start + TOP, u64::from(record.window.top));
         self.set(start + SEEN, record.window.seen);
-        self.set(start + HEARD, record.heard_ns);
-        self.set(start + STATE, state(record.serial, record.role()));
+        self.set(start + HEARD, heard(record.heard_ns));
+        self.set(start + STATE, state(record.serial, role));
     }
 
     /// Marks a counter as heard. A window that moves counts as full meanwhile, so neither the old bits
@@ -246,18 +261,14 @@ impl<W: AsRef<[AtomicU64]>> Memory<W> {
         self.set(start + SEEN, window.seen);
     }
 
-    pub(super) fn set_heard(&self, number: u32, heard_ns: u64) {
-        self.set(self.layout.record(number) + HEARD, heard_ns);
+    /// `None`: its agent has departed.
+    pub(super) fn set_heard(&self, number: u32, heard_ns: Option<u64>) {
+        self.set(self.layout.record(number) + HEARD, heard(heard_ns));
     }
 
-    /// Makes an open session the current one of `agent`. It is nobody's meanwhile: source and pid of two
-    /// agents could together name a third, whose own session would then be taken for an older one.
-    pub(super) fn set_owner(&self, number: u32, known: &Record, agent: Agent) {
-        let start = self.layout.record(number);
-        self.set(start + STATE, state(known.serial, None));
-        self.set(start + SOURCE, agent.source);
-        self.set(start + PIDS, pids(&known.session, agent));
-        self.set(start + STATE, state(known.serial, Some(Role::Current)));
+    /// Changes what an open session is to its agent, by one store.
+    pub(super) fn set_role(&self, number: u32, serial: u64, role: Role) {
+        self.set(self.layout.record(number) + STATE, state(serial, role));
     }
 
     /// Remembers a closed session as the `closing`-th. Until it is counted its entry passes for the

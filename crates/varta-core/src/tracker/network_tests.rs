@@ -7,13 +7,15 @@ use crate::event::UID_UNKNOWN;
 
 const T: u64 = 64 << crate::wheel::TICK_SHIFT;
 
-fn tracker(capacity: usize, policy: EvictionPolicy, network_capacity: usize) -> Tracker {
+/// Room for so many local agents and as many from a network.
+fn tracker(capacity: usize, policy: EvictionPolicy) -> Tracker {
     let options = TrackerOptions {
         policy,
-        network_capacity,
+        local_capacity: capacity,
+        network_capacity: capacity,
         ..TrackerOptions::default()
     };
-    Tracker::with_capacity(capacity, options)
+    Tracker::with_capacity(2 * capacity, options)
 }
 
 fn local(pid: u32) -> Beat {
@@ -73,7 +75,7 @@ impl Tracker {
 }
 
 fn room(capacity: usize) -> Tracker {
-    tracker(capacity, EvictionPolicy::Strict, capacity)
+    tracker(capacity, EvictionPolicy::Strict)
 }
 
 #[test]
@@ -138,9 +140,10 @@ fn a_session_nobody_knows_cannot_begin_with_old_words_while_its_agent_beats() {
         tracker.may_begin_session(slot, &beat.frame, now_ns)
     };
     assert!(!may_begin(&tracker, sealed(8, 10), 1));
+    assert!(!may_begin(&tracker, sealed(8, 1), T / 2 - 1));
     assert!(may_begin(&tracker, sealed(8, 11), 1));
     assert!(
-        may_begin(&tracker, sealed(8, 1), T / 4),
+        may_begin(&tracker, sealed(8, 1), T / 2),
         "it may have been restarted"
     );
     assert!(may_begin(&tracker, last_of(9, 1), 1));
@@ -171,58 +174,73 @@ fn a_process_that_nobody_vouches_for_may_start_over_once_it_has_been_quiet() {
 }
 
 #[test]
-fn network_agents_cannot_fill_the_table() {
-    let mut tracker = tracker(8, EvictionPolicy::Strict, 6);
-    for pid in 100..120 {
-        let fits = pid < 106;
-        let key = plain(pid, 1).key;
-        assert_eq!(tracker.may_have_room_for(&key), fits);
+fn a_last_frame_of_a_restarted_process_is_newer_than_those_of_the_one_before() {
+    let mut tracker = room(4);
+    tracker.hear(sealed(7, 10), 0);
+    tracker.hear(last_of(9, 60), 0);
+    tracker.hear(sealed(8, 11), 1);
+    let slot = tracker.slot_of(&sealed(8, 1).key).unwrap();
+    assert!(tracker.may_begin_session(slot, &last_of(10, 1).frame, 1));
+}
+
+#[test]
+fn a_last_frame_that_comes_late_does_not_move_the_mark_back() {
+    let mut tracker = room(4);
+    tracker.hear(sealed(7, 10), 0);
+    tracker.hear(last_of(9, 60), 0);
+    tracker.hear(last_of(9, 5), 0);
+    assert_eq!(tracker.facts(100).terminal_timestamp, 60);
+}
+
+#[test]
+fn neither_kind_of_agent_can_lock_out_the_other() {
+    let mut tracker = room(4);
+    for pid in 100..110 {
+        let fits = pid < 104;
         let expected = match fits {
             true => Update::Inserted,
             false => Update::CapacityExceeded,
         };
+        assert_eq!(tracker.may_have_room_for(&plain(pid, 1).key), fits);
         assert_eq!(tracker.hear(plain(pid, 1), 0), expected);
+        assert_eq!(tracker.may_have_room_for(&local(pid).key), fits);
+        assert_eq!(tracker.hear(local(pid), 0), expected);
     }
-    assert_eq!(tracker.hear(local(100), 0), Update::Inserted);
-    assert_eq!(tracker.hear(local(101), 0), Update::Inserted);
     assert_eq!(tracker.len(), 8);
     tracker.check_invariants();
-    let agent = tracker.facts(100).agent(0);
+    let key = plain(100, 1).key;
+    let slot = tracker.slot_of(&key).unwrap();
+    let agent = tracker.facts(100).agent(slot);
     tracker.retire(agent).unwrap();
+    assert_eq!(tracker.hear(local(200), 0), Update::CapacityExceeded);
     assert_eq!(tracker.hear(plain(200, 1), 0), Update::Inserted);
     tracker.check_invariants();
 }
 
 #[test]
-fn a_network_agent_takes_no_slot_from_a_local_one() {
+fn a_newcomer_takes_the_slot_of_its_own_kind_only() {
     for policy in [EvictionPolicy::Strict, EvictionPolicy::Balanced] {
-        let mut tracker = tracker(2, policy, 2);
+        let mut tracker = tracker(1, policy);
         tracker.hear(local(100), 0);
-        tracker.hear(local(101), 0);
-        tracker.let_all_become_reclaimable(T);
-        let refused = tracker.hear(plain(100, 1), 100 * T);
-        assert_eq!(refused, Update::CapacityExceeded, "{policy:?}");
-        assert_eq!(tracker.hear(local(102), 100 * T), Update::Inserted);
-        tracker.check_invariants();
-    }
-}
-
-#[test]
-fn a_network_agent_may_take_the_slot_of_another_one_that_is_silent() {
-    for policy in [EvictionPolicy::Strict, EvictionPolicy::Balanced] {
-        let mut tracker = tracker(2, policy, 1);
         tracker.hear(plain(100, 1), 0);
-        assert_eq!(tracker.hear(plain(101, 1), 1), Update::CapacityExceeded);
         tracker.let_all_become_reclaimable(T);
-        assert_eq!(tracker.hear(plain(101, 1), 100 * T), Update::Inserted);
-        assert_eq!(tracker.len(), 1);
+        let recorded = tracker.record(&plain(101, 1), 100 * T, T);
+        let displaced = recorded.displaced.unwrap().agent;
+        assert_eq!(
+            displaced.instance, 1,
+            "{policy:?}: the source, not the process"
+        );
+        assert!(tracker.local_slot(100).is_some(), "{policy:?}");
+        assert_eq!(tracker.hear(local(102), 100 * T), Update::Inserted);
+        assert_eq!(tracker.local_slot(100), None, "{policy:?}");
+        assert!(tracker.get(&plain(101, 1).key).is_some(), "{policy:?}");
         tracker.check_invariants();
     }
 }
 
 #[test]
-fn a_local_newcomer_gets_the_slot_that_has_been_free_to_take_for_longest() {
-    let mut tracker = room(2);
+fn a_local_newcomer_without_a_quota_gets_the_slot_that_has_been_free_to_take_for_longest() {
+    let mut tracker = Tracker::with_capacity(2, TrackerOptions::default());
     tracker.hear(plain(100, 1), 0);
     tracker.let_all_become_reclaimable(T);
     tracker.hear(local(101), 20 * T);
@@ -231,4 +249,36 @@ fn a_local_newcomer_gets_the_slot_that_has_been_free_to_take_for_longest() {
     assert_eq!(recorded.displaced.unwrap().agent.pid, 100);
     let recorded = tracker.record(&local(103), 100 * T, T);
     assert_eq!(recorded.displaced.unwrap().agent.pid, 101);
+}
+
+fn stalls_at(tracker: &mut Tracker, now_ns: u64) -> Vec<bool> {
+    let mut remote = Vec::new();
+    tracker.drain_stalled_slots(now_ns, u32::MAX, |silence| {
+        remote.push(!silence.slot.local);
+        ControlFlow::Continue(())
+    });
+    remote
+}
+
+#[test]
+fn dropped_datagrams_put_off_the_stalls_of_network_agents_and_of_nobody_else() {
+    let mut tracker = room(2);
+    tracker.hear(local(100), 0);
+    tracker.hear(plain(100, 1), 0);
+    tracker.restart_network_silence(T / 2);
+    assert_eq!(stalls_at(&mut tracker, T), [false], "the local one");
+    assert_eq!(stalls_at(&mut tracker, T + T / 2 - 1), []);
+    assert_eq!(stalls_at(&mut tracker, T + T / 2), [true]);
+}
+
+#[test]
+fn no_flood_puts_off_a_stall_for_ever() {
+    let mut tracker = room(2);
+    tracker.hear(plain(100, 1), 0);
+    for tick in 1..=16 {
+        tracker.restart_network_silence(tick * T);
+        assert_eq!(stalls_at(&mut tracker, tick * T + T - 1), []);
+    }
+    tracker.restart_network_silence(17 * T);
+    assert_eq!(stalls_at(&mut tracker, 17 * T), [true]);
 }

@@ -1,7 +1,25 @@
 //! Who has been silent long enough to give way, oldest first: local agents and network agents in lines
-//! of their own, because a network agent may take nothing from a local one (law 3).
+//! of their own, because not everybody may take from everybody (law 3).
 
 use crate::fifo::Fifo;
+
+/// Whose slot a newcomer may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Victims {
+    Local,
+    Network,
+    Anybody,
+}
+
+impl Victims {
+    pub(super) fn include(self, is_local: bool) -> bool {
+        match self {
+            Self::Local => is_local,
+            Self::Network => !is_local,
+            Self::Anybody => true,
+        }
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Reclaimable {
@@ -38,10 +56,11 @@ impl Reclaimable {
         self.network.remove(slot);
     }
 
-    /// Who has waited longest among those that may give way to a newcomer of that kind.
-    pub(super) fn oldest_for(&self, is_local: bool) -> Option<u32> {
-        let local = self.local.front().filter(|_| is_local);
-        let heads = local.into_iter().chain(self.network.front());
+    /// Who has waited longest among them.
+    pub(super) fn oldest(&self, victims: Victims) -> Option<u32> {
+        let local = self.local.front().filter(|_| victims.include(true));
+        let network = self.network.front().filter(|_| victims.include(false));
+        let heads = local.into_iter().chain(network);
         heads.min_by_key(|slot| self.tickets[*slot as usize])
     }
 }

@@ -143,7 +143,10 @@ pub struct TrackerOptions {
     /// Seed of the index of network agents. Random in an observer, so that strangers cannot choose
     /// colliding keys; fixed in tests.
     pub seed: u64,
-    /// Slots that network agents may take at most, so that they never lock out a local one (law 3).
+    /// Slots that local agents may take at most.
+    pub local_capacity: usize,
+    /// Slots that network agents may take at most. If both fit into the table together, neither kind can
+    /// lock out the other (law 3).
     pub network_capacity: usize,
 }
 
@@ -153,6 +156,7 @@ impl Default for TrackerOptions {
             policy: EvictionPolicy::Strict,
             scan_window: DEFAULT_EVICTION_SCAN_WINDOW,
             seed: 0,
+            local_capacity: usize::MAX,
             network_capacity: usize::MAX,
         }
     }

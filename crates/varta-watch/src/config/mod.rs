@@ -31,7 +31,7 @@ const MAX_BEAT_RATE: u32 = 100;
 /// Seconds' worth of beats an agent may send at once unless told otherwise.
 const MAX_BEAT_BURST_SECONDS: u32 = 10;
 
-/// Watches local processes: each sends a beat now and then, and whoever falls silent is reported
+/// Watches processes: each sends a beat now and then, and whoever falls silent is reported
 /// and, if you say so, recovered.
 #[derive(Debug, Parser)]
 #[command(
@@ -39,8 +39,8 @@ const MAX_BEAT_BURST_SECONDS: u32 = 10;
     version,
     max_term_width = 100,
     after_help = "Without any flag it listens on the default socket and reports stalls after 2 s of \
-                  silence.\nSIGTERM and SIGINT end it, SIGHUP opens the event file anew, SIGUSR1 \
-                  logs the counters."
+                  silence.\nSIGTERM and SIGINT end it, SIGHUP opens the event file anew and reads the \
+                  keys again, SIGUSR1 logs the counters."
 )]
 pub(crate) struct Flags {
     /// Unix datagram socket to listen on [default: varta.sock in $RUNTIME_DIRECTORY, else in
@@ -78,7 +78,8 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Who may join")]
     max_beat_burst: Option<u32>,
 
-    /// Beats per second taken from all agents together; 0 for no limit
+    /// Beats per second taken from all agents of this host together, and as many from all elsewhere; 0 for
+    /// no limit
     #[arg(
         long,
         value_name = "N",
@@ -103,7 +104,8 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(10..=86_400_000), help_heading = "Silence")]
     threshold_ms: u64,
 
-    /// Agents that can be watched at the same time, 1 to 1048576
+    /// Agents of this host that can be watched at the same time, 1 to 1048576; with --udp-port as many
+    /// elsewhere on top
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY as u64, value_parser = clap::value_parser!(u64).range(1..=MAX_CAPACITY as u64), help_heading = "Silence")]
     tracker_capacity: u64,
 
@@ -117,7 +119,7 @@ pub(crate) struct Flags {
     eviction_scan_window: u64,
 
     /// Program and arguments to run when an agent stalls, split at white space; {pid} becomes the
-    /// agent's process id; no shell is involved
+    /// agent's process id, {source} the address of one elsewhere; no shell is involved
     #[arg(long, value_name = "COMMAND", help_heading = "Recovery")]
     recovery_exec: Option<String>,
 
@@ -175,8 +177,6 @@ pub(crate) struct Config {
     pub(crate) recover_foreign: bool,
     pub(crate) limits: LimitOptions,
     pub(crate) udp: Option<UdpConfig>,
-    /// A flag that means nothing any more.
-    pub(crate) obsolete: Option<&'static str>,
     pub(crate) threshold: Duration,
     pub(crate) capacity: usize,
     pub(crate) eviction_policy: EvictionPolicy,
@@ -223,7 +223,6 @@ impl Flags {
         if socket.as_os_str().is_empty() {
             return Err(usage("--socket is empty; give a path"));
         }
-        let obsolete = self.network.obsolete();
         let udp = self
             .network
             .check(&socket)
@@ -249,7 +248,6 @@ impl Flags {
                 global: rate(self.global_beat_rate, self.global_beat_burst),
             },
             udp,
-            obsolete,
             threshold: Duration::from_millis(self.threshold_ms),
             capacity: self.tracker_capacity as usize,
             eviction_policy: match self.tracker_eviction_policy {

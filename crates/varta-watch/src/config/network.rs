@@ -38,7 +38,7 @@ pub(super) struct NetworkFlags {
     i_accept_plaintext_udp: bool,
 
     /// File that remembers which encrypted datagrams were heard, so that a restart forgets none
-    /// [default: next to the socket, or in $STATE_DIRECTORY]
+    /// [default: next to the socket]
     #[arg(long, value_name = "PATH", help_heading = "Network")]
     replay_file: Option<PathBuf>,
 
@@ -71,15 +71,11 @@ pub(crate) struct UdpConfig {
     pub(crate) replay_file: PathBuf,
     /// The operator vouches for this listener: recovery may act on its agents.
     pub(crate) vouched_for: bool,
+    /// Flags that were given and do nothing here, and why.
+    pub(crate) idle: Vec<(&'static str, &'static str)>,
 }
 
 impl NetworkFlags {
-    /// A flag of 0.2.0 that means nothing any more and was given.
-    pub(super) fn obsolete(&self) -> Option<&'static str> {
-        let given = self.i_accept_secure_udp_non_loopback;
-        given.then_some("--i-accept-secure-udp-non-loopback")
-    }
-
     /// What the flags ask for together; else what is wrong with them.
     pub(super) fn check(self, socket: &Path) -> Result<Option<UdpConfig>, String> {
         let keys = KeyFiles {
@@ -89,6 +85,7 @@ impl NetworkFlags {
         };
         let Some(port) = self.udp_port else {
             let needy = [
+                ("--i-accept-plaintext-udp", self.i_accept_plaintext_udp),
                 ("--udp-bind-addr", self.udp_bind_addr.is_some()),
                 ("--key-file", keys.shared.is_some()),
                 ("--accepted-key-file", keys.accepted.is_some()),
@@ -111,6 +108,22 @@ impl NetworkFlags {
                     .to_owned(),
             );
         }
+        let mut idle = Vec::new();
+        if self.i_accept_secure_udp_non_loopback {
+            idle.push((
+                "--i-accept-secure-udp-non-loopback",
+                "what it accepted is no danger any more",
+            ));
+        }
+        if self.i_accept_plaintext_udp && !in_clear {
+            idle.push((
+                "--i-accept-plaintext-udp",
+                "with keys nothing in clear is heard",
+            ));
+        }
+        if self.replay_file.is_some() && in_clear {
+            idle.push(("--replay-file", "in clear nobody can tell a replay"));
+        }
         let default_address = match in_clear {
             true => Ipv4Addr::UNSPECIFIED,
             false => Ipv4Addr::LOCALHOST,
@@ -126,20 +139,16 @@ impl NetworkFlags {
                 true => self.allow_recovery_over_plain_udp,
                 false => self.allow_recovery_over_secure_udp,
             },
+            idle,
         }))
     }
 }
 
-/// Where it survives a restart: a service manager that gives a state directory clears that of the socket.
+/// Next to the socket: on a tmpfs as a rule, so that no beat waits for a disk, and gone with the next boot.
 fn default_replay_file(socket: &Path) -> PathBuf {
     let mut name = socket.file_name().unwrap_or_default().to_owned();
     name.push(".replay");
-    let state = std::env::var_os("STATE_DIRECTORY").filter(|directory| !directory.is_empty());
-    let state = state.and_then(|state| std::env::split_paths(&state).next());
-    match state {
-        Some(directory) => directory.join(name),
-        None => socket.with_file_name(name),
-    }
+    socket.with_file_name(name)
 }
 
 #[cfg(test)]
@@ -188,6 +197,7 @@ mod tests {
             "--accepted-key-file=/k",
             "--master-key-file=/k",
             "--replay-file=/r",
+            "--i-accept-plaintext-udp",
         ] {
             let error = error_of(&[SOCKET, flag]);
             let name = flag.split('=').next().unwrap();
@@ -196,7 +206,6 @@ mod tests {
                 "{error}"
             );
         }
-        assert!(parse(&[SOCKET, "--i-accept-plaintext-udp"]).is_ok());
     }
 
     #[test]
@@ -245,8 +254,16 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_that_means_nothing_any_more_is_accepted() {
-        let config = parse(&[SOCKET, "--i-accept-secure-udp-non-loopback"]).unwrap();
-        assert_eq!(config.obsolete, Some("--i-accept-secure-udp-non-loopback"));
+    fn flags_that_do_nothing_are_accepted_and_told() {
+        let idle = |arguments: &[&str]| {
+            let idle = udp(arguments).idle;
+            idle.into_iter().map(|(flag, _)| flag).collect::<Vec<_>>()
+        };
+        let acknowledged = "--i-accept-secure-udp-non-loopback";
+        assert_eq!(idle(&["--key-file=/k", acknowledged]), [acknowledged]);
+        let clear = "--i-accept-plaintext-udp";
+        assert_eq!(idle(&["--key-file=/k", clear]), [clear]);
+        assert_eq!(idle(&[clear, "--replay-file=/r"]), ["--replay-file"]);
+        assert_eq!(idle(&[clear]), [""; 0]);
     }
 }

@@ -6,6 +6,7 @@
 
 mod acquaintances;
 pub(crate) mod log;
+mod recoveries;
 mod repeats;
 pub(crate) mod story;
 
@@ -22,7 +23,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use varta_core::recovery::{ActionEnd, Plan, Recovery};
+use varta_core::recovery::{ActionEnd, Plan};
 use varta_core::{
     Agent, BeatOrigin, Counter, Counters, Event, EventKind, ExitStatus, Home, SlotTable,
 };
@@ -33,9 +34,10 @@ use crate::handoff::{EventReceiver, Handed, Order, OrderSender};
 use crate::identity::{self, Means};
 use crate::journal::{Journal, append_row};
 use crate::keys::KeyFiles;
-use crate::recovery::{Ended, RecoveryCommand, Running, StartError, kill_group};
+use crate::recovery::{Ended, Running, StartError, kill_group};
 use acquaintances::Acquaintances;
 use log::Log;
+pub(crate) use recoveries::Recoveries;
 use repeats::Repeats;
 
 /// Events handled before anything else gets a turn.
@@ -56,7 +58,7 @@ pub(crate) struct ControlConfig {
     pub(crate) orders: OrderSender,
     pub(crate) log: Log,
     pub(crate) journal: Option<Journal>,
-    pub(crate) recovery: Option<(Recovery, RecoveryCommand)>,
+    pub(crate) recovery: Option<Recoveries>,
     /// Recovery may touch agents of other pid namespaces.
     pub(crate) recover_foreign: bool,
     /// Read again on SIGHUP; `None` without encrypted UDP.
@@ -283,9 +285,9 @@ impl Control {
                 let who = self.name_of(agent);
                 story::stall(&self.given.log, &who, last_nonce, silence_ns, threshold_ns);
                 let may_act = self.may_act_on(agent, &who);
-                if let Some((recovery, _)) = &mut self.given.recovery
+                if let Some(recoveries) = &mut self.given.recovery
                     && may_act
-                    && recovery.on_stall(agent, event.observer_ns) == Plan::Deferred
+                    && recoveries.of(agent).on_stall(agent, event.observer_ns) == Plan::Deferred
                 {
                     self.given.counters.count(Counter::RecoveryDebounced);
                     story::deferred(&self.given.log, &who);
@@ -322,6 +324,7 @@ impl Control {
             }
             EventKind::Flood { pid, one_in } => story::flood(&self.given.log, pid, one_in),
             EventKind::Doubt { doubt_ns } => self.repeats.add_doubt(Instant::now(), doubt_ns),
+            EventKind::NetworkDrops { count } => self.repeats.add_drops(Instant::now(), count),
             EventKind::Gap { gap_ns } => self.repeats.add_gap(Instant::now(), gap_ns),
         }
     }
@@ -367,14 +370,14 @@ impl Control {
     }
 
     fn settle(&mut self, agent: Agent) {
-        if let Some((recovery, _)) = &mut self.given.recovery {
-            recovery.on_settled(agent);
+        if let Some(recoveries) = &mut self.given.recovery {
+            recoveries.of(agent).on_settled(agent);
         }
     }
 
     fn next_due(&self) -> Option<Instant> {
         let recovery = self.given.recovery.as_ref();
-        let recovery = recovery.and_then(|(recovery, _)| recovery.next_due_ns());
+        let recovery = recovery.and_then(Recoveries::next_due_ns);
         let recovery = recovery.map(|due_ns| {
             let ahead_ns = due_ns.saturating_sub(self.given.raw.now_ns());
             Instant::now() + Duration::from_nanos(ahead_ns)
@@ -433,8 +436,8 @@ impl Control {
                     };
                     self.given.counters.count(counter);
                     story::not_started(&self.given.log, &who, &error);
-                    if let Some((recovery, _)) = &mut self.given.recovery {
-                        recovery.on_end(agent, end, now_ns);
+                    if let Some(recoveries) = &mut self.given.recovery {
+                        recoveries.of(agent).on_end(agent, end, now_ns);
                     }
                 }
             }
@@ -442,7 +445,7 @@ impl Control {
     }
 
     fn next_action(&mut self, now_ns: u64) -> Option<Agent> {
-        self.given.recovery.as_mut()?.0.next_action(now_ns)
+        self.given.recovery.as_mut()?.next_action(now_ns)
     }
 
     /// Starts the command for an agent that is silent still.
@@ -455,7 +458,7 @@ impl Control {
             return Err(StartError::CrossNamespace);
         }
         match &self.given.recovery {
-            Some((_, command)) if still_silent => {
+            Some(Recoveries { command, .. }) if still_silent => {
                 let source = self.acquaintances.address_of(agent);
                 let running = command.start(agent, source, self.given.means)?;
                 Ok((running, command.shown_for(agent.pid, source)))
@@ -481,13 +484,13 @@ impl Control {
         });
         story::ended(&self.given.log, who, child_pid, ended);
         let now_ns = self.given.raw.now_ns();
-        if let Some((recovery, _)) = &mut self.given.recovery {
+        if let Some(recoveries) = &mut self.given.recovery {
             let end = if success && !ended.killed {
                 ActionEnd::Handled
             } else {
                 ActionEnd::Failed
             };
-            recovery.on_end(*agent, end, now_ns);
+            recoveries.of(*agent).on_end(*agent, end, now_ns);
         }
     }
 
@@ -501,7 +504,7 @@ impl Control {
         match self.given.keys.as_ref().map(KeyFiles::read) {
             None => {}
             Some(Ok(ring)) => {
-                done.push(format!("{ring} in force"));
+                done.push(format!("read {ring}"));
                 self.given.orders.add(Order::Keys(ring));
                 self.given.orders.send();
             }

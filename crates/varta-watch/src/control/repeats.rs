@@ -18,6 +18,7 @@ pub(crate) struct Repeats {
     refusals: Vec<Reason>,
     gaps: Option<Gaps>,
     doubts: Option<Gaps>,
+    drops: Option<Waiting>,
     sessions: Option<Sessions>,
 }
 
@@ -114,6 +115,10 @@ impl Repeats {
             .add(doubt_ns);
     }
 
+    pub(crate) fn add_drops(&mut self, now: Instant, count: u64) {
+        self.drops.get_or_insert_with(|| Waiting::from(now)).count += count;
+    }
+
     pub(crate) fn add_session(&mut self, now: Instant, who: story::Who) {
         match &mut self.sessions {
             Some(sessions) => {
@@ -145,6 +150,11 @@ impl Repeats {
         {
             story::doubts(log, std::mem::take(&mut doubts.total_ns));
         }
+        if let Some(drops) = &mut self.drops
+            && let Some(count) = drops.take_due(now)
+        {
+            story::drops(log, count);
+        }
         if let Some(sessions) = &mut self.sessions
             && let Some(count) = sessions.waiting.take_due(now)
         {
@@ -162,7 +172,7 @@ impl Repeats {
         let gaps = gaps.map(|gaps| &gaps.waiting);
         let sessions = self.sessions.iter().map(|sessions| &sessions.waiting);
         let refusals = self.refusals.iter().map(|reason| &reason.waiting);
-        let all = refusals.chain(gaps).chain(sessions);
+        let all = refusals.chain(gaps).chain(sessions).chain(&self.drops);
         all.filter_map(Waiting::next_due).min()
     }
 }
@@ -192,9 +202,7 @@ impl Reason {
                 "too many sessions are open to remember another (--tracker-capacity)".to_owned()
             }
             Refusal::CapacityExceeded if source.is_some() => {
-                "agents elsewhere have filled their three quarters of the table; raise \
-                 --tracker-capacity"
-                    .to_owned()
+                "the table is full of agents elsewhere; raise --tracker-capacity".to_owned()
             }
             Refusal::ControlTruncated => "control data was cut short".to_owned(),
             Refusal::WrongLength => "a frame has 32 bytes".to_owned(),

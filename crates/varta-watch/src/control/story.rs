@@ -233,6 +233,20 @@ pub(super) fn doubts(log: &Log, total_ns: u64) {
     log.warn(LogEvent::Notice, msg, fields);
 }
 
+pub(super) fn drops(log: &Log, count: u64) {
+    let fields = Fields {
+        count: Some(count),
+        reason: Some("udp_queue_full".to_owned()),
+        ..Fields::default()
+    };
+    let msg = format!(
+        "{} from the network dropped by the kernel because the queue was full: the silence of agents \
+         elsewhere starts anew",
+        number_of(count, "datagram")
+    );
+    log.warn(LogEvent::Notice, msg, fields);
+}
+
 pub(super) fn flood(log: &Log, pid: u32, one_in: u32) {
     let what = match pid {
         0 => "datagrams that are no frames".to_owned(),

@@ -20,8 +20,8 @@ use varta_core::event::Agent;
 use varta_core::slot::Slot;
 use varta_core::tracker::{AgentKey, Beat, Displaced, Recorded};
 use varta_core::{
-    BeatOrigin, Counter, Credentials, EventKind, ExitStatus, Home, LocalGate, Refusal, Sender,
-    Update,
+    BeatOrigin, Counter, Credentials, EventKind, ExitStatus, Home, LocalGate, Reach, Refusal,
+    Sender, Update,
 };
 use varta_sys::receive::Received;
 use varta_vlp::{FRAME_BYTES, Frame, MAGIC, NONCE_TERMINAL, VERSION};
@@ -150,7 +150,10 @@ impl Ingest {
             Ok(is_right) => {
                 let now_ns = self.attention.raw_now_ns();
                 let is_terminal = frame.is_terminal();
-                if let Err(limit) = self.limits.let_beat_in(slot, is_terminal, now_ns) {
+                if let Err(limit) = self
+                    .limits
+                    .let_beat_in(slot, Reach::Local, is_terminal, now_ns)
+                {
                     return self.refuse(sender.pid, Refusal::RateLimited(limit));
                 }
                 if !is_right {
@@ -220,9 +223,9 @@ impl Ingest {
                 return self.refuse(pid, reason);
             }
         }
-        let mut limit = self.limits.let_newcomer_in(now_ns);
+        let mut limit = self.limits.let_newcomer_in(Reach::Local, now_ns);
         if self.introductions.has_departed(pid, now_ns) {
-            limit = limit.and_then(|()| self.limits.let_back_in(now_ns));
+            limit = limit.and_then(|()| self.limits.let_back_in(Reach::Local, now_ns));
         }
         if let Err(limit) = limit {
             return self.refuse(pid, Refusal::RateLimited(limit));
@@ -458,7 +461,9 @@ impl Ingest {
         };
         if let Some(facts) = self.tracker.retire(agent) {
             let now_ns = self.attention.raw_now_ns();
-            if !agent.is_remote() {
+            if agent.is_remote() {
+                self.remember_departed(agent, frame.timestamp, now_ns);
+            } else {
                 self.introductions.remember_departed(agent.pid, now_ns);
             }
             let last_nonce = facts.last_nonce.unwrap_or(0);
@@ -478,6 +483,7 @@ impl Ingest {
         } = displaced;
         if displaced.evicted {
             drop(self.release(agent));
+            self.forget_elsewhere(agent);
             self.send(EventKind::Evicted { agent });
         } else {
             self.tell_exit(agent, last_nonce, ExitStatus::Unknown, None);

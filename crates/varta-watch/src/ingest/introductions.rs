@@ -8,6 +8,8 @@
 use varta_core::{Claims, Credentials, Refusal};
 use varta_vlp::Frame;
 
+use super::remembered::Remembered;
+
 /// Beats that may wait at the same time. An answer takes less than a millisecond as a rule.
 const BEATS_MAX: usize = 1024;
 
@@ -17,10 +19,6 @@ const BEATS_PER_PROCESS_MAX: usize = 64;
 /// Datagrams of an unknown process that are refused, each within that time of the one before, and make it
 /// noisy.
 const NOISY_DATAGRAMS: u32 = 16;
-
-/// Processes remembered for what they did, and for how long.
-const REMEMBERED_MAX: usize = 64;
-const REMEMBERED_NS: u64 = 1_000_000_000;
 
 /// A beat that waits.
 #[derive(Clone, Copy, Debug)]
@@ -38,11 +36,11 @@ pub(super) struct Introductions {
     beats: Vec<Waiting>,
     tickets: u64,
     /// Unknown processes that were refused after a look at them: another look costs reading `/proc`.
-    rejected: Remembered<Rejected>,
+    rejected: Remembered<u32, Rejected>,
     /// Unknown processes that send what is refused at once, and how often: each time costs a descriptor.
-    noisy: Remembered<u32>,
+    noisy: Remembered<u32, u32>,
     /// Processes that said goodbye.
-    departed: Remembered<()>,
+    departed: Remembered<u32, ()>,
 }
 
 /// Why a process was refused after a look at it.
@@ -51,37 +49,6 @@ pub(super) struct Rejected {
     pub(super) reason: Refusal,
     /// What it may call itself, where known.
     pub(super) claims: Option<Claims>,
-}
-
-/// Pids, what is remembered of each, and until when; the oldest is overwritten.
-#[derive(Debug)]
-struct Remembered<T> {
-    pids: [Option<(u32, u64, T)>; REMEMBERED_MAX],
-    next: usize,
-}
-
-impl<T: Copy> Remembered<T> {
-    fn new() -> Self {
-        Self {
-            pids: [None; REMEMBERED_MAX],
-            next: 0,
-        }
-    }
-
-    fn add(&mut self, pid: u32, what: T, now_ns: u64) {
-        let is_it = |entry: &Option<(u32, u64, T)>| entry.is_some_and(|(known, ..)| known == pid);
-        let position = self.pids.iter().position(is_it).unwrap_or_else(|| {
-            self.next = (self.next + 1) % REMEMBERED_MAX;
-            self.next
-        });
-        self.pids[position] = Some((pid, now_ns.saturating_add(REMEMBERED_NS), what));
-    }
-
-    fn get(&self, pid: u32, now_ns: u64) -> Option<T> {
-        let entries = self.pids.iter().flatten();
-        let mut fresh = entries.filter(|(known, until_ns, _)| *known == pid && now_ns < *until_ns);
-        fresh.next().map(|(.., what)| *what)
-    }
 }
 
 /// What came of letting a beat wait.
@@ -242,31 +209,6 @@ mod tests {
             room.admit(frame(1), sender(8), None),
             Admitted::First(_)
         ));
-    }
-
-    #[test]
-    fn what_a_process_did_is_forgiven_after_a_while() {
-        let mut room = Introductions::new();
-        let lie = Rejected {
-            reason: Refusal::PidMismatch { claimed: 9 },
-            claims: None,
-        };
-        room.remember_rejected(7, lie, 5);
-        assert_eq!(room.rejected(7, REMEMBERED_NS + 4), Some(lie));
-        assert_eq!(room.rejected(7, REMEMBERED_NS + 5), None);
-        assert_eq!(room.rejected(8, 5), None);
-        assert!(!room.is_noisy(7, 5) && !room.has_departed(7, 5));
-    }
-
-    #[test]
-    fn who_does_it_again_and_again_takes_one_place() {
-        let mut room = Introductions::new();
-        room.remember_departed(7, 0);
-        for now_ns in 0..1_000 {
-            room.remember_departed(8, now_ns);
-        }
-        assert!(room.has_departed(7, 5));
-        assert!(room.has_departed(8, REMEMBERED_NS + 998));
     }
 
     #[test]

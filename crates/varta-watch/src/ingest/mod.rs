@@ -20,6 +20,7 @@ mod introductions;
 mod network;
 mod open;
 mod queue;
+mod remembered;
 mod shed;
 mod sleep;
 

@@ -1,35 +1,38 @@
 //! Beats that come over a network: from a datagram to the agent it is credited to, or to nobody.
 //!
 //! In clear (plain UDP) nobody vouches for anything; sealed, a key vouches for the frame and the replay
-//! guard for its being new. An agent is `(key, address without port, pid)`, so hosts with equal pids, and
-//! a local process with that pid, are somebody else. Nothing is ever sent back.
+//! guard for its being new. An agent is `(key, address without port, pid)`, so hosts with equal pids,
+//! and a local process with that pid, are somebody else. A session keeps the address it began at. Nothing
+//! is ever sent back.
 //!
-//! The order of the checks is that of wire spec 10.4, with one addition: a newcomer that finds no room in
-//! the table is refused before the guard remembers its session.
+//! The order of the checks is that of wire spec 10.4, with two changes: what is in an envelope must be a
+//! frame before its counter is used up, and who may not begin a session, or finds no room in the table, is
+//! refused before the guard remembers anything.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 use varta_core::admission::network_frame;
-use varta_core::event::{UID_UNKNOWN, remote_source};
+use varta_core::event::{Agent, NO_KEY, UID_UNKNOWN, remote_source};
 use varta_core::replay::{Arrival, ReplayGuard, ReplayRefusal, SessionKey};
 use varta_core::tracker::{AgentKey, Beat};
-use varta_core::{BeatOrigin, Counter, Home, Refusal, Sender};
+use varta_core::{BeatOrigin, Counter, EventKind, Home, Reach, Refusal, Sender};
 use varta_sys::udp::{self, UdpBatch};
 use varta_vlp::Frame;
 use varta_vlp::secure::MASTER_ENVELOPE_BYTES;
 
 use super::Ingest;
 use super::open::Opener;
+use super::remembered::Remembered;
 use crate::keys::KeyRing;
 use crate::replay_file::ReplayWords;
 
 /// Datagrams per receive call.
 const BATCH: usize = 64;
 
-/// Datagrams taken before local agents get their turn: about half a millisecond.
+/// Datagrams taken before local agents get their turn: with one key half a millisecond, with sixteen two.
 const PER_TURN: usize = 4 * BATCH;
 
 /// The longest datagram that means something, and one byte more, so that a longer one can be told from it.
@@ -39,8 +42,8 @@ const DATAGRAM_BYTES: usize = MASTER_ENVELOPE_BYTES + 1;
 /// queued, of a fleet whose clocks tick together.
 const QUEUE_BYTES: usize = 1 << 20;
 
-/// Key number of agents that no key vouches for.
-const NO_KEY: u64 = 0;
+/// Every series of beats begins with it (client spec 2).
+const FIRST_NONCE: u64 = 1;
 
 /// The UDP socket, and what its datagrams are worth.
 pub(crate) struct Network {
@@ -52,6 +55,8 @@ pub(crate) struct Network {
     seal: Option<Seal>,
     /// Datagrams the kernel had dropped when it was asked last.
     drops: u32,
+    /// Agents that said goodbye, with the time of their own clocks.
+    departed: Remembered<(u64, u32), u64>,
 }
 
 /// What it takes to believe an envelope.
@@ -71,52 +76,49 @@ struct Read {
 /// A beat whose sender is known as well as it can be.
 struct Heard {
     beat: Beat,
-    address: IpAddr,
+    address: SocketAddr,
     /// To be shown to the replay guard.
     arrival: Option<Arrival>,
+    /// Nobody has heard of its session.
+    begins_session: bool,
 }
 
 impl Network {
     /// Listens without keys. `seed` must be unpredictable.
-    pub(crate) fn plain(address: SocketAddr, origin: BeatOrigin, seed: u64) -> io::Result<Self> {
-        Self::bind(address, origin, seed, None)
+    pub(crate) fn in_clear(socket: UdpSocket, origin: BeatOrigin, seed: u64) -> Self {
+        Self::new(socket, origin, seed, None)
     }
 
     /// Listens for what these keys have sealed. `agents` is how many there may be.
     pub(crate) fn sealed(
-        address: SocketAddr,
+        socket: UdpSocket,
         origin: BeatOrigin,
         ring: KeyRing,
         agents: usize,
         guard: ReplayGuard<ReplayWords>,
-    ) -> io::Result<Self> {
+    ) -> Self {
         let seed = guard.seed();
         let seal = Seal {
             opener: Opener::new(ring, agents, seed),
             guard,
         };
-        Self::bind(address, origin, seed, Some(seal))
+        Self::new(socket, origin, seed, Some(seal))
     }
 
-    fn bind(
-        address: SocketAddr,
-        origin: BeatOrigin,
-        seed: u64,
-        seal: Option<Seal>,
-    ) -> io::Result<Self> {
-        let socket = UdpSocket::bind(address)?;
+    fn new(socket: UdpSocket, origin: BeatOrigin, seed: u64, seal: Option<Seal>) -> Self {
         // Root gets it, others as much of it as the operator allows (net.core.rmem_max).
         if set_socket_recv_buffer_size_force(&socket, QUEUE_BYTES).is_err() {
             let _ = set_socket_recv_buffer_size(&socket, QUEUE_BYTES);
         }
-        Ok(Self {
+        Self {
             socket,
             batch: UdpBatch::new(BATCH, DATAGRAM_BYTES),
             origin,
             seed,
             seal,
             drops: 0,
-        })
+            departed: Remembered::new(),
+        }
     }
 
     /// Where it listens.
@@ -134,7 +136,7 @@ impl Network {
     /// Who is speaking, and what they say or why it is not believed.
     fn read(&mut self, i: usize) -> Option<(Sender, Result<Heard, Refusal>)> {
         let datagram = self.batch.datagram(i)?;
-        let address = datagram.source.ip();
+        let address = datagram.source;
         let read = match &mut self.seal {
             _ if datagram.truncated => Err(Refusal::WrongLength),
             None => read_in_clear(datagram.bytes),
@@ -142,16 +144,22 @@ impl Network {
         };
         let sender = Sender {
             pid: read.as_ref().map_or(0, |read| read.frame.pid),
-            source: Some((address, datagram.source.port())),
+            source: Some((address.ip(), address.port())),
         };
-        Some((sender, read.map(|read| self.attribute(&read, address))))
+        Some((sender, read.map(|read| self.attribute(&read, &address))))
     }
 
-    /// The agent that what was read speaks for.
-    fn attribute(&self, read: &Read, address: IpAddr) -> Heard {
+    /// The agent that what was read speaks for. A session is that of the address it began at, so an address
+    /// that changes changes nothing, and neither does a copy from elsewhere that overtakes its original.
+    fn attribute(&self, read: &Read, address: &SocketAddr) -> Heard {
         let frame = read.frame;
-        let source = remote_source(read.key, address, self.seed);
-        let prefix = read.session.map(|(session, _)| session.prefix);
+        let guard = self.seal.as_ref().map(|seal| &seal.guard);
+        let session = read.session.map(|(session, _)| session);
+        let known = guard.zip(session);
+        let opened_at = known.and_then(|(guard, session)| guard.source_of(&session));
+        let begins_session =
+            opened_at.is_none() && known.is_some_and(|(guard, session)| !guard.knows(&session));
+        let source = opened_at.unwrap_or_else(|| remote_source(read.key, address, self.seed));
         let beat = Beat {
             key: AgentKey::Network {
                 source,
@@ -161,7 +169,7 @@ impl Network {
             origin: self.origin,
             ns_inode: None,
             uid: UID_UNKNOWN,
-            session: prefix.map(u64::from_le_bytes),
+            session: session.map(|session| u64::from_le_bytes(session.prefix)),
         };
         let arrival = read.session.map(|(session, counter)| Arrival {
             session,
@@ -172,25 +180,17 @@ impl Network {
         });
         Heard {
             beat,
-            address,
+            address: *address,
             arrival,
+            begins_session,
         }
     }
 
-    /// Whether a beat is heard for the first time. In clear nobody can tell. `may_begin`: a session that
-    /// nobody knows may begin with it.
-    fn admit(
-        &mut self,
-        heard: &Heard,
-        may_begin: impl FnOnce() -> bool,
-        now_ns: u64,
-    ) -> Result<(), Refusal> {
+    /// Whether a beat is heard for the first time. In clear nobody can tell.
+    fn admit(&mut self, heard: &Heard, now_ns: u64) -> Result<(), Refusal> {
         let (Some(seal), Some(arrival)) = (&mut self.seal, &heard.arrival) else {
             return Ok(());
         };
-        if !may_begin() && !seal.guard.knows(&arrival.session) {
-            return Err(Refusal::SessionNotNewer);
-        }
         let admitted = seal.guard.admit(arrival, now_ns);
         admitted.map_err(|refusal| match refusal {
             ReplayRefusal::Seen => Refusal::Replayed,
@@ -249,7 +249,7 @@ impl Ingest {
             };
             if received == BATCH {
                 let drops = network.take_drops();
-                self.counters.add(Counter::UdpDrops, drops);
+                self.take_note_of_drops(drops);
             }
             (0..received).for_each(|i| self.hear_from_network(i));
             read += received;
@@ -277,35 +277,99 @@ impl Ingest {
         }
     }
 
+    /// Beats of anybody elsewhere may have been among what the kernel dropped: that silence is not theirs.
+    fn take_note_of_drops(&mut self, count: u64) {
+        if count > 0 {
+            self.counters.add(Counter::UdpDrops, count);
+            self.tracker
+                .restart_network_silence(self.attention.now_ns());
+            self.send(EventKind::NetworkDrops { count });
+        }
+    }
+
     /// Whether a beat may be credited, and the slot of its agent if that is known.
     fn let_in(&mut self, heard: &Heard) -> Result<Option<u32>, Refusal> {
         let now_ns = self.attention.raw_now_ns();
         let slot = self.tracker.slot_of(&heard.beat.key);
-        if slot.is_none() {
-            if !self.tracker.may_have_room_for(&heard.beat.key) {
-                return Err(Refusal::CapacityExceeded);
+        match slot {
+            None => self.let_stranger_in(heard, now_ns)?,
+            Some(slot) if heard.begins_session => {
+                let attention_ns = self.attention.now_ns();
+                let frame = &heard.beat.frame;
+                if !self.tracker.may_begin_session(slot, frame, attention_ns) {
+                    return Err(Refusal::SessionNotNewer);
+                }
+                let limit = self.limits.let_session_begin(slot, now_ns);
+                limit.map_err(Refusal::RateLimited)?;
             }
-            if !self.lines.events.has_room_for_join() {
-                return Err(Refusal::Crowded);
-            }
+            Some(_) => {}
         }
         if let Some(network) = &mut self.network {
-            let may_begin = || {
-                let attention_ns = self.attention.now_ns();
-                slot.is_none_or(|slot| {
-                    let frame = &heard.beat.frame;
-                    self.tracker.may_begin_session(slot, frame, attention_ns)
-                })
-            };
-            network.admit(heard, may_begin, now_ns)?;
+            network.admit(heard, now_ns)?;
         }
-        let is_terminal = heard.beat.frame.is_terminal();
-        let limit = match slot {
-            Some(slot) => self.limits.let_beat_in(slot, is_terminal, now_ns),
-            None => self.limits.let_remote_newcomer_in(now_ns),
-        };
-        limit.map_err(Refusal::RateLimited)?;
+        if slot.is_none() && self.is_overtaken_by_goodbye(heard, now_ns) {
+            return Err(Refusal::OutOfOrder);
+        }
+        if let Some(slot) = slot {
+            let is_terminal = heard.beat.frame.is_terminal();
+            let limit = self
+                .limits
+                .let_beat_in(slot, Reach::Remote, is_terminal, now_ns);
+            limit.map_err(Refusal::RateLimited)?;
+        }
         Ok(slot)
+    }
+
+    /// Whether somebody who is not known may join, before their session is remembered.
+    fn let_stranger_in(&mut self, heard: &Heard, now_ns: u64) -> Result<(), Refusal> {
+        if !self.tracker.may_have_room_for(&heard.beat.key) {
+            return Err(Refusal::CapacityExceeded);
+        }
+        if !self.lines.events.has_room_for_join() {
+            return Err(Refusal::Crowded);
+        }
+        let mut limit = self.limits.let_newcomer_in(Reach::Remote, now_ns);
+        if self.left_at_ns(heard, now_ns).is_some() {
+            limit = limit.and_then(|()| self.limits.let_back_in(Reach::Remote, now_ns));
+        }
+        limit.map_err(Refusal::RateLimited)
+    }
+
+    /// When an agent that has just said goodbye did so, on its own clock.
+    fn left_at_ns(&self, heard: &Heard, now_ns: u64) -> Option<u64> {
+        let AgentKey::Network { source, pid } = heard.beat.key else {
+            return None;
+        };
+        self.network.as_ref()?.departed.get((source, pid), now_ns)
+    }
+
+    /// A beat from before the goodbye that came first. It brings nobody back; another session does, and in
+    /// clear another series.
+    fn is_overtaken_by_goodbye(&self, heard: &Heard, now_ns: u64) -> bool {
+        let frame = &heard.beat.frame;
+        let begins = heard.begins_session || frame.nonce == FIRST_NONCE;
+        let left_at_ns = self.left_at_ns(heard, now_ns);
+        !begins && left_at_ns.is_some_and(|left_at_ns| frame.timestamp <= left_at_ns)
+    }
+
+    /// An agent elsewhere has said goodbye, at `timestamp_ns` of its own clock.
+    pub(super) fn remember_departed(&mut self, agent: Agent, timestamp_ns: u64, now_ns: u64) {
+        if let Some(network) = &mut self.network {
+            let who = (agent.instance, agent.pid);
+            network.departed.add(who, timestamp_ns, now_ns);
+        }
+        self.forget_elsewhere(agent);
+    }
+
+    /// An agent has lost its slot. If it lives elsewhere its sessions are the first to make room.
+    pub(super) fn forget_elsewhere(&mut self, agent: Agent) {
+        let seal = self
+            .network
+            .as_mut()
+            .and_then(|network| network.seal.as_mut());
+        if let Some(seal) = seal.filter(|_| agent.is_remote()) {
+            seal.guard.depart(agent.instance, agent.pid);
+        }
     }
 
     /// The first beat of a network agent.
@@ -321,7 +385,7 @@ impl Ingest {
         let now_ns = self.attention.raw_now_ns();
         self.limits.welcome(agent.slot, now_ns);
         let home = Home::Network {
-            address: heard.address,
+            address: heard.address.ip(),
             sealed: heard.arrival.is_some(),
         };
         self.tell_join(agent, &beat.frame, home);

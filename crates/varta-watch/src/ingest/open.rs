@@ -1,7 +1,8 @@
 //! Opening envelopes: which key, if any, has sealed a datagram.
 //!
-//! A datagram costs as many trials as its length and the loaded keys demand, whichever of them fits: who
-//! measures time learns nothing of the keys (wire spec 10.4). Nothing is ever answered.
+//! A datagram costs as many trials as its length and the loaded keys demand, whichever of them fits, so time
+//! does not tell which key it was (wire spec 10.4). It may tell whether a pid has proved to have its derived
+//! key already. Nothing is ever answered.
 
 use varta_core::Refusal;
 use varta_core::index::BoundedIndex;
@@ -10,6 +11,9 @@ use varta_vlp::FRAME_BYTES;
 use varta_vlp::secure::{AgentKey, MasterEnvelope, SharedEnvelope};
 
 use crate::keys::{KeyRing, NamedKey};
+
+/// In place of the pid of a session's key: agents share it.
+pub(super) const SHARED: u32 = 0;
 
 /// What was in an envelope, and what proves it.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +68,7 @@ impl Opener {
             frame,
             session: SessionKey {
                 key,
-                pid: 0,
+                pid: SHARED,
                 prefix: envelope.prefix(),
             },
             counter: envelope.counter(),
@@ -136,5 +140,75 @@ impl AgentKeys {
     fn clear(&mut self) {
         self.index.clear();
         self.keys.fill_with(|| None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use varta_vlp::secure::{Envelope, Key, Salt, Sealer};
+    use varta_vlp::{Frame, Status};
+
+    use super::*;
+
+    fn master() -> NamedKey {
+        NamedKey {
+            key: Box::new(Key::from_bytes([1; 32])),
+            id: 7,
+        }
+    }
+
+    fn sealed_by(pid: u32) -> Envelope {
+        let mut frame = [0; FRAME_BYTES];
+        Frame::new(Status::Ok, pid, 0, 1, 0).encode(&mut frame);
+        let Ok(salt) = Salt::draw(|_| Ok::<(), Infallible>(()));
+        let key = AgentKey::derive(&master().key, pid);
+        Sealer::agent(key, salt).seal(&frame).unwrap()
+    }
+
+    #[test]
+    fn more_agents_than_keys_are_kept_are_heard_all_the_same() {
+        let mut keys = AgentKeys::new(2, 0);
+        for pid in [10, 11, 12, 10, 12, 11, 11] {
+            let sealed = sealed_by(pid);
+            let envelope = MasterEnvelope::from_datagram(sealed.as_bytes()).unwrap();
+            assert!(keys.open(&master(), envelope).is_some(), "{pid}");
+        }
+        assert_eq!(keys.index.len(), 2);
+    }
+
+    #[test]
+    fn a_claim_that_proves_nothing_pushes_no_key_out() {
+        let mut keys = AgentKeys::new(1, 0);
+        let good = sealed_by(10);
+        let envelope = MasterEnvelope::from_datagram(good.as_bytes()).unwrap();
+        keys.open(&master(), envelope).unwrap();
+        let mut forged = sealed_by(11).as_bytes().to_vec();
+        forged[63] ^= 1;
+        let forged = MasterEnvelope::from_datagram(&forged).unwrap();
+        assert_eq!(keys.open(&master(), forged), None);
+        assert_eq!(keys.index.get(&10), Some(0));
+    }
+
+    #[test]
+    fn another_master_key_makes_the_derived_ones_forgotten() {
+        let ring = |byte| KeyRing {
+            shared: Vec::new(),
+            master: Some(NamedKey {
+                key: Box::new(Key::from_bytes([byte; 32])),
+                id: u64::from(byte),
+            }),
+        };
+        let mut opener = Opener::new(ring(1), 4, 0);
+        let sealed = sealed_by(10);
+        assert!(opener.open(sealed.as_bytes()).is_ok());
+        opener.replace(ring(2));
+        assert_eq!(
+            opener.open(sealed.as_bytes()).map(|_| ()),
+            Err(Refusal::Undecryptable)
+        );
+        opener.replace(ring(1));
+        assert!(opener.open(sealed.as_bytes()).is_ok());
     }
 }

@@ -131,7 +131,9 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
             | Refusal::SessionNotNewer
             | Refusal::SendersFull => Ok(()),
         },
-        EventKind::Flood { .. } | EventKind::Doubt { .. } => Ok(()),
+        EventKind::Flood { .. } | EventKind::Doubt { .. } | EventKind::NetworkDrops { .. } => {
+            Ok(())
+        }
     };
 }
 

@@ -7,7 +7,7 @@
 use std::fmt::Display;
 use std::fs::{DirBuilder, read_to_string};
 use std::hash::{BuildHasher, RandomState};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
-use varta_core::recovery::{DEFAULT_MAX_IN_FLIGHT, Recovery, RecoveryPolicy};
+use varta_core::recovery::{DEFAULT_MAX_IN_FLIGHT, RecoveryPolicy};
 use varta_core::replay::ReplayOptions;
 use varta_core::{
     AllowedUsers, BeatOrigin, Counters, Limits, LocalGate, SlotTable, Tracker, TrackerOptions,
@@ -26,13 +26,13 @@ use crate::clock::RawClock;
 use crate::config::Config;
 use crate::config::network::UdpConfig;
 use crate::control::log::Log;
-use crate::control::{Control, ControlConfig, Signals, StopReason, story};
+use crate::control::{Control, ControlConfig, Recoveries, Signals, StopReason, story};
 use crate::handoff::{self, StopSignal};
 use crate::identity::{self, Means};
 use crate::ingest::{BoundSocket, Ingest, IngestConfig, Lines, Network, Sockets};
 use crate::journal::{ExportEvents, Journal};
 use crate::keys::KeyFiles;
-use crate::recovery::RecoveryCommand;
+use crate::recovery::{RecoveryCommand, SOURCE_PLACEHOLDER};
 use crate::replay_file;
 
 /// Where the kernel says how many datagrams it queues on one socket.
@@ -51,13 +51,13 @@ const BEATS_PER_THRESHOLD_LOW: f64 = 2.0;
 const DESCRIPTOR_RESERVE_MIN: usize = 8;
 const DESCRIPTOR_RESERVE_MAX: usize = 2048;
 
-/// Open sessions that are remembered: agents that come and go within the hour that makes a silent one
-/// expendable have one each.
-const SESSIONS_PER_SLOT: usize = 4;
-const SESSIONS_MIN: usize = 4096;
+/// Open sessions that are remembered: one per agent and one for its last frames, and as many again of agents
+/// that have come and gone.
+const SESSIONS_PER_AGENT: usize = 4;
+const SESSIONS_MIN: usize = 16_384;
 
 /// Closed sessions that are remembered; who keeps a capture for longer can replay it once.
-const CLOSED_PER_SLOT: usize = 16;
+const CLOSED_PER_AGENT: usize = 16;
 const CLOSED_MIN: usize = 65_536;
 
 /// Something that keeps the observer from starting or running; exit code 1.
@@ -93,10 +93,9 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         .map_err(|error| error.to_string())?;
     let means = Means::find(&socket);
     let raw = RawClock::start();
-    let (network, replay_is_new) = match &config.udp {
-        Some(udp) => listen(udp, config.capacity, raw)?,
-        None => (None, false),
-    };
+    let listening = config.udp.as_ref();
+    let listening = listening.map(|udp| listen(udp, config.capacity, raw));
+    let (network, network_notices) = listening.transpose()?.unzip();
     let udp_address = network.as_ref().and_then(|network| network.address().ok());
     // Last, so that an observer that cannot start has touched no file.
     let journal = match &config.export_file {
@@ -105,12 +104,15 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     };
 
     let counters = Arc::new(Counters::default());
-    let table = Arc::new(SlotTable::on_heap(config.capacity));
+    // As many for agents elsewhere on top, so that nobody there takes room from anybody here.
+    let slots = config.capacity * (1 + usize::from(network.is_some()));
+    let table = Arc::new(SlotTable::on_heap(slots));
     let options = TrackerOptions {
         policy: config.eviction_policy,
         scan_window: config.eviction_scan_window,
         seed: random_number(),
-        network_capacity: network_capacity(config.capacity),
+        local_capacity: config.capacity,
+        network_capacity: config.capacity,
     };
     let tracker = Tracker::new(Arc::clone(&table), Arc::clone(&counters), options);
     let stop = StopSignal::new().map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
@@ -122,7 +124,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         users: config.users.clone(),
         pid_max: identity::pid_max(),
     };
-    let limits = Limits::new(config.capacity, config.limits, raw.now_ns());
+    let limits = Limits::new(slots, config.limits, raw.now_ns());
     let ingest_config = IngestConfig {
         gate,
         means,
@@ -162,7 +164,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         orders: order_sender,
         log: log.clone(),
         journal,
-        recovery: command.map(|command| (Recovery::new(config.capacity, policy), command)),
+        recovery: command.map(|command| Recoveries::new(command, slots, policy)),
         recover_foreign: config.recover_foreign,
         keys: key_files(config),
         table,
@@ -183,7 +185,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
             .map_err(failure("cannot start the beat path"))?;
         banner(config, log, shown_command.as_deref(), udp_address);
         notices(config, log, queue_limit, means);
-        network_notices(config, log, replay_is_new);
+        udp_notices(config, log, network_notices.unwrap_or_default());
         let reason = control
             .run(signals, config.shutdown_after, ingest_end)
             .await;
@@ -209,42 +211,58 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     })
 }
 
-/// Listens for agents elsewhere. Also whether nothing is known of what was heard before.
+/// Listens for agents elsewhere. What must be said about it comes along.
 fn listen(
     udp: &UdpConfig,
     capacity: usize,
     raw: RawClock,
-) -> Result<(Option<Network>, bool), Failure> {
+) -> Result<(Network, Vec<String>), Failure> {
     let origin = match udp.vouched_for {
         true => BeatOrigin::OperatorAttestedTransport,
         false => BeatOrigin::NetworkUnverified,
     };
     let failed = |error| format!("cannot listen on UDP {} (--udp-port): {error}", udp.address);
+    let socket = UdpSocket::bind(udp.address).map_err(failed)?;
     if udp.keys.is_empty() {
-        let network = Network::plain(udp.address, origin, random_number());
-        return Ok((Some(network.map_err(failed)?), false));
+        let network = Network::in_clear(socket, origin, random_number());
+        return Ok((network, Vec::new()));
     }
     let ring = udp.keys.read().map_err(|error| error.to_string())?;
     let options = ReplayOptions {
-        sessions: (capacity * SESSIONS_PER_SLOT).max(SESSIONS_MIN),
-        closed: (capacity * CLOSED_PER_SLOT).max(CLOSED_MIN),
+        sessions: (capacity * SESSIONS_PER_AGENT).max(SESSIONS_MIN),
+        closed: (capacity * CLOSED_PER_AGENT).max(CLOSED_MIN),
         seed: random_number(),
     };
     let replay = replay_file::open(&udp.replay_file, options, raw.now_ns())
         .map_err(|error| error.to_string())?;
-    let agents = network_capacity(capacity);
-    let network = Network::sealed(udp.address, origin, ring, agents, replay.guard);
-    Ok((Some(network.map_err(failed)?), replay.is_new))
+    let shown = udp.replay_file.display();
+    let mut notices = Vec::new();
+    if replay.is_new {
+        notices.push(format!(
+            "{shown} did not exist: nothing is known of what was heard before, so what was captured before now \
+             can be heard once"
+        ));
+    }
+    if replay.closed > 0 {
+        notices.push(format!(
+            "{shown} held more sessions than there is room for now: {} agents elsewhere must reconnect to be \
+             heard again (--tracker-capacity)",
+            replay.closed
+        ));
+    }
+    if !replay.is_in_memory {
+        notices.push(format!(
+            "{shown} is on a disk: beats may have to wait for it; a file in /run or another tmpfs makes nobody \
+             wait (--replay-file)"
+        ));
+    }
+    let network = Network::sealed(socket, origin, ring, capacity, replay.guard);
+    Ok((network, notices))
 }
 
 fn key_files(config: &Config) -> Option<KeyFiles> {
     let keys = config.udp.as_ref().map(|udp| udp.keys.clone());
     keys.filter(|keys| !keys.is_empty())
-}
-
-/// How many agents of a table may live elsewhere: a quarter stays for local ones (law 3).
-fn network_capacity(capacity: usize) -> usize {
-    capacity - capacity / 4
 }
 
 fn recovery_command(config: &Config) -> Result<Option<RecoveryCommand>, Failure> {
@@ -392,41 +410,45 @@ fn notices(config: &Config, log: &Log, queue_limit: usize, means: Means) {
 }
 
 /// Says what is to be known about agents elsewhere, each in one line.
-fn network_notices(config: &Config, log: &Log, replay_is_new: bool) {
-    let warn = |msg: String| log.warn(LogEvent::Notice, msg, Fields::default());
-    if let Some(flag) = config.obsolete {
-        let msg = format!("{flag} means nothing any more and is ignored");
-        log.info(LogEvent::Notice, msg, Fields::default());
-    }
+fn udp_notices(config: &Config, log: &Log, mut notices: Vec<String>) {
     let Some(udp) = &config.udp else {
         return;
     };
-    if replay_is_new {
-        let msg = format!(
-            "{} did not exist: nothing is known of what was heard before, so what was captured before now \
-             can be heard once",
-            udp.replay_file.display()
-        );
-        log.info(LogEvent::Notice, msg, Fields::default());
-    }
-    if config.recovery_exec.is_none() {
-        return;
-    }
-    match (udp.vouched_for, udp.keys.is_empty()) {
-        (true, true) => warn(
-            "recovery acts on agents heard over plain UDP: anybody who can reach the port can have it act"
-                .to_owned(),
-        ),
-        (true, false) => {}
-        (false, in_clear) => {
+    notices.extend(
+        udp.idle
+            .iter()
+            .map(|(flag, why)| format!("{flag} has no effect: {why}")),
+    );
+    let in_clear = udp.keys.is_empty();
+    let command = config.recovery_exec.as_deref();
+    match command {
+        Some(_) if !udp.vouched_for => {
             let flag = match in_clear {
                 true => "--allow-recovery-over-plain-udp",
                 false => "--allow-recovery-over-secure-udp",
             };
-            let msg = format!(
+            notices.push(format!(
                 "stalls of agents heard over UDP are told, recovery does not act on them ({flag})"
+            ));
+        }
+        _ => {}
+    }
+    for msg in notices {
+        log.info(LogEvent::Notice, msg, Fields::default());
+    }
+    let warn = |msg: &str| log.warn(LogEvent::Notice, msg.to_owned(), Fields::default());
+    if let Some(command) = command.filter(|_| udp.vouched_for) {
+        if in_clear {
+            warn(
+                "recovery acts on agents heard over plain UDP: anybody who can reach the port can have it \
+                 act",
             );
-            log.info(LogEvent::Notice, msg, Fields::default());
+        }
+        if !command.contains(SOURCE_PLACEHOLDER) {
+            warn(
+                "--recovery-exec gets the pids of agents heard over UDP but not their address ({source}): if \
+                 it acts on this host's processes it acts on the wrong ones",
+            );
         }
     }
 }

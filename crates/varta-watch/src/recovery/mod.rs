@@ -26,7 +26,7 @@ const CHILD_PATH: &str = "/usr/bin:/bin";
 const PID_PLACEHOLDER: &str = "{pid}";
 
 /// What stands for the address of an agent elsewhere; empty for a local one.
-const SOURCE_PLACEHOLDER: &str = "{source}";
+pub(crate) const SOURCE_PLACEHOLDER: &str = "{source}";
 
 /// A recovery command that cannot be used. The text names the flag.
 #[derive(Debug)]

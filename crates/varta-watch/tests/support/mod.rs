@@ -5,6 +5,7 @@
 
 pub(crate) mod agents;
 pub(crate) mod namespaces;
+pub(crate) mod network;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
