@@ -11,8 +11,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
-use varta_core::{Agent, Claims, Counter, Counters, Event, EventKind};
+use varta_core::{Agent, Claims, Counter, Counters, Event, EventKind, Gauge};
 
+use crate::clock::RawClock;
 use crate::keys::KeyRing;
 
 /// Events the ring holds: 640 KiB, enough for a burst of thousands while the reader is writing.
@@ -124,6 +125,11 @@ impl EventSender {
         self.ring.slots() > 0
     }
 
+    /// Events that wait for the reader.
+    pub(crate) fn waiting(&self) -> usize {
+        RING_EVENTS - self.ring.slots()
+    }
+
     /// Whether somebody may join, so that the join and what follows can be told.
     pub(crate) fn has_room_for_join(&self) -> bool {
         self.ring.slots() > RESERVED_FOR_AGENTS
@@ -205,6 +211,28 @@ pub(crate) struct OrderSender {
     waiting: std::collections::VecDeque<Order>,
 }
 
+/// Finds out whether the beat path turns: wakes it and looks whether it did.
+#[derive(Clone, Debug)]
+pub(crate) struct Pulse {
+    bell: Arc<OwnedFd>,
+    counters: Arc<Counters>,
+    raw: RawClock,
+}
+
+impl Pulse {
+    /// Wakes the beat path; the time to compare with.
+    pub(crate) fn ask(&self) -> u64 {
+        let asked_ns = self.raw.now_ns();
+        let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
+        asked_ns
+    }
+
+    /// Whether it has begun a turn since it was asked.
+    pub(crate) fn has_turned_since(&self, asked_ns: u64) -> bool {
+        self.counters.level(Gauge::LastTurn) >= asked_ns
+    }
+}
+
 /// The beat path's end of the orders.
 pub(crate) struct OrderReceiver {
     ring: rtrb::Consumer<Order>,
@@ -227,6 +255,15 @@ pub(crate) fn orders() -> rustix::io::Result<(OrderSender, OrderReceiver)> {
 }
 
 impl OrderSender {
+    /// Feels the pulse of the other end.
+    pub(crate) fn pulse(&self, counters: Arc<Counters>, raw: RawClock) -> Pulse {
+        Pulse {
+            bell: Arc::clone(&self.bell),
+            counters,
+            raw,
+        }
+    }
+
     /// Takes an order; it goes out with the next [`Self::send`].
     pub(crate) fn add(&mut self, order: Order) {
         self.waiting.push_back(order);

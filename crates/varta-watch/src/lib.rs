@@ -10,6 +10,7 @@ mod clock;
 mod config;
 mod control;
 mod handoff;
+mod http;
 mod identity;
 mod ingest;
 mod journal;

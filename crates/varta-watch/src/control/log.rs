@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::ValueEnum;
 
+use super::history::History;
 use crate::api::{Fields, Level, LogEvent, LogLine};
 
 /// Lines waiting to be written; about 1 MiB at most.
@@ -38,6 +39,7 @@ pub(crate) struct Log {
     session_id: Arc<str>,
     queue: SyncSender<String>,
     lost: Arc<AtomicU64>,
+    history: Arc<History>,
 }
 
 /// Ends the log when the program ends.
@@ -65,12 +67,23 @@ impl Log {
             session_id: format!("{session_id:016x}").into(),
             queue,
             lost: Arc::default(),
+            history: Arc::default(),
         };
         let writer = LogWriter {
             closed,
             _thread: thread,
         };
         Ok((log, writer))
+    }
+
+    /// What was told lately.
+    pub(crate) fn history(&self) -> Arc<History> {
+        Arc::clone(&self.history)
+    }
+
+    /// Tells this run from any other; 16 hex digits.
+    pub(crate) fn session_id(&self) -> &str {
+        &self.session_id
     }
 
     pub(crate) fn info(&self, event: LogEvent, msg: String, fields: Fields) {
@@ -95,25 +108,7 @@ impl Log {
     }
 
     fn put(&self, worth: u64, level: Level, event: LogEvent, msg: String, fields: Fields) {
-        let now = SystemTime::now();
-        let text = match self.format {
-            LogFormat::Human => human(now, level, event, msg, &fields),
-            LogFormat::Json => self.json(now, level, event, msg, fields),
-        };
-        if self.queue.try_send(text).is_err() {
-            self.lost.fetch_add(worth, Ordering::Relaxed);
-        }
-    }
-
-    fn json(
-        &self,
-        now: SystemTime,
-        level: Level,
-        event: LogEvent,
-        msg: String,
-        fields: Fields,
-    ) -> String {
-        let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH);
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let line = LogLine {
             ts_ns: since_epoch.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
             session_id: self.session_id.to_string(),
@@ -122,10 +117,21 @@ impl Log {
             msg,
             fields,
         };
-        let mut text = serde_json::to_string(&line).unwrap_or_default();
-        text.push('\n');
-        text
+        let text = match self.format {
+            LogFormat::Human => human(&line),
+            LogFormat::Json => json(&line),
+        };
+        if self.queue.try_send(text).is_err() {
+            self.lost.fetch_add(worth, Ordering::Relaxed);
+        }
+        self.history.add(line);
     }
+}
+
+fn json(line: &LogLine) -> String {
+    let mut text = serde_json::to_string(line).unwrap_or_default();
+    text.push('\n');
+    text
 }
 
 impl LogWriter {
@@ -136,17 +142,19 @@ impl LogWriter {
 }
 
 /// A line for a person; what does not fit in it follows on indented lines of its own.
-fn human(
-    now: SystemTime,
-    level: Level,
-    event: LogEvent,
-    mut msg: String,
-    fields: &Fields,
-) -> String {
+pub(crate) fn human(line: &LogLine) -> String {
+    let LogLine {
+        level,
+        event,
+        fields,
+        ..
+    } = line;
+    let mut msg = line.msg.clone();
     for (series, value) in fields.counters.iter().flatten() {
         msg.push_str(&format!("\n{series} {value}"));
     }
-    let time = humantime::format_rfc3339_millis(now);
+    let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(line.ts_ns);
+    let time = humantime::format_rfc3339_millis(time);
     let word = match (event, level) {
         (LogEvent::Notice, Level::Error) => "error",
         (LogEvent::Notice, Level::Warn) => "warning",
@@ -181,30 +189,40 @@ fn human(
 mod tests {
     use super::*;
 
+    fn line(ts_ns: u64, level: Level, event: LogEvent, msg: &str, fields: Fields) -> LogLine {
+        LogLine {
+            ts_ns,
+            session_id: "0000000000000007".to_owned(),
+            level,
+            event,
+            msg: msg.to_owned(),
+            fields,
+        }
+    }
+
     #[test]
     fn a_human_line_has_time_word_and_sentence_and_nothing_a_terminal_obeys() {
-        let line = human(
-            SystemTime::UNIX_EPOCH,
+        let evil = "evil\u{1b}[2J (7) silent";
+        let text = human(&line(
+            0,
             Level::Warn,
             LogEvent::Stall,
-            "evil\u{1b}[2J (7) silent".to_owned(),
-            &Fields::default(),
-        );
+            evil,
+            Fields::default(),
+        ));
         assert_eq!(
-            line,
+            text,
             "1970-01-01T00:00:00.000Z STALL   evil?[2J (7) silent\n"
         );
     }
 
     #[test]
     fn a_json_line_reads_back_and_leaves_out_what_does_not_apply() {
-        let (log, _writer) = Log::start(LogFormat::Json, 7).unwrap();
         let fields = Fields {
             pid: Some(42),
             ..Fields::default()
         };
-        let now = SystemTime::UNIX_EPOCH + Duration::from_nanos(5);
-        let text = log.json(now, Level::Info, LogEvent::Join, "hello".to_owned(), fields);
+        let text = json(&line(5, Level::Info, LogEvent::Join, "hello", fields));
         assert_eq!(
             text,
             "{\"ts_ns\":5,\"session_id\":\"0000000000000007\",\"level\":\"info\",\
@@ -212,5 +230,14 @@ mod tests {
         );
         let line: LogLine = serde_json::from_str(&text).unwrap();
         assert_eq!(line.fields.pid, Some(42));
+    }
+
+    #[test]
+    fn what_is_told_is_remembered() {
+        let (log, _writer) = Log::start(LogFormat::Json, 7).unwrap();
+        log.info(LogEvent::Notice, "hello".to_owned(), Fields::default());
+        let page = log.history().after(0, 10);
+        assert_eq!(page.events[0].line.msg, "hello");
+        assert_eq!(page.events[0].line.session_id, log.session_id());
     }
 }

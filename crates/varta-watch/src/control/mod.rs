@@ -5,9 +5,11 @@
 //! say when to look. So an event that was dropped can cost a log line, never a wrong action.
 
 mod acquaintances;
+pub(crate) mod history;
 pub(crate) mod log;
 mod recoveries;
 mod repeats;
+pub(crate) mod roster;
 pub(crate) mod story;
 
 use std::collections::HashSet;
@@ -39,6 +41,7 @@ use acquaintances::Acquaintances;
 use log::Log;
 pub(crate) use recoveries::Recoveries;
 use repeats::Repeats;
+use roster::{Person, Roster};
 
 /// Events handled before anything else gets a turn.
 const EVENTS_PER_TURN: usize = 4096;
@@ -64,6 +67,7 @@ pub(crate) struct ControlConfig {
     /// Read again on SIGHUP; `None` without encrypted UDP.
     pub(crate) keys: Option<KeyFiles>,
     pub(crate) table: Arc<SlotTable>,
+    pub(crate) roster: Arc<Roster>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) raw: RawClock,
     pub(crate) means: Means,
@@ -265,12 +269,22 @@ impl Control {
                 }
                 let who = self.name_of(agent);
                 let facts = self.acquaintances.facts_of(agent);
+                let person = Person {
+                    name: who.name.clone(),
+                    unit: facts.and_then(|facts| facts.unit.clone()),
+                    address: who.address,
+                    sealed: matches!(home, Home::Network { sealed: true, .. }),
+                    recovery: None,
+                };
+                self.given.roster.enter(agent, person);
                 story::join(&self.given.log, &who, facts, home, status, payload, nonce);
                 self.tell_of_unwatched_exits();
             }
             EventKind::Session { agent, .. } => {
                 self.acquaintances.review(agent);
                 let who = self.name_of(agent);
+                let name = who.name.clone();
+                self.given.roster.amend(agent, |person| person.name = name);
                 self.repeats.add_session(Instant::now(), who);
             }
             EventKind::Late {
@@ -312,12 +326,12 @@ impl Control {
                 });
                 story::exit(&self.given.log, &self.name_of(agent), status);
                 self.settle(agent);
-                self.acquaintances.forget(agent);
+                self.forget(agent);
             }
             EventKind::Evicted { agent } => {
                 story::evicted(&self.given.log, &self.name_of(agent));
                 self.settle(agent);
-                self.acquaintances.forget(agent);
+                self.forget(agent);
             }
             EventKind::Refused { sender, reason } => {
                 self.repeats.add_refusal(Instant::now(), sender, reason);
@@ -367,6 +381,11 @@ impl Control {
 
     fn name_of(&self, agent: Agent) -> story::Who {
         self.acquaintances.name_of(agent)
+    }
+
+    fn forget(&mut self, agent: Agent) {
+        self.acquaintances.forget(agent);
+        self.given.roster.leave(agent);
     }
 
     fn settle(&mut self, agent: Agent) {

@@ -32,8 +32,8 @@ use varta_core::event::Agent;
 use varta_core::slot::Tier;
 use varta_core::tracker::Silence;
 use varta_core::{
-    AttentionClock, Claims, Counter, Counters, Credentials, Event, EventKind, ExitStatus, Limits,
-    LocalGate, Tracker,
+    AttentionClock, Claims, Counter, Counters, Credentials, Event, EventKind, ExitStatus, Gauge,
+    Limits, LocalGate, Timing, Tracker,
 };
 use varta_sys::filter;
 use varta_sys::receive::{DatagramBatch, Peeked, SenderCredentials, pass_pidfd, peek_sender};
@@ -143,6 +143,10 @@ pub(crate) struct Ingest {
     refusals: u64,
     /// Doubtful time that was not told yet.
     untold_doubt_ns: u64,
+    /// When this turn began, on the raw clock.
+    woken_ns: u64,
+    /// Datagrams of this turn.
+    turn_read: usize,
     counters: Arc<Counters>,
     raw: RawClock,
     attention: AttentionClock,
@@ -198,6 +202,8 @@ impl Ingest {
             flood: Flood::default(),
             refusals: 0,
             untold_doubt_ns: 0,
+            woken_ns: raw.now_ns(),
+            turn_read: 0,
             counters,
             raw,
             sleeper,
@@ -223,6 +229,7 @@ impl Ingest {
         self.lines.events.ring_bell();
         self.sleeper.wait(&mut self.ready, fetched)?;
         let woken_ns = self.look();
+        self.begin_turn(woken_ns);
         let is_calm = woken_ns.saturating_sub(slept_ns) >= CALM_NS;
         self.flood.turn(woken_ns, is_calm);
         let heard_ns = self.attention.now_ns();
@@ -252,6 +259,7 @@ impl Ingest {
     /// Sets the timer and promises to look again by then. Returns the time.
     fn promise_next_look(&mut self) -> io::Result<u64> {
         let now_ns = self.look();
+        self.end_turn(now_ns);
         let review_ns = self.shed.next_review_ns();
         let mut wake_ns = match self.tracker.next_deadline_ns() {
             Some(deadline_ns) => self.attention.raw_at(deadline_ns),
@@ -271,6 +279,24 @@ impl Ingest {
         let wake_ns = self.sleeper.wake_at(now_ns, wake_ns)?;
         self.attention.promise(wake_ns);
         Ok(now_ns)
+    }
+
+    fn begin_turn(&mut self, woken_ns: u64) {
+        self.woken_ns = woken_ns;
+        self.turn_read = 0;
+        self.counters.set(Gauge::LastTurn, woken_ns);
+    }
+
+    /// Puts up what can be read from outside about the turn that ends.
+    fn end_turn(&mut self, now_ns: u64) {
+        let work_ns = now_ns.saturating_sub(self.woken_ns);
+        self.counters.observe(Timing::Work, work_ns);
+        let lag_ns = now_ns.saturating_sub(self.attention.judged_ns());
+        self.counters.set(Gauge::AttentionLag, lag_ns);
+        self.counters
+            .raise(Gauge::ReceiveHighWater, self.turn_read as u64);
+        self.counters
+            .raise(Gauge::RingHighWater, self.lines.events.waiting() as u64);
     }
 
     /// Moves the attention clock on, reports a gap, and returns the raw time.
@@ -314,6 +340,7 @@ impl Ingest {
             self.take_batches(&mut read, fetched)?;
         }
         self.flood.read += read;
+        self.turn_read += read;
         Ok(read)
     }
 

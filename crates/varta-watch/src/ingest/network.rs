@@ -253,6 +253,7 @@ impl Ingest {
             }
             (0..received).for_each(|i| self.hear_from_network(i));
             read += received;
+            self.turn_read += received;
             if received < BATCH {
                 return false;
             }

@@ -168,6 +168,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         recover_foreign: config.recover_foreign,
         keys: key_files(config),
         table,
+        roster: Arc::default(),
         counters: Arc::clone(&counters),
         raw,
         means,

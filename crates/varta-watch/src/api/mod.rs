@@ -1,12 +1,25 @@
-//! What other programs may know of the observer: where it listens, and the lines it writes.
+//! What other programs may know of the observer: where it listens, the lines it writes, and what it answers.
+
+pub mod v1;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 /// File name of the beat socket inside the runtime directory.
 pub const SOCKET_NAME: &str = "varta.sock";
+
+/// File name of the control socket inside the runtime directory.
+pub const CONTROL_SOCKET_NAME: &str = "control.sock";
+
+/// Where the observer answers questions on the TCP loopback unless told otherwise.
+pub const HTTP_ADDRESS: &str = "127.0.0.1:8278";
+
+/// The control socket of the observer whose beat socket is `socket`: beside it.
+pub fn control_socket_beside(socket: &Path) -> PathBuf {
+    socket.with_file_name(CONTROL_SOCKET_NAME)
+}
 
 /// Where the observer listens unless told otherwise: `$RUNTIME_DIRECTORY` (set by a service
 /// manager), else `/run/varta` for root, else `$XDG_RUNTIME_DIR/varta`. `None` if a user has no

@@ -1,0 +1,166 @@
+//! The answers of `/api/v1`, as types. Shapes only grow: a key is never renamed or given another meaning.
+//!
+//! Durations are seconds as decimal numbers, times are Unix seconds; what does not apply is absent.
+
+use serde::{Deserialize, Serialize};
+
+use super::LogLine;
+
+/// The path below which everything here is found.
+pub const PREFIX: &str = "/api/v1";
+
+/// Most agents in one page; more are asked for with `after`.
+pub const PAGE_MAX: usize = 1000;
+
+/// What the observer is and how it is set up: `GET /api/v1/info`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Info {
+    /// Of the program.
+    pub version: String,
+    /// Differs between any two runs; 16 hex digits.
+    pub session_id: String,
+    /// The observer's own process id.
+    pub pid: u32,
+    /// When it started.
+    pub started: f64,
+    /// Since then.
+    pub uptime: f64,
+    /// Silence that makes a stall, unless an agent has its own.
+    pub threshold: f64,
+    /// Agents of this host there is room for.
+    pub capacity: usize,
+    /// Where beats are taken.
+    pub socket: String,
+    /// Where beats from elsewhere are taken.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub udp: Option<String>,
+    /// How many agents there are, by state.
+    pub agents: Census,
+    /// Time that counts against nobody because the observer was not watching, since its start.
+    pub attention_lag: f64,
+}
+
+/// How many agents there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Census {
+    /// Heard within their threshold.
+    pub alive: usize,
+    /// Beyond their soft tier.
+    pub late: usize,
+    /// Silent for a threshold or more.
+    pub stalled: usize,
+    /// Not judged for a while because an operator said so.
+    pub paused: usize,
+}
+
+/// What the observer thinks of an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Silent for a threshold or more.
+    Stalled,
+    /// Beyond its soft tier.
+    Late,
+    /// Not judged for a while because an operator said so.
+    Paused,
+    /// Heard within its threshold.
+    Alive,
+}
+
+/// One agent: `GET /api/v1/agents/{id}`, and an element of a page.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentView {
+    /// Names the agent for as long as it is tracked, and no other one ever: pid and instance.
+    pub id: String,
+    /// What the observer thinks of it.
+    pub state: State,
+    /// Its process id; of an agent elsewhere on its own host.
+    pub pid: u32,
+    /// Its command name.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub name: Option<String>,
+    /// Its user id.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub uid: Option<u32>,
+    /// Its service manager's unit.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub unit: Option<String>,
+    /// The address of an agent elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub source: Option<String>,
+    /// How it is heard: `unix`, `udp`, `secure_udp`.
+    pub transport: String,
+    /// Status of its last beat: `ok`, `degraded`, `critical`.
+    pub status: String,
+    /// Payload of its last beat.
+    pub payload: u32,
+    /// Nonce of its last regular beat.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub nonce: Option<u64>,
+    /// Silence so far, on the attention clock.
+    pub silence: f64,
+    /// Silence that makes it stalled.
+    pub threshold: f64,
+    /// Accepted beats.
+    pub beats: u64,
+    /// Accepted beats per second since it joined.
+    pub beats_per_second: f64,
+    /// Stalls so far.
+    pub stalls: u32,
+    /// Time since its first beat, on the attention clock.
+    pub tracked: f64,
+    /// What became of the last recovery: the label values of `varta_recovery_outcomes_total`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub recovery: Option<String>,
+}
+
+/// A page of agents: `GET /api/v1/agents`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentsPage {
+    /// Those that fit the question, in the order asked for.
+    pub agents: Vec<AgentView>,
+    /// How many fit the question altogether.
+    pub total: usize,
+    /// To be given as `after` for the next page; absent on the last one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next: Option<String>,
+}
+
+/// What has happened: a log line with its number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EventView {
+    /// Grows by one with each event of a run, from 1.
+    pub id: u64,
+    /// What is in the log.
+    #[serde(flatten)]
+    pub line: LogLine,
+}
+
+/// Recent events, oldest first: `GET /api/v1/events`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EventsPage {
+    /// Those that are remembered and newer than `after`.
+    pub events: Vec<EventView>,
+    /// Events after `after` that are not remembered any more.
+    pub missed: u64,
+}
+
+/// Whether the observer does its work: `GET /healthz`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    /// The beat path has turned when it was asked to.
+    pub healthy: bool,
+    /// How long it took to, or how long was waited in vain.
+    pub turned_after: f64,
+}
+
+/// What went wrong with a request (RFC 9457, `application/problem+json`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// A short name for the kind of problem.
+    pub title: String,
+    /// The HTTP status code.
+    pub status: u16,
+    /// What was wrong with this request, and what to do about it.
+    pub detail: String,
+}

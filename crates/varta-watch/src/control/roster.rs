@@ -1,0 +1,93 @@
+//! Who is who, for whoever asks: what the control thread knows of each agent besides what is in its slot.
+//!
+//! The control thread writes when somebody joins, leaves or is acted on; questions read. Neither is on the
+//! beat path, so a lock is good enough, held for one entry or one copy at a time.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use varta_core::Agent;
+
+/// What is known of an agent besides what is in its slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Person {
+    /// Command name; empty if unknown.
+    pub(crate) name: String,
+    pub(crate) unit: Option<String>,
+    /// Where it lives, if not here.
+    pub(crate) address: Option<IpAddr>,
+    /// A key vouches for its beats.
+    pub(crate) sealed: bool,
+    /// What became of the last recovery.
+    pub(crate) recovery: Option<&'static str>,
+}
+
+/// Everybody, by slot.
+#[derive(Debug, Default)]
+pub(crate) struct Roster {
+    people: Mutex<HashMap<u32, (Agent, Person)>>,
+}
+
+impl Roster {
+    pub(crate) fn enter(&self, agent: Agent, person: Person) {
+        self.locked().insert(agent.slot, (agent, person));
+    }
+
+    /// Changes what is known of an agent, if it is still there.
+    pub(crate) fn amend(&self, agent: Agent, change: impl FnOnce(&mut Person)) {
+        if let Some((known, person)) = self.locked().get_mut(&agent.slot)
+            && *known == agent
+        {
+            change(person);
+        }
+    }
+
+    pub(crate) fn leave(&self, agent: Agent) {
+        let mut people = self.locked();
+        if people
+            .get(&agent.slot)
+            .is_some_and(|(known, _)| *known == agent)
+        {
+            people.remove(&agent.slot);
+        }
+    }
+
+    /// What is known of the agent in a slot. Nothing if it has not been told of yet.
+    pub(crate) fn get(&self, agent: Agent) -> Option<Person> {
+        let people = self.locked();
+        let (known, person) = people.get(&agent.slot)?;
+        (*known == agent).then(|| person.clone())
+    }
+
+    /// Nobody panics while holding it, and if so its entries are whole.
+    fn locked(&self) -> MutexGuard<'_, HashMap<u32, (Agent, Person)>> {
+        self.people.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agent(instance: u64) -> Agent {
+        Agent {
+            slot: 3,
+            pid: 7,
+            instance,
+        }
+    }
+
+    #[test]
+    fn an_entry_is_of_one_agent_and_not_of_the_next_one_in_its_slot() {
+        let roster = Roster::default();
+        roster.enter(agent(1), Person::default());
+        roster.amend(agent(2), |person| person.recovery = Some("spawned"));
+        assert_eq!(roster.get(agent(1)), Some(Person::default()));
+        assert_eq!(roster.get(agent(2)), None);
+        roster.leave(agent(2));
+        assert!(roster.get(agent(1)).is_some());
+        roster.leave(agent(1));
+        assert_eq!(roster.get(agent(1)), None);
+    }
+}

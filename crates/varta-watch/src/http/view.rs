@@ -1,0 +1,170 @@
+//! What the observer shows of itself: consistent copies, taken when somebody asks.
+//!
+//! Slots, counters and histograms are read through their sequence counters, names and events under locks
+//! that only the control thread shares. Nothing here can hold up a beat.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use varta_core::slot::Slot;
+use varta_core::{Agent, Counters, Gauge, SlotState, SlotTable};
+
+use crate::api::v1::{AgentView, Census, Info, State};
+use crate::clock::RawClock;
+use crate::control::history::History;
+use crate::control::roster::{Person, Roster};
+use crate::handoff::Pulse;
+
+/// What does not change while the observer runs.
+#[derive(Clone, Debug)]
+pub(crate) struct About {
+    pub(crate) session_id: String,
+    pub(crate) started: SystemTime,
+    pub(crate) threshold_ns: u64,
+    pub(crate) capacity: usize,
+    pub(crate) socket: String,
+    pub(crate) udp: Option<String>,
+}
+
+/// Everything a question can be about.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(crate) about: About,
+    pub(crate) table: Arc<SlotTable>,
+    pub(crate) roster: Arc<Roster>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) history: Arc<History>,
+    pub(crate) pulse: Pulse,
+    pub(crate) raw: RawClock,
+}
+
+/// One agent at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) agent: Agent,
+    pub(crate) facts: Slot,
+    pub(crate) state: State,
+    /// Silence so far, attention time.
+    pub(crate) silence_ns: u64,
+}
+
+impl View {
+    /// The attention clock as the beat path last put it up.
+    pub(crate) fn attention_now_ns(&self) -> u64 {
+        let lag_ns = self.counters.level(Gauge::AttentionLag);
+        self.raw.now_ns().saturating_sub(lag_ns)
+    }
+
+    /// Every agent, by slot.
+    pub(crate) fn agents(&self) -> impl Iterator<Item = Seen> {
+        let now_ns = self.attention_now_ns();
+        let slots = 0..self.table.capacity() as u32;
+        slots.filter_map(move |slot| self.seen(slot, now_ns))
+    }
+
+    /// The agent in a slot.
+    pub(crate) fn agent_in(&self, slot: u32) -> Option<Seen> {
+        self.seen(slot, self.attention_now_ns())
+    }
+
+    fn seen(&self, slot: u32, now_ns: u64) -> Option<Seen> {
+        let facts = self.table.read(slot)?;
+        let state = match facts.state {
+            SlotState::Free => return None,
+            SlotState::Stalled | SlotState::Reclaimable => State::Stalled,
+            SlotState::Alive | SlotState::Late if now_ns < facts.paused_until_ns => State::Paused,
+            SlotState::Late => State::Late,
+            SlotState::Alive => State::Alive,
+        };
+        Some(Seen {
+            agent: facts.agent(slot),
+            facts,
+            state,
+            silence_ns: facts.silence_ns(now_ns),
+        })
+    }
+
+    /// How many agents there are, by state.
+    pub(crate) fn census(&self) -> Census {
+        let mut census = Census::default();
+        for seen in self.agents() {
+            match seen.state {
+                State::Alive => census.alive += 1,
+                State::Late => census.late += 1,
+                State::Stalled => census.stalled += 1,
+                State::Paused => census.paused += 1,
+            }
+        }
+        census
+    }
+
+    /// What is known of an agent besides its slot; nothing for one that was not told of yet.
+    pub(crate) fn person(&self, agent: Agent) -> Person {
+        self.roster.get(agent).unwrap_or_default()
+    }
+
+    /// One agent for a reader.
+    pub(crate) fn show(&self, seen: &Seen) -> AgentView {
+        use varta_core::event::UID_UNKNOWN;
+        let Seen {
+            agent,
+            facts,
+            state,
+            silence_ns,
+        } = seen;
+        let person = self.person(*agent);
+        let tracked_ns = self.attention_now_ns().saturating_sub(facts.joined_ns);
+        let transport = match (facts.local, person.sealed) {
+            (true, _) => "unix",
+            (false, false) => "udp",
+            (false, true) => "secure_udp",
+        };
+        AgentView {
+            id: id_of(*agent),
+            state: *state,
+            pid: agent.pid,
+            name: (!person.name.is_empty()).then_some(person.name),
+            uid: (facts.uid != UID_UNKNOWN).then_some(facts.uid),
+            unit: person.unit,
+            source: person.address.map(|address| address.to_string()),
+            transport: transport.to_owned(),
+            status: facts.status.to_string(),
+            payload: facts.payload,
+            nonce: facts.last_nonce,
+            silence: seconds(*silence_ns),
+            threshold: seconds(facts.threshold_ns),
+            beats: facts.beats,
+            beats_per_second: facts.beats as f64 / seconds(tracked_ns).max(1.0),
+            stalls: facts.stalls,
+            tracked: seconds(tracked_ns),
+            recovery: person.recovery.map(str::to_owned),
+        }
+    }
+
+    /// The observer itself.
+    pub(crate) fn info(&self) -> Info {
+        let started = self.about.started.duration_since(UNIX_EPOCH);
+        Info {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            session_id: self.about.session_id.clone(),
+            pid: std::process::id(),
+            started: started.unwrap_or_default().as_secs_f64(),
+            uptime: seconds(self.raw.now_ns()),
+            threshold: seconds(self.about.threshold_ns),
+            capacity: self.about.capacity,
+            socket: self.about.socket.clone(),
+            udp: self.about.udp.clone(),
+            agents: self.census(),
+            attention_lag: seconds(self.counters.level(Gauge::AttentionLag)),
+        }
+    }
+}
+
+/// Pid and instance: never another agent's.
+pub(crate) fn id_of(agent: Agent) -> String {
+    format!("{}-{:x}", agent.pid, agent.instance)
+}
+
+pub(crate) fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
