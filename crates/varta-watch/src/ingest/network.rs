@@ -288,47 +288,68 @@ impl Ingest {
         }
     }
 
-    /// Whether a beat may be credited, and the slot of its agent if that is known.
+    /// Whether a beat may be credited, and the slot of its agent if that is known. What begins a session costs
+    /// a token before the guard remembers it; anything else only once it is known to be no copy, since
+    /// copies are anybody's to send.
     fn let_in(&mut self, heard: &Heard) -> Result<Option<u32>, Refusal> {
         let now_ns = self.attention.raw_now_ns();
         let slot = self.tracker.slot_of(&heard.beat.key);
-        match slot {
-            None => self.let_stranger_in(heard, now_ns)?,
-            Some(slot) if heard.begins_session => {
-                let attention_ns = self.attention.now_ns();
-                let frame = &heard.beat.frame;
-                if !self.tracker.may_begin_session(slot, frame, attention_ns) {
-                    return Err(Refusal::SessionNotNewer);
-                }
-                let limit = self.limits.let_session_begin(slot, now_ns);
-                limit.map_err(Refusal::RateLimited)?;
-            }
-            Some(_) => {}
+        if slot.is_none() {
+            self.look_for_room(heard)?;
+        }
+        if heard.begins_session {
+            self.let_session_begin(slot, heard, now_ns)?;
         }
         if let Some(network) = &mut self.network {
             network.admit(heard, now_ns)?;
         }
-        if slot.is_none() && self.is_overtaken_by_goodbye(heard, now_ns) {
-            return Err(Refusal::OutOfOrder);
+        match slot {
+            None if self.is_overtaken_by_goodbye(heard, now_ns) => Err(Refusal::OutOfOrder),
+            None if heard.begins_session => Ok(None),
+            None => self.let_stranger_in(heard, now_ns).map(|()| None),
+            Some(slot) => {
+                let is_terminal = heard.beat.frame.is_terminal();
+                let limit = self
+                    .limits
+                    .let_beat_in(slot, Reach::Remote, is_terminal, now_ns);
+                limit.map_err(Refusal::RateLimited)?;
+                Ok(Some(slot))
+            }
         }
-        if let Some(slot) = slot {
-            let is_terminal = heard.beat.frame.is_terminal();
-            let limit = self
-                .limits
-                .let_beat_in(slot, Reach::Remote, is_terminal, now_ns);
-            limit.map_err(Refusal::RateLimited)?;
-        }
-        Ok(slot)
     }
 
-    /// Whether somebody who is not known may join, before their session is remembered.
-    fn let_stranger_in(&mut self, heard: &Heard, now_ns: u64) -> Result<(), Refusal> {
+    /// Whether one more agent has a chance.
+    fn look_for_room(&self, heard: &Heard) -> Result<(), Refusal> {
         if !self.tracker.may_have_room_for(&heard.beat.key) {
             return Err(Refusal::CapacityExceeded);
         }
         if !self.lines.events.has_room_for_join() {
             return Err(Refusal::Crowded);
         }
+        Ok(())
+    }
+
+    /// Whether a session that nobody has heard of may begin.
+    fn let_session_begin(
+        &mut self,
+        slot: Option<u32>,
+        heard: &Heard,
+        now_ns: u64,
+    ) -> Result<(), Refusal> {
+        let Some(slot) = slot else {
+            return self.let_stranger_in(heard, now_ns);
+        };
+        let attention_ns = self.attention.now_ns();
+        let frame = &heard.beat.frame;
+        if !self.tracker.may_begin_session(slot, frame, attention_ns) {
+            return Err(Refusal::SessionNotNewer);
+        }
+        let limit = self.limits.let_session_begin(slot, now_ns);
+        limit.map_err(Refusal::RateLimited)
+    }
+
+    /// Whether somebody who is not known may join now.
+    fn let_stranger_in(&mut self, heard: &Heard, now_ns: u64) -> Result<(), Refusal> {
         let mut limit = self.limits.let_newcomer_in(Reach::Remote, now_ns);
         if self.left_at_ns(heard, now_ns).is_some() {
             limit = limit.and_then(|()| self.limits.let_back_in(Reach::Remote, now_ns));

@@ -97,7 +97,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     let listening = listening.map(|udp| listen(udp, config.capacity, raw));
     let (network, network_notices) = listening.transpose()?.unzip();
     let udp_address = network.as_ref().and_then(|network| network.address().ok());
-    // Last, so that an observer that cannot start has touched no file.
+    // Last, so that an observer that cannot start has written to no event file.
     let journal = match &config.export_file {
         Some(path) => Some(Journal::open(path, log.clone())?),
         None => None,
