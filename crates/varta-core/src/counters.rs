@@ -134,6 +134,12 @@ series! {
         RefusedUnauthenticated "reason" = "unauthenticated_transport",
         RefusedSocketModeOnly "reason" = "socket_mode_only",
     }
+    "varta_prom_auth_failures_total" "Requests refused because they brought no token, or a wrong one." { PromAuthFailures }
+    "varta_prom_connections_dropped_total" "Connections of questioners that were closed or refused unserved: no room for more, too many from one address, or too many addresses." {
+        PromDroppedDrain "reason" = "drain",
+        PromDroppedRateLimit "reason" = "rate_limit",
+        PromDroppedIpTable "reason" = "ip_table_full",
+    }
 }
 
 series! {
@@ -226,7 +232,8 @@ static RECOVERY_BOUNDS_NS: [u64; 9] = [
 ];
 
 impl Timing {
-    const fn bounds_ns(self) -> &'static [u64] {
+    /// Upper bounds of the buckets, nanoseconds, inclusive, ascending.
+    pub const fn bounds_ns(self) -> &'static [u64] {
         match self {
             Self::BeatInterval => &INTERVAL_BOUNDS_NS,
             Self::Lateness => &LATENESS_BOUNDS_NS,

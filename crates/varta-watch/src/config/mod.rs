@@ -18,6 +18,7 @@ use varta_core::{AllowedUsers, EvictionPolicy, LimitOptions, Rate};
 
 use crate::api;
 use crate::control::log::LogFormat;
+use crate::http::metrics;
 use crate::journal::ExportEvents;
 use network::{NetworkFlags, UdpConfig};
 use users::SocketAccess;
@@ -152,6 +153,10 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Human, help_heading = "Evidence")]
     log_format: LogFormat,
 
+    /// Print all metrics there are as a Markdown table, and exit
+    #[arg(long, help_heading = "Evidence")]
+    list_metrics: bool,
+
     /// Stop cleanly after this many seconds
     #[arg(long, value_name = "SECS", help_heading = "Listening")]
     shutdown_after_secs: Option<u64>,
@@ -195,7 +200,7 @@ pub(crate) struct Config {
 #[derive(Debug)]
 pub(crate) struct Instead {
     pub(crate) text: String,
-    /// 0: help or version, for standard output. Else an error.
+    /// 0: help, version or the list of metrics, for standard output. Else an error.
     pub(crate) exit_code: u8,
 }
 
@@ -208,6 +213,12 @@ impl Config {
             .try_get_matches_from(arguments)
             .and_then(|mut matches| Flags::from_arg_matches_mut(&mut matches))
             .map_err(|error| instead(&error))?;
+        if flags.list_metrics {
+            return Err(Instead {
+                text: metrics::list(),
+                exit_code: 0,
+            });
+        }
         flags.check()
     }
 }
