@@ -467,6 +467,13 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_list_of_metrics_is_printed_instead_of_watching() {
+        let list = parse(&["--list-metrics"]).unwrap_err();
+        assert_eq!(list.exit_code, 0);
+        assert!(list.text.contains("| `varta_beats_total` | counter |"));
+    }
+
+    #[test]
     fn an_argument_that_is_not_text_is_an_error_and_not_a_crash() {
         use std::os::unix::ffi::OsStringExt;
         let arguments = ["varta-watch".into(), OsString::from_vec(vec![b'-', 0xff])];
