@@ -167,6 +167,12 @@ class Prometheus:
         check(len(samples) == 1, f"{query} has one value", samples)
         return samples[0][1]
 
+    def knows(self, job, family):
+        """Whether a family was described under this name; those of counters differ between the formats."""
+        parameters = {"match_target": f'{{job="{job}"}}', "metric": family}
+        _, text = fetch(f"{self.url}/api/v1/targets/metadata?" + urllib.parse.urlencode(parameters))
+        return bool(json.loads(text)["data"])
+
     def errors(self):
         _, text = fetch(f"{self.url}/api/v1/targets")
         return [target["lastError"] for target in json.loads(text)["data"]["activeTargets"]]
@@ -267,6 +273,8 @@ def run(program, seconds, directory):
         time.sleep(seconds)
 
         check(not any(prometheus.errors()), "no scrape failed", prometheus.errors())
+        for job, family in (("as_it_likes", "varta_io_errors"), ("classic_text", "varta_io_errors_total")):
+            check(prometheus.knows(job, family), f"{job} was read in its own format")
         listed = families(program)
         for job in JOBS:
             scrapes = check_scrapes(prometheus, job, seconds)

@@ -142,12 +142,6 @@ series! {
         RefusedUnauthenticated "reason" = "unauthenticated_transport",
         RefusedSocketModeOnly "reason" = "socket_mode_only",
     }
-    "varta_prom_auth_failures_total" "Requests refused because they brought no token, or a wrong one." { PromAuthFailures }
-    "varta_prom_connections_dropped_total" "Connections of questioners that were closed or refused unserved: no room for more, too many from one address, or too many addresses." {
-        PromDroppedDrain "reason" = "drain",
-        PromDroppedRateLimit "reason" = "rate_limit",
-        PromDroppedIpTable "reason" = "ip_table_full",
-    }
 }
 
 series! {

@@ -11,7 +11,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use varta_core::{Counter, Gauge};
 
@@ -46,23 +46,31 @@ pub(crate) enum AgentSeries {
     AtMost(usize),
 }
 
+/// How long the beat path may take to turn when it is asked to. It takes microseconds, milliseconds if it is
+/// busy; one that takes longer is told of as it is, with a turn that is long ago.
+const TURN_WAIT: Duration = Duration::from_millis(100);
+
+/// How often is looked whether it has.
+const TURN_PAUSE: Duration = Duration::from_micros(100);
+
 /// What one page tells of.
 struct Moment<'a> {
     view: &'a View,
+    /// When the beat path was asked to turn.
+    asked_ns: u64,
     census: Census,
     rows: Vec<Row>,
     process: Process,
 }
 
-/// The whole page. May take some milliseconds per ten thousand agents.
-///
-/// Wakes the beat path, so that one that had nothing to do does not look as though it had stopped: the time
-/// of its last turn is no older than the page before this one.
+/// The whole page. Takes some milliseconds per ten thousand agents, and waits for the beat path to turn, so it
+/// is not for a thread with other things to do.
 pub(crate) fn render(view: &View, format: Format, agents: AgentSeries) -> String {
-    view.pulse.ask();
+    let asked_ns = view.pulse.ask();
     let (census, rows) = agents::read(view, agents);
     let moment = Moment {
         view,
+        asked_ns,
         census,
         rows,
         process: Process::read(),
@@ -127,8 +135,13 @@ impl Moment<'_> {
     }
 
     /// When the beat path began its last turn, on the clock of who asks, whatever has been done to that clock
-    /// since the start.
+    /// since the start. It was asked to turn, so that one that has nothing to do does not look as though it
+    /// had stopped.
     fn last_turn(&self) -> Number {
+        let asked = Instant::now();
+        while !self.view.pulse.has_turned_since(self.asked_ns) && asked.elapsed() < TURN_WAIT {
+            std::thread::sleep(TURN_PAUSE);
+        }
         let turn_ns = self.view.counters.level(Gauge::LastTurn);
         let since_ns = self.view.raw.now_ns().saturating_sub(turn_ns);
         Number::Real(unix_seconds(SystemTime::now()) - seconds(since_ns))

@@ -26,6 +26,8 @@ impl Observer {
         let table = Arc::new(SlotTable::on_heap(capacity));
         let counters = Arc::new(Counters::default());
         let raw = RawClock::start();
+        // As though the beat path turned all the time.
+        counters.set(Gauge::LastTurn, u64::MAX);
         let options = TrackerOptions {
             local_capacity: capacity,
             network_capacity: capacity,
@@ -500,6 +502,22 @@ fn times_are_told_in_seconds_and_counters_in_full() {
     );
     let out_of_order = value(&page, "varta_frame_out_of_order_total", "");
     assert_eq!(out_of_order, u64::MAX.to_string());
+}
+
+#[test]
+fn the_last_turn_is_told_as_a_time_of_day_and_an_old_one_as_old() {
+    let observer = Observer::new(1);
+    let name = "varta_watch_last_poll_loop_timestamp_seconds";
+    let started = unix_seconds(observer.view.about.started);
+    let recent: f64 = value(&observer.page(Format::Text), name, "")
+        .parse()
+        .unwrap();
+    assert!(recent >= started);
+    observer.view.counters.set(Gauge::LastTurn, 0);
+    let old: f64 = value(&observer.page(Format::Text), name, "")
+        .parse()
+        .unwrap();
+    assert!(old < recent);
 }
 
 #[test]
