@@ -133,19 +133,19 @@ impl Moment<'_> {
             false => Number::Whole(level),
         }
     }
+}
 
-    /// When the beat path began its last turn, on the clock of who asks, whatever has been done to that clock
-    /// since the start. It was asked to turn, so that one that has nothing to do does not look as though it
-    /// had stopped.
-    fn last_turn(&self) -> Number {
-        let asked = Instant::now();
-        while !self.view.pulse.has_turned_since(self.asked_ns) && asked.elapsed() < TURN_WAIT {
-            std::thread::sleep(TURN_PAUSE);
-        }
-        let turn_ns = self.view.counters.level(Gauge::LastTurn);
-        let since_ns = self.view.raw.now_ns().saturating_sub(turn_ns);
-        Number::Real(unix_seconds(SystemTime::now()) - seconds(since_ns))
+/// When the beat path began its last turn, on the clock of who asks, whatever has been done to that clock since
+/// the start. It was asked to turn, so that one that has nothing to do does not look as though it had stopped.
+fn last_turn(moment: &Moment<'_>) -> Number {
+    let view = moment.view;
+    let asked = Instant::now();
+    while !view.pulse.has_turned_since(moment.asked_ns) && asked.elapsed() < TURN_WAIT {
+        std::thread::sleep(TURN_PAUSE);
     }
+    let turn_ns = view.counters.level(Gauge::LastTurn);
+    let since_ns = view.raw.now_ns().saturating_sub(turn_ns);
+    Number::Real(unix_seconds(SystemTime::now()) - seconds(since_ns))
 }
 
 fn unix_seconds(time: SystemTime) -> f64 {

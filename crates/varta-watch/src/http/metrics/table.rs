@@ -11,7 +11,7 @@ use varta_core::{Counter, Gauge, Timing};
 
 use super::agents::Row;
 use super::page::{self, Kind, Number};
-use super::{Moment, unix_seconds};
+use super::{Moment, last_turn, unix_seconds};
 use crate::api::v1::Census;
 use crate::http::view::seconds;
 
@@ -43,12 +43,15 @@ pub(super) enum Samples {
     /// A distribution in which nothing ever is.
     Empty(fn() -> Distribution),
     /// How many agents are in each state.
-    States(&'static [(&'static str, fn(&Census) -> usize)]),
+    States(&'static [OfState]),
     /// Which program this is.
     Build,
     /// A figure of the observer.
     Observer(fn(&Moment<'_>) -> Number),
 }
+
+/// A state, and how many agents are in it.
+type OfState = (&'static str, fn(&Census) -> usize);
 
 /// A family without counters of the core.
 type Declared = (&'static str, Kind, &'static str, fn() -> Samples);
@@ -87,7 +90,7 @@ const OF_AGENTS: &[Declared] = &[
     ),
 ];
 
-const STATES: &[(&str, fn(&Census) -> usize)] = &[
+const STATES: &[OfState] = &[
     ("alive", |census| census.alive),
     ("late", |census| census.late),
     ("stalled", |census| census.stalled),
@@ -118,7 +121,7 @@ const OF_THE_OBSERVER: &[Declared] = &[
         "varta_watch_last_poll_loop_timestamp_seconds",
         Kind::Gauge,
         "When the beat path began its last turn, Unix time; it is woken for each page, and told of by another thread.",
-        || Samples::Observer(|moment| moment.last_turn()),
+        || Samples::Observer(last_turn),
     ),
     (
         "varta_build_info",
