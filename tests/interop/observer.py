@@ -25,6 +25,7 @@ class Observer:
                 "--log-format=json",
                 *flags,
             ],
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -47,6 +48,10 @@ class Observer:
             self.seen.append(line)
             if line["event"] == event and pid in (None, line.get("pid")):
                 return line
+
+    def http_address(self):
+        """Where it answers questions; with `--http HOST:0` only."""
+        return self.process.stdout.readline().strip()
 
     def count(self, event, pid):
         return sum(line["event"] == event and line.get("pid") == pid for line in self.seen)

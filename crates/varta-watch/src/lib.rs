@@ -18,6 +18,7 @@ mod keys;
 mod lifecycle;
 mod recovery;
 mod replay_file;
+mod socket_file;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -32,7 +33,7 @@ const EXIT_FAILURE: u8 = 1;
 
 /// Runs the observer with the given command line, program name first, until it is told to stop.
 ///
-/// Exit codes: 0 after a clean stop, `--help` and `--version`; 1 when the observer cannot start or
+/// Exit codes: 0 after a clean stop, `--help`, `--version` and `--list-metrics`; 1 when the observer cannot start or
 /// go on; 2 for an unusable command line.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let config = match Config::from_arguments(arguments) {

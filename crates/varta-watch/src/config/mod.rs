@@ -4,6 +4,7 @@
 //! from looking up names of users nothing here touches the file system; what the file system makes of
 //! the values is found out at start.
 
+pub(crate) mod http;
 pub(crate) mod network;
 pub(crate) mod users;
 
@@ -18,7 +19,9 @@ use varta_core::{AllowedUsers, EvictionPolicy, LimitOptions, Rate};
 
 use crate::api;
 use crate::control::log::LogFormat;
+use crate::http::metrics;
 use crate::journal::ExportEvents;
+use http::{HttpConfig, HttpFlags};
 use network::{NetworkFlags, UdpConfig};
 use users::SocketAccess;
 
@@ -39,8 +42,8 @@ const MAX_BEAT_BURST_SECONDS: u32 = 10;
     version,
     max_term_width = 100,
     after_help = "Without any flag it listens on the default socket and reports stalls after 2 s of \
-                  silence.\nSIGTERM and SIGINT end it, SIGHUP opens the event file anew and reads the \
-                  keys again, SIGUSR1 logs the counters."
+                  silence.\nSIGTERM and SIGINT end it, SIGHUP opens the event file anew and reads \
+                  keys and token again, SIGUSR1 logs the counters."
 )]
 pub(crate) struct Flags {
     /// Unix datagram socket to listen on [default: varta.sock in $RUNTIME_DIRECTORY, else in
@@ -100,6 +103,9 @@ pub(crate) struct Flags {
     #[command(flatten)]
     network: NetworkFlags,
 
+    #[command(flatten)]
+    http: HttpFlags,
+
     /// Silence that makes an agent stalled, in milliseconds, at least 10
     #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(10..=86_400_000), help_heading = "Silence")]
     threshold_ms: u64,
@@ -152,6 +158,10 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Human, help_heading = "Evidence")]
     log_format: LogFormat,
 
+    /// Print all metrics there are as a Markdown table, and exit
+    #[arg(long, help_heading = "Evidence")]
+    list_metrics: bool,
+
     /// Stop cleanly after this many seconds
     #[arg(long, value_name = "SECS", help_heading = "Listening")]
     shutdown_after_secs: Option<u64>,
@@ -177,6 +187,7 @@ pub(crate) struct Config {
     pub(crate) recover_foreign: bool,
     pub(crate) limits: LimitOptions,
     pub(crate) udp: Option<UdpConfig>,
+    pub(crate) http: HttpConfig,
     pub(crate) threshold: Duration,
     pub(crate) capacity: usize,
     pub(crate) eviction_policy: EvictionPolicy,
@@ -195,7 +206,7 @@ pub(crate) struct Config {
 #[derive(Debug)]
 pub(crate) struct Instead {
     pub(crate) text: String,
-    /// 0: help or version, for standard output. Else an error.
+    /// 0: help, version or the list of metrics, for standard output. Else an error.
     pub(crate) exit_code: u8,
 }
 
@@ -208,6 +219,12 @@ impl Config {
             .try_get_matches_from(arguments)
             .and_then(|mut matches| Flags::from_arg_matches_mut(&mut matches))
             .map_err(|error| instead(&error))?;
+        if flags.list_metrics {
+            return Err(Instead {
+                text: metrics::list(),
+                exit_code: 0,
+            });
+        }
         flags.check()
     }
 }
@@ -225,6 +242,10 @@ impl Flags {
         }
         let udp = self
             .network
+            .check(&socket)
+            .map_err(|problem| usage(&problem))?;
+        let http = self
+            .http
             .check(&socket)
             .map_err(|problem| usage(&problem))?;
         let own_uid = rustix::process::geteuid().as_raw();
@@ -248,6 +269,7 @@ impl Flags {
                 global: rate(self.global_beat_rate, self.global_beat_burst),
             },
             udp,
+            http,
             threshold: Duration::from_millis(self.threshold_ms),
             capacity: self.tracker_capacity as usize,
             eviction_policy: match self.tracker_eviction_policy {
@@ -453,6 +475,13 @@ pub(crate) mod tests {
         let version = parse(&["--version"]).unwrap_err();
         assert_eq!(version.exit_code, 0);
         assert!(version.text.starts_with("varta-watch "));
+    }
+
+    #[test]
+    fn the_list_of_metrics_is_printed_instead_of_watching() {
+        let list = parse(&["--list-metrics"]).unwrap_err();
+        assert_eq!(list.exit_code, 0);
+        assert!(list.text.contains("| `varta_beats_total` | counter |"));
     }
 
     #[test]

@@ -62,11 +62,6 @@ impl View {
         slots.filter_map(move |slot| self.seen(slot, now_ns))
     }
 
-    /// The agent in a slot.
-    pub(crate) fn agent_in(&self, slot: u32) -> Option<Seen> {
-        self.seen(slot, self.attention_now_ns())
-    }
-
     fn seen(&self, slot: u32, now_ns: u64) -> Option<Seen> {
         let facts = self.table.read(slot)?;
         let state = match facts.state {
@@ -88,12 +83,7 @@ impl View {
     pub(crate) fn census(&self) -> Census {
         let mut census = Census::default();
         for seen in self.agents() {
-            match seen.state {
-                State::Alive => census.alive += 1,
-                State::Late => census.late += 1,
-                State::Stalled => census.stalled += 1,
-                State::Paused => census.paused += 1,
-            }
+            census.count(seen.state);
         }
         census
     }
@@ -157,6 +147,22 @@ impl View {
             agents: self.census(),
             attention_lag: seconds(self.counters.level(Gauge::AttentionLag)),
         }
+    }
+}
+
+impl Census {
+    pub(crate) fn count(&mut self, state: State) {
+        match state {
+            State::Alive => self.alive += 1,
+            State::Late => self.late += 1,
+            State::Stalled => self.stalled += 1,
+            State::Paused => self.paused += 1,
+        }
+    }
+
+    /// All agents.
+    pub(crate) fn total(&self) -> usize {
+        self.alive + self.late + self.stalled + self.paused
     }
 }
 

@@ -1,6 +1,28 @@
-//! The metrics, as text in either of two formats.
+//! The metrics, as text in either of two formats, from one table of all families ([`table`]).
+//!
+//! Everything is read when somebody asks and written in one pass, in an order that does not change. Labels
+//! whose values are fixed are all there from the start; series of agents come and go with their agents, as
+//! many as [`AgentSeries`] allows. A page of 100 000 agents takes about 60 MB for as long as it is needed.
 
-use super::view::View;
+mod agents;
+mod page;
+mod process;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use varta_core::{Counter, Gauge};
+
+use self::agents::Row;
+use self::page::{Number, Page};
+use self::process::Process;
+use self::table::{Family, Samples};
+use super::view::{View, seconds};
+use crate::api::v1::Census;
+
+pub(crate) use self::table::list;
 
 /// How the text looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +46,109 @@ pub(crate) enum AgentSeries {
     AtMost(usize),
 }
 
-/// The whole page. May take some milliseconds per ten thousand agents.
-pub(crate) fn render(_view: &View, _format: Format, _agents: AgentSeries) -> String {
-    String::new()
+/// How long the beat path may take to turn when it is asked to. It takes microseconds, milliseconds if it is
+/// busy; one that takes longer is told of as it is, with a turn that is long ago.
+const TURN_WAIT: Duration = Duration::from_millis(100);
+
+/// How often is looked whether it has.
+const TURN_PAUSE: Duration = Duration::from_micros(100);
+
+/// What one page tells of.
+struct Moment<'a> {
+    view: &'a View,
+    /// When the beat path was asked to turn.
+    asked_ns: u64,
+    census: Census,
+    rows: Vec<Row>,
+    process: Process,
+}
+
+/// The whole page. Takes some milliseconds per ten thousand agents, and waits for the beat path to turn, so it
+/// is not for a thread with other things to do.
+pub(crate) fn render(view: &View, format: Format, agents: AgentSeries) -> String {
+    let asked_ns = view.pulse.ask();
+    let (census, rows) = agents::read(view, agents);
+    let moment = Moment {
+        view,
+        asked_ns,
+        census,
+        rows,
+        process: Process::read(),
+    };
+    let mut page = Page::new(format);
+    for family in table::families() {
+        moment.write(&family, &mut page);
+    }
+    page.finish()
+}
+
+impl Moment<'_> {
+    fn write(&self, family: &Family, page: &mut Page) {
+        page.family(family.name, family.kind, family.help);
+        let name = family.name;
+        match &family.samples {
+            Samples::Agents(figure) => {
+                for row in &self.rows {
+                    page.sample(name, &row.labels, figure(row));
+                }
+            }
+            Samples::Counters { counted, never } => {
+                for counter in counted {
+                    let labels = page::label(counter.info().label);
+                    page.sample(name, &labels, self.total(*counter));
+                }
+                for label in *never {
+                    page.sample(name, &page::label(Some(*label)), Number::Whole(0));
+                }
+            }
+            Samples::Gauge(gauge) => page.sample(name, "", self.level(*gauge)),
+            Samples::Timing(timing) => {
+                let distribution = self.view.counters.distribution(*timing);
+                page.histogram(name, &distribution);
+            }
+            Samples::Empty(distribution) => page.histogram(name, &distribution()),
+            Samples::States(states) => {
+                for (state, figure) in *states {
+                    let labels = page::label(Some(("state", state)));
+                    page.sample(name, &labels, Number::from(figure(&self.census)));
+                }
+            }
+            Samples::Build => page.sample(name, &table::build_labels(), Number::Whole(1)),
+            Samples::Observer(figure) => page.sample(name, "", figure(self)),
+        }
+    }
+
+    fn total(&self, counter: Counter) -> Number {
+        let total = self.view.counters.get(counter);
+        match table::name_in_seconds(counter) {
+            Some(_) => Number::Real(seconds(total)),
+            None => Number::Whole(total),
+        }
+    }
+
+    fn level(&self, gauge: Gauge) -> Number {
+        let level = self.view.counters.level(gauge);
+        match gauge.is_time() {
+            true => Number::Real(seconds(level)),
+            false => Number::Whole(level),
+        }
+    }
+}
+
+/// When the beat path began its last turn, on the clock of who asks, whatever has been done to that clock since
+/// the start. It was asked to turn, so that one that has nothing to do does not look as though it had stopped.
+fn last_turn(moment: &Moment<'_>) -> Number {
+    let view = moment.view;
+    let asked = Instant::now();
+    while !view.pulse.has_turned_since(moment.asked_ns) && asked.elapsed() < TURN_WAIT {
+        std::thread::sleep(TURN_PAUSE);
+    }
+    let turn_ns = view.counters.level(Gauge::LastTurn);
+    let since_ns = view.raw.now_ns().saturating_sub(turn_ns);
+    Number::Real(unix_seconds(SystemTime::now()) - seconds(since_ns))
+}
+
+fn unix_seconds(time: SystemTime) -> f64 {
+    let since = time.duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs_f64()
 }

@@ -1,0 +1,95 @@
+//! One row per agent that has series of its own: what they are called and what they hold.
+
+use std::net::IpAddr;
+
+use varta_vlp::Status;
+
+use super::AgentSeries;
+use super::page;
+use crate::api::v1::{Census, State};
+use crate::http::view::{Seen, View};
+
+/// An agent, or those that nothing visible tells apart: processes of equal pid behind one address. A page
+/// must not name a series twice, so those share one.
+#[derive(Debug)]
+pub(super) struct Row {
+    /// Pid, name and source, as they stand between the braces.
+    pub(super) labels: String,
+    /// Accepted beats, of all of them.
+    pub(super) beats: u64,
+    /// Stalls, of all of them.
+    pub(super) stalls: u64,
+    /// The worst of them: what the agent says of itself, or 3 if it has stalled.
+    pub(super) status: u64,
+    /// Since the last beat of the one that has been quiet longest, attention time.
+    pub(super) age_ns: u64,
+}
+
+/// Who it is; rows are in this order.
+type Key = (u32, Option<IpAddr>, String);
+
+/// How many agents there are, and the rows of those that were asked for.
+pub(super) fn read(view: &View, choice: AgentSeries) -> (Census, Vec<Row>) {
+    let mut census = Census::default();
+    let counted = view.agents().inspect(|seen| census.count(seen.state));
+    let chosen = match choice {
+        AgentSeries::All => counted.collect(),
+        AgentSeries::Faulty => counted.filter(is_faulty).collect(),
+        AgentSeries::None => counted.filter(|_| false).collect(),
+        AgentSeries::AtMost(most) => first(most, counted.collect()),
+    };
+    let rows = rows(view, chosen);
+    (census, rows)
+}
+
+/// Something is to be said about it.
+fn is_faulty(seen: &Seen) -> bool {
+    seen.state != State::Alive || seen.facts.status != Status::Ok
+}
+
+fn first(most: usize, mut agents: Vec<Seen>) -> Vec<Seen> {
+    agents.sort_by_key(|seen| (!is_faulty(seen), seen.facts.joined_ns, seen.agent.slot));
+    agents.truncate(most);
+    agents
+}
+
+fn rows(view: &View, agents: Vec<Seen>) -> Vec<Row> {
+    let now_ns = view.attention_now_ns();
+    let mut keyed: Vec<(Key, Seen)> = agents
+        .into_iter()
+        .map(|seen| {
+            let person = view.person(seen.agent);
+            ((seen.agent.pid, person.address, person.name), seen)
+        })
+        .collect();
+    keyed.sort_by(|(a, _), (b, _)| a.cmp(b));
+    keyed
+        .chunk_by(|(a, _), (b, _)| a == b)
+        .filter_map(|alike| Some(row(&alike.first()?.0, alike, now_ns)))
+        .collect()
+}
+
+fn row((pid, address, name): &Key, alike: &[(Key, Seen)], now_ns: u64) -> Row {
+    let pid = pid.to_string();
+    let source = address.map(|address| address.to_string());
+    let source = source.as_deref().unwrap_or_default();
+    let agents = || alike.iter().map(|(_, seen)| seen);
+    let age_ns = |seen: &Seen| now_ns.saturating_sub(seen.facts.last_ns);
+    let stalls = agents().map(|seen| u64::from(seen.facts.stalls));
+    Row {
+        labels: page::labels(&[("pid", &pid), ("name", name), ("source", source)]),
+        beats: agents()
+            .map(|seen| seen.facts.beats)
+            .fold(0, u64::saturating_add),
+        stalls: stalls.sum(),
+        status: agents().map(status).max().unwrap_or_default(),
+        age_ns: agents().map(age_ns).max().unwrap_or_default(),
+    }
+}
+
+fn status(seen: &Seen) -> u64 {
+    match seen.facts.state.is_latched() {
+        true => Status::Stall as u64,
+        false => seen.facts.status as u64,
+    }
+}
