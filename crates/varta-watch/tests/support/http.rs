@@ -1,12 +1,14 @@
 //! Questions by hand: requests as bytes, answers as what was in them.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use varta_watch::api::LogLine;
+use varta_watch::api::v1::{EventView, Health, Problem};
 
 use super::{Observer, PATIENCE};
 
@@ -133,5 +135,73 @@ impl Observer {
             assert!(std::time::Instant::now() < until, "{answer:#?}");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+/// Fails unless it is a problem of this status whose text has these words.
+pub(crate) fn assert_problem(reply: &Reply, status: u16, words: &str) {
+    assert_eq!(reply.status, status, "{reply:?}");
+    let content_type = reply.header("content-type");
+    assert_eq!(content_type, Some("application/problem+json"));
+    let problem: Problem = reply.json();
+    assert_eq!(problem.status, status);
+    assert!(problem.detail.contains(words), "{problem:?}");
+}
+
+pub(crate) fn assert_healthy(observer: &Observer) {
+    let reply = observer.ask("/healthz");
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(reply.json::<Health>().healthy);
+}
+
+/// A reader of live events.
+pub(crate) struct Follower(pub(crate) BufReader<UnixStream>);
+
+impl Follower {
+    pub(crate) fn start(observer: &Observer, path: &str, headers: &[&str]) -> Self {
+        let mut stream = observer.connect_control();
+        stream.write_all(&request(path, headers)).unwrap();
+        let mut follower = Self(BufReader::new(stream));
+        assert!(follower.line().starts_with("HTTP/1.1 200"));
+        let mut lines = Vec::new();
+        loop {
+            let line = follower.line();
+            if line.is_empty() {
+                break;
+            }
+            lines.push(line.to_ascii_lowercase());
+        }
+        assert!(
+            lines.contains(&"content-type: text/event-stream".to_owned()),
+            "{lines:?}"
+        );
+        follower
+    }
+
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert_ne!(
+            self.0.read_line(&mut line).unwrap(),
+            0,
+            "the stream has ended"
+        );
+        line.trim_end().to_owned()
+    }
+
+    /// The next event and its id.
+    pub(crate) fn next(&mut self) -> (String, EventView) {
+        let mut id = None;
+        loop {
+            let line = self.line();
+            if let Some(text) = line.strip_prefix("id: ") {
+                id = Some(text.to_owned());
+            } else if let Some(data) = line.strip_prefix("data: ") {
+                return (id.unwrap(), serde_json::from_str(data).unwrap());
+            }
+        }
+    }
+
+    pub(crate) fn next_line(&mut self) -> LogLine {
+        self.next().1.line
     }
 }
