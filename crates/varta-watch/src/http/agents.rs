@@ -261,3 +261,37 @@ pub(crate) fn unknown(key: &str, known: &str) -> Refusal {
     let name: String = key.chars().take(64).collect();
     Refusal::bad_request(format!("{name:?} is no parameter here; there are {known}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_survives_being_told_and_given_back() {
+        let key = Key {
+            rank: 3,
+            name: "a-b -\u{202e}".to_owned(),
+            heard_ns: u64::MAX,
+            pid: u32::MAX,
+            instance: 7,
+            slot: 0,
+        };
+        assert_eq!(key.to_string().parse(), Ok(key));
+        for text in [
+            "",
+            "1-2-3-4-5",
+            "1-2-3-4-x-name",
+            "100-2-3-4-5-",
+            "-1-2-3-4-5-",
+        ] {
+            assert_eq!(text.parse::<Key>(), Err(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_parameter_is_cut() {
+        let parameters = [("x".repeat(10_000), String::new())];
+        let refused = AgentsQuestion::parse(&parameters).unwrap_err();
+        assert!(format!("{refused:?}").len() < 300);
+    }
+}
