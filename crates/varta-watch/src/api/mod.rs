@@ -1,5 +1,6 @@
 //! What other programs may know of the observer: where it listens, the lines it writes, and what it answers.
 
+mod human;
 pub mod v1;
 
 use std::collections::BTreeMap;
@@ -7,18 +8,20 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use human::human_line;
+
 /// File name of the beat socket inside the runtime directory.
 pub const SOCKET_NAME: &str = "varta.sock";
-
-/// File name of the control socket inside the runtime directory.
-pub const CONTROL_SOCKET_NAME: &str = "control.sock";
 
 /// Where the observer answers questions on the TCP loopback unless told otherwise.
 pub const HTTP_ADDRESS: &str = "127.0.0.1:8278";
 
-/// The control socket of the observer whose beat socket is `socket`: beside it.
+/// The control socket of the observer whose beat socket is `socket`: beside it, with `.control` after its
+/// name. Two observers in one directory so have two.
 pub fn control_socket_beside(socket: &Path) -> PathBuf {
-    socket.with_file_name(CONTROL_SOCKET_NAME)
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".control");
+    path.into()
 }
 
 /// Where the observer listens unless told otherwise: `$RUNTIME_DIRECTORY` (set by a service
@@ -194,4 +197,19 @@ pub struct Fields {
     /// All counters that are not zero, by series.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counters: Option<BTreeMap<String, u64>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_control_socket_is_named_after_the_beat_socket() {
+        for (socket, control) in [
+            ("/run/varta/varta.sock", "/run/varta/varta.sock.control"),
+            ("s", "s.control"),
+        ] {
+            assert_eq!(control_socket_beside(Path::new(socket)), Path::new(control));
+        }
+    }
 }
