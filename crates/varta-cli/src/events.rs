@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use varta_watch::api::human_line;
-use varta_watch::api::v1::{EventView, EventsPage};
+use varta_watch::api::v1::EventView;
 
 use crate::Failure;
 use crate::ask::{LiveEvents, Message, Observer, ObserverArguments, Unanswered};
@@ -33,7 +33,7 @@ pub(crate) struct EventsArguments {
     #[arg(long)]
     follow: bool,
 
-    /// Show so many events at most before that, 0 to 10000
+    /// Show so many of those that have happened at most, 0 to 10000
     #[arg(
         long,
         value_name = "N",
@@ -108,7 +108,14 @@ fn begin<'a>(
 ) -> Result<Option<LiveEvents<'a>>, End> {
     if arguments.limit > 0 {
         let limit = usize::try_from(arguments.limit).unwrap_or(usize::MAX);
-        show.page(&observer.events(arguments.after, limit)?)?;
+        let page = observer.events(arguments.after, limit)?;
+        // Who asks for the latest ones does not miss those before.
+        if arguments.after.is_some() {
+            tell_missed(page.missed);
+        }
+        for event in &page.events {
+            show.event(event)?;
+        }
     }
     if !arguments.follow {
         return Ok(None);
@@ -167,11 +174,6 @@ struct Show {
 }
 
 impl Show {
-    fn page(&mut self, page: &EventsPage) -> io::Result<()> {
-        tell_missed(page.missed);
-        page.events.iter().try_for_each(|event| self.event(event))
-    }
-
     /// A message that is no event this program knows is told of and passed over.
     fn message(&mut self, message: &Message) -> io::Result<()> {
         if message.kind == MISSED {

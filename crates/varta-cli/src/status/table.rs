@@ -246,7 +246,7 @@ alive    ev?[2Jil         4194304     -        0.4 s / 2.0 s  degraded  42949672
             at(108),
             "\
 STATE    NAME          PID   UID  SILENCE / THRESHOLD  STATUS       PAYLOAD  BEATS/S  RECOVERY
-STALLED  a-name-…        7  1000       2m 10s / 2.0 s  ok                 0      2.0  refused_cross_namesp…
+STALLED  a-name-…        7  1000       2m 10s / 2.0 s  ok                 0      2.0  refused_cross_namespa…
 alive    ev?[2Jil  4194304     -        0.4 s / 2.0 s  degraded  4294967295      2.0  -"
         );
         assert_eq!(
