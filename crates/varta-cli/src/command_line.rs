@@ -190,7 +190,7 @@ mod tests {
             ("status", "--watch", "0"),
             ("status", "--watch", "1s"),
             ("status", "--agent", ""),
-            ("events", "--limit", "10001"),
+            ("events", "--limit", "1001"),
             ("events", "--after", "-1"),
         ] {
             let error = error_of(&[command, &format!("{flag}={value}")]);

@@ -8,14 +8,16 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::Args;
+use serde::Deserialize;
 use varta_watch::api::human_line;
-use varta_watch::api::v1::EventView;
+use varta_watch::api::v1::{EventView, PAGE_MAX};
 
 use crate::Failure;
-use crate::ask::{LiveEvents, Message, Observer, ObserverArguments, Unanswered};
+use crate::ask::{LiveEvents, Message, Observer, ObserverArguments, Position, Unanswered};
+use crate::terminal::printable;
 
-/// More than an observer remembers.
-const LIMIT_MAX: u64 = 10_000;
+/// What an observer tells at once.
+const LIMIT_MAX: u64 = PAGE_MAX as u64;
 
 /// How often an observer that has gone is looked for.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -33,7 +35,7 @@ pub(crate) struct EventsArguments {
     #[arg(long)]
     follow: bool,
 
-    /// Show so many of those that have happened at most, 0 to 10000
+    /// Show so many of those that have happened at most, 0 to 1000
     #[arg(
         long,
         value_name = "N",
@@ -74,18 +76,17 @@ impl From<io::Error> for End {
     }
 }
 
-/// The event that was shown last.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Bookmark {
-    session_id: String,
-    id: u64,
+/// What a message of the kind [`MISSED`] says.
+#[derive(Deserialize)]
+struct Missed {
+    missed: u64,
 }
 
 pub(crate) fn run(arguments: &EventsArguments) -> Result<(), Failure> {
     let observer = Observer::find(&arguments.observer)?;
     let mut show = Show {
         json: arguments.json,
-        last: None,
+        position: arguments.after.map_or(Position::Now, Position::After),
     };
     let end = match begin(&observer, arguments, &mut show) {
         Ok(Some(events)) => follow(&observer, events, &mut show),
@@ -120,8 +121,7 @@ fn begin<'a>(
     if !arguments.follow {
         return Ok(None);
     }
-    let last_id = show.last.as_ref().map(|last| last.id).or(arguments.after);
-    Ok(Some(observer.follow(last_id)?))
+    Ok(Some(observer.follow(&show.position)?))
 }
 
 /// Shows what happens, with this observer and those that come after it, until nobody reads it any more.
@@ -142,55 +142,40 @@ fn follow<'a>(observer: &'a Observer, mut events: LiveEvents<'a>, show: &mut Sho
         eprintln!("varta: {why}; looking for the observer every second");
         events = loop {
             std::thread::sleep(LOOK_AGAIN);
-            if let Ok(events) = resume(observer, show) {
+            if let Ok(events) = observer.follow(&show.position) {
                 break events;
             }
         };
+        eprintln!("varta: the observer answers again");
     }
-}
-
-/// Goes on where the same observer left off; with another one from its beginning.
-fn resume<'a>(observer: &'a Observer, show: &mut Show) -> Result<LiveEvents<'a>, Unanswered> {
-    let session_id = observer.info()?.session_id;
-    let last = show.last.as_ref();
-    let last_id = last.filter(|last| last.session_id == session_id);
-    let last_id = last_id.map_or(0, |last| last.id);
-    let events = observer.follow(Some(last_id))?;
-    match last {
-        Some(last) if last_id == 0 => eprintln!(
-            "varta: another observer answers, from its first event; what the one before told after \
-             event {} is in its log",
-            last.id
-        ),
-        _ => eprintln!("varta: the observer answers again"),
-    }
-    Ok(events)
 }
 
 /// Puts events on standard output.
 struct Show {
     json: bool,
-    last: Option<Bookmark>,
+    position: Position,
 }
 
 impl Show {
     /// A message that is no event this program knows is told of and passed over.
     fn message(&mut self, message: &Message) -> io::Result<()> {
-        if message.kind == MISSED {
-            tell_missed(message.data.trim().parse().unwrap_or(1));
-            return Ok(());
-        }
-        match serde_json::from_str(&message.data) {
-            Ok(event) => self.event(&event),
-            Err(error) => {
-                eprintln!(
-                    "varta: an event is not understood ({error}); is the observer of another version \
-                     than this varta, {}?",
-                    env!("CARGO_PKG_VERSION")
-                );
-                Ok(())
+        let result = match message.kind.as_str() {
+            MISSED => {
+                serde_json::from_str(&message.data).map(|Missed { missed }| tell_missed(missed))
             }
+            _ => match serde_json::from_str(&message.data) {
+                Ok(event) => return self.event(&event),
+                Err(error) => Err(error),
+            },
+        };
+        if let Err(error) = result {
+            eprintln!(
+                "varta: an event is not understood ({}); is the observer of another version \
+                     than this varta, {}?",
+                env!("CARGO_PKG_VERSION")
+            );
         }
+        Ok(())
     }
 
     fn event(&mut self, event: &EventView) -> io::Result<()> {
@@ -199,14 +184,28 @@ impl Show {
         } else {
             human_line(&event.line)
         };
-        self.last = Some(Bookmark {
-            session_id: event.line.session_id.clone(),
-            id: event.id,
-        });
+        self.go_to(event);
         // At once, so that a reader sees each event when it happens.
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes())?;
         out.flush()
+    }
+
+    fn go_to(&mut self, event: &EventView) {
+        let next = &event.line.session_id;
+        if let Position::Event { session_id, id } = &self.position
+            && session_id != next
+        {
+            eprintln!(
+                "varta: this is another observer, session {}; what the one before told after event {id} is \
+                 in its log",
+                printable(next)
+            );
+        }
+        self.position = Position::Event {
+            session_id: next.clone(),
+            id: event.id,
+        };
     }
 }
 

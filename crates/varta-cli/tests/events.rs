@@ -33,22 +33,18 @@ fn stream(messages: &str) -> Answer {
 }
 
 fn message(id: u64, session_id: &str) -> String {
-    format!("id: {id}\ndata: {}\n\n", event(id, session_id))
-}
-
-fn info(session_id: &str) -> Answer {
-    json(
-        &json!({"version": "0.3.0", "session_id": session_id, "pid": 42, "started": 1.0,
-        "uptime": 1.0, "threshold": 2.0, "capacity": 64, "socket": "/s", "attention_lag": 0.0,
-        "agents": {"alive": 0, "late": 0, "stalled": 0, "paused": 0}})
-        .to_string(),
-    )
+    format!("id: {session_id}-{id}\ndata: {}\n\n", event(id, session_id))
 }
 
 fn events(fake: &Fake, flags: &[&str]) -> (Option<i32>, String, String) {
     let mut command = varta(&["events"]);
     command.arg("--socket").arg(fake.socket()).args(flags);
     told(command.output().unwrap())
+}
+
+fn paths(fake: &Fake) -> Vec<String> {
+    let questions = fake.questions.try_iter();
+    questions.map(|question| question.path).collect()
 }
 
 /// Follows until so many lines were shown, then is ended: the lines, and what was said of them.
@@ -72,7 +68,7 @@ fn the_latest_events_are_shown_as_in_the_log() {
         "1970-01-01T00:00:06.000Z join    web (6): first beat\n\
          1970-01-01T00:00:07.000Z join    web (7): first beat\n"
     );
-    assert_eq!(fake.paths(), ["/api/v1/events?limit=50"]);
+    assert_eq!(paths(&fake), ["/api/v1/events?limit=50"]);
 }
 
 #[test]
@@ -83,7 +79,7 @@ fn json_is_a_line_for_each_event() {
     let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
     let ids: Vec<Value> = lines.map(|line: Value| line["id"].clone()).collect();
     assert_eq!(ids, [6, 7]);
-    assert_eq!(fake.paths(), ["/api/v1/events?limit=2&after=5"]);
+    assert_eq!(paths(&fake), ["/api/v1/events?limit=2&after=5"]);
 }
 
 #[test]
@@ -108,8 +104,8 @@ fn without_an_observer_it_fails_and_says_so() {
 
 #[test]
 fn a_reader_that_has_seen_enough_is_no_failure() {
-    let fake = Fake::new(|_| page(&(1..2000).collect::<Vec<_>>(), 0));
-    let mut command = varta(&["events", "--limit=10000"]);
+    let fake = Fake::new(|_| page(&(1..1001).collect::<Vec<_>>(), 0));
+    let mut command = varta(&["events", "--limit=1000"]);
     let mut child = command.arg("--socket").arg(fake.socket()).spawn().unwrap();
     drop(child.stdout.take());
     let (code, _, error) = told(child.wait_with_output().unwrap());
@@ -120,7 +116,7 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 fn following_goes_on_after_what_was_shown() {
     let fake = Fake::new(|question| match question.header("accept") {
         Some("text/event-stream") => stream(&format!(
-            ": hello\n\n{}event: missed\ndata: 12\n\n{}",
+            ": hello\n\n{}event: missed\ndata: {{\"missed\":12}}\n\n{}",
             message(8, "a"),
             message(21, "a")
         )),
@@ -132,7 +128,7 @@ fn following_goes_on_after_what_was_shown() {
     assert!(error.contains("12 events were missed"), "{error}");
     let live = fake.questions.try_iter().nth(1).unwrap();
     assert_eq!(live.path, "/api/v1/events");
-    assert_eq!(live.header("last-event-id"), Some("7"));
+    assert_eq!(live.header("last-event-id"), Some("a-7"));
 }
 
 #[test]
@@ -147,6 +143,14 @@ fn without_the_past_only_what_happens_now_is_asked_for() {
 }
 
 #[test]
+fn following_can_begin_after_any_event() {
+    let fake = Fake::new(|_| stream(&message(8, "a")));
+    follow(&fake, &["--limit=0", "--after=5"], 1);
+    let live = fake.questions.try_iter().next().unwrap();
+    assert_eq!(live.path, "/api/v1/events?after=5");
+}
+
+#[test]
 fn an_event_of_a_kind_that_is_not_known_does_not_end_it() {
     let unknown = event(8, "a").replace("join", "dance");
     let messages = format!("data: {unknown}\n\n{}", message(9, "a"));
@@ -158,33 +162,22 @@ fn an_event_of_a_kind_that_is_not_known_does_not_end_it() {
 
 #[test]
 fn a_lost_stream_is_resumed_and_another_observer_told_from_its_beginning() {
-    let (streams, infos) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let next = |count: &AtomicUsize| count.fetch_add(1, Ordering::Relaxed);
-    let fake = Fake::new(move |question| match question.path.as_str() {
-        "/api/v1/info" => match next(&infos) {
-            0 => problem("503 Service Unavailable", "not yet"),
-            1 => info("a"),
-            _ => info("b"),
-        },
-        _ => match next(&streams) {
-            0 => stream(&message(8, "a")),
-            1 => stream(&message(9, "a")),
-            _ => stream(&message(1, "b")),
-        },
+    let streams = AtomicUsize::new(0);
+    let fake = Fake::new(move |_| match streams.fetch_add(1, Ordering::Relaxed) {
+        0 => stream(&message(8, "a")),
+        1 => problem("503 Service Unavailable", "not yet"),
+        2 => stream(&message(9, "a")),
+        _ => stream(&message(1, "b")),
     });
     let (shown, error) = follow(&fake, &["--limit=0"], 3);
     assert!(shown[2].ends_with("web (1): first beat"), "{shown:?}");
     assert!(error.contains("answers again"), "{error}");
-    assert!(error.contains("another observer answers"), "{error}");
+    assert!(error.contains("another observer, session b"), "{error}");
     assert!(error.contains("after event 9"), "{error}");
-    let resumed: Vec<Option<String>> = fake
-        .questions
-        .try_iter()
-        .filter(|question| question.path == "/api/v1/events")
+    let questions = fake.questions.try_iter().take(4);
+    let resumed: Vec<Option<String>> = questions
         .map(|question| question.header("last-event-id").map(str::to_owned))
         .collect();
-    assert_eq!(
-        resumed[..3],
-        [None, Some("8".to_owned()), Some("0".to_owned())]
-    );
+    let after = |id: &str| Some(id.to_owned());
+    assert_eq!(resumed, [None, after("a-8"), after("a-8"), after("a-9")]);
 }

@@ -6,7 +6,6 @@
 
 mod event_stream;
 
-use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -86,6 +85,17 @@ pub(crate) struct Observer {
     runtime: Runtime,
 }
 
+/// Where somebody who follows events goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Position {
+    /// With what happens next.
+    Now,
+    /// After the event with this number, of whatever run.
+    After(u64),
+    /// After this event of this run; with another run from its first event on.
+    Event { session_id: String, id: u64 },
+}
+
 /// Events as they happen.
 #[derive(Debug)]
 pub(crate) struct LiveEvents<'a> {
@@ -119,16 +129,15 @@ impl Observer {
         }
     }
 
-    /// Every agent, each once: between two pages the order may change.
+    /// Every agent, by pid: in that order nobody moves from one page to another, whatever happens to them
+    /// meanwhile.
     pub(crate) fn agents(&self) -> Result<Vec<AgentView>, Unanswered> {
-        let first = format!("{}/agents?limit={}", v1::PREFIX, v1::PAGE_MAX);
+        let first = format!("{}/agents?sort=pid&limit={}", v1::PREFIX, v1::PAGE_MAX);
         let mut path = first.clone();
-        let mut known = HashSet::new();
         let mut agents = Vec::new();
         for _ in 0..PAGES_MAX {
             let page: AgentsPage = self.get(&path)?;
-            let new = |agent: &AgentView| known.insert(agent.id.clone());
-            agents.extend(page.agents.into_iter().filter(new));
+            agents.extend(page.agents);
             match page.next {
                 Some(next) => path = format!("{first}&after={}", percent_encoded(&next)),
                 None => return Ok(agents),
@@ -147,13 +156,17 @@ impl Observer {
         self.get(&format!("{}/events?limit={limit}{after}", v1::PREFIX))
     }
 
-    /// What happens from now on, and before that what has happened after `last_id`.
-    pub(crate) fn follow(&self, last_id: Option<u64>) -> Result<LiveEvents<'_>, Unanswered> {
+    /// What happens after a position, from what is remembered to what is still to come.
+    pub(crate) fn follow(&self, position: &Position) -> Result<LiveEvents<'_>, Unanswered> {
         let path = format!("{}/events", v1::PREFIX);
-        let mut request = Request::get(&path).header(ACCEPT, event_stream::CONTENT_TYPE);
-        if let Some(id) = last_id {
-            request = request.header("last-event-id", id);
-        }
+        let request = match position {
+            Position::Now => Request::get(&path),
+            Position::After(id) => Request::get(format!("{path}?after={id}")),
+            Position::Event { session_id, id } => {
+                Request::get(&path).header("last-event-id", format!("{session_id}-{id}"))
+            }
+        };
+        let request = request.header(ACCEPT, event_stream::CONTENT_TYPE);
         self.in_time(async {
             let response = self.send(request).await?;
             match response.status() {

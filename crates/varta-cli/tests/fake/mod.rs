@@ -10,9 +10,9 @@ use std::thread;
 use tempfile::TempDir;
 
 /// A question: the path with the query, and the headers by lower-case name.
-pub struct Question {
-    pub path: String,
-    pub headers: Vec<(String, String)>,
+pub(crate) struct Question {
+    pub(crate) path: String,
+    pub(crate) headers: Vec<(String, String)>,
 }
 
 impl Question {
@@ -30,24 +30,24 @@ impl Question {
         })
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.as_str())
     }
 }
 
 /// What is written to whoever has asked, byte by byte. Empty: nothing, and the connection stays open.
-pub type Answer = Vec<u8>;
+pub(crate) type Answer = Vec<u8>;
 
 /// Listens as long as it exists, and for good.
-pub struct Fake {
+pub(crate) struct Fake {
     directory: TempDir,
     /// What was asked, in order.
-    pub questions: Receiver<Question>,
+    pub(crate) questions: Receiver<Question>,
 }
 
 impl Fake {
-    pub fn new(answer: impl Fn(&Question) -> Answer + Send + 'static) -> Self {
+    pub(crate) fn new(answer: impl Fn(&Question) -> Answer + Send + 'static) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("varta.sock.control")).unwrap();
         let (asked, questions) = channel();
@@ -74,23 +74,12 @@ impl Fake {
     }
 
     /// The beat socket that nobody has bound; the control socket is beside it.
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("varta.sock")
-    }
-
-    pub fn control_socket(&self) -> PathBuf {
-        self.directory.path().join("varta.sock.control")
-    }
-
-    pub fn paths(&self) -> Vec<String> {
-        self.questions
-            .try_iter()
-            .map(|question| question.path)
-            .collect()
     }
 }
 
-pub fn http(status: &str, kind: &str, body: &str) -> Answer {
+pub(crate) fn http(status: &str, kind: &str, body: &str) -> Answer {
     let len = body.len();
     format!(
         "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len}\r\n\
@@ -99,18 +88,18 @@ pub fn http(status: &str, kind: &str, body: &str) -> Answer {
     .into_bytes()
 }
 
-pub fn json(body: &str) -> Answer {
+pub(crate) fn json(body: &str) -> Answer {
     http("200 OK", "application/json", body)
 }
 
-pub fn problem(status: &str, detail: &str) -> Answer {
+pub(crate) fn problem(status: &str, detail: &str) -> Answer {
     let code = &status[..3];
     let body = format!(r#"{{"title":"t","status":{code},"detail":"{detail}"}}"#);
     http(status, "application/problem+json", &body)
 }
 
 /// `varta` with these arguments, nothing to read, and no environment that could matter.
-pub fn varta(arguments: &[&str]) -> Command {
+pub(crate) fn varta(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_varta"));
     command
         .args(arguments)
@@ -122,7 +111,7 @@ pub fn varta(arguments: &[&str]) -> Command {
 }
 
 /// Exit code, standard output and standard error.
-pub fn told(output: Output) -> (Option<i32>, String, String) {
+pub(crate) fn told(output: Output) -> (Option<i32>, String, String) {
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (
         output.status.code(),
