@@ -172,6 +172,7 @@ impl Show {
             eprintln!(
                 "varta: an event is not understood ({}); is the observer of another version \
                      than this varta, {}?",
+                printable(&error.to_string()),
                 env!("CARGO_PKG_VERSION")
             );
         }

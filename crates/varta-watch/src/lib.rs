@@ -18,6 +18,7 @@ mod keys;
 mod lifecycle;
 mod recovery;
 mod replay_file;
+mod socket_file;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -4,6 +4,7 @@ mod human;
 pub mod v1;
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -13,15 +14,18 @@ pub use human::human_line;
 /// File name of the beat socket inside the runtime directory.
 pub const SOCKET_NAME: &str = "varta.sock";
 
-/// Where the observer answers questions on the TCP loopback unless told otherwise.
-pub const HTTP_ADDRESS: &str = "127.0.0.1:8278";
+/// What the name of the control socket has more than that of the beat socket.
+pub const CONTROL_SOCKET_SUFFIX: &str = ".control";
 
-/// The control socket of the observer whose beat socket is `socket`: beside it, with `.control` after its
-/// name. Two observers in one directory so have two.
+/// Where the observer answers questions on the TCP loopback unless told otherwise.
+pub const HTTP_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8278);
+
+/// The control socket of the observer whose beat socket is `socket`: beside it, so that two observers in one
+/// directory have two.
 pub fn control_socket_beside(socket: &Path) -> PathBuf {
-    let mut path = socket.as_os_str().to_owned();
-    path.push(".control");
-    path.into()
+    let mut name = socket.file_name().unwrap_or_default().to_owned();
+    name.push(CONTROL_SOCKET_SUFFIX);
+    socket.with_file_name(name)
 }
 
 /// Where the observer listens unless told otherwise: `$RUNTIME_DIRECTORY` (set by a service
@@ -188,6 +192,12 @@ pub struct Fields {
     /// Where it listens for agents elsewhere: address and port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub udp: Option<String>,
+    /// Where it answers questions over TCP: address and port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// Its control socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<PathBuf>,
     /// Where an agent elsewhere sends from: its address; for refused datagrams with the port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,

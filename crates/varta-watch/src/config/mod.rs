@@ -4,6 +4,7 @@
 //! from looking up names of users nothing here touches the file system; what the file system makes of
 //! the values is found out at start.
 
+pub(crate) mod http;
 pub(crate) mod network;
 pub(crate) mod users;
 
@@ -19,6 +20,7 @@ use varta_core::{AllowedUsers, EvictionPolicy, LimitOptions, Rate};
 use crate::api;
 use crate::control::log::LogFormat;
 use crate::journal::ExportEvents;
+use http::{HttpConfig, HttpFlags};
 use network::{NetworkFlags, UdpConfig};
 use users::SocketAccess;
 
@@ -39,8 +41,8 @@ const MAX_BEAT_BURST_SECONDS: u32 = 10;
     version,
     max_term_width = 100,
     after_help = "Without any flag it listens on the default socket and reports stalls after 2 s of \
-                  silence.\nSIGTERM and SIGINT end it, SIGHUP opens the event file anew and reads the \
-                  keys again, SIGUSR1 logs the counters."
+                  silence.\nSIGTERM and SIGINT end it, SIGHUP opens the event file anew and reads \
+                  keys and token again, SIGUSR1 logs the counters."
 )]
 pub(crate) struct Flags {
     /// Unix datagram socket to listen on [default: varta.sock in $RUNTIME_DIRECTORY, else in
@@ -99,6 +101,9 @@ pub(crate) struct Flags {
 
     #[command(flatten)]
     network: NetworkFlags,
+
+    #[command(flatten)]
+    http: HttpFlags,
 
     /// Silence that makes an agent stalled, in milliseconds, at least 10
     #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(10..=86_400_000), help_heading = "Silence")]
@@ -177,6 +182,7 @@ pub(crate) struct Config {
     pub(crate) recover_foreign: bool,
     pub(crate) limits: LimitOptions,
     pub(crate) udp: Option<UdpConfig>,
+    pub(crate) http: HttpConfig,
     pub(crate) threshold: Duration,
     pub(crate) capacity: usize,
     pub(crate) eviction_policy: EvictionPolicy,
@@ -227,6 +233,10 @@ impl Flags {
             .network
             .check(&socket)
             .map_err(|problem| usage(&problem))?;
+        let http = self
+            .http
+            .check(&socket)
+            .map_err(|problem| usage(&problem))?;
         let own_uid = rustix::process::geteuid().as_raw();
         let users = users::allowed(self.allow_uid, self.allow_gid, own_uid);
         let socket_access = match self.socket_mode {
@@ -248,6 +258,7 @@ impl Flags {
                 global: rate(self.global_beat_rate, self.global_beat_burst),
             },
             udp,
+            http,
             threshold: Duration::from_millis(self.threshold_ms),
             capacity: self.tracker_capacity as usize,
             eviction_policy: match self.tracker_eviction_policy {

@@ -33,9 +33,10 @@ use varta_core::{
 use crate::api::{Fields, LogEvent};
 use crate::clock::RawClock;
 use crate::handoff::{EventReceiver, Handed, Order, OrderSender};
+use crate::http::token::{Token, TokenFile};
 use crate::identity::{self, Means};
 use crate::journal::{Journal, append_row};
-use crate::keys::KeyFiles;
+use crate::keys::{KeyFiles, KeyRing};
 use crate::recovery::{Ended, Running, StartError, kill_group};
 use acquaintances::Acquaintances;
 use log::Log;
@@ -66,6 +67,8 @@ pub(crate) struct ControlConfig {
     pub(crate) recover_foreign: bool,
     /// Read again on SIGHUP; `None` without encrypted UDP.
     pub(crate) keys: Option<KeyFiles>,
+    /// Read again on SIGHUP; `None` if nobody needs one.
+    pub(crate) token: Option<Arc<TokenFile>>,
     pub(crate) table: Arc<SlotTable>,
     pub(crate) roster: Arc<Roster>,
     pub(crate) counters: Arc<Counters>,
@@ -513,29 +516,34 @@ impl Control {
         }
     }
 
-    /// SIGHUP: opens the event file anew and reads the keys again.
+    /// SIGHUP: opens the event file anew and reads keys and token again.
     fn reload(&mut self) {
         let mut done = Vec::new();
         if let Some(journal) = &self.given.journal {
             journal.reopen();
             done.push("the event file is opened anew".to_owned());
         }
-        match self.given.keys.as_ref().map(KeyFiles::read) {
-            None => {}
-            Some(Ok(ring)) => {
-                done.push(format!("read {ring}"));
-                self.given.orders.add(Order::Keys(ring));
-                self.given.orders.send();
+        match self.read_secrets() {
+            Ok((ring, token)) => {
+                if let Some(ring) = ring {
+                    done.push(format!("read {ring}"));
+                    self.given.orders.add(Order::Keys(ring));
+                    self.given.orders.send();
+                }
+                if let (Some(file), Some(token)) = (&self.given.token, token) {
+                    done.push("read the token".to_owned());
+                    file.replace(token);
+                }
+                if done.is_empty() {
+                    done.push("there is no event file to open anew".to_owned());
+                }
             }
-            Some(Err(error)) => {
-                let msg = format!("SIGHUP: the keys stay as they are: {error}");
+            Err(error) => {
+                let msg = format!("SIGHUP: keys and token stay as they are: {error}");
                 self.given
                     .log
                     .error(LogEvent::Notice, msg, Fields::default());
             }
-        }
-        if self.given.journal.is_none() && self.given.keys.is_none() {
-            done.push("there is no event file to open anew".to_owned());
         }
         if !done.is_empty() {
             let msg = format!("SIGHUP: {}", done.join("; "));
@@ -543,6 +551,15 @@ impl Control {
                 .log
                 .info(LogEvent::Notice, msg, Fields::default());
         }
+    }
+
+    /// All of them, before any of them counts.
+    fn read_secrets(&self) -> Result<(Option<KeyRing>, Option<Token>), String> {
+        let keys = self.given.keys.as_ref().map(KeyFiles::read).transpose();
+        let keys = keys.map_err(|error| error.to_string())?;
+        let token = self.given.token.as_deref().map(TokenFile::read).transpose();
+        let token = token.map_err(|error| error.to_string())?;
+        Ok((keys, token))
     }
 
     fn tell_counters(&self) {

@@ -62,11 +62,6 @@ impl View {
         slots.filter_map(move |slot| self.seen(slot, now_ns))
     }
 
-    /// The agent in a slot.
-    pub(crate) fn agent_in(&self, slot: u32) -> Option<Seen> {
-        self.seen(slot, self.attention_now_ns())
-    }
-
     fn seen(&self, slot: u32, now_ns: u64) -> Option<Seen> {
         let facts = self.table.read(slot)?;
         let state = match facts.state {

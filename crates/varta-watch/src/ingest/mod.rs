@@ -13,7 +13,6 @@
 //! network is taken in batches always, a bounded number of them before local agents get their turn again,
 //! see [`network`].
 
-mod bind;
 mod closer;
 mod contact;
 mod introductions;
@@ -42,8 +41,8 @@ use varta_vlp::FRAME_BYTES;
 use crate::clock::RawClock;
 use crate::handoff::{EventSender, Order, OrderReceiver, StopSignal};
 use crate::identity::{self, Means};
+use crate::socket_file::BoundSocket;
 
-pub(crate) use bind::BoundSocket;
 use closer::Closer;
 use introductions::Introductions;
 pub(crate) use network::Network;

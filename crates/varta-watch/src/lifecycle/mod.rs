@@ -1,17 +1,18 @@
 //! From nothing to watching, and back: the order in which things start and stop.
 //!
-//! Start: signals, limits, recovery command, socket, event file, beat path. Whatever fails is one clear
-//! line and exit code 1, before the first beat is taken. Stop: beat path, socket, children, event
+//! Start: signals, limits, recovery command, socket, doors, event file, beat path. Whatever fails is one clear
+//! line and exit code 1, before the first beat is taken. Stop: beat path, socket, doors, children, event
 //! file, log.
 
 use std::fmt::Display;
 use std::fs::{DirBuilder, read_to_string};
 use std::hash::{BuildHasher, RandomState};
+use std::io::Write;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
@@ -28,12 +29,15 @@ use crate::config::network::UdpConfig;
 use crate::control::log::Log;
 use crate::control::{Control, ControlConfig, Recoveries, Signals, StopReason, story};
 use crate::handoff::{self, StopSignal};
+use crate::http::view::{About, View};
+use crate::http::{Doors, Places};
 use crate::identity::{self, Means};
-use crate::ingest::{BoundSocket, Ingest, IngestConfig, Lines, Network, Sockets};
+use crate::ingest::{Ingest, IngestConfig, Lines, Network, Sockets};
 use crate::journal::{ExportEvents, Journal};
 use crate::keys::KeyFiles;
 use crate::recovery::{RecoveryCommand, SOURCE_PLACEHOLDER};
 use crate::replay_file;
+use crate::socket_file::{BoundSocket, Purpose};
 
 /// Where the kernel says how many datagrams it queues on one socket.
 const QUEUE_LIMIT_FILE: &str = "/proc/sys/net/unix/max_dgram_qlen";
@@ -89,7 +93,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     if config.socket_is_default {
         create_directory(&config.socket)?;
     }
-    let socket = BoundSocket::bind(&config.socket, config.socket_access)
+    let socket = BoundSocket::bind(&config.socket, config.socket_access, Purpose::Beats)
         .map_err(|error| error.to_string())?;
     let means = Means::find(&socket);
     let raw = RawClock::start();
@@ -97,6 +101,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     let listening = listening.map(|udp| listen(udp, config.capacity, raw));
     let (network, network_notices) = listening.transpose()?.unzip();
     let udp_address = network.as_ref().and_then(|network| network.address().ok());
+    let doors = Doors::open(&config.http)?;
     // Last, so that an observer that cannot start has touched no file.
     let journal = match &config.export_file {
         Some(path) => Some(Journal::open(path, log.clone())?),
@@ -159,6 +164,23 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         max_in_flight: DEFAULT_MAX_IN_FLIGHT,
     };
     let shown_command = command.as_ref().map(RecoveryCommand::shown);
+    let roster = Arc::default();
+    let view = View {
+        about: About {
+            session_id: log.session_id().to_owned(),
+            started: SystemTime::now(),
+            threshold_ns: nanoseconds(config.threshold),
+            capacity: config.capacity,
+            socket: config.socket.display().to_string(),
+            udp: udp_address.map(|address| address.to_string()),
+        },
+        table: Arc::clone(&table),
+        roster: Arc::clone(&roster),
+        counters: Arc::clone(&counters),
+        history: log.history(),
+        pulse: order_sender.pulse(Arc::clone(&counters), raw),
+        raw,
+    };
     let mut control = Control::new(ControlConfig {
         events: receiver,
         orders: order_sender,
@@ -168,13 +190,18 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         recover_foreign: config.recover_foreign,
         keys: key_files(config),
         table,
-        roster: Arc::default(),
+        token: doors.token(),
+        roster,
         counters: Arc::clone(&counters),
         raw,
         means,
     });
 
-    runtime.block_on(async {
+    let places = doors.places();
+    let ended = runtime.block_on(async {
+        let served = doors
+            .serve(view, &config.http, descriptor_reserve())
+            .map_err(failure("cannot answer questions"))?;
         let (ingest_failed, ingest_end) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("varta-ingest".to_owned())
@@ -184,7 +211,8 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
                 }
             })
             .map_err(failure("cannot start the beat path"))?;
-        banner(config, log, shown_command.as_deref(), udp_address);
+        banner(config, log, shown_command.as_deref(), udp_address, &places);
+        tell(log, places.notices);
         notices(config, log, queue_limit, means);
         udp_notices(config, log, network_notices.unwrap_or_default());
         let reason = control
@@ -193,6 +221,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         // The thread drops the socket, which removes its file.
         stop.stop();
         let _ = thread.join();
+        served.stop().await;
         control.finish().await;
         let reason = reason.map_err(failure("the control thread cannot wait"))?;
         match reason {
@@ -209,7 +238,10 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
                 Err(format!("the beat path cannot wait for beats: {error}"))
             }
         }
-    })
+    });
+    // Nobody is left to read what is being worked on.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Listens for agents elsewhere. What must be said about it comes along.
@@ -297,14 +329,21 @@ fn queue_limit() -> usize {
 }
 
 /// Descriptors that agents may be held by: what is left of the limit, less a reserve for recovery
-/// commands, for looking into `/proc`, for processes on the way between the threads, and for descriptors
+/// commands, for whoever asks questions, for looking into `/proc`, for processes on the way between the threads, and for descriptors
 /// that come attached to datagrams.
 fn descriptor_budget() -> usize {
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-    let reserve = (limit / 8).clamp(DESCRIPTOR_RESERVE_MIN, DESCRIPTOR_RESERVE_MAX);
-    limit.saturating_sub(open + reserve)
+    descriptor_limit().saturating_sub(open + descriptor_reserve())
+}
+
+/// What agents leave to everything that comes and goes.
+fn descriptor_reserve() -> usize {
+    (descriptor_limit() / 8).clamp(DESCRIPTOR_RESERVE_MIN, DESCRIPTOR_RESERVE_MAX)
+}
+
+fn descriptor_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 /// Creates the runtime directory: open to look into for root's, private for a user's.
@@ -328,7 +367,23 @@ fn create_directory(socket: &Path) -> Result<(), Failure> {
 }
 
 /// Says where the observer listens and what it will do.
-fn banner(config: &Config, log: &Log, command: Option<&str>, udp: Option<SocketAddr>) {
+fn banner(
+    config: &Config,
+    log: &Log,
+    command: Option<&str>,
+    udp: Option<SocketAddr>,
+    answers: &Places,
+) {
+    if let Some(address) = answers.tcp
+        && config
+            .http
+            .tcp
+            .as_ref()
+            .is_some_and(|tcp| tcp.at.port() == 0)
+    {
+        // For whoever has started us and has to find out. A closed standard output is its choice.
+        let _ = writeln!(std::io::stdout(), "{address}");
+    }
     let on_stall: &dyn Display = match &command {
         Some(command) => command,
         None => &"report it, nothing else (--recovery-exec runs a command)",
@@ -345,7 +400,7 @@ fn banner(config: &Config, log: &Log, command: Option<&str>, udp: Option<SocketA
     };
     let msg = format!(
         "varta-watch {} listens on {} (mode {:04o}, processes of {}){elsewhere}\nstalled: silent for {}; \
-         room for {} agents\non stall: {on_stall}",
+         room for {} agents\n{answers}\non stall: {on_stall}",
         env!("CARGO_PKG_VERSION"),
         config.socket.display(),
         config.socket_access.mode,
@@ -357,10 +412,19 @@ fn banner(config: &Config, log: &Log, command: Option<&str>, udp: Option<SocketA
         pid: Some(std::process::id()),
         socket: Some(config.socket.clone()),
         udp: udp.map(|address| address.to_string()),
+        http: answers.tcp.map(|address| address.to_string()),
+        control: answers.control.clone(),
         threshold_ms: Some(config.threshold.as_secs_f64() * 1e3),
         ..Fields::default()
     };
     log.info(LogEvent::Start, msg, fields);
+}
+
+/// Says something about this system or these settings, each in one line.
+fn tell(log: &Log, notices: Vec<String>) {
+    for msg in notices {
+        log.info(LogEvent::Notice, msg, Fields::default());
+    }
 }
 
 /// Whose processes may speak, for a person.
@@ -434,9 +498,7 @@ fn udp_notices(config: &Config, log: &Log, mut notices: Vec<String>) {
         }
         _ => {}
     }
-    for msg in notices {
-        log.info(LogEvent::Notice, msg, Fields::default());
-    }
+    tell(log, notices);
     let warn = |msg: &str| log.warn(LogEvent::Notice, msg.to_owned(), Fields::default());
     if let Some(command) = command.filter(|_| udp.vouched_for) {
         if in_clear {

@@ -1,4 +1,4 @@
-//! Taking a place in the file system: binding the beat socket, and leaving again.
+//! Taking a place in the file system: binding the beat socket or the control socket, and leaving again.
 //!
 //! A socket file is removed only if nobody listens behind it ("connection refused" is the only
 //! proof of that) and only if it is still the file that was probed. On the way out it is removed
@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with, sockopt,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+    sockopt,
 };
 
 use crate::config::users::SocketAccess;
@@ -23,76 +24,101 @@ use crate::config::users::SocketAccess;
 /// Longest socket path in bytes: the kernel's 108 less the final zero.
 const PATH_MAX_BYTES: usize = 107;
 
-/// Why the socket could not be bound. The text names the path and says what to do.
+/// Connections that may wait to be accepted at the control socket.
+const CONNECTIONS_WAITING: i32 = 64;
+
+/// What a socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Takes beats: datagrams with credentials.
+    Beats,
+    /// Answers questions: connections.
+    Questions,
+}
+
+impl Purpose {
+    /// The flag that says where.
+    const fn flag(self) -> &'static str {
+        match self {
+            Self::Beats => "--socket",
+            Self::Questions => "--control-socket",
+        }
+    }
+
+    const fn socket_type(self) -> SocketType {
+        match self {
+            Self::Beats => SocketType::DGRAM,
+            Self::Questions => SocketType::STREAM,
+        }
+    }
+}
+
+/// Why a socket could not be bound. The text names the path and says what to do.
+#[derive(Debug)]
+pub(crate) struct BindError {
+    purpose: Purpose,
+    path: PathBuf,
+    problem: BindProblem,
+}
+
 #[derive(Debug)]
 #[non_exhaustive]
-pub(crate) enum BindError {
-    PathTooLong(PathBuf),
-    NoDirectory(PathBuf),
-    Occupied(PathBuf),
-    OtherService(PathBuf),
-    NotASocket(PathBuf),
-    ChangedMeanwhile(PathBuf),
-    Denied(PathBuf),
-    GroupDenied(PathBuf, u32),
-    Io(PathBuf, &'static str, io::Error),
+enum BindProblem {
+    PathTooLong,
+    NoDirectory,
+    Occupied,
+    OtherService,
+    NotASocket,
+    ChangedMeanwhile,
+    Denied,
+    GroupDenied(u32),
+    Io(&'static str, io::Error),
 }
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::PathTooLong(path) => write!(
+        let (path, flag) = (self.path.display(), self.purpose.flag());
+        let own_uid = rustix::process::geteuid();
+        match &self.problem {
+            BindProblem::PathTooLong => write!(
                 f,
-                "socket path {} is {} bytes long, the kernel takes {PATH_MAX_BYTES}; \
-                 choose a shorter --socket",
-                path.display(),
-                path.as_os_str().len()
+                "socket path {path} is {} bytes long, the kernel takes {PATH_MAX_BYTES}; choose a shorter {flag}",
+                self.path.as_os_str().len()
             ),
-            Self::NoDirectory(path) => write!(
+            BindProblem::NoDirectory => write!(
                 f,
-                "cannot listen on {}: its directory does not exist; create it or choose another \
-                 --socket",
-                path.display()
+                "cannot listen on {path}: its directory does not exist; create it or choose another {flag}"
             ),
-            Self::Occupied(path) => write!(
+            BindProblem::Occupied => write!(
                 f,
-                "cannot listen on {}: another observer is running there; stop it or choose \
-                 another --socket",
-                path.display()
+                "cannot listen on {path}: another observer is running there; stop it or choose another {flag}"
             ),
-            Self::OtherService(path) => write!(
+            BindProblem::OtherService => write!(
                 f,
-                "cannot listen on {}: another service listens there; choose another --socket",
-                path.display()
+                "cannot listen on {path}: another service listens there; choose another {flag}"
             ),
-            Self::NotASocket(path) => write!(
+            BindProblem::NotASocket => write!(
                 f,
-                "cannot listen on {}: something that is not a socket is in the way; move it or \
-                 choose another --socket",
-                path.display()
+                "cannot listen on {path}: something that is not a socket is in the way; move it or choose \
+                 another {flag}"
             ),
-            Self::ChangedMeanwhile(path) => write!(
+            BindProblem::ChangedMeanwhile => write!(
                 f,
-                "cannot listen on {}: the file changed while it was examined, somebody else is \
-                 starting there; try again",
-                path.display()
+                "cannot listen on {path}: the file changed while it was examined, somebody else is starting \
+                 there; try again"
             ),
-            Self::Denied(path) => write!(
+            BindProblem::Denied => write!(
                 f,
-                "cannot listen on {}: permission denied; make its directory writable for uid {} \
-                 or choose another --socket",
-                path.display(),
-                rustix::process::geteuid()
+                "cannot listen on {path}: permission denied; make its directory writable for uid {own_uid} or \
+                 choose another {flag}"
             ),
-            Self::GroupDenied(path, gid) => write!(
+            BindProblem::GroupDenied(gid) => write!(
                 f,
-                "cannot give {} to group {gid}: uid {} is not a member of it; join the group, or say \
-                 who may use the socket with --socket-mode",
-                path.display(),
-                rustix::process::geteuid()
+                "cannot give {path} to group {gid}: uid {own_uid} is not a member of it; join the group, or \
+                 say who may use the socket with --socket-mode"
             ),
-            Self::Io(path, step, error) => {
-                write!(f, "cannot listen on {}: {step}: {error}", path.display())
+            BindProblem::Io(step, error) => {
+                write!(f, "cannot listen on {path}: {step}: {error}")
             }
         }
     }
@@ -100,7 +126,7 @@ impl fmt::Display for BindError {
 
 impl std::error::Error for BindError {}
 
-/// A bound datagram socket that passes credentials. Dropping it removes its file.
+/// A bound socket: of datagrams with credentials, or of connections. Dropping it removes its file.
 #[derive(Debug)]
 pub(crate) struct BoundSocket {
     socket: OwnedFd,
@@ -113,14 +139,28 @@ type FileId = (u64, u64);
 
 impl BoundSocket {
     /// Binds `path` with these permissions.
-    pub(crate) fn bind(path: &Path, access: SocketAccess) -> Result<Self, BindError> {
+    pub(crate) fn bind(
+        path: &Path,
+        access: SocketAccess,
+        purpose: Purpose,
+    ) -> Result<Self, BindError> {
+        Self::take(path, access, purpose).map_err(|problem| BindError {
+            purpose,
+            path: path.to_owned(),
+            problem,
+        })
+    }
+
+    fn take(path: &Path, access: SocketAccess, purpose: Purpose) -> Result<Self, BindProblem> {
         if path.as_os_str().len() > PATH_MAX_BYTES {
-            return Err(BindError::PathTooLong(path.to_owned()));
+            return Err(BindProblem::PathTooLong);
         }
-        let fail = |step| move |error: Errno| BindError::Io(path.to_owned(), step, error.into());
+        let fail = |step| move |error: Errno| BindProblem::Io(step, error.into());
         let address = SocketAddrUnix::new(path).map_err(fail("socket path"))?;
-        let socket = new_socket().map_err(fail("socket"))?;
-        sockopt::set_socket_passcred(&socket, true).map_err(fail("SO_PASSCRED"))?;
+        let socket = new_socket(purpose).map_err(fail("socket"))?;
+        if purpose == Purpose::Beats {
+            sockopt::set_socket_passcred(&socket, true).map_err(fail("SO_PASSCRED"))?;
+        }
         // The file takes its permissions from the socket, so it is never wider than asked for; nobody but
         // the owner may use it before it belongs to the right group.
         let SocketAccess { mode, gid } = access;
@@ -128,27 +168,29 @@ impl BoundSocket {
         fchmod(&socket, Mode::from_bits_truncate(first_mode)).map_err(fail("permissions"))?;
         let taken = match bind(&socket, &address) {
             Err(Errno::ADDRINUSE) => {
-                remove_stale(path, &address)?;
+                remove_stale(path, &address, purpose)?;
                 bind(&socket, &address)
             }
             result => result,
         };
         taken.map_err(|errno| match errno {
-            Errno::ADDRINUSE => BindError::ChangedMeanwhile(path.to_owned()),
-            Errno::ACCESS | Errno::PERM | Errno::ROFS => BindError::Denied(path.to_owned()),
-            Errno::NOENT | Errno::NOTDIR => BindError::NoDirectory(path.to_owned()),
-            errno => BindError::Io(path.to_owned(), "bind", errno.into()),
+            Errno::ADDRINUSE => BindProblem::ChangedMeanwhile,
+            Errno::ACCESS | Errno::PERM | Errno::ROFS => BindProblem::Denied,
+            Errno::NOENT | Errno::NOTDIR => BindProblem::NoDirectory,
+            errno => BindProblem::Io("bind", errno.into()),
         })?;
-        let io_error = |step| move |error| BindError::Io(path.to_owned(), step, error);
+        let io_error = |step| move |error| BindProblem::Io(step, error);
         let metadata = fs::symlink_metadata(path).map_err(io_error("look at the new socket"))?;
         let bound = Self {
             socket,
             path: path.to_owned(),
             file: file_id(&metadata),
         };
+        if purpose == Purpose::Questions {
+            listen(&bound.socket, CONNECTIONS_WAITING).map_err(fail("listen"))?;
+        }
         if let Some(gid) = gid {
-            lchown(path, None, Some(gid))
-                .map_err(|_| BindError::GroupDenied(path.to_owned(), gid))?;
+            lchown(path, None, Some(gid)).map_err(|_| BindProblem::GroupDenied(gid))?;
         }
         if metadata.permissions().mode() & 0o777 != mode {
             // The umask took bits away that were asked for.
@@ -174,9 +216,9 @@ impl Drop for BoundSocket {
     }
 }
 
-fn new_socket() -> rustix::io::Result<OwnedFd> {
+fn new_socket(purpose: Purpose) -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)
+    socket_with(AddressFamily::UNIX, purpose.socket_type(), flags, None)
 }
 
 fn file_id(metadata: &fs::Metadata) -> FileId {
@@ -184,30 +226,31 @@ fn file_id(metadata: &fs::Metadata) -> FileId {
 }
 
 /// Removes a socket file that nobody listens behind, and nothing else.
-fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), BindError> {
+fn remove_stale(
+    path: &Path,
+    address: &SocketAddrUnix,
+    purpose: Purpose,
+) -> Result<(), BindProblem> {
     let Ok(before) = fs::symlink_metadata(path) else {
         return Ok(());
     };
     if !before.file_type().is_socket() {
-        return Err(BindError::NotASocket(path.to_owned()));
+        return Err(BindProblem::NotASocket);
     }
-    let probe = new_socket().and_then(|probe| connect(&probe, address));
+    let probe = new_socket(purpose).and_then(|probe| connect(&probe, address));
     match probe {
         Err(Errno::CONNREFUSED) => {}
         Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::PROTOTYPE) => return Err(BindError::OtherService(path.to_owned())),
-        Err(Errno::ACCESS | Errno::PERM) => return Err(BindError::Denied(path.to_owned())),
-        Ok(()) | Err(Errno::AGAIN) => return Err(BindError::Occupied(path.to_owned())),
-        Err(errno) => {
-            return Err(BindError::Io(path.to_owned(), "probe", errno.into()));
-        }
+        Err(Errno::PROTOTYPE) => return Err(BindProblem::OtherService),
+        Err(Errno::ACCESS | Errno::PERM) => return Err(BindProblem::Denied),
+        Ok(()) | Err(Errno::AGAIN) => return Err(BindProblem::Occupied),
+        Err(errno) => return Err(BindProblem::Io("probe", errno.into())),
     }
     match fs::symlink_metadata(path) {
-        Ok(now) if file_id(&now) != file_id(&before) => {
-            Err(BindError::ChangedMeanwhile(path.to_owned()))
+        Ok(now) if file_id(&now) != file_id(&before) => Err(BindProblem::ChangedMeanwhile),
+        Ok(_) => {
+            fs::remove_file(path).map_err(|error| BindProblem::Io("remove the stale socket", error))
         }
-        Ok(_) => fs::remove_file(path)
-            .map_err(|error| BindError::Io(path.to_owned(), "remove the stale socket", error)),
         Err(_) => Ok(()),
     }
 }
@@ -218,7 +261,7 @@ mod tests {
     use std::os::unix::net::{UnixDatagram, UnixListener};
 
     fn bind(path: &Path, mode: u32) -> Result<BoundSocket, BindError> {
-        BoundSocket::bind(path, SocketAccess { mode, gid: None })
+        BoundSocket::bind(path, SocketAccess { mode, gid: None }, Purpose::Beats)
     }
 
     fn mode_of(path: &Path) -> u32 {
@@ -255,7 +298,7 @@ mod tests {
             mode: 0o660,
             gid: Some(gid),
         };
-        let _bound = BoundSocket::bind(&path, access).unwrap();
+        let _bound = BoundSocket::bind(&path, access, Purpose::Beats).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().gid(), gid);
         assert_eq!(mode_of(&path), 0o660);
     }
@@ -265,7 +308,7 @@ mod tests {
         let (_directory, path) = place();
         let first = bind(&path, 0o600).unwrap();
         let second = bind(&path, 0o600).unwrap_err();
-        assert!(matches!(second, BindError::Occupied(_)), "{second}");
+        assert!(matches!(second.problem, BindProblem::Occupied), "{second}");
         assert!(second.to_string().contains("another observer is running"));
         assert_eq!(file_id(&fs::symlink_metadata(&path).unwrap()), first.file);
     }
@@ -278,7 +321,7 @@ mod tests {
         sender.set_nonblocking(true).unwrap();
         while sender.send_to(&[0; 32], &path).is_ok() {}
         let second = bind(&path, 0o600).unwrap_err();
-        assert!(matches!(second, BindError::Occupied(_)), "{second}");
+        assert!(matches!(second.problem, BindProblem::Occupied), "{second}");
         drop(first);
     }
 
@@ -295,7 +338,10 @@ mod tests {
         let (_directory, path) = place();
         let _service = UnixListener::bind(&path).unwrap();
         let error = bind(&path, 0o600).unwrap_err();
-        assert!(matches!(error, BindError::OtherService(_)), "{error}");
+        assert!(
+            matches!(error.problem, BindProblem::OtherService),
+            "{error}"
+        );
         assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
     }
 
@@ -304,7 +350,7 @@ mod tests {
         let (_directory, path) = place();
         fs::write(&path, b"precious").unwrap();
         let error = bind(&path, 0o600).unwrap_err();
-        assert!(matches!(error, BindError::NotASocket(_)), "{error}");
+        assert!(matches!(error.problem, BindProblem::NotASocket), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 
@@ -315,7 +361,7 @@ mod tests {
         drop(UnixDatagram::bind(&target).unwrap());
         std::os::unix::fs::symlink(&target, &path).unwrap();
         let error = bind(&path, 0o600).unwrap_err();
-        assert!(matches!(error, BindError::NotASocket(_)), "{error}");
+        assert!(matches!(error.problem, BindProblem::NotASocket), "{error}");
         assert!(target.exists());
     }
 
@@ -337,6 +383,34 @@ mod tests {
         drop(bound);
     }
 
+    fn bind_for_questions(path: &Path) -> Result<BoundSocket, BindError> {
+        let access = SocketAccess {
+            mode: 0o600,
+            gid: None,
+        };
+        BoundSocket::bind(path, access, Purpose::Questions)
+    }
+
+    #[test]
+    fn a_control_socket_takes_connections_and_replaces_a_stale_one_but_no_living_one() {
+        let (_directory, path) = place();
+        drop(UnixListener::bind(&path).unwrap());
+        let bound = bind_for_questions(&path).unwrap();
+        assert_eq!(mode_of(&path), 0o600);
+        std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let error = bind_for_questions(&path).unwrap_err();
+        assert!(matches!(error.problem, BindProblem::Occupied), "{error}");
+        assert!(error.to_string().contains("--control-socket"), "{error}");
+        drop(bound);
+        assert!(!path.exists());
+        let _beats = bind(&path, 0o600).unwrap();
+        let error = bind_for_questions(&path).unwrap_err();
+        assert!(
+            matches!(error.problem, BindProblem::OtherService),
+            "{error}"
+        );
+    }
+
     #[test]
     fn a_path_too_long_or_without_directory_is_named() {
         let long = PathBuf::from(format!("/tmp/{}", "x".repeat(120)));
@@ -345,7 +419,7 @@ mod tests {
         let (directory, _) = place();
         let orphan = directory.path().join("missing/varta.sock");
         let error = bind(&orphan, 0o600).unwrap_err();
-        assert!(matches!(error, BindError::NoDirectory(_)), "{error}");
+        assert!(matches!(error.problem, BindProblem::NoDirectory), "{error}");
     }
 
     #[test]

@@ -1,0 +1,263 @@
+//! Which agents, in which order, from where on: `GET /api/v1/agents`.
+//!
+//! A page is chosen in one pass over the slots that keeps no more than the page, so a question costs the same
+//! memory however many agents there are. The place where a page ends is a key of the order, not a number, so an
+//! agent that comes or goes between two pages moves nobody else from one to the other.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use super::problem::Refusal;
+use super::view::{Seen, View, id_of};
+use crate::api::v1::{AgentView, AgentsPage, PAGE_MAX, State};
+
+/// Agents in a page unless told otherwise.
+const PAGE: usize = 100;
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AgentsQuestion {
+    /// Any if empty.
+    states: Vec<State>,
+    name: Option<String>,
+    pid: Option<u32>,
+    sort: Sort,
+    after: Option<Key>,
+    limit: usize,
+}
+
+/// The order of a page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Sort {
+    /// The worst state first, then the longest silence.
+    #[default]
+    State,
+    Silence,
+    Name,
+    Pid,
+}
+
+/// Where an agent stands in the order; what an order does not look at is the same for all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    rank: u8,
+    name: String,
+    /// Older is longer silent; unlike a silence it stays the same while nobody speaks.
+    heard_ns: u64,
+    pid: u32,
+    instance: u64,
+    slot: u32,
+}
+
+impl Key {
+    fn of(seen: &Seen, name: Option<String>, sort: Sort) -> Self {
+        let last = Self {
+            pid: seen.agent.pid,
+            instance: seen.agent.instance,
+            slot: seen.agent.slot,
+            ..Self::default()
+        };
+        let heard_ns = seen.facts.heard_ns();
+        match sort {
+            Sort::State => Self {
+                rank: rank(seen.state),
+                heard_ns,
+                ..last
+            },
+            Sort::Silence => Self { heard_ns, ..last },
+            Sort::Name => Self {
+                name: name.unwrap_or_default(),
+                ..last
+            },
+            Sort::Pid => last,
+        }
+    }
+}
+
+/// As text that says nothing to anybody but [`Key::from_str`].
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            rank,
+            name,
+            heard_ns,
+            pid,
+            instance,
+            slot,
+        } = self;
+        write!(
+            f,
+            "{rank:x}-{heard_ns:x}-{pid:x}-{instance:x}-{slot:x}-{name}"
+        )
+    }
+}
+
+impl FromStr for Key {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut parts = text.splitn(6, '-');
+        let mut number = || {
+            let part = parts.next().ok_or(())?;
+            u64::from_str_radix(part, 16).map_err(drop)
+        };
+        let (rank, heard_ns, pid, instance, slot) =
+            (number()?, number()?, number()?, number()?, number()?);
+        Ok(Self {
+            rank: rank.try_into().map_err(drop)?,
+            name: parts.next().ok_or(())?.to_owned(),
+            heard_ns,
+            pid: pid.try_into().map_err(drop)?,
+            instance,
+            slot: slot.try_into().map_err(drop)?,
+        })
+    }
+}
+
+/// The worst first.
+fn rank(state: State) -> u8 {
+    match state {
+        State::Stalled => 0,
+        State::Late => 1,
+        State::Paused => 2,
+        State::Alive => 3,
+    }
+}
+
+impl AgentsQuestion {
+    /// Reads the parameters; what is not understood is named.
+    pub(crate) fn parse(parameters: &[(String, String)]) -> Result<Self, Refusal> {
+        let mut question = Self {
+            states: Vec::new(),
+            name: None,
+            pid: None,
+            sort: Sort::default(),
+            after: None,
+            limit: PAGE,
+        };
+        for (key, value) in parameters {
+            match key.as_str() {
+                "state" => {
+                    for state in value.split(',') {
+                        question.states.push(parse_state(state)?);
+                    }
+                }
+                "name" => question.name = Some(value.clone()),
+                "pid" => question.pid = Some(number(key, value, u32::MAX)?),
+                "sort" => question.sort = parse_sort(value)?,
+                "after" => {
+                    let after = value.parse().map_err(|()| {
+                        Refusal::bad_request("after: give what the page before says as next")
+                    })?;
+                    question.after = Some(after);
+                }
+                "limit" => question.limit = limit(key, value, PAGE_MAX)?,
+                _ => {
+                    return Err(unknown(key, "state, name, pid, sort, after and limit"));
+                }
+            }
+        }
+        Ok(question)
+    }
+
+    /// The page that answers it.
+    pub(crate) fn answer(&self, view: &View) -> AgentsPage {
+        let mut total = 0;
+        let mut page: BTreeMap<Key, Seen> = BTreeMap::new();
+        for seen in view.agents().filter(|seen| self.fits(seen)) {
+            // Names are looked up only where they matter.
+            let named = self.name.is_some() || self.sort == Sort::Name;
+            let name = named.then(|| view.person(seen.agent).name);
+            if self.name.is_some() && name != self.name {
+                continue;
+            }
+            total += 1;
+            let key = Key::of(&seen, name, self.sort);
+            if self.after.as_ref().is_some_and(|after| key <= *after) {
+                continue;
+            }
+            page.insert(key, seen);
+            // One more than the page, to know whether there is another one.
+            if page.len() > self.limit + 1 {
+                page.pop_last();
+            }
+        }
+        let more = page.len() > self.limit;
+        if more {
+            page.pop_last();
+        }
+        let last = page.last_key_value().filter(|_| more);
+        AgentsPage {
+            next: last.map(|(key, _)| key.to_string()),
+            agents: page.values().map(|seen| view.show(seen)).collect(),
+            total,
+        }
+    }
+
+    fn fits(&self, seen: &Seen) -> bool {
+        let state = self.states.is_empty() || self.states.contains(&seen.state);
+        state && self.pid.is_none_or(|pid| pid == seen.agent.pid)
+    }
+}
+
+/// The agent with this id, if it is there.
+pub(crate) fn find(view: &View, id: &str) -> Option<AgentView> {
+    let (pid, _) = id.split_once('-')?;
+    let pid: u32 = pid.parse().ok()?;
+    let mut agents = view.agents().filter(|seen| seen.agent.pid == pid);
+    let seen = agents.find(|seen| id_of(seen.agent) == id)?;
+    Some(view.show(&seen))
+}
+
+fn parse_state(text: &str) -> Result<State, Refusal> {
+    Ok(match text {
+        "stalled" => State::Stalled,
+        "late" => State::Late,
+        "paused" => State::Paused,
+        "alive" => State::Alive,
+        _ => {
+            return Err(Refusal::bad_request(
+                "state: write stalled, late, paused or alive, or some of them with commas between",
+            ));
+        }
+    })
+}
+
+fn parse_sort(text: &str) -> Result<Sort, Refusal> {
+    Ok(match text {
+        "state" => Sort::State,
+        "silence" => Sort::Silence,
+        "name" => Sort::Name,
+        "pid" => Sort::Pid,
+        _ => {
+            return Err(Refusal::bad_request(
+                "sort: write state, silence, name or pid",
+            ));
+        }
+    })
+}
+
+/// A number from 0 to `max`.
+pub(crate) fn number<T: FromStr + PartialOrd + std::fmt::Display>(
+    key: &str,
+    value: &str,
+    max: T,
+) -> Result<T, Refusal> {
+    let number = value.parse().ok().filter(|number| *number <= max);
+    number.ok_or_else(|| Refusal::bad_request(format!("{key}: write a number from 0 to {max}")))
+}
+
+/// How many are wanted: 1 to `max`.
+pub(crate) fn limit(key: &str, value: &str, max: usize) -> Result<usize, Refusal> {
+    let number = value
+        .parse()
+        .ok()
+        .filter(|number| (1..=max).contains(number));
+    number.ok_or_else(|| Refusal::bad_request(format!("{key}: write a number from 1 to {max}")))
+}
+
+/// A parameter that means nothing here. The name is cut, it may be anything.
+pub(crate) fn unknown(key: &str, known: &str) -> Refusal {
+    let name: String = key.chars().take(64).collect();
+    Refusal::bad_request(format!("{name:?} is no parameter here; there are {known}"))
+}

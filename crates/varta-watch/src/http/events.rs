@@ -1,0 +1,167 @@
+//! What has happened, as pages or live: `GET /api/v1/events`.
+//!
+//! A follower costs one page of memory, however slowly it reads: what it has not taken yet is in the history
+//! that all share, and what has left that by then it has missed and is told so.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use tokio::sync::watch;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::BroadcastStream;
+use varta_core::{Counter, Counters};
+
+use super::agents::{limit, number, unknown};
+use super::connection::told;
+use super::problem::Refusal;
+use crate::api::v1::{EventView, PAGE_MAX};
+use crate::control::history::History;
+
+/// Events in a page unless told otherwise.
+const PAGE: usize = 100;
+
+/// Events a follower is given at once.
+const FOLLOWER_PAGE: usize = 64;
+
+/// How often a follower hears something, so that whatever lies between keeps the connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct EventsQuestion {
+    pub(crate) after: Option<u64>,
+    pub(crate) limit: Option<usize>,
+    pub(crate) follow: bool,
+}
+
+impl EventsQuestion {
+    /// Reads the parameters; what is not understood is named.
+    pub(crate) fn parse(parameters: &[(String, String)]) -> Result<Self, Refusal> {
+        let mut question = Self::default();
+        for (key, value) in parameters {
+            match key.as_str() {
+                "after" => question.after = Some(number(key, value, u64::MAX)?),
+                "limit" => question.limit = Some(limit(key, value, PAGE_MAX)?),
+                "follow" => {
+                    question.follow = value
+                        .parse()
+                        .map_err(|_| Refusal::bad_request("follow: write true or false"))?;
+                }
+                _ => return Err(unknown(key, "after, limit and follow")),
+            }
+        }
+        Ok(question)
+    }
+
+    /// A page: what comes after, or the last ones.
+    pub(crate) fn answer(self, history: &History) -> crate::api::v1::EventsPage {
+        let limit = self.limit.unwrap_or(PAGE);
+        let last = || history.last_id().saturating_sub(limit as u64);
+        history.after(self.after.unwrap_or_else(last), limit)
+    }
+}
+
+/// The id of an event for whoever wants to go on after it: the run and the number.
+fn id_of(event: &EventView) -> String {
+    format!("{}-{}", event.line.session_id, event.id)
+}
+
+/// The number behind which a returning reader wants to go on. What it has heard of another run says nothing
+/// about this one, of which it has heard nothing.
+pub(crate) fn resumed(last_event_id: &str, session_id: &str) -> Option<u64> {
+    match last_event_id.rsplit_once('-') {
+        Some((session, _)) if session != session_id => Some(0),
+        Some((_, number)) => number.parse().ok(),
+        None => last_event_id.parse().ok(),
+    }
+}
+
+/// The events after a number, and those that come, until the observer stops.
+pub(crate) fn follow(
+    history: Arc<History>,
+    after: u64,
+    counters: Arc<Counters>,
+    stop: watch::Receiver<bool>,
+) -> Response {
+    let following = Following {
+        // A number that was not given out yet is of another run.
+        after: if after > history.last_id() { 0 } else { after },
+        history,
+        counters,
+        waiting: VecDeque::new(),
+        live: None,
+        stopped: Box::pin(told(stop)),
+    };
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+    Sse::new(following).keep_alive(keep_alive).into_response()
+}
+
+/// A reader of live events.
+struct Following {
+    history: Arc<History>,
+    counters: Arc<Counters>,
+    /// The number of the last event that went out.
+    after: u64,
+    waiting: VecDeque<EventView>,
+    /// Nothing while it is behind.
+    live: Option<BroadcastStream<EventView>>,
+    stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Following {
+    /// Takes the next page of what is remembered, and listens once that is all; a word about what is missed.
+    fn catch_up(&mut self) -> Option<Event> {
+        let mut page = self.history.after(self.after, FOLLOWER_PAGE);
+        if page.events.is_empty() && page.missed == 0 {
+            let (newer, live) = self.history.follow(self.after);
+            self.live = Some(BroadcastStream::new(live));
+            page = newer;
+        }
+        self.waiting = page.events.into();
+        (page.missed > 0).then(|| {
+            self.after += page.missed;
+            self.counters.add(Counter::HttpEventsMissed, page.missed);
+            let data = serde_json::json!({ "missed": page.missed });
+            Event::default().event("missed").data(data.to_string())
+        })
+    }
+
+    fn tell(&mut self, event: &EventView) -> Event {
+        self.after = event.id;
+        let data = serde_json::to_string(event).unwrap_or_default();
+        Event::default().id(id_of(event)).data(data)
+    }
+}
+
+impl Stream for Following {
+    type Item = Result<Event, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.stopped.as_mut().poll(context).is_ready() {
+            return Poll::Ready(None);
+        }
+        loop {
+            if let Some(event) = self.waiting.pop_front() {
+                return Poll::Ready(Some(Ok(self.tell(&event))));
+            }
+            let Some(live) = &mut self.live else {
+                if let Some(missed) = self.catch_up() {
+                    return Poll::Ready(Some(Ok(missed)));
+                }
+                continue;
+            };
+            match ready!(Pin::new(live).poll_next(context)) {
+                Some(Ok(event)) => return Poll::Ready(Some(Ok(self.tell(&event)))),
+                // It is behind. More is remembered than waits for one listener.
+                Some(Err(_)) => self.live = None,
+                None => return Poll::Ready(None),
+            }
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Who may ask over TCP: not too often, with the token if there is one, and no web page in somebody else's name.
+//!
+//! The control socket has no guard: its permissions are its protection.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::extract::{Request, State};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Version, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use varta_core::{Counter, Counters};
+
+use super::problem::Refusal;
+use super::rate::{Admission, Sources};
+use super::token::TokenFile;
+
+/// Where a request comes from; put into every request that came over TCP.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+/// What the TCP door asks of everybody.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    token: Option<Arc<TokenFile>>,
+    sources: Mutex<Sources>,
+    counters: Arc<Counters>,
+}
+
+impl Guard {
+    pub(crate) fn new(token: Option<Arc<TokenFile>>, counters: Arc<Counters>) -> Self {
+        Self {
+            token,
+            sources: Mutex::default(),
+            counters,
+        }
+    }
+
+    /// Lets a request pass or answers why not. The cheapest check is the first.
+    pub(crate) async fn check(
+        State(guard): State<Arc<Self>>,
+        request: Request,
+        next: Next,
+    ) -> Response {
+        if let Some(Peer(address)) = request.extensions().get()
+            && let Some(wait) = guard.excess_of(*address)
+        {
+            return too_many(wait);
+        }
+        let judged = match &guard.token {
+            Some(token) => guard.authorize(token, request.headers()),
+            None => check_host(&request),
+        };
+        match judged {
+            Ok(()) => next.run(request).await,
+            Err(refused) => refused,
+        }
+    }
+
+    /// How long a source that has asked too often must wait.
+    fn excess_of(&self, address: IpAddr) -> Option<Duration> {
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        match sources.admit(address, Instant::now()) {
+            Admission::Admitted => None,
+            Admission::AdmittedInsteadOf => {
+                self.counters.count(Counter::HttpSourceForgotten);
+                None
+            }
+            Admission::TooMany(wait) => {
+                self.counters.count(Counter::HttpRateLimited);
+                Some(wait)
+            }
+        }
+    }
+
+    fn authorize(&self, token: &TokenFile, headers: &HeaderMap) -> Result<(), Response> {
+        if bearer(headers).is_some_and(|guess| token.is(guess)) {
+            return Ok(());
+        }
+        self.counters.count(Counter::HttpAuthFailures);
+        let refusal = Refusal::new(
+            StatusCode::UNAUTHORIZED,
+            "say 'Authorization: Bearer TOKEN' with the token of --http-token-file",
+        );
+        let scheme = HeaderValue::from_static(r#"Bearer realm="varta""#);
+        Err(([(header::WWW_AUTHENTICATE, scheme)], refusal).into_response())
+    }
+}
+
+fn too_many(wait: Duration) -> Response {
+    let seconds = wait.as_secs() + 1;
+    let refusal = Refusal::new(
+        StatusCode::TOO_MANY_REQUESTS,
+        "this address has asked too often; ask again later, or over the control socket, which has no limit",
+    );
+    ([(header::RETRY_AFTER, seconds.to_string())], refusal).into_response()
+}
+
+/// What a request gives as its token: of exactly one `Authorization` header, behind the word in any case.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut given = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (given.next(), given.next()) else {
+        return None;
+    };
+    let (scheme, token) = value.as_bytes().split_at_checked(b"Bearer ".len())?;
+    scheme
+        .eq_ignore_ascii_case(b"Bearer ")
+        .then(|| token.trim_ascii())
+}
+
+/// Without a token, whoever can open a page in a browser of this host could have it ask here under a name that
+/// leads to this address by now (DNS rebinding). Such a page cannot make the browser give the address itself.
+/// With a token there is nothing to guard: no page has it, and scrapers may come by name.
+fn check_host(request: &Request) -> Result<(), Response> {
+    let refused = |status, detail: &str| Err(Refusal::new(status, detail).into_response());
+    match host(request) {
+        Ok(None) => Ok(()),
+        Ok(Some(host)) if is_own(host.host()) => Ok(()),
+        Ok(Some(_)) => refused(
+            StatusCode::MISDIRECTED_REQUEST,
+            "without --http-token-file this is answered under an IP address or as localhost only",
+        ),
+        Err(()) => refused(StatusCode::BAD_REQUEST, "give exactly one Host"),
+    }
+}
+
+/// Whom a request is for; before HTTP/1.1 it need not say so.
+fn host(request: &Request) -> Result<Option<Authority>, ()> {
+    if let Some(authority) = request.uri().authority() {
+        return Ok(Some(authority.clone()));
+    }
+    let mut given = request.headers().get_all(header::HOST).iter();
+    match (given.next(), given.next()) {
+        (None, _) if request.version() == Version::HTTP_10 => Ok(None),
+        (Some(host), None) => {
+            let host = host.to_str().map_err(drop)?;
+            Authority::from_str(host).map(Some).map_err(drop)
+        }
+        _ => Err(()),
+    }
+}
+
+fn is_own(host: &str) -> bool {
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    host.eq_ignore_ascii_case("localhost") || bare.unwrap_or(host).parse::<IpAddr>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    fn headers(name: header::HeaderName, values: &[&str]) -> HeaderMap {
+        let values = values
+            .iter()
+            .map(|value| HeaderValue::from_str(value).unwrap());
+        values.map(|value| (name.clone(), value)).collect()
+    }
+
+    fn hosts(uri: &str, version: Version, values: &[&str]) -> Option<StatusCode> {
+        let mut request = Request::builder().uri(uri).version(version);
+        for value in values {
+            request = request.header(header::HOST, *value);
+        }
+        let request = request.body(Body::empty()).unwrap();
+        check_host(&request).err().map(|response| response.status())
+    }
+
+    #[test]
+    fn a_token_follows_the_word_bearer_in_any_case() {
+        let token = |values: &[&str]| {
+            let headers = headers(header::AUTHORIZATION, values);
+            bearer(&headers).map(<[u8]>::to_vec)
+        };
+        assert_eq!(token(&["Bearer abc"]), Some(b"abc".to_vec()));
+        assert_eq!(token(&["bEARER  abc "]), Some(b"abc".to_vec()));
+        for values in [
+            &["Basic abc"][..],
+            &["Bearer"],
+            &["abc"],
+            &[],
+            &["Bearer abc", "Bearer abc"],
+        ] {
+            assert_eq!(token(values), None, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_and_localhost_are_answered_and_names_are_not() {
+        for host in ["127.0.0.1:8278", "10.0.0.7", "[::1]:8278", "LocalHost:1"] {
+            assert_eq!(hosts("/", Version::HTTP_11, &[host]), None, "{host}");
+        }
+        for host in [
+            "evil.example",
+            "localhost.evil.example:8278",
+            "127.0.0.1.example",
+            "127.0.0.1@evil.example",
+        ] {
+            let refused = Some(StatusCode::MISDIRECTED_REQUEST);
+            assert_eq!(hosts("/", Version::HTTP_11, &[host]), refused, "{host}");
+        }
+    }
+
+    #[test]
+    fn the_address_in_the_request_line_counts_before_the_header() {
+        let refused = Some(StatusCode::MISDIRECTED_REQUEST);
+        let uri = "http://evil.example/";
+        assert_eq!(hosts(uri, Version::HTTP_11, &["127.0.0.1"]), refused);
+    }
+
+    #[test]
+    fn a_missing_or_second_host_is_a_bad_request_except_before_http_1_1() {
+        let refused = Some(StatusCode::BAD_REQUEST);
+        assert_eq!(hosts("/", Version::HTTP_11, &[]), refused);
+        assert_eq!(
+            hosts("/", Version::HTTP_11, &["127.0.0.1", "127.0.0.1"]),
+            refused
+        );
+        assert_eq!(hosts("/", Version::HTTP_11, &["a b"]), refused);
+        assert_eq!(hosts("/", Version::HTTP_10, &[]), None);
+    }
+}
