@@ -86,11 +86,11 @@ pub(crate) fn run(arguments: &EventsArguments) -> Result<(), Failure> {
     let observer = Observer::find(&arguments.observer)?;
     let mut show = Show {
         json: arguments.json,
-        position: arguments.after.map_or(Position::Now, Position::After),
+        position: Position::After(arguments.after.unwrap_or(0)),
     };
     let end = match begin(&observer, arguments, &mut show) {
-        Ok(Some(events)) => follow(&observer, events, &mut show),
-        Ok(None) => return Ok(()),
+        Ok(()) if arguments.follow => End::Unread(follow(&observer, &mut show)),
+        Ok(()) => return Ok(()),
         Err(end) => end,
     };
     match end {
@@ -101,52 +101,47 @@ pub(crate) fn run(arguments: &EventsArguments) -> Result<(), Failure> {
     }
 }
 
-/// Shows what is remembered.
-fn begin<'a>(
-    observer: &'a Observer,
-    arguments: &EventsArguments,
-    show: &mut Show,
-) -> Result<Option<LiveEvents<'a>>, End> {
-    if arguments.limit > 0 {
-        let limit = usize::try_from(arguments.limit).unwrap_or(usize::MAX);
-        let page = observer.events(arguments.after, limit)?;
-        // Who asks for the latest ones does not miss those before.
-        if arguments.after.is_some() {
-            tell_missed(page.missed);
-        }
-        for event in &page.events {
-            show.event(event)?;
+/// Shows what is remembered, as much of it as is wanted.
+fn begin(observer: &Observer, arguments: &EventsArguments, show: &mut Show) -> Result<(), End> {
+    // One at least: its number says what "now" is.
+    let page = observer.events(arguments.after, arguments.limit.max(1))?;
+    match (arguments.limit, arguments.after) {
+        (0, None) => page.events.iter().for_each(|event| show.go_to(event)),
+        // Those after it come live.
+        (0, Some(_)) => {}
+        (_, after) => {
+            // Who asks for the latest ones does not miss those before.
+            tell_missed(after.map_or(0, |_| page.missed));
+            for event in &page.events {
+                show.event(event)?;
+            }
         }
     }
-    if !arguments.follow {
-        return Ok(None);
-    }
-    Ok(Some(observer.follow(&show.position)?))
+    Ok(())
 }
 
 /// Shows what happens, with this observer and those that come after it, until nobody reads it any more.
-fn follow<'a>(observer: &'a Observer, mut events: LiveEvents<'a>, show: &mut Show) -> End {
+fn follow(observer: &Observer, show: &mut Show) -> io::Error {
+    let mut lost = false;
     loop {
-        let why = loop {
-            match events.next() {
-                Ok(messages) => {
-                    for message in messages {
-                        if let Err(error) = show.message(&message) {
-                            return End::Unread(error);
-                        }
-                    }
+        let why = match observer.follow(&show.position) {
+            Ok(events) => {
+                if lost {
+                    eprintln!("varta: the observer answers again");
+                    lost = false;
                 }
-                Err(why) => break why,
+                match show.all(events) {
+                    End::Unread(error) => return error,
+                    End::Unanswered(why) => why,
+                }
             }
+            Err(why) => why,
         };
-        eprintln!("varta: {why}; looking for the observer every second");
-        events = loop {
-            std::thread::sleep(LOOK_AGAIN);
-            if let Ok(events) = observer.follow(&show.position) {
-                break events;
-            }
-        };
-        eprintln!("varta: the observer answers again");
+        if !lost {
+            eprintln!("varta: {why}; looking for the observer every second");
+            lost = true;
+        }
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
 
@@ -157,6 +152,21 @@ struct Show {
 }
 
 impl Show {
+    /// Until there are no more.
+    fn all(&mut self, mut events: LiveEvents<'_>) -> End {
+        loop {
+            let messages = match events.next() {
+                Ok(messages) => messages,
+                Err(why) => return End::Unanswered(why),
+            };
+            for message in messages {
+                if let Err(error) = self.message(&message) {
+                    return End::Unread(error);
+                }
+            }
+        }
+    }
+
     /// A message that is no event this program knows is told of and passed over.
     fn message(&mut self, message: &Message) -> io::Result<()> {
         let result = match message.kind.as_str() {

@@ -42,6 +42,25 @@ fn events(fake: &Fake, flags: &[&str]) -> (Option<i32>, String, String) {
     told(command.output().unwrap())
 }
 
+/// An observer whose latest events are 6 and 7.
+fn observer(live: impl Fn() -> Answer + Send + 'static) -> Fake {
+    Fake::new(move |question| match question.header("accept") {
+        Some("text/event-stream") => live(),
+        _ => page(&[6, 7], 0),
+    })
+}
+
+/// Paths of live streams that were asked for, and after which event.
+fn live(fake: &Fake) -> Vec<(String, Option<String>)> {
+    let questions = fake.questions.try_iter();
+    let live = questions.filter(|question| question.header("accept") == Some("text/event-stream"));
+    live.map(|question| {
+        let after = question.header("last-event-id").map(str::to_owned);
+        (question.path, after)
+    })
+    .collect()
+}
+
 fn paths(fake: &Fake) -> Vec<String> {
     let questions = fake.questions.try_iter();
     questions.map(|question| question.path).collect()
@@ -114,56 +133,53 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 
 #[test]
 fn following_goes_on_after_what_was_shown() {
-    let fake = Fake::new(|question| match question.header("accept") {
-        Some("text/event-stream") => stream(&format!(
+    let fake = observer(|| {
+        stream(&format!(
             ": hello\n\n{}event: missed\ndata: {{\"missed\":12}}\n\n{}",
             message(8, "a"),
             message(21, "a")
-        )),
-        _ => page(&[6, 7], 0),
+        ))
     });
     let (shown, error) = follow(&fake, &[], 4);
     assert!(shown[2].ends_with("web (8): first beat"), "{shown:?}");
     assert!(shown[3].ends_with("web (21): first beat"), "{shown:?}");
     assert!(error.contains("12 events were missed"), "{error}");
-    let live = fake.questions.try_iter().nth(1).unwrap();
-    assert_eq!(live.path, "/api/v1/events");
-    assert_eq!(live.header("last-event-id"), Some("a-7"));
+    let after = ("/api/v1/events".to_owned(), Some("a-7".to_owned()));
+    assert_eq!(live(&fake)[0], after);
 }
 
 #[test]
-fn without_the_past_only_what_happens_now_is_asked_for() {
-    let fake = Fake::new(|_| stream(&message(8, "a")));
+fn without_the_past_nothing_is_shown_that_has_happened() {
+    let fake = observer(|| stream(&message(8, "a")));
     let (shown, _) = follow(&fake, &["--limit=0", "--json"], 1);
     let shown: Value = serde_json::from_str(&shown[0]).unwrap();
     let expected: Value = serde_json::from_str(&event(8, "a")).unwrap();
     assert_eq!(shown, expected);
-    let live = fake.questions.try_iter().next().unwrap();
-    assert_eq!(live.header("last-event-id"), None);
+    assert_eq!(live(&fake)[0].1.as_deref(), Some("a-7"));
 }
 
 #[test]
 fn following_can_begin_after_any_event() {
-    let fake = Fake::new(|_| stream(&message(8, "a")));
-    follow(&fake, &["--limit=0", "--after=5"], 1);
-    let live = fake.questions.try_iter().next().unwrap();
-    assert_eq!(live.path, "/api/v1/events?after=5");
+    let fake = observer(|| stream(&message(8, "a")));
+    let (shown, _) = follow(&fake, &["--limit=0", "--after=5"], 1);
+    assert!(shown[0].ends_with("web (8): first beat"), "{shown:?}");
+    assert_eq!(live(&fake)[0], ("/api/v1/events?after=5".to_owned(), None));
 }
 
 #[test]
 fn an_event_of_a_kind_that_is_not_known_does_not_end_it() {
-    let unknown = event(8, "a").replace("join", "dance");
+    let unknown = event(8, "a").replace("join", "da\\u001b[2Jnce");
     let messages = format!("data: {unknown}\n\n{}", message(9, "a"));
-    let fake = Fake::new(move |_| stream(&messages));
+    let fake = observer(move || stream(&messages));
     let (shown, error) = follow(&fake, &["--limit=0"], 1);
     assert!(shown[0].ends_with("web (9): first beat"), "{shown:?}");
-    assert!(error.contains("not understood"), "{error}");
+    assert!(error.contains("`da?[2Jnce`"), "{error}");
 }
 
 #[test]
-fn a_lost_stream_is_resumed_and_another_observer_told_from_its_beginning() {
+fn a_lost_stream_is_resumed_and_another_observer_told_of() {
     let streams = AtomicUsize::new(0);
-    let fake = Fake::new(move |_| match streams.fetch_add(1, Ordering::Relaxed) {
+    let fake = observer(move || match streams.fetch_add(1, Ordering::Relaxed) {
         0 => stream(&message(8, "a")),
         1 => problem("503 Service Unavailable", "not yet"),
         2 => stream(&message(9, "a")),
@@ -174,10 +190,7 @@ fn a_lost_stream_is_resumed_and_another_observer_told_from_its_beginning() {
     assert!(error.contains("answers again"), "{error}");
     assert!(error.contains("another observer, session b"), "{error}");
     assert!(error.contains("after event 9"), "{error}");
-    let questions = fake.questions.try_iter().take(4);
-    let resumed: Vec<Option<String>> = questions
-        .map(|question| question.header("last-event-id").map(str::to_owned))
-        .collect();
-    let after = |id: &str| Some(id.to_owned());
-    assert_eq!(resumed, [None, after("a-8"), after("a-8"), after("a-9")]);
+    let after = live(&fake).into_iter().filter_map(|(_, after)| after);
+    let after: Vec<String> = after.take(4).collect();
+    assert_eq!(after, ["a-7", "a-8", "a-8", "a-9"]);
 }

@@ -88,8 +88,6 @@ pub(crate) struct Observer {
 /// Where somebody who follows events goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Position {
-    /// With what happens next.
-    Now,
     /// After the event with this number, of whatever run.
     After(u64),
     /// After this event of this run; with another run from its first event on.
@@ -147,11 +145,7 @@ impl Observer {
     }
 
     /// The latest events, or the first ones after `after`; oldest first.
-    pub(crate) fn events(
-        &self,
-        after: Option<u64>,
-        limit: usize,
-    ) -> Result<EventsPage, Unanswered> {
+    pub(crate) fn events(&self, after: Option<u64>, limit: u64) -> Result<EventsPage, Unanswered> {
         let after = after.map_or(String::new(), |id| format!("&after={id}"));
         self.get(&format!("{}/events?limit={limit}{after}", v1::PREFIX))
     }
@@ -160,7 +154,6 @@ impl Observer {
     pub(crate) fn follow(&self, position: &Position) -> Result<LiveEvents<'_>, Unanswered> {
         let path = format!("{}/events", v1::PREFIX);
         let request = match position {
-            Position::Now => Request::get(&path),
             Position::After(id) => Request::get(format!("{path}?after={id}")),
             Position::Event { session_id, id } => {
                 Request::get(&path).header("last-event-id", format!("{session_id}-{id}"))

@@ -311,11 +311,18 @@ impl fmt::Display for Word {
     }
 }
 
-/// By state, then by how much of its threshold an agent has been silent.
+/// By state, then by how much of its threshold an agent has been silent. Who is well stays in one place, so
+/// that somebody who watches can find it again.
 fn worst_first(one: &AgentView, other: &AgentView) -> Ordering {
-    let nearness = |agent: &AgentView| agent.silence / agent.threshold;
-    let by_nearness = || nearness(other).total_cmp(&nearness(one));
-    one.state.cmp(&other.state).then_with(by_nearness)
+    let nearness = |agent: &AgentView| match agent.state {
+        State::Stalled | State::Late => agent.silence / agent.threshold,
+        State::Paused | State::Alive => 0.0,
+    };
+    let place = |agent: &AgentView| (agent.name.clone(), agent.pid);
+    one.state
+        .cmp(&other.state)
+        .then_with(|| nearness(other).total_cmp(&nearness(one)))
+        .then_with(|| place(one).cmp(&place(other)))
 }
 
 fn print(text: &str) -> Result<(), Failure> {
@@ -416,21 +423,30 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_worst_comes_first() {
-        let near = AgentView {
-            silence: 1.9,
-            ..agent("near", 1)
+    fn the_worst_comes_first_and_who_is_well_stays_in_its_place() {
+        let stalled = |pid, silence, threshold| AgentView {
+            state: State::Stalled,
+            silence,
+            threshold,
+            ..agent("web", pid)
         };
-        let slow = AgentView {
-            silence: 10.0,
-            threshold: 60.0,
-            ..agent("slow", 2)
+        let alive = |name, pid, silence| AgentView {
+            silence,
+            ..agent(name, pid)
         };
-        let late = in_state(State::Late);
-        let stalled = in_state(State::Stalled);
-        let mut agents = [slow.clone(), late.clone(), near.clone(), stalled.clone()];
+        let expected = [
+            stalled(1, 10.0, 2.0),
+            stalled(2, 61.0, 60.0),
+            in_state(State::Late),
+            in_state(State::Paused),
+            alive("db", 9, 0.1),
+            alive("web", 3, 0.1),
+            alive("web", 4, 1.9),
+        ];
+        let mut agents = expected.clone();
+        agents.reverse();
         agents.sort_by(worst_first);
-        assert_eq!(agents, [stalled, late, near, slow]);
+        assert_eq!(agents, expected);
     }
 
     #[test]

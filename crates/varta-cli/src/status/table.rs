@@ -163,10 +163,10 @@ fn known(text: Option<&str>) -> Cell {
 fn state(state: State) -> Cell {
     let style = ContentStyle::new();
     let (text, style) = match state {
-        State::Stalled => ("STALLED", style.red().bold()),
-        State::Late => ("late", style.yellow()),
-        State::Paused => ("paused", style.cyan()),
-        State::Alive => ("alive", style.green()),
+        State::Stalled => ("STALLED", style.dark_red().bold()),
+        State::Late => ("late", style.dark_yellow()),
+        State::Paused => ("paused", style.dark_cyan()),
+        State::Alive => ("alive", style.dark_green()),
     };
     Cell {
         text: text.to_owned(),
@@ -178,8 +178,8 @@ fn status(agent: &AgentView) -> Cell {
     let style = ContentStyle::new();
     let style = match agent.status.as_str() {
         "ok" => style,
-        "degraded" => style.yellow(),
-        _ => style.red(),
+        "degraded" => style.dark_yellow(),
+        _ => style.dark_red(),
     };
     Cell {
         text: printable(&agent.status),
@@ -192,8 +192,8 @@ fn recovery(agent: &AgentView) -> Cell {
     let style = ContentStyle::new();
     let style = match agent.recovery.as_deref() {
         None | Some("reaped_zero") => style,
-        Some("spawned" | "debounced") => style.yellow(),
-        Some(_) => style.red(),
+        Some("spawned" | "debounced") => style.dark_yellow(),
+        Some(_) => style.dark_red(),
     };
     Cell {
         text: printable(agent.recovery.as_deref().unwrap_or("-")),
