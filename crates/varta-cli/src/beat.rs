@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use varta_client::{BeatOutcome, DropReason, Status, Varta};
-use varta_watch::api;
 
-use crate::{Failure, signals};
+use crate::{Failure, ask, signals};
 
 /// The shortest time between two beats: an observer must not be flooded by a slip of the finger.
 const EVERY_MIN: Duration = Duration::from_millis(1);
@@ -70,14 +69,7 @@ fn every(text: &str) -> Result<Duration, &'static str> {
 }
 
 pub(crate) fn run(arguments: &BeatArguments) -> Result<(), Failure> {
-    let socket = arguments.socket.clone().or_else(api::default_socket_path);
-    let socket = socket.ok_or_else(|| {
-        Failure::Usage(
-            "nowhere to look for the observer: XDG_RUNTIME_DIR is not set; name its socket with \
-             --socket PATH"
-                .to_owned(),
-        )
-    })?;
+    let socket = ask::beat_socket(arguments.socket.as_deref())?;
     match arguments.every {
         None if arguments.count.is_some() => Err(Failure::Usage(
             "--count needs --every: how much time is to be between the beats?".to_owned(),

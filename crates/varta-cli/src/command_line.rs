@@ -11,7 +11,9 @@ use clap::{Parser, Subcommand};
 use crate::beat::BeatArguments;
 use crate::demo::DemoArguments;
 use crate::demo::agent::AgentArguments;
+use crate::events::EventsArguments;
 use crate::key::KeyArguments;
+use crate::status::StatusArguments;
 
 /// Exit code of an unusable command line.
 const EXIT_USAGE: u8 = 2;
@@ -38,6 +40,8 @@ pub(crate) enum Command {
     Demo(DemoArguments),
     Beat(BeatArguments),
     Key(KeyArguments),
+    Status(StatusArguments),
+    Events(EventsArguments),
     #[command(name = "__observer", hide = true)]
     Observer {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -148,7 +152,7 @@ mod tests {
         for arguments in [&["--help"][..], &[]] {
             let help = answer_to(arguments);
             assert_eq!(help.exit_code, 0);
-            for command in ["demo", "beat", "key"] {
+            for command in ["demo", "beat", "key", "status", "events"] {
                 assert!(help.text.contains(command), "{}", help.text);
             }
             assert!(!help.text.contains("__"), "{}", help.text);
@@ -183,6 +187,11 @@ mod tests {
             ("beat", "--every", "999us"),
             ("beat", "--every", "2days"),
             ("beat", "--count", "0"),
+            ("status", "--watch", "0"),
+            ("status", "--watch", "1s"),
+            ("status", "--agent", ""),
+            ("events", "--limit", "1001"),
+            ("events", "--after", "-1"),
         ] {
             let error = error_of(&[command, &format!("{flag}={value}")]);
             assert!(error.contains(flag), "{error}");

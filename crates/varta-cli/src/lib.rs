@@ -1,16 +1,21 @@
 //! The operator's hand of Varta, behind the program `varta`.
 //!
 //! `varta demo` shows an observer at work on real processes, `varta beat` sends beats for scripts,
-//! `varta key` makes the keys of those that travel encrypted. Of the observer this crate knows what
+//! `varta key` makes the keys of those that travel encrypted; `varta status` and `varta events` ask an
+//! observer how everybody is and what has happened. Of the observer this crate knows what
 //! [`varta_watch::api`] tells and nothing else; the demo alone starts one, by running this program again.
 
 #![forbid(unsafe_code)]
 
+mod ask;
 mod beat;
 mod command_line;
 mod demo;
+mod events;
 mod key;
 mod signals;
+mod status;
+mod terminal;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -21,7 +26,8 @@ use command_line::Command;
 /// Runs the given command line, program name first.
 ///
 /// Exit codes: 0 when what was asked for was done, and for `--help` and `--version`; 1 when it could
-/// not be done; 2 for an unusable command line.
+/// not be done; 2 for an unusable command line. Those of `varta status` are a health check's: 0 if all is
+/// well, 1 if it is not, 2 if nobody can tell.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let command = match command_line::parse(arguments) {
         Ok(command) => command,
@@ -31,6 +37,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Beat(arguments) => beat::run(&arguments),
         Command::Key(arguments) => key::run(&arguments),
+        Command::Events(arguments) => events::run(&arguments),
+        Command::Status(arguments) => match status::run(&arguments) {
+            Ok(code) => return code,
+            Err(failure) => Err(failure),
+        },
         Command::Observer { arguments } => return demo::observer::run(arguments),
         Command::Agent(arguments) => return demo::agent::run(&arguments),
         Command::Heal { pid } => return demo::heal(pid),

@@ -51,6 +51,8 @@ impl Observer {
             .arg(format!("{} __heal {{pid}}", heal.display()))
             .arg("--export-file")
             .arg(place.event_file())
+            // Another observer may have the port.
+            .args(["--http", "off"])
             .args(["--log-format", "json"])
             .arg("--shutdown-after-secs")
             .arg((seconds + LIFE_BEYOND_SECONDS).to_string())

@@ -3,7 +3,7 @@
 //!
 //! Colours are left out when `NO_COLOR` is set: the terminal library sees to that.
 
-use std::io::{self, Stdout, stdin, stdout};
+use std::io::{self, Stdout, stdout};
 use std::time::{Duration, Instant};
 
 use ratatui::backend::CrosstermBackend;
@@ -13,22 +13,19 @@ use ratatui::style::{Color, Style, Stylize};
 use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::{Cell, Paragraph, Row, Table, Widget, Wrap};
 use ratatui::{Frame, Terminal, TerminalOptions, Viewport};
-use rustix::process::getpgrp;
-use rustix::termios::{
-    LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr,
-};
 
 use super::THRESHOLD;
 use super::agent::Role;
 use super::seen::{AgentSeen, Seen};
 use super::words;
+use crate::terminal::{self, SilentKeyboard};
 
 /// An empty line, the heading, the agents, an empty line, the observer.
 const TABLE_ROWS: u16 = Role::ALL.len() as u16 + 4;
 
 /// A terminal must have room for the table and as much for the story, and for its widest line.
-const ROWS_MIN: u16 = 2 * TABLE_ROWS;
-const COLUMNS_MIN: u16 = 80;
+const ROWS_MIN: usize = 2 * TABLE_ROWS as usize;
+const COLUMNS_MIN: usize = 80;
 
 /// Cells of the bar that grows from a beat to the threshold.
 const BAR_CELLS: u32 = 8;
@@ -45,10 +42,8 @@ pub(super) struct Screen {
 impl Screen {
     /// `None` if this terminal cannot show a live table, or is not ours to write to at will.
     pub(super) fn open() -> Option<Self> {
-        let size = tcgetwinsize(stdout()).ok()?;
-        let clever = std::env::var_os("TERM").is_some_and(|term| term != "dumb");
-        let foreground = tcgetpgrp(stdin()).is_ok_and(|group| group == getpgrp());
-        if !clever || !foreground || size.ws_row < ROWS_MIN || size.ws_col < COLUMNS_MIN {
+        let (columns, rows) = terminal::size()?;
+        if !terminal::can_be_drawn_on() || rows < ROWS_MIN || columns < COLUMNS_MIN {
             return None;
         }
         let silence = SilentKeyboard::new().ok()?;
@@ -194,27 +189,6 @@ fn last_beat(silence: Option<Duration>) -> Line<'static> {
         "─".repeat(BAR_CELLS as usize - filled).dim(),
         format!(" {:.1} s", silence.as_secs_f64()).into(),
     ])
-}
-
-/// Keeps what is typed off the screen. Keys that send signals still do.
-struct SilentKeyboard {
-    before: Termios,
-}
-
-impl SilentKeyboard {
-    fn new() -> rustix::io::Result<Self> {
-        let before = tcgetattr(stdin())?;
-        let mut silent = before.clone();
-        silent.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(stdin(), OptionalActions::Now, &silent)?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for SilentKeyboard {
-    fn drop(&mut self) {
-        let _ = tcsetattr(stdin(), OptionalActions::Now, &self.before);
-    }
 }
 
 #[cfg(test)]

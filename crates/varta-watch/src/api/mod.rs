@@ -1,5 +1,6 @@
 //! What other programs may know of the observer: where it listens, the lines it writes, and what it answers.
 
+mod human;
 pub mod v1;
 
 use std::collections::BTreeMap;
@@ -7,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+pub use human::human_line;
 
 /// File name of the beat socket inside the runtime directory.
 pub const SOCKET_NAME: &str = "varta.sock";
@@ -204,4 +207,19 @@ pub struct Fields {
     /// All counters that are not zero, by series.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counters: Option<BTreeMap<String, u64>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_control_socket_is_named_after_the_beat_socket() {
+        for (socket, control) in [
+            ("/run/varta/varta.sock", "/run/varta/varta.sock.control"),
+            ("s", "s.control"),
+        ] {
+            assert_eq!(control_socket_beside(Path::new(socket)), Path::new(control));
+        }
+    }
 }

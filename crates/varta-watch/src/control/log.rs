@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use clap::ValueEnum;
 
 use super::history::History;
-use crate::api::{Fields, Level, LogEvent, LogLine};
+use crate::api::{Fields, Level, LogEvent, LogLine, human_line};
 
 /// Lines waiting to be written; about 1 MiB at most.
 const QUEUE_LINES: usize = 4096;
@@ -118,7 +118,7 @@ impl Log {
             fields,
         };
         let text = match self.format {
-            LogFormat::Human => human(&line),
+            LogFormat::Human => human_line(&line),
             LogFormat::Json => json(&line),
         };
         if self.queue.try_send(text).is_err() {
@@ -141,80 +141,9 @@ impl LogWriter {
     }
 }
 
-/// A line for a person; what does not fit in it follows on indented lines of its own.
-pub(crate) fn human(line: &LogLine) -> String {
-    let LogLine {
-        level,
-        event,
-        fields,
-        ..
-    } = line;
-    let mut msg = line.msg.clone();
-    for (series, value) in fields.counters.iter().flatten() {
-        msg.push_str(&format!("\n{series} {value}"));
-    }
-    let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(line.ts_ns);
-    let time = humantime::format_rfc3339_millis(time);
-    let word = match (event, level) {
-        (LogEvent::Notice, Level::Error) => "error",
-        (LogEvent::Notice, Level::Warn) => "warning",
-        (LogEvent::Notice, Level::Info) => "notice",
-        (LogEvent::Start, _) => "start",
-        (LogEvent::Join, _) => "join",
-        (LogEvent::Session, _) => "session",
-        (LogEvent::Late, _) => "late",
-        (LogEvent::Stall, _) => "STALL",
-        (LogEvent::Return, _) => "return",
-        (LogEvent::Exit, _) if fields.how.as_deref() == Some("unknown") => "gone",
-        (LogEvent::Exit, Level::Info) => "left",
-        (LogEvent::Exit, _) => "DIED",
-        (LogEvent::Evict, _) => "evict",
-        (LogEvent::Refuse, _) => "refuse",
-        (LogEvent::Gap, _) => "gap",
-        (LogEvent::Recover, _) => "recover",
-        (LogEvent::Stop, _) => "stop",
-    };
-    // A name may hold anything; a line stays one line and sends nothing to a terminal.
-    let msg: String = msg
-        .chars()
-        .map(|c| if c.is_control() && c != '\n' { '?' } else { c })
-        .collect();
-    format!(
-        "{time} {word:<8}{}\n",
-        msg.replace('\n', "\n                                 ")
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn line(ts_ns: u64, level: Level, event: LogEvent, msg: &str, fields: Fields) -> LogLine {
-        LogLine {
-            ts_ns,
-            session_id: "0000000000000007".to_owned(),
-            level,
-            event,
-            msg: msg.to_owned(),
-            fields,
-        }
-    }
-
-    #[test]
-    fn a_human_line_has_time_word_and_sentence_and_nothing_a_terminal_obeys() {
-        let evil = "evil\u{1b}[2J (7) silent";
-        let text = human(&line(
-            0,
-            Level::Warn,
-            LogEvent::Stall,
-            evil,
-            Fields::default(),
-        ));
-        assert_eq!(
-            text,
-            "1970-01-01T00:00:00.000Z STALL   evil?[2J (7) silent\n"
-        );
-    }
 
     #[test]
     fn a_json_line_reads_back_and_leaves_out_what_does_not_apply() {
@@ -222,7 +151,14 @@ mod tests {
             pid: Some(42),
             ..Fields::default()
         };
-        let text = json(&line(5, Level::Info, LogEvent::Join, "hello", fields));
+        let text = json(&LogLine {
+            ts_ns: 5,
+            session_id: "0000000000000007".to_owned(),
+            level: Level::Info,
+            event: LogEvent::Join,
+            msg: "hello".to_owned(),
+            fields,
+        });
         assert_eq!(
             text,
             "{\"ts_ns\":5,\"session_id\":\"0000000000000007\",\"level\":\"info\",\

@@ -1,0 +1,344 @@
+//! Asking the observer: questions over its control socket, answers as the types of [`v1`].
+//!
+//! Each question has a connection of its own, so an observer that was restarted in between does not matter.
+//! An answer may take [`ANSWER_WAIT`] and be [`ANSWER_BYTES_MAX`] long. Whatever cannot be had is told with
+//! the socket's name and what to do about it.
+
+mod event_stream;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{ACCEPT, HOST};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use rustix::io::Errno;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+use varta_watch::api;
+use varta_watch::api::v1::{self, AgentView, AgentsPage, EventsPage, Health, Info, Problem};
+
+use crate::Failure;
+use crate::terminal::printable;
+pub(crate) use event_stream::Message;
+use event_stream::Parser;
+
+/// How long an answer may take. An observer answers within milliseconds; who asks for a health check wants
+/// to know soon.
+const ANSWER_WAIT: Duration = Duration::from_secs(3);
+
+/// The longest answer that is read. A page of agents has a megabyte at most; anything longer is no
+/// observer's, and must not fill the memory.
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Pages of agents that are asked for at most: four million agents. An observer that always has one more
+/// must not keep us for ever.
+const PAGES_MAX: usize = 4096;
+
+/// Which observer is asked.
+#[derive(Debug, Args)]
+pub(crate) struct ObserverArguments {
+    /// Beat socket of the observer, as in 'varta beat'; it answers on the control socket beside it, with
+    /// .control after its name [default: where varta-watch listens by default]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    /// Control socket of the observer, if it is not beside the beat socket
+    #[arg(long, value_name = "PATH", conflicts_with = "socket")]
+    control_socket: Option<PathBuf>,
+}
+
+/// The beat socket that was named, or the default one.
+pub(crate) fn beat_socket(named: Option<&Path>) -> Result<PathBuf, Failure> {
+    let socket = named.map(Path::to_owned).or_else(api::default_socket_path);
+    socket.ok_or_else(|| {
+        Failure::Usage(
+            "nowhere to look for the observer: XDG_RUNTIME_DIR is not set; name its socket with \
+             --socket PATH"
+                .to_owned(),
+        )
+    })
+}
+
+/// Why there is no answer, and what to do about it.
+#[derive(Debug)]
+pub(crate) struct Unanswered(String);
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An observer that can be asked.
+#[derive(Debug)]
+pub(crate) struct Observer {
+    control: PathBuf,
+    runtime: Runtime,
+}
+
+/// Where somebody who follows events goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Position {
+    /// After the event with this number, of whatever run.
+    After(u64),
+    /// After this event of this run; with another run from its first event on.
+    Event { session_id: String, id: u64 },
+}
+
+/// Events as they happen.
+#[derive(Debug)]
+pub(crate) struct LiveEvents<'a> {
+    observer: &'a Observer,
+    body: Incoming,
+    parser: Parser,
+}
+
+impl Observer {
+    pub(crate) fn find(arguments: &ObserverArguments) -> Result<Self, Failure> {
+        let control = match &arguments.control_socket {
+            Some(control) => control.clone(),
+            None => api::control_socket_beside(&beat_socket(arguments.socket.as_deref())?),
+        };
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime =
+            runtime.map_err(|error| Failure::Run(format!("cannot wait for answers: {error}")))?;
+        Ok(Self { control, runtime })
+    }
+
+    pub(crate) fn info(&self) -> Result<Info, Unanswered> {
+        self.get(&format!("{}/info", v1::PREFIX))
+    }
+
+    /// An observer that is not healthy says so with an error status.
+    pub(crate) fn health(&self) -> Result<Health, Unanswered> {
+        let path = "/healthz";
+        match self.answer(path)? {
+            (StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE, body) => self.read(path, &body),
+            (status, body) => Err(self.refused(path, status, &body)),
+        }
+    }
+
+    /// Every agent, by pid: in that order nobody moves from one page to another, whatever happens to them
+    /// meanwhile.
+    pub(crate) fn agents(&self) -> Result<Vec<AgentView>, Unanswered> {
+        let first = format!("{}/agents?sort=pid&limit={}", v1::PREFIX, v1::PAGE_MAX);
+        let mut path = first.clone();
+        let mut agents = Vec::new();
+        for _ in 0..PAGES_MAX {
+            let page: AgentsPage = self.get(&path)?;
+            agents.extend(page.agents);
+            match page.next {
+                Some(next) => path = format!("{first}&after={}", percent_encoded(&next)),
+                None => return Ok(agents),
+            }
+        }
+        Err(self.unanswered("the list of agents has no end; check --control-socket"))
+    }
+
+    /// The latest events, or the first ones after `after`; oldest first.
+    pub(crate) fn events(&self, after: Option<u64>, limit: u64) -> Result<EventsPage, Unanswered> {
+        let after = after.map_or(String::new(), |id| format!("&after={id}"));
+        self.get(&format!("{}/events?limit={limit}{after}", v1::PREFIX))
+    }
+
+    /// What happens after a position, from what is remembered to what is still to come.
+    pub(crate) fn follow(&self, position: &Position) -> Result<LiveEvents<'_>, Unanswered> {
+        let path = format!("{}/events", v1::PREFIX);
+        let request = match position {
+            Position::After(id) => Request::get(format!("{path}?after={id}")),
+            Position::Event { session_id, id } => {
+                Request::get(&path).header("last-event-id", format!("{session_id}-{id}"))
+            }
+        };
+        let request = request.header(ACCEPT, event_stream::CONTENT_TYPE);
+        self.in_time(async {
+            let response = self.send(request).await?;
+            match response.status() {
+                StatusCode::OK => Ok(LiveEvents {
+                    observer: self,
+                    body: response.into_body(),
+                    parser: Parser::default(),
+                }),
+                status => {
+                    let body = self.body(response).await?;
+                    Err(self.refused(&path, status, &body))
+                }
+            }
+        })
+    }
+
+    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Unanswered> {
+        match self.answer(path)? {
+            (StatusCode::OK, body) => self.read(path, &body),
+            (status, body) => Err(self.refused(path, status, &body)),
+        }
+    }
+
+    fn answer(&self, path: &str) -> Result<(StatusCode, Bytes), Unanswered> {
+        self.in_time(async {
+            let request = Request::get(path).header(ACCEPT, "application/json");
+            let response = self.send(request).await?;
+            Ok((response.status(), self.body(response).await?))
+        })
+    }
+
+    fn in_time<T>(
+        &self,
+        question: impl Future<Output = Result<T, Unanswered>>,
+    ) -> Result<T, Unanswered> {
+        let answer = self
+            .runtime
+            .block_on(async { timeout(ANSWER_WAIT, question).await });
+        answer.unwrap_or_else(|_| {
+            let wait = ANSWER_WAIT.as_secs();
+            Err(self.unanswered(&format!(
+                "no answer within {wait} s; the observer hangs or is stopped: see its log, restart it"
+            )))
+        })
+    }
+
+    async fn send(
+        &self,
+        request: hyper::http::request::Builder,
+    ) -> Result<Response<Incoming>, Unanswered> {
+        let stream = UnixStream::connect(&self.control)
+            .await
+            .map_err(|error| self.not_connected(&error))?;
+        let no_observer = |error: &dyn fmt::Display| {
+            self.unanswered(&format!(
+                "what answers is no observer ({error}); check --control-socket"
+            ))
+        };
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| no_observer(&error))?;
+        // It ends with the connection. What goes wrong on it the answer says.
+        tokio::spawn(connection);
+        let request = request
+            .header(HOST, "localhost")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| no_observer(&error))?;
+        let response = sender.send_request(request).await;
+        response.map_err(|error| no_observer(&error))
+    }
+
+    async fn body(&self, response: Response<Incoming>) -> Result<Bytes, Unanswered> {
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+        let body = body.collect().await;
+        body.map(http_body_util::Collected::to_bytes)
+            .map_err(|error| {
+                self.unanswered(&format!(
+                    "the answer is not whole ({error}); try again, or check --control-socket"
+                ))
+            })
+    }
+
+    fn read<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> Result<T, Unanswered> {
+        serde_json::from_slice(body).map_err(|error| {
+            self.unanswered(&format!(
+                "the answer to {path} is not understood ({error}); is the observer of another version \
+                 than this varta, {}?",
+                env!("CARGO_PKG_VERSION")
+            ))
+        })
+    }
+
+    /// An observer says why itself.
+    fn refused(&self, path: &str, status: StatusCode, body: &[u8]) -> Unanswered {
+        let why = match serde_json::from_slice::<Problem>(body) {
+            Ok(problem) => problem.detail,
+            Err(_) => "is this the control socket of an observer as new as this varta?".to_owned(),
+        };
+        self.unanswered(&format!("{path} is answered with {status}: {why}"))
+    }
+
+    fn not_connected(&self, error: &io::Error) -> Unanswered {
+        let control = self.control.display();
+        let fix = match Errno::from_io_error(error) {
+            Some(Errno::NOENT | Errno::CONNREFUSED) => {
+                return Unanswered(format!(
+                    "no observer answers on {control}; start varta-watch, or name its socket with \
+                     --socket or --control-socket"
+                ));
+            }
+            Some(Errno::ACCESS) => "ask as root or as the observer's user",
+            Some(Errno::PROTOTYPE) => "that is a beat socket: name it with --socket",
+            Some(Errno::AGAIN) => "the observer does not take questions: see its log, restart it",
+            _ => "check --control-socket",
+        };
+        Unanswered(format!("{control}: {error}; {fix}"))
+    }
+
+    /// Part of the text may be somebody else's.
+    fn unanswered(&self, why: &str) -> Unanswered {
+        Unanswered(printable(&format!("{}: {why}", self.control.display())))
+    }
+}
+
+impl LiveEvents<'_> {
+    /// What came next, one message or several. Waits for it without an end; the end of the stream is an
+    /// error.
+    pub(crate) fn next(&mut self) -> Result<Vec<Message>, Unanswered> {
+        let frame = self.observer.runtime.block_on(self.body.frame());
+        let lost = |why: &dyn fmt::Display| {
+            self.observer
+                .unanswered(&format!("events do not come any more ({why})"))
+        };
+        let frame = frame
+            .ok_or_else(|| lost(&"the observer has stopped"))?
+            .map_err(|error| lost(&error))?;
+        let bytes = frame.into_data().unwrap_or_default();
+        self.parser.push(&bytes).map_err(|error| lost(&error))
+    }
+}
+
+/// A value for a query, whatever is in it.
+fn percent_encoded(value: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let encoded = value.bytes().map(|byte| match plain(byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    });
+    encoded.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_in_a_query_cannot_say_more_than_a_value() {
+        assert_eq!(percent_encoded("42-a1"), "42-a1");
+        assert_eq!(percent_encoded("a&b=ü %"), "a%26b%3D%C3%BC%20%25");
+    }
+
+    #[test]
+    fn each_way_not_to_be_connected_names_the_socket_and_the_fix() {
+        let observer = Observer::find(&ObserverArguments {
+            socket: Some("/s/varta.sock".into()),
+            control_socket: None,
+        })
+        .unwrap();
+        for (errno, fix) in [
+            (Errno::NOENT, "start varta-watch"),
+            (Errno::CONNREFUSED, "start varta-watch"),
+            (Errno::ACCESS, "as root"),
+            (Errno::PROTOTYPE, "name it with --socket"),
+            (Errno::AGAIN, "restart it"),
+            (Errno::NOTDIR, "check --control-socket"),
+        ] {
+            let why = observer.not_connected(&errno.into()).to_string();
+            assert!(why.contains("/s/varta.sock.control"), "{why}");
+            assert!(why.contains(fix), "{why}");
+        }
+    }
+}

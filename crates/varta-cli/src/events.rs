@@ -1,0 +1,229 @@
+//! `varta events`: what has happened, and with `--follow` what happens.
+//!
+//! Events are those of the observer's log, in its form for people or as JSON. The observer remembers the last
+//! few thousand; what is forgotten, or was lost because nobody read it, is counted on standard error. Whoever
+//! follows goes on with the next observer when this one ends, for ever.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use clap::Args;
+use serde::Deserialize;
+use varta_watch::api::human_line;
+use varta_watch::api::v1::{EventView, PAGE_MAX};
+
+use crate::Failure;
+use crate::ask::{LiveEvents, Message, Observer, ObserverArguments, Position, Unanswered};
+use crate::terminal::printable;
+
+/// What an observer tells at once.
+const LIMIT_MAX: u64 = PAGE_MAX as u64;
+
+/// How often an observer that has gone is looked for.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Kind of the message that says how many events were missed.
+const MISSED: &str = "missed";
+
+/// Show what has happened: the observer's latest events, and with --follow the next ones
+///
+/// Asks the observer over its control socket; shows what is in its log. Exit code 0 when it was shown, 1 if
+/// there is no observer or it does not answer.
+#[derive(Debug, Args)]
+pub(crate) struct EventsArguments {
+    /// Go on with what happens, until Ctrl-C; finds its way to an observer that was restarted
+    #[arg(long)]
+    follow: bool,
+
+    /// Show so many of those that have happened at most, 0 to 1000
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 50,
+        value_parser = clap::value_parser!(u64).range(0..=LIMIT_MAX)
+    )]
+    limit: u64,
+
+    /// Begin after the event with this id, as --json tells it, instead of with the latest ones
+    #[arg(long, value_name = "ID")]
+    after: Option<u64>,
+
+    /// Print one JSON object per event and line
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    observer: ObserverArguments,
+}
+
+/// Why there are no more events.
+enum End {
+    /// Nobody reads them.
+    Unread(io::Error),
+    /// The observer does not tell them.
+    Unanswered(Unanswered),
+}
+
+impl From<Unanswered> for End {
+    fn from(why: Unanswered) -> Self {
+        Self::Unanswered(why)
+    }
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Unread(error)
+    }
+}
+
+/// What a message of the kind [`MISSED`] says.
+#[derive(Deserialize)]
+struct Missed {
+    missed: u64,
+}
+
+pub(crate) fn run(arguments: &EventsArguments) -> Result<(), Failure> {
+    let observer = Observer::find(&arguments.observer)?;
+    let mut show = Show {
+        json: arguments.json,
+        position: Position::After(arguments.after.unwrap_or(0)),
+    };
+    let end = match begin(&observer, arguments, &mut show) {
+        Ok(()) if arguments.follow => End::Unread(follow(&observer, &mut show)),
+        Ok(()) => return Ok(()),
+        Err(end) => end,
+    };
+    match end {
+        End::Unanswered(why) => Err(Failure::Run(why.to_string())),
+        // 'varta events | head' is no failure.
+        End::Unread(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        End::Unread(error) => Err(Failure::Run(format!("standard output: {error}"))),
+    }
+}
+
+/// Shows what is remembered, as much of it as is wanted.
+fn begin(observer: &Observer, arguments: &EventsArguments, show: &mut Show) -> Result<(), End> {
+    // One at least: its number says what "now" is.
+    let page = observer.events(arguments.after, arguments.limit.max(1))?;
+    match (arguments.limit, arguments.after) {
+        (0, None) => page.events.iter().for_each(|event| show.go_to(event)),
+        // Those after it come live.
+        (0, Some(_)) => {}
+        (_, after) => {
+            // Who asks for the latest ones does not miss those before.
+            tell_missed(after.map_or(0, |_| page.missed));
+            for event in &page.events {
+                show.event(event)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Shows what happens, with this observer and those that come after it, until nobody reads it any more.
+fn follow(observer: &Observer, show: &mut Show) -> io::Error {
+    let mut lost = false;
+    loop {
+        let why = match observer.follow(&show.position) {
+            Ok(events) => {
+                if lost {
+                    eprintln!("varta: the observer answers again");
+                    lost = false;
+                }
+                match show.all(events) {
+                    End::Unread(error) => return error,
+                    End::Unanswered(why) => why,
+                }
+            }
+            Err(why) => why,
+        };
+        if !lost {
+            eprintln!("varta: {why}; looking for the observer every second");
+            lost = true;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Puts events on standard output.
+struct Show {
+    json: bool,
+    position: Position,
+}
+
+impl Show {
+    /// Until there are no more.
+    fn all(&mut self, mut events: LiveEvents<'_>) -> End {
+        loop {
+            let messages = match events.next() {
+                Ok(messages) => messages,
+                Err(why) => return End::Unanswered(why),
+            };
+            for message in messages {
+                if let Err(error) = self.message(&message) {
+                    return End::Unread(error);
+                }
+            }
+        }
+    }
+
+    /// A message that is no event this program knows is told of and passed over.
+    fn message(&mut self, message: &Message) -> io::Result<()> {
+        let result = match message.kind.as_str() {
+            MISSED => {
+                serde_json::from_str(&message.data).map(|Missed { missed }| tell_missed(missed))
+            }
+            _ => match serde_json::from_str(&message.data) {
+                Ok(event) => return self.event(&event),
+                Err(error) => Err(error),
+            },
+        };
+        if let Err(error) = result {
+            eprintln!(
+                "varta: an event is not understood ({}); is the observer of another version \
+                     than this varta, {}?",
+                printable(&error.to_string()),
+                env!("CARGO_PKG_VERSION")
+            );
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: &EventView) -> io::Result<()> {
+        let text = if self.json {
+            serde_json::to_string(event)? + "\n"
+        } else {
+            human_line(&event.line)
+        };
+        self.go_to(event);
+        // At once, so that a reader sees each event when it happens.
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.flush()
+    }
+
+    fn go_to(&mut self, event: &EventView) {
+        let next = &event.line.session_id;
+        if let Position::Event { session_id, id } = &self.position
+            && session_id != next
+        {
+            eprintln!(
+                "varta: this is another observer, session {}; what the one before told after event {id} is \
+                 in its log",
+                printable(next)
+            );
+        }
+        self.position = Position::Event {
+            session_id: next.clone(),
+            id: event.id,
+        };
+    }
+}
+
+fn tell_missed(count: u64) {
+    match count {
+        0 => {}
+        1 => eprintln!("varta: 1 event was missed; it is in the observer's log"),
+        _ => eprintln!("varta: {count} events were missed; they are in the observer's log"),
+    }
+}

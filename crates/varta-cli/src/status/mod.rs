@@ -1,0 +1,490 @@
+//! `varta status`: how everybody is, as a table, as JSON and as an exit code.
+//!
+//! The observer is asked over its control socket and what it answers is shown, the worst first; nothing is
+//! judged here. Exit code 0 means that nobody is stalled, 1 that somebody is, 2 that nobody can tell: there is
+//! no observer, it does not answer, it is not watching, or there is no such agent.
+
+mod pattern;
+mod table;
+mod units;
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+use varta_watch::api::v1::{AgentView, Health, Info, State};
+
+use crate::ask::{Observer, ObserverArguments, Unanswered};
+use crate::terminal::{self, Picture, cut, printable};
+use crate::{Failure, signals};
+use pattern::Pattern;
+use table::Look;
+use units::duration;
+
+/// The shortest time between two looks, in seconds: an observer has better things to do.
+const EVERY_MIN: f64 = 0.1;
+
+/// The longest, in seconds: an hour.
+const EVERY_MAX: f64 = 3600.0;
+
+/// Show how everybody is: a table of the agents, and a health check
+///
+/// Asks the observer over its control socket. Exit code 0 if all is well, 1 if an agent is stalled
+/// (recovery has not helped, or gave up), 2 if that cannot be told: no observer, no answer within 3 s, an
+/// observer that is not watching, no agent that is meant.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArguments {
+    /// Only agents with this pid, id or name; * stands for anything. The exit code is theirs
+    #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse)]
+    agent: Option<Pattern>,
+
+    /// Look again every second, or every SECONDS, 0.1 to 3600, until Ctrl-C
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1",
+        value_parser = every
+    )]
+    watch: Option<Duration>,
+
+    /// Print one JSON object: {"info": ..., "health": ..., "agents": [...]}
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    observer: ObserverArguments,
+}
+
+fn every(text: &str) -> Result<Duration, &'static str> {
+    match text.parse() {
+        Ok(seconds) if (EVERY_MIN..=EVERY_MAX).contains(&seconds) => {
+            Ok(Duration::from_secs_f64(seconds))
+        }
+        _ => Err("say a number of seconds from 0.1 to 3600"),
+    }
+}
+
+/// What the observer answered.
+#[derive(Debug, Serialize)]
+struct Report {
+    info: Info,
+    health: Health,
+    agents: Vec<AgentView>,
+}
+
+/// What follows from a report.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Nobody who is meant is stalled.
+    Well,
+    /// Somebody who is meant is.
+    Trouble,
+    /// Why it cannot be told.
+    Unknown(String),
+}
+
+impl Verdict {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Well => 0,
+            Self::Trouble => 1,
+            Self::Unknown(_) => 2,
+        }
+    }
+}
+
+pub(crate) fn run(arguments: &StatusArguments) -> Result<ExitCode, Failure> {
+    let observer = Observer::find(&arguments.observer)?;
+    let verdict = match arguments.watch {
+        None => look(&observer, arguments)?,
+        Some(every) => watch(&observer, arguments, every)?,
+    };
+    if let Verdict::Unknown(why) = &verdict
+        && arguments.watch.is_none()
+    {
+        eprintln!("varta: {why}");
+    }
+    Ok(ExitCode::from(verdict.exit_code()))
+}
+
+/// Asks and prints once.
+fn look(observer: &Observer, arguments: &StatusArguments) -> Result<Verdict, Failure> {
+    let report = match Report::ask(observer, arguments.agent.as_ref()) {
+        Ok(report) => report,
+        Err(why) => return Ok(Verdict::Unknown(why.to_string())),
+    };
+    let text = if arguments.json {
+        report.json()
+    } else {
+        let look = Look {
+            width: terminal::size().map(|(columns, _)| columns),
+            colours: terminal::has_colours(),
+        };
+        report.lines(arguments.agent.as_ref(), look).join("\n")
+    };
+    print(&text)?;
+    Ok(report.verdict(arguments.agent.as_ref()))
+}
+
+/// Asks again and again until a signal comes; the verdict is the last one.
+fn watch(
+    observer: &Observer,
+    arguments: &StatusArguments,
+    every: Duration,
+) -> Result<Verdict, Failure> {
+    let (stop, stopped) = channel();
+    let ends = [signals::INTERRUPT, signals::TERMINATE, signals::HANGUP];
+    signals::on(&ends, move |name| {
+        let _ = stop.send(name);
+    })
+    .map_err(|error| Failure::Run(format!("cannot wait for signals: {error}")))?;
+    if arguments.json || !terminal::can_be_drawn_on() {
+        return watch_in_lines(observer, arguments, every, &stopped);
+    }
+    watch_in_picture(observer, arguments, every, &stopped)
+        .map_err(|error| Failure::Run(format!("cannot draw on the terminal: {error}")))
+}
+
+fn watch_in_lines(
+    observer: &Observer,
+    arguments: &StatusArguments,
+    every: Duration,
+    stopped: &Receiver<&'static str>,
+) -> Result<Verdict, Failure> {
+    loop {
+        let verdict = look(observer, arguments)?;
+        if let Verdict::Unknown(why) = &verdict {
+            eprintln!("varta: {why}");
+        }
+        if is_stopped(stopped, every) {
+            return Ok(verdict);
+        }
+        if !arguments.json {
+            print("")?;
+        }
+    }
+}
+
+fn watch_in_picture(
+    observer: &Observer,
+    arguments: &StatusArguments,
+    every: Duration,
+    stopped: &Receiver<&'static str>,
+) -> io::Result<Verdict> {
+    let pattern = arguments.agent.as_ref();
+    let mut picture = Picture::open()?;
+    loop {
+        let (columns, rows) = terminal::size().unwrap_or((80, 24));
+        let look = Look {
+            width: Some(columns - 1),
+            colours: terminal::has_colours(),
+        };
+        let (verdict, mut lines) = match Report::ask(observer, pattern) {
+            Ok(report) => (report.verdict(pattern), report.lines(pattern, look)),
+            Err(why) => (Verdict::Unknown(why.to_string()), Vec::new()),
+        };
+        if let Verdict::Unknown(why) = &verdict {
+            lines.insert(0, cut(&format!("varta: {why}"), columns - 1));
+        }
+        picture.draw(&shortened(lines, rows, columns - 1))?;
+        if is_stopped(stopped, every) {
+            return Ok(verdict);
+        }
+    }
+}
+
+/// As many lines as there are rows; the last one says how many more there would be.
+fn shortened(mut lines: Vec<String>, rows: usize, columns: usize) -> Vec<String> {
+    if lines.len() > rows {
+        let more = lines.len() - rows + 1;
+        lines.truncate(rows - 1);
+        lines.push(cut(&format!("... and {more} more"), columns));
+    }
+    lines
+}
+
+/// Waits for the next look. `true` if there is to be none.
+fn is_stopped(stopped: &Receiver<&'static str>, every: Duration) -> bool {
+    !matches!(stopped.recv_timeout(every), Err(RecvTimeoutError::Timeout))
+}
+
+impl Report {
+    /// Asks for everything, and keeps those who are meant, the worst first.
+    fn ask(observer: &Observer, pattern: Option<&Pattern>) -> Result<Self, Unanswered> {
+        let info = observer.info()?;
+        let health = observer.health()?;
+        let mut agents = observer.agents()?;
+        agents.retain(|agent| pattern.is_none_or(|pattern| pattern.matches(agent)));
+        agents.sort_by(worst_first);
+        Ok(Self {
+            info,
+            health,
+            agents,
+        })
+    }
+
+    fn verdict(&self, pattern: Option<&Pattern>) -> Verdict {
+        if !self.health.healthy {
+            return Verdict::Unknown(format!(
+                "the observer (pid {}) has not taken beats for {}, so what it says of agents is old; is it \
+                 starved? see its log, restart it",
+                self.info.pid,
+                duration(self.health.turned_after)
+            ));
+        }
+        if let Some(pattern) = pattern
+            && self.agents.is_empty()
+        {
+            return Verdict::Unknown(format!(
+                "no agent has the pid, id or name '{}'; 'varta status' shows those there are",
+                printable(pattern.as_str())
+            ));
+        }
+        let stalled = |agent: &AgentView| agent.state == State::Stalled;
+        match self.agents.iter().any(stalled) {
+            true => Verdict::Trouble,
+            false => Verdict::Well,
+        }
+    }
+
+    fn json(&self) -> String {
+        // No map in it has keys that are not text.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// For a person: a summary, and the table if there is anybody to be shown.
+    fn lines(&self, pattern: Option<&Pattern>, look: Look) -> Vec<String> {
+        let summary = format!(
+            "varta-watch {}, up {}: {}",
+            printable(&self.info.version),
+            duration(self.info.uptime),
+            self.census(pattern)
+        );
+        let mut lines = vec![cut(&summary, look.width.unwrap_or(usize::MAX))];
+        if !self.agents.is_empty() {
+            lines.push(String::new());
+            lines.extend(table::lines(&self.agents, look));
+        }
+        lines
+    }
+
+    /// How many agents there are, in words.
+    fn census(&self, pattern: Option<&Pattern>) -> String {
+        let total = self.agents.len();
+        let who = match (total, pattern) {
+            (0, None) => return "no agents; nobody has sent a beat, 'varta beat' does".to_owned(),
+            (0, Some(_)) => return "no such agent".to_owned(),
+            (1, _) => "1 agent".to_owned(),
+            (_, _) => format!("{total} agents"),
+        };
+        let which = pattern.map_or(String::new(), |pattern| {
+            format!(" of '{}'", printable(pattern.as_str()))
+        });
+        let states = [State::Stalled, State::Late, State::Paused, State::Alive];
+        let states = states.into_iter().filter_map(|state| {
+            let is_so = |agent: &&AgentView| agent.state == state;
+            let count = self.agents.iter().filter(is_so).count();
+            (count > 0).then(|| format!(", {count} {}", Word(state)))
+        });
+        format!("{who}{which}{}", states.collect::<String>())
+    }
+}
+
+/// A state within a sentence.
+struct Word(State);
+
+impl fmt::Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            State::Stalled => "stalled",
+            State::Late => "late",
+            State::Paused => "paused",
+            State::Alive => "alive",
+        })
+    }
+}
+
+/// By state, then by how much of its threshold an agent has been silent. Who is well stays in one place, so
+/// that somebody who watches can find it again.
+fn worst_first(one: &AgentView, other: &AgentView) -> Ordering {
+    let nearness = |agent: &AgentView| match agent.state {
+        State::Stalled | State::Late => agent.silence / agent.threshold,
+        State::Paused | State::Alive => 0.0,
+    };
+    let place = |agent: &AgentView| (agent.name.clone(), agent.pid);
+    one.state
+        .cmp(&other.state)
+        .then_with(|| nearness(other).total_cmp(&nearness(one)))
+        .then_with(|| place(one).cmp(&place(other)))
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    writeln!(io::stdout(), "{text}")
+        .map_err(|error| Failure::Run(format!("standard output: {error}")))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use varta_watch::api::v1::Census;
+
+    /// One that is alive.
+    pub(crate) fn agent(name: &str, pid: u32) -> AgentView {
+        AgentView {
+            id: format!("{pid}-0"),
+            state: State::Alive,
+            pid,
+            name: Some(name.to_owned()),
+            uid: Some(1000),
+            unit: None,
+            source: None,
+            transport: "unix".to_owned(),
+            status: "ok".to_owned(),
+            payload: 0,
+            nonce: None,
+            silence: 0.4,
+            threshold: 2.0,
+            beats: 10,
+            beats_per_second: 2.0,
+            stalls: 0,
+            tracked: 5.0,
+            recovery: None,
+        }
+    }
+
+    fn report(agents: Vec<AgentView>) -> Report {
+        Report {
+            info: Info {
+                version: "0.3.0".to_owned(),
+                session_id: "0000000000000007".to_owned(),
+                pid: 42,
+                started: 1.0,
+                uptime: 130.0,
+                threshold: 2.0,
+                capacity: 64,
+                socket: "/s".to_owned(),
+                udp: None,
+                agents: Census::default(),
+                attention_lag: 0.0,
+            },
+            health: Health {
+                healthy: true,
+                turned_after: 0.001,
+            },
+            agents,
+        }
+    }
+
+    fn in_state(state: State) -> AgentView {
+        AgentView {
+            state,
+            ..agent("web", 7)
+        }
+    }
+
+    #[test]
+    fn only_a_stall_is_trouble() {
+        assert_eq!(report(vec![]).verdict(None).exit_code(), 0);
+        for (state, code) in [
+            (State::Alive, 0),
+            (State::Paused, 0),
+            (State::Late, 0),
+            (State::Stalled, 1),
+        ] {
+            let report = report(vec![agent("a", 8), in_state(state)]);
+            assert_eq!(report.verdict(None).exit_code(), code, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn an_observer_that_is_not_watching_cannot_tell_even_of_a_stall() {
+        let mut report = report(vec![in_state(State::Stalled)]);
+        report.health.healthy = false;
+        let verdict = report.verdict(None);
+        assert_eq!(verdict.exit_code(), 2);
+        assert!(
+            matches!(&verdict, Verdict::Unknown(why) if why.contains("pid 42")),
+            "{verdict:?}"
+        );
+    }
+
+    #[test]
+    fn nobody_at_all_is_well_and_nobody_who_is_meant_is_not() {
+        let pattern = Pattern::parse("web").unwrap();
+        assert_eq!(report(vec![]).verdict(None), Verdict::Well);
+        assert_eq!(report(vec![]).verdict(Some(&pattern)).exit_code(), 2);
+    }
+
+    #[test]
+    fn the_worst_comes_first_and_who_is_well_stays_in_its_place() {
+        let stalled = |pid, silence, threshold| AgentView {
+            state: State::Stalled,
+            silence,
+            threshold,
+            ..agent("web", pid)
+        };
+        let alive = |name, pid, silence| AgentView {
+            silence,
+            ..agent(name, pid)
+        };
+        let expected = [
+            stalled(1, 10.0, 2.0),
+            stalled(2, 61.0, 60.0),
+            in_state(State::Late),
+            in_state(State::Paused),
+            alive("db", 9, 0.1),
+            alive("web", 3, 0.1),
+            alive("web", 4, 1.9),
+        ];
+        let mut agents = expected.clone();
+        agents.reverse();
+        agents.sort_by(worst_first);
+        assert_eq!(agents, expected);
+    }
+
+    #[test]
+    fn the_summary_counts_by_state() {
+        let pattern = Pattern::parse("w*").unwrap();
+        let summary = |report: &Report, pattern| {
+            let lines = report.lines(pattern, Look::default());
+            lines.into_iter().next().unwrap_or_default()
+        };
+        let states = [State::Alive, State::Stalled, State::Alive];
+        let some = report(states.map(in_state).to_vec());
+        assert_eq!(
+            summary(&some, None),
+            "varta-watch 0.3.0, up 2m 10s: 3 agents, 1 stalled, 2 alive"
+        );
+        assert_eq!(
+            summary(&report(vec![agent("web", 7)]), Some(&pattern)),
+            "varta-watch 0.3.0, up 2m 10s: 1 agent of 'w*', 1 alive"
+        );
+        assert_eq!(
+            summary(&report(vec![]), None),
+            "varta-watch 0.3.0, up 2m 10s: no agents; nobody has sent a beat, 'varta beat' does"
+        );
+    }
+
+    #[test]
+    fn a_picture_has_as_many_lines_as_there_are_rows() {
+        let lines = |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>();
+        assert_eq!(shortened(lines(3), 3, 80), ["0", "1", "2"]);
+        assert_eq!(shortened(lines(4), 3, 80), ["0", "1", "... and 2 more"]);
+        assert_eq!(shortened(lines(4), 1, 80), ["... and 4 more"]);
+    }
+
+    #[test]
+    fn seconds_between_looks_have_limits() {
+        assert_eq!(every("0.5"), Ok(Duration::from_millis(500)));
+        for text in ["", "0", "0.09", "3601", "-1", "NaN", "inf", "1s"] {
+            assert!(every(text).is_err(), "{text}");
+        }
+    }
+}

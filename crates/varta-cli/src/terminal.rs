@@ -1,0 +1,154 @@
+//! The terminal: what may be written to it, how wide it is, and how to keep a picture on it up to date.
+
+use std::io::{self, IsTerminal, Stdout, Write, stdin, stdout};
+
+use ratatui::crossterm::cursor::{Hide, MoveTo, Show};
+use ratatui::crossterm::style::Print;
+use ratatui::crossterm::terminal::{Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen};
+use ratatui::crossterm::{execute, queue};
+use rustix::process::getpgrp;
+use rustix::termios::{
+    LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr,
+};
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// Somebody else's text with nothing in it that a terminal obeys or that changes how the rest is read.
+pub(crate) fn printable(text: &str) -> String {
+    let unseen = |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    text.chars()
+        .map(|c| if c.is_control() || unseen(c) { '?' } else { c })
+        .collect()
+}
+
+/// How many columns a text takes.
+pub(crate) fn columns(text: &str) -> usize {
+    text.width()
+}
+
+/// The text in so many columns at most; an ellipsis stands for what did not fit.
+pub(crate) fn cut(text: &str, columns_max: usize) -> String {
+    if columns(text) <= columns_max {
+        return text.to_owned();
+    }
+    let mut left = columns_max.saturating_sub(1);
+    let fits = |c: &char| {
+        let columns = c.width().unwrap_or_default();
+        let fits = columns <= left;
+        left = left.saturating_sub(columns);
+        fits
+    };
+    let mut short: String = text.chars().take_while(fits).collect();
+    if columns_max > 0 {
+        short.push('…');
+    }
+    short
+}
+
+/// Columns and rows of the terminal that standard output is; `None` if it is none.
+pub(crate) fn size() -> Option<(usize, usize)> {
+    let size = tcgetwinsize(stdout()).ok()?;
+    let known = size.ws_col > 0 && size.ws_row > 0;
+    known.then(|| (size.ws_col.into(), size.ws_row.into()))
+}
+
+/// Whether standard output shows colours, and nobody minds.
+pub(crate) fn has_colours() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    stdout().is_terminal() && is_clever() && !unwanted
+}
+
+/// Whether the terminal is ours to draw on: it can move its cursor, and we are in the foreground.
+pub(crate) fn can_be_drawn_on() -> bool {
+    let foreground = tcgetpgrp(stdin()).is_ok_and(|group| group == getpgrp());
+    stdout().is_terminal() && is_clever() && foreground
+}
+
+fn is_clever() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term != "dumb")
+}
+
+/// A picture that is drawn over again. It takes the whole terminal; dropping it gives everything back.
+#[derive(Debug)]
+pub(crate) struct Picture {
+    out: Stdout,
+    _silence: SilentKeyboard,
+}
+
+impl Picture {
+    pub(crate) fn open() -> io::Result<Self> {
+        let silence = SilentKeyboard::new()?;
+        let mut out = stdout();
+        execute!(out, EnterAlternateScreen, Hide)?;
+        Ok(Self {
+            out,
+            _silence: silence,
+        })
+    }
+
+    /// The lines must fit the terminal and leave its last column free: what is to the right of a full line
+    /// cannot be cleared without it.
+    pub(crate) fn draw(&mut self, lines: &[String]) -> io::Result<()> {
+        queue!(self.out, MoveTo(0, 0))?;
+        for (row, line) in lines.iter().enumerate() {
+            let line_start = MoveTo(0, u16::try_from(row).unwrap_or(u16::MAX));
+            queue!(
+                self.out,
+                line_start,
+                Print(line),
+                Clear(ClearType::UntilNewLine)
+            )?;
+        }
+        queue!(self.out, Clear(ClearType::FromCursorDown))?;
+        self.out.flush()
+    }
+}
+
+impl Drop for Picture {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no cleaning.
+        let _ = execute!(self.out, LeaveAlternateScreen, Show);
+    }
+}
+
+/// Keeps what is typed off the screen. Keys that send signals still do.
+#[derive(Debug)]
+pub(crate) struct SilentKeyboard {
+    before: Termios,
+}
+
+impl SilentKeyboard {
+    pub(crate) fn new() -> rustix::io::Result<Self> {
+        let before = tcgetattr(stdin())?;
+        let mut silent = before.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(stdin(), OptionalActions::Now, &silent)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for SilentKeyboard {
+    fn drop(&mut self) {
+        let _ = tcsetattr(stdin(), OptionalActions::Now, &self.before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_printed() {
+        assert_eq!(printable("a\u{1b}[2J\n\u{202e}b\u{9b}"), "a?[2J??b?");
+        assert_eq!(printable("größer 水"), "größer 水");
+    }
+
+    #[test]
+    fn a_long_text_is_cut_to_its_columns() {
+        assert_eq!(cut("server", 6), "server");
+        assert_eq!(cut("server", 5), "serv…");
+        assert_eq!(cut("水水水", 4), "水…");
+        assert_eq!(cut("水水水", 5), "水水…");
+        assert_eq!(cut("server", 1), "…");
+        assert_eq!(cut("server", 0), "");
+    }
+}

@@ -1,0 +1,72 @@
+//! A log line as a person reads it, in the log and wherever else events are shown.
+
+use std::time::{Duration, SystemTime};
+
+use super::{Level, LogEvent, LogLine};
+
+/// A line for a person, with its line end: time, a word, a sentence. What does not fit in it follows on
+/// indented lines of its own. Nothing in it commands a terminal.
+pub fn human_line(line: &LogLine) -> String {
+    let LogLine {
+        level,
+        event,
+        fields,
+        ..
+    } = line;
+    let mut msg = line.msg.clone();
+    for (series, value) in fields.counters.iter().flatten() {
+        msg.push_str(&format!("\n{series} {value}"));
+    }
+    let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(line.ts_ns);
+    let time = humantime::format_rfc3339_millis(time);
+    let word = match (event, level) {
+        (LogEvent::Notice, Level::Error) => "error",
+        (LogEvent::Notice, Level::Warn) => "warning",
+        (LogEvent::Notice, Level::Info) => "notice",
+        (LogEvent::Start, _) => "start",
+        (LogEvent::Join, _) => "join",
+        (LogEvent::Session, _) => "session",
+        (LogEvent::Late, _) => "late",
+        (LogEvent::Stall, _) => "STALL",
+        (LogEvent::Return, _) => "return",
+        (LogEvent::Exit, _) if fields.how.as_deref() == Some("unknown") => "gone",
+        (LogEvent::Exit, Level::Info) => "left",
+        (LogEvent::Exit, _) => "DIED",
+        (LogEvent::Evict, _) => "evict",
+        (LogEvent::Refuse, _) => "refuse",
+        (LogEvent::Gap, _) => "gap",
+        (LogEvent::Recover, _) => "recover",
+        (LogEvent::Stop, _) => "stop",
+    };
+    // A name may hold anything; a line stays one line and sends nothing to a terminal.
+    let msg: String = msg
+        .chars()
+        .map(|c| if c.is_control() && c != '\n' { '?' } else { c })
+        .collect();
+    format!(
+        "{time} {word:<8}{}\n",
+        msg.replace('\n', "\n                                 ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Fields;
+
+    #[test]
+    fn a_human_line_has_time_word_and_sentence_and_nothing_a_terminal_obeys() {
+        let text = human_line(&LogLine {
+            ts_ns: 0,
+            session_id: "0000000000000007".to_owned(),
+            level: Level::Warn,
+            event: LogEvent::Stall,
+            msg: "evil\u{1b}[2J (7) silent".to_owned(),
+            fields: Fields::default(),
+        });
+        assert_eq!(
+            text,
+            "1970-01-01T00:00:00.000Z STALL   evil?[2J (7) silent\n"
+        );
+    }
+}
