@@ -155,6 +155,9 @@ fn run(options: Options) -> Result<()> {
     if wanted(Section::Lateness) {
         measure::lateness::measure(&bench, &mut report)?;
     }
+    if wanted(Section::Scrape) {
+        measure::scrape::measure(&bench, &mut report)?;
+    }
     if wanted(Section::Idle) {
         measure::idle::measure(&bench, &mut report)?;
     }

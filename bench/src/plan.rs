@@ -15,6 +15,8 @@ pub(crate) enum Section {
     Network,
     /// How late a stall is noticed, and memory by the number of agents.
     Lateness,
+    /// What a scrape takes, and what scrapes without pause do to lateness.
+    Scrape,
     /// What an observer costs while little or nothing happens.
     Idle,
     /// How soon the end of a process is told.
@@ -33,6 +35,8 @@ pub(crate) struct Plan {
     pub(crate) paced: Duration,
     pub(crate) idle: Duration,
     pub(crate) lateness: Vec<LatenessCase>,
+    /// Agents of the larger scrape; they have no process.
+    pub(crate) scraped_agents: u32,
     pub(crate) exit_batches: usize,
     /// Agents per batch; all of them end.
     pub(crate) exits_per_batch: usize,
@@ -74,6 +78,7 @@ impl Plan {
                 LatenessCase::new(256, 1000, 8, 25),
                 LatenessCase::new(4096, 2000, 4, 50),
             ],
+            scraped_agents: 100_000,
             exit_batches: 20,
             exits_per_batch: 50,
             neighbour: Duration::from_secs(60),
@@ -93,6 +98,7 @@ impl Plan {
                 LatenessCase::new(64, 500, 2, 10),
                 LatenessCase::new(256, 1000, 1, 25),
             ],
+            scraped_agents: 5_000,
             exit_batches: 1,
             exits_per_batch: 20,
             neighbour: Duration::from_secs(2),

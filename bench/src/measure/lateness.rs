@@ -38,7 +38,7 @@ use crate::report::{Figure, Report};
 use crate::{Bench, Result};
 
 /// Time between beats, in thresholds: an agent may lose two beats in a row and is still in time.
-const INTERVAL_THRESHOLDS: f64 = 0.3;
+pub(super) const INTERVAL_THRESHOLDS: f64 = 0.3;
 
 /// Slots of the observer at least: its default.
 const CAPACITY_MIN: usize = 256;
@@ -52,9 +52,9 @@ const STALLS: &str = "varta_observer_stalls_total";
 const TIMER_NS: u64 = 20_000_000;
 
 #[derive(Default)]
-struct Found {
-    noticed_ms: Vec<f64>,
-    told_ms: Vec<f64>,
+pub(super) struct Found {
+    pub(super) noticed_ms: Vec<f64>,
+    pub(super) told_ms: Vec<f64>,
     missed: usize,
 }
 
@@ -150,7 +150,7 @@ fn measure_case(bench: &Bench, case: &LatenessCase, report: &mut Report) -> Resu
     Ok(())
 }
 
-fn rounds(
+pub(super) fn rounds(
     bench: &Bench,
     case: &LatenessCase,
     observer: &Observer,

@@ -7,3 +7,4 @@ pub(crate) mod idle;
 pub(crate) mod lateness;
 pub(crate) mod neighbour;
 pub(crate) mod network;
+pub(crate) mod scrape;

@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use varta_core::recovery::{ActionEnd, Plan};
 use varta_core::{
-    Agent, BeatOrigin, Counter, Counters, Event, EventKind, ExitStatus, Home, SlotTable,
+    Agent, BeatOrigin, Counter, Counters, Event, EventKind, ExitStatus, Home, SlotTable, Timing,
 };
 
 use crate::api::{Fields, LogEvent};
@@ -306,7 +306,7 @@ impl Control {
                     && may_act
                     && recoveries.of(agent).on_stall(agent, event.observer_ns) == Plan::Deferred
                 {
-                    self.given.counters.count(Counter::RecoveryDebounced);
+                    self.count_outcome(agent, Counter::RecoveryDebounced);
                     story::deferred(&self.given.log, &who);
                 }
             }
@@ -367,7 +367,7 @@ impl Control {
             }
         };
         if self.given.recovery.is_some() {
-            self.given.counters.count(outcome);
+            self.count_outcome(agent, outcome);
             self.given.counters.count(reason);
             let sealed = self.given.keys.is_some();
             story::refused_by_origin(&self.given.log, who, origin, sealed);
@@ -433,7 +433,7 @@ impl Control {
             match self.start_command(agent) {
                 Ok((running, shown)) => {
                     let child_pid = running.pid;
-                    self.given.counters.count(Counter::RecoverySpawned);
+                    self.count_outcome(agent, Counter::RecoverySpawned);
                     story::spawned(&self.given.log, &who, child_pid, &shown);
                     self.child_pids.insert(child_pid);
                     self.children.spawn(async move {
@@ -456,7 +456,7 @@ impl Control {
                             (Counter::RecoveryCrossNamespace, ActionEnd::TargetGone)
                         }
                     };
-                    self.given.counters.count(counter);
+                    self.count_outcome(agent, counter);
                     story::not_started(&self.given.log, &who, &error);
                     if let Some(recoveries) = &mut self.given.recovery {
                         recoveries.of(agent).on_end(agent, end, now_ns);
@@ -489,6 +489,15 @@ impl Control {
         }
     }
 
+    /// Counts what became of a recovery, and remembers it with the agent.
+    fn count_outcome(&self, agent: Agent, outcome: Counter) {
+        self.given.counters.count(outcome);
+        let label = outcome.info().label.map(|(_, value)| value);
+        self.given
+            .roster
+            .amend(agent, |person| person.recovery = label);
+    }
+
     fn child_ended(&mut self, end: &CommandEnd) {
         let CommandEnd { agent, who, .. } = end;
         let (ended, child_pid) = (&end.ended, end.child_pid);
@@ -497,13 +506,18 @@ impl Control {
             .status
             .as_ref()
             .is_ok_and(std::process::ExitStatus::success);
-        self.given.counters.count(if ended.killed {
+        let outcome = if ended.killed {
             Counter::RecoveryKilled
         } else if success {
             Counter::RecoveryReapedZero
         } else {
             Counter::RecoveryReapedNonzero
-        });
+        };
+        self.count_outcome(*agent, outcome);
+        let duration_ns = u64::try_from(ended.duration.as_nanos()).unwrap_or(u64::MAX);
+        self.given
+            .counters
+            .observe(Timing::RecoveryDuration, duration_ns);
         story::ended(&self.given.log, who, child_pid, ended);
         let now_ns = self.given.raw.now_ns();
         if let Some(recoveries) = &mut self.given.recovery {

@@ -143,7 +143,7 @@ impl AgentsQuestion {
                     }
                 }
                 "name" => question.name = Some(value.clone()),
-                "pid" => question.pid = Some(number(key, value, u32::MAX)?),
+                "pid" => question.pid = Some(number(key, value)?),
                 "sort" => question.sort = parse_sort(value)?,
                 "after" => {
                     let after = value.parse().map_err(|()| {
@@ -237,14 +237,10 @@ fn parse_sort(text: &str) -> Result<Sort, Refusal> {
     })
 }
 
-/// A number from 0 to `max`.
-pub(crate) fn number<T: FromStr + PartialOrd + std::fmt::Display>(
-    key: &str,
-    value: &str,
-    max: T,
-) -> Result<T, Refusal> {
-    let number = value.parse().ok().filter(|number| *number <= max);
-    number.ok_or_else(|| Refusal::bad_request(format!("{key}: write a number from 0 to {max}")))
+/// Any number of a kind.
+pub(crate) fn number<T: FromStr>(key: &str, value: &str) -> Result<T, Refusal> {
+    let number = value.parse().ok();
+    number.ok_or_else(|| Refusal::bad_request(format!("{key}: write a number, 0 or more")))
 }
 
 /// How many are wanted: 1 to `max`.

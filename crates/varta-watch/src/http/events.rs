@@ -46,7 +46,7 @@ impl EventsQuestion {
         let mut question = Self::default();
         for (key, value) in parameters {
             match key.as_str() {
-                "after" => question.after = Some(number(key, value, u64::MAX)?),
+                "after" => question.after = Some(number(key, value)?),
                 "limit" => question.limit = Some(limit(key, value, PAGE_MAX)?),
                 "follow" => {
                     question.follow = value
