@@ -20,7 +20,7 @@ use serde::Serialize;
 use varta_watch::api::v1::{AgentView, Health, Info, State};
 
 use crate::ask::{Observer, ObserverArguments, Unanswered};
-use crate::terminal::{self, Picture, cut, printable};
+use crate::terminal::{self, Picture, cut, printable, wrapped};
 use crate::{Failure, signals};
 use pattern::Pattern;
 use table::Look;
@@ -100,18 +100,21 @@ impl Verdict {
     }
 }
 
-pub(crate) fn run(arguments: &StatusArguments) -> Result<ExitCode, Failure> {
-    let observer = Observer::find(&arguments.observer)?;
-    let verdict = match arguments.watch {
-        None => look(&observer, arguments)?,
-        Some(every) => watch(&observer, arguments, every)?,
-    };
-    if let Verdict::Unknown(why) = &verdict
-        && arguments.watch.is_none()
-    {
+/// Whatever goes wrong: then nobody can tell.
+pub(crate) fn run(arguments: &StatusArguments) -> ExitCode {
+    let verdict = judge(arguments).unwrap_or_else(|failure| Verdict::Unknown(failure.to_string()));
+    if let Verdict::Unknown(why) = &verdict {
         eprintln!("varta: {why}");
     }
-    Ok(ExitCode::from(verdict.exit_code()))
+    ExitCode::from(verdict.exit_code())
+}
+
+fn judge(arguments: &StatusArguments) -> Result<Verdict, Failure> {
+    let observer = Observer::find(&arguments.observer)?;
+    match arguments.watch {
+        None => look(&observer, arguments),
+        Some(every) => watch(&observer, arguments, every),
+    }
 }
 
 /// Asks and prints once.
@@ -160,11 +163,11 @@ fn watch_in_lines(
 ) -> Result<Verdict, Failure> {
     loop {
         let verdict = look(observer, arguments)?;
-        if let Verdict::Unknown(why) = &verdict {
-            eprintln!("varta: {why}");
-        }
         if is_stopped(stopped, every) {
             return Ok(verdict);
+        }
+        if let Verdict::Unknown(why) = &verdict {
+            eprintln!("varta: {why}");
         }
         if !arguments.json {
             print("")?;
@@ -182,18 +185,21 @@ fn watch_in_picture(
     let mut picture = Picture::open()?;
     loop {
         let (columns, rows) = terminal::size().unwrap_or((80, 24));
+        let width = columns - 1;
         let look = Look {
-            width: Some(columns - 1),
+            width: Some(width),
             colours: terminal::has_colours(),
         };
-        let (verdict, mut lines) = match Report::ask(observer, pattern) {
+        let (verdict, report) = match Report::ask(observer, pattern) {
             Ok(report) => (report.verdict(pattern), report.lines(pattern, look)),
             Err(why) => (Verdict::Unknown(why.to_string()), Vec::new()),
         };
-        if let Verdict::Unknown(why) = &verdict {
-            lines.insert(0, cut(&format!("varta: {why}"), columns - 1));
-        }
-        picture.draw(&shortened(lines, rows, columns - 1))?;
+        let mut lines = match &verdict {
+            Verdict::Unknown(why) => wrapped(&format!("varta: {why}"), width),
+            Verdict::Well | Verdict::Trouble => Vec::new(),
+        };
+        lines.extend(report);
+        picture.draw(&shortened(lines, rows, width))?;
         if is_stopped(stopped, every) {
             return Ok(verdict);
         }
