@@ -259,7 +259,7 @@ alive    ev?[2Jil         4194304     -   0.4 s / 2.0 s  degraded  4294967295   
             at(98),
             "\
 STATE    NAME          PID   UID  SILENCE / THR…  STATUS       PAYLOAD  BEATS/S  RECOVERY
-STALLED  a-name-…        7  1000  2m 10s / 2.0 s  ok                 0      2.0  refused_cross_n…
+STALLED  a-name-…        7  1000  2m 10s / 2.0 s  ok                 0      2.0  refused_cross_na…
 alive    ev?[2Jil  4194304     -   0.4 s / 2.0 s  degraded  4294967295      2.0  -"
         );
         assert_eq!(
