@@ -66,7 +66,8 @@ impl Histogram {
                 sum_ns: self.sum_ns.load(Ordering::Relaxed),
             };
             fence(Ordering::Acquire);
-            let is_whole = before % 2 == 0 && self.sequence.load(Ordering::Relaxed) == before;
+            let is_whole =
+                before.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == before;
             if is_whole || !patience.wait() {
                 return read;
             }

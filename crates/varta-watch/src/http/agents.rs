@@ -143,7 +143,7 @@ impl AgentsQuestion {
                     }
                 }
                 "name" => question.name = Some(value.clone()),
-                "pid" => question.pid = Some(number(key, value, u32::MAX)?),
+                "pid" => question.pid = Some(number(key, value)?),
                 "sort" => question.sort = parse_sort(value)?,
                 "after" => {
                     let after = value.parse().map_err(|()| {
@@ -237,14 +237,10 @@ fn parse_sort(text: &str) -> Result<Sort, Refusal> {
     })
 }
 
-/// A number from 0 to `max`.
-pub(crate) fn number<T: FromStr + PartialOrd + std::fmt::Display>(
-    key: &str,
-    value: &str,
-    max: T,
-) -> Result<T, Refusal> {
-    let number = value.parse().ok().filter(|number| *number <= max);
-    number.ok_or_else(|| Refusal::bad_request(format!("{key}: write a number from 0 to {max}")))
+/// Any number of a kind.
+pub(crate) fn number<T: FromStr>(key: &str, value: &str) -> Result<T, Refusal> {
+    let number = value.parse().ok();
+    number.ok_or_else(|| Refusal::bad_request(format!("{key}: write a number, 0 or more")))
 }
 
 /// How many are wanted: 1 to `max`.
@@ -260,4 +256,38 @@ pub(crate) fn limit(key: &str, value: &str, max: usize) -> Result<usize, Refusal
 pub(crate) fn unknown(key: &str, known: &str) -> Refusal {
     let name: String = key.chars().take(64).collect();
     Refusal::bad_request(format!("{name:?} is no parameter here; there are {known}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_survives_being_told_and_given_back() {
+        let key = Key {
+            rank: 3,
+            name: "a-b -\u{202e}".to_owned(),
+            heard_ns: u64::MAX,
+            pid: u32::MAX,
+            instance: 7,
+            slot: 0,
+        };
+        assert_eq!(key.to_string().parse(), Ok(key));
+        for text in [
+            "",
+            "1-2-3-4-5",
+            "1-2-3-4-x-name",
+            "100-2-3-4-5-",
+            "-1-2-3-4-5-",
+        ] {
+            assert_eq!(text.parse::<Key>(), Err(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_parameter_is_cut() {
+        let parameters = [("x".repeat(10_000), String::new())];
+        let refused = AgentsQuestion::parse(&parameters).unwrap_err();
+        assert!(format!("{refused:?}").len() < 300);
+    }
 }

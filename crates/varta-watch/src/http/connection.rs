@@ -45,7 +45,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Who finds no room gets this, so that it does not look like a dead observer.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n\
-    Content-Type: application/problem+json\r\nContent-Length: 93\r\n\r\n\
+    Content-Type: application/problem+json\r\nContent-Length: 96\r\n\r\n\
     {\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"too many connections; close some of them\"}";
 
 /// How long a connection may wait for its other end.
@@ -91,9 +91,14 @@ impl Door {
                 Some(_) = connections.join_next() => continue,
                 () = told(self.stop.clone()) => break,
             };
-            let Ok((stream, peer)) = accepted else {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                // Whoever knocked has left already.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(_) => {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
             };
             let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
                 self.counters.count(Counter::HttpConnectionsDrained);
@@ -267,5 +272,62 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Patient<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::routing::get;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    const SHORT: Patience = Patience {
+        request: Duration::from_millis(20),
+        reader: Duration::from_millis(20),
+    };
+
+    /// Serves one connection whose other end is the caller's.
+    fn serve(router: Router) -> (UnixStream, tokio::task::JoinHandle<()>, Arc<Counters>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let counters = Arc::new(Counters::default());
+        let stream = Patient::new(ours, SHORT.reader, Arc::clone(&counters));
+        let (sender, stop) = watch::channel(false);
+        let served = tokio::spawn(async move {
+            converse(stream, None, router, SHORT, stop).await;
+            drop(sender);
+        });
+        (theirs, served, counters)
+    }
+
+    #[tokio::test]
+    async fn who_does_not_finish_a_question_is_closed() {
+        for bytes in [&b""[..], b"GET / HTTP/1.1\r\nHost: localh"] {
+            let (other_end, served, counters) = serve(Router::new());
+            assert_eq!(other_end.try_write(bytes).unwrap(), bytes.len());
+            served.await.unwrap();
+            assert_eq!(counters.get(Counter::HttpSlowReaders), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_the_answer_is_closed_and_counted() {
+        let answer = "x".repeat(64 * 1024 * 1024);
+        let router = Router::new().route("/", get(|| async { Body::from(answer) }));
+        let (other_end, served, counters) = serve(router);
+        let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        assert_eq!(other_end.try_write(request).unwrap(), request.len());
+        served.await.unwrap();
+        assert_eq!(counters.get(Counter::HttpSlowReaders), 1);
+    }
+
+    #[test]
+    fn the_word_for_who_finds_no_room_is_a_whole_answer() {
+        let text = std::str::from_utf8(FULL).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("Content-Length: {}", body.len())));
+        let problem: crate::api::v1::Problem = serde_json::from_str(body).unwrap();
+        assert_eq!(problem.status, 503);
     }
 }

@@ -46,7 +46,7 @@ impl EventsQuestion {
         let mut question = Self::default();
         for (key, value) in parameters {
             match key.as_str() {
-                "after" => question.after = Some(number(key, value, u64::MAX)?),
+                "after" => question.after = Some(number(key, value)?),
                 "limit" => question.limit = Some(limit(key, value, PAGE_MAX)?),
                 "follow" => {
                     question.follow = value
@@ -89,15 +89,7 @@ pub(crate) fn follow(
     counters: Arc<Counters>,
     stop: watch::Receiver<bool>,
 ) -> Response {
-    let following = Following {
-        // A number that was not given out yet is of another run.
-        after: if after > history.last_id() { 0 } else { after },
-        history,
-        counters,
-        waiting: VecDeque::new(),
-        live: None,
-        stopped: Box::pin(told(stop)),
-    };
+    let following = Following::new(history, after, counters, stop);
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     Sse::new(following).keep_alive(keep_alive).into_response()
 }
@@ -115,6 +107,23 @@ struct Following {
 }
 
 impl Following {
+    fn new(
+        history: Arc<History>,
+        after: u64,
+        counters: Arc<Counters>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            // A number that was not given out yet is of another run.
+            after: if after > history.last_id() { 0 } else { after },
+            history,
+            counters,
+            waiting: VecDeque::new(),
+            live: None,
+            stopped: Box::pin(told(stop)),
+        }
+    }
+
     /// Takes the next page of what is remembered, and listens once that is all; a word about what is missed.
     fn catch_up(&mut self) -> Option<Event> {
         let mut page = self.history.after(self.after, FOLLOWER_PAGE);
@@ -162,6 +171,95 @@ impl Stream for Following {
                 Some(Err(_)) => self.live = None,
                 None => return Poll::Ready(None),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+    use crate::api::{Fields, Level, LogEvent, LogLine};
+
+    fn add(history: &History, count: usize) {
+        for _ in 0..count {
+            history.add(LogLine {
+                ts_ns: 0,
+                session_id: "run".to_owned(),
+                level: Level::Info,
+                event: LogEvent::Notice,
+                msg: String::new(),
+                fields: Fields::default(),
+            });
+        }
+    }
+
+    fn following(history: &Arc<History>, after: u64) -> (Following, watch::Sender<bool>) {
+        let (sender, stop) = watch::channel(false);
+        let counters = Arc::default();
+        let following = Following::new(Arc::clone(history), after, counters, stop);
+        (following, sender)
+    }
+
+    /// What comes at once, up to a number: how many events, and the number of the last one.
+    fn take(following: &mut Following, most: usize) -> (usize, u64) {
+        let context = &mut Context::from_waker(Waker::noop());
+        let ready = |_: &usize| Pin::new(&mut *following).poll_next(context).is_ready();
+        let count = (0..most).take_while(ready).count();
+        (count, following.after)
+    }
+
+    #[test]
+    fn a_reader_goes_from_the_past_to_the_present_without_a_gap() {
+        let history = Arc::new(History::default());
+        add(&history, 3 * FOLLOWER_PAGE + 7);
+        let (mut following, _stop) = following(&history, 5);
+        let past = 3 * FOLLOWER_PAGE + 7;
+        assert_eq!(take(&mut following, 10_000), (past - 5, past as u64));
+        add(&history, 3);
+        assert_eq!(take(&mut following, 10_000), (3, past as u64 + 3));
+        assert_eq!(following.counters.get(Counter::HttpEventsMissed), 0);
+    }
+
+    #[test]
+    fn a_reader_that_is_behind_misses_only_what_nobody_remembers_and_is_told_how_many() {
+        const LATER: usize = 10_000;
+        let history = Arc::new(History::default());
+        let (mut following, _stop) = following(&history, 0);
+        assert_eq!(take(&mut following, 1), (0, 0));
+        add(&history, LATER);
+        let remembered = history.after(0, usize::MAX).events.len();
+        // The word about what is missed, and all the rest.
+        assert_eq!(take(&mut following, LATER), (remembered + 1, LATER as u64));
+        let missed = following.counters.get(Counter::HttpEventsMissed);
+        assert_eq!(missed, (LATER - remembered) as u64);
+    }
+
+    #[test]
+    fn a_number_from_the_future_is_of_another_run() {
+        let history = Arc::new(History::default());
+        add(&history, 2);
+        assert_eq!(take(&mut following(&history, 3).0, 10), (2, 2));
+    }
+
+    #[test]
+    fn the_end_of_the_observer_is_the_end_of_the_stream() {
+        let history = Arc::new(History::default());
+        let (mut following, stop) = following(&history, 0);
+        stop.send(true).unwrap();
+        let context = &mut Context::from_waker(Waker::noop());
+        let ended = Pin::new(&mut following).poll_next(context);
+        assert!(matches!(ended, Poll::Ready(None)));
+    }
+
+    #[test]
+    fn an_id_tells_where_to_go_on() {
+        assert_eq!(resumed("run-7", "run"), Some(7));
+        assert_eq!(resumed("7", "run"), Some(7));
+        assert_eq!(resumed("other-7", "run"), Some(0));
+        for id in ["run-", "run-x", "", "x"] {
+            assert_eq!(resumed(id, "run"), None, "{id}");
         }
     }
 }

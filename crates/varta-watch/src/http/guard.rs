@@ -45,18 +45,21 @@ impl Guard {
         request: Request,
         next: Next,
     ) -> Response {
-        if let Some(Peer(address)) = request.extensions().get()
-            && let Some(wait) = guard.excess_of(*address)
-        {
-            return too_many(wait);
-        }
-        let judged = match &guard.token {
-            Some(token) => guard.authorize(token, request.headers()),
-            None => check_host(&request),
-        };
-        match judged {
+        match guard.judge(&request) {
             Ok(()) => next.run(request).await,
-            Err(refused) => refused,
+            Err(refusal) => refusal.into_response(),
+        }
+    }
+
+    fn judge(&self, request: &Request) -> Result<(), Refusal> {
+        if let Some(Peer(address)) = request.extensions().get()
+            && let Some(wait) = self.excess_of(*address)
+        {
+            return Err(too_many(wait));
+        }
+        match &self.token {
+            Some(token) => self.authorize(token, request.headers()),
+            None => check_host(request),
         }
     }
 
@@ -76,27 +79,27 @@ impl Guard {
         }
     }
 
-    fn authorize(&self, token: &TokenFile, headers: &HeaderMap) -> Result<(), Response> {
+    fn authorize(&self, token: &TokenFile, headers: &HeaderMap) -> Result<(), Refusal> {
         if bearer(headers).is_some_and(|guess| token.is(guess)) {
             return Ok(());
         }
         self.counters.count(Counter::HttpAuthFailures);
-        let refusal = Refusal::new(
+        let scheme = HeaderValue::from_static(r#"Bearer realm="varta""#);
+        Err(Refusal::new(
             StatusCode::UNAUTHORIZED,
             "say 'Authorization: Bearer TOKEN' with the token of --http-token-file",
-        );
-        let scheme = HeaderValue::from_static(r#"Bearer realm="varta""#);
-        Err(([(header::WWW_AUTHENTICATE, scheme)], refusal).into_response())
+        )
+        .with(header::WWW_AUTHENTICATE, scheme))
     }
 }
 
-fn too_many(wait: Duration) -> Response {
+fn too_many(wait: Duration) -> Refusal {
     let seconds = wait.as_secs() + 1;
-    let refusal = Refusal::new(
+    Refusal::new(
         StatusCode::TOO_MANY_REQUESTS,
         "this address has asked too often; ask again later, or over the control socket, which has no limit",
-    );
-    ([(header::RETRY_AFTER, seconds.to_string())], refusal).into_response()
+    )
+    .with(header::RETRY_AFTER, seconds.into())
 }
 
 /// What a request gives as its token: of exactly one `Authorization` header, behind the word in any case.
@@ -114,8 +117,8 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 /// Without a token, whoever can open a page in a browser of this host could have it ask here under a name that
 /// leads to this address by now (DNS rebinding). Such a page cannot make the browser give the address itself.
 /// With a token there is nothing to guard: no page has it, and scrapers may come by name.
-fn check_host(request: &Request) -> Result<(), Response> {
-    let refused = |status, detail: &str| Err(Refusal::new(status, detail).into_response());
+fn check_host(request: &Request) -> Result<(), Refusal> {
+    let refused = |status, detail: &str| Err(Refusal::new(status, detail));
     match host(request) {
         Ok(None) => Ok(()),
         Ok(Some(host)) if is_own(host.host()) => Ok(()),
@@ -156,11 +159,11 @@ mod tests {
 
     use super::*;
 
-    fn headers(name: header::HeaderName, values: &[&str]) -> HeaderMap {
+    fn authorizations(values: &[&str]) -> HeaderMap {
         let values = values
             .iter()
             .map(|value| HeaderValue::from_str(value).unwrap());
-        values.map(|value| (name.clone(), value)).collect()
+        values.map(|value| (header::AUTHORIZATION, value)).collect()
     }
 
     fn hosts(uri: &str, version: Version, values: &[&str]) -> Option<StatusCode> {
@@ -169,13 +172,14 @@ mod tests {
             request = request.header(header::HOST, *value);
         }
         let request = request.body(Body::empty()).unwrap();
-        check_host(&request).err().map(|response| response.status())
+        let refused = check_host(&request).err()?;
+        Some(refused.into_response().status())
     }
 
     #[test]
     fn a_token_follows_the_word_bearer_in_any_case() {
         let token = |values: &[&str]| {
-            let headers = headers(header::AUTHORIZATION, values);
+            let headers = authorizations(values);
             bearer(&headers).map(<[u8]>::to_vec)
         };
         assert_eq!(token(&["Bearer abc"]), Some(b"abc".to_vec()));

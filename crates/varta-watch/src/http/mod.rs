@@ -21,7 +21,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,7 +100,9 @@ impl Doors {
         let tcp = opened(config.tcp.as_ref(), &mut places.notices, open_tcp)?;
         let (tcp, address) = tcp.unzip();
         places.tcp = address;
-        let control = opened(config.control.as_ref(), &mut places.notices, open_control)?;
+        let control = opened(config.control.as_ref(), &mut places.notices, |path| {
+            open_control(path)
+        })?;
         if let Some(Place { at, .. }) = config.control.as_ref().filter(|_| control.is_some()) {
             places.control = Some(at.clone());
         }
@@ -202,7 +204,7 @@ fn open_tcp(address: &SocketAddr) -> Result<(TcpListener, SocketAddr), String> {
     })
 }
 
-fn open_control(path: &PathBuf) -> Result<(BoundSocket, UnixListener), String> {
+fn open_control(path: &Path) -> Result<(BoundSocket, UnixListener), String> {
     let bound = BoundSocket::bind(path, CONTROL_ACCESS, Purpose::Questions)
         .map_err(|error| error.to_string())?;
     let socket = bound.as_fd().try_clone_to_owned();

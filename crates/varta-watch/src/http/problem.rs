@@ -1,6 +1,6 @@
 //! What went wrong with a request, as an answer.
 
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::api::v1::Problem;
@@ -10,6 +10,7 @@ use crate::api::v1::Problem;
 pub(crate) struct Refusal {
     status: StatusCode,
     detail: String,
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl Refusal {
@@ -17,6 +18,15 @@ impl Refusal {
         Self {
             status,
             detail: detail.into(),
+            header: None,
+        }
+    }
+
+    /// The same with a header that says how to do better.
+    pub(crate) fn with(self, name: HeaderName, value: HeaderValue) -> Self {
+        Self {
+            header: Some((name, value)),
+            ..self
         }
     }
 
@@ -38,6 +48,10 @@ impl IntoResponse for Refusal {
         };
         let text = serde_json::to_string(&problem).unwrap_or_default();
         let content_type = HeaderValue::from_static("application/problem+json");
-        (self.status, [(header::CONTENT_TYPE, content_type)], text).into_response()
+        let mut response = (self.status, text).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, content_type);
+        headers.extend(self.header);
+        response
     }
 }

@@ -322,3 +322,124 @@ impl hyper::body::Body for Pieces {
         SizeHint::with_exact(self.rest.len() as u64)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
+    use varta_core::{Counters, Gauge, SlotTable};
+
+    use super::*;
+    use crate::clock::RawClock;
+    use crate::control::history::History;
+    use crate::handoff;
+    use crate::http::view::About;
+
+    /// Answers about an observer without a beat path.
+    fn answers() -> (Arc<Answers>, watch::Sender<bool>) {
+        let (counters, raw) = (Arc::new(Counters::default()), RawClock::start());
+        let (orders, _) = handoff::orders().unwrap();
+        let view = View {
+            about: About {
+                session_id: "run".to_owned(),
+                started: SystemTime::UNIX_EPOCH,
+                threshold_ns: 1,
+                capacity: 1,
+                socket: String::new(),
+                udp: None,
+            },
+            table: Arc::new(SlotTable::on_heap(1)),
+            roster: Arc::default(),
+            counters: Arc::clone(&counters),
+            history: Arc::new(History::default()),
+            pulse: orders.pulse(counters, raw),
+            raw,
+        };
+        let (sender, stop) = watch::channel(false);
+        (Answers::new(view, AgentSeries::All, stop), sender)
+    }
+
+    async fn status_of(answers: &Arc<Answers>, path: &str) -> StatusCode {
+        let router = TowerToHyperService::new(router(Arc::clone(answers)));
+        let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+        router.call(request).await.unwrap().status()
+    }
+
+    #[tokio::test]
+    async fn a_beat_path_that_does_not_turn_is_not_healthy() {
+        let (answers, _stop) = answers();
+        let status = status_of(&answers, "/healthz").await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        answers.view.counters.set(Gauge::LastTurn, u64::MAX);
+        assert_eq!(status_of(&answers, "/healthz").await, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn an_observer_that_stops_is_not_ready() {
+        let (answers, stop) = answers();
+        assert_eq!(status_of(&answers, "/readyz").await, StatusCode::OK);
+        stop.send(true).unwrap();
+        let status = status_of(&answers, "/readyz").await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    #[tokio::test]
+    async fn work_that_nobody_waits_for_any_more_still_counts_as_work() {
+        let (answers, _stop) = answers();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (begun, mut begins) = tokio::sync::mpsc::channel(1);
+        let work = Arc::clone(&answers).work(move |_| {
+            let _ = begun.blocking_send(());
+            let _ = held.recv();
+        });
+        let asked = tokio::spawn(work);
+        begins.recv().await.unwrap();
+        asked.abort();
+        let _ = asked.await;
+        assert_eq!(answers.at_work.available_permits(), AT_WORK_MAX - 1);
+        drop(release);
+        let all = answers.at_work.acquire_many(AT_WORK_MAX as u32).await;
+        assert!(all.is_ok());
+    }
+
+    #[test]
+    fn a_long_text_comes_in_pieces_with_turns_in_between() {
+        use hyper::body::Body as _;
+        let mut pieces = Pieces::new("x".repeat(2 * PIECE_BYTES + 1));
+        let context = &mut Context::from_waker(std::task::Waker::noop());
+        let mut lengths = Vec::new();
+        loop {
+            match Pin::new(&mut pieces).poll_frame(context) {
+                Poll::Ready(None) => break,
+                Poll::Ready(Some(frame)) => {
+                    lengths.push(frame.unwrap().into_data().unwrap().len());
+                }
+                Poll::Pending => lengths.push(0),
+            }
+        }
+        assert_eq!(lengths, [PIECE_BYTES, 0, PIECE_BYTES, 0, 1]);
+    }
+
+    #[test]
+    fn a_media_type_is_welcome_if_it_is_named_and_not_ruled_out() {
+        let accepted = |accept: &'static str| {
+            let headers =
+                HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]);
+            accepts(&headers, OPENMETRICS)
+        };
+        assert!(accepted("Application/OpenMetrics-Text"));
+        assert!(accepted(
+            "text/plain, application/openmetrics-text; version=1.0.0; q=0.1"
+        ));
+        for accept in [
+            "*/*",
+            "",
+            "application/*",
+            "application/openmetrics-text;q=0.0",
+        ] {
+            assert!(!accepted(accept), "{accept}");
+        }
+    }
+}

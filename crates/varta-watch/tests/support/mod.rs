@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test program needs a part of it")]
 
 pub(crate) mod agents;
+pub(crate) mod http;
 pub(crate) mod namespaces;
 pub(crate) mod network;
 
@@ -48,7 +49,8 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    /// Starts with `--socket`, `--log-format json` and the given flags; returns when it listens.
+    /// Starts with `--socket`, `--log-format json` and the given flags, and without an address for HTTP unless
+    /// the flags give one, since there is only one default; returns when it listens.
     pub(crate) fn start(flags: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         Self::start_in(directory, flags, |command| command)
@@ -66,6 +68,9 @@ impl Observer {
             .args(["--log-format=json", "--socket"])
             .arg(&socket)
             .args(flags);
+        if !flags.iter().any(|flag| flag.starts_with("--http")) {
+            command.arg("--http=off");
+        }
         let mut child = change(command).stderr(Stdio::piped()).spawn().unwrap();
         let lines = read_lines(child.stderr.take().unwrap());
         let observer = Self {
@@ -101,6 +106,13 @@ impl Observer {
                 ),
             }
         }
+    }
+
+    /// What it said when it had started.
+    pub(crate) fn start_line(&self) -> LogLine {
+        let seen = self.seen.borrow();
+        let start = seen.iter().find(|line| line.event == LogEvent::Start);
+        start.unwrap().clone()
     }
 
     /// Waits for the next line about this process.
