@@ -146,12 +146,12 @@ fn line(row: &[Cell], shown: &[&Column], widths: &[usize], look: Look) -> String
         };
         line.push_str(&" ".repeat(gap));
         match column.side {
-            Side::Left if at == row.len() - 1 => line.push_str(&painted),
             Side::Left => line.extend([painted, padding]),
             Side::Right => line.extend([padding, painted]),
         }
         left -= gap + width;
     }
+    line.truncate(line.trim_end().len());
     line
 }
 
@@ -263,11 +263,11 @@ STALLED  a-name-…        7  1000  2m 10s / 2.0 s  ok                 0      2.
 alive    ev?[2Jil  4194304     -   0.4 s / 2.0 s  degraded  4294967295      2.0  -"
         );
         assert_eq!(
-            at(60),
+            at(64),
             "\
-STATE    NAME          PID   UID  SILENCE / THR…  STATUS    …
-STALLED  a-name-…        7  1000  2m 10s / 2.0 s  ok        …
-alive    ev?[2Jil  4194304     -   0.4 s / 2.0 s  degraded  …"
+STATE    NAME          PID   UID  SILENCE / THR…  STATUS    PAY…
+STALLED  a-name-…        7  1000  2m 10s / 2.0 s  ok           0
+alive    ev?[2Jil  4194304     -   0.4 s / 2.0 s  degraded  429…"
         );
         for width in 0..130 {
             let too_wide = at(width).lines().any(|line| columns(line) > width);
