@@ -100,13 +100,20 @@ impl Verdict {
     }
 }
 
-/// Whatever goes wrong: then nobody can tell.
+/// Whatever goes wrong, then nobody can tell.
 pub(crate) fn run(arguments: &StatusArguments) -> ExitCode {
-    let verdict = judge(arguments).unwrap_or_else(|failure| Verdict::Unknown(failure.to_string()));
-    if let Verdict::Unknown(why) = &verdict {
+    let verdict = judge(arguments).unwrap_or_else(|failure| {
+        let verdict = Verdict::Unknown(failure.to_string());
+        explain(&verdict);
+        verdict
+    });
+    ExitCode::from(verdict.exit_code())
+}
+
+fn explain(verdict: &Verdict) {
+    if let Verdict::Unknown(why) = verdict {
         eprintln!("varta: {why}");
     }
-    ExitCode::from(verdict.exit_code())
 }
 
 fn judge(arguments: &StatusArguments) -> Result<Verdict, Failure> {
@@ -117,23 +124,26 @@ fn judge(arguments: &StatusArguments) -> Result<Verdict, Failure> {
     }
 }
 
-/// Asks and prints once.
+/// Asks once, and prints what can be told and why the rest cannot.
 fn look(observer: &Observer, arguments: &StatusArguments) -> Result<Verdict, Failure> {
-    let report = match Report::ask(observer, arguments.agent.as_ref()) {
-        Ok(report) => report,
-        Err(why) => return Ok(Verdict::Unknown(why.to_string())),
+    let pattern = arguments.agent.as_ref();
+    let verdict = match Report::ask(observer, pattern) {
+        Ok(report) if arguments.json => {
+            print(&report.json())?;
+            report.verdict(pattern)
+        }
+        Ok(report) => {
+            let look = Look {
+                width: terminal::size().map(|(columns, _)| columns),
+                colours: terminal::has_colours(),
+            };
+            print(&report.lines(pattern, look).join("\n"))?;
+            report.verdict(pattern)
+        }
+        Err(why) => Verdict::Unknown(why.to_string()),
     };
-    let text = if arguments.json {
-        report.json()
-    } else {
-        let look = Look {
-            width: terminal::size().map(|(columns, _)| columns),
-            colours: terminal::has_colours(),
-        };
-        report.lines(arguments.agent.as_ref(), look).join("\n")
-    };
-    print(&text)?;
-    Ok(report.verdict(arguments.agent.as_ref()))
+    explain(&verdict);
+    Ok(verdict)
 }
 
 /// Asks again and again until a signal comes; the verdict is the last one.
@@ -151,8 +161,11 @@ fn watch(
     if arguments.json || !terminal::can_be_drawn_on() {
         return watch_in_lines(observer, arguments, every, &stopped);
     }
-    watch_in_picture(observer, arguments, every, &stopped)
-        .map_err(|error| Failure::Run(format!("cannot draw on the terminal: {error}")))
+    let verdict = watch_in_picture(observer, arguments, every, &stopped)
+        .map_err(|error| Failure::Run(format!("cannot draw on the terminal: {error}")))?;
+    // The picture has gone, and this with it.
+    explain(&verdict);
+    Ok(verdict)
 }
 
 fn watch_in_lines(
@@ -165,9 +178,6 @@ fn watch_in_lines(
         let verdict = look(observer, arguments)?;
         if is_stopped(stopped, every) {
             return Ok(verdict);
-        }
-        if let Verdict::Unknown(why) = &verdict {
-            eprintln!("varta: {why}");
         }
         if !arguments.json {
             print("")?;
