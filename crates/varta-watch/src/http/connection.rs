@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 use varta_core::{Counter, Counters};
@@ -83,7 +83,6 @@ pub(crate) struct Door {
 impl Door {
     /// Serves until told to stop, and then until the connections have ended.
     pub(crate) async fn serve(self) {
-        let room = Arc::new(Semaphore::new(self.connections_max));
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -100,24 +99,21 @@ impl Door {
                     continue;
                 }
             };
-            let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+            while connections.try_join_next().is_some() {}
+            if connections.len() >= self.connections_max {
                 self.counters.count(Counter::HttpConnectionsDrained);
                 turn_away(stream).await;
                 continue;
-            };
+            }
             let patience = Patience::default();
             let stream = Patient::new(stream, patience.reader, Arc::clone(&self.counters));
-            let served = converse(
+            connections.spawn(converse(
                 stream,
                 peer,
                 self.router.clone(),
                 patience,
                 self.stop.clone(),
-            );
-            connections.spawn(async move {
-                served.await;
-                drop(permit);
-            });
+            ));
         }
         while connections.join_next().await.is_some() {}
     }
