@@ -38,10 +38,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Beat(arguments) => beat::run(&arguments),
         Command::Key(arguments) => key::run(&arguments),
         Command::Events(arguments) => events::run(&arguments),
-        Command::Status(arguments) => match status::run(&arguments) {
-            Ok(code) => return code,
-            Err(failure) => Err(failure),
-        },
+        Command::Status(arguments) => return status::run(&arguments),
         Command::Observer { arguments } => return demo::observer::run(arguments),
         Command::Agent(arguments) => return demo::agent::run(&arguments),
         Command::Heal { pid } => return demo::heal(pid),

@@ -44,6 +44,21 @@ pub(crate) fn cut(text: &str, columns_max: usize) -> String {
     short
 }
 
+/// The text in lines of so many columns at most, broken between words.
+pub(crate) fn wrapped(text: &str, columns_max: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if columns(line) + 1 + columns(word) <= columns_max => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(cut(word, columns_max)),
+        }
+    }
+    lines
+}
+
 /// Columns and rows of the terminal that standard output is; `None` if it is none.
 pub(crate) fn size() -> Option<(usize, usize)> {
     let size = tcgetwinsize(stdout()).ok()?;
@@ -140,6 +155,14 @@ mod tests {
     fn nothing_that_a_terminal_obeys_is_printed() {
         assert_eq!(printable("a\u{1b}[2J\n\u{202e}b\u{9b}"), "a?[2J??b?");
         assert_eq!(printable("größer 水"), "größer 水");
+    }
+
+    #[test]
+    fn a_text_is_broken_between_words() {
+        assert_eq!(wrapped("a bb ccc", 4), ["a bb", "ccc"]);
+        assert_eq!(wrapped("a bb ccc", 8), ["a bb ccc"]);
+        assert_eq!(wrapped("too-long a", 4), ["too…", "a"]);
+        assert_eq!(wrapped("", 4), [""; 0]);
     }
 
     #[test]

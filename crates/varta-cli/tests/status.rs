@@ -4,8 +4,11 @@
 
 mod fake;
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use varta_watch::api::control_socket_beside;
 
@@ -287,5 +290,37 @@ fn each_question_names_a_host_and_asks_for_json() {
     for question in fake.questions.try_iter() {
         assert_eq!(question.header("host"), Some("localhost"));
         assert_eq!(question.header("accept"), Some("application/json"));
+    }
+}
+
+/// One that has an agent that is stalled, and refuses the second look.
+fn observer_with_a_hiccup() -> Fake {
+    let looks = AtomicUsize::new(0);
+    Fake::new(move |question| match question.path.as_str() {
+        "/api/v1/info" => match looks.fetch_add(1, Ordering::Relaxed) {
+            1 => problem("503 Service Unavailable", "not now"),
+            _ => json(INFO),
+        },
+        "/healthz" => json(HEALTHY),
+        _ => page(&[agent(7, "web", "stalled")], None),
+    })
+}
+
+#[test]
+fn watching_goes_on_whatever_happens_until_it_is_told_to_stop() {
+    for flags in [&["--watch=0.1"][..], &["--watch=0.1", "--json"]] {
+        let fake = observer_with_a_hiccup();
+        let mut command = varta(&["status", "--socket"]);
+        let mut child = command.arg(fake.socket()).args(flags).spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let mut lines = out.lines().map(Result::unwrap);
+        let agents = lines.by_ref().filter(|line| line.contains("web"));
+        assert_eq!(agents.take(3).count(), 3, "{flags:?}");
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        lines.for_each(drop);
+        let (code, _, error) = told(child.wait_with_output().unwrap());
+        assert_eq!(code, Some(1), "{error}");
+        assert!(error.ends_with("not now\n"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
     }
 }

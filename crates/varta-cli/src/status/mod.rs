@@ -20,7 +20,7 @@ use serde::Serialize;
 use varta_watch::api::v1::{AgentView, Health, Info, State};
 
 use crate::ask::{Observer, ObserverArguments, Unanswered};
-use crate::terminal::{self, Picture, cut, printable};
+use crate::terminal::{self, Picture, cut, printable, wrapped};
 use crate::{Failure, signals};
 use pattern::Pattern;
 use table::Look;
@@ -100,37 +100,50 @@ impl Verdict {
     }
 }
 
-pub(crate) fn run(arguments: &StatusArguments) -> Result<ExitCode, Failure> {
-    let observer = Observer::find(&arguments.observer)?;
-    let verdict = match arguments.watch {
-        None => look(&observer, arguments)?,
-        Some(every) => watch(&observer, arguments, every)?,
-    };
-    if let Verdict::Unknown(why) = &verdict
-        && arguments.watch.is_none()
-    {
-        eprintln!("varta: {why}");
-    }
-    Ok(ExitCode::from(verdict.exit_code()))
+/// Whatever goes wrong, then nobody can tell.
+pub(crate) fn run(arguments: &StatusArguments) -> ExitCode {
+    let verdict = judge(arguments).unwrap_or_else(|failure| {
+        let verdict = Verdict::Unknown(failure.to_string());
+        explain(&verdict);
+        verdict
+    });
+    ExitCode::from(verdict.exit_code())
 }
 
-/// Asks and prints once.
+fn explain(verdict: &Verdict) {
+    if let Verdict::Unknown(why) = verdict {
+        eprintln!("varta: {why}");
+    }
+}
+
+fn judge(arguments: &StatusArguments) -> Result<Verdict, Failure> {
+    let observer = Observer::find(&arguments.observer)?;
+    match arguments.watch {
+        None => look(&observer, arguments),
+        Some(every) => watch(&observer, arguments, every),
+    }
+}
+
+/// Asks once, and prints what can be told and why the rest cannot.
 fn look(observer: &Observer, arguments: &StatusArguments) -> Result<Verdict, Failure> {
-    let report = match Report::ask(observer, arguments.agent.as_ref()) {
-        Ok(report) => report,
-        Err(why) => return Ok(Verdict::Unknown(why.to_string())),
+    let pattern = arguments.agent.as_ref();
+    let verdict = match Report::ask(observer, pattern) {
+        Ok(report) if arguments.json => {
+            print(&report.json())?;
+            report.verdict(pattern)
+        }
+        Ok(report) => {
+            let look = Look {
+                width: terminal::size().map(|(columns, _)| columns),
+                colours: terminal::has_colours(),
+            };
+            print(&report.lines(pattern, look).join("\n"))?;
+            report.verdict(pattern)
+        }
+        Err(why) => Verdict::Unknown(why.to_string()),
     };
-    let text = if arguments.json {
-        report.json()
-    } else {
-        let look = Look {
-            width: terminal::size().map(|(columns, _)| columns),
-            colours: terminal::has_colours(),
-        };
-        report.lines(arguments.agent.as_ref(), look).join("\n")
-    };
-    print(&text)?;
-    Ok(report.verdict(arguments.agent.as_ref()))
+    explain(&verdict);
+    Ok(verdict)
 }
 
 /// Asks again and again until a signal comes; the verdict is the last one.
@@ -148,8 +161,11 @@ fn watch(
     if arguments.json || !terminal::can_be_drawn_on() {
         return watch_in_lines(observer, arguments, every, &stopped);
     }
-    watch_in_picture(observer, arguments, every, &stopped)
-        .map_err(|error| Failure::Run(format!("cannot draw on the terminal: {error}")))
+    let verdict = watch_in_picture(observer, arguments, every, &stopped)
+        .map_err(|error| Failure::Run(format!("cannot draw on the terminal: {error}")))?;
+    // The picture has gone, and this with it.
+    explain(&verdict);
+    Ok(verdict)
 }
 
 fn watch_in_lines(
@@ -160,9 +176,6 @@ fn watch_in_lines(
 ) -> Result<Verdict, Failure> {
     loop {
         let verdict = look(observer, arguments)?;
-        if let Verdict::Unknown(why) = &verdict {
-            eprintln!("varta: {why}");
-        }
         if is_stopped(stopped, every) {
             return Ok(verdict);
         }
@@ -182,18 +195,21 @@ fn watch_in_picture(
     let mut picture = Picture::open()?;
     loop {
         let (columns, rows) = terminal::size().unwrap_or((80, 24));
+        let width = columns - 1;
         let look = Look {
-            width: Some(columns - 1),
+            width: Some(width),
             colours: terminal::has_colours(),
         };
-        let (verdict, mut lines) = match Report::ask(observer, pattern) {
+        let (verdict, report) = match Report::ask(observer, pattern) {
             Ok(report) => (report.verdict(pattern), report.lines(pattern, look)),
             Err(why) => (Verdict::Unknown(why.to_string()), Vec::new()),
         };
-        if let Verdict::Unknown(why) = &verdict {
-            lines.insert(0, cut(&format!("varta: {why}"), columns - 1));
-        }
-        picture.draw(&shortened(lines, rows, columns - 1))?;
+        let mut lines = match &verdict {
+            Verdict::Unknown(why) => wrapped(&format!("varta: {why}"), width),
+            Verdict::Well | Verdict::Trouble => Vec::new(),
+        };
+        lines.extend(report);
+        picture.draw(&shortened(lines, rows, width))?;
         if is_stopped(stopped, every) {
             return Ok(verdict);
         }

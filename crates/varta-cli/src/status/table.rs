@@ -1,7 +1,7 @@
 //! Agents as a table: a line each, as wide as the terminal at most.
 //!
-//! Where there is not enough room names give way first, then what became of a recovery, then addresses;
-//! what does not fit even so is cut off at the right.
+//! Where there is not enough room the longest heading gives way first, then names, then what became of a
+//! recovery, then addresses; what does not fit even so is cut off at the right.
 
 use ratatui::crossterm::style::{ContentStyle, Stylize};
 use varta_watch::api::v1::{AgentView, State};
@@ -43,11 +43,12 @@ enum Side {
 }
 
 const NAME: &str = "NAME";
+const SILENCE: &str = "SILENCE / THRESHOLD";
 const RECOVERY: &str = "RECOVERY";
 const SOURCE: &str = "SOURCE";
 
 /// Who gives way, the first one first.
-const GIVES_WAY: [&str; 3] = [NAME, RECOVERY, SOURCE];
+const GIVES_WAY: [&str; 4] = [SILENCE, NAME, RECOVERY, SOURCE];
 
 const COLUMNS: [Column; 10] = [
     column("STATE", Side::Left, |agent| state(agent.state)),
@@ -56,7 +57,7 @@ const COLUMNS: [Column; 10] = [
     column("UID", Side::Right, |agent| {
         known(agent.uid.map(|uid| uid.to_string()).as_deref())
     }),
-    column("SILENCE / THRESHOLD", Side::Right, |agent| {
+    column(SILENCE, Side::Right, |agent| {
         plain(format!(
             "{} / {}",
             duration(agent.silence),
@@ -104,21 +105,26 @@ pub(super) fn lines(agents: &[AgentView], look: Look) -> Vec<String> {
 
 /// What each column needs, or less where that is too much altogether.
 fn widths(shown: &[&Column], rows: &[Vec<Cell>], width_max: Option<usize>) -> Vec<usize> {
-    let needs = |at: usize| rows.iter().map(move |row| columns(&row[at].text)).max();
-    let mut widths: Vec<usize> = (0..shown.len())
-        .map(|at| needs(at).unwrap_or_default())
-        .collect();
+    let widest = |rows: &[Vec<Cell>], at: usize| {
+        let widths = rows.iter().map(|row| columns(&row[at].text));
+        widths.max().unwrap_or_default()
+    };
+    let mut widths: Vec<usize> = (0..shown.len()).map(|at| widest(rows, at)).collect();
     let Some(width_max) = width_max else {
         return widths;
     };
     for heading in GIVES_WAY {
+        let Some(at) = shown.iter().position(|column| column.heading == heading) else {
+            continue;
+        };
+        let least = match heading {
+            // A number that is cut is another number.
+            SILENCE => widest(&rows[1..], at),
+            _ => widths[at].min(CUT_COLUMNS_MIN),
+        };
         let total = widths.iter().sum::<usize>() + GAP * (shown.len() - 1);
-        if let Some(at) = shown.iter().position(|column| column.heading == heading) {
-            let least = widths[at].min(CUT_COLUMNS_MIN);
-            widths[at] = widths[at]
-                .saturating_sub(total.saturating_sub(width_max))
-                .max(least);
-        }
+        let less = widths[at].saturating_sub(total.saturating_sub(width_max));
+        widths[at] = less.max(least);
     }
     widths
 }
@@ -140,12 +146,12 @@ fn line(row: &[Cell], shown: &[&Column], widths: &[usize], look: Look) -> String
         };
         line.push_str(&" ".repeat(gap));
         match column.side {
-            Side::Left if at == row.len() - 1 => line.push_str(&painted),
             Side::Left => line.extend([painted, padding]),
             Side::Right => line.extend([padding, painted]),
         }
         left -= gap + width;
     }
+    line.truncate(line.trim_end().len());
     line
 }
 
@@ -243,18 +249,25 @@ alive    ev?[2Jil         4194304     -        0.4 s / 2.0 s  degraded  42949672
             shown(&agents(), look)
         };
         assert_eq!(
-            at(108),
+            at(111),
             "\
-STATE    NAME          PID   UID  SILENCE / THRESHOLD  STATUS       PAYLOAD  BEATS/S  RECOVERY
-STALLED  a-name-…        7  1000       2m 10s / 2.0 s  ok                 0      2.0  refused_cross_namespa…
-alive    ev?[2Jil  4194304     -        0.4 s / 2.0 s  degraded  4294967295      2.0  -"
+STATE    NAME                 PID   UID  SILENCE / THR…  STATUS       PAYLOAD  BEATS/S  RECOVERY
+STALLED  a-name-too-long        7  1000  2m 10s / 2.0 s  ok                 0      2.0  refused_cross_namespace
+alive    ev?[2Jil         4194304     -   0.4 s / 2.0 s  degraded  4294967295      2.0  -"
         );
         assert_eq!(
-            at(50),
+            at(98),
             "\
-STATE    NAME          PID   UID  SILENCE / THRES…
-STALLED  a-name-…        7  1000    2m 10s / 2.0 s
-alive    ev?[2Jil  4194304     -     0.4 s / 2.0 s"
+STATE    NAME          PID   UID  SILENCE / THR…  STATUS       PAYLOAD  BEATS/S  RECOVERY
+STALLED  a-name-…        7  1000  2m 10s / 2.0 s  ok                 0      2.0  refused_cross_na…
+alive    ev?[2Jil  4194304     -   0.4 s / 2.0 s  degraded  4294967295      2.0  -"
+        );
+        assert_eq!(
+            at(64),
+            "\
+STATE    NAME          PID   UID  SILENCE / THR…  STATUS    PAY…
+STALLED  a-name-…        7  1000  2m 10s / 2.0 s  ok           0
+alive    ev?[2Jil  4194304     -   0.4 s / 2.0 s  degraded  429…"
         );
         for width in 0..130 {
             let too_wide = at(width).lines().any(|line| columns(line) > width);
