@@ -361,6 +361,7 @@ fn a_beat_that_its_goodbye_has_overtaken_brings_nobody_back() {
         let late = agent.beat();
         let goodbye = agent.last(PAYLOAD_GOODBYE, 1_000);
         observer.hear(&socket(), &goodbye);
+        observer.told(LogEvent::Exit, |_| true);
         let before = observer.counters();
         observer.hear(&socket(), &late);
         observer.assert_gained(&before, &[(OUT_OF_ORDER, 1)]);
