@@ -52,7 +52,6 @@ fn both_doors_answer_the_same() {
     for path in [
         "/",
         "/readyz",
-        "/metrics",
         "/api/v1/agents",
         "/api/v1/events",
         "/nowhere",
@@ -67,6 +66,21 @@ fn both_doors_answer_the_same() {
         assert_eq!(tcp.header("access-control-allow-origin"), None);
     }
     assert_healthy(&observer);
+}
+
+#[test]
+fn both_doors_give_the_same_metrics() {
+    let observer = Observer::start(&[ANY]);
+    // Their values change while they are read.
+    let series = |body: &[u8]| -> Vec<String> {
+        let text = String::from_utf8_lossy(body);
+        let names = text.lines().filter_map(|line| line.rsplit_once(' '));
+        names.map(|(name, _)| name.to_owned()).collect()
+    };
+    let tcp = observer.get("/metrics", &[]);
+    assert_eq!(tcp.status, 200);
+    let control = observer.ask("/metrics");
+    assert_eq!(series(&tcp.body), series(&control.body));
 }
 
 #[test]
