@@ -64,6 +64,10 @@ const SESSIONS_MIN: usize = 16_384;
 const CLOSED_PER_AGENT: usize = 16;
 const CLOSED_MIN: usize = 65_536;
 
+/// As nice values: 0 is everybody's, 19 the lowest priority.
+const HIGH_PRIORITY: i32 = -10;
+const LOWEST_PRIORITY: i32 = 19;
+
 /// Something that keeps the observer from starting or running; exit code 1.
 pub(crate) type Failure = String;
 
@@ -76,11 +80,26 @@ pub(crate) fn random_number() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }
 
+/// Puts the calling thread before others where this user may (root, `CAP_SYS_NICE`): it does little and must
+/// do that in time.
+fn go_first() {
+    // Without it a busy machine makes stalls noticed later.
+    let _ = rustix::process::setpriority_process(None, HIGH_PRIORITY);
+}
+
+/// Puts the calling thread behind every other one that has something to do.
+fn give_way() {
+    // Without it pages are rendered all the same.
+    let _ = rustix::process::setpriority_process(None, LOWEST_PRIORITY);
+}
+
 /// Runs the observer until it is told to stop.
 pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
+        // The threads that render pages: whoever asks a lot must not keep the beat path from its core.
+        .on_thread_start(give_way)
         .build()
         .map_err(failure("cannot set up the control thread"))?;
     let signals = {
@@ -206,6 +225,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         let thread = std::thread::Builder::new()
             .name("varta-ingest".to_owned())
             .spawn(move || {
+                go_first();
                 if let Err(error) = ingest.run() {
                     let _ = ingest_failed.send(error);
                 }
