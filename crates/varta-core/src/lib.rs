@@ -18,6 +18,7 @@ mod fifo;
 pub mod histogram;
 pub mod index;
 pub mod recovery;
+pub mod rules;
 pub mod replay;
 pub mod slot;
 pub mod tracker;

@@ -16,6 +16,7 @@ mod ingest;
 mod journal;
 mod keys;
 mod lifecycle;
+mod policy;
 mod recovery;
 mod replay_file;
 mod socket_file;

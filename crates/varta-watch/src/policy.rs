@@ -1,0 +1,172 @@
+//! What is to be done about whom, as the operator wants it: rules, ladders and restraint, all checked.
+//!
+//! Plain data between the room that reads it (`config`) and those that act on it (`control`,
+//! `recovery`). When to climb which step is decided in `varta_core::recovery`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use varta_core::rules::Selector;
+
+/// All of it; replaced as a whole on SIGHUP.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Policy {
+    /// First match wins.
+    pub(crate) rules: Vec<AgentRule>,
+    pub(crate) ladders: Vec<Ladder>,
+    /// The ladder of agents whose rule names none: an index into `ladders`.
+    pub(crate) default_ladder: Option<usize>,
+    pub(crate) mode: Mode,
+    pub(crate) restraint: Restraint,
+    pub(crate) children: Children,
+    /// Recovery may touch agents of other pid namespaces.
+    pub(crate) recover_foreign: bool,
+}
+
+/// What recovery may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Tell of stalls, decide nothing.
+    Observe,
+    /// Decide and tell, touch nothing.
+    DryRun,
+    Enforce,
+}
+
+/// What holds for the agents that are meant.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct AgentRule {
+    pub(crate) selector: Selector,
+    /// What the agents are called instead of their own name.
+    pub(crate) label: Option<String>,
+    pub(crate) threshold: Option<Duration>,
+    /// Soft tier, shorter than the threshold.
+    pub(crate) late: Option<Duration>,
+    /// What agents elsewhere get on top of the threshold.
+    pub(crate) network_grace: Duration,
+    pub(crate) expectation: Option<Expectation>,
+    /// Beats per second taken from one agent; 0 for no limit.
+    pub(crate) max_beat_rate: Option<u32>,
+    pub(crate) ladder: LadderChoice,
+    pub(crate) hooks: Hooks,
+}
+
+/// So many agents must have been heard by then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Expectation {
+    /// At least 1.
+    pub(crate) agents: u32,
+    /// From the start of the observer, or from the reload that brought the rule.
+    pub(crate) within: Duration,
+}
+
+/// Which ladder a rule wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum LadderChoice {
+    #[default]
+    Default,
+    None,
+    /// An index into the policy's ladders.
+    Named(usize),
+}
+
+/// Steps for other occasions than a stall, run in order until one fails.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Hooks {
+    pub(crate) on_late: Vec<Step>,
+    pub(crate) on_critical: Vec<Step>,
+    /// The process died; not if it left in order.
+    pub(crate) on_exit: Vec<Step>,
+    pub(crate) on_recovered: Vec<Step>,
+    pub(crate) on_gave_up: Vec<Step>,
+}
+
+/// What is done about a stalled agent, one step after the other.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Ladder {
+    pub(crate) name: String,
+    /// At least one, and not only waits.
+    pub(crate) steps: Vec<Step>,
+    /// Least time between two actions on one agent.
+    pub(crate) debounce: Duration,
+    /// Most actions on one agent within `window`; then the observer gives up. 1 to 100.
+    pub(crate) budget: u32,
+    pub(crate) window: Duration,
+    /// First pause after a failure; doubles up to `backoff_max`.
+    pub(crate) backoff: Duration,
+    pub(crate) backoff_max: Duration,
+    /// An agent that was well for this long starts with a clean slate.
+    pub(crate) reset_after: Duration,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Step {
+    Run(RunStep),
+    Signal(SignalStep),
+    /// Do nothing for so long.
+    Wait(Duration),
+}
+
+/// Run a program.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct RunStep {
+    /// Found and executable when the policy was checked.
+    pub(crate) program: PathBuf,
+    /// With placeholders.
+    pub(crate) arguments: Vec<String>,
+    /// `None`: as long as it likes.
+    pub(crate) timeout: Option<Duration>,
+    /// How long the agent may take to come back after exit code 0.
+    pub(crate) wait: Duration,
+}
+
+/// Send a signal.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct SignalStep {
+    pub(crate) signal: Signal,
+    pub(crate) to: Target,
+    /// How long the agent may take to come back.
+    pub(crate) wait: Duration,
+}
+
+/// Who gets a signal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Target {
+    #[default]
+    Process,
+    /// Its process group.
+    Group,
+    /// Everything in its control group.
+    Cgroup,
+}
+
+/// Limits for all recoveries together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Restraint {
+    /// Children at the same time, at least 1.
+    pub(crate) max_in_flight: usize,
+    /// Actions started per second; 0 for no limit.
+    pub(crate) starts_per_second: u32,
+    /// Hold fire when more than this part of all agents falls silent together; `None`: never.
+    pub(crate) mass_stall_share: Option<f64>,
+    /// Fewer silent agents than this are never a mass stall.
+    pub(crate) mass_stall_min: u32,
+    /// Hold fire while tasks are stalled for want of memory or I/O for more than this part of the last
+    /// 10 s; `None`: never.
+    pub(crate) memory_pressure: Option<f64>,
+    pub(crate) io_pressure: Option<f64>,
+}
+
+/// What children get.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Children {
+    /// Start from the observer's own environment.
+    pub(crate) inherit_environment: bool,
+    pub(crate) environment: Vec<(String, String)>,
+    /// Bytes kept of what a child writes, half from its beginning and half from its end.
+    pub(crate) capture_bytes: usize,
+    /// Time between the polite and the final signal.
+    pub(crate) grace: Duration,
+}
