@@ -1,196 +1,522 @@
-//! What to do about a stalled agent, and when; never how.
+//! The ladder: what to do about a stalled agent next, and when; never how.
 //!
-//! One action per silence. What cannot be done now (debounce, too many at once) and what failed is
-//! deferred and tried again while the agent stays silent; it is never forgotten. At most one action
-//! is in flight per agent and a fixed number altogether, so that a mass stall cannot become a fork
-//! bomb. The caller runs the actions and says how they ended.
+//! `silent -> act -> wait -> act harder -> give up and say so -> recovered, reset`. A ladder is data: steps
+//! that act or wait, a budget of actions within a window, pauses that grow. The caller runs the actions and
+//! says how they ended.
+//!
+//! - An action that was handled gives the agent its time to come back, then the next step comes. One that
+//!   failed leads to the next step at once; the last one is tried again with growing pauses.
+//! - Nothing is forgotten: what debounce, a running action, the limits for all or a held fire postpone is
+//!   done later, while the agent stays silent. A silence ends when the agent is back, gone or paused, or
+//!   when there is nothing left to try or the budget is spent: then, and once, in [`Next::GaveUp`].
+//! - At most one action is in flight per agent and a fixed number altogether, of which agents elsewhere may
+//!   have half, so that nobody there takes what local agents need (law 3).
+//!
+//! Nothing is allocated after construction.
+
+mod estate;
+mod hold;
+mod ladder;
+mod permits;
+#[cfg(test)]
+mod tests;
 
 use crate::event::Agent;
+use crate::fifo::Fifo;
 use crate::wheel::Wheel;
+use estate::{Estate, Estates};
+use permits::Permits;
 
-/// Actions in flight at the same time unless told otherwise.
-pub const DEFAULT_MAX_IN_FLIGHT: usize = 8;
-
-/// The pause after a first failure, if the debounce is shorter: 1 s.
-const BACKOFF_MIN_NS: u64 = 1_000_000_000;
-
-/// The longest pause between two attempts: 60 s, or the debounce if that is longer.
-const BACKOFF_MAX_NS: u64 = 60_000_000_000;
-
-/// Limits on what may be done.
-#[derive(Clone, Copy, Debug)]
-pub struct RecoveryPolicy {
-    /// Least time between two actions on the same agent.
-    pub debounce_ns: u64,
-    /// Most actions in flight together; at least 1.
-    pub max_in_flight: usize,
-}
+pub use hold::{Crowd, HoldChange, HoldFire, HoldOptions, HoldReason, Pressure};
+pub use ladder::{BUDGET_MAX, Ladder, Step};
+pub use permits::{Kind, Limits};
 
 /// How an action ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActionEnd {
-    /// The command succeeded: wait for the agent to come back.
+    /// It succeeded: the agent gets its time to come back.
     Handled,
-    /// It could not be started, or failed: try again later.
+    /// It could not be started, or failed.
     Failed,
-    /// The process it was meant for is gone: nothing to do.
+    /// The process it was meant for is gone or back: nothing to do.
     TargetGone,
+    /// It may not be acted on this agent. Nothing more is tried in this silence, unless a reload changes
+    /// what is allowed.
+    Refused,
 }
 
 /// The answer to a stall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
+    /// No ladder is meant for this agent.
+    Nothing,
     /// To be acted on as soon as there is room.
     Now,
     /// The last action on this agent is too recent, or still running: to be acted on later.
     Deferred,
 }
 
+/// What to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Run this; in flight until [`Recovery::on_end`].
+    Act(Action),
+    /// Nothing more will be done in this silence: say so.
+    GaveUp(Agent, GaveUp),
+}
+
+/// One step of a ladder for one agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Action {
+    /// Whom it is meant for.
+    pub agent: Agent,
+    /// Number of the ladder.
+    pub ladder: u32,
+    /// Number of the step in the ladder.
+    pub step: u32,
+}
+
+/// Why there is nothing left to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GaveUp {
+    /// The last step was handled and the agent did not come back.
+    StepsExhausted,
+    /// As many actions as allowed were started within the window.
+    BudgetSpent,
+}
+
+/// What a silence that is over had come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Something was done about it.
+    pub acted: bool,
+    /// It had been given up.
+    pub gave_up: bool,
+}
+
+/// When the last actions on an agent were started, newest first, 0 for none.
+type Starts = [u64; BUDGET_MAX];
+
+/// Where an agent stands on its ladder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nothing is to be done: not silent, no ladder, refused, or given up.
+    Idle,
+    /// The step begins when the timer fires.
+    Due,
+    /// The step is an action that waits for room.
+    Ready,
+    /// The action of the step runs.
+    Acting,
+    /// The agent has until the timer fires to come back.
+    Waiting,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     agent: Agent,
-    /// The agent is silent and nothing has handled that yet.
-    wanted: bool,
-    running: bool,
-    /// It came back and fell silent again while the action ran.
-    again: bool,
-    started_ns: Option<u64>,
+    ladder: u32,
+    step: u32,
+    phase: Phase,
+    silent: bool,
+    /// An action runs, perhaps that of an earlier silence.
+    in_flight: bool,
+    acted: bool,
+    gave_up: bool,
+    /// Times the last step has failed in this silence.
     failures: u32,
+    /// Silences acted on since the agent was last well for long.
+    climbs: u32,
+    /// 0 if nothing was ever done about it.
+    last_start_ns: u64,
+    /// End of the last silence.
+    settled_ns: u64,
 }
 
+/// In place of a ladder's number.
+const NO_LADDER: u32 = u32::MAX;
+
 impl Entry {
-    /// When the debounce allows the next action.
-    fn due_ns(&self, debounce_ns: u64) -> u64 {
-        self.started_ns
-            .map_or(0, |started_ns| started_ns.saturating_add(debounce_ns))
+    const fn of(agent: Agent) -> Self {
+        Self {
+            agent,
+            ladder: NO_LADDER,
+            step: 0,
+            phase: Phase::Idle,
+            silent: false,
+            in_flight: false,
+            acted: false,
+            gave_up: false,
+            failures: 0,
+            climbs: 0,
+            last_start_ns: 0,
+            settled_ns: 0,
+        }
     }
 }
 
 /// The state of all recoveries, by slot.
 #[derive(Debug)]
 pub struct Recovery {
-    policy: RecoveryPolicy,
+    ladders: Box<[Ladder]>,
     entries: Box<[Entry]>,
-    wheel: Wheel,
-    in_flight: usize,
+    /// When the last actions on each agent were started. Pages of agents that nothing was done about are
+    /// never touched, so they take no memory.
+    starts: Box<[Starts]>,
+    estates: Estates,
+    /// Timers of local agents and of those elsewhere.
+    wheels: [Wheel; 2],
+    /// Actions that wait for room, oldest first.
+    ready: [Fifo; 2],
+    permits: Permits,
+    held: bool,
+    seed: u64,
 }
 
 impl Recovery {
-    /// For a tracker with `capacity` slots.
-    pub fn new(capacity: usize, policy: RecoveryPolicy) -> Self {
-        let nobody = Entry {
-            agent: Agent {
-                slot: 0,
-                pid: 0,
-                instance: 0,
-            },
-            wanted: false,
-            running: false,
-            again: false,
-            started_ns: None,
-            failures: 0,
+    /// For a tracker with `capacity` slots. `seed` spreads the pauses of agents that failed together.
+    pub fn new(capacity: usize, ladders: Vec<Ladder>, limits: Limits, seed: u64) -> Self {
+        let nobody = Agent {
+            slot: 0,
+            pid: 0,
+            instance: 0,
         };
         Self {
-            policy: RecoveryPolicy {
-                max_in_flight: policy.max_in_flight.max(1),
-                ..policy
-            },
-            entries: vec![nobody; capacity].into_boxed_slice(),
-            wheel: Wheel::new(capacity),
-            in_flight: 0,
+            ladders: ladders.into_boxed_slice(),
+            entries: vec![Entry::of(nobody); capacity].into_boxed_slice(),
+            starts: vec![[0; BUDGET_MAX]; capacity].into_boxed_slice(),
+            estates: Estates::new(),
+            wheels: [Wheel::new(capacity), Wheel::new(capacity)],
+            ready: [Fifo::new(capacity), Fifo::new(capacity)],
+            permits: Permits::new(limits),
+            held: false,
+            seed,
         }
     }
 
-    /// An agent has stalled.
-    pub fn on_stall(&mut self, agent: Agent, now_ns: u64) -> Plan {
-        let debounce_ns = self.policy.debounce_ns;
+    /// A new agent. If one of the same `lineage` (whatever makes two processes the same service) has left
+    /// after it was acted on, the newcomer takes over its debts, so that a service that is restarted into
+    /// the next stall spends one budget and not one per process.
+    pub fn on_join(&mut self, agent: Agent, lineage: u64) {
+        let slot = agent.slot as usize;
+        if slot >= self.entries.len() {
+            return;
+        }
+        self.clear_timer(agent.slot);
+        let before = std::mem::replace(&mut self.entries[slot], Entry::of(agent));
+        if before.last_start_ns != 0 {
+            self.starts[slot] = [0; BUDGET_MAX];
+        }
+        if let Some(estate) = self.estates.take(lineage) {
+            let entry = &mut self.entries[slot];
+            entry.climbs = estate.climbs;
+            entry.settled_ns = estate.left_ns;
+            entry.last_start_ns = estate.starts[0];
+            self.starts[slot] = estate.starts;
+        }
+    }
+
+    /// An agent has stalled; `ladder` is meant for it.
+    pub fn on_stall(&mut self, agent: Agent, ladder: Option<u32>, now_ns: u64) -> Plan {
         let Some(entry) = self.entries.get_mut(agent.slot as usize) else {
-            return Plan::Deferred;
+            return Plan::Nothing;
         };
         if entry.agent != agent {
-            // The slot has a new owner. A command still running for the old one stays counted in
-            // flight, but says nothing about this agent.
-            *entry = Entry {
-                agent,
-                wanted: true,
-                running: false,
-                again: false,
-                started_ns: None,
-                failures: 0,
-            };
+            // An action still running for the slot's last owner says nothing about this one.
+            self.on_join(agent, 0);
         }
-        entry.wanted = true;
-        if entry.running {
-            entry.again = true;
+        let entry = &mut self.entries[agent.slot as usize];
+        if entry.silent {
             return Plan::Deferred;
         }
-        let due_ns = entry.due_ns(debounce_ns).max(now_ns);
-        self.wheel.arm(agent.slot, due_ns);
-        if due_ns > now_ns {
+        entry.silent = true;
+        entry.ladder = ladder.unwrap_or(NO_LADDER);
+        let Some(ladder) = self.ladders.get(entry.ladder as usize) else {
+            return Plan::Nothing;
+        };
+        if now_ns.saturating_sub(entry.settled_ns) >= ladder.reset_after_ns {
+            entry.climbs = 0;
+        }
+        if entry.in_flight {
+            return Plan::Deferred;
+        }
+        if self.begin(agent.slot, now_ns) > now_ns {
             Plan::Deferred
         } else {
             Plan::Now
         }
     }
 
-    /// The agent speaks again, or is gone: nothing more is wanted for this silence.
-    pub fn on_settled(&mut self, agent: Agent) {
-        if let Some(entry) = self.entry_of(agent) {
-            entry.wanted = false;
-            entry.again = false;
-            entry.failures = 0;
-            self.wheel.cancel(agent.slot);
+    /// The silence is over: the agent is back, gone or paused. Nothing more is done about it.
+    pub fn on_settled(&mut self, agent: Agent, now_ns: u64) -> Settled {
+        let Some(entry) = self.entry_of(agent) else {
+            return Settled::default();
+        };
+        let settled = Settled {
+            acted: entry.silent && entry.acted,
+            gave_up: entry.gave_up,
+        };
+        if std::mem::take(&mut entry.silent) {
+            entry.settled_ns = now_ns;
         }
+        entry.phase = Phase::Idle;
+        entry.acted = false;
+        entry.gave_up = false;
+        entry.failures = 0;
+        self.clear_timer(agent.slot);
+        settled
     }
 
-    /// The next agent to act on now. The action counts as in flight until [`Self::on_end`].
-    pub fn next_action(&mut self, now_ns: u64) -> Option<Agent> {
-        if self.in_flight >= self.policy.max_in_flight {
+    /// The agent is gone: its silence is over, and its debts go to the next of its `lineage`.
+    pub fn on_gone(&mut self, agent: Agent, lineage: u64, now_ns: u64) -> Settled {
+        let settled = self.on_settled(agent, now_ns);
+        if let Some(entry) = self.entry_of(agent).map(|entry| *entry)
+            && entry.last_start_ns != 0
+        {
+            self.estates.leave(Estate {
+                lineage,
+                climbs: entry.climbs,
+                left_ns: now_ns,
+                starts: self.starts[agent.slot as usize],
+            });
+        }
+        settled
+    }
+
+    /// While fire is held nothing is started and nobody given up; it all comes after.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// The next thing to do now.
+    pub fn next(&mut self, now_ns: u64) -> Option<Next> {
+        if self.held {
             return None;
         }
-        let mut budget = u32::MAX;
-        let slot = self.wheel.pop_due(now_ns, &mut budget)?;
-        let entry = self.entries.get_mut(slot as usize)?;
-        entry.running = true;
-        entry.started_ns = Some(now_ns);
-        self.in_flight += 1;
-        Some(entry.agent)
+        for kind in Kind::ALL {
+            let mut budget = u32::MAX;
+            while let Some(slot) = self.wheels[kind as usize].pop_due(now_ns, &mut budget) {
+                if let Some(agent) = self.time_has_come(slot, now_ns) {
+                    return Some(Next::GaveUp(agent, GaveUp::StepsExhausted));
+                }
+            }
+        }
+        Kind::ALL
+            .into_iter()
+            .find_map(|kind| self.start_ready(kind, now_ns))
     }
 
     /// An action has ended.
-    pub fn on_end(&mut self, agent: Agent, end: ActionEnd, now_ns: u64) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        let debounce_ns = self.policy.debounce_ns;
+    pub fn on_end(&mut self, action: Action, end: ActionEnd, now_ns: u64) {
+        let Action { agent, .. } = action;
+        self.permits.give_back(Kind::of(agent));
         let Some(entry) = self.entry_of(agent) else {
             return;
         };
-        if !std::mem::take(&mut entry.running) || !entry.wanted {
+        entry.in_flight = false;
+        if !entry.silent {
             return;
         }
-        if std::mem::take(&mut entry.again) {
-            let due_ns = entry.due_ns(debounce_ns).max(now_ns);
-            self.wheel.arm(agent.slot, due_ns);
-        } else if end == ActionEnd::Failed {
-            entry.failures = entry.failures.saturating_add(1);
-            let pause_ns = backoff_ns(entry.failures, debounce_ns);
-            self.wheel.arm(agent.slot, now_ns.saturating_add(pause_ns));
-        } else {
-            entry.wanted = false;
+        if entry.phase != Phase::Acting {
+            // It was meant for an earlier silence.
+            if !entry.gave_up {
+                self.begin(agent.slot, now_ns);
+            }
+            return;
         }
+        let entry = &mut self.entries[agent.slot as usize];
+        let ladder = self.ladders.get(entry.ladder as usize);
+        let (Some(ladder), false) = (
+            ladder,
+            matches!(end, ActionEnd::TargetGone | ActionEnd::Refused),
+        ) else {
+            entry.phase = Phase::Idle;
+            return;
+        };
+        let due_ns = match end {
+            ActionEnd::Handled => {
+                entry.phase = Phase::Waiting;
+                now_ns.saturating_add(ladder.patience_ns(entry.step))
+            }
+            _ if entry.step < ladder.last_action() => {
+                entry.phase = Phase::Due;
+                entry.step += 1;
+                now_ns
+            }
+            _ => {
+                entry.phase = Phase::Due;
+                entry.failures = entry.failures.saturating_add(1);
+                let pause_ns = ladder.pause_ns(entry.failures).max(ladder.debounce_ns);
+                now_ns.saturating_add(spread(pause_ns, self.seed, entry))
+            }
+        };
+        self.arm(agent, due_ns);
     }
 
-    /// When [`Self::next_action`] may have something to do; `None` while it has not, or while
-    /// everything waits for an action to end.
+    /// When [`Self::next`] may have something to do; `None` while it has not, or while everything waits
+    /// for an action to end.
     pub fn next_due_ns(&self) -> Option<u64> {
-        if self.in_flight >= self.policy.max_in_flight {
+        if self.held {
             return None;
         }
-        self.wheel.next_deadline_ns()
+        let timers = self.wheels.iter().filter_map(Wheel::next_deadline_ns);
+        let ready = Kind::ALL.into_iter().filter_map(|kind| {
+            self.ready[kind as usize].front()?;
+            self.permits.free_at_ns(kind)
+        });
+        timers.chain(ready).min()
     }
 
-    /// Actions in flight.
+    /// Room for something else than a step that counts against the same limits; false if there is none.
+    /// Given back with [`Self::give_back`].
+    pub fn take_permit(&mut self, agent: Agent, now_ns: u64) -> bool {
+        self.permits.take(Kind::of(agent), now_ns)
+    }
+
+    /// See [`Self::take_permit`].
+    pub fn give_back(&mut self, agent: Agent) {
+        self.permits.give_back(Kind::of(agent));
+    }
+
+    /// When there is room again; `None` while something must end first.
+    pub fn room_at_ns(&self, agent: Agent) -> Option<u64> {
+        self.permits.free_at_ns(Kind::of(agent))
+    }
+
+    /// Actions in flight, and what else has a permit.
     pub fn in_flight(&self) -> usize {
-        self.in_flight
+        self.permits.in_flight()
+    }
+
+    /// New ladders and limits. Who is silent goes on where they stand if their ladder has not changed,
+    /// else begins the one that `ladder_of` now means for them; who has none any more is left alone.
+    pub fn reload(
+        &mut self,
+        ladders: Vec<Ladder>,
+        limits: Limits,
+        mut ladder_of: impl FnMut(Agent) -> Option<u32>,
+        now_ns: u64,
+    ) {
+        let old = std::mem::replace(&mut self.ladders, ladders.into_boxed_slice());
+        self.permits.set_limits(limits);
+        for slot in 0..self.entries.len() as u32 {
+            let entry = &mut self.entries[slot as usize];
+            if !entry.silent {
+                continue;
+            }
+            let agent = entry.agent;
+            let before = old.get(entry.ladder as usize);
+            let after = ladder_of(agent).filter(|new| (*new as usize) < self.ladders.len());
+            entry.ladder = after.unwrap_or(NO_LADDER);
+            let is_stopped = entry.phase == Phase::Idle && !entry.gave_up && !entry.in_flight;
+            if before == self.ladders.get(entry.ladder as usize) && !is_stopped {
+                continue;
+            }
+            entry.phase = Phase::Idle;
+            entry.gave_up = false;
+            entry.failures = 0;
+            let may_begin = after.is_some() && !entry.in_flight;
+            self.clear_timer(slot);
+            if may_begin {
+                self.begin(slot, now_ns);
+            }
+        }
+    }
+
+    /// Puts an agent at the foot of its ladder; returns when that begins.
+    fn begin(&mut self, slot: u32, now_ns: u64) -> u64 {
+        let entry = &mut self.entries[slot as usize];
+        let Some(ladder) = self.ladders.get(entry.ladder as usize) else {
+            return now_ns;
+        };
+        entry.step = 0;
+        entry.failures = 0;
+        entry.phase = Phase::Due;
+        let pause_ns = match entry.climbs {
+            0 => 0,
+            1 => ladder.debounce_ns,
+            climbs => spread(ladder.pause_ns(climbs - 1), self.seed, entry).max(ladder.debounce_ns),
+        };
+        let earliest_ns = match pause_ns {
+            0 => now_ns,
+            pause_ns => entry.last_start_ns.saturating_add(pause_ns).max(now_ns),
+        };
+        let agent = entry.agent;
+        self.arm(agent, earliest_ns);
+        earliest_ns
+    }
+
+    /// A timer has fired: the agent moves on. `Some` if there is nothing left to move on to.
+    fn time_has_come(&mut self, slot: u32, now_ns: u64) -> Option<Agent> {
+        let entry = self.entries.get_mut(slot as usize)?;
+        let agent = entry.agent;
+        match entry.phase {
+            Phase::Waiting => entry.step += 1,
+            Phase::Due => {}
+            Phase::Idle | Phase::Ready | Phase::Acting => return None,
+        }
+        let ladder = self.ladders.get(entry.ladder as usize);
+        match ladder.and_then(|ladder| ladder.steps.get(entry.step as usize)) {
+            Some(Step::Act { .. }) => {
+                entry.phase = Phase::Ready;
+                self.ready[Kind::of(agent) as usize].push(slot);
+            }
+            Some(Step::Wait { wait_ns }) => {
+                entry.phase = Phase::Waiting;
+                let until_ns = now_ns.saturating_add(*wait_ns);
+                self.arm(agent, until_ns);
+            }
+            None => {
+                entry.phase = Phase::Idle;
+                entry.gave_up = true;
+                return Some(agent);
+            }
+        }
+        None
+    }
+
+    /// Starts the action that has waited longest, if there is room for it and money left.
+    fn start_ready(&mut self, kind: Kind, now_ns: u64) -> Option<Next> {
+        let slot = self.ready[kind as usize].front()?;
+        let entry = self.entries.get_mut(slot as usize)?;
+        let agent = entry.agent;
+        let starts = &mut self.starts[slot as usize];
+        let ladder = self.ladders.get(entry.ladder as usize)?;
+        if ladder.is_spent(starts, now_ns) {
+            self.ready[kind as usize].remove(slot);
+            entry.phase = Phase::Idle;
+            entry.gave_up = true;
+            return Some(Next::GaveUp(agent, GaveUp::BudgetSpent));
+        }
+        if !self.permits.take(kind, now_ns) {
+            return None;
+        }
+        self.ready[kind as usize].remove(slot);
+        // Newest first; the oldest falls off the end, where no budget looks.
+        starts.rotate_right(1);
+        starts[0] = now_ns.max(1);
+        entry.phase = Phase::Acting;
+        entry.in_flight = true;
+        entry.last_start_ns = starts[0];
+        if !std::mem::replace(&mut entry.acted, true) {
+            entry.climbs = entry.climbs.saturating_add(1);
+        }
+        Some(Next::Act(Action {
+            agent,
+            ladder: entry.ladder,
+            step: entry.step,
+        }))
+    }
+
+    fn arm(&mut self, agent: Agent, due_ns: u64) {
+        self.wheels[Kind::of(agent) as usize].arm(agent.slot, due_ns);
+    }
+
+    fn clear_timer(&mut self, slot: u32) {
+        for kind in Kind::ALL {
+            self.wheels[kind as usize].cancel(slot);
+            self.ready[kind as usize].remove(slot);
+        }
     }
 
     fn entry_of(&mut self, agent: Agent) -> Option<&mut Entry> {
@@ -200,145 +526,10 @@ impl Recovery {
     }
 }
 
-/// Doubles from the debounce (at least 1 s) up to 60 s.
-fn backoff_ns(failures: u32, debounce_ns: u64) -> u64 {
-    let first_ns = debounce_ns.max(BACKOFF_MIN_NS);
-    let doublings = failures.saturating_sub(1).min(16);
-    first_ns
-        .saturating_mul(1 << doublings)
-        .min(BACKOFF_MAX_NS.max(debounce_ns))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const S: u64 = 1_000_000_000;
-    /// The wheel rounds up to its tick.
-    const SLACK: u64 = 1 << crate::wheel::TICK_SHIFT;
-
-    fn agent(slot: u32) -> Agent {
-        Agent {
-            slot,
-            pid: 100 + slot,
-            instance: 1,
-        }
-    }
-
-    fn recovery(max_in_flight: usize) -> Recovery {
-        let policy = RecoveryPolicy {
-            debounce_ns: 5 * S,
-            max_in_flight,
-        };
-        Recovery::new(16, policy)
-    }
-
-    #[test]
-    fn a_stall_is_acted_on_once() {
-        let mut recovery = recovery(8);
-        assert_eq!(recovery.on_stall(agent(0), S), Plan::Now);
-        assert_eq!(recovery.next_action(S + SLACK), Some(agent(0)));
-        assert_eq!(recovery.next_action(S + SLACK), None, "single flight");
-        recovery.on_end(agent(0), ActionEnd::Handled, 2 * S);
-        assert_eq!(recovery.next_action(1000 * S), None, "handled");
-    }
-
-    #[test]
-    fn a_second_stall_within_the_debounce_is_deferred_not_dropped() {
-        let mut recovery = recovery(8);
-        recovery.on_stall(agent(0), S);
-        recovery.next_action(S + SLACK);
-        recovery.on_end(agent(0), ActionEnd::Handled, S + SLACK);
-        recovery.on_settled(agent(0));
-        assert_eq!(recovery.on_stall(agent(0), 3 * S), Plan::Deferred);
-        assert_eq!(recovery.next_action(5 * S), None);
-        assert!(recovery.next_due_ns().unwrap() >= 6 * S);
-        assert_eq!(recovery.next_action(6 * S + 3 * SLACK), Some(agent(0)));
-    }
-
-    #[test]
-    fn a_stall_while_the_command_of_the_last_one_runs_is_deferred() {
-        let mut recovery = recovery(8);
-        recovery.on_stall(agent(0), S);
-        recovery.next_action(S + SLACK);
-        recovery.on_settled(agent(0));
-        assert_eq!(recovery.on_stall(agent(0), 20 * S), Plan::Deferred);
-        assert_eq!(recovery.next_action(20 * S + SLACK), None);
-        recovery.on_end(agent(0), ActionEnd::Handled, 30 * S);
-        assert_eq!(recovery.next_action(30 * S + SLACK), Some(agent(0)));
-    }
-
-    #[test]
-    fn failure_is_tried_again_with_growing_pauses_while_the_silence_lasts() {
-        let mut recovery = recovery(8);
-        recovery.on_stall(agent(0), 0);
-        let mut now_ns = SLACK;
-        for pause in [5, 10, 20, 40, 60, 60] {
-            assert_eq!(recovery.next_action(now_ns), Some(agent(0)));
-            recovery.on_end(agent(0), ActionEnd::Failed, now_ns);
-            assert_eq!(recovery.next_action(now_ns + pause * S - SLACK), None);
-            now_ns += pause * S + SLACK;
-        }
-        recovery.on_settled(agent(0));
-        assert_eq!(recovery.next_action(now_ns + 100 * S), None);
-    }
-
-    #[test]
-    fn no_more_than_the_limit_are_in_flight_and_nobody_is_forgotten() {
-        let mut recovery = recovery(3);
-        for slot in 0..10 {
-            recovery.on_stall(agent(slot), 0);
-        }
-        let mut acted = Vec::new();
-        let mut running = Vec::new();
-        for step in 1..20 {
-            while let Some(agent) = recovery.next_action(step * S) {
-                running.push(agent);
-            }
-            assert!(recovery.in_flight() <= 3);
-            if recovery.in_flight() == 3 {
-                assert_eq!(recovery.next_due_ns(), None, "waits for an end");
-            }
-            if let Some(agent) = running.pop() {
-                recovery.on_end(agent, ActionEnd::Handled, step * S);
-                acted.push(agent.slot);
-            }
-        }
-        acted.sort_unstable();
-        assert_eq!(acted, (0..10).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn an_agent_that_came_back_is_not_acted_on() {
-        let mut recovery = recovery(8);
-        recovery.on_stall(agent(0), 0);
-        recovery.on_settled(agent(0));
-        assert_eq!(recovery.next_action(S), None);
-        assert_eq!(recovery.next_due_ns(), None);
-    }
-
-    #[test]
-    fn a_new_owner_of_a_slot_inherits_neither_debounce_nor_command() {
-        let mut recovery = recovery(8);
-        recovery.on_stall(agent(0), 0);
-        recovery.next_action(SLACK);
-        let successor = Agent {
-            instance: 2,
-            ..agent(0)
-        };
-        assert_eq!(recovery.on_stall(successor, S), Plan::Now);
-        recovery.on_end(agent(0), ActionEnd::Failed, S);
-        assert_eq!(recovery.next_action(S + SLACK), Some(successor));
-        recovery.on_end(successor, ActionEnd::Handled, 2 * S);
-        assert_eq!(recovery.in_flight(), 0);
-    }
-
-    #[test]
-    fn a_target_that_is_gone_is_not_tried_again() {
-        let mut recovery = recovery(8);
-        recovery.on_stall(agent(0), 0);
-        recovery.next_action(SLACK);
-        recovery.on_end(agent(0), ActionEnd::TargetGone, SLACK);
-        assert_eq!(recovery.next_due_ns(), None);
-    }
+/// Up to a quarter more, so that those who failed together do not come again together.
+fn spread(pause_ns: u64, seed: u64, entry: &Entry) -> u64 {
+    use crate::index::IndexKey;
+    let attempt = u64::from(entry.failures) << 32 | u64::from(entry.climbs);
+    let dice = (entry.agent.instance ^ u64::from(entry.agent.slot)).hash(attempt.hash(seed)) % 256;
+    pause_ns.saturating_add(pause_ns / 1024 * dice)
 }

@@ -1,0 +1,238 @@
+//! Hold-fire: when many fall silent together, or the host itself starves, the host is the suspect and not
+//! its agents. Then nothing is done to anybody until that is over.
+
+/// Below this part of its limit a pressure is over, so that a figure at the limit does not flicker.
+const RELIEF: f64 = 0.8;
+
+/// What makes the host the suspect.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HoldOptions {
+    /// More than this part of all agents; `None`: never.
+    pub share: Option<f64>,
+    /// Fewer silent agents than this are never too many.
+    pub min: u32,
+    /// Percent of the last 10 s in which all tasks were stalled for want of memory; `None`: never.
+    pub memory_percent: Option<f64>,
+    /// The same for I/O.
+    pub io_percent: Option<f64>,
+}
+
+/// The kernel's pressure-stall figures: percent of the last 10 s in which all tasks were stalled. `None`
+/// where it does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pressure {
+    /// For want of memory.
+    pub memory_percent: Option<f64>,
+    /// For want of I/O.
+    pub io_percent: Option<f64>,
+}
+
+/// How silent everybody is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Crowd {
+    /// Agents that are watched.
+    pub watched: u32,
+    /// Those that are silent.
+    pub silent: u32,
+    /// Those of them that fell silent within the last threshold or so.
+    pub fresh: u32,
+}
+
+/// Why fire is held.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum HoldReason {
+    /// So many of so many fell silent together.
+    MassStall {
+        /// Agents that fell silent.
+        silent: u32,
+        /// Agents that were not silent before.
+        of: u32,
+    },
+    /// Tasks are stalled for want of memory, percent.
+    Memory(f64),
+    /// Tasks are stalled for want of I/O, percent.
+    Io(f64),
+}
+
+/// What has changed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum HoldChange {
+    /// Fire is held from now on.
+    Held(HoldReason),
+    /// It is not any more.
+    Resumed,
+}
+
+/// Whether fire is held.
+#[derive(Debug)]
+pub struct HoldFire {
+    options: HoldOptions,
+    reason: Option<HoldReason>,
+    /// Agents that were silent before the others fell silent together.
+    silent_before: u32,
+}
+
+impl HoldFire {
+    /// Fire is free.
+    pub fn new(options: HoldOptions) -> Self {
+        Self {
+            options,
+            reason: None,
+            silent_before: 0,
+        }
+    }
+
+    /// Other options; what is held stays held until it is judged.
+    pub fn set_options(&mut self, options: HoldOptions) {
+        self.options = options;
+    }
+
+    /// Why fire is held, if it is.
+    pub fn reason(&self) -> Option<HoldReason> {
+        self.reason
+    }
+
+    /// Looks at the crowd and the host.
+    pub fn judge(&mut self, crowd: Crowd, pressure: Pressure) -> Option<HoldChange> {
+        let now = self
+            .mass_stall(crowd)
+            .or_else(|| self.starved(pressure));
+        let before = std::mem::replace(&mut self.reason, now);
+        match (before, now) {
+            (None, Some(reason)) => Some(HoldChange::Held(reason)),
+            (Some(_), None) => Some(HoldChange::Resumed),
+            _ => None,
+        }
+    }
+
+    fn mass_stall(&mut self, crowd: Crowd) -> Option<HoldReason> {
+        let share = self.options.share?;
+        let is_held = matches!(self.reason, Some(HoldReason::MassStall { .. }));
+        if !is_held {
+            self.silent_before = crowd.silent.saturating_sub(crowd.fresh);
+        }
+        // Once held, whoever has been silent with the others counts, however long by now.
+        let silent = match is_held {
+            true => crowd.silent.saturating_sub(self.silent_before),
+            false => crowd.fresh,
+        };
+        let of = crowd.watched.saturating_sub(self.silent_before);
+        let too_many = silent >= self.options.min && f64::from(silent) > share * f64::from(of);
+        too_many.then_some(HoldReason::MassStall { silent, of })
+    }
+
+    fn starved(&self, pressure: Pressure) -> Option<HoldReason> {
+        let limit = |limit: f64, is_held: bool| if is_held { limit * RELIEF } else { limit };
+        let is_over = |percent: Option<f64>, most: Option<f64>, is_held| {
+            let percent = percent?;
+            (percent >= limit(most?, is_held)).then_some(percent)
+        };
+        let memory_held = matches!(self.reason, Some(HoldReason::Memory(_)));
+        let io_held = matches!(self.reason, Some(HoldReason::Io(_)));
+        let options = &self.options;
+        is_over(pressure.memory_percent, options.memory_percent, memory_held)
+            .map(HoldReason::Memory)
+            .or_else(|| {
+                is_over(pressure.io_percent, options.io_percent, io_held).map(HoldReason::Io)
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hold() -> HoldFire {
+        HoldFire::new(HoldOptions {
+            share: Some(0.5),
+            min: 5,
+            memory_percent: Some(20.0),
+            io_percent: Some(60.0),
+        })
+    }
+
+    fn crowd(watched: u32, silent: u32, fresh: u32) -> Crowd {
+        Crowd {
+            watched,
+            silent,
+            fresh,
+        }
+    }
+
+    const CALM: Pressure = Pressure {
+        memory_percent: Some(0.0),
+        io_percent: None,
+    };
+
+    #[test]
+    fn more_than_the_share_falling_silent_together_holds_fire_until_they_are_back() {
+        let mut hold = hold();
+        assert_eq!(hold.judge(crowd(100, 50, 50), CALM), None, "just half");
+        let reason = HoldReason::MassStall {
+            silent: 51,
+            of: 100,
+        };
+        let held = hold.judge(crowd(100, 51, 51), CALM);
+        assert_eq!(held, Some(HoldChange::Held(reason)));
+        assert_eq!(hold.judge(crowd(100, 100, 40), CALM), None);
+        assert_eq!(hold.judge(crowd(100, 100, 0), CALM), None, "long silent now");
+        assert!(hold.reason().is_some());
+        assert_eq!(
+            hold.judge(crowd(100, 50, 0), CALM),
+            Some(HoldChange::Resumed)
+        );
+    }
+
+    #[test]
+    fn few_agents_are_never_a_mass() {
+        assert_eq!(hold().judge(crowd(4, 4, 4), CALM), None);
+        assert!(hold().judge(crowd(5, 5, 5), CALM).is_some());
+    }
+
+    #[test]
+    fn agents_that_were_silent_before_count_on_neither_side() {
+        let mut hold = hold();
+        assert_eq!(hold.judge(crowd(100, 80, 0), CALM), None);
+        assert!(hold.judge(crowd(100, 91, 11), CALM).is_some());
+        assert_eq!(
+            hold.judge(crowd(100, 90, 0), CALM),
+            Some(HoldChange::Resumed)
+        );
+    }
+
+    #[test]
+    fn a_starving_host_holds_fire_and_a_figure_at_the_limit_does_not_flicker() {
+        let mut hold = hold();
+        let memory = |percent| Pressure {
+            memory_percent: Some(percent),
+            ..CALM
+        };
+        let few = crowd(10, 1, 1);
+        assert_eq!(hold.judge(few, memory(19.9)), None);
+        let held = HoldChange::Held(HoldReason::Memory(20.0));
+        assert_eq!(hold.judge(few, memory(20.0)), Some(held));
+        assert_eq!(hold.judge(few, memory(16.1)), None);
+        assert_eq!(hold.judge(few, memory(15.9)), Some(HoldChange::Resumed));
+        let io = Pressure {
+            io_percent: Some(60.0),
+            ..CALM
+        };
+        let held = HoldChange::Held(HoldReason::Io(60.0));
+        assert_eq!(hold.judge(few, io), Some(held));
+    }
+
+    #[test]
+    fn what_is_off_holds_nothing() {
+        let mut hold = HoldFire::new(HoldOptions {
+            share: None,
+            min: 5,
+            memory_percent: None,
+            io_percent: None,
+        });
+        let pressure = Pressure {
+            memory_percent: Some(100.0),
+            io_percent: Some(100.0),
+        };
+        assert_eq!(hold.judge(crowd(100, 100, 100), pressure), None);
+    }
+}

@@ -1,0 +1,72 @@
+//! A ladder as data: its steps, and the arithmetic of its pauses and its budget.
+
+/// Most actions a budget can have: each costs 8 bytes per agent that something was done about.
+pub const BUDGET_MAX: usize = 32;
+
+/// A ladder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ladder {
+    /// Differs between two ladders that do different things in the same rhythm.
+    pub tag: u64,
+    /// At least one of them acts.
+    pub steps: Vec<Step>,
+    /// Least time from the start of an action to that of the first one about a later silence, and
+    /// between two attempts at the last step.
+    pub debounce_ns: u64,
+    /// Most actions started within the window, 1 to [`BUDGET_MAX`].
+    pub budget: u32,
+    /// The window, a time that slides.
+    pub window_ns: u64,
+    /// The first pause after a failure.
+    pub backoff_ns: u64,
+    /// What pauses double up to.
+    pub backoff_max_ns: u64,
+    /// An agent that was well for this long starts without debts.
+    pub reset_after_ns: u64,
+}
+
+/// A step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Do something.
+    Act {
+        /// How long the agent may take to come back after it was handled.
+        patience_ns: u64,
+    },
+    /// Do nothing for so long.
+    Wait {
+        /// For how long.
+        wait_ns: u64,
+    },
+}
+
+impl Ladder {
+    /// The number of the last step that acts.
+    pub(super) fn last_action(&self) -> u32 {
+        let acts = |step: &Step| matches!(step, Step::Act { .. });
+        self.steps.iter().rposition(acts).unwrap_or(0) as u32
+    }
+
+    pub(super) fn patience_ns(&self, step: u32) -> u64 {
+        match self.steps.get(step as usize) {
+            Some(Step::Act { patience_ns }) => *patience_ns,
+            Some(Step::Wait { .. }) | None => 0,
+        }
+    }
+
+    /// The pause after so many failures, or before the climb after so many: doubles up to the limit.
+    pub(super) fn pause_ns(&self, failures: u32) -> u64 {
+        let doublings = failures.saturating_sub(1).min(62);
+        self.backoff_ns
+            .saturating_mul(1 << doublings)
+            .min(self.backoff_max_ns.max(self.backoff_ns))
+    }
+
+    /// Whether as many actions as allowed were started within the window; `starts` newest first.
+    pub(super) fn is_spent(&self, starts: &[u64], now_ns: u64) -> bool {
+        let oldest_allowed = (self.budget as usize).clamp(1, BUDGET_MAX) - 1;
+        starts.get(oldest_allowed).is_some_and(|start_ns| {
+            *start_ns != 0 && now_ns.saturating_sub(*start_ns) < self.window_ns
+        })
+    }
+}

@@ -1,0 +1,146 @@
+//! Limits for all actions together: how many at a time, how many per second.
+
+use crate::event::Agent;
+
+/// Part of the actions in flight that agents elsewhere may have.
+const REMOTE_PART: usize = 2;
+
+/// What an agent is, as far as limits are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// On this host.
+    Local = 0,
+    /// Elsewhere.
+    Remote = 1,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 2] = [Self::Local, Self::Remote];
+
+    pub(super) const fn of(agent: Agent) -> Self {
+        match agent.is_remote() {
+            false => Self::Local,
+            true => Self::Remote,
+        }
+    }
+}
+
+/// The limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most actions in flight together; at least 1.
+    pub max_in_flight: usize,
+    /// Most actions started per second, as many at once; 0 for no limit.
+    pub starts_per_second: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Permits {
+    limits: Limits,
+    in_flight: [usize; 2],
+    /// When the bucket of starts is full again.
+    full_at_ns: u64,
+}
+
+impl Permits {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            in_flight: [0; 2],
+            full_at_ns: 0,
+        }
+    }
+
+    pub(super) fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.iter().sum()
+    }
+
+    /// Takes one, if there is one.
+    pub(super) fn take(&mut self, kind: Kind, now_ns: u64) -> bool {
+        let is_free = self.free_at_ns(kind).is_some_and(|at_ns| at_ns <= now_ns);
+        if is_free {
+            self.in_flight[kind as usize] += 1;
+            self.full_at_ns = self.full_at_ns.max(now_ns) + self.interval_ns();
+        }
+        is_free
+    }
+
+    pub(super) fn give_back(&mut self, kind: Kind) {
+        let in_flight = &mut self.in_flight[kind as usize];
+        *in_flight = in_flight.saturating_sub(1);
+    }
+
+    /// When one may be taken; `None` while as many as allowed are in flight.
+    pub(super) fn free_at_ns(&self, kind: Kind) -> Option<u64> {
+        let most = self.limits.max_in_flight.max(1);
+        let has_room = self.in_flight() < most
+            && (kind == Kind::Local
+                || self.in_flight[Kind::Remote as usize] < most.div_ceil(REMOTE_PART));
+        let bucket_ns = self.interval_ns() * u64::from(self.limits.starts_per_second);
+        let first_ns = (self.full_at_ns + self.interval_ns()).saturating_sub(bucket_ns);
+        has_room.then_some(if self.limits.starts_per_second == 0 {
+            0
+        } else {
+            first_ns
+        })
+    }
+
+    fn interval_ns(&self) -> u64 {
+        match self.limits.starts_per_second {
+            0 => 0,
+            per_second => 1_000_000_000 / u64::from(per_second),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 1_000_000_000;
+
+    fn permits(max_in_flight: usize, starts_per_second: u32) -> Permits {
+        Permits::new(Limits {
+            max_in_flight,
+            starts_per_second,
+        })
+    }
+
+    #[test]
+    fn no_more_than_the_limit_are_out_and_half_of_them_elsewhere() {
+        let mut permits = permits(4, 0);
+        assert!(permits.take(Kind::Remote, 0) && permits.take(Kind::Remote, 0));
+        assert!(!permits.take(Kind::Remote, 0));
+        assert!(permits.take(Kind::Local, 0) && permits.take(Kind::Local, 0));
+        assert!(!permits.take(Kind::Local, 0));
+        assert_eq!(permits.free_at_ns(Kind::Local), None);
+        permits.give_back(Kind::Remote);
+        assert!(permits.take(Kind::Local, 0));
+    }
+
+    #[test]
+    fn a_single_permit_is_for_everybody() {
+        let mut permits = permits(1, 0);
+        assert!(permits.take(Kind::Remote, 0));
+        assert!(!permits.take(Kind::Local, 0));
+    }
+
+    #[test]
+    fn starts_come_at_their_rate_after_a_burst_of_one_second() {
+        let mut permits = permits(usize::MAX, 10);
+        let mut now_ns = 100 * S;
+        for _ in 0..10 {
+            assert!(permits.take(Kind::Local, now_ns));
+        }
+        for _ in 0..5 {
+            assert!(!permits.take(Kind::Local, now_ns));
+            assert_eq!(permits.free_at_ns(Kind::Local), Some(now_ns + S / 10));
+            now_ns += S / 10;
+            assert!(permits.take(Kind::Local, now_ns));
+        }
+    }
+}

@@ -1,0 +1,339 @@
+use super::*;
+
+const S: u64 = 1_000_000_000;
+/// The wheel rounds up to its tick.
+const SLACK: u64 = 1 << crate::wheel::TICK_SHIFT;
+/// Pauses are spread by up to a quarter.
+const SPREAD: u64 = 4;
+
+fn agent(slot: u32) -> Agent {
+    Agent {
+        slot,
+        pid: 100 + slot,
+        instance: 1,
+    }
+}
+
+fn act(patience_s: u64) -> Step {
+    Step::Act {
+        patience_ns: patience_s * S,
+    }
+}
+
+fn ladder(steps: &[Step]) -> Ladder {
+    Ladder {
+        tag: 0,
+        steps: steps.to_vec(),
+        debounce_ns: 5 * S,
+        budget: 10,
+        window_ns: 600 * S,
+        backoff_ns: S,
+        backoff_max_ns: 60 * S,
+        reset_after_ns: 300 * S,
+    }
+}
+
+fn recovery_with(max_in_flight: usize, ladder: Ladder) -> Recovery {
+    let limits = Limits {
+        max_in_flight,
+        starts_per_second: 0,
+    };
+    Recovery::new(16, vec![ladder], limits, 7)
+}
+
+fn recovery(steps: &[Step]) -> Recovery {
+    recovery_with(8, ladder(steps))
+}
+
+fn acts(agent: Agent, step: u32) -> Option<Next> {
+    Some(Next::Act(action(agent, step)))
+}
+
+fn action(agent: Agent, step: u32) -> Action {
+    Action {
+        agent,
+        ladder: 0,
+        step,
+    }
+}
+
+#[test]
+fn the_ladder_is_climbed_step_by_step_and_then_given_up() {
+    let mut recovery = recovery(&[act(10), Step::Wait { wait_ns: 3 * S }, act(20)]);
+    assert_eq!(recovery.on_stall(agent(0), Some(0), S), Plan::Now);
+    let mut now_ns = S + SLACK;
+    assert_eq!(recovery.next(now_ns), acts(agent(0), 0));
+    assert_eq!(recovery.next(now_ns), None, "single flight");
+    recovery.on_end(action(agent(0), 0), ActionEnd::Handled, now_ns);
+    assert_eq!(recovery.next(now_ns + 10 * S - SLACK), None, "its time");
+    now_ns += 10 * S + SLACK;
+    assert_eq!(recovery.next(now_ns), None, "waits");
+    assert_eq!(recovery.next(now_ns + 3 * S - SLACK), None, "waits still");
+    now_ns += 3 * S + SLACK;
+    assert_eq!(recovery.next(now_ns), acts(agent(0), 2));
+    recovery.on_end(action(agent(0), 2), ActionEnd::Handled, now_ns);
+    now_ns += 20 * S + SLACK;
+    let gave_up = Next::GaveUp(agent(0), GaveUp::StepsExhausted);
+    assert_eq!(recovery.next(now_ns), Some(gave_up));
+    assert_eq!(recovery.next(now_ns + 1000 * S), None, "said once");
+    let settled = recovery.on_settled(agent(0), now_ns + 1000 * S);
+    assert!(settled.acted && settled.gave_up);
+}
+
+#[test]
+fn an_agent_that_comes_back_in_its_time_is_left_alone_and_starts_at_the_foot_again() {
+    let mut recovery = recovery(&[act(10), act(10)]);
+    recovery.on_stall(agent(0), Some(0), S);
+    recovery.next(S + SLACK);
+    recovery.on_end(action(agent(0), 0), ActionEnd::Handled, 2 * S);
+    let settled = recovery.on_settled(agent(0), 3 * S);
+    assert!(settled.acted && !settled.gave_up);
+    assert_eq!(recovery.next(100 * S), None);
+    assert_eq!(recovery.on_stall(agent(0), Some(0), 100 * S), Plan::Now);
+    assert_eq!(recovery.next(100 * S + SLACK), acts(agent(0), 0));
+}
+
+#[test]
+fn a_failed_step_leads_to_the_next_at_once_and_the_last_is_tried_again_with_growing_pauses() {
+    let mut recovery = recovery_with(
+        8,
+        Ladder {
+            debounce_ns: 0,
+            ..ladder(&[act(10), act(10)])
+        },
+    );
+    recovery.on_stall(agent(0), Some(0), S);
+    let mut now_ns = S + SLACK;
+    assert_eq!(recovery.next(now_ns), acts(agent(0), 0));
+    recovery.on_end(action(agent(0), 0), ActionEnd::Failed, now_ns);
+    now_ns += SLACK;
+    for pause_s in [1, 2, 4, 8, 16, 32, 60, 60] {
+        assert_eq!(recovery.next(now_ns), acts(agent(0), 1));
+        recovery.on_end(action(agent(0), 1), ActionEnd::Failed, now_ns);
+        assert_eq!(recovery.next(now_ns + pause_s * S - SLACK), None);
+        now_ns += pause_s * S + pause_s * S / SPREAD + SLACK;
+    }
+    assert_eq!(recovery.next(now_ns), acts(agent(0), 1));
+    recovery.on_end(action(agent(0), 1), ActionEnd::Failed, now_ns);
+    let gave_up = Next::GaveUp(agent(0), GaveUp::BudgetSpent);
+    assert_eq!(recovery.next(now_ns + 80 * S), Some(gave_up));
+}
+
+#[test]
+fn a_second_stall_within_the_debounce_is_deferred_not_dropped() {
+    let mut recovery = recovery(&[act(10)]);
+    recovery.on_stall(agent(0), Some(0), S);
+    recovery.next(S + SLACK);
+    recovery.on_end(action(agent(0), 0), ActionEnd::Handled, S + SLACK);
+    recovery.on_settled(agent(0), 2 * S);
+    assert_eq!(recovery.on_stall(agent(0), Some(0), 3 * S), Plan::Deferred);
+    assert_eq!(recovery.next(5 * S), None);
+    assert!(recovery.next_due_ns().unwrap() >= 6 * S);
+    assert_eq!(recovery.next(6 * S + 3 * SLACK), acts(agent(0), 0));
+}
+
+#[test]
+fn an_agent_that_falls_silent_again_and_again_is_acted_on_ever_more_seldom_until_it_is_well() {
+    let mut recovery = recovery_with(
+        8,
+        Ladder {
+            debounce_ns: 0,
+            ..ladder(&[act(10)])
+        },
+    );
+    let mut now_ns = S;
+    let mut pauses = Vec::new();
+    for _ in 0..5 {
+        recovery.on_stall(agent(0), Some(0), now_ns);
+        let stalled_ns = now_ns;
+        while recovery.next(now_ns).is_none() {
+            now_ns = recovery.next_due_ns().unwrap().max(now_ns) + SLACK;
+        }
+        pauses.push((now_ns - stalled_ns) / S);
+        recovery.on_end(action(agent(0), 0), ActionEnd::Handled, now_ns);
+        recovery.on_settled(agent(0), now_ns);
+    }
+    assert!(pauses.is_sorted() && pauses[0] == 0 && pauses[4] >= 4, "{pauses:?}");
+    now_ns += 300 * S;
+    assert_eq!(recovery.on_stall(agent(0), Some(0), now_ns), Plan::Now);
+}
+
+#[test]
+fn a_stall_while_the_action_of_the_last_one_runs_is_deferred() {
+    let mut recovery = recovery(&[act(10)]);
+    recovery.on_stall(agent(0), Some(0), S);
+    recovery.next(S + SLACK);
+    recovery.on_settled(agent(0), 2 * S);
+    assert_eq!(recovery.on_stall(agent(0), Some(0), 20 * S), Plan::Deferred);
+    assert_eq!(recovery.next(20 * S + SLACK), None);
+    recovery.on_end(action(agent(0), 0), ActionEnd::Handled, 30 * S);
+    assert_eq!(recovery.next(30 * S + SLACK), acts(agent(0), 0));
+}
+
+#[test]
+fn no_more_than_the_limit_are_in_flight_and_nobody_is_forgotten() {
+    let mut recovery = recovery_with(3, ladder(&[act(1000)]));
+    for slot in 0..10 {
+        recovery.on_stall(agent(slot), Some(0), 0);
+    }
+    let mut acted = Vec::new();
+    let mut running = Vec::new();
+    for step in 1..20 {
+        while let Some(Next::Act(action)) = recovery.next(step * S) {
+            running.push(action);
+        }
+        assert!(recovery.in_flight() <= 3);
+        if recovery.in_flight() == 3 {
+            let due_ns = recovery.next_due_ns();
+            assert!(due_ns.is_none_or(|due_ns| due_ns >= 1000 * S), "waits for an end");
+        }
+        if let Some(action) = running.pop() {
+            recovery.on_end(action, ActionEnd::Handled, step * S);
+            acted.push(action.agent.slot);
+        }
+    }
+    acted.sort_unstable();
+    assert_eq!(acted, (0..10).collect::<Vec<_>>());
+}
+
+#[test]
+fn nothing_is_started_or_given_up_while_fire_is_held_and_all_of_it_after() {
+    let mut recovery = recovery(&[act(10)]);
+    for slot in 0..3 {
+        recovery.on_stall(agent(slot), Some(0), 0);
+    }
+    recovery.hold(true);
+    assert_eq!(recovery.next(1000 * S), None);
+    assert_eq!(recovery.next_due_ns(), None);
+    recovery.hold(false);
+    let started = || recovery.next(1000 * S);
+    assert_eq!(std::iter::from_fn(started).count(), 3);
+}
+
+#[test]
+fn an_agent_that_came_back_is_not_acted_on() {
+    let mut recovery = recovery(&[act(10)]);
+    recovery.on_stall(agent(0), Some(0), 0);
+    recovery.on_settled(agent(0), 0);
+    assert_eq!(recovery.next(S), None);
+    assert_eq!(recovery.next_due_ns(), None);
+}
+
+#[test]
+fn a_new_owner_of_a_slot_inherits_neither_debounce_nor_action() {
+    let mut recovery = recovery(&[act(10)]);
+    recovery.on_stall(agent(0), Some(0), 0);
+    recovery.next(SLACK);
+    let successor = Agent {
+        instance: 2,
+        ..agent(0)
+    };
+    assert_eq!(recovery.on_stall(successor, Some(0), S), Plan::Now);
+    recovery.on_end(action(agent(0), 0), ActionEnd::Failed, S);
+    assert_eq!(recovery.next(S + SLACK), acts(successor, 0));
+    recovery.on_end(action(successor, 0), ActionEnd::Handled, 2 * S);
+    assert_eq!(recovery.in_flight(), 0);
+}
+
+#[test]
+fn a_service_that_hangs_after_every_restart_spends_one_budget() {
+    let budget = 3;
+    let ladder = Ladder {
+        budget,
+        debounce_ns: 0,
+        ..ladder(&[act(10)])
+    };
+    let mut recovery = recovery_with(8, ladder);
+    let mut now_ns = S;
+    let mut acted = 0;
+    for instance in 1..10 {
+        let agent = Agent {
+            instance,
+            ..agent((instance % 4) as u32)
+        };
+        recovery.on_join(agent, 99);
+        recovery.on_stall(agent, Some(0), now_ns);
+        now_ns += 20 * S;
+        match recovery.next(now_ns) {
+            Some(Next::Act(action)) => {
+                acted += 1;
+                recovery.on_end(action, ActionEnd::Handled, now_ns);
+            }
+            next => assert_eq!(next, Some(Next::GaveUp(agent, GaveUp::BudgetSpent))),
+        }
+        recovery.on_gone(agent, 99, now_ns);
+    }
+    assert_eq!(acted, budget);
+}
+
+#[test]
+fn a_target_that_is_gone_is_not_tried_again() {
+    let mut recovery = recovery(&[act(10), act(10)]);
+    recovery.on_stall(agent(0), Some(0), 0);
+    recovery.next(SLACK);
+    recovery.on_end(action(agent(0), 0), ActionEnd::TargetGone, SLACK);
+    assert_eq!(recovery.next_due_ns(), None);
+}
+
+#[test]
+fn agents_elsewhere_cannot_keep_a_local_one_from_its_recovery() {
+    use crate::event::{NO_KEY, remote_source};
+    let mut recovery = recovery_with(2, ladder(&[act(10)]));
+    let address = "10.0.0.1:1".parse().unwrap();
+    for slot in 0..15 {
+        let instance = remote_source(NO_KEY, &address, 0);
+        let elsewhere = Agent {
+            instance,
+            ..agent(slot)
+        };
+        recovery.on_stall(elsewhere, Some(0), 0);
+    }
+    assert!(recovery.next(S).is_some());
+    assert_eq!(recovery.next(S), None);
+    recovery.on_stall(agent(15), Some(0), S);
+    assert_eq!(recovery.next(2 * S), acts(agent(15), 0));
+}
+
+#[test]
+fn a_reload_goes_on_where_the_ladder_is_the_same_and_begins_anew_where_it_is_not() {
+    let mut recovery = recovery(&[act(10), act(10)]);
+    let limits = Limits {
+        max_in_flight: 8,
+        starts_per_second: 0,
+    };
+    recovery.on_stall(agent(0), Some(0), 0);
+    recovery.next(SLACK);
+    recovery.on_end(action(agent(0), 0), ActionEnd::Failed, S);
+    let same = vec![ladder(&[act(10), act(10)])];
+    recovery.reload(same, limits, |_| Some(0), S);
+    assert_eq!(recovery.next(S + SLACK), acts(agent(0), 1));
+    recovery.on_end(action(agent(0), 1), ActionEnd::Handled, S);
+    let other = vec![Ladder {
+        tag: 1,
+        ..ladder(&[act(10), act(10)])
+    }];
+    recovery.reload(other, limits, |_| Some(0), 2 * S);
+    assert_eq!(recovery.next(7 * S), acts(agent(0), 0));
+}
+
+#[test]
+fn a_reload_that_takes_the_ladder_of_an_agent_away_ends_what_is_done_about_it() {
+    let mut recovery = recovery(&[act(10), act(10)]);
+    let limits = Limits {
+        max_in_flight: 8,
+        starts_per_second: 0,
+    };
+    for slot in 0..2 {
+        recovery.on_stall(agent(slot), Some(0), 0);
+        recovery.next(SLACK);
+    }
+    recovery.on_end(action(agent(0), 0), ActionEnd::Handled, S);
+    recovery.reload(Vec::new(), limits, |_| None, 2 * S);
+    recovery.on_end(action(agent(1), 0), ActionEnd::Failed, 3 * S);
+    assert_eq!(recovery.next_due_ns(), None);
+    assert_eq!(recovery.next(1000 * S), None);
+    assert_eq!(recovery.in_flight(), 0);
+    let back = vec![ladder(&[act(10)])];
+    recovery.reload(back, limits, |_| Some(0), 1000 * S);
+    assert_eq!(recovery.next(1001 * S), acts(agent(0), 0), "silent still");
+}

@@ -1,0 +1,357 @@
+//! The ladder under random times, ends, refusals, pauses, held fire and reloads, against a model that knows
+//! only what was asked of it and what came out: never two in flight per agent, never over budget, no step
+//! skipped, nothing during a pause or while fire is held, and every stall comes to an end.
+
+use std::collections::HashMap;
+
+use varta_core::Agent;
+use varta_core::recovery::{Action, ActionEnd, GaveUp, Ladder, Limits, Next, Recovery, Step};
+
+const S: u64 = 1_000_000_000;
+const AGENTS: u32 = 12;
+const IN_FLIGHT: usize = 3;
+
+/// Steps of the random walk in all seeds together.
+const STEPS: usize = 1_200_000;
+const SEEDS: u64 = 60;
+
+/// The wheel rounds up to its tick of 2^14 ns; what is due may be done this much early, never.
+const TICK: u64 = 1 << 14;
+
+/// Numbers from a seed (xorshift).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % limit
+    }
+}
+
+fn random_ladder(dice: &mut Dice) -> Ladder {
+    let mut steps: Vec<Step> = (0..1 + dice.below(4))
+        .map(|_| match dice.below(3) {
+            0 => Step::Wait {
+                wait_ns: dice.below(5) * S,
+            },
+            _ => Step::Act {
+                patience_ns: dice.below(10) * S,
+            },
+        })
+        .collect();
+    steps.push(Step::Act {
+        patience_ns: dice.below(10) * S,
+    });
+    Ladder {
+        tag: dice.below(1 << 20),
+        steps,
+        debounce_ns: dice.below(4) * S,
+        budget: 1 + dice.below(6) as u32,
+        window_ns: (10 + dice.below(100)) * S,
+        backoff_ns: (1 + dice.below(3)) * S,
+        backoff_max_ns: (1 + dice.below(20)) * S,
+        reset_after_ns: (1 + dice.below(60)) * S,
+    }
+}
+
+fn limits() -> Limits {
+    Limits {
+        max_in_flight: IN_FLIGHT,
+        starts_per_second: 0,
+    }
+}
+
+/// What is known of an agent from outside.
+#[derive(Clone, Default)]
+struct Seen {
+    silent: bool,
+    gave_up: bool,
+    /// A step may not be acted on again, or at all, in this silence.
+    refused: bool,
+    ladder: Option<u32>,
+    starts_ns: Vec<u64>,
+    /// The action of this silence that came last, how it ended and when.
+    last: Option<(u32, Option<(ActionEnd, u64)>)>,
+}
+
+struct Model {
+    dice: Dice,
+    recovery: Recovery,
+    ladders: Vec<Ladder>,
+    agents: Vec<Agent>,
+    seen: HashMap<Agent, Seen>,
+    running: Vec<(Action, bool)>,
+    held: bool,
+    now_ns: u64,
+    instances: u64,
+}
+
+impl Model {
+    fn new(seed: u64) -> Self {
+        let mut dice = Dice(seed | 1 << 40);
+        let ladders: Vec<Ladder> = (0..3).map(|_| random_ladder(&mut dice)).collect();
+        let recovery = Recovery::new(AGENTS as usize, ladders.clone(), limits(), seed);
+        let agents: Vec<Agent> = (0..AGENTS).map(|slot| agent(slot, u64::from(slot) + 1)).collect();
+        let mut model = Self {
+            dice,
+            recovery,
+            ladders,
+            agents: agents.clone(),
+            seen: HashMap::new(),
+            running: Vec::new(),
+            held: false,
+            now_ns: S,
+            instances: 1000,
+        };
+        for agent in agents {
+            model.join(agent);
+        }
+        model
+    }
+
+    fn join(&mut self, agent: Agent) {
+        self.recovery.on_join(agent, 0);
+        self.seen.insert(agent, Seen::default());
+    }
+
+    fn some_agent(&mut self) -> Agent {
+        self.agents[self.dice.below(u64::from(AGENTS)) as usize]
+    }
+
+    fn some_ladder(&mut self) -> Option<u32> {
+        let ladder = self.dice.below(self.ladders.len() as u64 + 1) as u32;
+        (ladder < self.ladders.len() as u32).then_some(ladder)
+    }
+
+    fn step(&mut self) {
+        match self.dice.below(100) {
+            0..25 => self.stall(),
+            25..40 => {
+                let agent = self.some_agent();
+                self.settle(agent);
+            }
+            40..44 => self.replace_process(),
+            44..46 => {
+                self.held = !self.held;
+                self.recovery.hold(self.held);
+            }
+            46 => self.reload(),
+            47..70 => self.end_one(),
+            _ => self.now_ns += self.dice.below(4 * S),
+        }
+        self.take_all();
+    }
+
+    fn stall(&mut self) {
+        let agent = self.some_agent();
+        let ladder = self.some_ladder();
+        let seen = self.seen.get_mut(&agent).unwrap();
+        if seen.silent {
+            return;
+        }
+        *seen = Seen {
+            silent: true,
+            ladder,
+            starts_ns: std::mem::take(&mut seen.starts_ns),
+            ..Seen::default()
+        };
+        self.recovery.on_stall(agent, ladder, self.now_ns);
+    }
+
+    /// Back, or paused: the same to the ladder.
+    fn settle(&mut self, agent: Agent) {
+        let settled = self.recovery.on_settled(agent, self.now_ns);
+        let seen = self.seen.get_mut(&agent).unwrap();
+        assert_eq!(settled.gave_up, seen.gave_up, "{agent:?}");
+        assert_eq!(settled.acted, seen.silent && seen.last.is_some());
+        seen.silent = false;
+        seen.gave_up = false;
+    }
+
+    fn replace_process(&mut self) {
+        let old = self.some_agent();
+        self.recovery.on_gone(old, 0, self.now_ns);
+        self.seen.get_mut(&old).unwrap().silent = false;
+        self.instances += 1;
+        let new = agent(old.slot, self.instances);
+        self.agents[old.slot as usize] = new;
+        self.join(new);
+    }
+
+    fn reload(&mut self) {
+        let old = self.ladders.clone();
+        for ladder in &mut self.ladders {
+            if self.dice.below(3) == 0 {
+                *ladder = random_ladder(&mut self.dice);
+            }
+        }
+        let mut wishes = HashMap::new();
+        for agent in self.agents.clone() {
+            let ladder = match self.dice.below(4) {
+                0 => self.some_ladder(),
+                _ => self.seen[&agent].ladder,
+            };
+            wishes.insert(agent, ladder);
+        }
+        let wish = |agent| wishes[&agent];
+        self.recovery
+            .reload(self.ladders.clone(), limits(), wish, self.now_ns);
+        for (agent, ladder) in &wishes {
+            let seen = self.seen.get_mut(agent).unwrap();
+            let before = seen.ladder.map(|ladder| &old[ladder as usize]);
+            let after = ladder.map(|ladder| &self.ladders[ladder as usize]);
+            if seen.silent && (before != after || seen.refused) {
+                // Begins anew.
+                let acted = seen.last.is_some();
+                seen.gave_up = false;
+                seen.refused = false;
+                seen.last = acted.then_some((u32::MAX, None));
+            }
+            seen.ladder = *ladder;
+        }
+    }
+
+    fn end_one(&mut self) {
+        if self.running.is_empty() {
+            return;
+        }
+        let which = self.dice.below(self.running.len() as u64) as usize;
+        let (action, _) = self.running.swap_remove(which);
+        let end = match self.dice.below(20) {
+            0 => ActionEnd::TargetGone,
+            1 => ActionEnd::Refused,
+            2..10 => ActionEnd::Failed,
+            _ => ActionEnd::Handled,
+        };
+        self.end(action, end);
+    }
+
+    fn end(&mut self, action: Action, end: ActionEnd) {
+        self.recovery.on_end(action, end, self.now_ns);
+        let Some(seen) = self.seen.get_mut(&action.agent) else {
+            return;
+        };
+        if let Some((step, ended @ None)) = &mut seen.last
+            && *step == action.step
+        {
+            *ended = Some((end, self.now_ns));
+            seen.refused = matches!(end, ActionEnd::TargetGone | ActionEnd::Refused);
+        }
+    }
+
+    /// Takes what is to be done, and checks it.
+    fn take_all(&mut self) {
+        while let Some(next) = self.recovery.next(self.now_ns) {
+            assert!(!self.held, "{next:?} while fire is held");
+            match next {
+                Next::Act(action) => self.acted(action),
+                Next::GaveUp(agent, reason) => self.gave_up(agent, reason),
+            }
+        }
+        assert!(self.recovery.in_flight() <= IN_FLIGHT);
+        assert_eq!(self.recovery.in_flight(), self.running.len());
+        if let Some(due_ns) = self.recovery.next_due_ns() {
+            assert!(due_ns > self.now_ns, "what is due now was not done");
+        }
+    }
+
+    fn acted(&mut self, action: Action) {
+        let agent = action.agent;
+        let is_busy = self.running.iter().any(|(other, _)| other.agent == agent);
+        assert!(!is_busy, "two in flight for {agent:?}");
+        let seen = self.seen.get_mut(&agent).unwrap();
+        assert!(seen.silent && !seen.gave_up && !seen.refused, "{agent:?} {seen_state}", seen_state = seen.gave_up);
+        assert_eq!(Some(action.ladder), seen.ladder);
+        let ladder = &self.ladders[action.ladder as usize];
+        let is_action = |step: u32| matches!(ladder.steps[step as usize], Step::Act { .. });
+        assert!(is_action(action.step));
+        let acts: Vec<u32> = (0..ladder.steps.len() as u32).filter(|step| is_action(*step)).collect();
+        let place = acts.iter().position(|step| *step == action.step).unwrap();
+        match seen.last {
+            None | Some((u32::MAX, None)) => assert_eq!(place, 0, "a step was skipped"),
+            Some((last, Some((end, ended_ns)))) => {
+                let before = acts.iter().position(|step| *step == last).unwrap();
+                let is_last = before + 1 == acts.len();
+                if end == ActionEnd::Failed && is_last {
+                    assert_eq!(place, before, "tried again");
+                    let least_ns = ladder.backoff_ns.min(ladder.backoff_max_ns);
+                    assert!(self.now_ns + TICK >= ended_ns + least_ns, "no pause");
+                } else {
+                    assert_eq!(place, before + 1, "a step was skipped");
+                }
+                if let (ActionEnd::Handled, Step::Act { patience_ns }) =
+                    (end, ladder.steps[last as usize])
+                {
+                    assert!(self.now_ns + TICK >= ended_ns + patience_ns, "no time to come back");
+                }
+            }
+            Some((last, None)) => panic!("step {last} has not ended"),
+        }
+        seen.last = Some((action.step, None));
+        let since_ns = self.now_ns.saturating_sub(ladder.window_ns);
+        let within = |start_ns: &&u64| **start_ns > since_ns;
+        let spent = seen.starts_ns.iter().rev().take_while(within).count();
+        assert!(spent < ladder.budget as usize, "over budget: {:?} now {} {ladder:?}", seen.starts_ns, self.now_ns);
+        seen.starts_ns.push(self.now_ns);
+        self.running.push((action, true));
+    }
+
+    fn gave_up(&mut self, agent: Agent, reason: GaveUp) {
+        let seen = self.seen.get_mut(&agent).unwrap();
+        assert!(seen.silent && !seen.gave_up, "said once");
+        seen.gave_up = true;
+        if reason == GaveUp::StepsExhausted {
+            let ladder = &self.ladders[seen.ladder.unwrap() as usize];
+            let is_action = |step: &Step| matches!(step, Step::Act { .. });
+            let last_action = ladder.steps.iter().rposition(is_action).unwrap() as u32;
+            let (last, end) = seen.last.expect("gave up without doing anything");
+            assert_eq!(last, last_action);
+            assert_eq!(end.unwrap().0, ActionEnd::Handled);
+        }
+    }
+
+    /// Fire is free and everything ends: then every stall has come to an end.
+    fn converge(&mut self) {
+        self.held = false;
+        self.recovery.hold(false);
+        for _ in 0..10_000 {
+            self.take_all();
+            while let Some((action, _)) = self.running.pop() {
+                let end = match self.dice.below(2) {
+                    0 => ActionEnd::Handled,
+                    _ => ActionEnd::Failed,
+                };
+                self.end(action, end);
+            }
+            match self.recovery.next_due_ns() {
+                Some(due_ns) => self.now_ns = due_ns.max(self.now_ns),
+                None => break,
+            }
+        }
+        for (agent, seen) in &self.seen {
+            let has_ended = !seen.silent || seen.gave_up || seen.refused || seen.ladder.is_none();
+            assert!(has_ended, "{agent:?} was forgotten");
+        }
+    }
+}
+
+fn agent(slot: u32, instance: u64) -> Agent {
+    Agent {
+        slot,
+        pid: 100 + slot,
+        instance,
+    }
+}
+
+#[test]
+fn whatever_happens_the_ladder_keeps_its_promises() {
+    for seed in 1..=SEEDS {
+        let mut model = Model::new(seed * 0x9e37_79b9);
+        for _ in 0..STEPS / SEEDS as usize {
+            model.step();
+        }
+        model.converge();
+    }
+}
