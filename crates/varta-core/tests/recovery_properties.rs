@@ -93,7 +93,9 @@ impl Model {
         let mut dice = Dice(seed | 1 << 40);
         let ladders: Vec<Ladder> = (0..3).map(|_| random_ladder(&mut dice)).collect();
         let recovery = Recovery::new(AGENTS as usize, ladders.clone(), limits(), seed);
-        let agents: Vec<Agent> = (0..AGENTS).map(|slot| agent(slot, u64::from(slot) + 1)).collect();
+        let agents: Vec<Agent> = (0..AGENTS)
+            .map(|slot| agent(slot, u64::from(slot) + 1))
+            .collect();
         let mut model = Self {
             dice,
             recovery,
@@ -262,12 +264,18 @@ impl Model {
         let is_busy = self.running.iter().any(|(other, _)| other.agent == agent);
         assert!(!is_busy, "two in flight for {agent:?}");
         let seen = self.seen.get_mut(&agent).unwrap();
-        assert!(seen.silent && !seen.gave_up && !seen.refused, "{agent:?} {seen_state}", seen_state = seen.gave_up);
+        assert!(
+            seen.silent && !seen.gave_up && !seen.refused,
+            "{agent:?} {seen_state}",
+            seen_state = seen.gave_up
+        );
         assert_eq!(Some(action.ladder), seen.ladder);
         let ladder = &self.ladders[action.ladder as usize];
         let is_action = |step: u32| matches!(ladder.steps[step as usize], Step::Act { .. });
         assert!(is_action(action.step));
-        let acts: Vec<u32> = (0..ladder.steps.len() as u32).filter(|step| is_action(*step)).collect();
+        let acts: Vec<u32> = (0..ladder.steps.len() as u32)
+            .filter(|step| is_action(*step))
+            .collect();
         let place = acts.iter().position(|step| *step == action.step).unwrap();
         match seen.last {
             None | Some((u32::MAX, None)) => assert_eq!(place, 0, "a step was skipped"),
@@ -284,7 +292,10 @@ impl Model {
                 if let (ActionEnd::Handled, Step::Act { patience_ns }) =
                     (end, ladder.steps[last as usize])
                 {
-                    assert!(self.now_ns + TICK >= ended_ns + patience_ns, "no time to come back");
+                    assert!(
+                        self.now_ns + TICK >= ended_ns + patience_ns,
+                        "no time to come back"
+                    );
                 }
             }
             Some((last, None)) => panic!("step {last} has not ended"),
@@ -293,7 +304,12 @@ impl Model {
         let since_ns = self.now_ns.saturating_sub(ladder.window_ns);
         let within = |start_ns: &&u64| **start_ns > since_ns;
         let spent = seen.starts_ns.iter().rev().take_while(within).count();
-        assert!(spent < ladder.budget as usize, "over budget: {:?} now {} {ladder:?}", seen.starts_ns, self.now_ns);
+        assert!(
+            spent < ladder.budget as usize,
+            "over budget: {:?} now {} {ladder:?}",
+            seen.starts_ns,
+            self.now_ns
+        );
         seen.starts_ns.push(self.now_ns);
         self.running.push((action, true));
     }

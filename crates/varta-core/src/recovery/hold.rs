@@ -94,9 +94,7 @@ impl HoldFire {
 
     /// Looks at the crowd and the host.
     pub fn judge(&mut self, crowd: Crowd, pressure: Pressure) -> Option<HoldChange> {
-        let now = self
-            .mass_stall(crowd)
-            .or_else(|| self.starved(pressure));
+        let now = self.mass_stall(crowd).or_else(|| self.starved(pressure));
         let before = std::mem::replace(&mut self.reason, now);
         match (before, now) {
             (None, Some(reason)) => Some(HoldChange::Held(reason)),
@@ -175,7 +173,11 @@ mod tests {
         let held = hold.judge(crowd(100, 51, 51), CALM);
         assert_eq!(held, Some(HoldChange::Held(reason)));
         assert_eq!(hold.judge(crowd(100, 100, 40), CALM), None);
-        assert_eq!(hold.judge(crowd(100, 100, 0), CALM), None, "long silent now");
+        assert_eq!(
+            hold.judge(crowd(100, 100, 0), CALM),
+            None,
+            "long silent now"
+        );
         assert!(hold.reason().is_some());
         assert_eq!(
             hold.judge(crowd(100, 50, 0), CALM),

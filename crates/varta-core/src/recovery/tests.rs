@@ -153,7 +153,10 @@ fn an_agent_that_falls_silent_again_and_again_is_acted_on_ever_more_seldom_until
         recovery.on_end(action(agent(0), 0), ActionEnd::Handled, now_ns);
         recovery.on_settled(agent(0), now_ns);
     }
-    assert!(pauses.is_sorted() && pauses[0] == 0 && pauses[4] >= 4, "{pauses:?}");
+    assert!(
+        pauses.is_sorted() && pauses[0] == 0 && pauses[4] >= 4,
+        "{pauses:?}"
+    );
     now_ns += 300 * S;
     assert_eq!(recovery.on_stall(agent(0), Some(0), now_ns), Plan::Now);
 }
@@ -185,7 +188,10 @@ fn no_more_than_the_limit_are_in_flight_and_nobody_is_forgotten() {
         assert!(recovery.in_flight() <= 3);
         if recovery.in_flight() == 3 {
             let due_ns = recovery.next_due_ns();
-            assert!(due_ns.is_none_or(|due_ns| due_ns >= 1000 * S), "waits for an end");
+            assert!(
+                due_ns.is_none_or(|due_ns| due_ns >= 1000 * S),
+                "waits for an end"
+            );
         }
         if let Some(action) = running.pop() {
             recovery.on_end(action, ActionEnd::Handled, step * S);
