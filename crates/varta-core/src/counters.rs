@@ -136,12 +136,32 @@ series! {
         RecoveryCrossNamespace "outcome" = "refused_cross_namespace",
         RecoveryUnauthenticated "outcome" = "refused_unauthenticated_transport",
         RecoverySocketModeOnly "outcome" = "refused_socket_mode_only",
+        RecoverySignalled "outcome" = "signalled",
+        RecoverySignalFailed "outcome" = "signal_failed",
+        RecoveryDryRun "outcome" = "dry_run",
+        RecoveryRecovered "outcome" = "recovered",
+        RecoveryGaveUp "outcome" = "gave_up",
     }
     "varta_recovery_refused_total" "Stalls that recovery may not act on, by reason." {
         RefusedCrossNamespace "reason" = "cross_namespace_agent",
         RefusedUnauthenticated "reason" = "unauthenticated_transport",
         RefusedSocketModeOnly "reason" = "socket_mode_only",
     }
+    "varta_recovery_gave_up_total" "Silences about which nothing more is done, by reason: the last step did not help, or the budget is spent." {
+        GaveUpSteps "reason" = "steps_exhausted",
+        GaveUpBudget "reason" = "budget_spent",
+    }
+    "varta_recovery_holds_total" "Times fire was held because the host was the suspect, by reason." {
+        HoldsMassStall "reason" = "mass_stall",
+        HoldsMemory "reason" = "memory_pressure",
+        HoldsIo "reason" = "io_pressure",
+    }
+    "varta_recovery_hooks_total" "Hooks (late, critical, exit, recovered, gave-up) and how they ended." {
+        HooksDone "outcome" = "done",
+        HooksFailed "outcome" = "failed",
+        HooksDropped "outcome" = "dropped",
+    }
+    "varta_recovery_output_dropped_bytes_total" "Bytes that recovery commands wrote and nobody kept." { OutputDropped }
 }
 
 series! {
@@ -150,6 +170,9 @@ series! {
     "varta_observer_event_ring_high_water" "Most events that have waited for the control thread at once." { RingHighWater }
     "varta_observer_receive_high_water" "Most datagrams that were read in one turn." { ReceiveHighWater }
     "varta_observer_attention_lag_seconds" "Time since the start that counts against nobody." { AttentionLag }
+    "varta_recovery_in_flight" "Recovery commands and hooks that run now." { RecoveryInFlight }
+    "varta_recovery_held" "1 while fire is held because the host is the suspect, else 0." { RecoveryHeld }
+    "varta_agents_missing" "Agents that were expected by now and are not there." { AgentsMissing }
     "varta_observer_last_turn_seconds" "When the beat path began its last turn, since the start." { LastTurn }
 }
 

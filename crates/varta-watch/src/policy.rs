@@ -3,6 +3,7 @@
 //! Plain data between the room that reads it (`config`) and those that act on it (`control`,
 //! `recovery`). When to climb which step is decided in `varta_core::recovery`.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -169,4 +170,33 @@ pub(crate) struct Children {
     pub(crate) capture_bytes: usize,
     /// Time between the polite and the final signal.
     pub(crate) grace: Duration,
+}
+
+impl AgentRule {
+    /// The agents it means, for people: its label, else what it selects by.
+    pub(crate) fn title(&self) -> String {
+        let Selector {
+            name,
+            exe,
+            cgroup,
+            unit,
+            uid,
+            namespace: _,
+            origin: _,
+            source,
+        } = &self.selector;
+        let uid = uid.map(|uid| format!("uid {uid}"));
+        let title = [&self.label, name, unit, exe, cgroup, source, &uid];
+        let title = title.into_iter().flatten().next();
+        title.map_or_else(|| "agents".to_owned(), Clone::clone)
+    }
+}
+
+impl Ladder {
+    /// Differs between ladders that do different things.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        format!("{self:?}").hash(&mut hasher);
+        hasher.finish()
+    }
 }

@@ -86,6 +86,14 @@ pub enum LogEvent {
     Gap,
     /// A recovery action began, ended, or could not be done.
     Recover,
+    /// Nothing more is done about a silent agent.
+    GaveUp,
+    /// Recovery holds its fire because the host is the suspect, or goes on.
+    Hold,
+    /// Steps for another occasion than a stall were run.
+    Hook,
+    /// Agents that were expected did not come, or are there after all.
+    Missing,
     /// About the observer itself.
     Notice,
     /// The observer stops.
@@ -177,7 +185,10 @@ pub struct Fields {
     /// How long a recovery command ran, milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<f64>,
-    /// Why datagrams were refused.
+    /// What a recovery command wrote: its beginning and its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    /// Why: datagrams were refused, fire is held, recovery gave up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// How many times.

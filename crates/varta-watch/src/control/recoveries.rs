@@ -1,84 +1,496 @@
-//! What is to be done about whom: local agents and those elsewhere apart, so that nobody elsewhere can take
-//! what local agents may need (law 3).
+//! Acting: what the core has decided about recovery is done, told and counted here.
+//!
+//! The core says which step of which ladder is due, this room runs it on exactly the process that is meant,
+//! and says how it ended. Hooks are steps for other occasions; they count against the same limits, a whole
+//! hook as one. Before anything is started the host is looked at: it may be the suspect (`core::recovery`).
 
-use varta_core::Agent;
-use varta_core::recovery::{Recovery, RecoveryPolicy};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::recovery::RecoveryCommand;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use varta_core::census::census;
+use varta_core::recovery::{
+    self as ladder, Action, ActionEnd, Crowd, GaveUp, HoldChange, HoldFire, HoldOptions,
+    HoldReason, Limits, Next, Plan, Recovery, Settled,
+};
+use varta_core::{Agent, BeatOrigin, Counter, Gauge, Timing};
 
-/// Part of the actions in flight that agents elsewhere may have on top of those of local agents.
-const REMOTE_PART: usize = 2;
+use super::rulebook::Rulebook;
+use super::{Control, pressure, story};
+use crate::policy::{Ladder, Mode, Policy, Step};
+use crate::recovery::{Ended, Runner, StartError, Subject};
 
-/// The command, and the state of all recoveries.
-pub(crate) struct Recoveries {
-    pub(super) command: RecoveryCommand,
-    local: Recovery,
-    remote: Recovery,
+/// Hooks that wait for room; more are dropped and counted.
+const HOOKS_MAX: usize = 1024;
+
+/// How often it is looked whether fire may be free again.
+const HELD_PAUSE: Duration = Duration::from_millis(100);
+
+/// Least time between two looks at the host, and how much more of it than a look takes.
+const LOOK_PAUSE: Duration = Duration::from_millis(1);
+const LOOK_PARTS: u32 = 20;
+
+/// The state of all that is done about agents.
+pub(super) struct Recoveries {
+    pub(super) policy: Arc<Policy>,
+    pub(super) book: Rulebook,
+    pub(super) runner: Runner,
+    slots: usize,
+    seed: u64,
+    /// Made when it is first needed: most observers only watch.
+    core: Option<Recovery>,
+    hold: HoldFire,
+    next_look: Instant,
+    hooks: VecDeque<Hook>,
+    working: JoinSet<Work>,
+}
+
+/// Steps for another occasion than a stall.
+struct Hook {
+    agent: Agent,
+    who: story::Who,
+    subject: Subject,
+    steps: Vec<Step>,
+}
+
+/// Something that was started has ended.
+enum Work {
+    Action {
+        action: Action,
+        who: story::Who,
+        child_pid: u32,
+        ended: Ended,
+    },
+    Hook {
+        agent: Agent,
+        who: story::Who,
+        reason: &'static str,
+        /// What went wrong, if it did.
+        result: Result<usize, String>,
+        took: Duration,
+    },
 }
 
 impl Recoveries {
-    /// For a tracker with so many slots.
-    pub(crate) fn new(command: RecoveryCommand, slots: usize, policy: RecoveryPolicy) -> Self {
-        let remote = RecoveryPolicy {
-            max_in_flight: policy.max_in_flight.div_ceil(REMOTE_PART),
-            ..policy
-        };
+    pub(super) fn new(policy: Arc<Policy>, runner: Runner, slots: usize, seed: u64) -> Self {
+        let now = Instant::now();
+        let mut book = Rulebook::default();
+        book.open(&policy, now);
         Self {
-            command,
-            local: Recovery::new(slots, policy),
-            remote: Recovery::new(slots, remote),
+            hold: HoldFire::new(hold_options(&policy)),
+            policy,
+            book,
+            runner,
+            slots,
+            seed,
+            core: None,
+            next_look: now,
+            hooks: VecDeque::new(),
+            working: JoinSet::new(),
         }
     }
 
-    pub(super) fn of(&mut self, agent: Agent) -> &mut Recovery {
-        match agent.is_remote() {
-            false => &mut self.local,
-            true => &mut self.remote,
-        }
+    fn core(&mut self) -> &mut Recovery {
+        self.core.get_or_insert_with(|| {
+            let ladders = ladders_of(&self.policy);
+            Recovery::new(self.slots, ladders, limits_of(&self.policy), self.seed)
+        })
     }
 
-    pub(super) fn next_action(&mut self, now_ns: u64) -> Option<Agent> {
-        let local = self.local.next_action(now_ns);
-        local.or_else(|| self.remote.next_action(now_ns))
-    }
-
-    pub(super) fn next_due_ns(&self) -> Option<u64> {
-        let due_ns = [self.local.next_due_ns(), self.remote.next_due_ns()];
-        due_ns.into_iter().flatten().min()
+    /// When [`Control::act`] has something to do, on the observer's clock.
+    fn next_due_ns(&self) -> Option<u64> {
+        let core = self.core.as_ref()?;
+        let hook = self.hooks.front();
+        let hook = hook.and_then(|hook| core.room_at_ns(hook.agent));
+        [core.next_due_ns(), hook].into_iter().flatten().min()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use varta_core::event::{NO_KEY, remote_source};
+/// The rhythm of the ladders, without what they do.
+fn ladders_of(policy: &Policy) -> Vec<ladder::Ladder> {
+    let step = |step: &Step| match step {
+        Step::Run(run) => ladder::Step::Act {
+            patience_ns: nanoseconds(run.wait),
+        },
+        Step::Signal(signal) => ladder::Step::Act {
+            patience_ns: nanoseconds(signal.wait),
+        },
+        Step::Wait(wait) => ladder::Step::Wait {
+            wait_ns: nanoseconds(*wait),
+        },
+    };
+    let rhythm = |what: &Ladder| ladder::Ladder {
+        tag: what.fingerprint(),
+        steps: what.steps.iter().map(step).collect(),
+        debounce_ns: nanoseconds(what.debounce),
+        budget: what.budget,
+        window_ns: nanoseconds(what.window),
+        backoff_ns: nanoseconds(what.backoff),
+        backoff_max_ns: nanoseconds(what.backoff_max),
+        reset_after_ns: nanoseconds(what.reset_after),
+    };
+    policy.ladders.iter().map(rhythm).collect()
+}
 
-    #[test]
-    fn agents_elsewhere_cannot_keep_a_local_one_from_its_recovery() {
-        let command = RecoveryCommand::parse("true", Vec::new(), None).unwrap();
-        let policy = RecoveryPolicy {
-            debounce_ns: 0,
-            max_in_flight: 2,
-        };
-        let mut recoveries = Recoveries::new(command, 100, policy);
-        let address = "10.0.0.1:1".parse().unwrap();
-        let agent = |slot, instance| Agent {
-            slot,
-            pid: 7,
-            instance,
-        };
-        for slot in 0..50 {
-            let instance = remote_source(NO_KEY, &address, 0);
-            let elsewhere = agent(slot, instance);
-            recoveries.of(elsewhere).on_stall(elsewhere, 0);
+fn limits_of(policy: &Policy) -> Limits {
+    Limits {
+        max_in_flight: policy.restraint.max_in_flight,
+        starts_per_second: policy.restraint.starts_per_second,
+    }
+}
+
+fn hold_options(policy: &Policy) -> HoldOptions {
+    HoldOptions {
+        share: policy.restraint.mass_stall_share,
+        min: policy.restraint.mass_stall_min,
+        memory_percent: policy.restraint.memory_pressure,
+        io_percent: policy.restraint.io_pressure,
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Control {
+    /// An agent has stalled.
+    pub(super) fn recover(&mut self, agent: Agent, who: &story::Who, now_ns: u64) {
+        if self.recoveries.policy.mode == Mode::Observe {
+            return;
         }
-        let started = |recoveries: &mut Recoveries| {
-            let next = || recoveries.next_action(1_000_000_000);
-            std::iter::from_fn(next).collect::<Vec<_>>()
+        let policy = Arc::clone(&self.recoveries.policy);
+        let Some(ladder) = self.recoveries.book.ladder_of(&policy, agent) else {
+            return;
         };
-        assert_eq!(started(&mut recoveries).len(), 1);
-        let here = agent(99, 1);
-        recoveries.of(here).on_stall(here, 0);
-        assert_eq!(started(&mut recoveries), [here]);
+        // Who may not be acted on has no ladder.
+        let ladder = self.may_act_on(agent, who).then_some(ladder);
+        if self.recoveries.core().on_stall(agent, ladder, now_ns) == Plan::Deferred {
+            self.count_outcome(agent, Counter::RecoveryDebounced);
+            story::deferred(&self.given.log, who);
+        }
+    }
+
+    /// An agent speaks again.
+    pub(super) fn returned(&mut self, agent: Agent, who: &story::Who) {
+        if self.settled(agent).acted {
+            self.count_outcome(agent, Counter::RecoveryRecovered);
+            story::recovered(&self.given.log, who);
+            self.hook(agent, "recovered");
+        }
+    }
+
+    /// The silence of an agent is over, one way or the other.
+    pub(super) fn settled(&mut self, agent: Agent) -> Settled {
+        self.given.roster.amend(agent, |person| person.gave_up = false);
+        let now_ns = self.given.raw.now_ns();
+        let core = self.recoveries.core.as_mut();
+        core.map_or_else(Settled::default, |core| core.on_settled(agent, now_ns))
+    }
+
+    /// An agent is gone for good.
+    pub(super) fn gone(&mut self, agent: Agent) {
+        let now_ns = self.given.raw.now_ns();
+        let lineage = self.recoveries.book.lineage_of(agent);
+        if let Some(core) = &mut self.recoveries.core {
+            core.on_gone(agent, lineage, now_ns);
+        }
+        self.recoveries.book.leave(agent);
+    }
+
+    /// Whether the way an agent was heard lets recovery act on it (observer spec 4.2).
+    fn may_act_on(&self, agent: Agent, who: &story::Who) -> bool {
+        let facts = self.given.table.read(agent.slot);
+        let facts = facts.filter(|facts| facts.agent(agent.slot) == agent);
+        let (origin, outcome, reason) = match facts.map(|facts| facts.origin) {
+            Some(origin @ BeatOrigin::NetworkUnverified) => (
+                origin,
+                Counter::RecoveryUnauthenticated,
+                Counter::RefusedUnauthenticated,
+            ),
+            Some(origin @ BeatOrigin::SocketModeOnly) => (
+                origin,
+                Counter::RecoverySocketModeOnly,
+                Counter::RefusedSocketModeOnly,
+            ),
+            // Who has left the table by now is looked for again before anything starts.
+            Some(BeatOrigin::KernelAttested | BeatOrigin::OperatorAttestedTransport) | None => {
+                return true;
+            }
+        };
+        self.count_outcome(agent, outcome);
+        self.given.counters.count(reason);
+        let sealed = self.given.keys.is_some();
+        story::refused_by_origin(&self.given.log, who, origin, sealed);
+        false
+    }
+
+    /// Runs the steps for an occasion, if the agent's rule has any.
+    pub(super) fn hook(&mut self, agent: Agent, reason: &'static str) {
+        let policy = Arc::clone(&self.recoveries.policy);
+        let Some(rule) = self.recoveries.book.rule_of(&policy, agent) else {
+            return;
+        };
+        let steps = match reason {
+            "late" => &rule.hooks.on_late,
+            "critical" => &rule.hooks.on_critical,
+            "exit" => &rule.hooks.on_exit,
+            "recovered" => &rule.hooks.on_recovered,
+            _ => &rule.hooks.on_gave_up,
+        };
+        let may_act = match policy.mode {
+            Mode::Observe => return,
+            _ if steps.is_empty() => return,
+            Mode::DryRun => false,
+            Mode::Enforce => true,
+        };
+        let who = self.name_of(agent);
+        if !may_act {
+            return story::would_hook(&self.given.log, &who, reason);
+        }
+        if self.recoveries.hooks.len() >= HOOKS_MAX {
+            return self.given.counters.count(Counter::HooksDropped);
+        }
+        let subject = self.subject(agent, &who, reason);
+        self.recoveries.core();
+        self.recoveries.hooks.push_back(Hook {
+            agent,
+            who,
+            subject,
+            steps: steps.clone(),
+        });
+    }
+
+    fn subject(&self, agent: Agent, who: &story::Who, reason: &'static str) -> Subject {
+        let facts = self.given.table.read(agent.slot);
+        let facts = facts.filter(|facts| facts.agent(agent.slot) == agent);
+        let now_ns = self.attention_now_ns();
+        let silence_ns = facts.map_or(0, |facts| facts.silence_ns(now_ns));
+        let process = self.acquaintances.facts_of(agent);
+        Subject {
+            agent,
+            name: who.name.clone(),
+            status: facts.map_or_else(String::new, |facts| facts.status.to_string()),
+            silence_ms: silence_ns / 1_000_000,
+            unit: process.and_then(|process| process.unit.clone()),
+            reason,
+            source: who.address,
+        }
+    }
+
+    /// Does everything that is due.
+    pub(super) fn act(&mut self) {
+        let now_ns = self.given.raw.now_ns();
+        self.start_hooks(now_ns);
+        let is_held = self.recoveries.hold.reason().is_some();
+        let is_due = self.recoveries.next_due_ns().is_some_and(|due_ns| due_ns <= now_ns);
+        if is_due || is_held {
+            self.look_at_host();
+        }
+        while let Some(next) = self.recoveries.core.as_mut().and_then(|core| core.next(now_ns)) {
+            match next {
+                Next::Act(action) => self.climb(action, now_ns),
+                Next::GaveUp(agent, why) => self.give_up(agent, why),
+            }
+        }
+        if let Some(core) = &self.recoveries.core {
+            let in_flight = core.in_flight() as u64;
+            self.given.counters.set(Gauge::RecoveryInFlight, in_flight);
+        }
+    }
+
+    /// When [`Self::act`] is due.
+    pub(super) fn next_act(&self) -> Option<Instant> {
+        if self.recoveries.hold.reason().is_some() {
+            return Some(self.recoveries.next_look);
+        }
+        let due_ns = self.recoveries.next_due_ns()?;
+        let ahead_ns = due_ns.saturating_sub(self.given.raw.now_ns());
+        Some(Instant::now() + Duration::from_nanos(ahead_ns))
+    }
+
+    /// Finds out whether the host is the suspect.
+    fn look_at_host(&mut self) {
+        let begun = Instant::now();
+        if begun < self.recoveries.next_look {
+            return;
+        }
+        let counted = census(&self.given.table, self.attention_now_ns());
+        let crowd = Crowd {
+            watched: counted.watched,
+            silent: counted.silent,
+            fresh: counted.fresh,
+        };
+        let change = self.recoveries.hold.judge(crowd, pressure::read());
+        let now = Instant::now();
+        let is_held = self.recoveries.hold.reason().is_some();
+        self.recoveries.next_look = now
+            + match is_held {
+                true => HELD_PAUSE,
+                false => LOOK_PAUSE.max((now - begun) * LOOK_PARTS),
+            };
+        let Some(change) = change else {
+            return;
+        };
+        if let Some(core) = &mut self.recoveries.core {
+            core.hold(is_held);
+        }
+        self.given.counters.set(Gauge::RecoveryHeld, u64::from(is_held));
+        if let HoldChange::Held(reason) = change {
+            self.given.counters.count(match reason {
+                HoldReason::MassStall { .. } => Counter::HoldsMassStall,
+                HoldReason::Memory(_) => Counter::HoldsMemory,
+                HoldReason::Io(_) => Counter::HoldsIo,
+            });
+        }
+        story::hold(&self.given.log, change);
+    }
+
+    /// Takes a step for an agent that is silent still.
+    fn climb(&mut self, action: Action, now_ns: u64) {
+        let agent = action.agent;
+        let who = self.name_of(agent);
+        match self.take_step(action, &who) {
+            Ok(None) => {}
+            Ok(Some(end)) => self.end_action(action, end, now_ns),
+            Err(error) => {
+                let (counter, end) = match &error {
+                    StartError::TargetGone | StartError::Unidentified => {
+                        (Counter::RecoveryTargetGone, ActionEnd::TargetGone)
+                    }
+                    StartError::CrossNamespace => {
+                        self.given.counters.count(Counter::RefusedCrossNamespace);
+                        (Counter::RecoveryCrossNamespace, ActionEnd::Refused)
+                    }
+                    StartError::Spawn(_) => (Counter::RecoverySpawnFailed, ActionEnd::Failed),
+                    StartError::NotHere | StartError::Forbidden(_) | StartError::Signal(_) => {
+                        (Counter::RecoverySignalFailed, ActionEnd::Failed)
+                    }
+                };
+                self.count_outcome(agent, counter);
+                story::not_started(&self.given.log, &who, &error);
+                self.end_action(action, end, now_ns);
+            }
+        }
+    }
+
+    /// Starts a step. `None` while it runs.
+    fn take_step(
+        &mut self,
+        action: Action,
+        who: &story::Who,
+    ) -> Result<Option<ActionEnd>, StartError> {
+        let agent = action.agent;
+        let facts = self.given.table.read(agent.slot);
+        let still_silent =
+            facts.is_some_and(|facts| facts.agent(agent.slot) == agent && facts.state.is_latched());
+        let policy = Arc::clone(&self.recoveries.policy);
+        let ladder = policy.ladders.get(action.ladder as usize);
+        let step = ladder.and_then(|ladder| ladder.steps.get(action.step as usize));
+        let (Some(step), true) = (step, still_silent) else {
+            return Err(StartError::TargetGone);
+        };
+        let is_local = !agent.is_remote();
+        if is_local && !policy.recover_foreign && self.acquaintances.may_be_foreign(agent) {
+            return Err(StartError::CrossNamespace);
+        }
+        let subject = self.subject(agent, who, "stall");
+        let shown = step.shown(Some(&subject));
+        if policy.mode == Mode::DryRun {
+            self.count_outcome(agent, Counter::RecoveryDryRun);
+            story::dry_run(&self.given.log, who, &shown);
+            return Ok(Some(ActionEnd::Handled));
+        }
+        match step {
+            Step::Wait(_) => Ok(Some(ActionEnd::Handled)),
+            Step::Signal(signal) => {
+                self.recoveries.runner.signal(signal, agent)?;
+                self.count_outcome(agent, Counter::RecoverySignalled);
+                story::signalled(&self.given.log, who, &shown);
+                Ok(Some(ActionEnd::Handled))
+            }
+            Step::Run(run) => {
+                let running = self.recoveries.runner.start(run, &policy.children, &subject)?;
+                let child_pid = running.pid;
+                self.count_outcome(agent, Counter::RecoverySpawned);
+                story::spawned(&self.given.log, who, child_pid, &shown);
+                let who = who.clone();
+                self.recoveries.working.spawn(async move {
+                    Work::Action {
+                        action,
+                        who,
+                        child_pid,
+                        ended: running.wait().await,
+                    }
+                });
+                Ok(None)
+            }
+        }
+    }
+
+    fn end_action(&mut self, action: Action, end: ActionEnd, now_ns: u64) {
+        if let Some(core) = &mut self.recoveries.core {
+            core.on_end(action, end, now_ns);
+        }
+    }
+
+    fn give_up(&mut self, agent: Agent, why: GaveUp) {
+        self.count_outcome(agent, Counter::RecoveryGaveUp);
+        self.given.counters.count(match why {
+            GaveUp::StepsExhausted => Counter::GaveUpSteps,
+            GaveUp::BudgetSpent => Counter::GaveUpBudget,
+        });
+        self.given.roster.amend(agent, |person| person.gave_up = true);
+        story::gave_up(&self.given.log, &self.name_of(agent), why);
+        self.hook(agent, "gave-up");
+    }
+
+    /// Starts hooks for which there is room, oldest first.
+    fn start_hooks(&mut self, now_ns: u64) {
+        while let Some(hook) = self.recoveries.hooks.front() {
+            let agent = hook.agent;
+            if !self.recoveries.core().take_permit(agent, now_ns) {
+                return;
+            }
+            let Some(hook) = self.recoveries.hooks.pop_front() else {
+                return;
+            };
+            let policy = Arc::clone(&self.recoveries.policy);
+            let runner = self.recoveries.runner.clone();
+            self.recoveries.working.spawn(hook.run(runner, policy));
+        }
+    }
+
+    /// The next thing that was started and has ended.
+    pub(super) async fn work_ended(working: &mut JoinSet<Work>) -> Option<Work> {
+        working.join_next().await?.ok()
+    }
+
+    fn take_note(&mut self, work: Work) {
+        match work {
+            Work::Action {
+                action,
+                who,
+                child_pid,
+                ended,
+            } => self.child_ended(action, &who, child_pid, &ended),
+            Work::Hook {
+                agent,
+                who,
+                reason,
+                result,
+                took,
+            } => {
+                self.given.counters.count(match &result {
+                    Ok(_) => Counter::HooksDone,
+                    Err(_) => Counter::HooksFailed,
+                });
+                story::hooked(&self.given.log, &who, reason, &result, took);
+                if let Some(core) = &mut self.recoveries.core {
+                    core.give_back(agent);
+                }
+            }
+        }
     }
 }

@@ -6,16 +6,18 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use varta_core::event::UID_UNKNOWN;
+use varta_core::recovery::{GaveUp, HoldChange, HoldReason};
 use varta_core::{BeatOrigin, Counter, Counters, ExitStatus, Home};
 use varta_vlp::Status;
 
 use super::log::Log;
+use super::rulebook::Missing;
 use crate::api::{Fields, LogEvent};
 use crate::identity::facts::Facts;
-use crate::recovery::{Ended, StartError};
+use crate::recovery::{Ended, Force, How, StartError};
 
 /// How an agent is called.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Who {
     pub(super) pid: u32,
     /// Empty if unknown.
@@ -315,37 +317,160 @@ pub(super) fn spawned(log: &Log, who: &Who, child_pid: u32, command: &str) {
     );
 }
 
+pub(super) fn signalled(log: &Log, who: &Who, shown: &str) {
+    let msg = format!("{who}: sent {shown}");
+    log.info(LogEvent::Recover, msg, recovery(who, "signalled"));
+}
+
+pub(super) fn dry_run(log: &Log, who: &Who, shown: &str) {
+    let msg = format!("{who}: would have done: {shown} (--recovery-mode dry-run)");
+    log.info(LogEvent::Recover, msg, recovery(who, "dry_run"));
+}
+
 pub(super) fn not_started(log: &Log, who: &Who, error: &StartError) {
+    let msg = format!("{who}: {error}");
     match error {
         StartError::TargetGone => {
-            let msg = format!("{who}: gone or back before anything was started");
             log.info(LogEvent::Recover, msg, recovery(who, "target_gone"));
         }
         StartError::Unidentified => {
-            let msg = format!("{who}: nothing started, it cannot be proved which process it is");
             log.warn(LogEvent::Recover, msg, recovery(who, "target_gone"));
         }
         StartError::CrossNamespace => {
-            let msg = format!(
-                "{who}: nothing started, it lives in another pid namespace \
-                 (--allow-cross-namespace-agents)"
-            );
-            log.warn(
-                LogEvent::Recover,
-                msg,
-                recovery(who, "refused_cross_namespace"),
-            );
+            let fields = recovery(who, "refused_cross_namespace");
+            log.warn(LogEvent::Recover, msg, fields);
         }
-        StartError::Spawn(error) => {
+        StartError::Spawn(reason) => {
             let fields = Fields {
-                error: Some(error.to_string()),
+                error: Some(reason.to_string()),
                 ..recovery(who, "spawn_failed")
             };
-            let msg =
-                format!("{who}: cannot start the recovery command: {error}; tried again later");
+            log.error(LogEvent::Recover, msg, fields);
+        }
+        StartError::NotHere | StartError::Forbidden(_) | StartError::Signal(_) => {
+            let fields = Fields {
+                error: Some(error.to_string()),
+                ..recovery(who, "signal_failed")
+            };
             log.error(LogEvent::Recover, msg, fields);
         }
     }
+}
+
+pub(super) fn recovered(log: &Log, who: &Who) {
+    let msg = format!("{who}: recovered");
+    log.info(LogEvent::Recover, msg, recovery(who, "recovered"));
+}
+
+pub(super) fn gave_up(log: &Log, who: &Who, why: GaveUp) {
+    let (reason, why) = match why {
+        GaveUp::StepsExhausted => (
+            "steps_exhausted",
+            "the last step of its ladder did not bring it back",
+        ),
+        GaveUp::BudgetSpent => (
+            "budget_spent",
+            "as many actions as its ladder allows within its window did not help",
+        ),
+    };
+    let fields = Fields {
+        reason: Some(reason.to_owned()),
+        ..recovery(who, "gave_up")
+    };
+    let msg = format!("{who}: gave up, {why}; somebody must look at it");
+    log.error(LogEvent::GaveUp, msg, fields);
+}
+
+pub(super) fn hold(log: &Log, change: HoldChange) {
+    let (reason, why) = match change {
+        HoldChange::Held(HoldReason::MassStall { silent, of }) => (
+            "mass_stall",
+            format!("{silent} of {of} agents fell silent together"),
+        ),
+        HoldChange::Held(HoldReason::Memory(percent)) => (
+            "memory_pressure",
+            format!("all tasks were stalled for want of memory for {percent:.0} % of the last 10 s"),
+        ),
+        HoldChange::Held(HoldReason::Io(percent)) => (
+            "io_pressure",
+            format!("all tasks were stalled for want of I/O for {percent:.0} % of the last 10 s"),
+        ),
+        HoldChange::Resumed => {
+            let fields = Fields {
+                reason: Some("resumed".to_owned()),
+                ..Fields::default()
+            };
+            let msg = "recovery goes on: the host is not the suspect any more".to_owned();
+            return log.info(LogEvent::Hold, msg, fields);
+        }
+    };
+    let fields = Fields {
+        reason: Some(reason.to_owned()),
+        ..Fields::default()
+    };
+    let msg = format!("recovery holds its fire, the host is the suspect: {why}");
+    log.error(LogEvent::Hold, msg, fields);
+}
+
+pub(super) fn would_hook(log: &Log, who: &Who, occasion: &str) {
+    let msg = format!("{who}: would have run on-{occasion} (--recovery-mode dry-run)");
+    log.info(LogEvent::Hook, msg, who.fields());
+}
+
+pub(super) fn hooked(
+    log: &Log,
+    who: &Who,
+    occasion: &str,
+    result: &Result<usize, String>,
+    took: Duration,
+) {
+    let took_ms = took.as_secs_f64() * 1e3;
+    let mut fields = Fields {
+        duration_ms: Some((took_ms * 1e3).round() / 1e3),
+        reason: Some(occasion.to_owned()),
+        ..who.fields()
+    };
+    match result {
+        Ok(steps) => {
+            let steps = number_of(*steps as u64, "step");
+            let msg = format!("{who}: on-{occasion} done ({steps}, {took_ms:.1} ms)");
+            log.info(LogEvent::Hook, msg, fields);
+        }
+        Err(problem) => {
+            fields.error = Some(problem.clone());
+            let msg = format!("{who}: on-{occasion} failed: {problem}");
+            log.warn(LogEvent::Hook, msg, fields);
+        }
+    }
+}
+
+pub(super) fn missing(log: &Log, missing: &Missing) {
+    let Missing {
+        what,
+        expected,
+        heard,
+        within,
+    } = missing;
+    let fields = Fields {
+        name: Some(what.clone()),
+        count: Some(u64::from(expected.saturating_sub(*heard))),
+        reason: Some("missing".to_owned()),
+        ..Fields::default()
+    };
+    let within = humantime::format_duration(*within);
+    let agents = number_of(u64::from(*expected), "agent");
+    let msg = format!("{what}: {agents} expected within {within}, {heard} there");
+    log.error(LogEvent::Missing, msg, fields);
+}
+
+pub(super) fn complete(log: &Log, what: &str) {
+    let fields = Fields {
+        name: Some(what.to_owned()),
+        reason: Some("complete".to_owned()),
+        ..Fields::default()
+    };
+    let msg = format!("{what}: all that were expected are there now");
+    log.info(LogEvent::Missing, msg, fields);
 }
 
 /// Recovery may not act on an agent that was heard this way.
@@ -368,36 +493,38 @@ pub(super) fn refused_by_origin(log: &Log, who: &Who, origin: BeatOrigin, sealed
     log.warn(LogEvent::Recover, msg, recovery(who, outcome));
 }
 
-pub(super) fn ended(log: &Log, who: &Who, child_pid: u32, ended: &Ended) {
+pub(super) fn ended(log: &Log, who: &Who, child_pid: u32, ended: &Ended, outcome: &'static str) {
     let took_ms = ms(u64::try_from(ended.duration.as_nanos()).unwrap_or(u64::MAX));
+    let output = ended.output.text();
     let mut fields = Fields {
         child_pid: Some(child_pid),
         duration_ms: Some(took_ms),
-        ..who.fields()
+        output: (!output.is_empty()).then(|| output.clone()),
+        ..recovery(who, outcome)
     };
-    let (outcome, what) = match &ended.status {
-        _ if ended.killed => ("killed", "took too long and was killed".to_owned()),
-        Ok(status) if status.success() => ("reaped_zero", "succeeded".to_owned()),
-        Ok(status) => {
+    let what = match (&ended.status, ended.how) {
+        (_, How::TimedOut(Force::Term)) => "took too long and was ended".to_owned(),
+        (_, How::TimedOut(Force::Kill)) => "took too long and was killed".to_owned(),
+        (_, How::Stopped(_)) => "was ended because the observer stops".to_owned(),
+        (Ok(status), How::Finished) if status.success() => "succeeded".to_owned(),
+        (Ok(status), How::Finished) => {
             fields.code = status.code().and_then(|code| u8::try_from(code).ok());
             fields.signal = status.signal().and_then(|signal| u8::try_from(signal).ok());
-            ("reaped_nonzero", format!("failed ({status})"))
+            format!("failed ({status})")
         }
-        Err(error) => {
+        (Err(error), How::Finished) => {
             fields.error = Some(error.to_string());
-            (
-                "reaped_nonzero",
-                format!("could not be waited for: {error}"),
-            )
+            format!("could not be waited for: {error}")
         }
     };
-    fields.outcome = Some(outcome.to_owned());
     let msg = format!("{who}: recovery command (child {child_pid}) {what} after {took_ms:.1} ms");
     if outcome == "reaped_zero" {
-        log.info(LogEvent::Recover, msg, fields);
-    } else {
-        log.warn(LogEvent::Recover, msg, fields);
+        return log.info(LogEvent::Recover, msg, fields);
     }
+    // What it wrote is why it failed, as a rule.
+    let last = output.lines().rev().find(|line| !line.trim().is_empty());
+    let said = last.map(|last| format!("; it said: {last}")).unwrap_or_default();
+    log.warn(LogEvent::Recover, format!("{msg}{said}"), fields);
 }
 
 /// All counters that are not zero.

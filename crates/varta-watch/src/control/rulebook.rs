@@ -1,0 +1,205 @@
+//! Which rule holds for which agent, and which agents are expected and do not come.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use varta_core::rules::{Known, Namespace};
+use varta_core::{Agent, BeatOrigin};
+
+use crate::identity::facts::Facts;
+use crate::policy::{AgentRule, LadderChoice, Policy};
+
+/// What is known of an agent when it joins.
+pub(super) struct Newcomer<'a> {
+    pub(super) agent: Agent,
+    pub(super) facts: Option<&'a Facts>,
+    pub(super) uid: Option<u32>,
+    pub(super) origin: BeatOrigin,
+    pub(super) sealed: bool,
+    pub(super) address: Option<IpAddr>,
+}
+
+/// What an agent is held to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    agent: Agent,
+    rule: Option<usize>,
+    lineage: u64,
+}
+
+/// A rule whose agents are awaited.
+#[derive(Clone, Copy, Debug)]
+struct Awaited {
+    rule: usize,
+    until: Instant,
+}
+
+/// An expectation that was not met.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Missing {
+    /// The agents the rule means, in the operator's words.
+    pub(super) what: String,
+    pub(super) expected: u32,
+    pub(super) heard: u32,
+    pub(super) within: Duration,
+}
+
+/// The book.
+#[derive(Debug, Default)]
+pub(super) struct Rulebook {
+    entries: HashMap<u32, Entry>,
+    /// Agents there are, by rule.
+    present: Vec<u32>,
+    awaited: Vec<Awaited>,
+    /// Rules whose expectation was not met and is not now.
+    missing: Vec<usize>,
+}
+
+impl Rulebook {
+    /// A new set of rules; expectations count from now. The agents have to be entered anew.
+    pub(super) fn open(&mut self, policy: &Policy, now: Instant) {
+        self.entries.clear();
+        self.present = vec![0; policy.rules.len()];
+        self.missing.clear();
+        let expectations = policy.rules.iter().enumerate();
+        self.awaited = expectations
+            .filter_map(|(rule, agent)| {
+                let until = now.checked_add(agent.expectation?.within)?;
+                Some(Awaited { rule, until })
+            })
+            .collect();
+    }
+
+    /// Finds the rule of an agent. True if that rule's missing agents are all there now.
+    pub(super) fn enter(&mut self, policy: &Policy, newcomer: &Newcomer) -> bool {
+        let facts = newcomer.facts;
+        let exe = facts.and_then(|facts| facts.exe.as_deref());
+        let known = Known {
+            name: facts.map_or("", |facts| &facts.name),
+            exe: exe.and_then(std::path::Path::to_str),
+            cgroup: facts.and_then(|facts| facts.cgroup.as_deref()),
+            unit: facts.and_then(|facts| facts.unit.as_deref()),
+            uid: newcomer.uid,
+            namespace: facts
+                .filter(|facts| !facts.pids.is_empty())
+                .map(|facts| match facts.is_foreign() {
+                    true => Namespace::Other,
+                    false => Namespace::Own,
+                }),
+            origin: newcomer.origin,
+            sealed: newcomer.sealed,
+            source: newcomer.address,
+        };
+        let rule = policy
+            .rules
+            .iter()
+            .position(|rule| rule.selector.matches(&known));
+        let mut hasher = DefaultHasher::new();
+        (known.name, known.exe, known.unit, known.uid, known.source).hash(&mut hasher);
+        let entry = Entry {
+            agent: newcomer.agent,
+            rule,
+            // 0 is nobody's.
+            lineage: hasher.finish() | 1,
+        };
+        self.leave_slot(newcomer.agent.slot);
+        self.entries.insert(newcomer.agent.slot, entry);
+        let Some(rule) = rule else {
+            return false;
+        };
+        self.present[rule] += 1;
+        let is_complete = policy.rules[rule]
+            .expectation
+            .is_some_and(|expectation| self.present[rule] >= expectation.agents);
+        if is_complete {
+            self.awaited.retain(|awaited| awaited.rule != rule);
+        }
+        let was_missing = self.missing.contains(&rule);
+        if is_complete {
+            self.missing.retain(|missing| *missing != rule);
+        }
+        is_complete && was_missing
+    }
+
+    /// An agent is gone.
+    pub(super) fn leave(&mut self, agent: Agent) {
+        if self.entry_of(agent).is_some() {
+            self.leave_slot(agent.slot);
+        }
+    }
+
+    fn leave_slot(&mut self, slot: u32) {
+        if let Some(entry) = self.entries.remove(&slot)
+            && let Some(rule) = entry.rule
+        {
+            self.present[rule] -= 1;
+        }
+    }
+
+    /// The rule an agent is held to, if any speaks of it.
+    pub(super) fn rule_of<'a>(&self, policy: &'a Policy, agent: Agent) -> Option<&'a AgentRule> {
+        policy.rules.get(self.entry_of(agent)?.rule?)
+    }
+
+    /// The ladder meant for an agent.
+    pub(super) fn ladder_of(&self, policy: &Policy, agent: Agent) -> Option<u32> {
+        let choice = self
+            .rule_of(policy, agent)
+            .map_or(LadderChoice::Default, |rule| rule.ladder);
+        let ladder = match choice {
+            LadderChoice::Default => policy.default_ladder,
+            LadderChoice::None => None,
+            LadderChoice::Named(ladder) => Some(ladder),
+        };
+        ladder.and_then(|ladder| u32::try_from(ladder).ok())
+    }
+
+    /// What an agent has in common with its predecessors and successors.
+    pub(super) fn lineage_of(&self, agent: Agent) -> u64 {
+        self.entry_of(agent).map_or(0, |entry| entry.lineage)
+    }
+
+    /// When the next expectation runs out.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.awaited.iter().map(|awaited| awaited.until).min()
+    }
+
+    /// Expectations that have run out, each told once.
+    pub(super) fn take_missing(&mut self, policy: &Policy, now: Instant) -> Vec<Missing> {
+        let mut missing = Vec::new();
+        self.awaited.retain(|awaited| {
+            if awaited.until > now {
+                return true;
+            }
+            let rule = &policy.rules[awaited.rule];
+            if let Some(expectation) = rule.expectation {
+                self.missing.push(awaited.rule);
+                missing.push(Missing {
+                    what: rule.title(),
+                    expected: expectation.agents,
+                    heard: self.present[awaited.rule],
+                    within: expectation.within,
+                });
+            }
+            false
+        });
+        missing
+    }
+
+    /// Agents that were expected in time, did not come and are not there now.
+    pub(super) fn count_missing(&self, policy: &Policy) -> u64 {
+        let short = self.missing.iter().filter_map(|rule| {
+            let expected = policy.rules.get(*rule)?.expectation?.agents;
+            Some(u64::from(expected.saturating_sub(self.present[*rule])))
+        });
+        short.sum()
+    }
+
+    fn entry_of(&self, agent: Agent) -> Option<&Entry> {
+        let entry = self.entries.get(&agent.slot);
+        entry.filter(|entry| entry.agent == agent)
+    }
+}
