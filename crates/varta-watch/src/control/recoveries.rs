@@ -4,27 +4,34 @@
 use varta_core::Agent;
 use varta_core::recovery::{Recovery, RecoveryPolicy};
 
-use crate::recovery::RecoveryCommand;
+use crate::policy::{Children, RunStep};
 
 /// Part of the actions in flight that agents elsewhere may have on top of those of local agents.
 const REMOTE_PART: usize = 2;
 
-/// The command, and the state of all recoveries.
+/// The command, what its children get, and the state of all recoveries.
 pub(crate) struct Recoveries {
-    pub(super) command: RecoveryCommand,
+    pub(super) command: RunStep,
+    pub(super) children: Children,
     local: Recovery,
     remote: Recovery,
 }
 
 impl Recoveries {
     /// For a tracker with so many slots.
-    pub(crate) fn new(command: RecoveryCommand, slots: usize, policy: RecoveryPolicy) -> Self {
+    pub(crate) fn new(
+        command: RunStep,
+        children: Children,
+        slots: usize,
+        policy: RecoveryPolicy,
+    ) -> Self {
         let remote = RecoveryPolicy {
             max_in_flight: policy.max_in_flight.div_ceil(REMOTE_PART),
             ..policy
         };
         Self {
             command,
+            children,
             local: Recovery::new(slots, policy),
             remote: Recovery::new(slots, remote),
         }
@@ -51,16 +58,28 @@ impl Recoveries {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
     use varta_core::event::{NO_KEY, remote_source};
 
     #[test]
     fn agents_elsewhere_cannot_keep_a_local_one_from_its_recovery() {
-        let command = RecoveryCommand::parse("true", Vec::new(), None).unwrap();
+        let command = RunStep {
+            program: "/bin/true".into(),
+            arguments: Vec::new(),
+            timeout: None,
+            wait: Duration::ZERO,
+        };
+        let children = Children {
+            inherit_environment: false,
+            environment: Vec::new(),
+            capture_bytes: 0,
+            grace: Duration::ZERO,
+        };
         let policy = RecoveryPolicy {
             debounce_ns: 0,
             max_in_flight: 2,
         };
-        let mut recoveries = Recoveries::new(command, 100, policy);
+        let mut recoveries = Recoveries::new(command, children, 100, policy);
         let address = "10.0.0.1:1".parse().unwrap();
         let agent = |slot, instance| Agent {
             slot,

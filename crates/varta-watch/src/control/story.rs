@@ -12,7 +12,7 @@ use varta_vlp::Status;
 use super::log::Log;
 use crate::api::{Fields, LogEvent};
 use crate::identity::facts::Facts;
-use crate::recovery::{Ended, StartError};
+use crate::recovery::{Ended, How, StartError};
 
 /// How an agent is called.
 #[derive(Debug)]
@@ -316,35 +316,23 @@ pub(super) fn spawned(log: &Log, who: &Who, child_pid: u32, command: &str) {
 }
 
 pub(super) fn not_started(log: &Log, who: &Who, error: &StartError) {
+    let outcome = match error {
+        StartError::TargetGone
+        | StartError::Unidentified
+        | StartError::NotHere
+        | StartError::Forbidden(_) => "target_gone",
+        StartError::CrossNamespace => "refused_cross_namespace",
+        StartError::Spawn(_) | StartError::Signal(_) => "spawn_failed",
+    };
+    let mut fields = recovery(who, outcome);
     match error {
-        StartError::TargetGone => {
-            let msg = format!("{who}: gone or back before anything was started");
-            log.info(LogEvent::Recover, msg, recovery(who, "target_gone"));
-        }
-        StartError::Unidentified => {
-            let msg = format!("{who}: nothing started, it cannot be proved which process it is");
-            log.warn(LogEvent::Recover, msg, recovery(who, "target_gone"));
-        }
-        StartError::CrossNamespace => {
-            let msg = format!(
-                "{who}: nothing started, it lives in another pid namespace \
-                 (--allow-cross-namespace-agents)"
-            );
-            log.warn(
-                LogEvent::Recover,
-                msg,
-                recovery(who, "refused_cross_namespace"),
-            );
-        }
-        StartError::Spawn(error) => {
-            let fields = Fields {
-                error: Some(error.to_string()),
-                ..recovery(who, "spawn_failed")
-            };
-            let msg =
-                format!("{who}: cannot start the recovery command: {error}; tried again later");
+        StartError::TargetGone => log.info(LogEvent::Recover, format!("{who}: {error}"), fields),
+        StartError::Spawn(cause) | StartError::Signal(cause) => {
+            fields.error = Some(cause.to_string());
+            let msg = format!("{who}: {error}; tried again later");
             log.error(LogEvent::Recover, msg, fields);
         }
+        _ => log.warn(LogEvent::Recover, format!("{who}: {error}"), fields),
     }
 }
 
@@ -376,7 +364,7 @@ pub(super) fn ended(log: &Log, who: &Who, child_pid: u32, ended: &Ended) {
         ..who.fields()
     };
     let (outcome, what) = match &ended.status {
-        _ if ended.killed => ("killed", "took too long and was killed".to_owned()),
+        _ if ended.how != How::Finished => ("killed", "took too long and was killed".to_owned()),
         Ok(status) if status.success() => ("reaped_zero", "succeeded".to_owned()),
         Ok(status) => {
             fields.code = status.code().and_then(|code| u8::try_from(code).ok());
