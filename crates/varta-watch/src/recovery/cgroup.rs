@@ -43,7 +43,7 @@ pub(super) fn directory_of(path: &str) -> io::Result<PathBuf> {
 }
 
 /// Where `path` is, if this line of `mountinfo` is about a mount that shows it.
-fn locate(line: &str, path: &str) -> Option<PathBuf> {
+pub(super) fn locate(line: &str, path: &str) -> Option<PathBuf> {
     let (mount, kind) = line.split_once(" - ")?;
     let mut fields = mount.split(' ').skip(3);
     let (root, point) = (fields.next()?, fields.next()?);

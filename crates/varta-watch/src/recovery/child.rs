@@ -137,6 +137,13 @@ impl Running {
     }
 }
 
+#[cfg(test)]
+impl Running {
+    pub(super) fn outlives_leader(&self) -> bool {
+        self.group.outlives_leader
+    }
+}
+
 /// How and when the leader of a group has ended.
 async fn live(
     group: &mut Group,

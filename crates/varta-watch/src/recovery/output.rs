@@ -23,7 +23,7 @@ const IDLE_READ_BYTES: usize = 4096;
 
 /// Pipes that are read on after their child has ended. A descriptor each; when there is one more, whoever
 /// writes to the oldest is on its own.
-const LEFT_OPEN_MAX: usize = 64;
+pub(super) const LEFT_OPEN_MAX: usize = 64;
 
 /// What is kept of what a child has written.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -141,7 +141,7 @@ pub(super) struct LeftOpen {
 }
 
 impl LeftOpen {
-    fn add(&self, pipe: OwnedFd) {
+    pub(super) fn add(&self, pipe: OwnedFd) {
         let Ok(pipe) = pipe::Receiver::from_owned_fd(pipe) else {
             return;
         };

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::process::{Pid, Signal, getpgid, getpgrp, kill_process_group, pidfd_send_signal};
+use rustix::process::{Pid, Signal, getpgrp, kill_process_group, pidfd_send_signal};
 use varta_core::Agent;
 
 use super::cgroup;
@@ -123,17 +123,16 @@ fn still_there(target: &OwnedFd) -> Result<(), StartError> {
 }
 
 fn signal_group(pid: u32, target: &OwnedFd, signal: Signal) -> Result<(), StartError> {
-    let number = |pid: u32| i32::try_from(pid).ok().and_then(Pid::from_raw);
     let process = number(pid).ok_or(StartError::TargetGone)?;
-    let group = getpgid(Some(process)).map_err(|_| StartError::TargetGone)?;
+    let group = group_of(pid).ok_or(StartError::Forbidden(
+        "its process group is not for the observer to see",
+    ))?;
     if group == getpgrp() {
         return Err(StartError::Forbidden(
             "the observer is in its process group",
         ));
     }
-    if getpgid(number(INIT)).is_ok_and(|of_init| of_init == group)
-        || group.as_raw_nonzero().get() == 1
-    {
+    if Some(group) == number(INIT) || Some(group) == group_of(INIT) {
         return Err(StartError::Forbidden(
             "the first process of the system is in its process group",
         ));
@@ -148,6 +147,17 @@ fn signal_group(pid: u32, target: &OwnedFd, signal: Signal) -> Result<(), StartE
     // The number stays the group's for as long as the target is in it, dead or alive, until it is reaped.
     still_there(target)?;
     sent(kill_process_group(group, signal))
+}
+
+fn number(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw)
+}
+
+/// The process group of a process; `None` if there is no such process, or if the group has no number in the
+/// observer's pid namespace.
+fn group_of(pid: u32) -> Option<Pid> {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).ok()?);
+    Pid::from_raw(nix::unistd::getpgid(Some(pid)).ok()?.as_raw())
 }
 
 fn signal_cgroup(pid: u32, target: &OwnedFd, signal: Signal) -> Result<(), StartError> {
