@@ -142,6 +142,11 @@ impl Running {
     pub(super) fn outlives_leader(&self) -> bool {
         self.group.outlives_leader
     }
+
+    pub(super) fn as_before_linux_6_9(mut self) -> Self {
+        self.group.outlives_leader = false;
+        self
+    }
 }
 
 /// How and when the leader of a group has ended.

@@ -71,22 +71,8 @@ fn a_stopped_program_hears_that_it_is_to_go() {
     });
 }
 
-#[test]
-fn what_a_program_has_started_is_killed_with_it() {
-    let directory = tempfile::tempdir().unwrap();
-    let ready = fifo(&directory, "ready");
-    let script = format!("sleep 600 & echo $! > {}; wait", ready.display());
-    block_on(async {
-        let runner = Runner::new(means());
-        let (running, grandchild) = start_ready(&runner, &shell(&script), &ready);
-        runner.stop(Duration::ZERO);
-        running.wait().await;
-        assert!(pid_ends(&grandchild));
-    });
-}
-
-#[test]
-fn what_a_program_has_started_is_killed_even_if_only_the_program_goes_when_told() {
+/// What becomes of a program that goes when it is told, and of the grandchild, which ignores that.
+fn stubborn_grandchild(grace: Duration, on_this_kernel: impl Fn(Running) -> Running) {
     let directory = tempfile::tempdir().unwrap();
     let ready = fifo(&directory, "ready");
     let script = format!(
@@ -96,11 +82,26 @@ fn what_a_program_has_started_is_killed_even_if_only_the_program_goes_when_told(
     block_on(async {
         let runner = Runner::new(means());
         let (running, grandchild) = start_ready(&runner, &shell(&script), &ready);
-        runner.stop(Duration::from_millis(20));
-        let ended = running.wait().await;
-        assert_eq!(ended.how, How::Stopped(Force::Term));
+        runner.stop(grace);
+        on_this_kernel(running).wait().await;
         assert!(pid_ends(&grandchild));
     });
+}
+
+#[test]
+fn what_a_program_has_started_is_killed_with_it() {
+    stubborn_grandchild(Duration::ZERO, |running| running);
+}
+
+#[test]
+fn what_a_program_has_started_is_killed_even_if_only_the_program_goes_when_told() {
+    stubborn_grandchild(Duration::from_millis(50), |running| running);
+}
+
+#[test]
+fn what_a_program_has_started_is_killed_on_older_kernels_too() {
+    stubborn_grandchild(Duration::ZERO, Running::as_before_linux_6_9);
+    stubborn_grandchild(Duration::from_secs(600), Running::as_before_linux_6_9);
 }
 
 #[test]
@@ -193,20 +194,5 @@ fn all_children_end_when_the_observer_stops() {
             ended += 1;
         }
         assert_eq!(ended, 20);
-    });
-}
-
-#[test]
-fn the_duration_of_a_program_is_its_own_not_that_of_what_it_left() {
-    let directory = tempfile::tempdir().unwrap();
-    let ready = fifo(&directory, "ready");
-    let script = format!("sleep 600 & echo $! > {}", ready.display());
-    block_on(async {
-        let runner = Runner::new(means());
-        let (running, left) = start_ready(&runner, &shell(&script), &ready);
-        let ended = running.wait().await;
-        let pidfd = crate::identity::open(left.trim().parse().unwrap()).unwrap();
-        rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).unwrap();
-        assert!(ended.duration < Duration::from_secs(600));
     });
 }

@@ -135,7 +135,9 @@ fn ends(pidfd: &OwnedFd) -> bool {
         tv_sec: 20,
         tv_nsec: 0,
     };
-    poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&limit)).unwrap() > 0
+    // The runtime's handler of SIGCHLD interrupts whoever waits.
+    let wait = || poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&limit));
+    rustix::io::retry_on_intr(wait).unwrap() > 0
 }
 
 fn pid_ends(pid: &str) -> bool {
