@@ -22,6 +22,8 @@ pub mod receive;
 #[cfg(all(feature = "secrets", unix))]
 pub mod secret_file;
 #[cfg(all(feature = "observer", target_os = "linux"))]
+pub mod session;
+#[cfg(all(feature = "observer", target_os = "linux"))]
 mod socket_option;
 #[cfg(all(feature = "testing", target_os = "linux"))]
 pub mod spawn;

@@ -12,7 +12,6 @@ mod repeats;
 pub(crate) mod roster;
 pub(crate) mod story;
 
-use std::collections::HashSet;
 use std::future;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -37,7 +36,7 @@ use crate::http::token::{Token, TokenFile};
 use crate::identity::{self, Means};
 use crate::journal::{Journal, append_row};
 use crate::keys::{KeyFiles, KeyRing};
-use crate::recovery::{Ended, Running, StartError, kill_group};
+use crate::recovery::{Ended, How, Runner, Running, StartError, Subject};
 use acquaintances::Acquaintances;
 use log::Log;
 pub(crate) use recoveries::Recoveries;
@@ -63,6 +62,7 @@ pub(crate) struct ControlConfig {
     pub(crate) log: Log,
     pub(crate) journal: Option<Journal>,
     pub(crate) recovery: Option<Recoveries>,
+    pub(crate) runner: Runner,
     /// Recovery may touch agents of other pid namespaces.
     pub(crate) recover_foreign: bool,
     /// Read again on SIGHUP; `None` without encrypted UDP.
@@ -81,9 +81,8 @@ pub(crate) struct Control {
     given: ControlConfig,
     acquaintances: Acquaintances,
     next_pid_max: Instant,
-    /// Recovery commands at work, with the pid of each.
+    /// Recovery commands at work.
     children: JoinSet<CommandEnd>,
-    child_pids: HashSet<u32>,
     repeats: Repeats,
     /// The operator knows that descriptors have run out.
     told_of_unwatched_exits: bool,
@@ -136,7 +135,6 @@ impl Control {
             given,
             next_pid_max: Instant::now() + PID_MAX_PAUSE,
             children: JoinSet::new(),
-            child_pids: HashSet::new(),
             repeats: Repeats::default(),
             told_of_unwatched_exits: false,
         }
@@ -186,15 +184,7 @@ impl Control {
     pub(crate) async fn finish(&mut self) {
         while self.take_events() {}
         self.repeats.tell_all(&self.given.log);
-        // Commands that were reaped go first: their pids may be somebody else's by now.
-        while let Some(end) = self.children.try_join_next() {
-            if let Ok(end) = end {
-                self.child_ended(&end);
-            }
-        }
-        for pid in &self.child_pids {
-            kill_group(*pid);
-        }
+        self.given.runner.stop(Duration::ZERO);
         let _ = tokio::time::timeout(REAP_WAIT, async {
             while let Some(end) = self.children.join_next().await {
                 if let Ok(end) = end {
@@ -435,7 +425,6 @@ impl Control {
                     let child_pid = running.pid;
                     self.count_outcome(agent, Counter::RecoverySpawned);
                     story::spawned(&self.given.log, &who, child_pid, &shown);
-                    self.child_pids.insert(child_pid);
                     self.children.spawn(async move {
                         CommandEnd {
                             agent,
@@ -447,8 +436,13 @@ impl Control {
                 }
                 Err(error) => {
                     let (counter, end) = match error {
-                        StartError::Spawn(_) => (Counter::RecoverySpawnFailed, ActionEnd::Failed),
-                        StartError::TargetGone | StartError::Unidentified => {
+                        StartError::Spawn(_) | StartError::Signal(_) => {
+                            (Counter::RecoverySpawnFailed, ActionEnd::Failed)
+                        }
+                        StartError::TargetGone
+                        | StartError::Unidentified
+                        | StartError::NotHere
+                        | StartError::Forbidden(_) => {
                             (Counter::RecoveryTargetGone, ActionEnd::TargetGone)
                         }
                         StartError::CrossNamespace => {
@@ -480,10 +474,21 @@ impl Control {
             return Err(StartError::CrossNamespace);
         }
         match &self.given.recovery {
-            Some(Recoveries { command, .. }) if still_silent => {
-                let source = self.acquaintances.address_of(agent);
-                let running = command.start(agent, source, self.given.means)?;
-                Ok((running, command.shown_for(agent.pid, source)))
+            Some(Recoveries {
+                command, children, ..
+            }) if still_silent => {
+                let known = self.acquaintances.facts_of(agent);
+                let subject = Subject {
+                    agent,
+                    name: self.name_of(agent).name,
+                    status: String::new(),
+                    silence_ms: 0,
+                    unit: known.and_then(|known| known.unit.clone()),
+                    reason: "stall",
+                    source: self.acquaintances.address_of(agent),
+                };
+                let running = self.given.runner.start(command, children, &subject)?;
+                Ok((running, command.shown(Some(&subject))))
             }
             _ => Err(StartError::TargetGone),
         }
@@ -501,12 +506,12 @@ impl Control {
     fn child_ended(&mut self, end: &CommandEnd) {
         let CommandEnd { agent, who, .. } = end;
         let (ended, child_pid) = (&end.ended, end.child_pid);
-        self.child_pids.remove(&child_pid);
+        let ended_by_us = ended.how != How::Finished;
         let success = ended
             .status
             .as_ref()
             .is_ok_and(std::process::ExitStatus::success);
-        let outcome = if ended.killed {
+        let outcome = if ended_by_us {
             Counter::RecoveryKilled
         } else if success {
             Counter::RecoveryReapedZero
@@ -521,7 +526,7 @@ impl Control {
         story::ended(&self.given.log, who, child_pid, ended);
         let now_ns = self.given.raw.now_ns();
         if let Some(recoveries) = &mut self.given.recovery {
-            let end = if success && !ended.killed {
+            let end = if success && !ended_by_us {
                 ActionEnd::Handled
             } else {
                 ActionEnd::Failed

@@ -35,7 +35,8 @@ use crate::identity::{self, Means};
 use crate::ingest::{Ingest, IngestConfig, Lines, Network, Sockets};
 use crate::journal::{ExportEvents, Journal};
 use crate::keys::KeyFiles;
-use crate::recovery::{RecoveryCommand, SOURCE_PLACEHOLDER};
+use crate::policy::{Children, RunStep};
+use crate::recovery::{Runner, SOURCE_PLACEHOLDER, split_command};
 use crate::replay_file;
 use crate::socket_file::{BoundSocket, Purpose};
 
@@ -63,6 +64,12 @@ const SESSIONS_MIN: usize = 16_384;
 /// Closed sessions that are remembered; who keeps a capture for longer can replay it once.
 const CLOSED_PER_AGENT: usize = 16;
 const CLOSED_MIN: usize = 65_536;
+
+/// What is kept of what a recovery command writes.
+const CAPTURE_BYTES: usize = 4096;
+
+/// How long a recovery command may take to go when its time is up.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// As nice values: 0 is everybody's, 19 the lowest priority.
 const HIGH_PRIORITY: i32 = -10;
@@ -182,7 +189,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         debounce_ns: nanoseconds(config.recovery_debounce),
         max_in_flight: DEFAULT_MAX_IN_FLIGHT,
     };
-    let shown_command = command.as_ref().map(RecoveryCommand::shown);
+    let shown_command = command.as_ref().map(|command| command.shown(None));
     let roster = Arc::default();
     let view = View {
         about: About {
@@ -205,7 +212,8 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         orders: order_sender,
         log: log.clone(),
         journal,
-        recovery: command.map(|command| Recoveries::new(command, slots, policy)),
+        recovery: command.map(|command| Recoveries::new(command, children(config), slots, policy)),
+        runner: Runner::new(means),
         recover_foreign: config.recover_foreign,
         keys: key_files(config),
         table,
@@ -318,13 +326,33 @@ fn key_files(config: &Config) -> Option<KeyFiles> {
     keys.filter(|keys| !keys.is_empty())
 }
 
-fn recovery_command(config: &Config) -> Result<Option<RecoveryCommand>, Failure> {
+fn recovery_command(config: &Config) -> Result<Option<RunStep>, Failure> {
     let Some(text) = &config.recovery_exec else {
         return Ok(None);
     };
-    RecoveryCommand::parse(text, config.recovery_env.clone(), config.recovery_timeout)
-        .map(Some)
-        .map_err(|error| error.to_string())
+    let path = config
+        .recovery_env
+        .iter()
+        .rev()
+        .find(|(key, _)| key == "PATH");
+    let path = path.map(|(_, value)| value.as_str());
+    let (program, arguments) =
+        split_command(text, path).map_err(|error| format!("--recovery-exec: {error}"))?;
+    Ok(Some(RunStep {
+        program,
+        arguments,
+        timeout: config.recovery_timeout,
+        wait: Duration::ZERO,
+    }))
+}
+
+fn children(config: &Config) -> Children {
+    Children {
+        inherit_environment: false,
+        environment: config.recovery_env.clone(),
+        capture_bytes: CAPTURE_BYTES,
+        grace: GRACE,
+    }
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
