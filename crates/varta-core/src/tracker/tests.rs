@@ -59,6 +59,13 @@ fn terminal(pid: u32, timestamp: u64) -> Beat {
     }
 }
 
+fn patience(threshold_ns: u64, late_ns: u64) -> Patience {
+    Patience {
+        threshold_ns,
+        late_ns,
+    }
+}
+
 impl Tracker {
     fn update(&mut self, beat: Beat, now_ns: u64) -> Update {
         self.record(&beat, now_ns, T).update
@@ -659,7 +666,7 @@ fn each_agent_is_judged_by_its_own_threshold() {
 fn a_new_threshold_counts_from_the_last_beat() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, 10 * T).agent.unwrap();
-    assert!(tracker.set_threshold(agent, 3 * T, 0));
+    assert!(tracker.set_patience(agent, patience(3 * T, 0), 0));
     assert_eq!(tracker.stalled_pids(2 * T), []);
     assert_eq!(tracker.stalled_pids(4 * T), [100]);
 }
@@ -668,7 +675,7 @@ fn a_new_threshold_counts_from_the_last_beat() {
 fn the_soft_tier_is_reported_before_the_stall() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, 4 * T).agent.unwrap();
-    tracker.set_threshold(agent, 4 * T, 2 * T);
+    tracker.set_patience(agent, patience(4 * T, 2 * T), 0);
     let tiers = |found: Vec<Silence>| found.iter().map(|s| s.tier).collect::<Vec<_>>();
     assert_eq!(tiers(tracker.drain(3 * T)), [Tier::Late]);
     assert_eq!(tiers(tracker.drain(3 * T)), []);
@@ -683,7 +690,7 @@ fn the_soft_tier_is_reported_before_the_stall() {
 fn a_late_agent_that_speaks_did_not_return_from_a_stall() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, 4 * T).agent.unwrap();
-    tracker.set_threshold(agent, 4 * T, 2 * T);
+    tracker.set_patience(agent, patience(4 * T, 2 * T), 0);
     tracker.drain(3 * T);
     let back = tracker.record(&beat(100, 2), 3 * T, 4 * T);
     assert_eq!(back.returned_after_ns, None);
@@ -694,7 +701,7 @@ fn a_late_agent_that_speaks_did_not_return_from_a_stall() {
 fn a_pause_counts_no_silence_and_ends_by_itself() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
-    assert!(tracker.pause(agent, 50 * T));
+    assert!(tracker.pause(agent, 50 * T, 0));
     assert_eq!(tracker.stalled_pids(50 * T), []);
     assert_eq!(tracker.stalled_pids(51 * T - 1), []);
     assert_eq!(tracker.stalled_pids(52 * T), [100]);
@@ -818,12 +825,12 @@ proptest! {
                 }
                 Op::Amend { pid, threshold, late } => {
                     if let Some(agent) = tracker.local_agent(pid) {
-                        prop_assert!(tracker.set_threshold(agent, threshold, late));
+                        prop_assert!(tracker.set_patience(agent, patience(threshold, late), now_ns));
                     }
                 }
                 Op::Pause { pid, for_ns } => {
                     if let Some(agent) = tracker.local_agent(pid) {
-                        prop_assert!(tracker.pause(agent, now_ns + for_ns));
+                        prop_assert!(tracker.pause(agent, now_ns + for_ns, now_ns));
                     }
                 }
                 Op::Wait { ns } => now_ns += ns,
