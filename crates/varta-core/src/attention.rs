@@ -341,4 +341,13 @@ mod tests {
         clock.promise(MS);
         assert!(clock.look(MS + 1_250_001).is_some());
     }
+
+    #[test]
+    fn a_clock_becomes_finer_with_a_more_impatient_agent_and_never_coarser() {
+        let mut clock = AttentionClock::new(0, 2_000_000_000);
+        clock.heed(40_000_000);
+        clock.heed(5_000_000_000);
+        assert_eq!(clock.longest_sleep_ns(), 10_000_000);
+        assert_eq!(clock.look(5_000_001), Some(Gap { gap_ns: 5_000_001 }));
+    }
 }

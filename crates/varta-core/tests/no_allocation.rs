@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use varta_core::recovery::{ActionEnd, Recovery, RecoveryPolicy};
 use varta_core::replay::{Arrival, LIVE_NS, ReplayGuard, ReplayOptions, ReplayRefusal, SessionKey};
 use varta_core::tracker::{AgentKey, Beat};
-use varta_core::{AttentionClock, BeatOrigin, EvictionPolicy, Tracker, TrackerOptions};
+use varta_core::{AttentionClock, BeatOrigin, EvictionPolicy, Patience, Tracker, TrackerOptions};
 use varta_sys::counting_alloc::{CountingAllocator, allocations_on_this_thread};
 use varta_vlp::{Frame, NONCE_TERMINAL, Status};
 

@@ -9,9 +9,12 @@
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use varta_core::{Agent, Claims, Counter, Counters, Event, EventKind, Gauge};
+use varta_core::{
+    Agent, BeatLimit, Claims, Counter, Counters, Event, EventKind, Gauge, LimitOptions, Patience,
+};
 
 use crate::clock::RawClock;
 use crate::keys::KeyRing;
@@ -87,6 +90,19 @@ pub(crate) enum Order {
     PidMax(u32),
     /// The keys in force from now on.
     Keys(KeyRing),
+    /// What an agent is held to from now on.
+    Patience(Agent, Patience),
+    /// Count none of an agent's silence for so long, measured on the attention clock from when the order is
+    /// taken: a gap makes the pause longer in real time, and what waits in the ring comes on top.
+    Pause(Agent, Duration),
+    /// Count an agent's silence again.
+    Resume(Agent),
+    /// What one agent may send, until it leaves.
+    BeatRate(Agent, BeatLimit),
+    /// What agents may send from now on, those aside that have a limit of their own.
+    Limits(LimitOptions),
+    /// What newcomers are held to from now on, nanoseconds.
+    Threshold(u64),
 }
 
 /// The beat path's end.

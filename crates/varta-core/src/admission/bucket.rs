@@ -452,4 +452,63 @@ mod tests {
         unlimited.welcome(0, 0);
         assert_eq!(begun(&mut unlimited, 0, 0), 1000);
     }
+
+    /// How many of ten beats that come at once from the agent in a slot pass.
+    fn of_ten(limits: &mut Limits, slot: u32, now_ns: u64) -> usize {
+        let passes = |_: &i32| limits.let_beat_in(slot, Local, false, now_ns).is_ok();
+        (0..10).filter(passes).count()
+    }
+
+    #[test]
+    fn an_agent_may_have_a_limit_of_its_own_until_its_slot_changes_hands() {
+        let agent = Some(rate(1, 2));
+        let mut limits = Limits::new(
+            2,
+            LimitOptions {
+                agent,
+                global: None,
+            },
+            SECOND,
+        );
+        (0..2).for_each(|slot| limits.welcome(slot, SECOND));
+        limits.set_agent_limit(0, BeatLimit::Own(rate(1, 5)), SECOND);
+        assert_eq!(of_ten(&mut limits, 0, SECOND), 5);
+        assert_eq!(of_ten(&mut limits, 1, SECOND), 1);
+        limits.set_agent_limit(0, BeatLimit::Unlimited, SECOND);
+        assert_eq!(of_ten(&mut limits, 0, SECOND), 10);
+        limits.set_agent_limit(0, BeatLimit::Common, SECOND);
+        assert_eq!(of_ten(&mut limits, 0, SECOND), 2);
+        limits.set_agent_limit(0, BeatLimit::Unlimited, SECOND);
+        limits.welcome(0, 9 * SECOND);
+        assert_eq!(of_ten(&mut limits, 0, 9 * SECOND), 1);
+        limits.set_agent_limit(7, BeatLimit::Unlimited, 0);
+    }
+
+    #[test]
+    fn one_agent_can_be_limited_where_others_are_not() {
+        let mut limits = Limits::new(2, LimitOptions::default(), SECOND);
+        limits.set_agent_limit(1, BeatLimit::Own(rate(1, 3)), SECOND);
+        assert_eq!(of_ten(&mut limits, 0, SECOND), 10);
+        assert_eq!(of_ten(&mut limits, 1, SECOND), 3);
+    }
+
+    #[test]
+    fn limits_that_are_replaced_hold_at_once_and_agents_keep_their_own() {
+        let mut limits = Limits::new(3, LimitOptions::default(), SECOND);
+        (0..3).for_each(|slot| limits.welcome(slot, SECOND));
+        limits.set_agent_limit(1, BeatLimit::Own(rate(1, 4)), SECOND);
+        let agent = Some(rate(1, 3));
+        limits.replace(LimitOptions {
+            agent,
+            global: None,
+        });
+        assert_eq!(of_ten(&mut limits, 0, 9 * SECOND), 3);
+        assert_eq!(of_ten(&mut limits, 1, 9 * SECOND), 4);
+        let global = Some(rate(1, 2));
+        limits.replace(LimitOptions {
+            agent: None,
+            global,
+        });
+        assert_eq!(of_ten(&mut limits, 2, 99 * SECOND), 2);
+    }
 }

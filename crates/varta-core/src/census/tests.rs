@@ -1,4 +1,4 @@
-//! Censuses of agents with known rhythms. Time is in units of a threshold of [`T`].
+//! Censuses of agents with known rhythms.
 
 use varta_vlp::{Frame, Status};
 
@@ -7,7 +7,8 @@ use crate::event::UID_UNKNOWN;
 use crate::slot::BeatOrigin;
 use crate::tracker::{AgentKey, Beat, Tracker, TrackerOptions};
 
-const T: u64 = 1 << 30;
+/// The threshold: a whole number of the wheel's ticks, and of its parts that are used here.
+const T: u64 = 1000 << crate::wheel::TICK_SHIFT;
 
 /// Agents that beat at times that grow.
 struct Agents {
@@ -76,7 +77,7 @@ fn silence_counts_from_half_a_threshold_and_from_what_is_unusual() {
     assert_eq!(agents.census(last_ns + T / 2 - 1).silent, 0);
     assert_eq!(agents.census(last_ns + T / 2).silent, 1);
     let last_ns = T * 8 / 10 * 2;
-    assert_eq!(agents.census(last_ns + T - 2).silent, 1, "1.25 intervals");
+    assert_eq!(agents.census(last_ns + T - 1).silent, 1, "1.25 intervals");
     assert_eq!(agents.census(last_ns + T).silent, 2);
 }
 
