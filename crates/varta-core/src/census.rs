@@ -8,7 +8,7 @@
 //! less often is silent for that long as a matter of course; it counts only once it is silent for longer than it
 //! usually is.
 //!
-//! Pure: one pass over the table, no state, nothing allocated. 100 000 agents take about a millisecond.
+//! Pure: one pass over the table, no state, nothing allocated. 100 000 agents take less than a millisecond.
 
 use std::sync::atomic::AtomicU64;
 

@@ -3,7 +3,8 @@
 //!
 //! The beat path never waits. A full ring refuses: a stall is then offered again in the next turn,
 //! anything else is dropped and counted. Beats and refusals, of which anybody can make many, may
-//! only fill the ring to three quarters, so that they cannot crowd out what matters; nobody joins while
+//! only fill the ring to three quarters, so that they cannot crowd out what matters (that an agent is critical
+//! matters, and is told once a second and agent); nobody joins while
 //! less than an eighth is free, so that there is always room to tell of those who are there.
 
 use std::ops::ControlFlow;
