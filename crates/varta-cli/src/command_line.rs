@@ -13,6 +13,7 @@ use crate::demo::DemoArguments;
 use crate::demo::agent::AgentArguments;
 use crate::events::EventsArguments;
 use crate::key::KeyArguments;
+use crate::pause::{PauseArguments, ResumeArguments};
 use crate::status::StatusArguments;
 
 /// Exit code of an unusable command line.
@@ -42,6 +43,8 @@ pub(crate) enum Command {
     Key(KeyArguments),
     Status(StatusArguments),
     Events(EventsArguments),
+    Pause(PauseArguments),
+    Resume(ResumeArguments),
     #[command(name = "__observer", hide = true)]
     Observer {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -152,7 +155,7 @@ mod tests {
         for arguments in [&["--help"][..], &[]] {
             let help = answer_to(arguments);
             assert_eq!(help.exit_code, 0);
-            for command in ["demo", "beat", "key", "status", "events"] {
+            for command in ["demo", "beat", "key", "status", "events", "pause", "resume"] {
                 assert!(help.text.contains(command), "{}", help.text);
             }
             assert!(!help.text.contains("__"), "{}", help.text);
@@ -192,6 +195,9 @@ mod tests {
             ("status", "--agent", ""),
             ("events", "--limit", "1001"),
             ("events", "--after", "-1"),
+            ("pause", "--for", "0s"),
+            ("pause", "--for", "31days"),
+            ("pause", "--for", "10"),
         ] {
             let error = error_of(&[command, &format!("{flag}={value}")]);
             assert!(error.contains(flag), "{error}");
@@ -205,6 +211,9 @@ mod tests {
             (&["key", "derive", "--print"], "--pid <PID>"),
             (&["key", "derive", "--pid=7", "x"], "--master-key-file"),
             (&["key", "fingerprint"], "<FILE>"),
+            (&["pause", "web"], "--for"),
+            (&["pause", "--for=1m"], "<AGENT>"),
+            (&["resume"], "<AGENT>"),
         ] {
             let error = error_of(arguments);
             let first = error.lines().next().unwrap_or_default();

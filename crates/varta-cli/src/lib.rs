@@ -2,7 +2,8 @@
 //!
 //! `varta demo` shows an observer at work on real processes, `varta beat` sends beats for scripts,
 //! `varta key` makes the keys of those that travel encrypted; `varta status` and `varta events` ask an
-//! observer how everybody is and what has happened. Of the observer this crate knows what
+//! observer how everybody is and what has happened, `varta pause` and `varta resume` have it leave an agent in
+//! peace for a while. Of the observer this crate knows what
 //! [`varta_watch::api`] tells and nothing else; the demo alone starts one, by running this program again.
 
 #![forbid(unsafe_code)]
@@ -13,9 +14,12 @@ mod command_line;
 mod demo;
 mod events;
 mod key;
+mod pattern;
+mod pause;
 mod signals;
 mod status;
 mod terminal;
+mod units;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -27,7 +31,8 @@ use command_line::Command;
 ///
 /// Exit codes: 0 when what was asked for was done, and for `--help` and `--version`; 1 when it could
 /// not be done; 2 for an unusable command line. Those of `varta status` are a health check's: 0 if all is
-/// well, 1 if it is not, 2 if nobody can tell.
+/// well, 1 if it is not, 2 if nobody can tell. `varta pause` and `varta resume` have 1 for nobody who is meant and
+/// 2 for whatever else keeps them from it.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let command = match command_line::parse(arguments) {
         Ok(command) => command,
@@ -39,6 +44,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Key(arguments) => key::run(&arguments),
         Command::Events(arguments) => events::run(&arguments),
         Command::Status(arguments) => return status::run(&arguments),
+        Command::Pause(arguments) => return pause::pause(&arguments),
+        Command::Resume(arguments) => return pause::resume(&arguments),
         Command::Observer { arguments } => return demo::observer::run(arguments),
         Command::Agent(arguments) => return demo::agent::run(&arguments),
         Command::Heal { pid } => return demo::heal(pid),

@@ -139,6 +139,36 @@ fn a_stall_and_a_return_are_told_as_they_happen() {
 }
 
 #[test]
+fn a_stalled_agent_that_is_paused_is_no_trouble_until_it_is_resumed() {
+    let place = Place(tempfile::tempdir().unwrap());
+    let _observer = place.observer();
+    let mut follower = place.follower();
+    let agent = place.agent();
+    let id = agent.0.id().to_string();
+    follower.wait_for("join");
+    agent.signal(Signal::STOP);
+    follower.wait_for("stall");
+    let run = |arguments: &[&str]| {
+        let output = varta(arguments, &place.socket()).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), text)
+    };
+    let paused = run(&["pause", &id, "--for=1h", "--reason=debugger"]);
+    assert_eq!(
+        paused,
+        (Some(0), format!("paused varta ({id}) for 59m 59s\n"))
+    );
+    assert_eq!(follower.wait_for("pause")["reason"], "debugger");
+    let (code, text, _) = place.status(&[]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("59m 59s: debugger"), "{text}");
+    let resumed = run(&["resume", &id]);
+    assert_eq!(resumed, (Some(0), format!("resumed varta ({id})\n")));
+    follower.wait_for("resume");
+    follower.wait_for("stall");
+}
+
+#[test]
 fn a_follower_finds_the_observer_that_comes_next() {
     let place = Place(tempfile::tempdir().unwrap());
     let first = place.observer();

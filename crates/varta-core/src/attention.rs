@@ -67,19 +67,28 @@ impl AttentionClock {
     /// Starts at attention time 0. `shortest_threshold_ns` is the most impatient agent's threshold;
     /// lateness of an eighth of it (1 to 100 ms) is a gap.
     pub fn new(raw_ns: u64, shortest_threshold_ns: u64) -> Self {
-        let tolerance_ns = (shortest_threshold_ns / 8).clamp(TOLERANCE_MIN_NS, TOLERANCE_MAX_NS);
-        Self {
+        let mut clock = Self {
             last_raw_ns: raw_ns,
             promised_raw_ns: raw_ns,
             attention_ns: 0,
             owed_ns: 0,
             doubted_raw_ns: raw_ns,
             overflow_raw_ns: 0,
-            tolerance_ns,
-            longest_sleep_ns: (shortest_threshold_ns / 4).max(TOLERANCE_MIN_NS),
+            tolerance_ns: u64::MAX,
+            longest_sleep_ns: u64::MAX,
             regressions: 0,
             jumps: 0,
-        }
+        };
+        clock.heed(shortest_threshold_ns);
+        clock
+    }
+
+    /// There is an agent with this threshold by now: the clock becomes as fine as it needs, and never coarser.
+    pub fn heed(&mut self, threshold_ns: u64) {
+        let tolerance_ns = (threshold_ns / 8).clamp(TOLERANCE_MIN_NS, TOLERANCE_MAX_NS);
+        let longest_sleep_ns = (threshold_ns / 4).max(TOLERANCE_MIN_NS);
+        self.tolerance_ns = self.tolerance_ns.min(tolerance_ns);
+        self.longest_sleep_ns = self.longest_sleep_ns.min(longest_sleep_ns);
     }
 
     /// Takes a raw reading. Returns the gap if the observer came later than it had promised; the
@@ -331,5 +340,14 @@ mod tests {
         assert_eq!(clock.longest_sleep_ns(), 2_500_000);
         clock.promise(MS);
         assert!(clock.look(MS + 1_250_001).is_some());
+    }
+
+    #[test]
+    fn a_clock_becomes_finer_with_a_more_impatient_agent_and_never_coarser() {
+        let mut clock = AttentionClock::new(0, 2_000_000_000);
+        clock.heed(40_000_000);
+        clock.heed(5_000_000_000);
+        assert_eq!(clock.longest_sleep_ns(), 10_000_000);
+        assert_eq!(clock.look(5_000_001), Some(Gap { gap_ns: 5_000_001 }));
     }
 }

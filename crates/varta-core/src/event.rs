@@ -99,6 +99,16 @@ pub enum EventKind {
         /// Opaque to the observer.
         payload: u32,
     },
+    /// An agent says that it is critical and did not before; once a second and agent at most, so that one
+    /// whose status flickers crowds out nobody.
+    Critical {
+        /// Who.
+        agent: Agent,
+        /// Nonce of the beat that says so.
+        nonce: u64,
+        /// Its payload.
+        payload: u32,
+    },
     /// Silence has reached the soft tier of this agent; once per silence.
     Late {
         /// Who.

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use crate::slot::Patience;
+use crate::slot::SpinWait;
 
 /// Bounds of a histogram at most; one bucket more holds what is beyond the last.
 pub const BOUNDS_MAX: usize = 14;
@@ -57,7 +57,7 @@ impl Histogram {
 
     /// All of it, as of one moment.
     pub fn read(&self) -> Distribution {
-        let mut patience = Patience::default();
+        let mut spin = SpinWait::default();
         loop {
             let before = self.sequence.load(Ordering::Acquire);
             let read = Distribution {
@@ -68,7 +68,7 @@ impl Histogram {
             fence(Ordering::Acquire);
             let is_whole =
                 before.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == before;
-            if is_whole || !patience.wait() {
+            if is_whole || !spin.wait() {
                 return read;
             }
         }

@@ -12,6 +12,7 @@
 
 pub mod admission;
 pub mod attention;
+pub mod census;
 pub mod counters;
 pub mod event;
 mod fifo;
@@ -25,13 +26,14 @@ pub mod tracker;
 pub mod wheel;
 
 pub use admission::{AllowedUsers, Claims, Credentials, Limit, LimitOptions, Limits, LocalGate};
-pub use admission::{Rate, Reach, Refusal};
+pub use admission::{BeatLimit, Rate, Reach, Refusal};
 pub use attention::AttentionClock;
+pub use census::{Census, census};
 pub use counters::{Counter, Counters, Gauge, Timing};
 pub use event::{Agent, Event, EventKind, ExitStatus, Home, Sender};
 pub use index::{BoundedIndex, PidIndex, ProbeExhausted};
 pub use replay::{Arrival, ReplayError, ReplayGuard, ReplayOptions, ReplayRefusal, SessionKey};
 pub use slot::{BeatOrigin, Slot, SlotState, SlotTable};
 pub use tracker::{DEFAULT_CAPACITY, MAX_CAPACITY};
-pub use tracker::{EvictionPolicy, Tracker, TrackerOptions, Update};
+pub use tracker::{EvictionPolicy, Patience, Tracker, TrackerOptions, Update};
 pub use wheel::Wheel;

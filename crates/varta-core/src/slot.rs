@@ -189,14 +189,7 @@ impl Slot {
         let head = words[1];
         let flags = head >> 56;
         Some(Self {
-            state: match head >> 32 & 0xff {
-                0 => SlotState::Free,
-                1 => SlotState::Alive,
-                2 => SlotState::Late,
-                3 => SlotState::Stalled,
-                4 => SlotState::Reclaimable,
-                _ => return None,
-            },
+            state: state_in(head)?,
             pid: head as u32,
             local: flags & LOCAL != 0,
             instance: words[2],
@@ -230,6 +223,29 @@ impl Slot {
             session_restarts: (words[14] >> 32) as u32,
         })
     }
+}
+
+/// `None` for a state no writer of this version has written.
+fn state_in(head: u64) -> Option<SlotState> {
+    Some(match head >> 32 & 0xff {
+        0 => SlotState::Free,
+        1 => SlotState::Alive,
+        2 => SlotState::Late,
+        3 => SlotState::Stalled,
+        4 => SlotState::Reclaimable,
+        _ => return None,
+    })
+}
+
+/// How an agent beats, and what it is held to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rhythm {
+    pub(crate) is_latched: bool,
+    pub(crate) last_ns: u64,
+    pub(crate) joined_ns: u64,
+    pub(crate) beats: u64,
+    pub(crate) threshold_ns: u64,
+    pub(crate) paused_until_ns: u64,
 }
 
 /// How silent an agent is.
@@ -348,11 +364,11 @@ impl Slot {
 /// loses its core in the midst of one; so the reader gives way now and then, and gives up only when the
 /// writer must have died.
 #[derive(Debug, Default)]
-pub(crate) struct Patience {
+pub(crate) struct SpinWait {
     tries: u32,
 }
 
-impl Patience {
+impl SpinWait {
     /// Tries between two turns for others, and tries in all.
     const SPINS: u32 = 100;
     const TRIES_MAX: u32 = 200_000;
@@ -366,6 +382,22 @@ impl Patience {
             std::hint::spin_loop();
         }
         self.tries < Self::TRIES_MAX
+    }
+}
+
+/// Some words of a slot as they were at one moment. `None` if its writer does not come out of it.
+fn consistent<const N: usize>(words: &[AtomicU64], wanted: [usize; N]) -> Option<[u64; N]> {
+    let mut spin = SpinWait::default();
+    loop {
+        let before = words[0].load(Ordering::Acquire);
+        let copy = wanted.map(|i| words[i].load(Ordering::Relaxed));
+        fence(Ordering::Acquire);
+        if before % 2 == 0 && words[0].load(Ordering::Relaxed) == before {
+            return Some(copy);
+        }
+        if !spin.wait() {
+            return None;
+        }
     }
 }
 
@@ -397,19 +429,35 @@ impl<W: AsRef<[AtomicU64]>> SlotTable<W> {
     /// A consistent copy of an occupied slot, from any thread. `None` for a free slot, a number out
     /// of range, or words that make no sense.
     pub fn read(&self, slot: u32) -> Option<Slot> {
+        let copy = consistent(self.slot_words(slot)?, std::array::from_fn(|i| i))?;
+        Slot::from_words(&copy).filter(|slot| slot.state != SlotState::Free)
+    }
+
+    /// What a census needs of an occupied slot and nothing else, so that all of them can be looked at in a
+    /// moment.
+    pub(crate) fn read_rhythm(&self, slot: u32) -> Option<Rhythm> {
         let words = self.slot_words(slot)?;
-        let mut patience = Patience::default();
-        loop {
-            let before = words[0].load(Ordering::Acquire);
-            let copy = std::array::from_fn(|i| words[i].load(Ordering::Relaxed));
-            fence(Ordering::Acquire);
-            if before % 2 == 0 && words[0].load(Ordering::Relaxed) == before {
-                return Slot::from_words(&copy).filter(|slot| slot.state != SlotState::Free);
-            }
-            if !patience.wait() {
-                return None;
-            }
+        // A free slot is not worth the wait; one that is filled just now is in the next census.
+        if words[1].load(Ordering::Relaxed) == 0 {
+            return None;
         }
+        let [
+            head,
+            last_ns,
+            beats,
+            threshold_ns,
+            joined_ns,
+            paused_until_ns,
+        ] = consistent(words, [1, 4, 7, 8, 11, 13])?;
+        let state = state_in(head)?;
+        (state != SlotState::Free).then_some(Rhythm {
+            is_latched: state.is_latched(),
+            last_ns,
+            joined_ns,
+            beats,
+            threshold_ns,
+            paused_until_ns,
+        })
     }
 
     /// The writer's own view; it never collides with itself.

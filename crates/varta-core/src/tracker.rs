@@ -18,7 +18,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use varta_vlp::Frame;
+use varta_vlp::{Frame, Status};
 
 use crate::counters::{Counter, Counters, Timing};
 use crate::event::Agent;
@@ -28,7 +28,7 @@ use crate::wheel::Wheel;
 use reclaim::{Reclaimable, Victims};
 
 pub use types::{
-    AgentKey, Beat, Displaced, EvictionPolicy, Recorded, Silence, TrackerOptions, Update,
+    AgentKey, Beat, Displaced, EvictionPolicy, Patience, Recorded, Silence, TrackerOptions, Update,
 };
 
 /// Agents a tracker holds unless told otherwise.
@@ -211,39 +211,81 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
 
     /// Forgets an agent whose process is gone. `None` if the slot belongs to somebody else by now.
     pub fn retire(&mut self, agent: Agent) -> Option<Slot> {
-        let facts = self
-            .table
-            .load(agent.slot)
-            .filter(|facts| facts.agent(agent.slot) == agent)?;
+        let facts = self.facts_of(agent)?;
         self.remove(agent.slot, &facts);
         Some(facts)
     }
 
     /// Says which pid namespace an agent lives in, once that is known. What is known already stays.
     pub fn learn_namespace(&mut self, agent: Agent, ns_inode: u64) {
-        let slot = agent.slot;
-        if let Some(mut facts) = self.table.load(slot)
-            && facts.agent(slot) == agent
+        if let Some(mut facts) = self.facts_of(agent)
             && facts.ns_inode.is_none()
         {
             facts.ns_inode = Some(ns_inode);
-            self.table.store(slot, &facts);
+            self.table.store(agent.slot, &facts);
         }
     }
 
-    /// Gives an agent another threshold. Its silence so far keeps counting; it is judged anew by
-    /// the next [`Self::drain_stalled_slots`]. A stall already reported stays reported.
-    pub fn set_threshold(&mut self, agent: Agent, threshold_ns: u64, late_ns: u64) -> bool {
-        self.amend(agent, |facts| {
-            facts.threshold_ns = threshold_ns;
-            facts.late_ns = late_ns;
-        })
+    /// Holds an agent to another rule. Its silence so far keeps counting, unless that alone would make a
+    /// stall by now: then it has its full new threshold from `now_ns` on. What was already reported of this
+    /// silence is not reported again. False if the agent is not there any more.
+    pub fn set_patience(&mut self, agent: Agent, patience: Patience, now_ns: u64) -> bool {
+        let Some(mut facts) = self.facts_of(agent) else {
+            return false;
+        };
+        facts.threshold_ns = patience.threshold_ns;
+        facts.late_ns = patience.late_ns;
+        let silence_ns = facts.silence_ns(now_ns);
+        match facts.state {
+            SlotState::Reclaimable => {
+                // Whether it still is one is for the wheel to find out.
+                facts.state = SlotState::Stalled;
+                self.reclaimable.remove(agent.slot);
+            }
+            SlotState::Stalled | SlotState::Free => {}
+            SlotState::Alive | SlotState::Late => {
+                if silence_ns >= patience.threshold_ns {
+                    facts.paused_until_ns = facts.paused_until_ns.max(now_ns);
+                }
+                let is_late = patience.late_ns != 0 && facts.silence_ns(now_ns) >= patience.late_ns;
+                if !is_late {
+                    facts.state = SlotState::Alive;
+                }
+            }
+        }
+        self.shortest_threshold_ns = self.shortest_threshold_ns.min(facts.threshold_ns);
+        self.rearm(agent, &facts);
+        true
     }
 
-    /// Counts no silence of this agent before `until_ns`; after that it has its full threshold.
-    /// The pause ends by itself, or at once when set to a time that has passed.
-    pub fn pause(&mut self, agent: Agent, until_ns: u64) -> bool {
-        self.amend(agent, |facts| facts.paused_until_ns = until_ns)
+    /// Counts no silence of this agent from `now_ns` to `until_ns`; after that it has its full threshold. A
+    /// stall that was reported is over without a return, so silence after the pause is a stall of its own.
+    /// The pause ends by itself; another one takes its place. False if the agent is not there any more.
+    pub fn pause(&mut self, agent: Agent, until_ns: u64, now_ns: u64) -> bool {
+        let Some(mut facts) = self.facts_of(agent) else {
+            return false;
+        };
+        if facts.state.is_latched() {
+            self.latched -= 1;
+            self.reclaimable.remove(agent.slot);
+        }
+        facts.state = SlotState::Alive;
+        facts.paused_until_ns = until_ns.max(now_ns);
+        self.rearm(agent, &facts);
+        true
+    }
+
+    /// Ends a pause: from `now_ns` on the agent has its full threshold. Nothing changes for one that is not
+    /// paused. False if the agent is not there any more.
+    pub fn resume(&mut self, agent: Agent, now_ns: u64) -> bool {
+        let Some(mut facts) = self.facts_of(agent) else {
+            return false;
+        };
+        if now_ns < facts.paused_until_ns {
+            facts.paused_until_ns = now_ns;
+            self.rearm(agent, &facts);
+        }
+        true
     }
 
     /// Counts nobody's silence before `now_ns`: beats may have been lost that nobody could take. Who
@@ -429,6 +471,8 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
 
         let mut recorded = Recorded::accepted(Update::Refreshed, facts.agent(slot));
         recorded.new_session = step == Step::NewSession;
+        recorded.turned_critical =
+            facts.status == Status::Critical && known.status != Status::Critical;
         if known.state.is_latched() {
             self.latched -= 1;
             self.reclaimable.remove(slot);
@@ -515,6 +559,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.counters.count(Counter::Joins);
         let mut recorded = Recorded::accepted(Update::Inserted, facts.agent(slot));
         recorded.displaced = displaced;
+        recorded.turned_critical = facts.status == Status::Critical;
         recorded
     }
 
@@ -579,26 +624,14 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.network_len -= usize::from(!facts.local);
     }
 
-    fn amend(&mut self, agent: Agent, change: impl FnOnce(&mut Slot)) -> bool {
-        let Some(mut facts) = self
-            .table
-            .load(agent.slot)
-            .filter(|facts| facts.agent(agent.slot) == agent)
-        else {
-            return false;
-        };
-        change(&mut facts);
-        self.shortest_threshold_ns = self.shortest_threshold_ns.min(facts.threshold_ns);
-        if facts.state == SlotState::Late {
-            facts.state = SlotState::Alive;
-        }
-        if facts.state == SlotState::Reclaimable {
-            facts.state = SlotState::Stalled;
-            self.reclaimable.remove(agent.slot);
-        }
-        self.table.store(agent.slot, &facts);
+    fn facts_of(&self, agent: Agent) -> Option<Slot> {
+        let facts = self.table.load(agent.slot)?;
+        (facts.agent(agent.slot) == agent).then_some(facts)
+    }
+
+    fn rearm(&mut self, agent: Agent, facts: &Slot) {
+        self.table.store(agent.slot, facts);
         self.wheel.arm(agent.slot, facts.next_look_ns());
-        true
     }
 
     fn find(&self, key: &AgentKey) -> Option<u32> {

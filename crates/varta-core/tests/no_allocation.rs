@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use varta_core::recovery::{ActionEnd, Recovery, RecoveryPolicy};
 use varta_core::replay::{Arrival, LIVE_NS, ReplayGuard, ReplayOptions, ReplayRefusal, SessionKey};
 use varta_core::tracker::{AgentKey, Beat};
-use varta_core::{AttentionClock, BeatOrigin, EvictionPolicy, Tracker, TrackerOptions};
+use varta_core::{AttentionClock, BeatOrigin, EvictionPolicy, Patience, Tracker, TrackerOptions};
 use varta_sys::counting_alloc::{CountingAllocator, allocations_on_this_thread};
 use varta_vlp::{Frame, NONCE_TERMINAL, Status};
 
@@ -100,8 +100,13 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
             if next(&mut random).is_multiple_of(100)
                 && let Some(agent) = tracker.local_agent(2 + (next(&mut random) % 400) as u32)
             {
-                tracker.set_threshold(agent, THRESHOLD_NS / 2, THRESHOLD_NS / 4);
-                tracker.pause(agent, now_ns + THRESHOLD_NS);
+                let patience = Patience {
+                    threshold_ns: THRESHOLD_NS / 2,
+                    late_ns: THRESHOLD_NS / 4,
+                };
+                tracker.set_patience(agent, patience, now_ns);
+                tracker.pause(agent, now_ns + THRESHOLD_NS, now_ns);
+                tracker.resume(agent, now_ns);
                 tracker.retire(agent);
             }
             evictions += tracker.take_evictions();

@@ -3,15 +3,19 @@
 //!
 //! The beat path never waits. A full ring refuses: a stall is then offered again in the next turn,
 //! anything else is dropped and counted. Beats and refusals, of which anybody can make many, may
-//! only fill the ring to three quarters, so that they cannot crowd out what matters; nobody joins while
+//! only fill the ring to three quarters, so that they cannot crowd out what matters (that an agent is critical
+//! matters, and is told once a second and agent); nobody joins while
 //! less than an eighth is free, so that there is always room to tell of those who are there.
 
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use varta_core::{Agent, Claims, Counter, Counters, Event, EventKind, Gauge};
+use varta_core::{
+    Agent, BeatLimit, Claims, Counter, Counters, Event, EventKind, Gauge, LimitOptions, Patience,
+};
 
 use crate::clock::RawClock;
 use crate::keys::KeyRing;
@@ -87,6 +91,19 @@ pub(crate) enum Order {
     PidMax(u32),
     /// The keys in force from now on.
     Keys(KeyRing),
+    /// What an agent is held to from now on.
+    Patience(Agent, Patience),
+    /// Count none of an agent's silence for so long, measured on the attention clock from when the order is
+    /// taken: a gap makes the pause longer in real time, and what waits in the ring comes on top.
+    Pause(Agent, Duration),
+    /// Count an agent's silence again.
+    Resume(Agent),
+    /// What one agent may send, until it leaves.
+    BeatRate(Agent, BeatLimit),
+    /// What agents may send from now on, those aside that have a limit of their own.
+    Limits(LimitOptions),
+    /// What newcomers are held to from now on, nanoseconds.
+    Threshold(u64),
 }
 
 /// The beat path's end.

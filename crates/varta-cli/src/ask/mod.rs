@@ -1,4 +1,4 @@
-//! Asking the observer: questions over its control socket, answers as the types of [`v1`].
+//! Asking the observer: questions and requests over its control socket, answers as the types of [`v1`].
 //!
 //! Each question has a connection of its own, so an observer that was restarted in between does not matter.
 //! An answer may take [`ANSWER_WAIT`] and be [`ANSWER_BYTES_MAX`] long. Whatever cannot be had is told with
@@ -12,19 +12,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{ACCEPT, HOST};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HOST};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustix::io::Errno;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use varta_watch::api;
-use varta_watch::api::v1::{self, AgentView, AgentsPage, EventsPage, Health, Info, Problem};
+use varta_watch::api::v1::{
+    self, AgentView, AgentsPage, EventsPage, Health, Info, PauseRequest, Problem, ResumeRequest,
+};
 
 use crate::Failure;
 use crate::terminal::printable;
@@ -161,7 +164,7 @@ impl Observer {
         };
         let request = request.header(ACCEPT, event_stream::CONTENT_TYPE);
         self.in_time(async {
-            let response = self.send(request).await?;
+            let response = self.send(request, Bytes::new()).await?;
             match response.status() {
                 StatusCode::OK => Ok(LiveEvents {
                     observer: self,
@@ -176,6 +179,43 @@ impl Observer {
         })
     }
 
+    /// The agent as it is from now on; `None` if it has left.
+    pub(crate) fn pause(
+        &self,
+        id: &str,
+        request: &PauseRequest,
+    ) -> Result<Option<AgentView>, Unanswered> {
+        self.change(id, "pause", request)
+    }
+
+    /// The same.
+    pub(crate) fn resume(&self, id: &str) -> Result<Option<AgentView>, Unanswered> {
+        self.change(id, "resume", &ResumeRequest {})
+    }
+
+    fn change(
+        &self,
+        id: &str,
+        what: &str,
+        request: &impl Serialize,
+    ) -> Result<Option<AgentView>, Unanswered> {
+        let path = format!("{}/agents/{}/{what}", v1::PREFIX, percent_encoded(id));
+        // Numbers and texts: there is always JSON for them.
+        let body = serde_json::to_vec(request).unwrap_or_default();
+        let request = Request::post(&path)
+            .header(ACCEPT, "application/json")
+            .header(CONTENT_TYPE, "application/json");
+        let (status, body) = self.in_time(async {
+            let response = self.send(request, body.into()).await?;
+            Ok((response.status(), self.body(response).await?))
+        })?;
+        match status {
+            StatusCode::OK => self.read(&path, &body).map(Some),
+            StatusCode::NOT_FOUND => Ok(None),
+            status => Err(self.refused(&path, status, &body)),
+        }
+    }
+
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Unanswered> {
         match self.answer(path)? {
             (StatusCode::OK, body) => self.read(path, &body),
@@ -186,7 +226,7 @@ impl Observer {
     fn answer(&self, path: &str) -> Result<(StatusCode, Bytes), Unanswered> {
         self.in_time(async {
             let request = Request::get(path).header(ACCEPT, "application/json");
-            let response = self.send(request).await?;
+            let response = self.send(request, Bytes::new()).await?;
             Ok((response.status(), self.body(response).await?))
         })
     }
@@ -209,6 +249,7 @@ impl Observer {
     async fn send(
         &self,
         request: hyper::http::request::Builder,
+        body: Bytes,
     ) -> Result<Response<Incoming>, Unanswered> {
         let stream = UnixStream::connect(&self.control)
             .await
@@ -225,7 +266,7 @@ impl Observer {
         tokio::spawn(connection);
         let request = request
             .header(HOST, "localhost")
-            .body(Empty::<Bytes>::new())
+            .body(Full::new(body))
             .map_err(|error| no_observer(&error))?;
         let response = sender.send_request(request).await;
         response.map_err(|error| no_observer(&error))

@@ -1,12 +1,10 @@
 //! `varta status`: how everybody is, as a table, as JSON and as an exit code.
 //!
 //! The observer is asked over its control socket and what it answers is shown, the worst first; nothing is
-//! judged here. Exit code 0 means that nobody is stalled, 1 that somebody is, 2 that nobody can tell: there is
+//! judged here. Exit code 0 means that nobody is stalled or given up, 1 that somebody is, 2 that nobody can tell: there is
 //! no observer, it does not answer, it is not watching, or there is no such agent.
 
-mod pattern;
 mod table;
-mod units;
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -20,11 +18,11 @@ use serde::Serialize;
 use varta_watch::api::v1::{AgentView, Health, Info, State};
 
 use crate::ask::{Observer, ObserverArguments, Unanswered};
+use crate::pattern::Pattern;
 use crate::terminal::{self, Picture, cut, printable, wrapped};
+use crate::units::duration;
 use crate::{Failure, signals};
-use pattern::Pattern;
 use table::Look;
-use units::duration;
 
 /// The shortest time between two looks, in seconds: an observer has better things to do.
 const EVERY_MIN: f64 = 0.1;
@@ -35,7 +33,7 @@ const EVERY_MAX: f64 = 3600.0;
 /// Show how everybody is: a table of the agents, and a health check
 ///
 /// Asks the observer over its control socket. Exit code 0 if all is well, 1 if an agent is stalled
-/// (recovery has not helped, or gave up), 2 if that cannot be told: no observer, no answer within 3 s, an
+/// or recovery gave it up, 2 if that cannot be told: no observer, no answer within 3 s, an
 /// observer that is not watching, no agent that is meant.
 #[derive(Debug, Args)]
 pub(crate) struct StatusArguments {
@@ -82,7 +80,7 @@ struct Report {
 /// What follows from a report.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Nobody who is meant is stalled.
+    /// Nobody who is meant is stalled or given up.
     Well,
     /// Somebody who is meant is.
     Trouble,
@@ -263,8 +261,8 @@ impl Report {
                 printable(pattern.as_str())
             ));
         }
-        let stalled = |agent: &AgentView| agent.state == State::Stalled;
-        match self.agents.iter().any(stalled) {
+        let in_trouble = |agent: &AgentView| agent.state == State::Stalled || agent.gave_up;
+        match self.agents.iter().any(in_trouble) {
             true => Verdict::Trouble,
             false => Verdict::Well,
         }
@@ -372,6 +370,9 @@ pub(crate) mod tests {
             stalls: 0,
             tracked: 5.0,
             recovery: None,
+            gave_up: false,
+            paused_for: None,
+            pause_reason: None,
         }
     }
 
@@ -402,6 +403,18 @@ pub(crate) mod tests {
         AgentView {
             state,
             ..agent("web", 7)
+        }
+    }
+
+    #[test]
+    fn an_agent_that_recovery_gave_up_on_is_trouble_in_any_state() {
+        for state in [State::Alive, State::Paused, State::Late, State::Stalled] {
+            let lost = AgentView {
+                gave_up: true,
+                ..in_state(state)
+            };
+            let report = report(vec![agent("a", 8), lost]);
+            assert_eq!(report.verdict(None).exit_code(), 1, "{state:?}");
         }
     }
 

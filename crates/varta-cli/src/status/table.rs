@@ -1,13 +1,14 @@
 //! Agents as a table: a line each, as wide as the terminal at most.
 //!
-//! Where there is not enough room the longest heading gives way first, then names, then what became of a
-//! recovery, then addresses; what does not fit even so is cut off at the right.
+//! Where there is not enough room the longest heading gives way first, then names, then pauses, then what became of a
+//! recovery, then addresses; what does not fit even so is cut off at the right. Columns for which nobody has a
+//! value are not shown where they are seldom needed.
 
 use ratatui::crossterm::style::{ContentStyle, Stylize};
 use varta_watch::api::v1::{AgentView, State};
 
-use super::units::{duration, rate};
 use crate::terminal::{columns, cut, printable};
+use crate::units::{duration, rate};
 
 /// Columns of the terminal between two cells.
 const GAP: usize = 2;
@@ -46,11 +47,12 @@ const NAME: &str = "NAME";
 const SILENCE: &str = "SILENCE / THRESHOLD";
 const RECOVERY: &str = "RECOVERY";
 const SOURCE: &str = "SOURCE";
+const PAUSED: &str = "PAUSED";
 
 /// Who gives way, the first one first.
-const GIVES_WAY: [&str; 4] = [SILENCE, NAME, RECOVERY, SOURCE];
+const GIVES_WAY: [&str; 5] = [SILENCE, NAME, PAUSED, RECOVERY, SOURCE];
 
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 11] = [
     column("STATE", Side::Left, |agent| state(agent.state)),
     column(NAME, Side::Left, |agent| known(agent.name.as_deref())),
     column("PID", Side::Right, |agent| plain(agent.pid.to_string())),
@@ -72,6 +74,7 @@ const COLUMNS: [Column; 10] = [
         plain(rate(agent.beats_per_second))
     }),
     column(RECOVERY, Side::Left, recovery),
+    column(PAUSED, Side::Left, pause),
     column(SOURCE, Side::Left, |agent| known(agent.source.as_deref())),
 ];
 
@@ -86,7 +89,12 @@ const fn column(heading: &'static str, side: Side, cell: fn(&AgentView) -> Cell)
 /// The heading and a line for each agent.
 pub(super) fn lines(agents: &[AgentView], look: Look) -> Vec<String> {
     let somebody_elsewhere = agents.iter().any(|agent| agent.source.is_some());
-    let shown = |column: &&Column| column.heading != SOURCE || somebody_elsewhere;
+    let somebody_paused = agents.iter().any(|agent| agent.paused_for.is_some());
+    let shown = |column: &&Column| match column.heading {
+        SOURCE => somebody_elsewhere,
+        PAUSED => somebody_paused,
+        _ => true,
+    };
     let shown: Vec<&Column> = COLUMNS.iter().filter(shown).collect();
     let heading = |column: &&Column| Cell {
         text: column.heading.to_owned(),
@@ -193,9 +201,25 @@ fn status(agent: &AgentView) -> Cell {
     }
 }
 
+/// How much longer, and why.
+fn pause(agent: &AgentView) -> Cell {
+    let Some(left) = agent.paused_for else {
+        return plain("-".to_owned());
+    };
+    let why = agent.pause_reason.as_deref();
+    let why = why.map_or(String::new(), |why| format!(": {}", printable(why)));
+    plain(format!("{}{why}", duration(left)))
+}
+
 /// The word is that of the log and of the metrics, so that it can be looked for there.
 fn recovery(agent: &AgentView) -> Cell {
     let style = ContentStyle::new();
+    if agent.gave_up {
+        return Cell {
+            text: "gave up".to_owned(),
+            style: style.dark_red().bold(),
+        };
+    }
     let style = match agent.recovery.as_deref() {
         None | Some("reaped_zero") => style,
         Some("spawned" | "debounced") => style.dark_yellow(),
@@ -287,6 +311,30 @@ alive    ev?[2Jil  4194304     -   0.4 s / 2.0 s  degraded  429…"
         );
         assert!(line(1).ends_with("refused_cross_namespace  -"), "{table}");
         assert!(line(2).ends_with("192.0.2.7"), "{table}");
+    }
+
+    #[test]
+    fn who_is_paused_is_shown_with_the_time_left_and_the_reason() {
+        let mut agents = agents();
+        agents[1].state = State::Paused;
+        agents[1].paused_for = Some(130.0);
+        let line = |agents: &[AgentView], at: usize| lines(agents, Look::default())[at].clone();
+        assert!(line(&agents, 0).ends_with("RECOVERY                 PAUSED"));
+        assert!(line(&agents, 1).ends_with("refused_cross_namespace  -"));
+        assert!(
+            line(&agents, 2).ends_with("  2m 10s"),
+            "{}",
+            line(&agents, 2)
+        );
+        agents[1].pause_reason = Some("de\u{1b}ploy".to_owned());
+        assert!(line(&agents, 2).ends_with("  2m 10s: de?ploy"));
+    }
+
+    #[test]
+    fn who_was_given_up_is_shown_so() {
+        let mut agents = agents();
+        agents[0].gave_up = true;
+        assert!(lines(&agents, Look::default())[1].ends_with("  gave up"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Stands in for an observer: answers on a control socket as it is told.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -9,25 +9,36 @@ use std::thread;
 
 use tempfile::TempDir;
 
-/// A question: the path with the query, and the headers by lower-case name.
+/// A question: the path with the query, the headers by lower-case name, and what came after them.
 pub(crate) struct Question {
     pub(crate) path: String,
     pub(crate) headers: Vec<(String, String)>,
+    #[allow(dead_code, reason = "not every test program asks for a change")]
+    pub(crate) body: String,
 }
 
 impl Question {
     fn read(stream: &UnixStream) -> Option<Self> {
-        let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+        let mut reader = BufReader::new(stream);
+        let mut lines = reader.by_ref().lines().map_while(Result::ok);
         let path = lines.next()?.split(' ').nth(1)?.to_owned();
         let headers = lines.take_while(|line| !line.is_empty());
         let headers = headers.filter_map(|line| {
             let (name, value) = line.split_once(": ")?;
             Some((name.to_lowercase(), value.to_owned()))
         });
-        Some(Self {
+        let headers = headers.collect();
+        let mut question = Self {
             path,
-            headers: headers.collect(),
-        })
+            headers,
+            body: String::new(),
+        };
+        let length = question.header("content-length");
+        let length = length.map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).ok()?;
+        question.body = String::from_utf8(body).ok()?;
+        Some(question)
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {

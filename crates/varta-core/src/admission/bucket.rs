@@ -102,12 +102,36 @@ pub struct LimitOptions {
     pub global: Option<Rate>,
 }
 
+/// How many beats of one agent are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BeatLimit {
+    /// As many as of everybody: [`LimitOptions::agent`].
+    #[default]
+    Common,
+    /// As many as this, whatever holds for others.
+    Own(Rate),
+    /// All of them.
+    Unlimited,
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Budget {
+    limit: BeatLimit,
     beats: TokenBucket,
     /// The agent's bucket does not stop a terminal frame from here on.
     terminal_from_ns: u64,
     sessions: TokenBucket,
+}
+
+impl Budget {
+    /// The limit in force, given what holds for everybody.
+    fn rate(&self, common: Option<Rate>) -> Option<Rate> {
+        match self.limit {
+            BeatLimit::Common => common,
+            BeatLimit::Own(rate) => Some(rate),
+            BeatLimit::Unlimited => None,
+        }
+    }
 }
 
 /// The buckets of all agents, by slot, and those they share.
@@ -160,21 +184,38 @@ impl Limits {
         let newcomers = |per_second| Rate { per_second, burst };
         let remote_newcomers = newcomers(REMOTE_NEWCOMER_RATE);
         let newcomers = newcomers(NEWCOMER_RATE);
-        let budgets = options.agent.map_or(0, |_| capacity);
         Self {
             agent: options.agent,
             global: options.global,
             newcomers,
             remote_newcomers,
-            budgets: vec![Budget::default(); budgets].into_boxed_slice(),
+            budgets: vec![Budget::default(); capacity].into_boxed_slice(),
             local: Shared::full(options.global, newcomers, now_ns),
             remote: Shared::full(options.global, remote_newcomers, now_ns),
         }
     }
 
-    /// What one agent may send.
+    /// What one agent may send unless it has a limit of its own.
     pub fn agent_rate(&self) -> Option<Rate> {
         self.agent
+    }
+
+    /// Other limits hold from now on; limits of single agents stay. Buckets keep what is in them, up to what
+    /// they may hold.
+    pub fn replace(&mut self, options: LimitOptions) {
+        self.agent = options.agent;
+        self.global = options.global;
+    }
+
+    /// An agent has a limit of its own, with a full bucket, until its slot changes hands.
+    pub fn set_agent_limit(&mut self, slot: u32, limit: BeatLimit, now_ns: u64) {
+        let Some(budget) = self.budgets.get_mut(slot as usize) else {
+            return;
+        };
+        budget.limit = limit;
+        if let Some(rate) = budget.rate(self.agent) {
+            budget.beats = TokenBucket::full(rate, now_ns);
+        }
     }
 
     /// Whether a stranger may be looked at; costs a token of the newcomers' own reserve.
@@ -196,19 +237,25 @@ impl Limits {
 
     /// Whether a known agent may begin another session. Without a limit on its beats there is none on these.
     pub fn let_session_begin(&mut self, slot: u32, now_ns: u64) -> Result<(), Limit> {
-        let budget = self.budgets.get_mut(slot as usize);
-        let is_in = budget.is_none_or(|budget| budget.sessions.take(SESSIONS, now_ns));
+        let Some(budget) = self.budgets.get_mut(slot as usize) else {
+            return Ok(());
+        };
+        let is_in = budget.rate(self.agent).is_none() || budget.sessions.take(SESSIONS, now_ns);
         if is_in { Ok(()) } else { Err(Limit::Agent) }
     }
 
-    /// A new agent has a slot: its bucket is full but for the beat that brought it.
+    /// A new agent has a slot, and no limit of its own yet: its bucket is full but for the beat that brought
+    /// it.
     pub fn welcome(&mut self, slot: u32, now_ns: u64) {
-        if let (Some(rate), Some(budget)) = (self.agent, self.budgets.get_mut(slot as usize)) {
-            *budget = Budget {
-                beats: TokenBucket::full(rate, now_ns),
-                terminal_from_ns: 0,
-                sessions: TokenBucket::full(SESSIONS, now_ns),
-            };
+        let Some(budget) = self.budgets.get_mut(slot as usize) else {
+            return;
+        };
+        *budget = Budget {
+            sessions: TokenBucket::full(SESSIONS, now_ns),
+            ..Budget::default()
+        };
+        if let Some(rate) = self.agent {
+            budget.beats = TokenBucket::full(rate, now_ns);
             budget.beats.take(rate, now_ns);
         }
     }
@@ -222,7 +269,8 @@ impl Limits {
         terminal: bool,
         now_ns: u64,
     ) -> Result<(), Limit> {
-        if let (Some(rate), Some(budget)) = (self.agent, self.budgets.get_mut(slot as usize))
+        if let Some(budget) = self.budgets.get_mut(slot as usize)
+            && let Some(rate) = budget.rate(self.agent)
             && !budget.beats.take(rate, now_ns)
         {
             if !terminal || now_ns < budget.terminal_from_ns {
@@ -403,5 +451,64 @@ mod tests {
         let mut unlimited = Limits::new(1, LimitOptions::default(), 0);
         unlimited.welcome(0, 0);
         assert_eq!(begun(&mut unlimited, 0, 0), 1000);
+    }
+
+    /// How many of ten beats that come at once from the agent in a slot pass.
+    fn of_ten(limits: &mut Limits, slot: u32, now_ns: u64) -> usize {
+        let passes = |_: &i32| limits.let_beat_in(slot, Local, false, now_ns).is_ok();
+        (0..10).filter(passes).count()
+    }
+
+    #[test]
+    fn an_agent_may_have_a_limit_of_its_own_until_its_slot_changes_hands() {
+        let agent = Some(rate(1, 2));
+        let mut limits = Limits::new(
+            2,
+            LimitOptions {
+                agent,
+                global: None,
+            },
+            SECOND,
+        );
+        (0..2).for_each(|slot| limits.welcome(slot, SECOND));
+        limits.set_agent_limit(0, BeatLimit::Own(rate(1, 5)), SECOND);
+        assert_eq!(of_ten(&mut limits, 0, SECOND), 5);
+        assert_eq!(of_ten(&mut limits, 1, SECOND), 1);
+        limits.set_agent_limit(0, BeatLimit::Unlimited, SECOND);
+        assert_eq!(of_ten(&mut limits, 0, SECOND), 10);
+        limits.set_agent_limit(0, BeatLimit::Common, SECOND);
+        assert_eq!(of_ten(&mut limits, 0, SECOND), 2);
+        limits.set_agent_limit(0, BeatLimit::Unlimited, SECOND);
+        limits.welcome(0, 9 * SECOND);
+        assert_eq!(of_ten(&mut limits, 0, 9 * SECOND), 1);
+        limits.set_agent_limit(7, BeatLimit::Unlimited, 0);
+    }
+
+    #[test]
+    fn one_agent_can_be_limited_where_others_are_not() {
+        let mut limits = Limits::new(2, LimitOptions::default(), SECOND);
+        limits.set_agent_limit(1, BeatLimit::Own(rate(1, 3)), SECOND);
+        assert_eq!(of_ten(&mut limits, 0, SECOND), 10);
+        assert_eq!(of_ten(&mut limits, 1, SECOND), 3);
+    }
+
+    #[test]
+    fn limits_that_are_replaced_hold_at_once_and_agents_keep_their_own() {
+        let mut limits = Limits::new(3, LimitOptions::default(), SECOND);
+        (0..3).for_each(|slot| limits.welcome(slot, SECOND));
+        limits.set_agent_limit(1, BeatLimit::Own(rate(1, 4)), SECOND);
+        let agent = Some(rate(1, 3));
+        limits.replace(LimitOptions {
+            agent,
+            global: None,
+        });
+        assert_eq!(of_ten(&mut limits, 0, 9 * SECOND), 3);
+        assert_eq!(of_ten(&mut limits, 1, 9 * SECOND), 4);
+        let global = Some(rate(1, 2));
+        limits.replace(LimitOptions {
+            agent: None,
+            global,
+        });
+        assert_eq!(of_ten(&mut limits, 2, 99 * SECOND), 2);
     }
 }

@@ -13,7 +13,7 @@ use varta_vlp::{DecodeError, FRAME_BYTES, Frame};
 
 use crate::counters::Counter;
 
-pub use bucket::{Limit, LimitOptions, Limits, Rate, Reach, TokenBucket};
+pub use bucket::{BeatLimit, Limit, LimitOptions, Limits, Rate, Reach, TokenBucket};
 pub use claim::{CLAIMS_MAX, Claims};
 
 /// What the kernel says about the sender of a datagram.

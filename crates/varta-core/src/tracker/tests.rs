@@ -59,6 +59,13 @@ fn terminal(pid: u32, timestamp: u64) -> Beat {
     }
 }
 
+fn patience(threshold_ns: u64, late_ns: u64) -> Patience {
+    Patience {
+        threshold_ns,
+        late_ns,
+    }
+}
+
 impl Tracker {
     fn update(&mut self, beat: Beat, now_ns: u64) -> Update {
         self.record(&beat, now_ns, T).update
@@ -659,7 +666,7 @@ fn each_agent_is_judged_by_its_own_threshold() {
 fn a_new_threshold_counts_from_the_last_beat() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, 10 * T).agent.unwrap();
-    assert!(tracker.set_threshold(agent, 3 * T, 0));
+    assert!(tracker.set_patience(agent, patience(3 * T, 0), 0));
     assert_eq!(tracker.stalled_pids(2 * T), []);
     assert_eq!(tracker.stalled_pids(4 * T), [100]);
 }
@@ -668,7 +675,7 @@ fn a_new_threshold_counts_from_the_last_beat() {
 fn the_soft_tier_is_reported_before_the_stall() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, 4 * T).agent.unwrap();
-    tracker.set_threshold(agent, 4 * T, 2 * T);
+    tracker.set_patience(agent, patience(4 * T, 2 * T), 0);
     let tiers = |found: Vec<Silence>| found.iter().map(|s| s.tier).collect::<Vec<_>>();
     assert_eq!(tiers(tracker.drain(3 * T)), [Tier::Late]);
     assert_eq!(tiers(tracker.drain(3 * T)), []);
@@ -683,7 +690,7 @@ fn the_soft_tier_is_reported_before_the_stall() {
 fn a_late_agent_that_speaks_did_not_return_from_a_stall() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, 4 * T).agent.unwrap();
-    tracker.set_threshold(agent, 4 * T, 2 * T);
+    tracker.set_patience(agent, patience(4 * T, 2 * T), 0);
     tracker.drain(3 * T);
     let back = tracker.record(&beat(100, 2), 3 * T, 4 * T);
     assert_eq!(back.returned_after_ns, None);
@@ -694,10 +701,135 @@ fn a_late_agent_that_speaks_did_not_return_from_a_stall() {
 fn a_pause_counts_no_silence_and_ends_by_itself() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
-    assert!(tracker.pause(agent, 50 * T));
+    assert!(tracker.pause(agent, 50 * T, 0));
     assert_eq!(tracker.stalled_pids(50 * T), []);
     assert_eq!(tracker.stalled_pids(51 * T - 1), []);
     assert_eq!(tracker.stalled_pids(52 * T), [100]);
+}
+
+#[test]
+fn a_rule_that_would_have_made_a_stall_by_now_counts_from_its_coming() {
+    let mut tracker = strict(4);
+    let agent = tracker.record(&beat(100, 1), 0, 10 * T).agent.unwrap();
+    assert!(tracker.set_patience(agent, patience(3 * T, T), 5 * T));
+    assert_eq!(tracker.drain(5 * T).len(), 0);
+    assert_eq!(tracker.drain(8 * T - 1).len(), 1, "late at 6 T");
+    assert_eq!(tracker.stalled_pids(8 * T), [100]);
+    tracker.check_invariants();
+}
+
+#[test]
+fn a_stall_that_was_reported_stays_so_under_any_rule() {
+    let mut tracker = strict(4);
+    let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
+    for now_ns in [T, 30 * T] {
+        tracker.drain(now_ns);
+        assert!(tracker.set_patience(agent, patience(100 * T, 0), now_ns));
+        assert_eq!(tracker.latched(), 1);
+        assert_eq!(tracker.stalled_pids(now_ns), []);
+        assert!(tracker.set_patience(agent, patience(T, 0), now_ns));
+        assert_eq!(tracker.stalled_pids(now_ns), []);
+        tracker.check_invariants();
+    }
+}
+
+#[test]
+fn a_late_agent_is_told_of_once_however_often_its_rule_changes() {
+    let mut tracker = strict(4);
+    let agent = tracker.record(&beat(100, 1), 0, 4 * T).agent.unwrap();
+    tracker.set_patience(agent, patience(4 * T, T), 0);
+    assert_eq!(tracker.drain(2 * T).len(), 1);
+    tracker.set_patience(agent, patience(5 * T, T), 2 * T);
+    assert_eq!(tracker.drain(2 * T).len(), 0);
+    tracker.set_patience(agent, patience(9 * T, 3 * T), 2 * T);
+    assert_eq!(tracker.drain(3 * T).len(), 1, "late by the new rule");
+}
+
+#[test]
+fn a_pause_ends_a_stall_and_the_next_one_needs_a_full_threshold_after_it() {
+    for silent_ns in [T, 30 * T] {
+        let mut tracker = strict(1);
+        let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
+        assert_eq!(tracker.stalled_pids(silent_ns), [100]);
+        tracker.drain(silent_ns);
+        let until_ns = silent_ns + 5 * T;
+        assert!(tracker.pause(agent, until_ns, silent_ns));
+        assert_eq!(tracker.latched(), 0);
+        tracker.check_invariants();
+        let nobody_gives_way = tracker.update(beat(999, 1), until_ns - 1);
+        assert_eq!(nobody_gives_way, Update::CapacityExceeded);
+        assert_eq!(tracker.stalled_pids(until_ns + T - 1), []);
+        assert_eq!(tracker.stalled_pids(until_ns + T), [100]);
+        assert_eq!(tracker.get(&key(100)).unwrap().stalls, 2);
+    }
+}
+
+#[test]
+fn a_beat_during_a_pause_is_no_return_and_does_not_end_it() {
+    let mut tracker = strict(4);
+    let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
+    tracker.drain(T);
+    tracker.pause(agent, 50 * T, T);
+    let back = tracker.record(&beat(100, 2), 2 * T, T);
+    assert_eq!(back.returned_after_ns, None);
+    assert_eq!(tracker.stalled_pids(51 * T - 1), []);
+    assert_eq!(tracker.stalled_pids(51 * T), [100]);
+}
+
+#[test]
+fn a_pause_of_many_days_ends_as_one_of_a_moment_does() {
+    let mut tracker = strict(4);
+    let month_ns = (30 * 86_400 * 1_000_000_000_u64).next_multiple_of(T);
+    let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
+    tracker.pause(agent, month_ns, 0);
+    assert_eq!(tracker.stalled_pids(month_ns), []);
+    assert_eq!(tracker.stalled_pids(month_ns + 2 * T), [100]);
+}
+
+#[test]
+fn who_is_resumed_has_a_full_threshold_and_who_was_not_paused_none() {
+    let mut tracker = strict(4);
+    let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
+    tracker.pause(agent, 50 * T, 0);
+    assert!(tracker.resume(agent, 7 * T));
+    assert_eq!(tracker.stalled_pids(8 * T - 1), []);
+    assert!(tracker.resume(agent, 8 * T - 1), "not paused");
+    assert_eq!(tracker.stalled_pids(8 * T), [100]);
+    assert!(tracker.resume(agent, 9 * T));
+    assert_eq!(tracker.latched(), 1);
+    tracker.check_invariants();
+}
+
+#[test]
+fn rules_and_pauses_are_of_one_agent_and_not_of_the_next_one_in_its_slot() {
+    let mut tracker = strict(1);
+    let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
+    tracker.retire(agent);
+    assert!(!tracker.pause(agent, 9 * T, 0));
+    tracker.update(beat(101, 1), 0);
+    assert!(!tracker.pause(agent, 9 * T, 0));
+    assert!(!tracker.resume(agent, 0));
+    assert!(!tracker.set_patience(agent, patience(9 * T, 0), 0));
+    assert_eq!(tracker.stalled_pids(T), [101]);
+}
+
+#[test]
+fn turning_critical_is_noticed_and_staying_critical_is_not() {
+    let mut tracker = strict(4);
+    let mut says = |nonce, status| {
+        let frame = Frame::new(status, 100, nonce, nonce, 0);
+        let beat = Beat {
+            frame,
+            ..beat(100, nonce)
+        };
+        tracker.record(&beat, 0, T).turned_critical
+    };
+    assert!(says(1, Status::Critical), "its first word");
+    assert!(!says(2, Status::Critical));
+    assert!(!says(3, Status::Degraded));
+    assert!(says(4, Status::Critical));
+    assert!(!says(4, Status::Critical), "refused");
+    assert!(!says(5, Status::Ok));
 }
 
 #[test]
@@ -760,6 +892,9 @@ enum Op {
         pid: u32,
         for_ns: u64,
     },
+    Resume {
+        pid: u32,
+    },
     Wait {
         ns: u64,
     },
@@ -777,7 +912,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => pid.clone().prop_map(|pid| Op::Retire { pid }),
         1 => (pid.clone(), 1..5_u64, 0..5_u64)
             .prop_map(|(pid, threshold, late)| Op::Amend { pid, threshold: threshold * T, late: late * T / 2 }),
-        1 => (pid, 0..30 * T).prop_map(|(pid, for_ns)| Op::Pause { pid, for_ns }),
+        1 => (pid.clone(), 0..30 * T).prop_map(|(pid, for_ns)| Op::Pause { pid, for_ns }),
+        1 => pid.prop_map(|pid| Op::Resume { pid }),
         4 => (0..4 * T).prop_map(|ns| Op::Wait { ns }),
     ]
 }
@@ -809,6 +945,7 @@ proptest! {
                 }
                 Op::Drain { budget, take } => tracker.drain_stalled_slots(now_ns, budget, |silence| {
                     assert!(silence.silence_ns >= silence.slot.late_ns.min(silence.slot.threshold_ns));
+                    assert!(now_ns >= silence.slot.paused_until_ns, "told of during a pause");
                     if take { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 }),
                 Op::Retire { pid } => {
@@ -818,12 +955,17 @@ proptest! {
                 }
                 Op::Amend { pid, threshold, late } => {
                     if let Some(agent) = tracker.local_agent(pid) {
-                        prop_assert!(tracker.set_threshold(agent, threshold, late));
+                        prop_assert!(tracker.set_patience(agent, patience(threshold, late), now_ns));
                     }
                 }
                 Op::Pause { pid, for_ns } => {
                     if let Some(agent) = tracker.local_agent(pid) {
-                        prop_assert!(tracker.pause(agent, now_ns + for_ns));
+                        prop_assert!(tracker.pause(agent, now_ns + for_ns, now_ns));
+                    }
+                }
+                Op::Resume { pid } => {
+                    if let Some(agent) = tracker.local_agent(pid) {
+                        prop_assert!(tracker.resume(agent, now_ns));
                     }
                 }
                 Op::Wait { ns } => now_ns += ns,

@@ -75,6 +75,15 @@ pub struct Beat {
     pub session: Option<u64>,
 }
 
+/// How much silence an agent is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Silence that makes a stall, nanoseconds.
+    pub threshold_ns: u64,
+    /// Silence that makes the agent late, nanoseconds; 0 for no soft tier.
+    pub late_ns: u64,
+}
+
 /// The tracker's answer to a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recorded {
@@ -86,6 +95,8 @@ pub struct Recorded {
     pub returned_after_ns: Option<u64>,
     /// The beat began a new session of a known process.
     pub new_session: bool,
+    /// The agent says that it is critical, and the beat before did not, or there was none.
+    pub turned_critical: bool,
     /// Who had to leave for this agent: evicted, or an earlier process with the same pid.
     pub displaced: Option<Displaced>,
 }
@@ -108,6 +119,7 @@ impl Recorded {
             agent: None,
             returned_after_ns: None,
             new_session: false,
+            turned_critical: false,
             displaced: None,
         }
     }

@@ -26,6 +26,7 @@ pub fn human_line(line: &LogLine) -> String {
         (LogEvent::Start, _) => "start",
         (LogEvent::Join, _) => "join",
         (LogEvent::Session, _) => "session",
+        (LogEvent::Critical, _) => "CRIT",
         (LogEvent::Late, _) => "late",
         (LogEvent::Stall, _) => "STALL",
         (LogEvent::Return, _) => "return",
@@ -35,6 +36,8 @@ pub fn human_line(line: &LogLine) -> String {
         (LogEvent::Evict, _) => "evict",
         (LogEvent::Refuse, _) => "refuse",
         (LogEvent::Gap, _) => "gap",
+        (LogEvent::Pause, _) => "pause",
+        (LogEvent::Resume, _) => "resume",
         (LogEvent::Recover, _) => "recover",
         (LogEvent::Stop, _) => "stop",
     };

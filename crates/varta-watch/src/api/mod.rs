@@ -70,6 +70,8 @@ pub enum LogEvent {
     Join,
     /// A known process began a new series of beats.
     Session,
+    /// An agent says that it is critical.
+    Critical,
     /// Silence beyond the soft tier.
     Late,
     /// Silence beyond the threshold.
@@ -84,6 +86,10 @@ pub enum LogEvent {
     Refuse,
     /// The observer itself was not watching for a while.
     Gap,
+    /// An agent is paused: its silence does not count for a while.
+    Pause,
+    /// A pause is over, or was ended.
+    Resume,
     /// A recovery action began, ended, or could not be done.
     Recover,
     /// Nothing more is done about a silent agent.
@@ -188,9 +194,12 @@ pub struct Fields {
     /// What a recovery command wrote: its beginning and its end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
-    /// Why: datagrams were refused, fire is held, recovery gave up.
+    /// Why: datagrams were refused, an agent is paused, fire is held, recovery gave up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// When a pause ends unless the observer is stopped or asleep meanwhile: Unix time, nanoseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until_ns: Option<u64>,
     /// How many times.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,

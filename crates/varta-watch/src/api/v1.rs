@@ -112,7 +112,39 @@ pub struct AgentView {
     /// What became of the last recovery: the label values of `varta_recovery_outcomes_total`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub recovery: Option<String>,
+    /// Recovery has tried everything for the present silence.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub gave_up: bool,
+    /// How much longer it is paused, on the attention clock.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub paused_for: Option<f64>,
+    /// Why it is paused, if somebody has said so.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pause_reason: Option<String>,
 }
+
+/// The longest pause, in seconds: 30 days. Who wants an agent never judged wants a rule.
+pub const PAUSE_SECONDS_MAX: f64 = 30.0 * 86_400.0;
+
+/// Characters of a reason; it is to be read in a log line.
+pub const REASON_CHARS_MAX: usize = 200;
+
+/// Do not judge an agent for a while: `POST /api/v1/agents/{id}/pause`. Answered with its [`AgentView`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PauseRequest {
+    /// For so many seconds, more than 0 and at most [`PAUSE_SECONDS_MAX`].
+    #[serde(rename = "for")]
+    pub seconds: f64,
+    /// Why: up to [`REASON_CHARS_MAX`] printable characters.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+}
+
+/// Judge an agent again: `POST /api/v1/agents/{id}/resume`. Answered with its [`AgentView`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeRequest {}
 
 /// A page of agents: `GET /api/v1/agents`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -11,6 +11,7 @@ mod recoveries;
 mod repeats;
 pub(crate) mod roster;
 pub(crate) mod story;
+pub(crate) mod wishes;
 
 use std::future;
 use std::io;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use varta_core::recovery::{ActionEnd, Plan};
@@ -42,6 +43,7 @@ use log::Log;
 pub(crate) use recoveries::Recoveries;
 use repeats::Repeats;
 use roster::{Person, Roster};
+use wishes::{Pauses, Wish};
 
 /// Events handled before anything else gets a turn.
 const EVENTS_PER_TURN: usize = 4096;
@@ -59,6 +61,7 @@ const REAP_WAIT: Duration = Duration::from_millis(50);
 pub(crate) struct ControlConfig {
     pub(crate) events: EventReceiver,
     pub(crate) orders: OrderSender,
+    pub(crate) wishes: mpsc::Receiver<Wish>,
     pub(crate) log: Log,
     pub(crate) journal: Option<Journal>,
     pub(crate) recovery: Option<Recoveries>,
@@ -84,6 +87,7 @@ pub(crate) struct Control {
     /// Recovery commands at work.
     children: JoinSet<CommandEnd>,
     repeats: Repeats,
+    pauses: Pauses,
     /// The operator knows that descriptors have run out.
     told_of_unwatched_exits: bool,
 }
@@ -136,6 +140,7 @@ impl Control {
             next_pid_max: Instant::now() + PID_MAX_PAUSE,
             children: JoinSet::new(),
             repeats: Repeats::default(),
+            pauses: Pauses::default(),
             told_of_unwatched_exits: false,
         }
     }
@@ -165,6 +170,7 @@ impl Control {
                 }
                 () = tokio::task::yield_now(), if more => more = self.take_events(),
                 Some(Ok(end)) = self.children.join_next() => self.child_ended(&end),
+                Some(wish) = self.given.wishes.recv() => self.grant(wish),
                 () = at(due) => {}
                 () = at(end) => return Ok(StopReason::TimeIsUp),
                 _ = signals.interrupt.recv() => return Ok(StopReason::Signal("SIGINT")),
@@ -267,7 +273,7 @@ impl Control {
                     unit: facts.and_then(|facts| facts.unit.clone()),
                     address: who.address,
                     sealed: matches!(home, Home::Network { sealed: true, .. }),
-                    recovery: None,
+                    ..Person::default()
                 };
                 self.given.roster.enter(agent, person);
                 story::join(&self.given.log, &who, facts, home, status, payload, nonce);
@@ -280,6 +286,11 @@ impl Control {
                 self.given.roster.amend(agent, |person| person.name = name);
                 self.repeats.add_session(Instant::now(), who);
             }
+            EventKind::Critical {
+                agent,
+                nonce,
+                payload,
+            } => story::critical(&self.given.log, &self.name_of(agent), nonce, payload),
             EventKind::Late {
                 agent, silence_ns, ..
             } => story::late(&self.given.log, &self.name_of(agent), silence_ns),
@@ -378,6 +389,7 @@ impl Control {
 
     fn forget(&mut self, agent: Agent) {
         self.acquaintances.forget(agent);
+        self.pauses.forget(agent);
         self.given.roster.leave(agent);
     }
 
@@ -398,7 +410,8 @@ impl Control {
         let orders = orders.then(|| Instant::now() + ORDERS_PAUSE);
         let search = self.acquaintances.next_search();
         let pid_max = Some(self.next_pid_max);
-        [recovery, self.repeats.next_due(), orders, search, pid_max]
+        let (repeats, pauses) = (self.repeats.next_due(), self.pauses.next_due());
+        [recovery, repeats, pauses, orders, search, pid_max]
             .into_iter()
             .flatten()
             .min()
@@ -406,6 +419,7 @@ impl Control {
 
     /// What must be looked at now and then because nothing rings a bell.
     fn look_around(&mut self, now: Instant) {
+        self.end_pauses(now);
         for (agent, process) in self.acquaintances.find_ended(now) {
             self.given.orders.add(Order::Ended(agent, process));
         }

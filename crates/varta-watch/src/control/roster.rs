@@ -21,6 +21,10 @@ pub(crate) struct Person {
     pub(crate) sealed: bool,
     /// What became of the last recovery.
     pub(crate) recovery: Option<&'static str>,
+    /// Recovery has tried everything for this silence.
+    pub(crate) gave_up: bool,
+    /// Why it is paused, if it is and somebody has said why. Until when is in its slot.
+    pub(crate) pause_reason: Option<String>,
 }
 
 /// Everybody, by slot.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::unix::process::ExitStatusExt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use varta_core::event::UID_UNKNOWN;
 use varta_core::recovery::{GaveUp, HoldChange, HoldReason};
@@ -125,6 +125,38 @@ pub(super) fn sessions(log: &Log, count: u64, last: &Who) {
         count => format!("{count} new series of beats by known processes, last by {last}"),
     };
     log.info(LogEvent::Session, msg, fields);
+}
+
+pub(super) fn critical(log: &Log, who: &Who, nonce: u64, payload: u32) {
+    let fields = Fields {
+        status: Some(Status::Critical.to_string()),
+        payload: Some(payload),
+        nonce: Some(nonce),
+        ..who.fields()
+    };
+    let msg = format!("{who}: says it is critical");
+    log.warn(LogEvent::Critical, msg, fields);
+}
+
+pub(super) fn paused(log: &Log, who: &Who, time: Duration, reason: Option<&str>) {
+    let until = SystemTime::now() + time;
+    let until_ns = until.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let fields = Fields {
+        reason: reason.map(str::to_owned),
+        until_ns: u64::try_from(until_ns.as_nanos()).ok(),
+        ..who.fields()
+    };
+    let why = reason.map_or(String::new(), |reason| format!(": {reason}"));
+    let msg = format!(
+        "{who}: paused for {}, until {}{why}",
+        humantime::format_duration(time),
+        humantime::format_rfc3339_seconds(until)
+    );
+    log.info(LogEvent::Pause, msg, fields);
+}
+
+pub(super) fn resumed(log: &Log, who: &Who, how: &str) {
+    log.info(LogEvent::Resume, format!("{who}: {how}"), who.fields());
 }
 
 pub(super) fn late(log: &Log, who: &Who, silence_ns: u64) {

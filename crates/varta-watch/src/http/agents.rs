@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use super::problem::Refusal;
 use super::view::{Seen, View, id_of};
-use crate::api::v1::{AgentView, AgentsPage, PAGE_MAX, State};
+use crate::api::v1::{AgentsPage, PAGE_MAX, State};
 
 /// Agents in a page unless told otherwise.
 const PAGE: usize = 100;
@@ -201,12 +201,11 @@ impl AgentsQuestion {
 }
 
 /// The agent with this id, if it is there.
-pub(crate) fn find(view: &View, id: &str) -> Option<AgentView> {
+pub(crate) fn find(view: &View, id: &str) -> Option<Seen> {
     let (pid, _) = id.split_once('-')?;
     let pid: u32 = pid.parse().ok()?;
     let mut agents = view.agents().filter(|seen| seen.agent.pid == pid);
-    let seen = agents.find(|seen| id_of(seen.agent) == id)?;
-    Some(view.show(&seen))
+    agents.find(|seen| id_of(seen.agent) == id)
 }
 
 fn parse_state(text: &str) -> Result<State, Refusal> {

@@ -22,6 +22,11 @@ use super::token::TokenFile;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
+/// In every request that came over TCP and proved nothing, since there is no token: it may look, and change
+/// nothing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Onlooker;
+
 /// What the TCP door asks of everybody.
 #[derive(Debug)]
 pub(crate) struct Guard {
@@ -42,11 +47,16 @@ impl Guard {
     /// Lets a request pass or answers why not. The cheapest check is the first.
     pub(crate) async fn check(
         State(guard): State<Arc<Self>>,
-        request: Request,
+        mut request: Request,
         next: Next,
     ) -> Response {
         match guard.judge(&request) {
-            Ok(()) => next.run(request).await,
+            Ok(()) => {
+                if guard.token.is_none() {
+                    request.extensions_mut().insert(Onlooker);
+                }
+                next.run(request).await
+            }
             Err(refusal) => refusal.into_response(),
         }
     }

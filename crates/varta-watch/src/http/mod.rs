@@ -3,13 +3,14 @@
 //! Everything is read from what the other rooms put up ([`view`]); the beat path is not asked and does not
 //! notice. Both doors are served by the control thread's runtime. Bounds: connections per door, bytes and header
 //! lines per request, time to ask and to read ([`connection`]), requests per address ([`rate`]), questions at
-//! work at the same time ([`routes`]). Bodies of requests are not read.
+//! work at the same time ([`routes`]). Bodies are read where something is to be changed ([`pause`]), up to a bound.
 
 mod agents;
 mod connection;
 mod events;
 mod guard;
 pub(crate) mod metrics;
+mod pause;
 mod problem;
 mod rate;
 mod routes;
@@ -26,11 +27,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::middleware::from_fn_with_state;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::config::http::{HttpConfig, Place};
 use crate::config::users::SocketAccess;
+use crate::control::wishes::Wish;
 use crate::socket_file::{BoundSocket, Purpose};
 use connection::{Door, Listener};
 use guard::Guard;
@@ -128,12 +130,13 @@ impl Doors {
     pub(crate) fn serve(
         self,
         view: View,
+        wishes: mpsc::Sender<Wish>,
         config: &HttpConfig,
         descriptors: usize,
     ) -> io::Result<Served> {
         let (stop, stopping) = watch::channel(false);
         let counters = Arc::clone(&view.counters);
-        let router = router(Answers::new(view, config.agents, stopping.clone()));
+        let router = router(Answers::new(view, wishes, config.agents, stopping.clone()));
         let mut doors = JoinSet::new();
         let door = |listener, router| Door {
             listener,

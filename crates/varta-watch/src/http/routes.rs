@@ -17,16 +17,18 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use hyper::body::{Frame, SizeHint};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 
 use super::agents::{AgentsQuestion, find};
 use super::events::{EventsQuestion, follow, resumed};
 use super::metrics::{self, AgentSeries, Format};
+use super::pause;
 use super::problem::Refusal;
-use super::view::View;
+use super::view::{Seen, View};
 use crate::api::v1::{Health, PREFIX};
+use crate::control::wishes::Wish;
 
 /// Questions about every agent that are worked on at the same time; the others wait.
 const AT_WORK_MAX: usize = 2;
@@ -42,8 +44,7 @@ const PIECE_BYTES: usize = 64 * 1024;
 
 const OPENMETRICS: &str = "application/openmetrics-text";
 
-const FRONT_PAGE: &str = "\
-varta-watch: notices silence
+const FRONT_PAGE: &str = r#"varta-watch: notices silence
 
 /healthz               does it watch? (200, else 503)
 /readyz                has it started? (200, else 503)
@@ -52,12 +53,18 @@ varta-watch: notices silence
 /api/v1/agents         its agents: ?state=&name=&pid=&sort=&after=&limit=
 /api/v1/agents/ID      one of them
 /api/v1/events         what has happened: ?after=&limit=, or live with ?follow=true
-";
+
+POST, as application/json, over TCP with the token only:
+/api/v1/agents/ID/pause    {"for":600.0,"reason":"deploy"}  do not judge it for so many seconds
+/api/v1/agents/ID/resume   {}                               judge it again
+"#;
 
 /// What answers are made from.
 #[derive(Debug)]
 pub(crate) struct Answers {
-    view: View,
+    pub(super) view: View,
+    /// To whoever can change something.
+    pub(super) wishes: mpsc::Sender<Wish>,
     agents: AgentSeries,
     at_work: Arc<Semaphore>,
     stop: watch::Receiver<bool>,
@@ -66,12 +73,21 @@ pub(crate) struct Answers {
 /// Query parameters in the order given.
 type Parameters = Query<Vec<(String, String)>>;
 
-type Shared = State<Arc<Answers>>;
+pub(super) type Shared = State<Arc<Answers>>;
+
+/// The agent that a path names.
+pub(super) type AgentId = Result<Path<String>, PathRejection>;
 
 impl Answers {
-    pub(crate) fn new(view: View, agents: AgentSeries, stop: watch::Receiver<bool>) -> Arc<Self> {
+    pub(crate) fn new(
+        view: View,
+        wishes: mpsc::Sender<Wish>,
+        agents: AgentSeries,
+        stop: watch::Receiver<bool>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             view,
+            wishes,
             agents,
             at_work: Arc::new(Semaphore::new(AT_WORK_MAX)),
             stop,
@@ -101,13 +117,31 @@ impl Answers {
     }
 }
 
+impl Answers {
+    /// The agent with this id.
+    pub(super) async fn find(self: Arc<Self>, id: AgentId) -> Result<Seen, Refusal> {
+        let Path(id) = id.map_err(|_| nobody())?;
+        let found = self.work(move |answers| find(&answers.view, &id)).await?;
+        found.ok_or_else(nobody)
+    }
+}
+
+/// There is no agent with the id that was given.
+pub(super) fn nobody() -> Refusal {
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        "no agent with this id is there (any more)",
+    )
+}
+
 /// Everything that is answered.
 pub(crate) fn router(answers: Arc<Answers>) -> Router {
     let api = Router::new()
         .route("/info", get(info))
         .route("/agents", get(agents))
         .route("/agents/{id}", get(agent))
-        .route("/events", get(events));
+        .route("/events", get(events))
+        .merge(pause::routes());
     Router::new()
         .route("/", get(FRONT_PAGE))
         .route("/healthz", get(healthz))
@@ -146,7 +180,7 @@ async fn nothing_there() -> Refusal {
 async fn wrong_method() -> Refusal {
     Refusal::new(
         StatusCode::METHOD_NOT_ALLOWED,
-        "only GET and HEAD are answered here",
+        "only GET and HEAD are answered here, and POST where / says so",
     )
 }
 
@@ -213,21 +247,9 @@ async fn agents(
     Ok(json(page.unwrap_or_default()))
 }
 
-async fn agent(
-    State(answers): Shared,
-    id: Result<Path<String>, PathRejection>,
-) -> Result<Response, Refusal> {
-    let gone = || {
-        Refusal::new(
-            StatusCode::NOT_FOUND,
-            "no agent with this id is there (any more)",
-        )
-    };
-    let Path(id) = id.map_err(|_| gone())?;
-    let found = answers
-        .work(move |answers| find(&answers.view, &id))
-        .await?;
-    Ok(Json(found.ok_or_else(gone)?).into_response())
+async fn agent(State(answers): Shared, id: AgentId) -> Result<Response, Refusal> {
+    let seen = Arc::clone(&answers).find(id).await?;
+    Ok(Json(answers.view.show(&seen)).into_response())
 }
 
 async fn events(
@@ -358,7 +380,8 @@ mod tests {
             raw,
         };
         let (sender, stop) = watch::channel(false);
-        (Answers::new(view, AgentSeries::All, stop), sender)
+        let (wishes, _) = mpsc::channel(1);
+        (Answers::new(view, wishes, AgentSeries::All, stop), sender)
     }
 
     async fn status_of(answers: &Arc<Answers>, path: &str) -> StatusCode {

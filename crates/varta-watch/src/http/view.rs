@@ -49,10 +49,8 @@ pub(crate) struct Seen {
 }
 
 impl View {
-    /// The attention clock as the beat path last put it up.
     pub(crate) fn attention_now_ns(&self) -> u64 {
-        let lag_ns = self.counters.level(Gauge::AttentionLag);
-        self.raw.now_ns().saturating_sub(lag_ns)
+        attention_now_ns(self.raw, &self.counters)
     }
 
     /// Every agent, by slot.
@@ -60,6 +58,12 @@ impl View {
         let now_ns = self.attention_now_ns();
         let slots = 0..self.table.capacity() as u32;
         slots.filter_map(move |slot| self.seen(slot, now_ns))
+    }
+
+    /// One agent as it is now, if it is still there.
+    pub(crate) fn again(&self, agent: Agent) -> Option<Seen> {
+        let seen = self.seen(agent.slot, self.attention_now_ns())?;
+        (seen.agent == agent).then_some(seen)
     }
 
     fn seen(&self, slot: u32, now_ns: u64) -> Option<Seen> {
@@ -103,7 +107,9 @@ impl View {
             silence_ns,
         } = seen;
         let person = self.person(*agent);
-        let tracked_ns = self.attention_now_ns().saturating_sub(facts.joined_ns);
+        let now_ns = self.attention_now_ns();
+        let tracked_ns = now_ns.saturating_sub(facts.joined_ns);
+        let is_paused = *state == State::Paused;
         let transport = match (facts.local, person.sealed) {
             (true, _) => "unix",
             (false, false) => "udp",
@@ -128,6 +134,9 @@ impl View {
             stalls: facts.stalls,
             tracked: seconds(tracked_ns),
             recovery: person.recovery.map(str::to_owned),
+            gave_up: person.gave_up,
+            paused_for: is_paused.then(|| seconds(facts.paused_until_ns.saturating_sub(now_ns))),
+            pause_reason: person.pause_reason.filter(|_| is_paused),
         }
     }
 
@@ -148,6 +157,12 @@ impl View {
             attention_lag: seconds(self.counters.level(Gauge::AttentionLag)),
         }
     }
+}
+
+/// The attention clock as the beat path last put it up.
+pub(crate) fn attention_now_ns(raw: RawClock, counters: &Counters) -> u64 {
+    let lag_ns = counters.level(Gauge::AttentionLag);
+    raw.now_ns().saturating_sub(lag_ns)
 }
 
 impl Census {

@@ -32,6 +32,9 @@ use super::{Held, Ingest, credentials_of};
 use crate::handoff::{Acquaintance, Introduction, Question};
 use crate::identity::{self, UNIDENTIFIED};
 
+/// That an agent has become critical is told once in this time: 1 s.
+const CRITICAL_PAUSE_NS: u64 = 1_000_000_000;
+
 /// Somebody the tracker does not know yet.
 struct Newcomer {
     instance: u64,
@@ -441,6 +444,7 @@ impl Ingest {
             has_ended: false,
             claims: acquaintance.claims,
             pid_ns: acquaintance.pid_ns,
+            critical_from_ns: 0,
         };
         let home = Home::Here {
             uid: sender.uid,
@@ -529,6 +533,13 @@ impl Ingest {
                 silence_ns,
             });
         }
+        if recorded.turned_critical && self.may_tell_critical(agent) {
+            self.send(EventKind::Critical {
+                agent,
+                nonce,
+                payload,
+            });
+        }
         if self.config.every_beat {
             self.send(EventKind::Beat {
                 agent,
@@ -537,6 +548,18 @@ impl Ingest {
                 payload,
             });
         }
+    }
+
+    /// Whether it is long enough ago that an agent was told to be critical. Whoever changes its mind many times
+    /// a second would fill the ring; that it is in trouble has been told.
+    fn may_tell_critical(&mut self, agent: Agent) -> bool {
+        let now_ns = self.attention.raw_now_ns();
+        let from_ns = &mut self.held[agent.slot as usize].critical_from_ns;
+        let may = now_ns >= *from_ns;
+        if may {
+            *from_ns = now_ns.saturating_add(CRITICAL_PAUSE_NS);
+        }
+        may
     }
 
     /// Tells of a beat that the tracker has refused, and counted.

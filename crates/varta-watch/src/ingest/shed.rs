@@ -76,7 +76,7 @@ pub(super) struct Shed {
     window_from_ns: u64,
     /// A flood was struck off, so the program must change.
     was_spared: bool,
-    /// Beats per window an agent may send.
+    /// Beats per window that any agent may send.
     allowed: u64,
     program: Vec<Instruction>,
 }
@@ -84,15 +84,23 @@ pub(super) struct Shed {
 impl Shed {
     /// `rate` is the beats per second that an agent may send.
     pub(super) fn new(rate: u32) -> Self {
-        let allowed = u64::from(rate).saturating_mul(WINDOW_NS) / 1_000_000_000;
-        Self {
+        let mut shed = Self {
             floods: Vec::with_capacity(KINDS_MAX),
             news: Vec::with_capacity(KINDS_MAX),
             window_from_ns: 0,
             was_spared: false,
-            allowed,
+            allowed: 0,
             program: Vec::with_capacity(PROGRAM_MAX),
-        }
+        };
+        shed.allow(rate);
+        shed
+    }
+
+    /// Some agent may send so many beats per second by now. Samples are as large as the largest rate that was
+    /// ever allowed needs: one that is too large costs a little, one that is too small an agent.
+    pub(super) fn allow(&mut self, rate: u32) {
+        let allowed = u64::from(rate).saturating_mul(WINDOW_NS) / 1_000_000_000;
+        self.allowed = self.allowed.max(allowed);
     }
 
     /// A datagram has passed and was refused or credited. Returns how many like it were shed for it, by

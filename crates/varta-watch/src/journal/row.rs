@@ -131,9 +131,11 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
             | Refusal::SessionNotNewer
             | Refusal::SendersFull => Ok(()),
         },
-        EventKind::Flood { .. } | EventKind::Doubt { .. } | EventKind::NetworkDrops { .. } => {
-            Ok(())
-        }
+        // The beat that says so has a row of its own.
+        EventKind::Critical { .. }
+        | EventKind::Flood { .. }
+        | EventKind::Doubt { .. }
+        | EventKind::NetworkDrops { .. } => Ok(()),
     };
 }
 

@@ -27,7 +27,7 @@ use crate::clock::RawClock;
 use crate::config::Config;
 use crate::config::network::UdpConfig;
 use crate::control::log::Log;
-use crate::control::{Control, ControlConfig, Recoveries, Signals, StopReason, story};
+use crate::control::{Control, ControlConfig, Recoveries, Signals, StopReason, story, wishes};
 use crate::handoff::{self, StopSignal};
 use crate::http::view::{About, View};
 use crate::http::{Doors, Places};
@@ -207,9 +207,11 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         pulse: order_sender.pulse(Arc::clone(&counters), raw),
         raw,
     };
+    let (wish_sender, wishes) = wishes::channel();
     let mut control = Control::new(ControlConfig {
         events: receiver,
         orders: order_sender,
+        wishes,
         log: log.clone(),
         journal,
         recovery: command.map(|command| Recoveries::new(command, children(config), slots, policy)),
@@ -227,7 +229,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     let places = doors.places();
     let ended = runtime.block_on(async {
         let served = doors
-            .serve(view, &config.http, descriptor_reserve())
+            .serve(view, wish_sender, &config.http, descriptor_reserve())
             .map_err(failure("cannot answer questions"))?;
         let (ingest_failed, ingest_end) = oneshot::channel();
         let thread = std::thread::Builder::new()

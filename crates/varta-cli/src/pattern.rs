@@ -4,24 +4,24 @@ use varta_watch::api::v1::AgentView;
 
 /// What an agent has to be called to be meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Pattern(String);
+pub(crate) struct Pattern(String);
 
 impl Pattern {
-    pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
+    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
         match text {
             "" => Err("say a pid, an id or a name, such as 4711 or 'web*'"),
             text => Ok(Self(text.to_owned())),
         }
     }
 
-    pub(super) fn matches(&self, agent: &AgentView) -> bool {
+    pub(crate) fn matches(&self, agent: &AgentView) -> bool {
         let name = agent.name.as_deref();
         glob(&self.0, &agent.pid.to_string())
             || glob(&self.0, &agent.id)
             || name.is_some_and(|name| glob(&self.0, name))
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

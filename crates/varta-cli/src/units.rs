@@ -4,7 +4,7 @@
 const DAY: u64 = 86_400;
 
 /// A length of time, given in seconds, in one or two units: `40 ms`, `0.4 s`, `2m 10s`, `3h 04m`, `2d 03h`.
-pub(super) fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     // Below zero there is nothing, and what is too long for a number of seconds is shown as the longest.
     let whole = seconds as u64;
     match whole {
@@ -20,7 +20,7 @@ pub(super) fn duration(seconds: f64) -> String {
 }
 
 /// A number per second: a decimal where it tells something.
-pub(super) fn rate(per_second: f64) -> String {
+pub(crate) fn rate(per_second: f64) -> String {
     match per_second {
         ..99.95 => format!("{per_second:.1}"),
         _ => format!("{per_second:.0}"),

@@ -1,0 +1,87 @@
+//! How many agents are silent right now, before any of them is a stall: what tells that a whole host has
+//! fallen silent, and not one of its processes.
+//!
+//! The observer holds its fire while a large part of all agents is silent. At the first stall of a mass
+//! stall the others are not stalled yet, so counting stalls would be too late: the first child would be
+//! started before the mass is recognised. But whoever beats at least twice per threshold was heard at most
+//! half a threshold after the first one, so by then it is silent for half a threshold. An agent that beats
+//! less often is silent for that long as a matter of course; it counts only once it is silent for longer than it
+//! usually is.
+//!
+//! Pure: one pass over the table, no state, nothing allocated. 100 000 agents take less than a millisecond.
+
+use std::sync::atomic::AtomicU64;
+
+use crate::slot::{Rhythm, SlotTable};
+
+/// Silence, in parts of the threshold, from which on an agent counts as silent: a half, see above.
+const SILENT_PARTS: u64 = 2;
+
+/// Silence, in quarters of an agent's mean interval, below which it is nothing unusual: five, so that
+/// timers that are late by a fifth make nobody silent.
+const USUAL_QUARTERS: u64 = 5;
+
+/// Silence in thresholds up to which it has begun lately.
+const FRESH_THRESHOLDS: u64 = 2;
+
+/// How many agents there are, by silence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Agents that are judged: all but those that are paused.
+    pub watched: u32,
+    /// Those that are silent for half their threshold and longer than they usually are, or stalled.
+    pub silent: u32,
+    /// Those of the silent ones whose silence is shorter than two thresholds.
+    pub fresh: u32,
+    /// Those of the silent ones whose stall has been reported.
+    pub latched: u32,
+}
+
+/// Counts the agents of a table as of `now_ns`, attention time, from any thread.
+pub fn census<W: AsRef<[AtomicU64]>>(table: &SlotTable<W>, now_ns: u64) -> Census {
+    let mut census = Census::default();
+    for slot in 0..table.capacity() as u32 {
+        if let Some(rhythm) = table.read_rhythm(slot) {
+            census.count(&rhythm, now_ns);
+        }
+    }
+    census
+}
+
+impl Census {
+    fn count(&mut self, rhythm: &Rhythm, now_ns: u64) {
+        if now_ns < rhythm.paused_until_ns {
+            return;
+        }
+        self.watched += 1;
+        let silence_ns = rhythm.silence_ns(now_ns);
+        if !rhythm.is_latched && !rhythm.is_silent_for(silence_ns) {
+            return;
+        }
+        self.silent += 1;
+        self.latched += u32::from(rhythm.is_latched);
+        let fresh_ns = rhythm.threshold_ns.saturating_mul(FRESH_THRESHOLDS);
+        self.fresh += u32::from(silence_ns < fresh_ns);
+    }
+}
+
+impl Rhythm {
+    fn silence_ns(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.last_ns.max(self.paused_until_ns))
+    }
+
+    fn is_silent_for(&self, silence_ns: u64) -> bool {
+        silence_ns >= self.threshold_ns / SILENT_PARTS && silence_ns >= self.usual_ns()
+    }
+
+    /// The longest silence that is nothing unusual; 0 while only one beat was heard.
+    fn usual_ns(&self) -> u64 {
+        let heard_for_ns = self.last_ns.saturating_sub(self.joined_ns);
+        let intervals = self.beats.saturating_sub(1);
+        let mean_ns = heard_for_ns.checked_div(intervals).unwrap_or(0);
+        mean_ns.saturating_mul(USUAL_QUARTERS) / 4
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+//! What an operator can ask the control thread to do while it runs: pause an agent, resume it.
+//!
+//! Wishes come through a bounded channel from whoever takes requests, are granted one after the other, and each
+//! is answered. The beat path does the pausing; here is remembered when each pause ends, so that it can be told.
+//! Memory: one entry per paused agent.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use varta_core::Agent;
+
+use super::{Control, story};
+use crate::handoff::Order;
+use crate::http::view::attention_now_ns;
+
+/// Wishes that wait; whoever wishes for more waits, too.
+const WISHES_MAX: usize = 64;
+
+/// How soon is looked again whether a pause is over that should be, at the least.
+const LOOK_PAUSE: Duration = Duration::from_millis(1);
+
+/// Something that is to be done.
+#[derive(Debug)]
+pub(crate) enum Wish {
+    /// Do not judge an agent for so long.
+    Pause {
+        agent: Agent,
+        time: Duration,
+        reason: Option<String>,
+        reply: Reply,
+    },
+    /// Judge it again. Nothing to do for one that is not paused.
+    Resume { agent: Agent, reply: Reply },
+}
+
+/// The agent has left by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gone;
+
+/// Tells whoever wished what became of it.
+pub(crate) type Reply = oneshot::Sender<Result<(), Gone>>;
+
+/// The way to the control thread.
+pub(crate) fn channel() -> (mpsc::Sender<Wish>, mpsc::Receiver<Wish>) {
+    mpsc::channel(WISHES_MAX)
+}
+
+/// Who is paused, and when that is expected to end.
+#[derive(Debug, Default)]
+pub(crate) struct Pauses {
+    ends: HashMap<u32, (Agent, Instant)>,
+    /// The same by time.
+    queue: BTreeSet<(Instant, u32)>,
+}
+
+impl Pauses {
+    fn add(&mut self, agent: Agent, end: Instant) {
+        if let Some((_, old)) = self.ends.insert(agent.slot, (agent, end)) {
+            self.queue.remove(&(old, agent.slot));
+        }
+        self.queue.insert((end, agent.slot));
+    }
+
+    /// True if the agent was paused.
+    pub(crate) fn forget(&mut self, agent: Agent) -> bool {
+        match self.ends.get(&agent.slot) {
+            Some((known, end)) if *known == agent => {
+                self.queue.remove(&(*end, agent.slot));
+                self.ends.remove(&agent.slot);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.queue.first().map(|(end, _)| *end)
+    }
+
+    fn take_due(&mut self, now: Instant) -> Option<Agent> {
+        let (_, slot) = self.queue.first().copied().filter(|(end, _)| *end <= now)?;
+        self.queue.pop_first();
+        self.ends.remove(&slot).map(|(agent, _)| agent)
+    }
+}
+
+impl Control {
+    /// Does what is wished, and says so.
+    pub(super) fn grant(&mut self, wish: Wish) {
+        // Whoever does not wait for the answer any more gets what he wished for all the same.
+        let _ = match wish {
+            Wish::Pause {
+                agent,
+                time,
+                reason,
+                reply,
+            } => reply.send(self.pause(agent, time, reason)),
+            Wish::Resume { agent, reply } => reply.send(self.resume(agent)),
+        };
+    }
+
+    fn pause(&mut self, agent: Agent, time: Duration, reason: Option<String>) -> Result<(), Gone> {
+        self.look_for(agent)?;
+        self.given.orders.add(Order::Pause(agent, time));
+        self.pauses.add(agent, Instant::now() + time);
+        // Whatever was to be done about its silence is not any more.
+        self.settle(agent);
+        let who = self.name_of(agent);
+        story::paused(&self.given.log, &who, time, reason.as_deref());
+        let roster = &self.given.roster;
+        roster.amend(agent, |person| person.pause_reason = reason);
+        Ok(())
+    }
+
+    fn resume(&mut self, agent: Agent) -> Result<(), Gone> {
+        self.look_for(agent)?;
+        self.given.orders.add(Order::Resume(agent));
+        if self.pauses.forget(agent) {
+            self.tell_resumed(agent, "resumed: its silence counts from now on");
+        }
+        Ok(())
+    }
+
+    fn look_for(&self, agent: Agent) -> Result<(), Gone> {
+        let facts = self.given.table.read(agent.slot);
+        let is_there = facts.is_some_and(|facts| facts.agent(agent.slot) == agent);
+        if is_there { Ok(()) } else { Err(Gone) }
+    }
+
+    /// Tells of the pauses that are over. They end by the attention clock, which may be behind.
+    pub(super) fn end_pauses(&mut self, now: Instant) {
+        while let Some(agent) = self.pauses.take_due(now) {
+            match self.left_of_pause(agent) {
+                Some(left) => self.pauses.add(agent, now + left.max(LOOK_PAUSE)),
+                None => self.tell_resumed(agent, "the pause is over"),
+            }
+        }
+    }
+
+    /// How much longer the beat path counts none of an agent's silence.
+    fn left_of_pause(&self, agent: Agent) -> Option<Duration> {
+        let facts = self.given.table.read(agent.slot)?;
+        let now_ns = attention_now_ns(self.given.raw, &self.given.counters);
+        let left_ns = facts.paused_until_ns.saturating_sub(now_ns);
+        (facts.agent(agent.slot) == agent && left_ns > 0).then(|| Duration::from_nanos(left_ns))
+    }
+
+    fn tell_resumed(&self, agent: Agent, how: &str) {
+        story::resumed(&self.given.log, &self.name_of(agent), how);
+        let roster = &self.given.roster;
+        roster.amend(agent, |person| person.pause_reason = None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agent(slot: u32, instance: u64) -> Agent {
+        Agent {
+            slot,
+            pid: 7,
+            instance,
+        }
+    }
+
+    #[test]
+    fn pauses_end_in_their_order_and_the_last_word_about_an_agent_counts() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let mut pauses = Pauses::default();
+        pauses.add(agent(1, 1), at(5));
+        pauses.add(agent(2, 1), at(3));
+        pauses.add(agent(1, 1), at(2));
+        assert_eq!(pauses.next_due(), Some(at(2)));
+        assert_eq!(pauses.take_due(at(1)), None);
+        assert_eq!(pauses.take_due(at(9)), Some(agent(1, 1)));
+        assert_eq!(pauses.take_due(at(9)), Some(agent(2, 1)));
+        assert_eq!(pauses.take_due(at(9)), None);
+        assert_eq!(pauses.next_due(), None);
+    }
+
+    #[test]
+    fn the_next_agent_in_a_slot_has_nothing_to_do_with_the_pause_of_the_one_before() {
+        let now = Instant::now();
+        let mut pauses = Pauses::default();
+        pauses.add(agent(1, 1), now);
+        assert!(!pauses.forget(agent(1, 2)));
+        pauses.add(agent(1, 2), now);
+        assert!(!pauses.forget(agent(1, 1)));
+        assert!(pauses.forget(agent(1, 2)));
+        assert_eq!(pauses.next_due(), None);
+    }
+}

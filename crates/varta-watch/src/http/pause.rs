@@ -1,0 +1,259 @@
+//! What can be changed: an agent is paused, or resumed.
+//!
+//! Over TCP that takes the token, on loopback too; the control socket is the operator's own. A request has a body
+//! of [`BODY_BYTES_MAX`] at most, within [`BODY_WAIT`], and says that it is JSON, which no web page can
+//! make a browser say of its own accord. The control thread is asked and decides; what it has decided is
+//! answered once it can be seen.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use hyper::body::Body as _;
+use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::guard::Onlooker;
+use super::problem::Refusal;
+use super::routes::{AgentId, Answers, Shared, nobody};
+use super::view::Seen;
+use crate::api::v1::{
+    PAUSE_SECONDS_MAX, PauseRequest, REASON_CHARS_MAX, ResumeRequest, State as Is,
+};
+use crate::control::wishes::{Gone, Wish};
+
+/// A request is a hundred bytes long; a reason takes 800 at most.
+const BODY_BYTES_MAX: usize = 4096;
+
+/// How long a body may take: 5 s, since it comes right behind its head.
+const BODY_WAIT: Duration = Duration::from_secs(5);
+
+/// How long the beat path may take to do what it was told. It takes microseconds.
+const DONE_WAIT: Duration = Duration::from_secs(1);
+
+/// How often is looked whether it has.
+const DONE_PAUSE: Duration = Duration::from_millis(1);
+
+pub(super) fn routes() -> Router<Arc<Answers>> {
+    Router::new()
+        .route("/agents/{id}/pause", post(pause))
+        .route("/agents/{id}/resume", post(resume))
+        .route_layer(from_fn(no_onlookers))
+}
+
+/// Whoever can reach the port may look. Who is to change something must show the token.
+async fn no_onlookers(request: Request, next: Next) -> Response {
+    let may_not = request.method() == axum::http::Method::POST
+        && request.extensions().get::<Onlooker>().is_some();
+    if !may_not {
+        return next.run(request).await;
+    }
+    Refusal::new(
+        StatusCode::FORBIDDEN,
+        "nothing is changed over TCP without a token: give the observer one with --http-token-file, or ask \
+         over its control socket, as 'varta pause' does",
+    )
+    .into_response()
+}
+
+async fn pause(
+    State(answers): Shared,
+    id: AgentId,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let request: PauseRequest = read(&headers, body).await?;
+    let time = time(request.seconds)?;
+    let reason = reason(request.reason)?;
+    let seen = Arc::clone(&answers).find(id).await?;
+    let (reply, granted) = oneshot::channel();
+    let wish = Wish::Pause {
+        agent: seen.agent,
+        time,
+        reason,
+        reply,
+    };
+    wished(&answers, wish, granted).await?;
+    let before_ns = seen.facts.paused_until_ns;
+    done(&answers, &seen, |now| {
+        now.facts.paused_until_ns != before_ns
+    })
+    .await
+}
+
+async fn resume(
+    State(answers): Shared,
+    id: AgentId,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let ResumeRequest {} = read(&headers, body).await?;
+    let seen = Arc::clone(&answers).find(id).await?;
+    let (reply, granted) = oneshot::channel();
+    let wish = Wish::Resume {
+        agent: seen.agent,
+        reply,
+    };
+    wished(&answers, wish, granted).await?;
+    done(&answers, &seen, |now| now.state != Is::Paused).await
+}
+
+/// Has the control thread do something.
+async fn wished(
+    answers: &Answers,
+    wish: Wish,
+    granted: oneshot::Receiver<Result<(), Gone>>,
+) -> Result<(), Refusal> {
+    let stops = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the observer stops");
+    answers.wishes.send(wish).await.map_err(|_| stops())?;
+    let granted = granted.await.map_err(|_| stops())?;
+    granted.map_err(|Gone| nobody())
+}
+
+/// The agent, once it is as it was wished.
+async fn done(
+    answers: &Answers,
+    seen: &Seen,
+    is_so: impl Fn(&Seen) -> bool,
+) -> Result<Response, Refusal> {
+    let asked = Instant::now();
+    while asked.elapsed() < DONE_WAIT {
+        let now = answers.view.again(seen.agent).ok_or_else(nobody)?;
+        if is_so(&now) {
+            return Ok(Json(answers.view.show(&now)).into_response());
+        }
+        tokio::time::sleep(DONE_PAUSE).await;
+    }
+    Err(Refusal::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "the beat path has not done it within a second, and will when it turns again; see /healthz",
+    ))
+}
+
+async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Refusal> {
+    if !is_json(headers) {
+        return Err(Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "send a JSON object and say 'Content-Type: application/json'",
+        ));
+    }
+    let too_large = || {
+        let detail = format!("a body has {BODY_BYTES_MAX} bytes at most");
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
+    };
+    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Err(too_large());
+    }
+    let body = timeout(BODY_WAIT, to_bytes(body, BODY_BYTES_MAX)).await;
+    let body = body.map_err(|_| {
+        Refusal::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "the body did not come within 5 s",
+        )
+    })?;
+    // A body that breaks off has nobody who waits for an answer.
+    let body = body.map_err(|_| too_large())?;
+    serde_json::from_slice(&body).map_err(|error| {
+        Refusal::bad_request(format!(
+            "the body is not what is read here ({error}); / shows an example"
+        ))
+    })
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let mut given = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(value), None) = (given.next(), given.next()) else {
+        return false;
+    };
+    let media_type = value.to_str().unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default().trim();
+    media_type.eq_ignore_ascii_case("application/json")
+}
+
+fn time(seconds: f64) -> Result<Duration, Refusal> {
+    let time = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    match time.is_zero() || seconds > PAUSE_SECONDS_MAX {
+        true => Err(Refusal::bad_request(format!(
+            "for: give a number of seconds above 0, {PAUSE_SECONDS_MAX} at most (30 days)"
+        ))),
+        false => Ok(time),
+    }
+}
+
+/// Nothing is no reason.
+fn reason(text: Option<String>) -> Result<Option<String>, Refusal> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    match text.chars().count() > REASON_CHARS_MAX || text.chars().any(char::is_control) {
+        true => Err(Refusal::bad_request(format!(
+            "reason: give up to {REASON_CHARS_MAX} characters in one line, without control characters"
+        ))),
+        false => Ok(Some(text)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn json_is_what_is_called_so_once() {
+        let headers = |values: &[&'static str]| {
+            let values = values.iter().copied().map(HeaderValue::from_static);
+            values
+                .map(|value| (header::CONTENT_TYPE, value))
+                .collect::<HeaderMap>()
+        };
+        for value in ["application/json", "Application/JSON ; charset=utf-8"] {
+            assert!(is_json(&headers(&[value])), "{value}");
+        }
+        for values in [
+            &[][..],
+            &["text/plain"],
+            &["application/jsonp"],
+            &["application/x-www-form-urlencoded"],
+            &["text/plain; application/json"],
+            &["application/json", "text/plain"],
+        ] {
+            assert!(!is_json(&headers(values)), "{values:?}");
+        }
+    }
+
+    #[test]
+    fn a_pause_is_longer_than_nothing_and_not_longer_than_30_days() {
+        for seconds in [1e-9, 0.5, 600.0, PAUSE_SECONDS_MAX] {
+            assert_eq!(time(seconds).unwrap(), Duration::from_secs_f64(seconds));
+        }
+        for seconds in [
+            0.0,
+            -1.0,
+            1e-12,
+            PAUSE_SECONDS_MAX + 1.0,
+            f64::NAN,
+            f64::INFINITY,
+        ] {
+            assert!(time(seconds).is_err(), "{seconds}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_a_short_line() {
+        assert_eq!(reason(None).unwrap(), None);
+        assert_eq!(reason(Some(String::new())).unwrap(), None);
+        let long = "ü".repeat(REASON_CHARS_MAX);
+        assert_eq!(reason(Some(long.clone())).unwrap(), Some(long.clone()));
+        for text in [long + "x", "a\nb".to_owned(), "\u{1b}[2J".to_owned()] {
+            assert!(reason(Some(text)).is_err());
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Pausing an agent and resuming it, through both doors of a running observer.
+
+mod support;
+
+use std::io::Write;
+
+use support::http::{Reply, assert_problem, read_all};
+use support::network::{flag, write_key};
+use support::{Observer, frame};
+use varta_client::{Frame, Status};
+use varta_watch::api::LogEvent;
+use varta_watch::api::v1::{AgentView, AgentsPage, State};
+
+const ANY: &str = "--http=127.0.0.1:0";
+const TOKEN: &str = "0123456789abcdef";
+const JSON: &str = "Content-Type: application/json";
+
+fn post(path: &str, headers: &[&str], body: &str) -> Vec<u8> {
+    let mut text = format!(
+        "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {}\r\n",
+        body.len()
+    );
+    for header in headers {
+        text.push_str(header);
+        text.push_str("\r\n");
+    }
+    text.push_str("\r\n");
+    text.push_str(body);
+    text.into_bytes()
+}
+
+/// Asks over the control socket for something to be done.
+fn wish(observer: &Observer, path: &str, headers: &[&str], body: &str) -> Reply {
+    let mut stream = observer.connect_control();
+    stream.write_all(&post(path, headers, body)).unwrap();
+    Reply::parse(&read_all(&mut stream))
+}
+
+/// Where to do something with the only agent.
+fn path(observer: &Observer, what: &str) -> String {
+    let page: AgentsPage = observer.ask("/api/v1/agents").json();
+    assert_eq!(page.agents.len(), 1);
+    format!("/api/v1/agents/{}/{what}", page.agents[0].id)
+}
+
+fn pause(observer: &Observer, body: &str) -> Reply {
+    wish(observer, &path(observer, "pause"), &[JSON], body)
+}
+
+fn resume(observer: &Observer) -> Reply {
+    wish(observer, &path(observer, "resume"), &[JSON], "{}")
+}
+
+/// An observer that knows this process.
+fn start(flags: &[&str]) -> Observer {
+    let observer = Observer::start(flags);
+    observer.send(&frame(1));
+    observer.wait_for_pid(LogEvent::Join, std::process::id());
+    observer
+}
+
+#[test]
+fn a_paused_agent_is_not_stalled_and_when_the_pause_is_over_it_may_stall_again() {
+    let me = std::process::id();
+    let observer = start(&["--threshold-ms=200"]);
+    observer.wait_for_pid(LogEvent::Stall, me);
+    let paused: AgentView = pause(&observer, r#"{"for":0.5,"reason":"deploy"}"#).json();
+    assert_eq!((paused.state, paused.stalls), (State::Paused, 1));
+    assert!(paused.paused_for.is_some_and(|seconds| seconds <= 0.5));
+    assert_eq!(paused.pause_reason.as_deref(), Some("deploy"));
+    let line = observer.wait_for_pid(LogEvent::Pause, me);
+    assert_eq!(line.fields.reason.as_deref(), Some("deploy"));
+    assert!(line.fields.until_ns.unwrap() > line.ts_ns);
+    let line = observer.wait_for_pid(LogEvent::Resume, me);
+    assert!(line.msg.contains("the pause is over"), "{}", line.msg);
+    assert_eq!(observer.seen_of(LogEvent::Stall, me), 1, "during the pause");
+    let stall = observer.wait_for_pid(LogEvent::Stall, me);
+    assert!(stall.fields.silence_ms.unwrap() >= 200.0);
+    let agent: AgentView = observer
+        .ask(path(&observer, "").trim_end_matches('/'))
+        .json();
+    assert_eq!((agent.state, agent.stalls), (State::Stalled, 2));
+    assert_eq!((agent.paused_for, agent.pause_reason), (None, None));
+    assert_eq!(observer.stop().count(LogEvent::Return), 0);
+}
+
+#[test]
+fn a_resumed_agent_is_judged_again_and_has_its_full_threshold() {
+    let me = std::process::id();
+    let observer = start(&["--threshold-ms=300"]);
+    let paused: AgentView = pause(&observer, r#"{"for":2592000}"#).json();
+    assert_eq!(paused.state, State::Paused);
+    assert!(
+        paused
+            .paused_for
+            .is_some_and(|seconds| seconds > 2_591_900.0)
+    );
+    let resumed: AgentView = resume(&observer).json();
+    assert_eq!((resumed.state, resumed.paused_for), (State::Alive, None));
+    let line = observer.wait_for_pid(LogEvent::Resume, me);
+    assert!(line.msg.contains("resumed"), "{}", line.msg);
+    observer.wait_for_pid(LogEvent::Stall, me);
+    let again: AgentView = resume(&observer).json();
+    assert_eq!(again.state, State::Stalled, "it was not paused");
+    let stopped = observer.stop();
+    assert_eq!(stopped.count(LogEvent::Resume), 1);
+}
+
+#[test]
+fn the_last_pause_counts() {
+    let me = std::process::id();
+    let observer = start(&["--threshold-ms=200"]);
+    pause(&observer, r#"{"for":3600,"reason":"one"}"#);
+    let paused: AgentView = pause(&observer, r#"{"for":0.3,"reason":"two"}"#).json();
+    assert_eq!(paused.pause_reason.as_deref(), Some("two"));
+    observer.wait_for_pid(LogEvent::Resume, me);
+    observer.wait_for_pid(LogEvent::Stall, me);
+}
+
+#[test]
+fn a_request_that_is_not_understood_changes_nothing_and_says_why() {
+    let observer = start(&["--threshold-ms=60000"]);
+    let long = format!(r#"{{"for":1,"reason":"{}"}}"#, "x".repeat(201));
+    for (body, word) in [
+        ("", "body"),
+        ("[]", "body"),
+        ("{}", "for"),
+        (r#"{"for":"10m"}"#, "body"),
+        (r#"{"for":0}"#, "for"),
+        (r#"{"for":-1}"#, "for"),
+        (r#"{"for":1e300}"#, "for"),
+        (r#"{"for":2592001}"#, "30 days"),
+        (r#"{"for":1,"fro":1}"#, "fro"),
+        (r#"{"for":1,"reason":"a\nb"}"#, "reason"),
+        (r#"{"for":1,"reason":"\u001b[2J"}"#, "reason"),
+        (&long, "reason"),
+        ("{\"for\":1,\"reason\":\"\u{0}\"}", "body"),
+    ] {
+        assert_problem(&pause(&observer, body), 400, word);
+    }
+    let (pausing, resuming) = (path(&observer, "pause"), path(&observer, "resume"));
+    let good = r#"{"for":1}"#;
+    for headers in [&[][..], &["Content-Type: text/plain"]] {
+        let reply = wish(&observer, &pausing, headers, good);
+        assert_problem(&reply, 415, "application/json");
+    }
+    let padded = format!("{}{good}", " ".repeat(4096));
+    assert_problem(&pause(&observer, &padded), 413, "4096");
+    let resumed = wish(&observer, &resuming, &[JSON], r#"{"all":true}"#);
+    assert_problem(&resumed, 400, "all");
+    let get = observer.ask(&pausing);
+    assert_problem(&get, 405, "POST");
+    assert_eq!(get.header("allow"), Some("POST"));
+    let page: AgentsPage = observer.ask("/api/v1/agents").json();
+    assert_eq!(page.agents[0].state, State::Alive);
+    let stopped = observer.stop();
+    assert_eq!(stopped.count(LogEvent::Pause), 0);
+}
+
+#[test]
+fn a_body_in_pieces_without_an_announced_length_is_read_to_its_bound() {
+    let observer = start(&["--threshold-ms=60000"]);
+    let chunked = |chunks: &[String]| {
+        let mut text = format!(
+            "POST {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{JSON}\r\nTransfer-Encoding: chunked\r\n\r\n",
+            path(&observer, "pause")
+        );
+        for chunk in chunks {
+            text.push_str(&format!("{:x}\r\n{chunk}\r\n", chunk.len()));
+        }
+        text.push_str("0\r\n\r\n");
+        let mut stream = observer.connect_control();
+        // Who is refused may be closed before all of it is written.
+        let _ = stream.write_all(text.as_bytes());
+        Reply::parse(&read_all(&mut stream))
+    };
+    let good = [r#"{"fo"#.to_owned(), r#"r":9}"#.to_owned()];
+    assert_eq!(chunked(&good).status, 200);
+    assert_problem(&chunked(&vec![" ".repeat(1000); 5]), 413, "4096");
+}
+
+#[test]
+fn nobody_is_paused_in_place_of_another() {
+    let observer = start(&["--threshold-ms=60000"]);
+    for id in ["1-0", "x", "4294967296-1", "%00"] {
+        for (what, body) in [("pause", r#"{"for":1}"#), ("resume", "{}")] {
+            let path = format!("/api/v1/agents/{id}/{what}");
+            assert_problem(&wish(&observer, &path, &[JSON], body), 404, "no agent");
+        }
+    }
+}
+
+#[test]
+fn over_tcp_nothing_is_changed_without_a_token() {
+    let observer = start(&[ANY, "--threshold-ms=60000"]);
+    for (what, body) in [("pause", r#"{"for":1}"#), ("resume", "{}")] {
+        let reply = observer.exchange(&post(&path(&observer, what), &[JSON], body));
+        assert_problem(&reply, 403, "--http-token-file");
+    }
+    let page: AgentsPage = observer.ask("/api/v1/agents").json();
+    assert_eq!(page.agents[0].state, State::Alive);
+}
+
+#[test]
+fn over_tcp_whoever_has_the_token_may_pause() {
+    let directory = tempfile::tempdir().unwrap();
+    let token = flag(
+        "--http-token-file",
+        &write_key(directory.path(), "token", TOKEN),
+    );
+    let flags = [ANY, &token, "--threshold-ms=60000"];
+    let observer = Observer::start_in(directory, &flags, |command| command);
+    observer.send(&frame(1));
+    observer.wait_for_pid(LogEvent::Join, std::process::id());
+    let request = |headers: &[&str]| post(&path(&observer, "pause"), headers, r#"{"for":60}"#);
+    let reply = observer.exchange(&request(&[JSON]));
+    assert_problem(&reply, 401, "Bearer");
+    let authorization = format!("Authorization: Bearer {TOKEN}");
+    let paused = observer.exchange(&request(&[JSON, &authorization]));
+    assert_eq!(paused.json::<AgentView>().state, State::Paused);
+}
+
+fn critical(nonce: u64, status: Status) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    Frame::new(status, std::process::id(), nonce, nonce, 9).encode(&mut bytes);
+    bytes
+}
+
+#[test]
+fn an_agent_that_says_it_is_critical_is_told_of_and_one_that_flickers_once_a_second() {
+    let me = std::process::id();
+    let observer = start(&["--threshold-ms=60000"]);
+    let sender = observer.connect();
+    for nonce in 2..200 {
+        let status = match nonce % 2 {
+            0 => Status::Critical,
+            _ => Status::Ok,
+        };
+        sender.send(&critical(nonce, status)).unwrap();
+    }
+    let line = observer.wait_for_pid(LogEvent::Critical, me);
+    assert_eq!(line.fields.status.as_deref(), Some("critical"));
+    assert_eq!(line.fields.payload, Some(9));
+    assert!(line.msg.contains("says it is critical"), "{}", line.msg);
+    let stopped = observer.stop_when(support::BEATS, 199);
+    assert!(stopped.count(LogEvent::Critical) < 20);
+}
+
+#[test]
+fn a_first_word_can_be_that_somebody_is_critical() {
+    let observer = Observer::start(&["--threshold-ms=60000"]);
+    observer.send(&critical(1, Status::Critical));
+    observer.wait_for_pid(LogEvent::Critical, std::process::id());
+}
