@@ -31,6 +31,7 @@ pub(crate) enum Mode {
     Observe,
     /// Decide and tell, touch nothing.
     DryRun,
+    /// Decide, tell and act.
     Enforce,
 }
 

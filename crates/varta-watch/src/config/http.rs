@@ -24,7 +24,7 @@ pub(super) struct HttpFlags {
     #[arg(long, alias = "prom-addr", value_name = "ADDR|off", value_parser = address_or_off, help_heading = "Answering")]
     http: Option<Wish<SocketAddr>>,
 
-    /// File with the token that questions over TCP must bring along
+    /// File with the token that questions over TCP must have
     ///
     /// 16 to 4096 characters, readable by its owner only; needed unless --http is on loopback.
     #[arg(
@@ -35,13 +35,15 @@ pub(super) struct HttpFlags {
     )]
     http_token_file: Option<PathBuf>,
 
-    /// Unix socket to answer HTTP on, for the observer's own user; or off
+    /// Unix socket to answer HTTP on; or off
     ///
-    /// Unless given: next to the socket, its name and .control.
+    /// For the observer's own user. Unless given: next to the socket, its name and .control.
     #[arg(long, value_name = "PATH|off", value_parser = path_or_off, help_heading = "Answering")]
     control_socket: Option<Wish<PathBuf>>,
 
-    /// Agents that have metrics of their own: all, only faulty ones, none, or that many at most
+    /// Agents that have metrics of their own
+    ///
+    /// All, only faulty ones, none, or that many at most.
     #[arg(long, value_name = "all|faulty|none|N", value_parser = agent_series, default_value = "all", help_heading = "Answering")]
     metrics_agents: AgentSeries,
 }

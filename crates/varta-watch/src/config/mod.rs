@@ -107,7 +107,13 @@ pub(crate) struct Instead {
 impl Config {
     /// Reads flags, environment and file.
     pub(crate) fn read(sources: Sources) -> Result<Self, Instead> {
-        let flags = sources.flags().map_err(|error| instead(&error))?;
+        let flags = match sources.flags() {
+            Ok(flags) => flags,
+            Err(error) if error.kind() == ErrorKind::DisplayHelp => {
+                return Err(printed(pages::help(sources.has_argument("--help"))));
+            }
+            Err(error) => return Err(instead(&error)),
+        };
         if let Some(page) = page(&flags) {
             return Err(printed(page));
         }
@@ -338,10 +344,7 @@ fn usage(problems: &[String]) -> Instead {
 /// Cuts the parser's message to what the operator needs: what is wrong, the nearest right name,
 /// where to read more.
 fn instead(error: &clap::Error) -> Instead {
-    if matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-    ) {
+    if error.kind() == ErrorKind::DisplayVersion {
         return printed(format!("{}\n", error.to_string().trim_end()));
     }
     let rendered = error.to_string();

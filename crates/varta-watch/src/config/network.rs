@@ -15,16 +15,21 @@ use crate::keys::KeyFiles;
 /// The flags about UDP.
 #[derive(Debug, Args)]
 pub(super) struct NetworkFlags {
-    /// Also listen for agents elsewhere on this UDP port; 0 for any free one
+    /// Also listen for agents elsewhere on this UDP port
     ///
-    /// Needs a key file, or --i-accept-plaintext-udp.
+    /// 0 for any free one. Needs a key file, or --i-accept-plaintext-udp.
     #[arg(long, value_name = "PORT", help_heading = "Network")]
     udp_port: Option<u16>,
 
     /// Address to listen on for UDP
     ///
     /// Unless given: 127.0.0.1 with keys, else 0.0.0.0.
-    #[arg(long, value_name = "IP", help_heading = "Network")]
+    #[arg(
+        long,
+        value_name = "IP",
+        hide_short_help = true,
+        help_heading = "Network"
+    )]
     udp_bind_addr: Option<IpAddr>,
 
     /// File with the key that agents share
@@ -36,11 +41,23 @@ pub(super) struct NetworkFlags {
     /// File with further keys that are accepted, one per line
     ///
     /// For changing keys without a gap.
-    #[arg(long, value_name = "PATH", help_heading = "Network")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        hide_short_help = true,
+        help_heading = "Network"
+    )]
     accepted_key_file: Option<PathBuf>,
 
-    /// File with the master key that the key of each agent is derived from
-    #[arg(long, value_name = "PATH", help_heading = "Network")]
+    /// File with the master key
+    ///
+    /// The key of each agent is derived from it.
+    #[arg(
+        long,
+        value_name = "PATH",
+        hide_short_help = true,
+        help_heading = "Network"
+    )]
     master_key_file: Option<PathBuf>,
 
     /// Listen in clear if there is no key file
@@ -49,9 +66,9 @@ pub(super) struct NetworkFlags {
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", help_heading = "Network")]
     i_accept_plaintext_udp: bool,
 
-    /// File that remembers which encrypted datagrams were heard, so that a restart forgets none
+    /// File that remembers which encrypted datagrams were heard
     ///
-    /// Unless given: next to the socket, its name and .replay.
+    /// So that a restart forgets none. Unless given: next to the socket, its name and .replay.
     #[arg(
         long,
         value_name = "PATH",
@@ -64,7 +81,9 @@ pub(super) struct NetworkFlags {
     #[arg(long, alias = "secure-udp-i-accept-recovery-on-unauthenticated-transport", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_short_help = true, help_heading = "Network")]
     allow_recovery_over_secure_udp: bool,
 
-    /// Let recovery act on agents heard over plain UDP, in whose name anybody can be silent
+    /// Let recovery act on agents heard over plain UDP
+    ///
+    /// In whose name anybody can be silent.
     #[arg(long, alias = "plaintext-udp-i-accept-recovery-on-unauthenticated-transport", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_short_help = true, help_heading = "Network")]
     allow_recovery_over_plain_udp: bool,
 }

@@ -12,6 +12,16 @@ use super::table::{self, IGNORED, Kind, REMOVED};
 
 const NAME: &str = "varta-watch";
 
+/// What `-h` prints, or `--help`.
+pub(super) fn help(long: bool) -> String {
+    let mut command = table::shown_command();
+    let help = match long {
+        true => command.render_long_help(),
+        false => command.render_help(),
+    };
+    format!("{}\n", help.to_string().trim_end())
+}
+
 /// A script that completes the flags.
 pub(super) fn completions(shell: &str) -> String {
     let mut script = Vec::new();

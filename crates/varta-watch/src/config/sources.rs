@@ -69,6 +69,10 @@ impl Sources {
         table::command().try_get_matches_from(&self.arguments)
     }
 
+    pub(super) fn has_argument(&self, argument: &str) -> bool {
+        self.arguments.iter().any(|given| given == argument)
+    }
+
     /// Gathers all settings; `flags` is what the command line says alone.
     pub(super) fn gather(&self, flags: &ArgMatches) -> Result<Gathered, clap::Error> {
         let command = table::command();

@@ -77,29 +77,33 @@ pub(super) struct Flags {
     )]
     pub(super) shutdown_after_secs: Option<u64>,
 
-    /// Time that running recovery commands get to end when the observer stops, in milliseconds
+    /// Time that running recovery commands get to end at a stop, in milliseconds
+    ///
+    /// At least 100.
     #[arg(long, value_name = "MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(100..=86_400_000), hide_short_help = true, help_heading = "Listening")]
     pub(super) shutdown_grace_ms: u64,
 
-    /// User whose processes may be agents, by name or number; repeatable
+    /// User whose processes may be agents; repeatable
     ///
-    /// Unless given: this user; everyone if this is root.
+    /// By name or number. Unless given: this user; everyone if this is root.
     #[arg(long, value_name = "USER", value_parser = users::user_id, help_heading = "Who may join")]
     pub(super) allow_uid: Vec<u32>,
 
-    /// Group whose processes may be agents, by name or number; repeatable
+    /// Group whose processes may be agents; repeatable
     ///
-    /// Meant is the real group of a process, not its supplementary ones.
+    /// By name or number. Meant is the real group of a process, not its supplementary ones.
     #[arg(long, value_name = "GROUP", value_parser = users::group_id, help_heading = "Who may join")]
     pub(super) allow_gid: Vec<u32>,
 
-    /// Refuse agents of other pid namespaces (containers)
+    /// Refuse agents in containers
     ///
-    /// Without effect beside --allow-cross-namespace-agents.
+    /// That is, in other pid namespaces. Without effect beside --allow-cross-namespace-agents.
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_short_help = true, help_heading = "Who may join")]
     pub(super) strict_namespace_check: bool,
 
-    /// Let recovery act on agents of other pid namespaces (containers) too
+    /// Let recovery act on agents in containers too
+    ///
+    /// That is, in other pid namespaces.
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", help_heading = "Who may join")]
     pub(super) allow_cross_namespace_agents: bool,
 
@@ -141,20 +145,22 @@ pub(super) struct Flags {
     #[command(flatten)]
     pub(super) http: HttpFlags,
 
-    /// Silence that makes an agent stalled, in milliseconds, at least 10
+    /// Silence that makes an agent stalled, in milliseconds
+    ///
+    /// 10 to 86400000.
     #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(10..=86_400_000), help_heading = "Silence")]
     pub(super) threshold_ms: u64,
 
-    /// Silence that makes an agent late, in milliseconds, shorter than the threshold
+    /// Silence that makes an agent late, in milliseconds
     ///
-    /// Told and kept as evidence; nothing is done about it but what a rule's on-late says. Unless given, no
+    /// Shorter than the threshold. Told and kept as evidence; nothing is done about it but what a rule's on-late says. Unless given, no
     /// agent is called late.
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=86_400_000), help_heading = "Silence")]
     pub(super) late_ms: Option<u64>,
 
-    /// Agents of this host that can be watched at the same time
+    /// Agents that can be watched at the same time
     ///
-    /// 1 to 1048576; with --udp-port as many elsewhere on top.
+    /// 1 to 1048576 of this host; with --udp-port as many elsewhere on top.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY as u64, value_parser = clap::value_parser!(u64).range(1..=MAX_CAPACITY as u64), help_heading = "Silence")]
     pub(super) tracker_capacity: u64,
 
@@ -175,11 +181,15 @@ pub(super) struct Flags {
     #[command(flatten)]
     pub(super) restraint: RestraintFlags,
 
-    /// Append events to this file, one tab-separated row each
+    /// Append events to this file
+    ///
+    /// One tab-separated row each.
     #[arg(long, value_name = "PATH", help_heading = "Evidence")]
     pub(super) export_file: Option<PathBuf>,
 
-    /// Which events the file gets: all, or only changes (no beats)
+    /// Which events the file gets
+    ///
+    /// Changes are all but beats.
     #[arg(long, value_name = "WHICH", value_enum, default_value_t = ExportEvents::All, help_heading = "Evidence")]
     pub(super) export_events: ExportEvents,
 
@@ -203,7 +213,9 @@ pub(super) struct ConfigurationFlags {
     #[arg(long)]
     pub(super) check_config: bool,
 
-    /// Print the settings in force as a configuration file that says where each comes from, and exit
+    /// Print the settings in force and where each comes from, and exit
+    ///
+    /// What is printed is a configuration file itself.
     #[arg(long)]
     pub(super) print_config: bool,
 
@@ -228,9 +240,9 @@ pub(super) struct ConfigurationFlags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Recovery")]
 pub(super) struct RecoveryFlags {
-    /// Program and arguments to run when an agent stalls, split at white space
+    /// Command to run when an agent stalls
     ///
-    /// {pid} becomes the agent's process id, {source} the address of one elsewhere; no shell is involved. A
+    /// Program and arguments, split at white space. {pid} becomes the agent's process id, {source} the address of one elsewhere; no shell is involved. A
     /// ladder of this one step is the default then.
     #[arg(long, value_name = "COMMAND")]
     pub(super) recovery_exec: Option<String>,
@@ -239,31 +251,33 @@ pub(super) struct RecoveryFlags {
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(super) recovery_exec_file: Option<PathBuf>,
 
-    /// Ladder of agents whose rule names none: a name from the file, or none
+    /// Ladder from the file for agents whose rule names none
     ///
-    /// Unless given: the one step of --recovery-exec, else none.
+    /// Its name, or none. Unless given: the one step of --recovery-exec, else none.
     #[arg(long, value_name = "NAME")]
     pub(super) default_recovery: Option<String>,
 
-    /// What recovery may do: only tell (observe), decide but touch nothing (dry-run), or act (enforce)
+    /// What recovery may do
     #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Enforce)]
     pub(super) recovery_mode: Mode,
 
-    /// Least time between two actions on the same agent, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(0..=2_678_400_000))]
+    /// Least time between two actions on an agent, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(0..=2_678_400_000), hide_short_help = true)]
     pub(super) recovery_debounce_ms: u64,
 
-    /// Kill a recovery command, with all it started, that runs longer than this, in milliseconds
+    /// Kill a recovery command that runs longer, in milliseconds
     ///
-    /// Unless given it may run as long as it likes.
+    /// With all it started. Unless given it may run as long as it likes.
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=2_678_400_000))]
     pub(super) recovery_timeout_ms: Option<u64>,
 
-    /// How long an agent may take to come back after a step that went well
+    /// How long an agent may take to come back after a step
     #[arg(long, value_name = "DURATION", value_parser = units::some_time, default_value = "10s", hide_short_help = true)]
     pub(super) recovery_wait: Duration,
 
-    /// Most actions on one agent within --recovery-window, 1 to 100; then it is given up
+    /// Most actions on an agent within --recovery-window
+    ///
+    /// 1 to 100; then the observer gives up on it.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=BUDGET_MAX))]
     pub(super) recovery_budget: u32,
 
@@ -297,9 +311,9 @@ pub(super) struct RecoveryFlags {
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_short_help = true)]
     pub(super) recovery_inherit_env: bool,
 
-    /// Bytes kept of what a recovery command writes, half from its beginning and half from its end
+    /// Bytes kept of what a recovery command writes
     ///
-    /// At most 1048576.
+    /// Half from its beginning and half from its end. At most 1048576.
     #[arg(long, value_name = "BYTES", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(..=CAPTURE_BYTES_MAX), hide_short_help = true)]
     pub(super) recovery_capture_bytes: u64,
 }
@@ -308,7 +322,9 @@ pub(super) struct RecoveryFlags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Restraint")]
 pub(super) struct RestraintFlags {
-    /// Recovery commands that run at the same time, 1 to 1024
+    /// Recovery commands that run at the same time
+    ///
+    /// 1 to 1024.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) recovery_max_in_flight: u32,
 
@@ -316,7 +332,9 @@ pub(super) struct RestraintFlags {
     #[arg(long, value_name = "N", default_value_t = 100, hide_short_help = true)]
     pub(super) recovery_starts_per_second: u32,
 
-    /// Hold fire when more than this part of all agents falls silent together, such as 0.5; or off
+    /// Hold fire when more than this part of all agents stalls together
+    ///
+    /// Above 0, up to 1; or off.
     #[arg(long, value_name = "SHARE|off", value_parser = units::share, default_value = "0.5")]
     pub(super) mass_stall_share: Wish<f64>,
 
