@@ -26,7 +26,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use api::{Fields, LogEvent};
-use config::Config;
+use config::{Config, Sources};
 use control::log::Log;
 
 /// Exit code of anything that goes wrong after the command line was understood.
@@ -34,10 +34,10 @@ const EXIT_FAILURE: u8 = 1;
 
 /// Runs the observer with the given command line, program name first, until it is told to stop.
 ///
-/// Exit codes: 0 after a clean stop, `--help`, `--version` and `--list-metrics`; 1 when the observer cannot start or
-/// go on; 2 for an unusable command line.
+/// Exit codes: 0 after a clean stop, and after printing what was asked for instead, such as `--help`; 1 when the
+/// observer cannot start or go on; 2 for an unusable command line or configuration.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let config = match Config::from_arguments(arguments) {
+    let config = match Config::read(Sources::of_process(arguments)) {
         Ok(config) => config,
         Err(instead) => {
             if instead.exit_code == 0 {

@@ -26,12 +26,13 @@ pub(crate) struct Policy {
 }
 
 /// What recovery may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Mode {
     /// Tell of stalls, decide nothing.
     Observe,
     /// Decide and tell, touch nothing.
     DryRun,
+    /// Decide, tell and act.
     Enforce,
 }
 
@@ -155,7 +156,7 @@ pub(crate) struct Restraint {
     /// Fewer silent agents than this are never a mass stall.
     pub(crate) mass_stall_min: u32,
     /// Hold fire while tasks are stalled for want of memory or I/O for more than this part of the last
-    /// 10 s; `None`: never.
+    /// 10 s, in percent as the kernel says it; `None`: never.
     pub(crate) memory_pressure: Option<f64>,
     pub(crate) io_pressure: Option<f64>,
 }

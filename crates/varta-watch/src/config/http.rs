@@ -8,22 +8,25 @@ use std::str::FromStr;
 
 use clap::Args;
 
+use super::Wish;
+use super::problems::Problems;
+use super::units::OFF;
 use crate::api;
 use crate::http::metrics::AgentSeries;
-
-/// The word for doing without.
-const OFF: &str = "off";
 
 /// The flags about answering.
 #[derive(Debug, Args)]
 pub(super) struct HttpFlags {
-    /// Address and port to answer HTTP on; port 0 for any free one, which is then printed on standard output;
-    /// or off [default: 127.0.0.1:8278, if it is free]
+    /// Address and port to answer HTTP on; or off
+    ///
+    /// Port 0 stands for any free one, which is then printed on standard output. Unless given:
+    /// 127.0.0.1:8278, if it is free.
     #[arg(long, alias = "prom-addr", value_name = "ADDR|off", value_parser = address_or_off, help_heading = "Answering")]
     http: Option<Wish<SocketAddr>>,
 
-    /// File with the token that questions over TCP must bring along: 16 to 4096 characters, readable by its
-    /// owner only; needed unless --http is on loopback
+    /// File with the token that questions over TCP must have
+    ///
+    /// 16 to 4096 characters, readable by its owner only; needed unless --http is on loopback.
     #[arg(
         long,
         alias = "prom-token-file",
@@ -32,21 +35,17 @@ pub(super) struct HttpFlags {
     )]
     http_token_file: Option<PathBuf>,
 
-    /// Unix socket to answer HTTP on, for the observer's own user; or off [default: next to the socket, its
-    /// name and .control]
+    /// Unix socket to answer HTTP on; or off
+    ///
+    /// For the observer's own user. Unless given: next to the socket, its name and .control.
     #[arg(long, value_name = "PATH|off", value_parser = path_or_off, help_heading = "Answering")]
     control_socket: Option<Wish<PathBuf>>,
 
-    /// Agents that have metrics of their own: all, only faulty ones, none, or that many at most
+    /// Agents that have metrics of their own
+    ///
+    /// All, only faulty ones, none, or that many at most.
     #[arg(long, value_name = "all|faulty|none|N", value_parser = agent_series, default_value = "all", help_heading = "Answering")]
     metrics_agents: AgentSeries,
-}
-
-/// What a flag wishes for that can also be switched off.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Wish<T> {
-    Off,
-    At(T),
 }
 
 /// A place to answer at.
@@ -67,8 +66,8 @@ pub(crate) struct HttpConfig {
 }
 
 impl HttpFlags {
-    /// What the flags ask for together; else what is wrong with them.
-    pub(super) fn check(self, socket: &Path) -> Result<HttpConfig, String> {
+    /// What the flags ask for together. Says what is wrong with them.
+    pub(super) fn check(self, socket: &Path, problems: &mut Problems) -> HttpConfig {
         let tcp = match self.http {
             Some(Wish::Off) => None,
             Some(Wish::At(at)) => Some(Place {
@@ -81,39 +80,42 @@ impl HttpFlags {
             }),
         };
         if tcp.is_none() && self.http_token_file.is_some() {
-            return Err(
-                "--http-token-file is about TCP, and --http is off; leave one out".to_owned(),
-            );
+            let text = "it is about TCP, and --http is off; leave one out";
+            problems.about("http-token-file", &["http"], text);
         }
         if let Some(Place { at, .. }) = &tcp
             && self.http_token_file.is_none()
             && !is_loopback(at.ip())
         {
-            return Err(format!(
-                "--http {at} can be reached from elsewhere and needs a token: give --http-token-file,\n  or an \
-                 address on loopback"
-            ));
+            let text = format!(
+                "{at} can be reached from elsewhere and needs a token: give --http-token-file, or an address \
+                 on loopback"
+            );
+            problems.about("http", &["http-token-file"], text);
         }
         let control = match self.control_socket {
             Some(Wish::Off) => None,
-            Some(Wish::At(at)) if at == socket => {
-                return Err("--control-socket and --socket name the same file".to_owned());
+            Some(Wish::At(at)) => {
+                if at == socket {
+                    let text = "it names the same file as --socket; give another path";
+                    problems.about("control-socket", &["socket"], text);
+                }
+                Some(Place {
+                    at,
+                    asked_for: true,
+                })
             }
-            Some(Wish::At(at)) => Some(Place {
-                at,
-                asked_for: true,
-            }),
             None => Some(Place {
                 at: api::control_socket_beside(socket),
                 asked_for: false,
             }),
         };
-        Ok(HttpConfig {
+        HttpConfig {
             tcp,
             token_file: self.http_token_file,
             control,
             agents: self.metrics_agents,
-        })
+        }
     }
 }
 

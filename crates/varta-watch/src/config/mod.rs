@@ -1,176 +1,60 @@
 //! What the operator asked for, checked.
 //!
-//! Flags become a [`Config`] or an error of at most three lines that names the flag. Apart
-//! from looking up names of users nothing here touches the file system; what the file system makes of
-//! the values is found out at start.
+//! `table` is the one list of settings; `sources` brings flags, environment and file together; here they
+//! become a [`Config`], or lines that say everything that is wrong and how to mend it. Names of users,
+//! programs and the recovery command's file are looked up here; sockets, keys and other files are opened at
+//! start.
 
+mod file;
 pub(crate) mod http;
 pub(crate) mod network;
+mod pages;
+mod plan;
+mod problems;
+mod programs;
+mod rules;
+mod section;
+mod show;
+mod sources;
+mod steps;
+mod table;
+mod units;
 pub(crate) mod users;
 
-use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
-use varta_core::tracker::{DEFAULT_CAPACITY, DEFAULT_EVICTION_SCAN_WINDOW, MAX_CAPACITY};
+use clap::{ArgMatches, FromArgMatches};
 use varta_core::{AllowedUsers, EvictionPolicy, LimitOptions, Rate};
 
 use crate::api;
 use crate::control::log::LogFormat;
 use crate::http::metrics;
+use crate::http::token::Token;
 use crate::journal::ExportEvents;
-use http::{HttpConfig, HttpFlags};
-use network::{NetworkFlags, UdpConfig};
+use crate::keys::KeyFiles;
+use crate::policy::Policy;
+use file::Document;
+use http::HttpConfig;
+use network::UdpConfig;
+use problems::{Origin, Problems};
+pub(crate) use sources::Sources;
+use sources::{Gathered, Setting};
+use table::{Eviction, Flags};
 use users::SocketAccess;
 
-/// Exit code of an unusable command line.
+/// Exit code of an unusable command line or configuration.
 pub(crate) const EXIT_USAGE: u8 = 2;
-
-/// Beats per second of one agent unless told otherwise, as in 0.2.0.
-const MAX_BEAT_RATE: u32 = 100;
 
 /// Seconds' worth of beats an agent may send at once unless told otherwise.
 const MAX_BEAT_BURST_SECONDS: u32 = 10;
 
-/// Watches processes: each sends a beat now and then, and whoever falls silent is reported
-/// and, if you say so, recovered.
-#[derive(Debug, Parser)]
-#[command(
-    name = "varta-watch",
-    version,
-    max_term_width = 100,
-    after_help = "Without any flag it listens on the default socket and reports stalls after 2 s of \
-                  silence.\nSIGTERM and SIGINT end it, SIGHUP opens the event file anew and reads \
-                  keys and token again, SIGUSR1 logs the counters."
-)]
-pub(crate) struct Flags {
-    /// Unix datagram socket to listen on [default: varta.sock in $RUNTIME_DIRECTORY, else in
-    /// /run/varta for root, else in $XDG_RUNTIME_DIR/varta]
-    #[arg(long, value_name = "PATH", help_heading = "Listening")]
-    socket: Option<PathBuf>,
-
-    /// Permission bits of the socket, octal [default: as open as --allow-uid and --allow-gid need it]
-    #[arg(long, value_name = "MODE", value_parser = octal_mode, help_heading = "Listening")]
-    socket_mode: Option<u32>,
-
-    /// User whose processes may be agents, by name or number; repeatable [default: this user; everyone
-    /// if this is root]
-    #[arg(long, value_name = "USER", value_parser = users::user_id, help_heading = "Who may join")]
-    allow_uid: Vec<u32>,
-
-    /// Group whose processes may be agents, by name or number; repeatable. Meant is the real group of a
-    /// process, not its supplementary ones
-    #[arg(long, value_name = "GROUP", value_parser = users::group_id, help_heading = "Who may join")]
-    allow_gid: Vec<u32>,
-
-    /// Refuse agents of other pid namespaces (containers); unless --allow-cross-namespace-agents
-    #[arg(long, help_heading = "Who may join")]
-    strict_namespace_check: bool,
-
-    /// Let recovery act on agents of other pid namespaces (containers) too
-    #[arg(long, help_heading = "Who may join")]
-    allow_cross_namespace_agents: bool,
-
-    /// Beats per second taken from one agent; 0 for no limit
-    #[arg(long, value_name = "N", default_value_t = MAX_BEAT_RATE, help_heading = "Who may join")]
-    max_beat_rate: u32,
-
-    /// Beats one agent may send at once, at least 1 [default: 10 times --max-beat-rate]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Who may join")]
-    max_beat_burst: Option<u32>,
-
-    /// Beats per second taken from all agents of this host together, and as many from all elsewhere; 0 for
-    /// no limit
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        help_heading = "Who may join"
-    )]
-    global_beat_rate: u32,
-
-    /// Beats all agents together may send at once; 0 for no limit
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 10_000,
-        help_heading = "Who may join"
-    )]
-    global_beat_burst: u32,
-
-    #[command(flatten)]
-    network: NetworkFlags,
-
-    #[command(flatten)]
-    http: HttpFlags,
-
-    /// Silence that makes an agent stalled, in milliseconds, at least 10
-    #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(10..=86_400_000), help_heading = "Silence")]
-    threshold_ms: u64,
-
-    /// Agents of this host that can be watched at the same time, 1 to 1048576; with --udp-port as many
-    /// elsewhere on top
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY as u64, value_parser = clap::value_parser!(u64).range(1..=MAX_CAPACITY as u64), help_heading = "Silence")]
-    tracker_capacity: u64,
-
-    /// Who may lose the slot to a newcomer when the table is full: agents silent for more than ten
-    /// thresholds whose stall was reported (strict), or any as silent (balanced)
-    #[arg(long, value_name = "POLICY", value_enum, default_value_t = Eviction::Strict, help_heading = "Silence")]
-    tracker_eviction_policy: Eviction,
-
-    /// Slots looked at per attempt to evict under the balanced policy
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_EVICTION_SCAN_WINDOW as u64, value_parser = clap::value_parser!(u64).range(1..=MAX_CAPACITY as u64), help_heading = "Silence")]
-    eviction_scan_window: u64,
-
-    /// Program and arguments to run when an agent stalls, split at white space; {pid} becomes the
-    /// agent's process id, {source} the address of one elsewhere; no shell is involved
-    #[arg(long, value_name = "COMMAND", help_heading = "Recovery")]
-    recovery_exec: Option<String>,
-
-    /// Least time between two runs for the same agent, in milliseconds
-    #[arg(
-        long,
-        value_name = "MS",
-        default_value_t = 1000,
-        help_heading = "Recovery"
-    )]
-    recovery_debounce_ms: u64,
-
-    /// Kill a recovery command, with all it started, that runs longer than this, in milliseconds
-    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Recovery")]
-    recovery_timeout_ms: Option<u64>,
-
-    /// Variable for the recovery command, on top of PATH=/usr/bin:/bin; repeatable
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value, help_heading = "Recovery")]
-    recovery_env: Vec<(String, String)>,
-
-    /// Append events to this file, one tab-separated row each
-    #[arg(long, value_name = "PATH", help_heading = "Evidence")]
-    export_file: Option<PathBuf>,
-
-    /// Which events the file gets: all, or only changes (no beats)
-    #[arg(long, value_name = "WHICH", value_enum, default_value_t = ExportEvents::All, help_heading = "Evidence")]
-    export_events: ExportEvents,
-
-    /// How the log on standard error looks
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Human, help_heading = "Evidence")]
-    log_format: LogFormat,
-
-    /// Print all metrics there are as a Markdown table, and exit
-    #[arg(long, help_heading = "Evidence")]
-    list_metrics: bool,
-
-    /// Stop cleanly after this many seconds
-    #[arg(long, value_name = "SECS", help_heading = "Listening")]
-    shutdown_after_secs: Option<u64>,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Eviction {
-    Strict,
-    Balanced,
+/// A setting that can also be switched off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wish<T> {
+    Off,
+    At(T),
 }
 
 /// A checked configuration.
@@ -189,6 +73,8 @@ pub(crate) struct Config {
     pub(crate) udp: Option<UdpConfig>,
     pub(crate) http: HttpConfig,
     pub(crate) threshold: Duration,
+    /// Silence that makes an agent late; shorter than the threshold.
+    pub(crate) late: Option<Duration>,
     pub(crate) capacity: usize,
     pub(crate) eviction_policy: EvictionPolicy,
     pub(crate) eviction_scan_window: usize,
@@ -196,58 +82,156 @@ pub(crate) struct Config {
     pub(crate) recovery_debounce: Duration,
     pub(crate) recovery_timeout: Option<Duration>,
     pub(crate) recovery_env: Vec<(String, String)>,
+    /// Rules, ladders and restraint.
+    pub(crate) policy: Policy,
     pub(crate) export_file: Option<PathBuf>,
     pub(crate) export_events: ExportEvents,
     pub(crate) log_format: LogFormat,
     pub(crate) shutdown_after: Option<Duration>,
+    /// Time that running recovery commands get to end when the observer stops.
+    pub(crate) shutdown_grace: Duration,
+    /// What is to be said once: settings without effect, unknown variables.
+    pub(crate) notices: Vec<String>,
+    settings: Vec<Setting>,
+    sources: Sources,
 }
 
 /// What to print instead of starting, and how to exit.
 #[derive(Debug)]
 pub(crate) struct Instead {
     pub(crate) text: String,
-    /// 0: help, version or the list of metrics, for standard output. Else an error.
+    /// 0: what was asked for, such as help, for standard output. Else an error.
     pub(crate) exit_code: u8,
 }
 
 impl Config {
-    /// Reads the command line; the first argument is the program's name.
-    pub(crate) fn from_arguments(
-        arguments: impl IntoIterator<Item = OsString>,
-    ) -> Result<Self, Instead> {
-        let flags = Flags::command()
-            .try_get_matches_from(arguments)
-            .and_then(|mut matches| Flags::from_arg_matches_mut(&mut matches))
-            .map_err(|error| instead(&error))?;
-        if flags.list_metrics {
-            return Err(Instead {
-                text: metrics::list(),
-                exit_code: 0,
-            });
+    /// Reads flags, environment and file.
+    pub(crate) fn read(sources: Sources) -> Result<Self, Instead> {
+        let flags = match sources.flags() {
+            Ok(flags) => flags,
+            Err(error) if error.kind() == ErrorKind::DisplayHelp => {
+                return Err(printed(pages::help(sources.has_argument("--help"))));
+            }
+            Err(error) => return Err(instead(&error)),
+        };
+        if let Some(page) = page(&flags) {
+            return Err(printed(page));
         }
-        flags.check()
+        if let Some(problem) = removed(&flags) {
+            return Err(usage(&[problem]));
+        }
+        let gathered = sources.gather(&flags).map_err(|error| instead(&error))?;
+        check(gathered, sources)
+    }
+
+    /// Reads them again, the environment as it was at the start; else everything that is wrong, one line
+    /// each.
+    pub(crate) fn again(&self) -> Result<Self, Vec<String>> {
+        Self::read(self.sources.clone())
+            .map_err(|instead| instead.text.lines().map(str::to_owned).collect())
+    }
+
+    /// The settings that differ in `new` and take effect after a restart only.
+    pub(crate) fn needing_restart(&self, new: &Self) -> Vec<&str> {
+        let pairs = self.settings.iter().zip(&new.settings);
+        let changed = pairs.filter(|(old, new)| !old.reloaded && old.texts != new.texts);
+        changed.map(|(old, _)| old.key.as_str()).collect()
     }
 }
 
+/// What the command line asks to be printed instead of watching.
+fn page(flags: &ArgMatches) -> Option<String> {
+    if let Some(shell) = flags.get_one::<String>("completions") {
+        return Some(pages::completions(shell));
+    }
+    let pages: [(&str, fn() -> String); 3] = [
+        ("man", pages::manual),
+        ("list_settings", pages::settings),
+        ("list_metrics", metrics::list),
+    ];
+    let asked_for = pages.iter().find(|(id, _)| flags.get_flag(id));
+    asked_for.map(|(_, page)| page())
+}
+
+/// What to say about a flag that 0.2.0 did not have any more.
+fn removed(flags: &ArgMatches) -> Option<String> {
+    let given = |key| flags.value_source(key).is_some();
+    let found = table::REMOVED.iter().find(|(key, _)| given(*key));
+    found.map(|(key, hint)| format!("varta-watch: --{key} does not exist any more: {hint}"))
+}
+
+fn check(gathered: Gathered, sources: Sources) -> Result<Config, Instead> {
+    let Gathered {
+        mut matches,
+        settings,
+        document,
+        mut problems,
+        mut notices,
+    } = gathered;
+    for (key, why) in table::IGNORED {
+        if matches.value_source(key).is_some() {
+            notices.push(no_effect(key, why));
+        }
+    }
+    let flags = Flags::from_arg_matches_mut(&mut matches).map_err(|error| instead(&error))?;
+    let (check_only, print_only) = (
+        flags.configuration.check_config,
+        flags.configuration.print_config,
+    );
+    let inherited_path = sources.path_of_children(flags.recovery.recovery_inherit_env);
+    let given = Given {
+        document: document.as_ref(),
+        inherited_path,
+        settings,
+        sources,
+    };
+    let config = flags.check(given, &mut problems, notices);
+    if check_only && let Some(config) = &config {
+        config.check_secrets(&mut problems);
+    }
+    let Some(config) = config.filter(|_| problems.is_empty()) else {
+        return Err(usage(&problems.into_lines()));
+    };
+    if check_only {
+        return Err(printed(config.said_ok(document.as_ref())));
+    }
+    if print_only {
+        return Err(printed(show::page(&config.settings, document.as_ref())));
+    }
+    Ok(config)
+}
+
+/// What goes into a configuration besides the flags.
+struct Given<'a> {
+    document: Option<&'a Document>,
+    inherited_path: Option<String>,
+    settings: Vec<Setting>,
+    sources: Sources,
+}
+
 impl Flags {
-    fn check(self) -> Result<Config, Instead> {
+    /// The configuration, as far as one can be made; says everything that is wrong with it.
+    fn check(
+        self,
+        given: Given<'_>,
+        problems: &mut Problems,
+        mut notices: Vec<String>,
+    ) -> Option<Config> {
+        let exec = plan::command(&self.recovery, problems);
+        let policy = self.policy(
+            given.document,
+            exec.as_deref(),
+            given.inherited_path,
+            problems,
+        );
         let socket_is_default = self.socket.is_none();
         let Some(socket) = self.socket.or_else(api::default_socket_path) else {
-            return Err(usage(
-                "no place for the socket: XDG_RUNTIME_DIR is not set; say where with --socket PATH",
-            ));
+            let text = "no place for it: XDG_RUNTIME_DIR is not set; say where with --socket PATH";
+            problems.about("socket", &[], text);
+            return None;
         };
-        if socket.as_os_str().is_empty() {
-            return Err(usage("--socket is empty; give a path"));
-        }
-        let udp = self
-            .network
-            .check(&socket)
-            .map_err(|problem| usage(&problem))?;
-        let http = self
-            .http
-            .check(&socket)
-            .map_err(|problem| usage(&problem))?;
+        let udp = self.network.check(&socket, problems, &mut notices);
+        let http = self.http.check(&socket, problems);
         let own_uid = rustix::process::geteuid().as_raw();
         let users = users::allowed(self.allow_uid, self.allow_gid, own_uid);
         let socket_access = match self.socket_mode {
@@ -257,7 +241,7 @@ impl Flags {
         let agent_burst = self
             .max_beat_burst
             .unwrap_or_else(|| self.max_beat_rate.saturating_mul(MAX_BEAT_BURST_SECONDS));
-        Ok(Config {
+        Some(Config {
             socket,
             socket_is_default,
             socket_access,
@@ -271,21 +255,65 @@ impl Flags {
             udp,
             http,
             threshold: Duration::from_millis(self.threshold_ms),
+            late: self.late_ms.map(Duration::from_millis),
             capacity: self.tracker_capacity as usize,
             eviction_policy: match self.tracker_eviction_policy {
                 Eviction::Strict => EvictionPolicy::Strict,
                 Eviction::Balanced => EvictionPolicy::Balanced,
             },
             eviction_scan_window: self.eviction_scan_window as usize,
-            recovery_exec: self.recovery_exec,
-            recovery_debounce: Duration::from_millis(self.recovery_debounce_ms),
-            recovery_timeout: self.recovery_timeout_ms.map(Duration::from_millis),
-            recovery_env: self.recovery_env,
+            recovery_exec: exec,
+            recovery_debounce: Duration::from_millis(self.recovery.recovery_debounce_ms),
+            recovery_timeout: self.recovery.recovery_timeout_ms.map(Duration::from_millis),
+            recovery_env: self.recovery.recovery_env,
+            policy,
             export_file: self.export_file,
             export_events: self.export_events,
             log_format: self.log_format,
             shutdown_after: self.shutdown_after_secs.map(Duration::from_secs),
+            shutdown_grace: Duration::from_millis(self.shutdown_grace_ms),
+            notices,
+            settings: given.settings,
+            sources: given.sources,
         })
+    }
+}
+
+impl Config {
+    /// Reads the secrets, which a start reads where they are used.
+    fn check_secrets(&self, problems: &mut Problems) {
+        let keys = self.udp.as_ref().map(|udp| &udp.keys);
+        let keys = keys.filter(|keys| !keys.is_empty());
+        if let Some(Err(error)) = keys.map(KeyFiles::read) {
+            say_of_flag(&error.to_string(), problems);
+        }
+        let token = self.http.token_file.as_deref().map(Token::read);
+        if let Some(Err(error)) = token {
+            say_of_flag(&error.to_string(), problems);
+        }
+    }
+
+    fn said_ok(&self, document: Option<&Document>) -> String {
+        let mut text = String::new();
+        for notice in &self.notices {
+            text.push_str(&format!("note: {notice}\n"));
+        }
+        let checked = document.map_or(Path::new("varta-watch").display(), |document| {
+            document.path.display()
+        });
+        text.push_str(&format!("{checked}: ok\n"));
+        text
+    }
+}
+
+/// Reports an error whose text begins with its flag.
+fn say_of_flag(text: &str, problems: &mut Problems) {
+    let split = text
+        .strip_prefix("--")
+        .and_then(|text| text.split_once(": "));
+    match split {
+        Some((key, text)) => problems.about(key, &[], text),
+        None => problems.add(Origin::Default, "", text),
     }
 }
 
@@ -294,24 +322,21 @@ fn rate(per_second: u32, burst: u32) -> Option<Rate> {
     (per_second > 0 && burst > 0).then_some(Rate { per_second, burst })
 }
 
-fn octal_mode(text: &str) -> Result<u32, String> {
-    let digits = text.strip_prefix("0o").unwrap_or(text);
-    let mode = u32::from_str_radix(digits, 8).ok();
-    mode.filter(|mode| *mode <= 0o777)
-        .ok_or_else(|| "not a mode; write octal digits from 000 to 777, such as 660".to_owned())
+/// The notice about a setting that does nothing.
+fn no_effect(key: &str, why: &str) -> String {
+    format!("--{key} has no effect: {why}")
 }
 
-fn key_value(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("no '='; write KEY=VALUE")?;
-    if key.is_empty() {
-        return Err("nothing before '='; write KEY=VALUE".to_owned());
-    }
-    Ok((key.to_owned(), value.to_owned()))
+fn printed(text: String) -> Instead {
+    Instead { text, exit_code: 0 }
 }
 
-fn usage(problem: &str) -> Instead {
+fn usage(problems: &[String]) -> Instead {
     Instead {
-        text: format!("varta-watch: {problem}\n"),
+        text: problems
+            .iter()
+            .map(|problem| format!("{problem}\n"))
+            .collect(),
         exit_code: EXIT_USAGE,
     }
 }
@@ -319,14 +344,8 @@ fn usage(problem: &str) -> Instead {
 /// Cuts the parser's message to what the operator needs: what is wrong, the nearest right name,
 /// where to read more.
 fn instead(error: &clap::Error) -> Instead {
-    if matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-    ) {
-        return Instead {
-            text: format!("{}\n", error.to_string().trim_end()),
-            exit_code: 0,
-        };
+    if error.kind() == ErrorKind::DisplayVersion {
+        return printed(format!("{}\n", error.to_string().trim_end()));
     }
     let rendered = error.to_string();
     let first = rendered.lines().next().unwrap_or_default();
@@ -346,11 +365,26 @@ fn instead(error: &clap::Error) -> Instead {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::ffi::OsString;
+
     use super::*;
 
     pub(crate) fn parse(arguments: &[&str]) -> Result<Config, Instead> {
+        parse_in(&[], arguments)
+    }
+
+    /// The same with variables in the environment.
+    pub(super) fn parse_in(
+        environment: &[(&str, &str)],
+        arguments: &[&str],
+    ) -> Result<Config, Instead> {
         let program = std::iter::once("varta-watch");
-        Config::from_arguments(program.chain(arguments.iter().copied()).map(OsString::from))
+        let arguments = program.chain(arguments.iter().copied());
+        let pair = |(name, value): &(&str, &str)| (name.into(), value.into());
+        Config::read(Sources {
+            arguments: arguments.map(OsString::from).collect(),
+            environment: environment.iter().map(pair).collect(),
+        })
     }
 
     pub(crate) fn error_of(arguments: &[&str]) -> String {
@@ -358,11 +392,6 @@ pub(crate) mod tests {
         assert_eq!(instead.exit_code, EXIT_USAGE);
         assert!(instead.text.lines().count() <= 3, "{}", instead.text);
         instead.text
-    }
-
-    #[test]
-    fn the_definition_of_the_flags_is_sound() {
-        Flags::command().debug_assert();
     }
 
     #[test]
@@ -488,10 +517,11 @@ pub(crate) mod tests {
     fn an_argument_that_is_not_text_is_an_error_and_not_a_crash() {
         use std::os::unix::ffi::OsStringExt;
         let arguments = ["varta-watch".into(), OsString::from_vec(vec![b'-', 0xff])];
-        assert_eq!(
-            Config::from_arguments(arguments).unwrap_err().exit_code,
-            EXIT_USAGE
-        );
+        let sources = Sources {
+            arguments: arguments.to_vec(),
+            environment: Vec::new(),
+        };
+        assert_eq!(Config::read(sources).unwrap_err().exit_code, EXIT_USAGE);
     }
 
     #[test]

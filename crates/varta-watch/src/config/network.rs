@@ -6,59 +6,85 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use clap::builder::ArgAction;
 
+use super::no_effect;
+use super::problems::Problems;
 use crate::keys::KeyFiles;
 
 /// The flags about UDP.
 #[derive(Debug, Args)]
 pub(super) struct NetworkFlags {
-    /// Also listen for agents elsewhere on this UDP port; 0 for any free one. Needs a key file, or
-    /// --i-accept-plaintext-udp
+    /// Also listen for agents elsewhere on this UDP port
+    ///
+    /// 0 for any free one. Needs a key file, or --i-accept-plaintext-udp.
     #[arg(long, value_name = "PORT", help_heading = "Network")]
     udp_port: Option<u16>,
 
-    /// Address to listen on for UDP [default: 127.0.0.1 with keys, else 0.0.0.0]
-    #[arg(long, value_name = "IP", help_heading = "Network")]
+    /// Address to listen on for UDP
+    ///
+    /// Unless given: 127.0.0.1 with keys, else 0.0.0.0.
+    #[arg(
+        long,
+        value_name = "IP",
+        hide_short_help = true,
+        help_heading = "Network"
+    )]
     udp_bind_addr: Option<IpAddr>,
 
-    /// File with the key that agents share: 64 hexadecimal digits, readable by its owner only
+    /// File with the key that agents share
+    ///
+    /// 64 hexadecimal digits ('varta key new' makes them), readable by its owner only.
     #[arg(long, value_name = "PATH", help_heading = "Network")]
     key_file: Option<PathBuf>,
 
-    /// File with further keys that are accepted, one per line, for changing keys without a gap
-    #[arg(long, value_name = "PATH", help_heading = "Network")]
+    /// File with further keys that are accepted, one per line
+    ///
+    /// For changing keys without a gap.
+    #[arg(
+        long,
+        value_name = "PATH",
+        hide_short_help = true,
+        help_heading = "Network"
+    )]
     accepted_key_file: Option<PathBuf>,
 
-    /// File with the master key that the key of each agent is derived from
-    #[arg(long, value_name = "PATH", help_heading = "Network")]
+    /// File with the master key
+    ///
+    /// The key of each agent is derived from it.
+    #[arg(
+        long,
+        value_name = "PATH",
+        hide_short_help = true,
+        help_heading = "Network"
+    )]
     master_key_file: Option<PathBuf>,
 
-    /// Listen in clear if there is no key file: whoever can reach the port can speak for any agent
-    #[arg(long, help_heading = "Network")]
+    /// Listen in clear if there is no key file
+    ///
+    /// Whoever can reach the port can speak for any agent then.
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", help_heading = "Network")]
     i_accept_plaintext_udp: bool,
 
-    /// File that remembers which encrypted datagrams were heard, so that a restart forgets none
-    /// [default: next to the socket]
-    #[arg(long, value_name = "PATH", help_heading = "Network")]
+    /// File that remembers which encrypted datagrams were heard
+    ///
+    /// So that a restart forgets none. Unless given: next to the socket, its name and .replay.
+    #[arg(
+        long,
+        value_name = "PATH",
+        hide_short_help = true,
+        help_heading = "Network"
+    )]
     replay_file: Option<PathBuf>,
 
-    #[arg(long, hide = true)]
-    i_accept_secure_udp_non_loopback: bool,
-
     /// Let recovery act on agents that a key vouches for
-    #[arg(
-        long,
-        alias = "secure-udp-i-accept-recovery-on-unauthenticated-transport",
-        help_heading = "Recovery"
-    )]
+    #[arg(long, alias = "secure-udp-i-accept-recovery-on-unauthenticated-transport", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_short_help = true, help_heading = "Network")]
     allow_recovery_over_secure_udp: bool,
 
-    /// Let recovery act on agents heard over plain UDP, in whose name anybody can be silent
-    #[arg(
-        long,
-        alias = "plaintext-udp-i-accept-recovery-on-unauthenticated-transport",
-        help_heading = "Recovery"
-    )]
+    /// Let recovery act on agents heard over plain UDP
+    ///
+    /// In whose name anybody can be silent.
+    #[arg(long, alias = "plaintext-udp-i-accept-recovery-on-unauthenticated-transport", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_short_help = true, help_heading = "Network")]
     allow_recovery_over_plain_udp: bool,
 }
 
@@ -71,13 +97,16 @@ pub(crate) struct UdpConfig {
     pub(crate) replay_file: PathBuf,
     /// The operator vouches for this listener: recovery may act on its agents.
     pub(crate) vouched_for: bool,
-    /// Flags that were given and do nothing here, and why.
-    pub(crate) idle: Vec<(&'static str, &'static str)>,
 }
 
 impl NetworkFlags {
-    /// What the flags ask for together; else what is wrong with them.
-    pub(super) fn check(self, socket: &Path) -> Result<Option<UdpConfig>, String> {
+    /// What the flags ask for together. Says what is wrong with them, and which of them do nothing.
+    pub(super) fn check(
+        self,
+        socket: &Path,
+        problems: &mut Problems,
+        notices: &mut Vec<String>,
+    ) -> Option<UdpConfig> {
         let keys = KeyFiles {
             shared: self.key_file,
             accepted: self.accepted_key_file,
@@ -85,51 +114,46 @@ impl NetworkFlags {
         };
         let Some(port) = self.udp_port else {
             let needy = [
-                ("--i-accept-plaintext-udp", self.i_accept_plaintext_udp),
-                ("--udp-bind-addr", self.udp_bind_addr.is_some()),
-                ("--key-file", keys.shared.is_some()),
-                ("--accepted-key-file", keys.accepted.is_some()),
-                ("--master-key-file", keys.master.is_some()),
-                ("--replay-file", self.replay_file.is_some()),
+                ("i-accept-plaintext-udp", self.i_accept_plaintext_udp),
+                ("udp-bind-addr", self.udp_bind_addr.is_some()),
+                ("key-file", keys.shared.is_some()),
+                ("accepted-key-file", keys.accepted.is_some()),
+                ("master-key-file", keys.master.is_some()),
+                ("replay-file", self.replay_file.is_some()),
             ];
-            return match needy.iter().find(|(_, given)| *given) {
-                Some((flag, _)) => Err(format!(
-                    "{flag} is about UDP; say which port with --udp-port"
-                )),
-                None => Ok(None),
-            };
+            for (key, _) in needy.iter().filter(|(_, given)| *given) {
+                let text = "it is about UDP; say which port with --udp-port";
+                problems.about(key, &["udp-port"], text);
+            }
+            return None;
         };
         let in_clear = keys.is_empty();
         if in_clear && !self.i_accept_plaintext_udp {
-            return Err(
-                "--udp-port needs a key to believe: --key-file, --accepted-key-file or \
-                 --master-key-file;\n  or --i-accept-plaintext-udp, if whoever can reach the port may \
-                 speak for any agent"
-                    .to_owned(),
+            problems.about(
+                "udp-port",
+                &["key-file", "accepted-key-file", "master-key-file", "i-accept-plaintext-udp"],
+                "it needs a key to believe: --key-file, --accepted-key-file or --master-key-file; or \
+                 --i-accept-plaintext-udp, if whoever can reach the port may speak for any agent",
             );
         }
-        let mut idle = Vec::new();
-        if self.i_accept_secure_udp_non_loopback {
-            idle.push((
-                "--i-accept-secure-udp-non-loopback",
-                "what it accepted is no danger any more",
-            ));
-        }
         if self.i_accept_plaintext_udp && !in_clear {
-            idle.push((
-                "--i-accept-plaintext-udp",
+            notices.push(no_effect(
+                "i-accept-plaintext-udp",
                 "with keys nothing in clear is heard",
             ));
         }
         if self.replay_file.is_some() && in_clear {
-            idle.push(("--replay-file", "in clear nobody can tell a replay"));
+            notices.push(no_effect(
+                "replay-file",
+                "in clear nobody can tell a replay",
+            ));
         }
         let default_address = match in_clear {
             true => Ipv4Addr::UNSPECIFIED,
             false => Ipv4Addr::LOCALHOST,
         };
         let address = self.udp_bind_addr.unwrap_or(default_address.into());
-        Ok(Some(UdpConfig {
+        Some(UdpConfig {
             address: SocketAddr::new(address, port),
             keys,
             replay_file: self
@@ -139,8 +163,7 @@ impl NetworkFlags {
                 true => self.allow_recovery_over_plain_udp,
                 false => self.allow_recovery_over_secure_udp,
             },
-            idle,
-        }))
+        })
     }
 }
 
@@ -256,8 +279,10 @@ mod tests {
     #[test]
     fn flags_that_do_nothing_are_accepted_and_told() {
         let idle = |arguments: &[&str]| {
-            let idle = udp(arguments).idle;
-            idle.into_iter().map(|(flag, _)| flag).collect::<Vec<_>>()
+            let all = [&[SOCKET, "--udp-port=9000"], arguments].concat();
+            let notices = parse(&all).unwrap().notices;
+            let flag = |notice: &String| notice.split(' ').next().unwrap().to_owned();
+            notices.iter().map(flag).collect::<Vec<_>>()
         };
         let acknowledged = "--i-accept-secure-udp-non-loopback";
         assert_eq!(idle(&["--key-file=/k", acknowledged]), [acknowledged]);

@@ -243,6 +243,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
             .map_err(failure("cannot start the beat path"))?;
         banner(config, log, shown_command.as_deref(), udp_address, &places);
         tell(log, places.notices);
+        tell(log, config.notices.clone());
         notices(config, log, queue_limit, means);
         udp_notices(config, log, network_notices.unwrap_or_default());
         let reason = control
@@ -529,11 +530,6 @@ fn udp_notices(config: &Config, log: &Log, mut notices: Vec<String>) {
     let Some(udp) = &config.udp else {
         return;
     };
-    notices.extend(
-        udp.idle
-            .iter()
-            .map(|(flag, why)| format!("{flag} has no effect: {why}")),
-    );
     let in_clear = udp.keys.is_empty();
     let command = config.recovery_exec.as_deref();
     match command {

@@ -1,0 +1,230 @@
+//! What is made from the table for people and shells: docs/configuration.md, the manual page, completions.
+
+use std::fmt::Write;
+
+use clap::builder::StyledStr;
+use clap::{Arg, ValueEnum};
+use clap_complete::Shell;
+
+use super::problems::variable;
+use super::rules::{AGENT_KEYS, LADDER_KEYS};
+use super::table::{self, IGNORED, Kind, REMOVED};
+
+const NAME: &str = "varta-watch";
+
+/// What `-h` prints, or `--help`.
+pub(super) fn help(long: bool) -> String {
+    let mut command = table::shown_command();
+    let help = match long {
+        true => command.render_long_help(),
+        false => command.render_help(),
+    };
+    format!("{}\n", help.to_string().trim_end())
+}
+
+/// A script that completes the flags.
+pub(super) fn completions(shell: &str) -> String {
+    let mut script = Vec::new();
+    // The table admits no other name.
+    if let Ok(shell) = Shell::from_str(shell, false) {
+        clap_complete::generate(shell, &mut table::shown_command(), NAME, &mut script);
+    }
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+/// The manual page, in roff.
+pub(super) fn manual() -> String {
+    let mut page = Vec::new();
+    let command = table::shown_command();
+    let manual = clap_mangen::Man::new(command).section("8").manual("Varta");
+    // Writing to memory cannot fail.
+    let _ = manual.render(&mut page);
+    String::from_utf8_lossy(&page).into_owned()
+}
+
+/// The page docs/configuration.md.
+pub(super) fn settings() -> String {
+    let mut page = HEAD.to_owned();
+    let command = table::command();
+    let mut heading = None;
+    for (key, arg) in table::settings(&command) {
+        if arg.get_help_heading() != heading {
+            heading = arg.get_help_heading();
+            let _ = write!(page, "\n## {}\n\n", heading.unwrap_or("Others"));
+            page.push_str(
+                "| key | value | default | on SIGHUP | meaning |\n|---|---|---|---|---|\n",
+            );
+        }
+        let _ = writeln!(
+            page,
+            "| `{key}` | {} | {} | {} | {} |",
+            value(arg),
+            default(arg),
+            if table::is_reloaded(key) {
+                "yes"
+            } else {
+                "restart"
+            },
+            cell(&meaning(arg)),
+        );
+    }
+    page.push_str(RULES);
+    keys(&mut page, AGENT_KEYS);
+    page.push_str(LADDERS);
+    keys(&mut page, LADDER_KEYS);
+    page.push_str(STEPS);
+    for (key, why) in IGNORED {
+        let _ = writeln!(page, "| `--{key}` | has no effect: {why} |");
+    }
+    for (key, hint) in REMOVED {
+        let _ = writeln!(page, "| `--{key}` | is an error: {hint} |");
+    }
+    page.push_str(VARIABLES);
+    for (key, _) in table::settings(&command) {
+        let _ = writeln!(page, "| `{}` | `{key}` |", variable(key));
+    }
+    page
+}
+
+fn keys(page: &mut String, keys: &[(&str, &str)]) {
+    page.push_str("| key | meaning |\n|---|---|\n");
+    for (key, meaning) in keys {
+        let _ = writeln!(page, "| `{key}` | {} |", cell(meaning));
+    }
+}
+
+/// What kind of value a setting takes.
+fn value(arg: &Arg) -> String {
+    let names = arg.get_value_names().unwrap_or_default();
+    let name = names.first().map_or("", |name| name.as_str());
+    let possible: Vec<String> = arg
+        .get_possible_values()
+        .iter()
+        .map(|value| value.get_name().to_owned())
+        .collect();
+    match table::kind(arg) {
+        Kind::Bool => "true or false".to_owned(),
+        Kind::List => format!("array of {}", cell(name)),
+        _ if !possible.is_empty() => possible.join(", "),
+        Kind::Integer => format!("{}, a whole number", cell(name)),
+        Kind::Text | Kind::NumberOrText => cell(name),
+    }
+}
+
+fn default(arg: &Arg) -> String {
+    let defaults = arg.get_default_values();
+    let shown: Vec<String> = defaults
+        .iter()
+        .map(|value| format!("`{}`", value.display()))
+        .collect();
+    shown.join(", ")
+}
+
+/// The whole help of a setting in one paragraph.
+fn meaning(arg: &Arg) -> String {
+    let help = arg.get_long_help().or(arg.get_help());
+    let text = help.map(StyledStr::to_string).unwrap_or_default();
+    text.split("\n\n")
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join(". ")
+}
+
+fn cell(text: &str) -> String {
+    text.replace('\n', " ")
+        .replace('|', "\\|")
+        .replace('<', "&lt;")
+}
+
+const HEAD: &str = "\
+# Configuration
+
+This page is what `varta-watch --list-settings` prints.
+
+Every setting can be given in three ways. A flag overrides a variable, a variable the file:
+
+| | example |
+|---|---|
+| flag | `--threshold-ms 500` |
+| variable in the environment | `VARTA_THRESHOLD_MS=500` |
+| key in the file that `--config` (or `VARTA_CONFIG`) names | `threshold-ms = 500` |
+
+A flag that is on or off is on if it is there, and can be switched off with `=false`. Lists are repeated flags,
+arrays in the file, and separated by commas in a variable (by newlines in `VARTA_RECOVERY_ENV`). An empty variable
+is none. Durations are written with their unit: `\"1500ms\"`, `\"2s\"`, `\"10m\"`.
+
+The file is TOML, at most 1 MiB, a regular file, and not writable by everybody. `--check-config` says everything
+that is wrong with it, `--print-config` what is in force and where each value comes from. On SIGHUP it is read
+again: as a whole, or, if anything is wrong with it, not at all. *On SIGHUP: restart* marks settings whose change
+needs one. Samples are in [deploy/](../deploy/).
+";
+
+const RULES: &str = "
+## Rules for agents
+
+Each rule is a block `[[agent]]` in the file. The first rule that an agent matches holds for it, so the most
+general one comes last. Everything that is given of `name`, `exe`, `cgroup`, `unit`, `uid`, `namespace`, `origin` and
+`source` must match; what is unknown of an agent matches nothing. In a glob `*` stands for any number of
+characters and everything else for itself.
+
+```toml
+[[agent]]
+name = \"web-*\"
+threshold = \"500ms\"
+late = \"200ms\"
+first-beat-within = \"1m\"
+expect = 3
+recovery = \"restart\"
+on-gave-up = [{ run = [\"/usr/bin/logger\", \"{name} is beyond help: {reason}\"] }]
+```
+
+";
+
+const LADDERS: &str = "
+## Ladders
+
+What is done about a stall is a ladder of steps, a table `[recovery.NAME]` in the file: a rule names it with
+`recovery`, and `default-recovery` names that of all other agents. `recovery-exec` is short for a ladder of
+one step. Numbers that a ladder does not give are those of the settings.
+
+```toml
+[recovery.restart]
+steps = [
+    { signal = \"TERM\", wait = \"5s\" },
+    { run = [\"/usr/bin/systemctl\", \"restart\", \"{unit}\"], timeout = \"30s\", wait = \"20s\" },
+]
+budget = 3
+window = \"10m\"
+```
+
+";
+
+const STEPS: &str = "
+## Steps
+
+Ladders and the `on-...` keys of rules are arrays of steps:
+
+| step | what it does |
+|---|---|
+| `{ run = [\"PROGRAM\", \"ARGUMENT\", ...], timeout = \"30s\", wait = \"10s\" }` | runs a program, without a shell. `timeout` is `recovery-timeout-ms` unless given |
+| `{ signal = \"TERM\", to = \"process\", wait = \"5s\" }` | sends a signal to the process, its `group` or its `cgroup` |
+| `{ wait = \"30s\" }` | does nothing for so long |
+
+`wait` is how long the agent may take to come back after the step went well; `recovery-wait` unless given. In arguments
+`{pid}`, `{name}`, `{status}`, `{silence-ms}`, `{unit}`, `{reason}` and `{source}` are replaced; other lower-case words
+in braces are mistakes, and the program itself is never replaced. Programs are looked up in the command's own `PATH`,
+`/usr/bin:/bin` unless `recovery-env` says otherwise, and must be there when the file is read.
+
+## Flags of 0.2.0
+
+| flag | now |
+|---|---|
+";
+
+const VARIABLES: &str = "
+## Variables
+
+| variable | key |
+|---|---|
+| `VARTA_CONFIG` | none: the path of the file |
+";

@@ -1,0 +1,212 @@
+//! From flags and file to a [`Policy`]: rules, ladders and restraint, all checked.
+
+use std::time::Duration;
+
+use varta_sys::secret_file;
+
+use super::Wish;
+use super::file::Document;
+use super::problems::Problems;
+use super::programs::SearchPath;
+use super::rules::{self, Defaults, NONE, RECOVERY_EXEC};
+use super::sources::root;
+use super::steps::StepDefaults;
+use super::table::{Flags, RecoveryFlags};
+use super::units;
+use crate::policy::{Children, Ladder, Policy, Restraint, RunStep, Step};
+
+/// A command of any sensible length, as the kernel bounds one argument.
+const COMMAND_BYTES_MAX: usize = 128 * 1024;
+
+/// The recovery command, from its flag or its file.
+pub(super) fn command(flags: &RecoveryFlags, problems: &mut Problems) -> Option<String> {
+    let (key, text) = match (&flags.recovery_exec, &flags.recovery_exec_file) {
+        (Some(_), Some(_)) => {
+            let text = "it says what --recovery-exec says already; leave one out";
+            problems.about("recovery-exec-file", &["recovery-exec"], text);
+            return None;
+        }
+        (Some(text), None) => ("recovery-exec", text.clone()),
+        (None, Some(path)) => match secret_file::read(path, COMMAND_BYTES_MAX) {
+            Ok(bytes) => match std::str::from_utf8(&bytes) {
+                Ok(text) => ("recovery-exec-file", text.to_owned()),
+                Err(_) => {
+                    let text = format!("{}: this is not UTF-8 text; write it anew", path.display());
+                    problems.about("recovery-exec-file", &[], text);
+                    return None;
+                }
+            },
+            Err(error) => {
+                problems.about("recovery-exec-file", &[], error.to_string());
+                return None;
+            }
+        },
+        (None, None) => return None,
+    };
+    if text.trim().is_empty() {
+        problems.about(key, &[], "it is empty; name a program or leave it out");
+        return None;
+    }
+    Some(text)
+}
+
+impl Flags {
+    /// What is to be done about whom; says everything that is wrong with it.
+    pub(super) fn policy(
+        &self,
+        document: Option<&Document>,
+        command: Option<&str>,
+        inherited_path: Option<String>,
+        problems: &mut Problems,
+    ) -> Policy {
+        let defaults = self.defaults(inherited_path);
+        self.check_tiers(problems);
+        let mut written = document.map_or_else(rules::Written::default, |document| {
+            rules::read(document, root(document).get_ref(), &defaults, problems)
+        });
+        let one_step = command.and_then(|command| self.one_step(command, &defaults, problems));
+        let default_ladder = match &self.recovery.default_recovery {
+            Some(_) if command.is_some() => {
+                let text = "--recovery-exec is the default ladder already; leave one out";
+                problems.about(
+                    "default-recovery",
+                    &["recovery-exec", "recovery-exec-file"],
+                    text,
+                );
+                None
+            }
+            Some(name) if name == NONE => None,
+            Some(name) => {
+                if !written.names.contains(name) {
+                    let text = rules::unknown_ladder(name, &written.names);
+                    problems.about("default-recovery", &[], text);
+                }
+                written
+                    .ladders
+                    .iter()
+                    .position(|ladder| ladder.name == *name)
+            }
+            None => one_step.map(|ladder| {
+                written.ladders.push(ladder);
+                written.ladders.len() - 1
+            }),
+        };
+        Policy {
+            rules: written.rules,
+            ladders: written.ladders,
+            default_ladder,
+            mode: self.recovery.recovery_mode,
+            restraint: self.restraint(),
+            children: self.children(),
+            recover_foreign: self.allow_cross_namespace_agents,
+        }
+    }
+
+    /// What rules and ladders start from.
+    fn defaults(&self, inherited_path: Option<String>) -> Defaults {
+        let flags = &self.recovery;
+        Defaults {
+            ladder: Ladder {
+                name: String::new(),
+                steps: Vec::new(),
+                debounce: Duration::from_millis(flags.recovery_debounce_ms),
+                budget: flags.recovery_budget,
+                window: flags.recovery_window,
+                backoff: flags.recovery_backoff,
+                backoff_max: flags.recovery_backoff_max,
+                reset_after: flags.recovery_reset_after,
+            },
+            steps: StepDefaults {
+                timeout: flags.recovery_timeout_ms.map(Duration::from_millis),
+                wait: flags.recovery_wait,
+                path: SearchPath::of(&flags.recovery_env, inherited_path),
+            },
+            threshold: Duration::from_millis(self.threshold_ms),
+            late: self.late_ms.map(Duration::from_millis),
+        }
+    }
+
+    fn check_tiers(&self, problems: &mut Problems) {
+        if let Some(late_ms) = self.late_ms
+            && late_ms >= self.threshold_ms
+        {
+            let text = format!(
+                "{late_ms} is not shorter than the threshold of {} ms; write a smaller number",
+                self.threshold_ms
+            );
+            problems.about("late-ms", &["threshold-ms"], text);
+        }
+        let (first, longest) = (
+            self.recovery.recovery_backoff,
+            self.recovery.recovery_backoff_max,
+        );
+        if first > longest {
+            let text = format!(
+                "the first pause ({}) is longer than the longest, --recovery-backoff-max ({}); write a shorter one",
+                units::shown(first),
+                units::shown(longest)
+            );
+            problems.about("recovery-backoff", &["recovery-backoff-max"], text);
+        }
+    }
+
+    /// The ladder that the flags of 0.2.0 make: the command split at white space, no quoting, no expansion.
+    fn one_step(
+        &self,
+        command: &str,
+        defaults: &Defaults,
+        problems: &mut Problems,
+    ) -> Option<Ladder> {
+        let mut words = command.split_whitespace();
+        let program = match defaults.steps.path.find(words.next().unwrap_or_default()) {
+            Ok(program) => program,
+            Err(text) => {
+                let key = match self.recovery.recovery_exec {
+                    Some(_) => "recovery-exec",
+                    None => "recovery-exec-file",
+                };
+                problems.about(key, &["recovery-env"], text);
+                return None;
+            }
+        };
+        Some(Ladder {
+            name: RECOVERY_EXEC.to_owned(),
+            steps: vec![Step::Run(RunStep {
+                program,
+                arguments: words.map(str::to_owned).collect(),
+                timeout: defaults.steps.timeout,
+                wait: defaults.steps.wait,
+            })],
+            ..defaults.ladder.clone()
+        })
+    }
+
+    fn restraint(&self) -> Restraint {
+        let flags = &self.restraint;
+        Restraint {
+            max_in_flight: flags.recovery_max_in_flight as usize,
+            starts_per_second: flags.recovery_starts_per_second,
+            mass_stall_share: unless_off(&flags.mass_stall_share),
+            mass_stall_min: flags.mass_stall_min,
+            memory_pressure: unless_off(&flags.memory_pressure),
+            io_pressure: unless_off(&flags.io_pressure),
+        }
+    }
+
+    fn children(&self) -> Children {
+        let flags = &self.recovery;
+        Children {
+            inherit_environment: flags.recovery_inherit_env,
+            environment: flags.recovery_env.clone(),
+            capture_bytes: flags.recovery_capture_bytes as usize,
+            grace: flags.recovery_grace,
+        }
+    }
+}
+
+fn unless_off(wish: &Wish<f64>) -> Option<f64> {
+    match wish {
+        Wish::Off => None,
+        Wish::At(number) => Some(*number),
+    }
+}

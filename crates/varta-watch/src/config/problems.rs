@@ -1,0 +1,160 @@
+//! What is wrong with a configuration: all of it, each with its place and how to mend it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Nobody mends more than that in one go; a file of random bytes must not fill the screen.
+const SHOWN_MAX: usize = 100;
+
+/// A place in a file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(super) path: Arc<Path>,
+    /// From 1.
+    pub(super) line: usize,
+    /// In characters, from 1.
+    pub(super) column: usize,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Origin {
+    Default,
+    File(Place),
+    Environment,
+    Flag,
+}
+
+/// One mistake.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Problem {
+    origin: Origin,
+    /// The setting; empty if it is about the file as a whole.
+    key: String,
+    text: String,
+}
+
+/// All mistakes found so far.
+#[derive(Debug, Default)]
+pub(super) struct Problems {
+    list: Vec<Problem>,
+    /// Where the settings come from that do not have their default.
+    origins: BTreeMap<String, Origin>,
+    /// Settings with a value that means nothing: what they would do together with others is not known.
+    broken: BTreeSet<String>,
+}
+
+impl Problems {
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// From now on problems with this setting are reported there.
+    pub(super) fn set_origin(&mut self, key: &str, origin: Origin) {
+        self.origins.insert(key.to_owned(), origin);
+    }
+
+    pub(super) fn origin_of(&self, key: &str) -> Origin {
+        self.origins.get(key).cloned().unwrap_or(Origin::Default)
+    }
+
+    pub(super) fn add(&mut self, origin: Origin, key: &str, text: impl Into<String>) {
+        self.list.push(Problem {
+            origin,
+            key: key.to_owned(),
+            text: text.into(),
+        });
+    }
+
+    /// The value of a setting means nothing.
+    pub(super) fn add_value(&mut self, origin: Origin, key: &str, text: impl Into<String>) {
+        self.broken.insert(key.to_owned());
+        self.add(origin, key, text);
+    }
+
+    /// Something is wrong with a setting as it is together with others. Not said if one of them means
+    /// nothing by itself.
+    pub(super) fn about(&mut self, key: &str, others: &[&str], text: impl Into<String>) {
+        let mut involved = others.iter().chain([&key]);
+        if !involved.any(|key| self.broken.contains(*key)) {
+            self.add(self.origin_of(key), key, text);
+        }
+    }
+
+    /// What cannot be read at a place makes everything else on that line unreliable.
+    pub(super) fn forget_others_at(&mut self, lines: &BTreeSet<usize>, kept: usize) {
+        let mut index = 0;
+        self.list.retain(|problem| {
+            index += 1;
+            let Origin::File(place) = &problem.origin else {
+                return true;
+            };
+            index <= kept || !lines.contains(&place.line)
+        });
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// All of them as lines, in the order of the file.
+    pub(super) fn into_lines(mut self) -> Vec<String> {
+        self.list.sort();
+        self.list.dedup();
+        let more = self.list.len().saturating_sub(SHOWN_MAX);
+        self.list.truncate(SHOWN_MAX);
+        let mut lines: Vec<String> = self.list.iter().map(ToString::to_string).collect();
+        if more > 0 {
+            lines.push(format!("and {more} more"));
+        }
+        lines
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.path.display(), self.line)
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.origin {
+            Origin::File(place) => {
+                write!(f, "{place}:{}: ", place.column)?;
+                if !self.key.is_empty() {
+                    write!(f, "{}: ", self.key)?;
+                }
+            }
+            Origin::Environment => write!(f, "varta-watch: {}: ", variable(&self.key))?,
+            Origin::Flag | Origin::Default => write!(f, "varta-watch: --{}: ", self.key)?,
+        }
+        f.write_str(&self.text)
+    }
+}
+
+/// The variable of a setting.
+pub(super) fn variable(key: &str) -> String {
+    format!("VARTA_{}", key.replace('-', "_").to_uppercase())
+}
+
+/// What somebody may have meant who wrote `name`.
+pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let rated = known
+        .into_iter()
+        .map(|known| (strsim::jaro_winkler(name, known), known));
+    let best = rated.max_by(|(a, _), (b, _)| a.total_cmp(b));
+    // As near as the parser of the command line wants it.
+    best.filter(|(confidence, _)| *confidence > 0.8)
+        .map(|(_, known)| known)
+}
+
+/// "; did you mean X?" or nothing.
+pub(super) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    match nearest(name, known) {
+        Some(known) => format!("; did you mean {known}?"),
+        None => String::new(),
+    }
+}

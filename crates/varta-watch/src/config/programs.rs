@@ -1,0 +1,90 @@
+//! Finding the programs that are to be run, before they are needed.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, access};
+
+/// Where programs are looked up unless the operator says otherwise: all a child knows of the observer's
+/// environment.
+const CHILD_PATH: &str = "/usr/bin:/bin";
+
+/// Where children look programs up.
+#[derive(Clone, Debug)]
+pub(super) struct SearchPath(String);
+
+impl SearchPath {
+    /// From the variables for children, else what they inherit, else [`CHILD_PATH`].
+    pub(super) fn of(variables: &[(String, String)], inherited: Option<String>) -> Self {
+        // The last one wins.
+        let given = variables.iter().rev().find(|(key, _)| key == "PATH");
+        let given = given.map(|(_, value)| value.clone());
+        Self(given.or(inherited).unwrap_or_else(|| CHILD_PATH.to_owned()))
+    }
+
+    /// The file of a program; else what is wrong and how to mend it.
+    pub(super) fn find(&self, program: &str) -> Result<PathBuf, String> {
+        if program.is_empty() {
+            return Err("the program's name is empty; give its path".to_owned());
+        }
+        if program.contains('\0') {
+            return Err("the program's name holds a NUL character; give its path".to_owned());
+        }
+        if program.contains('/') {
+            let path = PathBuf::from(program);
+            return is_program(&path).map(|()| path);
+        }
+        let places = self.0.split(':').filter(|place| !place.is_empty());
+        let mut found = places.map(|place| Path::new(place).join(program));
+        found.find(|path| is_program(path).is_ok()).ok_or_else(|| {
+            format!(
+                "program {program} not found in {}; give its full path",
+                self.0
+            )
+        })
+    }
+}
+
+fn is_program(path: &Path) -> Result<(), String> {
+    let shown = path.display();
+    let metadata = path.metadata().map_err(|error| {
+        format!("cannot use {shown}: {error}; name a program this user may run")
+    })?;
+    match metadata.is_file() && access(path, Access::EXEC_OK).is_ok() {
+        true => Ok(()),
+        false => Err(format!("{shown} is not an executable file for this user")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_looked_up_where_the_child_would() {
+        let plain = SearchPath::of(&[], None);
+        assert!(plain.find("true").unwrap().ends_with("true"));
+        let elsewhere = [("PATH".to_owned(), "/no/such".to_owned())];
+        let error = SearchPath::of(&elsewhere, None).find("true").unwrap_err();
+        assert!(
+            error.contains("/no/such") && error.contains("full path"),
+            "{error}"
+        );
+        let inherited = SearchPath::of(&[], Some("/no/such".to_owned()));
+        assert!(inherited.find("true").is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_no_program() {
+        let path = SearchPath::of(&[], None);
+        for (program, words) in [
+            ("/no/such", "cannot use"),
+            ("/etc/passwd", "not an executable"),
+            ("/", "not an executable"),
+            ("", "empty"),
+            ("a\0b", "NUL"),
+        ] {
+            let error = path.find(program).unwrap_err();
+            assert!(error.contains(words), "{program:?}: {error}");
+        }
+    }
+}

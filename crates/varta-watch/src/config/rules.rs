@@ -1,0 +1,528 @@
+//! Rules for agents and named ladders: the parts of the configuration file that no flag can say.
+
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+use varta_core::rules::{Namespace, Selector, Transport};
+
+use super::file::Document;
+use super::problems::{Problems, did_you_mean};
+use super::section::{Section, glob, kind, label, text, user};
+use super::steps::{self, StepDefaults};
+use super::{table, units};
+use crate::policy::{AgentRule, Expectation, Hooks, Ladder, LadderChoice, Step};
+
+/// The word for no ladder.
+pub(super) const NONE: &str = "none";
+
+/// What the ladder of `--recovery-exec` is called.
+pub(super) const RECOVERY_EXEC: &str = "recovery-exec";
+
+const NAME_BYTES_MAX: usize = 64;
+
+const NAMESPACES: &[(&str, Namespace)] = &[("own", Namespace::Own), ("other", Namespace::Other)];
+
+const TRANSPORTS: &[(&str, Transport)] = &[
+    ("unix", Transport::Unix),
+    ("udp", Transport::Udp),
+    ("secure-udp", Transport::SecureUdp),
+];
+
+/// Keys of an `[[agent]]` block, with what they say.
+pub(super) const AGENT_KEYS: &[(&str, &str)] = &[
+    ("name", "glob over the agent's name"),
+    ("exe", "glob over the path of its program file"),
+    (
+        "cgroup",
+        "glob over its path in the control group hierarchy",
+    ),
+    ("unit", "glob over its service manager's unit"),
+    ("uid", "its user, by name or number"),
+    (
+        "namespace",
+        "where its process lives: \"own\" or \"other\" (containers)",
+    ),
+    (
+        "origin",
+        "how it speaks: \"unix\", \"udp\" or \"secure-udp\"",
+    ),
+    ("source", "glob over the address of an agent elsewhere"),
+    ("as", "what it is called instead of its own name"),
+    (
+        "threshold",
+        "silence that makes it stalled, such as \"2s\"; 10ms to 24h",
+    ),
+    (
+        "late",
+        "silence that makes it late, shorter than the threshold",
+    ),
+    (
+        "first-beat-within",
+        "time from the start within which it must have been heard",
+    ),
+    (
+        "expect",
+        "how many such agents must have been heard by then; 1 unless given",
+    ),
+    (
+        "network-grace",
+        "what an agent elsewhere gets on top of the threshold",
+    ),
+    (
+        "max-beat-rate",
+        "beats per second taken from it; 0 for no limit",
+    ),
+    (
+        "recovery",
+        "its ladder: a name, \"none\", or an array of steps",
+    ),
+    ("on-late", "steps for when it is late"),
+    ("on-critical", "steps for when it says that it is critical"),
+    (
+        "on-exit",
+        "steps for when its process died; not if it left in order",
+    ),
+    (
+        "on-recovered",
+        "steps for when it is heard again after a stall",
+    ),
+    (
+        "on-gave-up",
+        "steps for when its ladder is at its end and it is still silent",
+    ),
+];
+
+/// Keys of a `[recovery.NAME]` table, with what they say.
+pub(super) const LADDER_KEYS: &[(&str, &str)] = &[
+    (
+        "steps",
+        "what to do, one after the other; at least one run or signal",
+    ),
+    (
+        "debounce",
+        "least time between two actions on one agent; else recovery-debounce-ms",
+    ),
+    (
+        "budget",
+        "most actions within the window, 1 to 100; else recovery-budget",
+    ),
+    (
+        "window",
+        "the time that the budget is for; else recovery-window",
+    ),
+    (
+        "backoff",
+        "first pause after a failed action; else recovery-backoff",
+    ),
+    (
+        "backoff-max",
+        "longest pause after a failed action; else recovery-backoff-max",
+    ),
+    (
+        "reset-after",
+        "well for this long means a clean slate; else recovery-reset-after",
+    ),
+];
+
+/// What rules and ladders start from.
+pub(super) struct Defaults {
+    /// Without name and steps.
+    pub(super) ladder: Ladder,
+    pub(super) steps: StepDefaults,
+    pub(super) threshold: Duration,
+    pub(super) late: Option<Duration>,
+}
+
+/// What the file says about agents.
+#[derive(Default)]
+pub(super) struct Written {
+    pub(super) ladders: Vec<Ladder>,
+    pub(super) rules: Vec<AgentRule>,
+    /// All names, those of ladders with mistakes too.
+    pub(super) names: Vec<String>,
+}
+
+/// Reads them, and says everything that is wrong with them.
+pub(super) fn read(
+    document: &Document,
+    root: &DeTable<'_>,
+    defaults: &Defaults,
+    problems: &mut Problems,
+) -> Written {
+    let mut reader = Reader {
+        document,
+        defaults,
+        problems,
+        written: Written::default(),
+        everybody: None,
+    };
+    for (key, value) in root {
+        if key.get_ref() == "recovery" {
+            reader.ladders(value);
+        }
+    }
+    for (key, value) in root {
+        if key.get_ref() == "agent" {
+            reader.rules(value);
+        }
+    }
+    reader.written
+}
+
+struct Reader<'a> {
+    document: &'a Document,
+    defaults: &'a Defaults,
+    problems: &'a mut Problems,
+    written: Written,
+    /// The line of the first rule that everybody matches.
+    everybody: Option<String>,
+}
+
+fn names(keys: &[(&'static str, &str)]) -> Vec<&'static str> {
+    keys.iter().map(|(name, _)| *name).collect()
+}
+
+impl<'a> Reader<'a> {
+    fn wrong(&mut self, at: &Spanned<DeValue<'_>>, key: &str, text: String) {
+        self.problems
+            .add(self.document.origin(&at.span()), key, text);
+    }
+
+    fn section<'v>(&self, name: &str, value: &'v Spanned<DeValue<'v>>) -> Option<Section<'v>>
+    where
+        'a: 'v,
+    {
+        let DeValue::Table(table) = value.get_ref() else {
+            return None;
+        };
+        Some(Section {
+            name: name.to_owned(),
+            table,
+            document: self.document,
+            span: value.span(),
+        })
+    }
+
+    fn ladders(&mut self, value: &Spanned<DeValue<'_>>) {
+        let DeValue::Table(tables) = value.get_ref() else {
+            self.wrong(
+                value,
+                "recovery",
+                "write a table [recovery.NAME] for each ladder".to_owned(),
+            );
+            return;
+        };
+        for (name, value) in tables {
+            let name = name.get_ref().as_ref();
+            let path = format!("recovery.{name}");
+            let Some(section) = self.section(&path, value) else {
+                let text = format!("a table is wanted here, not {}", kind(value.get_ref()));
+                let known = names(LADDER_KEYS);
+                let hint = match known.contains(&name) {
+                    true => "; ladders have names, write [recovery.NAME]",
+                    false => "",
+                };
+                self.wrong(value, &path, format!("{text}{hint}"));
+                continue;
+            };
+            self.written.names.push(name.to_owned());
+            if let Err(text) = ladder_name(name) {
+                self.wrong(value, &path, text);
+            }
+            section.allow_only(&names(LADDER_KEYS), self.problems);
+            if let Some(ladder) = self.ladder(name, &section) {
+                self.written.ladders.push(ladder);
+            }
+        }
+    }
+
+    fn ladder(&mut self, name: &str, section: &Section<'_>) -> Option<Ladder> {
+        let problems = &mut *self.problems;
+        let before = problems.len();
+        let template = &self.defaults.ladder;
+        let duration = |key, parse, otherwise, problems: &mut Problems| {
+            section.duration(key, parse, problems).unwrap_or(otherwise)
+        };
+        let budget = section.integer("budget", 1..=table::BUDGET_MAX, problems);
+        let ladder = Ladder {
+            name: name.to_owned(),
+            debounce: duration("debounce", units::duration, template.debounce, problems),
+            budget: budget.unwrap_or(template.budget),
+            window: duration("window", units::some_time, template.window, problems),
+            backoff: duration("backoff", units::some_time, template.backoff, problems),
+            backoff_max: duration(
+                "backoff-max",
+                units::some_time,
+                template.backoff_max,
+                problems,
+            ),
+            reset_after: duration(
+                "reset-after",
+                units::some_time,
+                template.reset_after,
+                problems,
+            ),
+            steps: steps::read(section, "steps", &self.defaults.steps, problems),
+        };
+        if !section.has("steps") {
+            let text =
+                "a ladder without steps does nothing; write steps = [{ run = [\"program\"] }]";
+            section.wrong("steps", text, problems);
+        }
+        if problems.len() == before {
+            if !has_action(&ladder.steps) {
+                let text = "there is nothing but waiting in it; write a step with run or signal";
+                section.wrong("steps", text, problems);
+            }
+            if ladder.backoff > ladder.backoff_max {
+                let key = ["backoff", "backoff-max"]
+                    .into_iter()
+                    .find(|key| section.has(key));
+                let text = format!(
+                    "the first pause ({}) is longer than the longest ({}); write a shorter backoff",
+                    units::shown(ladder.backoff),
+                    units::shown(ladder.backoff_max)
+                );
+                // With both from the settings it was said there.
+                if let Some(key) = key {
+                    section.wrong(key, text, problems);
+                }
+            }
+        }
+        (problems.len() == before).then_some(ladder)
+    }
+
+    fn rules(&mut self, value: &Spanned<DeValue<'_>>) {
+        let DeValue::Array(blocks) = value.get_ref() else {
+            let text = "write each rule as a block of its own that begins with [[agent]]";
+            self.wrong(value, "agent", text.to_owned());
+            return;
+        };
+        for (index, block) in blocks.iter().enumerate() {
+            let Some(section) = self.section("agent", block) else {
+                let text = format!(
+                    "a block [[agent]] is wanted here, not {}",
+                    kind(block.get_ref())
+                );
+                self.wrong(block, "agent", text);
+                continue;
+            };
+            section.allow_only(&names(AGENT_KEYS), self.problems);
+            let rule = self.rule(index, &section);
+            self.check_reached(&rule.selector, block);
+            self.written.rules.push(rule);
+        }
+    }
+
+    /// A rule after one that everybody matches is never looked at.
+    fn check_reached(&mut self, selector: &Selector, block: &Spanned<DeValue<'_>>) {
+        if let Some(place) = &self.everybody {
+            let text = format!(
+                "this rule is never reached: every agent matches the one at {place}; put that one last"
+            );
+            self.wrong(block, "agent", text);
+        } else if selector.is_everybody()
+            && let DeValue::Table(table) = block.get_ref()
+            // Not if what it asks for is wrong.
+            && !table.iter().any(|(key, _)| is_selector(key.get_ref()))
+        {
+            self.everybody = Some(self.document.shown_place(&block.span()));
+        }
+    }
+
+    fn rule(&mut self, index: usize, section: &Section<'_>) -> AgentRule {
+        let problems = &mut *self.problems;
+        let selector = selector(section, problems);
+        let threshold = section.duration("threshold", units::threshold, problems);
+        let late = section.duration("late", units::some_time, problems);
+        self.check_late(section, threshold, late);
+        let expectation = self.expectation(section);
+        let problems = &mut *self.problems;
+        let mut steps = |key| steps::read(section, key, &self.defaults.steps, problems);
+        let hooks = Hooks {
+            on_late: steps("on-late"),
+            on_critical: steps("on-critical"),
+            on_exit: steps("on-exit"),
+            on_recovered: steps("on-recovered"),
+            on_gave_up: steps("on-gave-up"),
+        };
+        AgentRule {
+            selector,
+            label: section.read("as", label, problems),
+            threshold,
+            late,
+            network_grace: section
+                .duration("network-grace", units::duration, problems)
+                .unwrap_or_default(),
+            expectation,
+            max_beat_rate: section.integer("max-beat-rate", 0..=u32::MAX.into(), problems),
+            ladder: self.choice(index, section),
+            hooks,
+        }
+    }
+
+    /// The late tier must come before the stall, whichever of the two the rule leaves to the settings.
+    fn check_late(
+        &mut self,
+        section: &Section<'_>,
+        threshold: Option<Duration>,
+        late: Option<Duration>,
+    ) {
+        let means_nothing = |key, value: Option<Duration>| section.has(key) && value.is_none();
+        if means_nothing("threshold", threshold) || means_nothing("late", late) {
+            return;
+        }
+        let (Some(late_here), threshold_here) = (
+            late.or(self.defaults.late),
+            threshold.unwrap_or(self.defaults.threshold),
+        ) else {
+            return;
+        };
+        if late_here < threshold_here {
+            return;
+        }
+        let (late_shown, threshold_shown) = (units::shown(late_here), units::shown(threshold_here));
+        match (section.has("late"), section.has("threshold")) {
+            (true, _) => section.wrong(
+                "late",
+                format!("{late_shown} is not shorter than the threshold of {threshold_shown}"),
+                self.problems,
+            ),
+            (false, true) => section.wrong(
+                "threshold",
+                format!(
+                    "{threshold_shown} is not longer than the {late_shown} after which agents are late \
+                     (late-ms); give late here too"
+                ),
+                self.problems,
+            ),
+            // It was said about the settings.
+            (false, false) => {}
+        }
+    }
+
+    fn expectation(&mut self, section: &Section<'_>) -> Option<Expectation> {
+        let agents = section.integer("expect", 1..=u32::MAX.into(), self.problems);
+        let within = section.duration("first-beat-within", units::some_time, self.problems);
+        if section.has("expect") && !section.has("first-beat-within") {
+            let text = "it needs to be said until when: first-beat-within = \"1m\"";
+            section.wrong("expect", text, self.problems);
+        }
+        Some(Expectation {
+            agents: agents.unwrap_or(1),
+            within: within?,
+        })
+    }
+
+    fn choice(&mut self, index: usize, section: &Section<'_>) -> LadderChoice {
+        let Some(value) = section.get("recovery") else {
+            return LadderChoice::Default;
+        };
+        if let DeValue::Array(_) = value.get_ref() {
+            let steps = steps::read(section, "recovery", &self.defaults.steps, self.problems);
+            return self.unnamed(index, section, steps);
+        }
+        let name = match text(value.get_ref()) {
+            Ok(NONE) => return LadderChoice::None,
+            Ok(name) => name,
+            Err(_) => {
+                let text = format!(
+                    "a ladder's name, \"none\" or an array of steps is wanted here, not {}",
+                    kind(value.get_ref())
+                );
+                section.wrong("recovery", text, self.problems);
+                return LadderChoice::None;
+            }
+        };
+        if !self.written.names.iter().any(|known| known == name) {
+            let text = unknown_ladder(name, &self.written.names);
+            section.wrong("recovery", text, self.problems);
+        }
+        let found = self
+            .written
+            .ladders
+            .iter()
+            .position(|ladder| ladder.name == name);
+        found.map_or(LadderChoice::None, LadderChoice::Named)
+    }
+
+    fn unnamed(&mut self, index: usize, section: &Section<'_>, steps: Vec<Step>) -> LadderChoice {
+        let before = self.problems.len();
+        let is_empty = matches!(section.get("recovery").map(Spanned::get_ref),
+            Some(DeValue::Array(items)) if items.is_empty());
+        if is_empty {
+            let text = "there is no step in it; write \"none\" if nothing is to be done";
+            section.wrong("recovery", text, self.problems);
+        } else if !steps.is_empty() && !has_action(&steps) {
+            let text = "there is nothing but waiting in it; write a step with run or signal";
+            section.wrong("recovery", text, self.problems);
+        }
+        if steps.is_empty() || self.problems.len() > before {
+            return LadderChoice::None;
+        }
+        self.written.ladders.push(Ladder {
+            // No named one can be called that.
+            name: format!("agent#{}", index + 1),
+            steps,
+            ..self.defaults.ladder.clone()
+        });
+        LadderChoice::Named(self.written.ladders.len() - 1)
+    }
+}
+
+fn selector(section: &Section<'_>, problems: &mut Problems) -> Selector {
+    Selector {
+        name: section.read("name", glob, problems),
+        exe: section.read("exe", glob, problems),
+        cgroup: section.read("cgroup", glob, problems),
+        unit: section.read("unit", glob, problems),
+        uid: section.read("uid", user, problems),
+        namespace: section.choice("namespace", NAMESPACES, problems),
+        origin: section.choice("origin", TRANSPORTS, problems),
+        source: section.read("source", glob, problems),
+    }
+}
+
+fn is_selector(key: &str) -> bool {
+    let selectors = [
+        "name",
+        "exe",
+        "cgroup",
+        "unit",
+        "uid",
+        "namespace",
+        "origin",
+        "source",
+    ];
+    selectors.contains(&key)
+}
+
+fn has_action(steps: &[Step]) -> bool {
+    steps.iter().any(|step| !matches!(step, Step::Wait(_)))
+}
+
+/// Names stand in metrics and log lines.
+fn ladder_name(name: &str) -> Result<(), String> {
+    if [NONE, RECOVERY_EXEC].contains(&name) {
+        return Err(format!(
+            "{name} means something else already; choose another name"
+        ));
+    }
+    let fits = |char: char| char.is_ascii_alphanumeric() || "-_".contains(char);
+    match !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.chars().all(fits) {
+        true => Ok(()),
+        false => Err(format!(
+            "a ladder's name is made of 1 to {NAME_BYTES_MAX} letters, digits, - and _"
+        )),
+    }
+}
+
+/// What to say about a name that no ladder has.
+pub(super) fn unknown_ladder(name: &str, known: &[String]) -> String {
+    let hint = match did_you_mean(name, known.iter().map(String::as_str)) {
+        hint if hint.is_empty() => format!("; write a table [recovery.{name}], or \"none\""),
+        hint => hint,
+    };
+    format!("there is no ladder {name:?}{hint}")
+}

@@ -1,0 +1,381 @@
+//! Bringing flags, environment and file together: file values and variables become defaults of the command
+//! line's parser, so a flag overrides a variable, a variable the file, and one set of parsers reads them all.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::file::Document;
+use super::problems::{Origin, Problems, did_you_mean, nearest, variable};
+use super::section::{integer_text, kind as shown_kind};
+use super::table::{self, Kind};
+
+/// Where the settings come from that were given at the start, to be looked at again on SIGHUP.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sources {
+    /// The program's name first.
+    pub(super) arguments: Vec<OsString>,
+    pub(super) environment: Vec<(OsString, OsString)>,
+}
+
+/// The value of a setting as it was given.
+#[derive(Clone, Debug)]
+struct Given {
+    texts: Vec<OsString>,
+    origin: Origin,
+}
+
+/// A setting as it is in force.
+#[derive(Clone, Debug)]
+pub(crate) struct Setting {
+    /// The flag without its dashes.
+    pub(super) key: String,
+    pub(super) kind: Kind,
+    /// Empty if it is not set; several of a list.
+    pub(super) texts: Vec<OsString>,
+    pub(super) origin: Origin,
+    /// A change takes effect on SIGHUP.
+    pub(super) reloaded: bool,
+}
+
+/// Everything that was given, not yet looked at as a whole.
+pub(super) struct Gathered {
+    pub(super) matches: ArgMatches,
+    pub(super) settings: Vec<Setting>,
+    pub(super) document: Option<Document>,
+    pub(super) problems: Problems,
+    pub(super) notices: Vec<String>,
+}
+
+impl Sources {
+    /// Those of this process.
+    pub(crate) fn of_process(arguments: impl IntoIterator<Item = OsString>) -> Self {
+        Self {
+            arguments: arguments.into_iter().collect(),
+            environment: std::env::vars_os().collect(),
+        }
+    }
+
+    /// Parses the command line alone.
+    pub(super) fn flags(&self) -> Result<ArgMatches, clap::Error> {
+        table::command().try_get_matches_from(&self.arguments)
+    }
+
+    pub(super) fn has_argument(&self, argument: &str) -> bool {
+        self.arguments.iter().any(|given| given == argument)
+    }
+
+    /// Gathers all settings; `flags` is what the command line says alone.
+    pub(super) fn gather(&self, flags: &ArgMatches) -> Result<Gathered, clap::Error> {
+        let command = table::command();
+        let mut problems = Problems::default();
+        let mut notices = Vec::new();
+        let mut values = BTreeMap::new();
+        let path = flags.get_one::<PathBuf>("config").cloned();
+        let path = path.or_else(|| self.variable("config").map(PathBuf::from));
+        let document = path.and_then(|path| Document::read(&path, &mut problems));
+        if let Some(document) = &document {
+            read_file(document, &command, &mut problems, &mut values);
+        }
+        self.read_environment(&command, &mut problems, &mut notices, &mut values);
+        for (key, given) in &values {
+            problems.set_origin(key, given.origin.clone());
+        }
+        let merged = with_defaults(command.clone(), &values);
+        let matches = merged.try_get_matches_from(&self.arguments)?;
+        let settings = in_force(&command, &matches, &values, &mut problems);
+        Ok(Gathered {
+            matches,
+            settings,
+            document,
+            problems,
+            notices,
+        })
+    }
+
+    /// A variable that is set to something.
+    pub(super) fn variable(&self, key: &str) -> Option<&OsStr> {
+        let name = variable(key);
+        let mut variables = self.environment.iter();
+        variables
+            .find(|(known, value)| *known == *name && !value.is_empty())
+            .map(|(_, value)| value.as_os_str())
+    }
+
+    /// Where children look programs up if they inherit the environment.
+    pub(super) fn path_of_children(&self, inherit: bool) -> Option<String> {
+        let path = self.environment.iter().find(|(name, _)| name == "PATH");
+        let path = path.filter(|_| inherit)?;
+        path.1.to_str().map(str::to_owned)
+    }
+
+    fn read_environment(
+        &self,
+        command: &Command,
+        problems: &mut Problems,
+        notices: &mut Vec<String>,
+        values: &mut BTreeMap<String, Given>,
+    ) {
+        let names: Vec<String> = table::settings(command)
+            .map(|(key, _)| variable(key))
+            .chain([variable("config")])
+            .collect();
+        for (name, _) in &self.environment {
+            let Some(name) = name.to_str().filter(|name| name.starts_with("VARTA_")) else {
+                continue;
+            };
+            if let Some((key, hint)) = removed(|key| variable(key) == name) {
+                problems.add(
+                    Origin::Environment,
+                    key,
+                    format!("it does not exist any more: {hint}"),
+                );
+            } else if let Some((_, why)) =
+                table::IGNORED.iter().find(|(key, _)| variable(key) == name)
+            {
+                notices.push(format!("{name} has no effect: {why}"));
+            } else if !names.iter().any(|known| known == name) {
+                let hint = did_you_mean(name, names.iter().map(String::as_str));
+                notices.push(format!(
+                    "{name} in the environment is no setting of the observer{hint}"
+                ));
+            }
+        }
+        for (key, arg) in table::settings(command) {
+            let Some(value) = self.variable(key) else {
+                continue;
+            };
+            let texts = match table::kind(arg) {
+                Kind::List => split(value, table::separator(key)),
+                _ => vec![value.to_owned()],
+            };
+            let wrong = texts.iter().find_map(|text| judge(arg, text).err());
+            match wrong {
+                Some(text) => problems.add_value(Origin::Environment, key, text),
+                None => {
+                    let origin = Origin::Environment;
+                    values.insert(key.to_owned(), Given { texts, origin });
+                }
+            }
+        }
+    }
+}
+
+/// The values in one variable; white space around them and nothing between two separators is no value.
+fn split(value: &OsStr, separator: char) -> Vec<OsString> {
+    let parts = value.as_bytes().split(|byte| *byte == separator as u8);
+    let parts = parts
+        .map(<[u8]>::trim_ascii)
+        .filter(|part| !part.is_empty());
+    parts
+        .map(|part| OsStr::from_bytes(part).to_owned())
+        .collect()
+}
+
+fn removed(is: impl Fn(&str) -> bool) -> Option<(&'static str, &'static str)> {
+    table::REMOVED.iter().find(|(key, _)| is(key)).copied()
+}
+
+/// Reads the keys of the file that are settings.
+fn read_file(
+    document: &Document,
+    command: &Command,
+    problems: &mut Problems,
+    values: &mut BTreeMap<String, Given>,
+) {
+    let root = document.parse(problems);
+    for (key, value) in root.get_ref() {
+        let name = key.get_ref().as_ref();
+        if ["agent", "recovery"].contains(&name) {
+            continue;
+        }
+        let setting = table::settings(command).find(|(known, _)| *known == name);
+        let Some((_, arg)) = setting else {
+            let text = unknown_key(name, command);
+            problems.add(document.origin(&key.span()), name, text);
+            continue;
+        };
+        if let Some(texts) = texts(document, name, arg, value, problems) {
+            let origin = document.origin(&key.span());
+            values.insert(name.to_owned(), Given { texts, origin });
+        }
+    }
+}
+
+fn unknown_key(name: &str, command: &Command) -> String {
+    if let Some(key) = table::by_alias(command, name) {
+        return format!("unknown key; it is called {key} here");
+    }
+    if let Some((_, hint)) = removed(|key| key == name) {
+        return format!("it does not exist any more: {}", hint.replace("--", ""));
+    }
+    if let Some((_, why)) = table::IGNORED.iter().find(|(key, _)| *key == name) {
+        return format!("it has no effect, take it out: {why}");
+    }
+    if command
+        .get_arguments()
+        .any(|arg| table::key(arg) == Some(name))
+    {
+        return "it can be given on the command line only; take it out".to_owned();
+    }
+    let dashed = name.replace('_', "-").to_lowercase();
+    let keys = table::settings(command).map(|(key, _)| key);
+    let keys: Vec<&str> = keys.chain(["agent", "recovery"]).collect();
+    match nearest(&dashed, keys) {
+        Some(key) => format!("unknown key; did you mean {key}?"),
+        None => "unknown key; 'varta-watch --help' lists all there are".to_owned(),
+    }
+}
+
+/// The value of a key as texts, each of which the setting's own parser takes.
+fn texts(
+    document: &Document,
+    key: &str,
+    arg: &Arg,
+    value: &Spanned<DeValue<'_>>,
+    problems: &mut Problems,
+) -> Option<Vec<OsString>> {
+    let kind = table::kind(arg);
+    let mut wrong = |at: &Spanned<DeValue<'_>>, text: String| {
+        problems.add_value(document.origin(&at.span()), key, text);
+    };
+    let items: Vec<&Spanned<DeValue<'_>>> = match (kind, value.get_ref()) {
+        (Kind::List, DeValue::Array(items)) => items.iter().collect(),
+        (Kind::List, other) => {
+            let what = shown_kind(other);
+            wrong(
+                value,
+                format!("an array is wanted here, not {what}; write {key} = [\"...\"]"),
+            );
+            return None;
+        }
+        _ => vec![value],
+    };
+    let mut texts = Vec::new();
+    let count = items.len();
+    for item in items {
+        let text = plain(key, kind, item.get_ref());
+        match text.and_then(|text| judge(arg, OsStr::new(&text)).map(|()| text)) {
+            Ok(text) => texts.push(OsString::from(text)),
+            Err(text) => wrong(item, text),
+        }
+    }
+    (texts.len() == count).then_some(texts)
+}
+
+/// A value as it would be written on the command line.
+fn plain(key: &str, kind: Kind, value: &DeValue<'_>) -> Result<String, String> {
+    let what = shown_kind(value);
+    match (kind, value) {
+        (Kind::Bool, DeValue::Boolean(value)) => Ok(value.to_string()),
+        (Kind::Bool, _) => Err(format!(
+            "true or false is wanted here, not {what}; write {key} = true"
+        )),
+        (Kind::Integer | Kind::NumberOrText, DeValue::Integer(number)) => Ok(integer_text(number)),
+        (Kind::Integer, DeValue::String(text)) if text.parse::<u64>().is_ok() => Err(format!(
+            "a whole number is wanted here, not a text; write {key} = {text}"
+        )),
+        (Kind::Integer, _) => Err(format!(
+            "a whole number is wanted here, not {what}; write it without quotes"
+        )),
+        (Kind::NumberOrText, DeValue::Float(number)) => Ok(number.as_str().to_owned()),
+        (Kind::List, DeValue::Integer(number)) => Ok(integer_text(number)),
+        (_, DeValue::String(text)) => Ok(text.to_string()),
+        (Kind::Text, DeValue::Integer(number)) => Err(format!(
+            "a text is wanted here, not a whole number; write {key} = \"{}\"",
+            number.as_str()
+        )),
+        (_, _) => Err(format!("a text in quotes is wanted here, not {what}")),
+    }
+}
+
+/// Whether a setting's parser takes a text; else why not.
+fn judge(arg: &Arg, text: &OsStr) -> Result<(), String> {
+    let key = table::key(arg).unwrap_or_default();
+    let mut argument = OsString::from(format!("--{key}="));
+    argument.push(text);
+    let probe = Command::new("varta-watch")
+        .no_binary_name(true)
+        .disable_help_flag(true)
+        .arg(arg.clone());
+    match probe.try_get_matches_from([argument]) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(reason(&error, table::kind(arg), text)),
+    }
+}
+
+/// What the parser has against a value.
+fn reason(error: &clap::Error, kind: Kind, text: &OsStr) -> String {
+    if text.is_empty() {
+        return "it is empty; write a value, or leave it out".to_owned();
+    }
+    let shown = text.display();
+    if let Some(ContextValue::Strings(valid)) = error.get(ContextKind::ValidValue)
+        && !valid.is_empty()
+    {
+        return format!("{shown} is none of {}", valid.join(", "));
+    }
+    match (error.source(), kind) {
+        (Some(source), Kind::Integer) if source.to_string().contains("is not in") => {
+            source.to_string().replace("is not in", "is not within")
+        }
+        (Some(source), Kind::Integer) => format!("{shown}: {source}; write a whole number"),
+        (Some(source), _) => source.to_string(),
+        (None, _) => format!("{shown} is not text in UTF-8; write it anew"),
+    }
+}
+
+/// The table with the given values as defaults.
+fn with_defaults(command: Command, values: &BTreeMap<String, Given>) -> Command {
+    command.mut_args(|arg| {
+        let given = table::key(&arg).and_then(|key| values.get(key));
+        match given {
+            Some(given) if !given.texts.is_empty() => arg.default_values(given.texts.clone()),
+            _ => arg,
+        }
+    })
+}
+
+/// All settings with what they are and where from.
+fn in_force(
+    command: &Command,
+    matches: &ArgMatches,
+    values: &BTreeMap<String, Given>,
+    problems: &mut Problems,
+) -> Vec<Setting> {
+    let settings = table::settings(command).map(|(key, arg)| {
+        let id = arg.get_id().as_str();
+        let origin = match matches.value_source(id) {
+            Some(ValueSource::CommandLine) => Origin::Flag,
+            _ => values
+                .get(key)
+                .map_or(Origin::Default, |given| given.origin.clone()),
+        };
+        if origin == Origin::Flag {
+            problems.set_origin(key, Origin::Flag);
+        }
+        let texts = matches.get_raw(id).into_iter().flatten();
+        Setting {
+            key: key.to_owned(),
+            kind: table::kind(arg),
+            texts: texts.map(OsStr::to_owned).collect(),
+            origin,
+            reloaded: table::is_reloaded(key),
+        }
+    });
+    settings.collect()
+}
+
+/// The file's rules and ladders, as they stand there.
+pub(super) fn root(document: &Document) -> Spanned<DeTable<'_>> {
+    // What is wrong with its syntax was said when the settings were read.
+    document.parse(&mut Problems::default())
+}

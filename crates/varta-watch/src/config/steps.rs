@@ -1,0 +1,270 @@
+//! Steps of ladders and hooks: `run`, `signal` and `wait`, as they stand in the configuration file.
+
+use rustix::process::Signal;
+use std::time::Duration;
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::problems::Problems;
+use super::programs::SearchPath;
+use super::section::{Section, kind, text};
+use super::units;
+use crate::policy::{RunStep, SignalStep, Step, Target};
+
+/// More are no ladder but a program; write one.
+const STEPS_MAX: usize = 32;
+
+/// What stands for something in arguments.
+const PLACEHOLDERS: &[&str] = &[
+    "{pid}",
+    "{name}",
+    "{status}",
+    "{silence-ms}",
+    "{unit}",
+    "{reason}",
+    "{source}",
+];
+
+const SIGNALS: &[(&str, Signal)] = &[
+    ("TERM", Signal::TERM),
+    ("KILL", Signal::KILL),
+    ("INT", Signal::INT),
+    ("HUP", Signal::HUP),
+    ("QUIT", Signal::QUIT),
+    ("ABRT", Signal::ABORT),
+    ("USR1", Signal::USR1),
+    ("USR2", Signal::USR2),
+    ("CONT", Signal::CONT),
+    ("STOP", Signal::STOP),
+    ("ALRM", Signal::ALARM),
+    ("WINCH", Signal::WINCH),
+];
+
+const TARGETS: &[(&str, Target)] = &[
+    ("process", Target::Process),
+    ("group", Target::Group),
+    ("cgroup", Target::Cgroup),
+];
+
+const FORMS: &str =
+    "write { run = [\"program\", \"argument\"] }, { signal = \"TERM\" } or { wait = \"30s\" }";
+
+/// What steps get that do not say otherwise, and where their programs are.
+#[derive(Clone, Debug)]
+pub(super) struct StepDefaults {
+    pub(super) timeout: Option<Duration>,
+    pub(super) wait: Duration,
+    pub(super) path: SearchPath,
+}
+
+/// The steps under a key; none if there is none.
+pub(super) fn read(
+    section: &Section<'_>,
+    key: &str,
+    defaults: &StepDefaults,
+    problems: &mut Problems,
+) -> Vec<Step> {
+    let Some(value) = section.get(key) else {
+        return Vec::new();
+    };
+    let DeValue::Array(items) = value.get_ref() else {
+        let text = format!(
+            "an array of steps is wanted here, not {}; {FORMS}",
+            kind(value.get_ref())
+        );
+        section.wrong(key, text, problems);
+        return Vec::new();
+    };
+    if items.len() > STEPS_MAX {
+        let text = format!(
+            "{} steps, and {STEPS_MAX} are the most; write a program",
+            items.len()
+        );
+        section.wrong(key, text, problems);
+        return Vec::new();
+    }
+    let name = section.path(key);
+    let steps = items.iter().filter_map(|item| {
+        let DeValue::Table(table) = item.get_ref() else {
+            let text = format!("{} is no step; {FORMS}", kind(item.get_ref()));
+            problems.add(section.document.origin(&item.span()), &name, text);
+            return None;
+        };
+        let step = Section {
+            name: name.clone(),
+            table,
+            document: section.document,
+            span: item.span(),
+        };
+        one(&step, defaults, problems)
+    });
+    steps.collect()
+}
+
+fn one(step: &Section<'_>, defaults: &StepDefaults, problems: &mut Problems) -> Option<Step> {
+    let wait = step.duration("wait", units::some_time, problems);
+    match (step.has("run"), step.has("signal")) {
+        (true, true) => {
+            let text = "a step has run or signal, not both; write two steps";
+            step.wrong("signal", text, problems);
+            None
+        }
+        (true, false) => {
+            step.allow_only(&["run", "timeout", "wait"], problems);
+            let timeout = step.duration("timeout", units::some_time, problems);
+            let (program, arguments) = command(step, &defaults.path, problems)?;
+            Some(Step::Run(RunStep {
+                program,
+                arguments,
+                timeout: timeout.or(defaults.timeout),
+                wait: wait.unwrap_or(defaults.wait),
+            }))
+        }
+        (false, true) => {
+            step.allow_only(&["signal", "to", "wait"], problems);
+            let to = step.choice("to", TARGETS, problems);
+            let signal = step.read("signal", |value| signal(text(value)?), problems)?;
+            Some(Step::Signal(SignalStep {
+                signal,
+                to: to.unwrap_or_default(),
+                wait: wait.unwrap_or(defaults.wait),
+            }))
+        }
+        (false, false) if step.has("wait") => {
+            step.allow_only(&["wait"], problems);
+            wait.map(Step::Wait)
+        }
+        (false, false) => {
+            step.allow_only(&["run", "signal", "wait", "timeout", "to"], problems);
+            let origin = step.document.origin(&step.span);
+            problems.add(
+                origin,
+                &step.name,
+                format!("this step does nothing; {FORMS}"),
+            );
+            None
+        }
+    }
+}
+
+/// Program and arguments.
+fn command(
+    step: &Section<'_>,
+    path: &SearchPath,
+    problems: &mut Problems,
+) -> Option<(std::path::PathBuf, Vec<String>)> {
+    let value = step.get("run")?;
+    let words = match value.get_ref() {
+        DeValue::Array(words) if !words.is_empty() => words,
+        DeValue::Array(_) => {
+            step.wrong("run", "it is empty; name a program", problems);
+            return None;
+        }
+        other => {
+            let text = format!(
+                "an array of program and arguments is wanted here, not {}; no shell takes a line apart",
+                kind(other)
+            );
+            step.wrong("run", text, problems);
+            return None;
+        }
+    };
+    let name = step.path("run");
+    let mut wrong = |word: &Spanned<DeValue<'_>>, text: String| {
+        problems.add(step.document.origin(&word.span()), &name, text);
+    };
+    let mut texts = Vec::new();
+    for (index, word) in words.iter().enumerate() {
+        match text(word.get_ref()).and_then(|text| argument(index, text)) {
+            Ok(text) => texts.push(text),
+            Err(text) => wrong(word, text),
+        }
+    }
+    let program = words.first().and_then(|word| text(word.get_ref()).ok())?;
+    match path.find(program) {
+        Ok(program) if texts.len() == words.len() => Some((program, texts.split_off(1))),
+        Ok(_) => None,
+        Err(text) => {
+            wrong(words.first()?, text);
+            None
+        }
+    }
+}
+
+/// A word of a command, if everything that looks like a placeholder is one.
+fn argument(index: usize, text: &str) -> Result<String, String> {
+    if text.contains('\0') {
+        return Err("there is a NUL character in it, which no argument can hold".to_owned());
+    }
+    for found in placeholders(text) {
+        if index == 0 {
+            return Err(format!(
+                "{found} is not replaced in the program's name; write the name itself"
+            ));
+        }
+        if !PLACEHOLDERS.contains(&found) {
+            return Err(format!(
+                "{found} stands for nothing; there are {}",
+                PLACEHOLDERS.join(" ")
+            ));
+        }
+    }
+    Ok(text.to_owned())
+}
+
+/// Whatever looks like a placeholder: lower-case words in braces. Other braces stand for themselves.
+fn placeholders(text: &str) -> impl Iterator<Item = &str> {
+    text.match_indices('{').filter_map(|(start, _)| {
+        let rest = text.get(start..)?;
+        let inside = rest.get(1..rest.find('}')?)?;
+        let word = |byte: u8| byte.is_ascii_lowercase() || b"-_".contains(&byte);
+        let is_word = !inside.is_empty() && inside.bytes().all(word);
+        is_word.then(|| rest.get(..inside.len() + 2)).flatten()
+    })
+}
+
+fn signal(name: &str) -> Result<Signal, String> {
+    let bare = name.strip_prefix("SIG").unwrap_or(name);
+    let found = SIGNALS.iter().find(|(known, _)| *known == bare);
+    found.map(|(_, signal)| *signal).ok_or_else(|| {
+        let names: Vec<&str> = SIGNALS.iter().map(|(name, _)| *name).collect();
+        format!(
+            "{name:?} is no signal that can be sent; there are {}",
+            names.join(", ")
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placeholders_are_lower_case_words_in_braces() {
+        let found = |text| placeholders(text).collect::<Vec<_>>();
+        assert_eq!(found("a{pid}b{silence-ms}"), ["{pid}", "{silence-ms}"]);
+        assert_eq!(found("{{pid}}"), ["{pid}"]);
+        for text in [
+            "{",
+            "}",
+            "{}",
+            "{PID}",
+            "{a b}",
+            r#"{"a":1}"#,
+            "{pid",
+            "${1}",
+            "ä{ü}",
+        ] {
+            assert_eq!(found(text), [""; 0], "{text}");
+        }
+    }
+
+    #[test]
+    fn signals_go_with_and_without_their_prefix() {
+        assert_eq!(signal("TERM"), Ok(Signal::TERM));
+        assert_eq!(signal("SIGUSR1"), Ok(Signal::USR1));
+        for name in ["term", "SEGV", "15", ""] {
+            assert!(signal(name).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,614 @@
+//! The one table of settings: flags, variables, keys of the configuration file, help, manual page,
+//! completions and docs/configuration.md all come from it.
+//!
+//! A value is read by the parser that stands here, wherever it is given. What values mean together is
+//! checked in `check`.
+
+use std::any::TypeId;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::ArgAction;
+use clap::{Arg, Args, Command, CommandFactory, Parser, ValueEnum};
+use clap_complete::Shell;
+use varta_core::tracker::{DEFAULT_CAPACITY, DEFAULT_EVICTION_SCAN_WINDOW, MAX_CAPACITY};
+
+use super::Wish;
+use super::http::HttpFlags;
+use super::network::NetworkFlags;
+use super::{units, users};
+use crate::control::log::LogFormat;
+use crate::http::metrics::AgentSeries;
+use crate::journal::ExportEvents;
+use crate::policy::Mode;
+
+/// Beats per second of one agent unless told otherwise, as in 0.2.0.
+const MAX_BEAT_RATE: u32 = 100;
+
+/// Most actions on one agent within a window. Who needs more has a service manager for that.
+pub(super) const BUDGET_MAX: i64 = 100;
+
+/// What a child may have kept of its output, as in 0.2.0; 8 of them at a time.
+const CAPTURE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Watches processes: each sends a beat now and then, and whoever falls silent is reported and, if you say
+/// so, recovered.
+#[derive(Debug, Parser)]
+#[command(
+    name = "varta-watch",
+    version,
+    max_term_width = 100,
+    after_help = "Without any flag it listens on the default socket and reports stalls after 2 s of silence.\n\
+                  Every setting can also be given as a variable (VARTA_THRESHOLD_MS) or in a file (threshold-ms);\n\
+                  --help says it all.",
+    after_long_help = "Every setting can be given in three ways: as a flag, as a variable in the environment \
+                       (VARTA_ and its name, VARTA_THRESHOLD_MS=500), or in the file that --config names \
+                       (threshold-ms = 500). A flag overrides a variable, a variable the file. Flags that are \
+                       on or off can be switched off again with =false. Rules for single agents and recovery \
+                       ladders are written in the file only: docs/configuration.md.\n\n\
+                       SIGTERM and SIGINT end it, SIGHUP opens the event file anew and reads configuration, \
+                       keys and token again, SIGUSR1 logs the counters.\n\n\
+                       Exit codes: 0 after a clean stop, 1 if it cannot start or go on, 2 for an unusable \
+                       command line or configuration."
+)]
+pub(super) struct Flags {
+    #[command(flatten)]
+    pub(super) configuration: ConfigurationFlags,
+
+    /// Unix datagram socket to listen on
+    ///
+    /// Unless given: varta.sock in $RUNTIME_DIRECTORY, else in /run/varta for root, else in
+    /// $XDG_RUNTIME_DIR/varta.
+    #[arg(long, value_name = "PATH", help_heading = "Listening")]
+    pub(super) socket: Option<PathBuf>,
+
+    /// Permission bits of the socket, octal
+    ///
+    /// Unless given: as open as --allow-uid and --allow-gid need it.
+    #[arg(long, value_name = "MODE", value_parser = units::octal_mode, hide_short_help = true, help_heading = "Listening")]
+    pub(super) socket_mode: Option<u32>,
+
+    /// Stop cleanly after this many seconds
+    #[arg(
+        long,
+        value_name = "SECS",
+        hide_short_help = true,
+        help_heading = "Listening"
+    )]
+    pub(super) shutdown_after_secs: Option<u64>,
+
+    /// Time that running recovery commands get to end at a stop, in milliseconds
+    ///
+    /// At least 100.
+    #[arg(long, value_name = "MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(100..=86_400_000), hide_short_help = true, help_heading = "Listening")]
+    pub(super) shutdown_grace_ms: u64,
+
+    /// User whose processes may be agents; repeatable
+    ///
+    /// By name or number. Unless given: this user; everyone if this is root.
+    #[arg(long, value_name = "USER", value_parser = users::user_id, help_heading = "Who may join")]
+    pub(super) allow_uid: Vec<u32>,
+
+    /// Group whose processes may be agents; repeatable
+    ///
+    /// By name or number. Meant is the real group of a process, not its supplementary ones.
+    #[arg(long, value_name = "GROUP", value_parser = users::group_id, help_heading = "Who may join")]
+    pub(super) allow_gid: Vec<u32>,
+
+    /// Refuse agents in containers
+    ///
+    /// That is, in other pid namespaces. Without effect beside --allow-cross-namespace-agents.
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_short_help = true, help_heading = "Who may join")]
+    pub(super) strict_namespace_check: bool,
+
+    /// Let recovery act on agents in containers too
+    ///
+    /// That is, in other pid namespaces.
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", help_heading = "Who may join")]
+    pub(super) allow_cross_namespace_agents: bool,
+
+    /// Beats per second taken from one agent; 0 for no limit
+    #[arg(long, value_name = "N", default_value_t = MAX_BEAT_RATE, hide_short_help = true, help_heading = "Who may join")]
+    pub(super) max_beat_rate: u32,
+
+    /// Beats one agent may send at once, at least 1
+    ///
+    /// Unless given: 10 times --max-beat-rate.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true, help_heading = "Who may join")]
+    pub(super) max_beat_burst: Option<u32>,
+
+    /// Beats per second taken from all agents together; 0 for no limit
+    ///
+    /// That many from those of this host, and as many from all elsewhere.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        hide_short_help = true,
+        help_heading = "Who may join"
+    )]
+    pub(super) global_beat_rate: u32,
+
+    /// Beats all agents together may send at once; 0 for no limit
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 10_000,
+        hide_short_help = true,
+        help_heading = "Who may join"
+    )]
+    pub(super) global_beat_burst: u32,
+
+    #[command(flatten)]
+    pub(super) network: NetworkFlags,
+
+    #[command(flatten)]
+    pub(super) http: HttpFlags,
+
+    /// Silence that makes an agent stalled, in milliseconds
+    ///
+    /// 10 to 86400000.
+    #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(10..=86_400_000), help_heading = "Silence")]
+    pub(super) threshold_ms: u64,
+
+    /// Silence that makes an agent late, in milliseconds
+    ///
+    /// Shorter than the threshold. Told and kept as evidence; nothing is done about it but what a rule's on-late says. Unless given, no
+    /// agent is called late.
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=86_400_000), help_heading = "Silence")]
+    pub(super) late_ms: Option<u64>,
+
+    /// Agents that can be watched at the same time
+    ///
+    /// 1 to 1048576 of this host; with --udp-port as many elsewhere on top.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY as u64, value_parser = clap::value_parser!(u64).range(1..=MAX_CAPACITY as u64), help_heading = "Silence")]
+    pub(super) tracker_capacity: u64,
+
+    /// Who may lose the slot to a newcomer when the table is full
+    ///
+    /// Agents silent for more than ten thresholds whose stall was reported (strict), or any as silent
+    /// (balanced).
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = Eviction::Strict, hide_short_help = true, help_heading = "Silence")]
+    pub(super) tracker_eviction_policy: Eviction,
+
+    /// Slots looked at per attempt to evict under the balanced policy
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_EVICTION_SCAN_WINDOW as u64, value_parser = clap::value_parser!(u64).range(1..=MAX_CAPACITY as u64), hide_short_help = true, help_heading = "Silence")]
+    pub(super) eviction_scan_window: u64,
+
+    #[command(flatten)]
+    pub(super) recovery: RecoveryFlags,
+
+    #[command(flatten)]
+    pub(super) restraint: RestraintFlags,
+
+    /// Append events to this file
+    ///
+    /// One tab-separated row each.
+    #[arg(long, value_name = "PATH", help_heading = "Evidence")]
+    pub(super) export_file: Option<PathBuf>,
+
+    /// Which events the file gets
+    ///
+    /// Changes are all but beats.
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t = ExportEvents::All, help_heading = "Evidence")]
+    pub(super) export_events: ExportEvents,
+
+    /// How the log on standard error looks
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Human, help_heading = "Evidence")]
+    pub(super) log_format: LogFormat,
+}
+
+/// Where settings come from, and what is printed instead of watching.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Configuration")]
+pub(super) struct ConfigurationFlags {
+    /// Read settings, rules and ladders from this TOML file
+    #[arg(long, value_name = "PATH")]
+    pub(super) config: Option<PathBuf>,
+
+    /// Say everything that is wrong with the configuration, and exit
+    ///
+    /// Each problem with file, line, column and how to mend it; exit code 2 if there is any, else 0. Key and
+    /// token files are read too, sockets are not opened.
+    #[arg(long)]
+    pub(super) check_config: bool,
+
+    /// Print the settings in force and where each comes from, and exit
+    ///
+    /// What is printed is a configuration file itself.
+    #[arg(long)]
+    pub(super) print_config: bool,
+
+    /// Print a script that completes these flags in a shell, and exit
+    #[arg(long, value_name = "SHELL", value_parser = [Shell::Bash.to_string(), Shell::Zsh.to_string(), Shell::Fish.to_string()].map(clap::builder::PossibleValue::new), hide_short_help = true)]
+    pub(super) completions: Option<String>,
+
+    /// Print the manual page, and exit
+    #[arg(long, hide_short_help = true)]
+    pub(super) man: bool,
+
+    /// Print all settings there are as a Markdown page, and exit
+    #[arg(long, hide_short_help = true)]
+    pub(super) list_settings: bool,
+
+    /// Print all metrics there are as a Markdown table, and exit
+    #[arg(long, hide_short_help = true)]
+    pub(super) list_metrics: bool,
+}
+
+/// What is done about stalls, by one agent.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Recovery")]
+pub(super) struct RecoveryFlags {
+    /// Command to run when an agent stalls
+    ///
+    /// Program and arguments, split at white space. {pid} becomes the agent's process id, {source} the address of one elsewhere; no shell is involved. A
+    /// ladder of this one step is the default then.
+    #[arg(long, value_name = "COMMAND")]
+    pub(super) recovery_exec: Option<String>,
+
+    /// File with the command for --recovery-exec, readable by its owner only
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
+    pub(super) recovery_exec_file: Option<PathBuf>,
+
+    /// Ladder from the file for agents whose rule names none
+    ///
+    /// Its name, or none. Unless given: the one step of --recovery-exec, else none.
+    #[arg(long, value_name = "NAME")]
+    pub(super) default_recovery: Option<String>,
+
+    /// What recovery may do
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Enforce)]
+    pub(super) recovery_mode: Mode,
+
+    /// Least time between two actions on an agent, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(0..=2_678_400_000), hide_short_help = true)]
+    pub(super) recovery_debounce_ms: u64,
+
+    /// Kill a recovery command that runs longer, in milliseconds
+    ///
+    /// With all it started. Unless given it may run as long as it likes.
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=2_678_400_000))]
+    pub(super) recovery_timeout_ms: Option<u64>,
+
+    /// How long an agent may take to come back after a step
+    #[arg(long, value_name = "DURATION", value_parser = units::some_time, default_value = "10s", hide_short_help = true)]
+    pub(super) recovery_wait: Duration,
+
+    /// Most actions on an agent within --recovery-window
+    ///
+    /// 1 to 100; then the observer gives up on it.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=BUDGET_MAX))]
+    pub(super) recovery_budget: u32,
+
+    /// The time that --recovery-budget is for
+    #[arg(long, value_name = "DURATION", value_parser = units::some_time, default_value = "10m")]
+    pub(super) recovery_window: Duration,
+
+    /// First pause after a failed action; doubles with each further one
+    #[arg(long, value_name = "DURATION", value_parser = units::some_time, default_value = "1s", hide_short_help = true)]
+    pub(super) recovery_backoff: Duration,
+
+    /// Longest pause after a failed action
+    #[arg(long, value_name = "DURATION", value_parser = units::some_time, default_value = "60s", hide_short_help = true)]
+    pub(super) recovery_backoff_max: Duration,
+
+    /// An agent that was well for this long starts with a clean slate
+    #[arg(long, value_name = "DURATION", value_parser = units::some_time, default_value = "1m", hide_short_help = true)]
+    pub(super) recovery_reset_after: Duration,
+
+    /// Time a recovery command gets between SIGTERM and SIGKILL
+    #[arg(long, value_name = "DURATION", value_parser = units::duration, default_value = "2s", hide_short_help = true)]
+    pub(super) recovery_grace: Duration,
+
+    /// Variable for recovery commands, on top of PATH=/usr/bin:/bin; repeatable
+    #[arg(long, value_name = "KEY=VALUE", value_parser = units::key_value, hide_short_help = true)]
+    pub(super) recovery_env: Vec<(String, String)>,
+
+    /// Give recovery commands the observer's own environment too
+    ///
+    /// Without what the service manager put there for the observer.
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_short_help = true)]
+    pub(super) recovery_inherit_env: bool,
+
+    /// Bytes kept of what a recovery command writes
+    ///
+    /// Half from its beginning and half from its end. At most 1048576.
+    #[arg(long, value_name = "BYTES", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(..=CAPTURE_BYTES_MAX), hide_short_help = true)]
+    pub(super) recovery_capture_bytes: u64,
+}
+
+/// What holds recovery back, for all agents together.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Restraint")]
+pub(super) struct RestraintFlags {
+    /// Recovery commands that run at the same time
+    ///
+    /// 1 to 1024.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) recovery_max_in_flight: u32,
+
+    /// Recovery actions started per second; 0 for no limit
+    #[arg(long, value_name = "N", default_value_t = 100, hide_short_help = true)]
+    pub(super) recovery_starts_per_second: u32,
+
+    /// Hold fire when more than this part of all agents stalls together
+    ///
+    /// Above 0, up to 1; or off.
+    #[arg(long, value_name = "SHARE|off", value_parser = units::share, default_value = "0.5")]
+    pub(super) mass_stall_share: Wish<f64>,
+
+    /// Fewer silent agents than this are never a mass stall
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)]
+    pub(super) mass_stall_min: u32,
+
+    /// Hold fire while tasks wait for memory for more than this part of the time, in percent; or off
+    ///
+    /// Measured over the last 10 s by the kernel (/proc/pressure/memory).
+    #[arg(long, value_name = "PERCENT|off", value_parser = units::percent, default_value = "20", hide_short_help = true)]
+    pub(super) memory_pressure: Wish<f64>,
+
+    /// Hold fire while tasks wait for I/O for more than this part of the time, in percent; or off
+    ///
+    /// Measured over the last 10 s by the kernel (/proc/pressure/io).
+    #[arg(long, value_name = "PERCENT|off", value_parser = units::percent, default_value = "60", hide_short_help = true)]
+    pub(super) io_pressure: Wish<f64>,
+}
+
+/// Whom a full table lets go.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Eviction {
+    Strict,
+    Balanced,
+}
+
+/// Settings that take effect on SIGHUP. The others are about what exists once it is open, or about how big
+/// it was made, and need a restart.
+const RELOADED: &[&str] = &[
+    "max-beat-rate",
+    "max-beat-burst",
+    "global-beat-rate",
+    "global-beat-burst",
+    "threshold-ms",
+    "late-ms",
+    "recovery-exec",
+    "recovery-exec-file",
+    "default-recovery",
+    "recovery-mode",
+    "recovery-debounce-ms",
+    "recovery-timeout-ms",
+    "recovery-wait",
+    "recovery-budget",
+    "recovery-window",
+    "recovery-backoff",
+    "recovery-backoff-max",
+    "recovery-reset-after",
+    "recovery-grace",
+    "recovery-env",
+    "recovery-inherit-env",
+    "recovery-capture-bytes",
+    "recovery-max-in-flight",
+    "recovery-starts-per-second",
+    "mass-stall-share",
+    "mass-stall-min",
+    "memory-pressure",
+    "io-pressure",
+];
+
+/// What is about the command line itself, and thus no setting. `config` has a variable, the others do not.
+const NO_SETTINGS: &[&str] = &[
+    "config",
+    "check-config",
+    "print-config",
+    "completions",
+    "man",
+    "list-settings",
+    "list-metrics",
+];
+
+const ONE_THREAD: &str =
+    "it described how 0.2.0 shared one thread, which this generation does not do";
+const RATE: &str = "answers are limited in their number by themselves";
+
+/// Flags of 0.2.0 that described its insides: taken with any value, without effect; and why.
+pub(super) const IGNORED: &[(&str, &str)] = &[
+    (
+        "i-accept-secure-udp-non-loopback",
+        "what it accepted is no danger any more",
+    ),
+    (
+        "signal-handler-mode",
+        "signals need no choice of a handler any more",
+    ),
+    ("read-timeout-ms", "the observer wakes up when it has to"),
+    (
+        "uds-rcvbuf-bytes",
+        "Linux bounds the queue by net.unix.max_dgram_qlen instead",
+    ),
+    ("audit-sync-interval-ms", ONE_THREAD),
+    ("audit-fsync-budget-ms", ONE_THREAD),
+    ("audit-rotation-budget-ms", ONE_THREAD),
+    ("prom-rate-limit-per-sec", RATE),
+    ("prom-rate-limit-burst", RATE),
+    ("iteration-budget-ms", ONE_THREAD),
+    ("scrape-budget-ms", ONE_THREAD),
+    (
+        "recovery-capture-stdio",
+        "the output of recovery commands is always captured",
+    ),
+];
+
+/// Flags that 0.2.0 had removed already, and what to use instead.
+pub(super) const REMOVED: &[(&str, &str)] = &[
+    (
+        "recovery-cmd",
+        "no shell runs recovery commands; use --recovery-exec",
+    ),
+    (
+        "recovery-cmd-file",
+        "no shell runs recovery commands; use --recovery-exec-file",
+    ),
+    (
+        "i-accept-shell-risk",
+        "no shell runs recovery commands; use --recovery-exec and leave this out",
+    ),
+    ("key-env", "keys are read from files only; use --key-file"),
+    (
+        "accepted-key-env",
+        "keys are read from files only; use --accepted-key-file",
+    ),
+    (
+        "master-key-env",
+        "keys are read from files only; use --master-key-file",
+    ),
+];
+
+/// What a value looks like in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Bool,
+    Integer,
+    Text,
+    /// A number, or a word such as off.
+    NumberOrText,
+    /// An array of texts.
+    List,
+}
+
+/// The table with everything the command line takes.
+pub(super) fn command() -> Command {
+    let old = |name: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .hide(true)
+            .action(ArgAction::Append)
+            .allow_hyphen_values(true)
+    };
+    let ignored = IGNORED.iter().map(|(name, _)| match takes_no_value(name) {
+        true => old(name)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true"),
+        false => old(name),
+    });
+    let removed = REMOVED.iter().map(|(name, _)| {
+        old(name)
+            .num_args(0..=1)
+            .allow_hyphen_values(false)
+            .default_missing_value("")
+    });
+    Flags::command().args(ignored).args(removed)
+}
+
+fn takes_no_value(ignored: &str) -> bool {
+    matches!(
+        ignored,
+        "i-accept-secure-udp-non-loopback" | "recovery-capture-stdio"
+    )
+}
+
+/// The table as people are shown it: flags that are on or off without their `=true|false`.
+pub(super) fn shown_command() -> Command {
+    command().mut_args(|arg| match kind(&arg) {
+        Kind::Bool => arg
+            .action(ArgAction::SetTrue)
+            .num_args(0)
+            .require_equals(false),
+        _ => arg,
+    })
+}
+
+/// The name of a setting: its flag without the dashes.
+pub(super) fn key(arg: &Arg) -> Option<&str> {
+    arg.get_long()
+}
+
+/// Whether an argument can be given in the environment and the file too.
+pub(super) fn is_setting(arg: &Arg) -> bool {
+    key(arg).is_some_and(|key| {
+        !arg.is_hide_set() && !NO_SETTINGS.contains(&key) && !["help", "version"].contains(&key)
+    })
+}
+
+/// All settings of a table.
+pub(super) fn settings(command: &Command) -> impl Iterator<Item = (&str, &Arg)> {
+    let settings = command.get_arguments().filter(|arg| is_setting(arg));
+    settings.filter_map(|arg| key(arg).map(|key| (key, arg)))
+}
+
+/// What else a setting is called on the command line.
+pub(super) fn by_alias<'a>(command: &'a Command, name: &str) -> Option<&'a str> {
+    settings(command)
+        .find(|(_, arg)| {
+            let aliases = arg.get_all_aliases().unwrap_or_default();
+            aliases.contains(&name)
+        })
+        .map(|(key, _)| key)
+}
+
+/// Whether a change of this setting takes effect on SIGHUP.
+pub(super) fn is_reloaded(key: &str) -> bool {
+    RELOADED.contains(&key)
+}
+
+/// What its value looks like in the file.
+pub(super) fn kind(arg: &Arg) -> Kind {
+    let id = arg.get_value_parser().type_id();
+    let is = |types: &[TypeId]| types.iter().any(|one| id == *one);
+    if matches!(arg.get_action(), ArgAction::Append) {
+        Kind::List
+    } else if is(&[TypeId::of::<bool>()]) {
+        Kind::Bool
+    } else if arg.get_id() != "socket_mode"
+        && is(&[
+            TypeId::of::<u64>(),
+            TypeId::of::<u32>(),
+            TypeId::of::<u16>(),
+        ])
+    {
+        Kind::Integer
+    } else if is(&[TypeId::of::<Wish<f64>>(), TypeId::of::<AgentSeries>()]) {
+        Kind::NumberOrText
+    } else {
+        Kind::Text
+    }
+}
+
+/// How several values are told apart in one variable.
+pub(super) fn separator(key: &str) -> char {
+    // Values of variables may hold anything else.
+    if key == "recovery-env" { '\n' } else { ',' }
+}
+
+/// The command `Config` and tests parse with must be sound.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_flags_is_sound() {
+        command().debug_assert();
+        shown_command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_said_about_settings_is_about_settings_there_are() {
+        let command = command();
+        for name in RELOADED {
+            assert!(settings(&command).any(|(key, _)| key == *name), "{name}");
+        }
+        for name in NO_SETTINGS {
+            let known = command.get_arguments().any(|arg| key(arg) == Some(name));
+            assert!(known, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_setting_is_explained_under_a_heading() {
+        let command = command();
+        for (name, arg) in settings(&command) {
+            assert!(arg.get_help().is_some(), "{name}");
+            assert!(arg.get_help_heading().is_some(), "{name}");
+        }
+    }
+}

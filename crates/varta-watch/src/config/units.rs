@@ -1,0 +1,159 @@
+//! How values are written, wherever they are given: each parser takes the text and says how to mend it.
+
+use std::time::Duration;
+
+use super::Wish;
+
+/// The word for doing without.
+pub(super) const OFF: &str = "off";
+
+/// A month. Longer ones are mistakes, and everything is counted in nanoseconds of 64 bits.
+const DURATION_MAX: Duration = Duration::from_secs(31 * 24 * 3600);
+
+/// Shorter silences are below what schedulers promise.
+pub(super) const THRESHOLD_MIN: Duration = Duration::from_millis(10);
+
+/// A day.
+pub(super) const THRESHOLD_MAX: Duration = Duration::from_secs(24 * 3600);
+
+const EXAMPLES: &str = "write \"1500ms\", \"2s\" or \"10m\"";
+
+/// A duration with its unit.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    if !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'.')
+    {
+        return Err(format!("{text} of what? {EXAMPLES}"));
+    }
+    if text.starts_with('-') {
+        return Err(format!("a duration cannot be negative; {EXAMPLES}"));
+    }
+    let duration = humantime::parse_duration(text)
+        .map_err(|_| format!("{text:?} is not a duration; {EXAMPLES}"))?;
+    match duration <= DURATION_MAX {
+        true => Ok(duration),
+        false => Err(format!("{text} is too long; 31 days are the most")),
+    }
+}
+
+/// A duration longer than nothing.
+pub(super) fn some_time(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err(format!("it must be longer than 0; {EXAMPLES}")),
+        duration => Ok(duration),
+    }
+}
+
+/// A silence that makes a stall.
+pub(super) fn threshold(text: &str) -> Result<Duration, String> {
+    let threshold = duration(text)?;
+    match (THRESHOLD_MIN..=THRESHOLD_MAX).contains(&threshold) {
+        true => Ok(threshold),
+        false => Err(format!("{text} is not within 10ms and 24h")),
+    }
+}
+
+/// More than 0, at most 1; or off.
+pub(super) fn share(text: &str) -> Result<Wish<f64>, String> {
+    part_or_off(text, 1.0).ok_or_else(|| {
+        format!("{text:?} is no part of a whole; write a number above 0 and up to 1, or \"off\"")
+    })
+}
+
+/// More than 0, at most 100; or off.
+pub(super) fn percent(text: &str) -> Result<Wish<f64>, String> {
+    part_or_off(text, 100.0).ok_or_else(|| {
+        format!("{text:?} is no percentage; write a number above 0 and up to 100, or \"off\"")
+    })
+}
+
+fn part_or_off(text: &str, whole: f64) -> Option<Wish<f64>> {
+    if text == OFF {
+        return Some(Wish::Off);
+    }
+    let number: f64 = text.parse().ok()?;
+    (number > 0.0 && number <= whole).then_some(Wish::At(number))
+}
+
+/// How long a duration is, as one writes it.
+pub(super) fn shown(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+/// Permission bits.
+pub(super) fn octal_mode(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    let mode = u32::from_str_radix(digits, 8).ok();
+    mode.filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| "not a mode; write octal digits from 000 to 777, such as 660".to_owned())
+}
+
+/// A variable for children.
+pub(super) fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("no '='; write KEY=VALUE")?;
+    if key.is_empty() {
+        return Err("nothing before '='; write KEY=VALUE".to_owned());
+    }
+    if text.contains('\0') {
+        return Err("it holds a NUL character, which no variable can; take it out".to_owned());
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_written_with_their_unit() {
+        for (text, ms) in [
+            ("1500ms", 1500),
+            ("2s", 2000),
+            ("10m", 600_000),
+            ("1m 30s", 90_000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for (text, words) in [
+            ("10", "10 of what?"),
+            ("1.5", "of what?"),
+            ("-1s", "negative"),
+            ("", "not a duration"),
+            ("soon", "not a duration"),
+            ("2s2", "not a duration"),
+            ("99999999999999999999s", "not a duration"),
+            ("32days", "too long"),
+        ] {
+            let error = duration(text).unwrap_err();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+        assert!(some_time("0s").unwrap_err().contains("longer than 0"));
+    }
+
+    #[test]
+    fn thresholds_have_bounds() {
+        assert_eq!(threshold("10ms"), Ok(THRESHOLD_MIN));
+        assert_eq!(threshold("24h"), Ok(THRESHOLD_MAX));
+        for text in ["9ms", "0s", "25h"] {
+            assert!(
+                threshold(text).unwrap_err().contains("not within"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn parts_are_above_nothing_and_at_most_all_or_off() {
+        assert_eq!(share("0.5"), Ok(Wish::At(0.5)));
+        assert_eq!(share("off"), Ok(Wish::Off));
+        assert_eq!(percent("20"), Ok(Wish::At(20.0)));
+        for text in ["0", "-1", "NaN", "inf", "1.1", "half", ""] {
+            assert!(share(text).is_err(), "{text}");
+        }
+        for text in ["0", "101", "20%"] {
+            assert!(percent(text).is_err(), "{text}");
+        }
+    }
+}
