@@ -172,6 +172,7 @@ series! {
     "varta_observer_attention_lag_seconds" "Time since the start that counts against nobody." { AttentionLag }
     "varta_recovery_in_flight" "Recovery commands and hooks that run now." { RecoveryInFlight }
     "varta_recovery_held" "1 while fire is held because the host is the suspect, else 0." { RecoveryHeld }
+    "varta_stall_threshold_seconds" "Silence that makes a stall, unless a rule says otherwise." { Threshold }
     "varta_agents_missing" "Agents that were expected by now and are not there." { AgentsMissing }
     "varta_observer_last_turn_seconds" "When the beat path began its last turn, since the start." { LastTurn }
 }
@@ -179,7 +180,7 @@ series! {
 impl Gauge {
     /// The value is kept in nanoseconds and told in seconds.
     pub const fn is_time(self) -> bool {
-        matches!(self, Self::AttentionLag | Self::LastTurn)
+        matches!(self, Self::AttentionLag | Self::LastTurn | Self::Threshold)
     }
 }
 

@@ -283,6 +283,12 @@ impl Recovery {
         settled
     }
 
+    /// Whether an agent has stalled and is neither back nor gone nor paused.
+    pub fn is_silent(&self, agent: Agent) -> bool {
+        let entry = self.entries.get(agent.slot as usize);
+        entry.is_some_and(|entry| entry.agent == agent && entry.silent)
+    }
+
     /// While fire is held nothing is started and nobody given up; it all comes after.
     pub fn hold(&mut self, held: bool) {
         self.held = held;

@@ -133,6 +133,28 @@ pub(crate) struct SignalStep {
     pub(crate) wait: Duration,
 }
 
+/// The signals that can be sent, by name.
+pub(crate) const SIGNALS: &[(&str, Signal)] = &[
+    ("TERM", Signal::TERM),
+    ("KILL", Signal::KILL),
+    ("INT", Signal::INT),
+    ("HUP", Signal::HUP),
+    ("QUIT", Signal::QUIT),
+    ("ABRT", Signal::ABORT),
+    ("USR1", Signal::USR1),
+    ("USR2", Signal::USR2),
+    ("CONT", Signal::CONT),
+    ("STOP", Signal::STOP),
+    ("ALRM", Signal::ALARM),
+    ("WINCH", Signal::WINCH),
+];
+
+/// The name of one of them.
+pub(crate) fn signal_name(signal: Signal) -> &'static str {
+    let found = SIGNALS.iter().find(|(_, known)| *known == signal);
+    found.map_or("?", |(name, _)| name)
+}
+
 /// Who gets a signal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Target {

@@ -9,7 +9,7 @@ use super::problems::Problems;
 use super::programs::SearchPath;
 use super::section::{Section, kind, text};
 use super::units;
-use crate::policy::{RunStep, SignalStep, Step, Target};
+use crate::policy::{RunStep, SIGNALS, SignalStep, Step, Target};
 
 /// More are no ladder but a program; write one.
 const STEPS_MAX: usize = 32;
@@ -23,21 +23,6 @@ const PLACEHOLDERS: &[&str] = &[
     "{unit}",
     "{reason}",
     "{source}",
-];
-
-const SIGNALS: &[(&str, Signal)] = &[
-    ("TERM", Signal::TERM),
-    ("KILL", Signal::KILL),
-    ("INT", Signal::INT),
-    ("HUP", Signal::HUP),
-    ("QUIT", Signal::QUIT),
-    ("ABRT", Signal::ABORT),
-    ("USR1", Signal::USR1),
-    ("USR2", Signal::USR2),
-    ("CONT", Signal::CONT),
-    ("STOP", Signal::STOP),
-    ("ALRM", Signal::ALARM),
-    ("WINCH", Signal::WINCH),
 ];
 
 const TARGETS: &[(&str, Target)] = &[

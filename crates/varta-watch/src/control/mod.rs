@@ -7,9 +7,12 @@
 mod acquaintances;
 pub(crate) mod history;
 pub(crate) mod log;
+mod pressure;
 mod recoveries;
+mod reload;
 mod repeats;
 pub(crate) mod roster;
+mod rulebook;
 pub(crate) mod story;
 pub(crate) mod wishes;
 
@@ -23,26 +26,28 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
-use varta_core::recovery::{ActionEnd, Plan};
+use varta_core::event::UID_UNKNOWN;
 use varta_core::{
-    Agent, BeatOrigin, Counter, Counters, Event, EventKind, ExitStatus, Home, SlotTable, Timing,
+    Agent, BeatLimit, Counter, Counters, Event, EventKind, ExitStatus, Gauge, Home, Patience, Rate, SlotTable,
 };
 
 use crate::api::{Fields, LogEvent};
 use crate::clock::RawClock;
+use crate::config::Config;
 use crate::handoff::{EventReceiver, Handed, Order, OrderSender};
 use crate::http::token::{Token, TokenFile};
 use crate::identity::{self, Means};
 use crate::journal::{Journal, append_row};
 use crate::keys::{KeyFiles, KeyRing};
-use crate::recovery::{Ended, How, Runner, Running, StartError, Subject};
+use crate::recovery::Runner;
 use acquaintances::Acquaintances;
 use log::Log;
-pub(crate) use recoveries::Recoveries;
+use recoveries::Recoveries;
 use repeats::Repeats;
 use roster::{Person, Roster};
+use recoveries::Occasion;
+use rulebook::Newcomer;
 use wishes::{Pauses, Wish};
 
 /// Events handled before anything else gets a turn.
@@ -51,11 +56,14 @@ const EVENTS_PER_TURN: usize = 4096;
 /// How often the largest pid of this host is read, in case the operator changes it.
 const PID_MAX_PAUSE: Duration = Duration::from_secs(60);
 
+/// Seconds' worth of beats that an agent with a limit of its own may send at once.
+const BURST_SECONDS: u32 = 10;
+
 /// How soon orders that found no room are sent again.
 const ORDERS_PAUSE: Duration = Duration::from_millis(10);
 
 /// How long killed recovery commands may take to be gone when the observer stops.
-const REAP_WAIT: Duration = Duration::from_millis(50);
+const REAP_WAIT: Duration = Duration::from_millis(100);
 
 /// What the control thread works with.
 pub(crate) struct ControlConfig {
@@ -64,10 +72,12 @@ pub(crate) struct ControlConfig {
     pub(crate) wishes: mpsc::Receiver<Wish>,
     pub(crate) log: Log,
     pub(crate) journal: Option<Journal>,
-    pub(crate) recovery: Option<Recoveries>,
-    pub(crate) runner: Runner,
-    /// Recovery may touch agents of other pid namespaces.
-    pub(crate) recover_foreign: bool,
+    /// What the operator wanted at the start.
+    pub(crate) config: Config,
+    /// Slots of the table.
+    pub(crate) slots: usize,
+    /// Spreads what must not happen all at once.
+    pub(crate) seed: u64,
     /// Read again on SIGHUP; `None` without encrypted UDP.
     pub(crate) keys: Option<KeyFiles>,
     /// Read again on SIGHUP; `None` if nobody needs one.
@@ -84,20 +94,13 @@ pub(crate) struct Control {
     given: ControlConfig,
     acquaintances: Acquaintances,
     next_pid_max: Instant,
-    /// Recovery commands at work.
-    children: JoinSet<CommandEnd>,
+    recoveries: Recoveries,
+    /// What the operator wants now.
+    in_force: Config,
     repeats: Repeats,
     pauses: Pauses,
     /// The operator knows that descriptors have run out.
     told_of_unwatched_exits: bool,
-}
-
-/// A recovery command that has ended.
-struct CommandEnd {
-    agent: Agent,
-    who: story::Who,
-    child_pid: u32,
-    ended: Ended,
 }
 
 /// Why the control thread ended.
@@ -134,11 +137,17 @@ impl Signals {
 
 impl Control {
     pub(crate) fn new(given: ControlConfig) -> Self {
+        let policy = Arc::new(given.config.policy.clone());
+        let runner = Runner::new(given.means);
+        given
+            .counters
+            .set(Gauge::Threshold, nanoseconds(given.config.threshold));
         Self {
             acquaintances: Acquaintances::new(given.means, given.raw),
+            recoveries: Recoveries::new(policy, runner, given.slots, given.seed),
+            in_force: given.config.clone(),
             given,
             next_pid_max: Instant::now() + PID_MAX_PAUSE,
-            children: JoinSet::new(),
             repeats: Repeats::default(),
             pauses: Pauses::default(),
             told_of_unwatched_exits: false,
@@ -169,7 +178,7 @@ impl Control {
                     more = self.take_events();
                 }
                 () = tokio::task::yield_now(), if more => more = self.take_events(),
-                Some(Ok(end)) = self.children.join_next() => self.child_ended(&end),
+                Some(work) = self.recoveries.work_ended() => self.take_note(work),
                 Some(wish) = self.given.wishes.recv() => self.grant(wish),
                 () = at(due) => {}
                 () = at(end) => return Ok(StopReason::TimeIsUp),
@@ -190,12 +199,12 @@ impl Control {
     pub(crate) async fn finish(&mut self) {
         while self.take_events() {}
         self.repeats.tell_all(&self.given.log);
-        self.given.runner.stop(Duration::ZERO);
-        let _ = tokio::time::timeout(REAP_WAIT, async {
-            while let Some(end) = self.children.join_next().await {
-                if let Ok(end) = end {
-                    self.child_ended(&end);
-                }
+        let longest = self.in_force.shutdown_grace;
+        let grace = self.recoveries.policy.children.grace.min(longest);
+        self.recoveries.runner.stop(grace);
+        let _ = tokio::time::timeout(grace + REAP_WAIT, async {
+            while let Some(work) = self.recoveries.work_ended().await {
+                self.take_note(work);
             }
         })
         .await;
@@ -276,24 +285,32 @@ impl Control {
                     ..Person::default()
                 };
                 self.given.roster.enter(agent, person);
+                self.hold_to_rule(agent);
+                self.joined(agent);
+                let who = self.name_of(agent);
+                let facts = self.acquaintances.facts_of(agent);
                 story::join(&self.given.log, &who, facts, home, status, payload, nonce);
                 self.tell_of_unwatched_exits();
             }
             EventKind::Session { agent, .. } => {
                 self.acquaintances.review(agent);
-                let who = self.name_of(agent);
-                let name = who.name.clone();
-                self.given.roster.amend(agent, |person| person.name = name);
-                self.repeats.add_session(Instant::now(), who);
+                self.hold_to_rule(agent);
+                self.repeats.add_session(Instant::now(), self.name_of(agent));
             }
             EventKind::Critical {
                 agent,
                 nonce,
                 payload,
-            } => story::critical(&self.given.log, &self.name_of(agent), nonce, payload),
+            } => {
+                story::critical(&self.given.log, &self.name_of(agent), nonce, payload);
+                self.hook(agent, Occasion::Critical);
+            }
             EventKind::Late {
                 agent, silence_ns, ..
-            } => story::late(&self.given.log, &self.name_of(agent), silence_ns),
+            } => {
+                story::late(&self.given.log, &self.name_of(agent), silence_ns);
+                self.hook(agent, Occasion::Late);
+            }
             EventKind::Stall {
                 agent,
                 last_nonce,
@@ -302,14 +319,7 @@ impl Control {
             } => {
                 let who = self.name_of(agent);
                 story::stall(&self.given.log, &who, last_nonce, silence_ns, threshold_ns);
-                let may_act = self.may_act_on(agent, &who);
-                if let Some(recoveries) = &mut self.given.recovery
-                    && may_act
-                    && recoveries.of(agent).on_stall(agent, event.observer_ns) == Plan::Deferred
-                {
-                    self.count_outcome(agent, Counter::RecoveryDebounced);
-                    story::deferred(&self.given.log, &who);
-                }
+                self.recover(agent, &who, event.observer_ns);
             }
             EventKind::Return {
                 agent,
@@ -320,7 +330,7 @@ impl Control {
             } => {
                 let who = self.name_of(agent);
                 story::returned(&self.given.log, &who, silence_ns, status, payload, nonce);
-                self.settle(agent);
+                self.returned(agent, &who);
             }
             EventKind::Exit { agent, status, .. } => {
                 self.given.counters.count(match status {
@@ -329,12 +339,13 @@ impl Control {
                     ExitStatus::Unknown => Counter::ExitsUnknown,
                 });
                 story::exit(&self.given.log, &self.name_of(agent), status);
-                self.settle(agent);
+                if !status.is_clean() {
+                    self.hook(agent, Occasion::Exit);
+                }
                 self.forget(agent);
             }
             EventKind::Evicted { agent } => {
                 story::evicted(&self.given.log, &self.name_of(agent));
-                self.settle(agent);
                 self.forget(agent);
             }
             EventKind::Refused { sender, reason } => {
@@ -347,35 +358,6 @@ impl Control {
         }
     }
 
-    /// Whether the way an agent was heard lets recovery act on it (observer spec 4.2).
-    fn may_act_on(&self, agent: Agent, who: &story::Who) -> bool {
-        let facts = self.given.table.read(agent.slot);
-        let facts = facts.filter(|facts| facts.agent(agent.slot) == agent);
-        let (origin, outcome, reason) = match facts.map(|facts| facts.origin) {
-            Some(origin @ BeatOrigin::NetworkUnverified) => (
-                origin,
-                Counter::RecoveryUnauthenticated,
-                Counter::RefusedUnauthenticated,
-            ),
-            Some(origin @ BeatOrigin::SocketModeOnly) => (
-                origin,
-                Counter::RecoverySocketModeOnly,
-                Counter::RefusedSocketModeOnly,
-            ),
-            // Who has left the table by now is looked for again before anything starts.
-            Some(BeatOrigin::KernelAttested | BeatOrigin::OperatorAttestedTransport) | None => {
-                return true;
-            }
-        };
-        if self.given.recovery.is_some() {
-            self.count_outcome(agent, outcome);
-            self.given.counters.count(reason);
-            let sealed = self.given.keys.is_some();
-            story::refused_by_origin(&self.given.log, who, origin, sealed);
-        }
-        false
-    }
-
     fn tell_of_unwatched_exits(&mut self) {
         if !self.told_of_unwatched_exits && self.given.counters.get(Counter::ExitWatchFailed) > 0 {
             self.told_of_unwatched_exits = true;
@@ -383,35 +365,92 @@ impl Control {
         }
     }
 
+    /// How an agent is called: as its rule says, else as it calls itself.
     fn name_of(&self, agent: Agent) -> story::Who {
-        self.acquaintances.name_of(agent)
+        let who = self.acquaintances.name_of(agent);
+        let rule = self.recoveries.book.rule_of(&self.recoveries.policy, agent);
+        match rule.and_then(|rule| rule.label.clone()) {
+            Some(name) => story::Who { name, ..who },
+            None => who,
+        }
     }
 
     fn forget(&mut self, agent: Agent) {
+        self.gone(agent);
         self.acquaintances.forget(agent);
         self.pauses.forget(agent);
         self.given.roster.leave(agent);
     }
 
-    fn settle(&mut self, agent: Agent) {
-        if let Some(recoveries) = &mut self.given.recovery {
-            recoveries.of(agent).on_settled(agent);
+    /// Finds the rule of an agent, tells the beat path, and calls the agent as the rule says.
+    fn hold_to_rule(&mut self, agent: Agent) {
+        let slot = self.given.table.read(agent.slot);
+        let Some(slot) = slot.filter(|slot| slot.agent(agent.slot) == agent) else {
+            return;
+        };
+        let sealed = self.given.roster.get(agent).is_some_and(|person| person.sealed);
+        let newcomer = Newcomer {
+            agent,
+            facts: self.acquaintances.facts_of(agent),
+            uid: Some(slot.uid).filter(|uid| *uid != UID_UNKNOWN),
+            origin: slot.origin,
+            sealed,
+            address: self.acquaintances.address_of(agent),
+        };
+        let policy = Arc::clone(&self.recoveries.policy);
+        if let Some(complete) = self.recoveries.book.enter(&policy, &newcomer) {
+            story::complete(&self.given.log, &complete);
+        }
+        let patience = self.patience_of(agent);
+        if (patience.threshold_ns, patience.late_ns) != (slot.threshold_ns, slot.late_ns) {
+            self.given.orders.add(Order::Patience(agent, patience));
+        }
+        let rule = self.recoveries.book.rule_of(&policy, agent);
+        let limit = match rule.and_then(|rule| rule.max_beat_rate) {
+            None => BeatLimit::Common,
+            Some(0) => BeatLimit::Unlimited,
+            Some(per_second) => BeatLimit::Own(Rate {
+                per_second,
+                burst: per_second.saturating_mul(BURST_SECONDS),
+            }),
+        };
+        if self.recoveries.book.note_limit(agent, limit) {
+            self.given.orders.add(Order::BeatRate(agent, limit));
+        }
+        let name = self.name_of(agent).name;
+        self.given.roster.amend(agent, |person| person.name = name);
+        self.tell_missing();
+    }
+
+    /// How long an agent may be silent.
+    fn patience_of(&self, agent: Agent) -> Patience {
+        let rule = self.recoveries.book.rule_of(&self.recoveries.policy, agent);
+        let threshold = rule.and_then(|rule| rule.threshold);
+        let threshold = threshold.unwrap_or(self.in_force.threshold);
+        let grace = rule.filter(|_| agent.is_remote());
+        let grace = grace.map_or(Duration::ZERO, |rule| rule.network_grace);
+        let late = rule.and_then(|rule| rule.late).or(self.in_force.late);
+        // One that is no shorter than the threshold would never be seen.
+        let late = late.filter(|late| *late < threshold);
+        Patience {
+            threshold_ns: nanoseconds(threshold.saturating_add(grace)),
+            late_ns: late.map_or(0, |late| nanoseconds(late.saturating_add(grace))),
         }
     }
 
+    fn tell_missing(&self) {
+        let missing = self.recoveries.book.count_missing(&self.recoveries.policy);
+        self.given.counters.set(Gauge::AgentsMissing, missing);
+    }
+
     fn next_due(&self) -> Option<Instant> {
-        let recovery = self.given.recovery.as_ref();
-        let recovery = recovery.and_then(Recoveries::next_due_ns);
-        let recovery = recovery.map(|due_ns| {
-            let ahead_ns = due_ns.saturating_sub(self.given.raw.now_ns());
-            Instant::now() + Duration::from_nanos(ahead_ns)
-        });
         let orders = self.given.orders.is_backed_up();
         let orders = orders.then(|| Instant::now() + ORDERS_PAUSE);
         let search = self.acquaintances.next_search();
         let pid_max = Some(self.next_pid_max);
         let (repeats, pauses) = (self.repeats.next_due(), self.pauses.next_due());
-        [recovery, repeats, pauses, orders, search, pid_max]
+        let (act, missing) = (self.next_act(), self.recoveries.book.next_due());
+        [act, missing, repeats, pauses, orders, search, pid_max]
             .into_iter()
             .flatten()
             .min()
@@ -420,6 +459,10 @@ impl Control {
     /// What must be looked at now and then because nothing rings a bell.
     fn look_around(&mut self, now: Instant) {
         self.end_pauses(now);
+        for missing in self.recoveries.take_missing(now) {
+            story::missing(&self.given.log, &missing);
+            self.tell_missing();
+        }
         for (agent, process) in self.acquaintances.find_ended(now) {
             self.given.orders.add(Order::Ended(agent, process));
         }
@@ -427,172 +470,6 @@ impl Control {
             self.next_pid_max = now + PID_MAX_PAUSE;
             self.given.orders.add(Order::PidMax(identity::pid_max()));
         }
-    }
-
-    /// Starts every action that is due.
-    fn act(&mut self) {
-        let now_ns = self.given.raw.now_ns();
-        while let Some(agent) = self.next_action(now_ns) {
-            let who = self.name_of(agent);
-            match self.start_command(agent) {
-                Ok((running, shown)) => {
-                    let child_pid = running.pid;
-                    self.count_outcome(agent, Counter::RecoverySpawned);
-                    story::spawned(&self.given.log, &who, child_pid, &shown);
-                    self.children.spawn(async move {
-                        CommandEnd {
-                            agent,
-                            who,
-                            child_pid,
-                            ended: running.wait().await,
-                        }
-                    });
-                }
-                Err(error) => {
-                    let (counter, end) = match error {
-                        StartError::Spawn(_) | StartError::Signal(_) => {
-                            (Counter::RecoverySpawnFailed, ActionEnd::Failed)
-                        }
-                        StartError::TargetGone
-                        | StartError::Unidentified
-                        | StartError::NotHere
-                        | StartError::Forbidden(_) => {
-                            (Counter::RecoveryTargetGone, ActionEnd::TargetGone)
-                        }
-                        StartError::CrossNamespace => {
-                            self.given.counters.count(Counter::RefusedCrossNamespace);
-                            (Counter::RecoveryCrossNamespace, ActionEnd::TargetGone)
-                        }
-                    };
-                    self.count_outcome(agent, counter);
-                    story::not_started(&self.given.log, &who, &error);
-                    if let Some(recoveries) = &mut self.given.recovery {
-                        recoveries.of(agent).on_end(agent, end, now_ns);
-                    }
-                }
-            }
-        }
-    }
-
-    fn next_action(&mut self, now_ns: u64) -> Option<Agent> {
-        self.given.recovery.as_mut()?.next_action(now_ns)
-    }
-
-    /// Starts the command for an agent that is silent still.
-    fn start_command(&mut self, agent: Agent) -> Result<(Running, String), StartError> {
-        let facts = self.given.table.read(agent.slot);
-        let still_silent =
-            facts.is_some_and(|facts| facts.agent(agent.slot) == agent && facts.state.is_latched());
-        let is_local = !agent.is_remote();
-        if is_local && !self.given.recover_foreign && self.acquaintances.may_be_foreign(agent) {
-            return Err(StartError::CrossNamespace);
-        }
-        match &self.given.recovery {
-            Some(Recoveries {
-                command, children, ..
-            }) if still_silent => {
-                let known = self.acquaintances.facts_of(agent);
-                let subject = Subject {
-                    agent,
-                    name: self.name_of(agent).name,
-                    status: String::new(),
-                    silence_ms: 0,
-                    unit: known.and_then(|known| known.unit.clone()),
-                    reason: "stall",
-                    source: self.acquaintances.address_of(agent),
-                };
-                let running = self.given.runner.start(command, children, &subject)?;
-                Ok((running, command.shown(Some(&subject))))
-            }
-            _ => Err(StartError::TargetGone),
-        }
-    }
-
-    /// Counts what became of a recovery, and remembers it with the agent.
-    fn count_outcome(&self, agent: Agent, outcome: Counter) {
-        self.given.counters.count(outcome);
-        let label = outcome.info().label.map(|(_, value)| value);
-        self.given
-            .roster
-            .amend(agent, |person| person.recovery = label);
-    }
-
-    fn child_ended(&mut self, end: &CommandEnd) {
-        let CommandEnd { agent, who, .. } = end;
-        let (ended, child_pid) = (&end.ended, end.child_pid);
-        let ended_by_us = ended.how != How::Finished;
-        let success = ended
-            .status
-            .as_ref()
-            .is_ok_and(std::process::ExitStatus::success);
-        let outcome = if ended_by_us {
-            Counter::RecoveryKilled
-        } else if success {
-            Counter::RecoveryReapedZero
-        } else {
-            Counter::RecoveryReapedNonzero
-        };
-        self.count_outcome(*agent, outcome);
-        let duration_ns = u64::try_from(ended.duration.as_nanos()).unwrap_or(u64::MAX);
-        self.given
-            .counters
-            .observe(Timing::RecoveryDuration, duration_ns);
-        story::ended(&self.given.log, who, child_pid, ended);
-        let now_ns = self.given.raw.now_ns();
-        if let Some(recoveries) = &mut self.given.recovery {
-            let end = if success && !ended_by_us {
-                ActionEnd::Handled
-            } else {
-                ActionEnd::Failed
-            };
-            recoveries.of(*agent).on_end(*agent, end, now_ns);
-        }
-    }
-
-    /// SIGHUP: opens the event file anew and reads keys and token again.
-    fn reload(&mut self) {
-        let mut done = Vec::new();
-        if let Some(journal) = &self.given.journal {
-            journal.reopen();
-            done.push("the event file is opened anew".to_owned());
-        }
-        match self.read_secrets() {
-            Ok((ring, token)) => {
-                if let Some(ring) = ring {
-                    done.push(format!("read {ring}"));
-                    self.given.orders.add(Order::Keys(ring));
-                    self.given.orders.send();
-                }
-                if let (Some(file), Some(token)) = (&self.given.token, token) {
-                    done.push("read the token".to_owned());
-                    file.replace(token);
-                }
-                if done.is_empty() {
-                    done.push("there is no event file to open anew".to_owned());
-                }
-            }
-            Err(error) => {
-                let msg = format!("SIGHUP: keys and token stay as they are: {error}");
-                self.given
-                    .log
-                    .error(LogEvent::Notice, msg, Fields::default());
-            }
-        }
-        if !done.is_empty() {
-            let msg = format!("SIGHUP: {}", done.join("; "));
-            self.given
-                .log
-                .info(LogEvent::Notice, msg, Fields::default());
-        }
-    }
-
-    /// All of them, before any of them counts.
-    fn read_secrets(&self) -> Result<(Option<KeyRing>, Option<Token>), String> {
-        let keys = self.given.keys.as_ref().map(KeyFiles::read).transpose();
-        let keys = keys.map_err(|error| error.to_string())?;
-        let token = self.given.token.as_deref().map(TokenFile::read).transpose();
-        let token = token.map_err(|error| error.to_string())?;
-        Ok((keys, token))
     }
 
     fn tell_counters(&self) {
@@ -621,4 +498,8 @@ async fn at(time: Option<Instant>) {
         Some(time) => tokio::time::sleep_until(time).await,
         None => future::pending().await,
     }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -15,15 +15,20 @@ use varta_core::recovery::{
     self as ladder, Action, ActionEnd, Crowd, GaveUp, HoldChange, HoldFire, HoldOptions,
     HoldReason, Limits, Next, Plan, Recovery, Settled,
 };
+use varta_core::slot::SlotState;
 use varta_core::{Agent, BeatOrigin, Counter, Gauge, Timing};
 
-use super::rulebook::Rulebook;
-use super::{Control, pressure, story};
-use crate::policy::{Ladder, Mode, Policy, Step};
-use crate::recovery::{Ended, Runner, StartError, Subject};
+use super::rulebook::{Missing, Rulebook};
+use super::{Control, nanoseconds, pressure, story};
+use crate::http::view::attention_now_ns;
+use crate::policy::{Hooks, Ladder, Mode, Policy, Step};
+use crate::recovery::{Ended, How, Runner, StartError, Subject};
 
 /// Hooks that wait for room; more are dropped and counted.
 const HOOKS_MAX: usize = 1024;
+
+/// Why a ladder is climbed, as placeholders call it.
+const STALL: &str = "stall";
 
 /// How often it is looked whether fire may be free again.
 const HELD_PAUSE: Duration = Duration::from_millis(100);
@@ -36,7 +41,7 @@ const LOOK_PARTS: u32 = 20;
 pub(super) struct Recoveries {
     pub(super) policy: Arc<Policy>,
     pub(super) book: Rulebook,
-    pub(super) runner: Runner,
+    pub(super) runner: Arc<Runner>,
     slots: usize,
     seed: u64,
     /// Made when it is first needed: most observers only watch.
@@ -47,16 +52,90 @@ pub(super) struct Recoveries {
     working: JoinSet<Work>,
 }
 
-/// Steps for another occasion than a stall.
+/// When steps are taken besides those of a ladder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Occasion {
+    Late,
+    Critical,
+    Exit,
+    Recovered,
+    GaveUp,
+}
+
+impl Occasion {
+    /// As settings, placeholders and logs call it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Late => "late",
+            Self::Critical => "critical",
+            Self::Exit => "exit",
+            Self::Recovered => "recovered",
+            Self::GaveUp => "gave-up",
+        }
+    }
+
+    fn steps(self, hooks: &Hooks) -> &[Step] {
+        match self {
+            Self::Late => &hooks.on_late,
+            Self::Critical => &hooks.on_critical,
+            Self::Exit => &hooks.on_exit,
+            Self::Recovered => &hooks.on_recovered,
+            Self::GaveUp => &hooks.on_gave_up,
+        }
+    }
+}
+
+/// The steps for an occasion.
 struct Hook {
     agent: Agent,
     who: story::Who,
+    occasion: Occasion,
     subject: Subject,
     steps: Vec<Step>,
 }
 
+impl Hook {
+    /// Takes the steps in order until one fails.
+    async fn run(self, runner: Arc<Runner>, policy: Arc<Policy>) -> Work {
+        let begun = Instant::now();
+        let result = self.take_steps(&runner, &policy).await;
+        Work::Hook {
+            agent: self.agent,
+            who: self.who,
+            occasion: self.occasion,
+            result,
+            took: begun.elapsed(),
+        }
+    }
+
+    async fn take_steps(&self, runner: &Runner, policy: &Policy) -> Result<usize, String> {
+        for step in &self.steps {
+            match step {
+                Step::Wait(wait) => tokio::time::sleep(*wait).await,
+                Step::Signal(signal) => runner
+                    .signal(signal, self.agent)
+                    .map_err(|error| error.to_string())?,
+                Step::Run(run) => {
+                    let running = runner.start(run, &policy.children, &self.subject);
+                    let running = running.map_err(|error| error.to_string())?;
+                    let ended = running.wait().await;
+                    if !is_success(&ended) {
+                        return Err(format!("{}: {}", run.program.display(), story::end_of(&ended)));
+                    }
+                }
+            }
+        }
+        Ok(self.steps.len())
+    }
+}
+
+fn is_success(ended: &Ended) -> bool {
+    let succeeded = ended.status.as_ref().is_ok_and(std::process::ExitStatus::success);
+    succeeded && ended.how == How::Finished
+}
+
 /// Something that was started has ended.
-enum Work {
+pub(super) enum Work {
     Action {
         action: Action,
         who: story::Who,
@@ -66,8 +145,8 @@ enum Work {
     Hook {
         agent: Agent,
         who: story::Who,
-        reason: &'static str,
-        /// What went wrong, if it did.
+        occasion: Occasion,
+        /// How many steps were taken, or what went wrong.
         result: Result<usize, String>,
         took: Duration,
     },
@@ -82,7 +161,7 @@ impl Recoveries {
             hold: HoldFire::new(hold_options(&policy)),
             policy,
             book,
-            runner,
+            runner: Arc::new(runner),
             slots,
             seed,
             core: None,
@@ -90,6 +169,16 @@ impl Recoveries {
             hooks: VecDeque::new(),
             working: JoinSet::new(),
         }
+    }
+
+    /// The next thing that was started and has ended.
+    pub(super) async fn work_ended(&mut self) -> Option<Work> {
+        self.working.join_next().await?.ok()
+    }
+
+    /// Expectations that have run out, each told once.
+    pub(super) fn take_missing(&mut self, now: Instant) -> Vec<Missing> {
+        self.book.take_missing(&self.policy, now)
     }
 
     fn core(&mut self) -> &mut Recovery {
@@ -105,6 +194,21 @@ impl Recoveries {
         let hook = self.hooks.front();
         let hook = hook.and_then(|hook| core.room_at_ns(hook.agent));
         [core.next_due_ns(), hook].into_iter().flatten().min()
+    }
+}
+
+/// How it is counted that recovery may not act on agents that were heard this way; `None` if it may.
+fn refusal(origin: BeatOrigin) -> Option<(Counter, Counter)> {
+    match origin {
+        BeatOrigin::NetworkUnverified => Some((
+            Counter::RecoveryUnauthenticated,
+            Counter::RefusedUnauthenticated,
+        )),
+        BeatOrigin::SocketModeOnly => Some((
+            Counter::RecoverySocketModeOnly,
+            Counter::RefusedSocketModeOnly,
+        )),
+        BeatOrigin::KernelAttested | BeatOrigin::OperatorAttestedTransport => None,
     }
 }
 
@@ -150,11 +254,15 @@ fn hold_options(policy: &Policy) -> HoldOptions {
     }
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
 impl Control {
+    /// A new agent, whose rule is known.
+    pub(super) fn joined(&mut self, agent: Agent) {
+        let lineage = self.recoveries.book.lineage_of(agent);
+        if let Some(core) = &mut self.recoveries.core {
+            core.on_join(agent, lineage);
+        }
+    }
+
     /// An agent has stalled.
     pub(super) fn recover(&mut self, agent: Agent, who: &story::Who, now_ns: u64) {
         if self.recoveries.policy.mode == Mode::Observe {
@@ -177,7 +285,7 @@ impl Control {
         if self.settled(agent).acted {
             self.count_outcome(agent, Counter::RecoveryRecovered);
             story::recovered(&self.given.log, who);
-            self.hook(agent, "recovered");
+            self.hook(agent, Occasion::Recovered);
         }
     }
 
@@ -201,71 +309,50 @@ impl Control {
 
     /// Whether the way an agent was heard lets recovery act on it (observer spec 4.2).
     fn may_act_on(&self, agent: Agent, who: &story::Who) -> bool {
-        let facts = self.given.table.read(agent.slot);
-        let facts = facts.filter(|facts| facts.agent(agent.slot) == agent);
-        let (origin, outcome, reason) = match facts.map(|facts| facts.origin) {
-            Some(origin @ BeatOrigin::NetworkUnverified) => (
-                origin,
-                Counter::RecoveryUnauthenticated,
-                Counter::RefusedUnauthenticated,
-            ),
-            Some(origin @ BeatOrigin::SocketModeOnly) => (
-                origin,
-                Counter::RecoverySocketModeOnly,
-                Counter::RefusedSocketModeOnly,
-            ),
-            // Who has left the table by now is looked for again before anything starts.
-            Some(BeatOrigin::KernelAttested | BeatOrigin::OperatorAttestedTransport) | None => {
-                return true;
-            }
+        let slot = self.given.table.read(agent.slot);
+        // Who has left the table by now is looked for again before anything starts.
+        let slot = slot.filter(|slot| slot.agent(agent.slot) == agent);
+        let Some((slot, (outcome, reason))) = slot.and_then(|slot| Some((slot, refusal(slot.origin)?)))
+        else {
+            return true;
         };
         self.count_outcome(agent, outcome);
         self.given.counters.count(reason);
         let sealed = self.given.keys.is_some();
-        story::refused_by_origin(&self.given.log, who, origin, sealed);
+        story::refused_by_origin(&self.given.log, who, slot.origin, sealed);
         false
     }
 
-    /// Runs the steps for an occasion, if the agent's rule has any.
-    pub(super) fn hook(&mut self, agent: Agent, reason: &'static str) {
+    /// Takes the steps for an occasion, if the agent's rule has any.
+    pub(super) fn hook(&mut self, agent: Agent, occasion: Occasion) {
         let policy = Arc::clone(&self.recoveries.policy);
-        let Some(rule) = self.recoveries.book.rule_of(&policy, agent) else {
+        let rule = self.recoveries.book.rule_of(&policy, agent);
+        let steps = rule.map_or(&[][..], |rule| occasion.steps(&rule.hooks));
+        if steps.is_empty() || policy.mode == Mode::Observe {
             return;
-        };
-        let steps = match reason {
-            "late" => &rule.hooks.on_late,
-            "critical" => &rule.hooks.on_critical,
-            "exit" => &rule.hooks.on_exit,
-            "recovered" => &rule.hooks.on_recovered,
-            _ => &rule.hooks.on_gave_up,
-        };
-        let may_act = match policy.mode {
-            Mode::Observe => return,
-            _ if steps.is_empty() => return,
-            Mode::DryRun => false,
-            Mode::Enforce => true,
-        };
+        }
         let who = self.name_of(agent);
-        if !may_act {
-            return story::would_hook(&self.given.log, &who, reason);
+        if policy.mode == Mode::DryRun {
+            return story::would_hook(&self.given.log, &who, occasion);
         }
         if self.recoveries.hooks.len() >= HOOKS_MAX {
             return self.given.counters.count(Counter::HooksDropped);
         }
-        let subject = self.subject(agent, &who, reason);
+        let subject = self.subject(agent, &who, occasion.name());
         self.recoveries.core();
         self.recoveries.hooks.push_back(Hook {
             agent,
             who,
+            occasion,
             subject,
-            steps: steps.clone(),
+            steps: steps.to_vec(),
         });
     }
 
     fn subject(&self, agent: Agent, who: &story::Who, reason: &'static str) -> Subject {
         let facts = self.given.table.read(agent.slot);
         let facts = facts.filter(|facts| facts.agent(agent.slot) == agent);
-        let now_ns = self.attention_now_ns();
+        let now_ns = attention_now_ns(self.given.raw, &self.given.counters);
         let silence_ns = facts.map_or(0, |facts| facts.silence_ns(now_ns));
         let process = self.acquaintances.facts_of(agent);
         Subject {
@@ -277,6 +364,50 @@ impl Control {
             reason,
             source: who.address,
         }
+    }
+
+    /// Other rules, ladders and limits from now on. What runs goes on; who is silent goes on climbing where
+    /// the ladder is the same, and begins anew where it is not.
+    pub(super) fn replace_policy(&mut self) {
+        let policy = Arc::new(self.in_force.policy.clone());
+        let now_ns = self.given.raw.now_ns();
+        self.recoveries.policy = Arc::clone(&policy);
+        self.recoveries.hold.set_options(hold_options(&policy));
+        self.recoveries.book.open(&policy, Instant::now());
+        let agents = self.agents();
+        for agent in &agents {
+            self.hold_to_rule(*agent);
+        }
+        let (book, table) = (&self.recoveries.book, &self.given.table);
+        let ladder_of = |agent: Agent| {
+            let slot = table.read(agent.slot)?;
+            let may_act = policy.mode != Mode::Observe && refusal(slot.origin).is_none();
+            book.ladder_of(&policy, agent).filter(|_| may_act)
+        };
+        if let Some(core) = &mut self.recoveries.core {
+            core.reload(ladders_of(&policy), limits_of(&policy), ladder_of, now_ns);
+        }
+        // Who fell silent while nothing was to be done about anybody.
+        for agent in agents {
+            let core = self.recoveries.core.as_ref();
+            let is_known = core.is_some_and(|core| core.is_silent(agent));
+            if !is_known && self.is_silent(agent) {
+                self.recover(agent, &self.name_of(agent), now_ns);
+            }
+        }
+    }
+
+    fn is_silent(&self, agent: Agent) -> bool {
+        let facts = self.given.table.read(agent.slot);
+        facts.is_some_and(|facts| facts.agent(agent.slot) == agent && facts.state.is_latched())
+    }
+
+    /// Everybody there is.
+    fn agents(&self) -> Vec<Agent> {
+        let slots = 0..self.given.table.capacity() as u32;
+        let facts = slots.filter_map(|slot| Some((slot, self.given.table.read(slot)?)));
+        let there = facts.filter(|(_, facts)| facts.state != SlotState::Free);
+        there.map(|(slot, facts)| facts.agent(slot)).collect()
     }
 
     /// Does everything that is due.
@@ -316,7 +447,7 @@ impl Control {
         if begun < self.recoveries.next_look {
             return;
         }
-        let counted = census(&self.given.table, self.attention_now_ns());
+        let counted = census(&self.given.table, attention_now_ns(self.given.raw, &self.given.counters));
         let crowd = Crowd {
             watched: counted.watched,
             silent: counted.silent,
@@ -382,9 +513,7 @@ impl Control {
         who: &story::Who,
     ) -> Result<Option<ActionEnd>, StartError> {
         let agent = action.agent;
-        let facts = self.given.table.read(agent.slot);
-        let still_silent =
-            facts.is_some_and(|facts| facts.agent(agent.slot) == agent && facts.state.is_latched());
+        let still_silent = self.is_silent(agent);
         let policy = Arc::clone(&self.recoveries.policy);
         let ladder = policy.ladders.get(action.ladder as usize);
         let step = ladder.and_then(|ladder| ladder.steps.get(action.step as usize));
@@ -395,7 +524,7 @@ impl Control {
         if is_local && !policy.recover_foreign && self.acquaintances.may_be_foreign(agent) {
             return Err(StartError::CrossNamespace);
         }
-        let subject = self.subject(agent, who, "stall");
+        let subject = self.subject(agent, who, STALL);
         let shown = step.shown(Some(&subject));
         if policy.mode == Mode::DryRun {
             self.count_outcome(agent, Counter::RecoveryDryRun);
@@ -443,7 +572,7 @@ impl Control {
         });
         self.given.roster.amend(agent, |person| person.gave_up = true);
         story::gave_up(&self.given.log, &self.name_of(agent), why);
-        self.hook(agent, "gave-up");
+        self.hook(agent, Occasion::GaveUp);
     }
 
     /// Starts hooks for which there is room, oldest first.
@@ -462,12 +591,8 @@ impl Control {
         }
     }
 
-    /// The next thing that was started and has ended.
-    pub(super) async fn work_ended(working: &mut JoinSet<Work>) -> Option<Work> {
-        working.join_next().await?.ok()
-    }
-
-    fn take_note(&mut self, work: Work) {
+    /// Takes note of something that has ended.
+    pub(super) fn take_note(&mut self, work: Work) {
         match work {
             Work::Action {
                 action,
@@ -478,7 +603,7 @@ impl Control {
             Work::Hook {
                 agent,
                 who,
-                reason,
+                occasion,
                 result,
                 took,
             } => {
@@ -486,11 +611,37 @@ impl Control {
                     Ok(_) => Counter::HooksDone,
                     Err(_) => Counter::HooksFailed,
                 });
-                story::hooked(&self.given.log, &who, reason, &result, took);
+                story::hooked(&self.given.log, &who, occasion, &result, took);
                 if let Some(core) = &mut self.recoveries.core {
                     core.give_back(agent);
                 }
             }
         }
+    }
+
+    fn child_ended(&mut self, action: Action, who: &story::Who, child_pid: u32, ended: &Ended) {
+        let (outcome, end) = match (is_success(ended), ended.how) {
+            (true, _) => (Counter::RecoveryReapedZero, ActionEnd::Handled),
+            (false, How::Finished) => (Counter::RecoveryReapedNonzero, ActionEnd::Failed),
+            (false, How::TimedOut(_) | How::Stopped(_)) => {
+                (Counter::RecoveryKilled, ActionEnd::Failed)
+            }
+        };
+        self.count_outcome(action.agent, outcome);
+        let counters = &self.given.counters;
+        counters.observe(Timing::RecoveryDuration, nanoseconds(ended.duration));
+        counters.add(Counter::OutputDropped, ended.output.dropped);
+        let label = outcome.info().label.map_or("", |(_, value)| value);
+        story::ended(&self.given.log, who, child_pid, ended, label);
+        self.end_action(action, end, self.given.raw.now_ns());
+    }
+
+    /// Counts what became of a recovery, and remembers it with the agent.
+    fn count_outcome(&self, agent: Agent, outcome: Counter) {
+        self.given.counters.count(outcome);
+        let label = outcome.info().label.map(|(_, value)| value);
+        self.given
+            .roster
+            .amend(agent, |person| person.recovery = label);
     }
 }

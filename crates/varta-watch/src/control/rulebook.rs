@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use varta_core::rules::{Known, Namespace};
-use varta_core::{Agent, BeatOrigin};
+use varta_core::rules::{Known, Namespace, first_match};
+use varta_core::{Agent, BeatLimit, BeatOrigin};
 
 use crate::identity::facts::Facts;
 use crate::policy::{AgentRule, LadderChoice, Policy};
@@ -28,6 +28,8 @@ struct Entry {
     agent: Agent,
     rule: Option<usize>,
     lineage: u64,
+    /// What it may send, as the beat path was told.
+    limit: BeatLimit,
 }
 
 /// A rule whose agents are awaited.
@@ -61,7 +63,9 @@ pub(super) struct Rulebook {
 impl Rulebook {
     /// A new set of rules; expectations count from now. The agents have to be entered anew.
     pub(super) fn open(&mut self, policy: &Policy, now: Instant) {
-        self.entries.clear();
+        for entry in self.entries.values_mut() {
+            entry.rule = None;
+        }
         self.present = vec![0; policy.rules.len()];
         self.missing.clear();
         let expectations = policy.rules.iter().enumerate();
@@ -73,8 +77,8 @@ impl Rulebook {
             .collect();
     }
 
-    /// Finds the rule of an agent. True if that rule's missing agents are all there now.
-    pub(super) fn enter(&mut self, policy: &Policy, newcomer: &Newcomer) -> bool {
+    /// Finds the rule of an agent. If all agents that this rule has missed are there now, what they are called.
+    pub(super) fn enter(&mut self, policy: &Policy, newcomer: &Newcomer) -> Option<String> {
         let facts = newcomer.facts;
         let exe = facts.and_then(|facts| facts.exe.as_deref());
         let known = Known {
@@ -93,10 +97,7 @@ impl Rulebook {
             sealed: newcomer.sealed,
             source: newcomer.address,
         };
-        let rule = policy
-            .rules
-            .iter()
-            .position(|rule| rule.selector.matches(&known));
+        let rule = first_match(policy.rules.iter().map(|rule| &rule.selector), &known);
         let mut hasher = DefaultHasher::new();
         (known.name, known.exe, known.unit, known.uid, known.source).hash(&mut hasher);
         let entry = Entry {
@@ -104,12 +105,16 @@ impl Rulebook {
             rule,
             // 0 is nobody's.
             lineage: hasher.finish() | 1,
+            limit: BeatLimit::Common,
         };
-        self.leave_slot(newcomer.agent.slot);
+        let before = self.leave_slot(newcomer.agent.slot);
+        let limit = before.filter(|before| before.agent == newcomer.agent);
+        let entry = Entry {
+            limit: limit.map_or(BeatLimit::Common, |before| before.limit),
+            ..entry
+        };
         self.entries.insert(newcomer.agent.slot, entry);
-        let Some(rule) = rule else {
-            return false;
-        };
+        let rule = rule?;
         self.present[rule] += 1;
         let is_complete = policy.rules[rule]
             .expectation
@@ -121,7 +126,14 @@ impl Rulebook {
         if is_complete {
             self.missing.retain(|missing| *missing != rule);
         }
-        is_complete && was_missing
+        (is_complete && was_missing).then(|| policy.rules[rule].title())
+    }
+
+    /// Remembers what an agent may send; true if that is news.
+    pub(super) fn note_limit(&mut self, agent: Agent, limit: BeatLimit) -> bool {
+        let entry = self.entries.get_mut(&agent.slot);
+        let entry = entry.filter(|entry| entry.agent == agent);
+        entry.is_some_and(|entry| std::mem::replace(&mut entry.limit, limit) != limit)
     }
 
     /// An agent is gone.
@@ -131,12 +143,12 @@ impl Rulebook {
         }
     }
 
-    fn leave_slot(&mut self, slot: u32) {
-        if let Some(entry) = self.entries.remove(&slot)
-            && let Some(rule) = entry.rule
-        {
+    fn leave_slot(&mut self, slot: u32) -> Option<Entry> {
+        let entry = self.entries.remove(&slot)?;
+        if let Some(rule) = entry.rule {
             self.present[rule] -= 1;
         }
+        Some(entry)
     }
 
     /// The rule an agent is held to, if any speaks of it.

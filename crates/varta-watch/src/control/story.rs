@@ -11,6 +11,7 @@ use varta_core::{BeatOrigin, Counter, Counters, ExitStatus, Home};
 use varta_vlp::Status;
 
 use super::log::Log;
+use super::recoveries::Occasion;
 use super::rulebook::Missing;
 use crate::api::{Fields, LogEvent};
 use crate::identity::facts::Facts;
@@ -445,7 +446,8 @@ pub(super) fn hold(log: &Log, change: HoldChange) {
     log.error(LogEvent::Hold, msg, fields);
 }
 
-pub(super) fn would_hook(log: &Log, who: &Who, occasion: &str) {
+pub(super) fn would_hook(log: &Log, who: &Who, occasion: Occasion) {
+    let occasion = occasion.name();
     let msg = format!("{who}: would have run on-{occasion} (--recovery-mode dry-run)");
     log.info(LogEvent::Hook, msg, who.fields());
 }
@@ -453,10 +455,11 @@ pub(super) fn would_hook(log: &Log, who: &Who, occasion: &str) {
 pub(super) fn hooked(
     log: &Log,
     who: &Who,
-    occasion: &str,
+    occasion: Occasion,
     result: &Result<usize, String>,
     took: Duration,
 ) {
+    let occasion = occasion.name();
     let took_ms = took.as_secs_f64() * 1e3;
     let mut fields = Fields {
         duration_ms: Some((took_ms * 1e3).round() / 1e3),
@@ -535,21 +538,14 @@ pub(super) fn ended(log: &Log, who: &Who, child_pid: u32, ended: &Ended, outcome
         output: (!output.is_empty()).then(|| output.clone()),
         ..recovery(who, outcome)
     };
-    let what = match (&ended.status, ended.how) {
-        (_, How::TimedOut(Force::Term)) => "took too long and was ended".to_owned(),
-        (_, How::TimedOut(Force::Kill)) => "took too long and was killed".to_owned(),
-        (_, How::Stopped(_)) => "was ended because the observer stops".to_owned(),
-        (Ok(status), How::Finished) if status.success() => "succeeded".to_owned(),
-        (Ok(status), How::Finished) => {
+    match &ended.status {
+        Ok(status) => {
             fields.code = status.code().and_then(|code| u8::try_from(code).ok());
             fields.signal = status.signal().and_then(|signal| u8::try_from(signal).ok());
-            format!("failed ({status})")
         }
-        (Err(error), How::Finished) => {
-            fields.error = Some(error.to_string());
-            format!("could not be waited for: {error}")
-        }
-    };
+        Err(error) => fields.error = Some(error.to_string()),
+    }
+    let what = end_of(ended);
     let msg = format!("{who}: recovery command (child {child_pid}) {what} after {took_ms:.1} ms");
     if outcome == "reaped_zero" {
         return log.info(LogEvent::Recover, msg, fields);
@@ -558,6 +554,18 @@ pub(super) fn ended(log: &Log, who: &Who, child_pid: u32, ended: &Ended, outcome
     let last = output.lines().rev().find(|line| !line.trim().is_empty());
     let said = last.map(|last| format!("; it said: {last}")).unwrap_or_default();
     log.warn(LogEvent::Recover, format!("{msg}{said}"), fields);
+}
+
+/// How a program ended, after its name.
+pub(super) fn end_of(ended: &Ended) -> String {
+    match (&ended.status, ended.how) {
+        (_, How::TimedOut(Force::Term)) => "took too long and was ended".to_owned(),
+        (_, How::TimedOut(Force::Kill)) => "took too long and was killed".to_owned(),
+        (_, How::Stopped(_)) => "was ended because the observer stops".to_owned(),
+        (Ok(status), How::Finished) if status.success() => "succeeded".to_owned(),
+        (Ok(status), How::Finished) => format!("failed ({status})"),
+        (Err(error), How::Finished) => format!("could not be waited for: {error}"),
+    }
 }
 
 /// All counters that are not zero.

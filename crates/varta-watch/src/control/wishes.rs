@@ -106,7 +106,7 @@ impl Control {
         self.given.orders.add(Order::Pause(agent, time));
         self.pauses.add(agent, Instant::now() + time);
         // Whatever was to be done about its silence is not any more.
-        self.settle(agent);
+        self.settled(agent);
         let who = self.name_of(agent);
         story::paused(&self.given.log, &who, time, reason.as_deref());
         let roster = &self.given.roster;

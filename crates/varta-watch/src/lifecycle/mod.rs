@@ -16,7 +16,6 @@ use std::time::{Duration, SystemTime};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
-use varta_core::recovery::{DEFAULT_MAX_IN_FLIGHT, RecoveryPolicy};
 use varta_core::replay::ReplayOptions;
 use varta_core::{
     AllowedUsers, BeatOrigin, Counters, Limits, LocalGate, SlotTable, Tracker, TrackerOptions,
@@ -27,7 +26,7 @@ use crate::clock::RawClock;
 use crate::config::Config;
 use crate::config::network::UdpConfig;
 use crate::control::log::Log;
-use crate::control::{Control, ControlConfig, Recoveries, Signals, StopReason, story, wishes};
+use crate::control::{Control, ControlConfig, Signals, StopReason, story, wishes};
 use crate::handoff::{self, StopSignal};
 use crate::http::view::{About, View};
 use crate::http::{Doors, Places};
@@ -35,8 +34,8 @@ use crate::identity::{self, Means};
 use crate::ingest::{Ingest, IngestConfig, Lines, Network, Sockets};
 use crate::journal::{ExportEvents, Journal};
 use crate::keys::KeyFiles;
-use crate::policy::{Children, RunStep};
-use crate::recovery::{Runner, SOURCE_PLACEHOLDER, split_command};
+use crate::policy::{Mode, Policy, Step};
+use crate::recovery::SOURCE_PLACEHOLDER;
 use crate::replay_file;
 use crate::socket_file::{BoundSocket, Purpose};
 
@@ -64,12 +63,6 @@ const SESSIONS_MIN: usize = 16_384;
 /// Closed sessions that are remembered; who keeps a capture for longer can replay it once.
 const CLOSED_PER_AGENT: usize = 16;
 const CLOSED_MIN: usize = 65_536;
-
-/// What is kept of what a recovery command writes.
-const CAPTURE_BYTES: usize = 4096;
-
-/// How long a recovery command may take to go when its time is up.
-const GRACE: Duration = Duration::from_secs(2);
 
 /// As nice values: 0 is everybody's, 19 the lowest priority.
 const HIGH_PRIORITY: i32 = -10;
@@ -114,7 +107,6 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         Signals::install().map_err(failure("cannot answer signals"))?
     };
     raise_descriptor_limit();
-    let command = recovery_command(config)?;
     let queue_limit = queue_limit();
     if config.socket_is_default {
         create_directory(&config.socket)?;
@@ -185,17 +177,11 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     )
     .map_err(failure("cannot set up the beat path"))?;
 
-    let policy = RecoveryPolicy {
-        debounce_ns: nanoseconds(config.recovery_debounce),
-        max_in_flight: DEFAULT_MAX_IN_FLIGHT,
-    };
-    let shown_command = command.as_ref().map(|command| command.shown(None));
     let roster = Arc::default();
     let view = View {
         about: About {
             session_id: log.session_id().to_owned(),
             started: SystemTime::now(),
-            threshold_ns: nanoseconds(config.threshold),
             capacity: config.capacity,
             socket: config.socket.display().to_string(),
             udp: udp_address.map(|address| address.to_string()),
@@ -214,9 +200,9 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         wishes,
         log: log.clone(),
         journal,
-        recovery: command.map(|command| Recoveries::new(command, children(config), slots, policy)),
-        runner: Runner::new(means),
-        recover_foreign: config.recover_foreign,
+        config: config.clone(),
+        slots,
+        seed: random_number(),
         keys: key_files(config),
         table,
         token: doors.token(),
@@ -241,7 +227,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
                 }
             })
             .map_err(failure("cannot start the beat path"))?;
-        banner(config, log, shown_command.as_deref(), udp_address, &places);
+        banner(config, log, udp_address, &places);
         tell(log, places.notices);
         tell(log, config.notices.clone());
         notices(config, log, queue_limit, means);

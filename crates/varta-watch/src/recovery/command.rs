@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use varta_core::Agent;
 
 use super::environment::CHILD_PATH;
-use crate::policy::RunStep;
+use crate::policy::{RunStep, SignalStep, Step, Target};
 
 /// What stands for the address of an agent elsewhere; empty for a local one.
 pub(crate) const SOURCE_PLACEHOLDER: &str = "{source}";
@@ -119,6 +119,25 @@ impl RunStep {
             }
         }
         shown
+    }
+}
+
+impl Step {
+    /// The step for people to read: with placeholders, or filled in for somebody.
+    pub(crate) fn shown(&self, subject: Option<&Subject>) -> String {
+        match self {
+            Self::Run(run) => run.shown(subject),
+            Self::Signal(SignalStep { signal, to, .. }) => {
+                let name = crate::policy::signal_name(*signal);
+                let whom = match to {
+                    Target::Process => "it",
+                    Target::Group => "its process group",
+                    Target::Cgroup => "its control group",
+                };
+                format!("signal {name} to {whom}")
+            }
+            Self::Wait(wait) => format!("wait for {}", humantime::format_duration(*wait)),
+        }
     }
 }
 

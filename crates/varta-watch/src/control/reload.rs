@@ -1,0 +1,89 @@
+//! SIGHUP: the event file is opened anew; settings, keys and token are read again, all of them before any of
+//! them counts. What is wrong with one changes nothing at all, and is told line by line.
+
+use varta_core::Gauge;
+
+use super::{Control, nanoseconds};
+use crate::api::{Fields, LogEvent};
+use crate::config::Config;
+use crate::handoff::Order;
+use crate::http::token::{Token, TokenFile};
+use crate::keys::{KeyFiles, KeyRing};
+
+/// Everything that was read again.
+struct Fresh {
+    config: Config,
+    keys: Option<KeyRing>,
+    token: Option<Token>,
+}
+
+impl Control {
+    pub(super) fn reload(&mut self) {
+        let mut done = Vec::new();
+        if let Some(journal) = &self.given.journal {
+            journal.reopen();
+            done.push("the event file is opened anew".to_owned());
+        }
+        match self.read_again() {
+            Ok(fresh) => self.put_in_force(fresh, &mut done),
+            Err(problems) => {
+                for problem in problems {
+                    let msg = format!("SIGHUP: nothing is changed: {problem}");
+                    self.error(msg);
+                }
+            }
+        }
+        if !done.is_empty() {
+            let msg = format!("SIGHUP: {}", done.join("; "));
+            let log = &self.given.log;
+            log.info(LogEvent::Notice, msg, Fields::default());
+        }
+    }
+
+    fn error(&self, msg: String) {
+        let log = &self.given.log;
+        log.error(LogEvent::Notice, msg, Fields::default());
+    }
+
+    fn read_again(&self) -> Result<Fresh, Vec<String>> {
+        let config = self.given.config.again()?;
+        let one = |error: String| vec![error];
+        let keys = self.given.keys.as_ref().map(KeyFiles::read).transpose();
+        let keys = keys.map_err(|error| one(error.to_string()))?;
+        let token = self.given.token.as_deref().map(TokenFile::read).transpose();
+        let token = token.map_err(|error| one(error.to_string()))?;
+        Ok(Fresh {
+            config,
+            keys,
+            token,
+        })
+    }
+
+    fn put_in_force(&mut self, fresh: Fresh, done: &mut Vec<String>) {
+        let Fresh {
+            config,
+            keys,
+            token,
+        } = fresh;
+        if let Some(ring) = keys {
+            done.push(format!("read {ring}"));
+            self.given.orders.add(Order::Keys(ring));
+        }
+        if let (Some(file), Some(token)) = (&self.given.token, token) {
+            done.push("read the token".to_owned());
+            file.replace(token);
+        }
+        let restart = self.given.config.needing_restart(&config).join(", ");
+        if !restart.is_empty() {
+            done.push(format!("changed, but only after a restart: {restart}"));
+        }
+        done.push("settings, rules and ladders are in force".to_owned());
+        let threshold_ns = nanoseconds(config.threshold);
+        self.given.counters.set(Gauge::Threshold, threshold_ns);
+        self.given.orders.add(Order::Threshold(threshold_ns));
+        self.given.orders.add(Order::Limits(config.limits));
+        self.in_force = config;
+        self.replace_policy();
+        self.given.orders.send();
+    }
+}
