@@ -66,7 +66,7 @@ impl Document {
         let (table, errors) = DeTable::parse_recoverable(&self.text);
         for error in errors {
             let at = error.span().unwrap_or(0..0);
-            problems.add(self.origin(&at), "", syntax(error.message()));
+            problems.add_unreadable(self.origin(&at), syntax(error.message()));
         }
         table
     }

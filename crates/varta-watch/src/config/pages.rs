@@ -22,6 +22,9 @@ pub(super) fn help(long: bool) -> String {
     format!("{}\n", help.to_string().trim_end())
 }
 
+/// Instead of a list of all flags, which follows anyway.
+const SYNOPSIS: &str = ".SH SYNOPSIS\n\\fBvarta\\-watch\\fR [\\fIOPTIONS\\fR]\n";
+
 /// A script that completes the flags.
 pub(super) fn completions(shell: &str) -> String {
     let mut script = Vec::new();
@@ -35,10 +38,14 @@ pub(super) fn completions(shell: &str) -> String {
 /// The manual page, in roff.
 pub(super) fn manual() -> String {
     let mut page = Vec::new();
-    let command = table::shown_command();
+    let command = table::shown_command().mut_args(|arg| arg.hide_short_help(false));
     let manual = clap_mangen::Man::new(command).section("8").manual("Varta");
     // Writing to memory cannot fail.
-    let _ = manual.render(&mut page);
+    let _ = manual.render_title(&mut page);
+    let _ = manual.render_name_section(&mut page);
+    page.extend_from_slice(SYNOPSIS.as_bytes());
+    let _ = manual.render_options_section(&mut page);
+    let _ = manual.render_extra_section(&mut page);
     String::from_utf8_lossy(&page).into_owned()
 }
 
@@ -107,7 +114,7 @@ fn value(arg: &Arg) -> String {
         Kind::List => format!("array of {}", cell(name)),
         _ if !possible.is_empty() => possible.join(", "),
         Kind::Integer => format!("{}, a whole number", cell(name)),
-        Kind::Text | Kind::NumberOrText => cell(name),
+        Kind::Text | Kind::Duration | Kind::NumberOrText => cell(name),
     }
 }
 
@@ -228,3 +235,79 @@ const VARIABLES: &str = "
 |---|---|
 | `VARTA_CONFIG` | none: the path of the file |
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys() -> Vec<String> {
+        let command = table::command();
+        table::settings(&command)
+            .map(|(key, _)| key.to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn the_documentation_is_what_the_program_prints() {
+        let page = include_str!("../../../../docs/configuration.md");
+        // `varta-watch --list-settings > docs/configuration.md` mends it.
+        assert_eq!(page, settings());
+    }
+
+    #[test]
+    fn every_setting_has_a_key_and_a_variable_in_the_documentation() {
+        let page = settings();
+        for key in keys() {
+            assert!(page.contains(&format!("\n| `{key}` | ")), "{key}");
+            let variable = format!("\n| `{}` | `{key}` |\n", variable(&key));
+            assert!(page.contains(&variable), "{key}");
+        }
+    }
+
+    #[test]
+    fn every_setting_is_in_the_long_help_the_manual_and_the_completions() {
+        let mut pages = vec![help(true), manual().replace('\\', "")];
+        pages.extend(["bash", "zsh", "fish"].map(completions));
+        for page in &pages {
+            for key in keys() {
+                // fish calls them by their bare name.
+                let found =
+                    page.contains(&format!("--{key}")) || page.contains(&format!(" -l {key}"));
+                assert!(found, "{key} in {page}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_setting_is_explained_in_the_manual() {
+        let manual = manual().replace('\\', "");
+        let command = table::command();
+        for (key, arg) in table::settings(&command) {
+            let help = arg.get_help().unwrap().to_string();
+            let first = help.split(['\'', '"']).next().unwrap();
+            assert!(manual.contains(first), "{key}: {help}");
+        }
+    }
+
+    #[test]
+    fn the_short_help_fits_on_two_screens_and_hides_what_few_need() {
+        let help = help(false);
+        assert!(help.lines().count() <= 70, "{help}");
+        assert!(help.contains("--threshold-ms") && !help.contains("--recovery-backoff"));
+    }
+
+    #[test]
+    fn flags_without_effect_are_in_no_help() {
+        for page in [help(true), manual().replace('\\', ""), completions("bash")] {
+            for (key, _) in IGNORED.iter().chain(REMOVED) {
+                assert!(!page.contains(&format!("--{key}")), "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn flags_that_are_on_or_off_are_shown_without_a_value() {
+        let help = help(true);
+        assert!(help.contains("--recovery-inherit-env\n"), "{help}");
+    }
+}

@@ -44,6 +44,8 @@ pub(super) struct Problems {
     origins: BTreeMap<String, Origin>,
     /// Settings with a value that means nothing: what they would do together with others is not known.
     broken: BTreeSet<String>,
+    /// Lines that are no TOML: what seems to be wrong there besides is a guess.
+    unreadable: BTreeSet<usize>,
 }
 
 impl Problems {
@@ -61,16 +63,36 @@ impl Problems {
     }
 
     pub(super) fn add(&mut self, origin: Origin, key: &str, text: impl Into<String>) {
-        self.list.push(Problem {
-            origin,
-            key: key.to_owned(),
-            text: text.into(),
-        });
+        if !self.is_unreadable(&origin) {
+            self.list.push(Problem {
+                origin,
+                key: key.to_owned(),
+                text: text.into(),
+            });
+        }
+    }
+
+    /// A line of the file cannot be read. The first such problem on a line is the only one there.
+    pub(super) fn add_unreadable(&mut self, origin: Origin, text: impl Into<String>) {
+        let line = origin.line();
+        self.add(origin, "", text);
+        self.unreadable.extend(line);
+    }
+
+    /// Whether what stands there is not to be relied upon.
+    pub(super) fn is_unreadable(&self, origin: &Origin) -> bool {
+        let line = origin.line();
+        line.is_some_and(|line| self.unreadable.contains(&line))
+    }
+
+    /// A setting was given, but what it was is not known.
+    pub(super) fn set_broken(&mut self, key: &str) {
+        self.broken.insert(key.to_owned());
     }
 
     /// The value of a setting means nothing.
     pub(super) fn add_value(&mut self, origin: Origin, key: &str, text: impl Into<String>) {
-        self.broken.insert(key.to_owned());
+        self.set_broken(key);
         self.add(origin, key, text);
     }
 
@@ -81,18 +103,6 @@ impl Problems {
         if !involved.any(|key| self.broken.contains(*key)) {
             self.add(self.origin_of(key), key, text);
         }
-    }
-
-    /// What cannot be read at a place makes everything else on that line unreliable.
-    pub(super) fn forget_others_at(&mut self, lines: &BTreeSet<usize>, kept: usize) {
-        let mut index = 0;
-        self.list.retain(|problem| {
-            index += 1;
-            let Origin::File(place) = &problem.origin else {
-                return true;
-            };
-            index <= kept || !lines.contains(&place.line)
-        });
     }
 
     pub(super) fn len(&self) -> usize {
@@ -110,6 +120,15 @@ impl Problems {
             lines.push(format!("and {more} more"));
         }
         lines
+    }
+}
+
+impl Origin {
+    fn line(&self) -> Option<usize> {
+        match self {
+            Self::File(place) => Some(place.line),
+            Self::Default | Self::Environment | Self::Flag => None,
+        }
     }
 }
 

@@ -272,7 +272,7 @@ impl<'a> Reader<'a> {
         }
         if problems.len() == before {
             if !has_action(&ladder.steps) {
-                let text = "there is nothing but waiting in it; write a step with run or signal";
+                let text = "nothing in it acts; write a step with run or signal";
                 section.wrong("steps", text, problems);
             }
             if ladder.backoff > ladder.backoff_max {
@@ -455,7 +455,7 @@ impl<'a> Reader<'a> {
             let text = "there is no step in it; write \"none\" if nothing is to be done";
             section.wrong("recovery", text, self.problems);
         } else if !steps.is_empty() && !has_action(&steps) {
-            let text = "there is nothing but waiting in it; write a step with run or signal";
+            let text = "nothing in it acts; write a step with run or signal";
             section.wrong("recovery", text, self.problems);
         }
         if steps.is_empty() || self.problems.len() > before {

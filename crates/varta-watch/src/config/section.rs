@@ -78,10 +78,6 @@ impl<'a> Section<'a> {
         }
     }
 
-    pub(super) fn text(&self, key: &str, problems: &mut Problems) -> Option<String> {
-        self.read(key, |value| text(value).map(str::to_owned), problems)
-    }
-
     pub(super) fn duration(
         &self,
         key: &str,

@@ -69,7 +69,7 @@ fn literal(setting: &Setting) -> Option<Result<String, ()>> {
             Ok(number) => number.to_string(),
             Err(_) => quoted(first),
         },
-        Kind::Text => quoted(first),
+        Kind::Text | Kind::Duration => quoted(first),
     }))
 }
 

@@ -203,7 +203,9 @@ fn read_file(
             problems.add(document.origin(&key.span()), name, text);
             continue;
         };
-        if let Some(texts) = texts(document, name, arg, value, problems) {
+        if problems.is_unreadable(&document.origin(&key.span())) {
+            problems.set_broken(name);
+        } else if let Some(texts) = texts(document, name, arg, value, problems) {
             let origin = document.origin(&key.span());
             values.insert(name.to_owned(), Given { texts, origin });
         }
@@ -284,9 +286,13 @@ fn plain(key: &str, kind: Kind, value: &DeValue<'_>) -> Result<String, String> {
             "a whole number is wanted here, not a text; write {key} = {text}"
         )),
         (Kind::Integer, _) => Err(format!(
-            "a whole number is wanted here, not {what}; write it without quotes"
+            "a whole number is wanted here, not {what}; write digits only, without quotes"
         )),
-        (Kind::NumberOrText, DeValue::Float(number)) => Ok(number.as_str().to_owned()),
+        // A duration without its unit: its parser says so.
+        (Kind::Duration, DeValue::Integer(number)) => Ok(integer_text(number)),
+        (Kind::NumberOrText | Kind::Duration, DeValue::Float(number)) => {
+            Ok(number.as_str().to_owned())
+        }
         (Kind::List, DeValue::Integer(number)) => Ok(integer_text(number)),
         (_, DeValue::String(text)) => Ok(text.to_string()),
         (Kind::Text, DeValue::Integer(number)) => Err(format!(
@@ -324,9 +330,10 @@ fn reason(error: &clap::Error, kind: Kind, text: &OsStr) -> String {
         return format!("{shown} is none of {}", valid.join(", "));
     }
     match (error.source(), kind) {
-        (Some(source), Kind::Integer) if source.to_string().contains("is not in") => {
-            source.to_string().replace("is not in", "is not within")
-        }
+        (Some(source), Kind::Integer) if source.to_string().contains("is not in") => source
+            .to_string()
+            .replace("is not in", "is not within")
+            .replace("..=", " to "),
         (Some(source), Kind::Integer) => format!("{shown}: {source}; write a whole number"),
         (Some(source), _) => source.to_string(),
         (None, _) => format!("{shown} is not text in UTF-8; write it anew"),

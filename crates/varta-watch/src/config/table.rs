@@ -469,6 +469,8 @@ pub(super) enum Kind {
     Bool,
     Integer,
     Text,
+    /// A number with its unit, in quotes.
+    Duration,
     /// A number, or a word such as off.
     NumberOrText,
     /// An array of texts.
@@ -567,6 +569,8 @@ pub(super) fn kind(arg: &Arg) -> Kind {
         ])
     {
         Kind::Integer
+    } else if is(&[TypeId::of::<Duration>()]) {
+        Kind::Duration
     } else if is(&[TypeId::of::<Wish<f64>>(), TypeId::of::<AgentSeries>()]) {
         Kind::NumberOrText
     } else {
