@@ -17,10 +17,11 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
+use varta_watch::api::printable;
 use varta_watch::api::v1::{AgentView, Health, Info, State};
 
 use crate::ask::{Observer, ObserverArguments, Unanswered};
-use crate::terminal::{self, Picture, cut, printable, wrapped};
+use crate::terminal::{self, Picture, cut, wrapped};
 use crate::{Failure, signals};
 use pattern::Pattern;
 use table::Look;

@@ -4,10 +4,11 @@
 //! recovery, then addresses; what does not fit even so is cut off at the right.
 
 use ratatui::crossterm::style::{ContentStyle, Stylize};
+use varta_watch::api::printable;
 use varta_watch::api::v1::{AgentView, State};
 
 use super::units::{duration, rate};
-use crate::terminal::{columns, cut, printable};
+use crate::terminal::{columns, cut};
 
 /// Columns of the terminal between two cells.
 const GAP: usize = 2;
