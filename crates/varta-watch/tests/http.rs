@@ -14,7 +14,7 @@ use support::http::{Follower, Reply, assert_healthy, assert_problem, read_all, r
 use support::network::{flag, hex, write_key};
 use support::{Observer, frame, refused_start};
 use varta_watch::api::v1::{AgentsPage, Health};
-use varta_watch::api::{HTTP_ADDRESS, LogEvent};
+use varta_watch::api::{HTTP_ADDRESS, Level, LogEvent};
 
 const ANY: &str = "--http=127.0.0.1:0";
 const TOKEN: &str = "0123456789abcdef";
@@ -109,7 +109,7 @@ fn take_default_address() -> Option<TcpListener> {
 }
 
 #[test]
-fn a_taken_default_address_costs_a_notice_and_a_taken_one_that_was_asked_for_the_start() {
+fn a_taken_default_address_costs_a_warning_and_a_taken_one_that_was_asked_for_the_start() {
     let _taken = take_default_address();
     let directory = tempfile::tempdir().unwrap();
     // With a token, since the flags of these tests switch TCP off if there is nothing about it among them.
@@ -119,7 +119,8 @@ fn a_taken_default_address_costs_a_notice_and_a_taken_one_that_was_asked_for_the
     );
     let observer = Observer::start_in(directory, &[&token], |command| command);
     let address = HTTP_ADDRESS.to_string();
-    observer.wait_for(LogEvent::Notice, |line| line.msg.contains(&address));
+    let notice = observer.wait_for(LogEvent::Notice, |line| line.msg.contains(&address));
+    assert_eq!(notice.level, Level::Warn);
     assert_eq!(observer.start_line().fields.http, None);
     assert_healthy(&observer);
     let directory = tempfile::tempdir().unwrap();
