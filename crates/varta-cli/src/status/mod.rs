@@ -253,7 +253,7 @@ impl Report {
                 "the observer (pid {}) has not taken beats for {}, so what it says of agents is old; is it \
                  starved? see its log, restart it",
                 self.info.pid,
-                duration(self.health.turned_after)
+                duration(self.health.last_turn_age.max(self.health.turned_after))
             ));
         }
         if let Some(pattern) = pattern
@@ -394,6 +394,7 @@ pub(crate) mod tests {
             health: Health {
                 healthy: true,
                 turned_after: 0.001,
+                last_turn_age: 0.001,
             },
             agents,
         }
