@@ -152,7 +152,7 @@ series! {
     "varta_observer_event_ring_high_water" "Most events that have waited for the control thread at once." { RingHighWater }
     "varta_observer_receive_high_water" "Most datagrams that were read in one turn." { ReceiveHighWater }
     "varta_observer_attention_lag_seconds" "Time since the start that counts against nobody." { AttentionLag }
-    "varta_observer_last_turn_seconds" "When the beat path began its last turn, since the start." { LastTurn }
+    "varta_observer_last_turn_seconds" "When the beat path began the last turn that it has ended, since the start." { LastTurn }
 }
 
 impl Gauge {

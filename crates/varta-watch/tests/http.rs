@@ -24,6 +24,11 @@ const AUTH_FAILURES: &str = "varta_prom_auth_failures_total";
 const RATE_LIMITED: &str = "varta_prom_connections_dropped_total{reason=\"rate_limit\"}";
 const DRAINED: &str = "varta_prom_connections_dropped_total{reason=\"drain\"}";
 
+const BUSY: &str = "varta_prom_connections_dropped_total{reason=\"busy\"}";
+
+/// Followers of events one door takes.
+const FOLLOWERS_MAX: usize = 8;
+
 /// Requests one address may make at once.
 const BURST: usize = 50;
 
@@ -462,6 +467,27 @@ fn a_thousand_idle_connections_cost_a_bounded_number_of_descriptors_and_no_beat(
     drop(idle);
     observer.ask_until::<Health>("/healthz", |_| observer.open_descriptors() <= before + 8);
     assert_eq!(observer.get("/readyz", &[]).status, 200);
+}
+
+#[test]
+fn who_fills_one_door_with_followers_keeps_nobody_from_the_other() {
+    let observer = Observer::start(&[ANY]);
+    let path = "/api/v1/events?follow=true";
+    let follow = || {
+        let mut stream = observer.connect_tcp();
+        stream.write_all(&request(path, &[])).unwrap();
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).unwrap();
+        assert_eq!(&status, b"HTTP/1.1 200");
+        stream
+    };
+    let followers: Vec<_> = (0..FOLLOWERS_MAX).map(|_| follow()).collect();
+    let refused = observer.get(path, &[]);
+    assert_problem(&refused, 503, "too many follow");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    Follower::start(&observer, path, &[]);
+    drop(followers);
+    observer.stop().assert_counters(&[(BUSY, 1)]);
 }
 
 #[test]

@@ -22,8 +22,8 @@ use super::problem::Refusal;
 /// Questions of one door that are worked on at the same time; the others wait.
 const AT_WORK_MAX: usize = 2;
 
-/// Questions of one door that wait. A page of 100 000 agents takes a second, so this is as long as anybody
-/// waits for an answer.
+/// Questions of one door that wait. A page of 100 000 agents takes 0.15 s, so the last of them waits for a second
+/// or two; `varta` gives up after three.
 const WAITING_MAX: usize = 16;
 
 /// KiB of long answers of one door that are not read yet: 64 MiB. One that is longer is given out if it is the

@@ -120,7 +120,7 @@ const OF_THE_OBSERVER: &[Declared] = &[
     (
         "varta_watch_last_poll_loop_timestamp_seconds",
         Kind::Gauge,
-        "When the beat path began its last turn, Unix time; it is woken for each page, and told of by another thread.",
+        "When the beat path began the last turn that it has ended, Unix time; it is woken for each page, and told of by another thread.",
         || Samples::Observer(last_turn),
     ),
     (
