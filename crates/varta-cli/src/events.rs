@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Deserialize;
-use varta_watch::api::human_line;
 use varta_watch::api::v1::{EventView, PAGE_MAX};
+use varta_watch::api::{human_line, printable};
 
 use crate::Failure;
 use crate::ask::{LiveEvents, Message, Observer, ObserverArguments, Position, Unanswered};
-use crate::terminal::printable;
 
 /// What an observer tells at once.
 const LIMIT_MAX: u64 = PAGE_MAX as u64;

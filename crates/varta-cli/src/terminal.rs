@@ -12,14 +12,6 @@ use rustix::termios::{
 };
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Somebody else's text with nothing in it that a terminal obeys or that changes how the rest is read.
-pub(crate) fn printable(text: &str) -> String {
-    let unseen = |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-    text.chars()
-        .map(|c| if c.is_control() || unseen(c) { '?' } else { c })
-        .collect()
-}
-
 /// How many columns a text takes.
 pub(crate) fn columns(text: &str) -> usize {
     text.width()
@@ -150,12 +142,6 @@ impl Drop for SilentKeyboard {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nothing_that_a_terminal_obeys_is_printed() {
-        assert_eq!(printable("a\u{1b}[2J\n\u{202e}b\u{9b}"), "a?[2J??b?");
-        assert_eq!(printable("größer 水"), "größer 水");
-    }
 
     #[test]
     fn a_text_is_broken_between_words() {

@@ -224,14 +224,14 @@ fn an_observer_that_does_not_answer_is_not_waited_for_long() {
 
 #[test]
 fn an_observer_that_is_not_watching_is_shown_and_not_believed() {
-    let body = r#"{"healthy":false,"turned_after":1.5}"#;
+    let body = r#"{"healthy":false,"turned_after":1.0,"last_turn_age":90.0}"#;
     let fake = observer_but(
         "/healthz",
         http("503 Service Unavailable", "application/json", body),
     );
     let error = cannot_tell(&fake, &[]);
     assert!(
-        error.contains("pid 42") && error.contains("1.5 s"),
+        error.contains("pid 42") && error.contains("for 1m 30s"),
         "{error}"
     );
     let (_, table, _) = status(&fake, &[]);

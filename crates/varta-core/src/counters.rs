@@ -118,13 +118,15 @@ series! {
     "varta_events_dropped_total" "Events that found the ring to the control thread full; stalls and watched exits are never among them." { EventsDropped }
     "varta_export_rows_dropped_total" "Rows the event file could not take." { RowsDropped }
     "varta_prom_auth_failures_total" "Requests over TCP refused because they did not bring the token." { HttpAuthFailures }
-    "varta_prom_connections_dropped_total" "Requests and connections that were not served: too many connections (drain), too many requests from one address (rate_limit), a reader that did not read (slow_reader); ip_table_full counts addresses that were forgotten for others." {
+    "varta_prom_connections_dropped_total" "Requests and connections that were not served: too many connections (drain), too many requests from one address (rate_limit), a reader that did not read (slow_reader), too many questions, unread answers or followers (busy); ip_table_full counts addresses that were forgotten for others." {
         HttpConnectionsDrained "reason" = "drain",
         HttpRateLimited "reason" = "rate_limit",
         HttpSourceForgotten "reason" = "ip_table_full",
         HttpSlowReaders "reason" = "slow_reader",
+        HttpBusy "reason" = "busy",
     }
     "varta_http_events_missed_total" "Events that a reader of the live events was told to have missed because it came too late for them." { HttpEventsMissed }
+    "varta_log_suppressed_total" "Log lines that were left out because nobody read those before them (queue_full); nothing else is: what repeats is added up and told." { LogLinesSuppressed "kind" = "queue_full" }
     "varta_recovery_outcomes_total" "Recovery decisions and how they ended." {
         RecoverySpawned "outcome" = "spawned",
         RecoveryDebounced "outcome" = "debounced",
@@ -174,7 +176,7 @@ series! {
     "varta_recovery_held" "1 while fire is held because the host is the suspect, else 0." { RecoveryHeld }
     "varta_stall_threshold_seconds" "Silence that makes a stall, unless a rule says otherwise." { Threshold }
     "varta_agents_missing" "Agents that were expected by now and are not there." { AgentsMissing }
-    "varta_observer_last_turn_seconds" "When the beat path began its last turn, since the start." { LastTurn }
+    "varta_observer_last_turn_seconds" "When the beat path began the last turn that it has ended, since the start." { LastTurn }
 }
 
 impl Gauge {

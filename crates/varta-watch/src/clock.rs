@@ -15,6 +15,14 @@ impl RawClock {
         }
     }
 
+    /// A clock that was started so many nanoseconds ago.
+    #[cfg(test)]
+    pub(crate) fn started_before(ns: u64) -> Self {
+        Self {
+            origin_ns: monotonic_ns().saturating_sub(ns),
+        }
+    }
+
     /// Nanoseconds since the start.
     pub(crate) fn now_ns(self) -> u64 {
         monotonic_ns().saturating_sub(self.origin_ns)

@@ -10,7 +10,8 @@
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use varta_core::{
@@ -234,19 +235,49 @@ pub(crate) struct Pulse {
     bell: Arc<OwnedFd>,
     counters: Arc<Counters>,
     raw: RawClock,
+    /// When it was asked last; 0 before the first time.
+    asked_ns: Arc<AtomicU64>,
 }
+
+/// Who asks within this time of somebody else shares the answer: 1 ms. However many ask, the beat path is woken
+/// a thousand times a second at most.
+const PULSE_SHARED_NS: u64 = 1_000_000;
+
+/// How long the beat path may take to turn before something is told of agents. It takes microseconds,
+/// milliseconds if it is busy; of one that takes longer is told what it did last.
+const TURN_WAIT: Duration = Duration::from_millis(100);
+
+/// How often is looked whether it has.
+const TURN_PAUSE: Duration = Duration::from_micros(100);
 
 impl Pulse {
     /// Wakes the beat path; the time to compare with.
     pub(crate) fn ask(&self) -> u64 {
-        let asked_ns = self.raw.now_ns();
+        self.ask_at(self.raw.now_ns())
+    }
+
+    fn ask_at(&self, asked_ns: u64) -> u64 {
+        let last_ns = self.asked_ns.load(Ordering::Relaxed);
+        if last_ns > 0 && asked_ns.saturating_sub(last_ns) < PULSE_SHARED_NS {
+            return last_ns;
+        }
+        self.asked_ns.store(asked_ns, Ordering::Relaxed);
         let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
         asked_ns
     }
 
-    /// Whether it has begun a turn since it was asked.
+    /// Whether a turn that it has begun since it was asked is over.
     pub(crate) fn has_turned_since(&self, asked_ns: u64) -> bool {
         self.counters.level(Gauge::LastTurn) >= asked_ns
+    }
+
+    /// Has it turn, and waits for that, so that what is read next is of now. For threads that may wait.
+    pub(crate) fn turn(&self) {
+        let asked = Instant::now();
+        let asked_ns = self.ask();
+        while !self.has_turned_since(asked_ns) && asked.elapsed() < TURN_WAIT {
+            std::thread::sleep(TURN_PAUSE);
+        }
     }
 }
 
@@ -278,6 +309,7 @@ impl OrderSender {
             bell: Arc::clone(&self.bell),
             counters,
             raw,
+            asked_ns: Arc::default(),
         }
     }
 
@@ -355,6 +387,24 @@ mod tests {
             observer_ns: 0,
             kind,
         }
+    }
+
+    #[test]
+    fn questions_of_the_same_moment_wake_the_beat_path_once() {
+        let (sender, receiver) = orders().unwrap();
+        let pulse = sender.pulse(Arc::default(), RawClock::start());
+        let rings = || {
+            let mut count = [0; 8];
+            rustix::io::read(&*receiver.bell, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
+        };
+        assert_eq!(
+            (pulse.ask_at(5_000), pulse.clone().ask_at(6_000)),
+            (5_000, 5_000)
+        );
+        assert_eq!(rings(), 1);
+        let later_ns = 5_000 + PULSE_SHARED_NS;
+        assert_eq!(pulse.ask_at(later_ns), later_ns);
+        assert_eq!(rings(), 1);
     }
 
     #[test]

@@ -111,12 +111,15 @@ fn the_shapes_of_the_answers_are_fixed() {
         .json();
     assert_eq!(keys(&one), keys(agent));
     let events: Value = observer.ask("/api/v1/events").json();
-    assert_eq!(keys(&events), set(&["events", "missed"]));
+    assert_eq!(keys(&events), set(&["events", "missed", "session_id"]));
     for key in ["id", "ts_ns", "session_id", "level", "event", "msg"] {
         assert!(!events["events"][0][key].is_null(), "{key}");
     }
     let health: Value = observer.ask("/healthz").json();
-    assert_eq!(keys(&health), set(&["healthy", "turned_after"]));
+    assert_eq!(
+        keys(&health),
+        set(&["healthy", "turned_after", "last_turn_age"])
+    );
     let problem: Value = observer.ask("/nowhere").json();
     assert_eq!(keys(&problem), set(&["title", "status", "detail"]));
 }

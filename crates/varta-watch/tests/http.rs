@@ -14,7 +14,7 @@ use support::http::{Follower, Reply, assert_healthy, assert_problem, read_all, r
 use support::network::{flag, hex, write_key};
 use support::{Observer, frame, refused_start};
 use varta_watch::api::v1::{AgentsPage, Health};
-use varta_watch::api::{HTTP_ADDRESS, LogEvent};
+use varta_watch::api::{HTTP_ADDRESS, Level, LogEvent};
 
 const ANY: &str = "--http=127.0.0.1:0";
 const TOKEN: &str = "0123456789abcdef";
@@ -23,6 +23,11 @@ const OTHER_TOKEN: &str = "fedcba9876543210";
 const AUTH_FAILURES: &str = "varta_prom_auth_failures_total";
 const RATE_LIMITED: &str = "varta_prom_connections_dropped_total{reason=\"rate_limit\"}";
 const DRAINED: &str = "varta_prom_connections_dropped_total{reason=\"drain\"}";
+
+const BUSY: &str = "varta_prom_connections_dropped_total{reason=\"busy\"}";
+
+/// Followers of events one door takes.
+const FOLLOWERS_MAX: usize = 8;
 
 /// Requests one address may make at once.
 const BURST: usize = 50;
@@ -109,7 +114,7 @@ fn take_default_address() -> Option<TcpListener> {
 }
 
 #[test]
-fn a_taken_default_address_costs_a_notice_and_a_taken_one_that_was_asked_for_the_start() {
+fn a_taken_default_address_costs_a_warning_and_a_taken_one_that_was_asked_for_the_start() {
     let _taken = take_default_address();
     let directory = tempfile::tempdir().unwrap();
     // With a token, since the flags of these tests switch TCP off if there is nothing about it among them.
@@ -119,7 +124,8 @@ fn a_taken_default_address_costs_a_notice_and_a_taken_one_that_was_asked_for_the
     );
     let observer = Observer::start_in(directory, &[&token], |command| command);
     let address = HTTP_ADDRESS.to_string();
-    observer.wait_for(LogEvent::Notice, |line| line.msg.contains(&address));
+    let notice = observer.wait_for(LogEvent::Notice, |line| line.msg.contains(&address));
+    assert_eq!(notice.level, Level::Warn);
     assert_eq!(observer.start_line().fields.http, None);
     assert_healthy(&observer);
     let directory = tempfile::tempdir().unwrap();
@@ -461,6 +467,27 @@ fn a_thousand_idle_connections_cost_a_bounded_number_of_descriptors_and_no_beat(
     drop(idle);
     observer.ask_until::<Health>("/healthz", |_| observer.open_descriptors() <= before + 8);
     assert_eq!(observer.get("/readyz", &[]).status, 200);
+}
+
+#[test]
+fn who_fills_one_door_with_followers_keeps_nobody_from_the_other() {
+    let observer = Observer::start(&[ANY]);
+    let path = "/api/v1/events?follow=true";
+    let follow = || {
+        let mut stream = observer.connect_tcp();
+        stream.write_all(&request(path, &[])).unwrap();
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).unwrap();
+        assert_eq!(&status, b"HTTP/1.1 200");
+        stream
+    };
+    let followers: Vec<_> = (0..FOLLOWERS_MAX).map(|_| follow()).collect();
+    let refused = observer.get(path, &[]);
+    assert_problem(&refused, 503, "too many follow");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    Follower::start(&observer, path, &[]);
+    drop(followers);
+    observer.stop().assert_counters(&[(BUSY, 1)]);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod event_stream;
 
 use std::fmt;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,18 +20,18 @@ use hyper::header::{ACCEPT, CONTENT_TYPE, HOST};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustix::io::Errno;
+use rustix::process::geteuid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
-use varta_watch::api;
 use varta_watch::api::v1::{
     self, AgentView, AgentsPage, EventsPage, Health, Info, PauseRequest, Problem, ResumeRequest,
 };
+use varta_watch::api::{self, printable};
 
 use crate::Failure;
-use crate::terminal::printable;
 pub(crate) use event_stream::Message;
 use event_stream::Parser;
 
@@ -254,6 +255,7 @@ impl Observer {
         let stream = UnixStream::connect(&self.control)
             .await
             .map_err(|error| self.not_connected(&error))?;
+        self.check_peer(&stream)?;
         let no_observer = |error: &dyn fmt::Display| {
             self.unanswered(&format!(
                 "what answers is no observer ({error}); check --control-socket"
@@ -270,6 +272,22 @@ impl Observer {
             .map_err(|error| no_observer(&error))?;
         let response = sender.send_request(request).await;
         response.map_err(|error| no_observer(&error))
+    }
+
+    /// Whoever may make files where the socket is looked for could answer in the observer's name.
+    fn check_peer(&self, stream: &UnixStream) -> Result<(), Unanswered> {
+        let uids = || {
+            let owner = std::fs::metadata(&self.control)?.uid();
+            io::Result::Ok((stream.peer_cred()?.uid(), owner))
+        };
+        let (peer, owner) = uids().map_err(|error| self.not_connected(&error))?;
+        match may_answer(peer, geteuid().as_raw(), owner) {
+            true => Ok(()),
+            false => Err(self.unanswered(&format!(
+                "uid {peer} listens there, neither you nor root, so what it says is not believed; name the \
+                 observer's socket with --socket or --control-socket"
+            ))),
+        }
     }
 
     async fn body(&self, response: Response<Incoming>) -> Result<Bytes, Unanswered> {
@@ -342,6 +360,13 @@ impl LiveEvents<'_> {
     }
 }
 
+/// Whether `own` believes what `peer` says on a socket of `owner`. Root asks the observers of others, each on its
+/// own socket.
+fn may_answer(peer: u32, own: u32, owner: u32) -> bool {
+    const ROOT: u32 = 0;
+    peer == own || peer == ROOT || (own == ROOT && peer == owner)
+}
+
 /// A value for a query, whatever is in it.
 fn percent_encoded(value: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
@@ -360,6 +385,15 @@ mod tests {
     fn a_value_in_a_query_cannot_say_more_than_a_value() {
         assert_eq!(percent_encoded("42-a1"), "42-a1");
         assert_eq!(percent_encoded("a&b=ü %"), "a%26b%3D%C3%BC%20%25");
+    }
+
+    #[test]
+    fn only_oneself_and_root_are_believed_and_by_root_the_owner_of_the_socket() {
+        assert!(may_answer(1000, 1000, 1000));
+        assert!(may_answer(0, 1000, 0));
+        assert!(may_answer(1000, 0, 1000));
+        assert!(!may_answer(1001, 1000, 1001));
+        assert!(!may_answer(1001, 0, 1000));
     }
 
     #[test]

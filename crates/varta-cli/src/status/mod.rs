@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
+use varta_watch::api::printable;
 use varta_watch::api::v1::{AgentView, Health, Info, State};
 
 use crate::ask::{Observer, ObserverArguments, Unanswered};
 use crate::pattern::Pattern;
-use crate::terminal::{self, Picture, cut, printable, wrapped};
+use crate::terminal::{self, Picture, cut, wrapped};
 use crate::units::duration;
 use crate::{Failure, signals};
 use table::Look;
@@ -250,7 +251,7 @@ impl Report {
                 "the observer (pid {}) has not taken beats for {}, so what it says of agents is old; is it \
                  starved? see its log, restart it",
                 self.info.pid,
-                duration(self.health.turned_after)
+                duration(self.health.last_turn_age.max(self.health.turned_after))
             ));
         }
         if let Some(pattern) = pattern
@@ -394,6 +395,7 @@ pub(crate) mod tests {
             health: Health {
                 healthy: true,
                 turned_after: 0.001,
+                last_turn_age: 0.001,
             },
             agents,
         }

@@ -5,9 +5,10 @@
 //! value are not shown where they are seldom needed.
 
 use ratatui::crossterm::style::{ContentStyle, Stylize};
+use varta_watch::api::printable;
 use varta_watch::api::v1::{AgentView, State};
 
-use crate::terminal::{columns, cut, printable};
+use crate::terminal::{columns, cut};
 use crate::units::{duration, rate};
 
 /// Columns of the terminal between two cells.

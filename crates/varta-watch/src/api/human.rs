@@ -42,14 +42,20 @@ pub fn human_line(line: &LogLine) -> String {
         (LogEvent::Stop, _) => "stop",
     };
     // A name may hold anything; a line stays one line and sends nothing to a terminal.
-    let msg: String = msg
-        .chars()
-        .map(|c| if c.is_control() && c != '\n' { '?' } else { c })
-        .collect();
+    let lines: Vec<String> = msg.split('\n').map(printable).collect();
     format!(
         "{time} {word:<8}{}\n",
-        msg.replace('\n', "\n                                 ")
+        lines.join("\n                                 ")
     )
+}
+
+/// Somebody else's text with nothing in it that a terminal obeys, that ends a line, or that changes how the rest
+/// is read: control characters, and those that are not seen but set direction or hide.
+pub fn printable(text: &str) -> String {
+    let unseen = |c| matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    text.chars()
+        .map(|c| if c.is_control() || unseen(c) { '?' } else { c })
+        .collect()
 }
 
 #[cfg(test)]
@@ -58,18 +64,25 @@ mod tests {
     use crate::api::Fields;
 
     #[test]
+    fn nothing_that_a_terminal_obeys_or_that_turns_a_text_is_printable() {
+        assert_eq!(printable("a\u{1b}[2J\n\u{202e}b\u{9b}"), "a?[2J??b?");
+        assert_eq!(printable("\u{2066}\u{200f}\u{2028}\u{feff}"), "????");
+        assert_eq!(printable("größer 水"), "größer 水");
+    }
+
+    #[test]
     fn a_human_line_has_time_word_and_sentence_and_nothing_a_terminal_obeys() {
         let text = human_line(&LogLine {
             ts_ns: 0,
             session_id: "0000000000000007".to_owned(),
             level: Level::Warn,
             event: LogEvent::Stall,
-            msg: "evil\u{1b}[2J (7) silent".to_owned(),
+            msg: "evil\u{1b}[2J\u{202e} (7) silent".to_owned(),
             fields: Fields::default(),
         });
         assert_eq!(
             text,
-            "1970-01-01T00:00:00.000Z STALL   evil?[2J (7) silent\n"
+            "1970-01-01T00:00:00.000Z STALL   evil?[2J? (7) silent\n"
         );
     }
 }

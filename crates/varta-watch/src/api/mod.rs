@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use human::human_line;
+pub use human::{human_line, printable};
 
 /// File name of the beat socket inside the runtime directory.
 pub const SOCKET_NAME: &str = "varta.sock";

@@ -175,6 +175,9 @@ pub struct EventsPage {
     pub events: Vec<EventView>,
     /// Events after `after` that are not remembered any more.
     pub missed: u64,
+    /// The run whose events these are: numbers of another one mean others.
+    #[serde(default)]
+    pub session_id: String,
 }
 
 /// Whether the observer does its work: `GET /healthz`.
@@ -184,6 +187,9 @@ pub struct Health {
     pub healthy: bool,
     /// How long it took to, or how long was waited in vain.
     pub turned_after: f64,
+    /// Since when the beat path has not begun a turn that it has ended: how long it hangs if it is not healthy.
+    #[serde(default)]
+    pub last_turn_age: f64,
 }
 
 /// What went wrong with a request (RFC 9457, `application/problem+json`).

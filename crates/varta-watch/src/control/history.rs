@@ -1,92 +1,126 @@
 //! What has happened lately: the last log lines, numbered, for whoever asks and for whoever listens.
 //!
-//! A listener that does not keep up loses lines and is told how many; nobody waits for it.
+//! Each is written down once, in the forms it is told in; readers share the bytes. A listener that does not
+//! keep up loses lines and is told how many; nobody waits for it.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::broadcast;
+use axum::body::Bytes;
+use tokio::sync::watch;
 
 use crate::api::LogLine;
-use crate::api::v1::{EventView, EventsPage};
+use crate::api::v1::EventView;
 
-/// Events that are remembered: about 2 MiB.
+/// Events that are remembered. With paths of ordinary length about 2 MiB, with the longest ones that are kept
+/// about 10 MiB.
 const REMEMBERED_MAX: usize = 4096;
 
-/// Events that wait for one listener at most.
-const WAITING_MAX: usize = 1024;
+/// Bytes of a path that are remembered; the log has all of them. Strangers choose how long their paths are.
+const PATH_BYTES_MAX: usize = 512;
+
+/// An event in the forms it is told in.
+#[derive(Clone, Debug)]
+pub(crate) struct Told {
+    pub(crate) id: u64,
+    /// An [`EventView`] as JSON.
+    pub(crate) json: Bytes,
+    /// The same as a server-sent event.
+    pub(crate) message: Bytes,
+}
+
+/// Some events, oldest first.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) events: Vec<Told>,
+    /// How many before them are forgotten.
+    pub(crate) missed: u64,
+}
 
 /// The last events.
 #[derive(Debug)]
 pub(crate) struct History {
-    recent: Mutex<Recent>,
-    listeners: broadcast::Sender<EventView>,
-}
-
-#[derive(Debug, Default)]
-struct Recent {
-    events: VecDeque<EventView>,
-    last_id: u64,
+    recent: Mutex<VecDeque<Told>>,
+    /// The number of the last event; 0 before the first.
+    last_id: watch::Sender<u64>,
 }
 
 impl Default for History {
     fn default() -> Self {
         Self {
             recent: Mutex::default(),
-            listeners: broadcast::Sender::new(WAITING_MAX),
+            last_id: watch::Sender::new(0),
         }
     }
+}
+
+impl Told {
+    fn new(id: u64, mut line: LogLine) -> Self {
+        let fields = &mut line.fields;
+        let exe = fields.exe.take();
+        fields.exe = exe.map(|path| cut(path.to_string_lossy().into_owned()).into());
+        fields.cgroup = fields.cgroup.take().map(cut);
+        fields.unit = fields.unit.take().map(cut);
+        let head = format!("id: {}-{id}\ndata: ", line.session_id);
+        let json = serde_json::to_string(&EventView { id, line }).unwrap_or_default();
+        let message = Bytes::from(format!("{head}{json}\n\n"));
+        Self {
+            id,
+            json: message.slice(head.len()..head.len() + json.len()),
+            message,
+        }
+    }
+}
+
+/// The first part of a long path.
+fn cut(mut path: String) -> String {
+    if path.len() > PATH_BYTES_MAX {
+        let boundary = (0..=PATH_BYTES_MAX).rfind(|at| path.is_char_boundary(*at));
+        path.truncate(boundary.unwrap_or_default());
+        path.push('…');
+    }
+    path
 }
 
 impl History {
     /// Takes note of a line.
     pub(crate) fn add(&self, line: LogLine) {
         let mut recent = self.locked();
-        recent.last_id += 1;
-        let event = EventView {
-            id: recent.last_id,
-            line,
-        };
-        if recent.events.len() == REMEMBERED_MAX {
-            recent.events.pop_front();
+        let id = self.last_id() + 1;
+        if recent.len() == REMEMBERED_MAX {
+            recent.pop_front();
         }
-        recent.events.push_back(event.clone());
-        // In the order of their numbers, so within the lock. Nobody may be listening.
-        let _ = self.listeners.send(event);
+        recent.push_back(Told::new(id, line));
+        // In the order of their numbers, so within the lock.
+        self.last_id.send_replace(id);
     }
 
     /// Up to `limit` events with a higher number than `after`, oldest first, and how many of those between
     /// are forgotten.
-    pub(crate) fn after(&self, after: u64, limit: usize) -> EventsPage {
-        Self::page(&self.locked(), after, limit)
+    pub(crate) fn after(&self, after: u64, limit: usize) -> Page {
+        let recent = self.locked();
+        let next_id = after.saturating_add(1);
+        let first_id = recent.front().map_or(next_id, |event| event.id);
+        // Their numbers have no gaps.
+        let known = usize::try_from(next_id.saturating_sub(first_id)).unwrap_or(usize::MAX);
+        Page {
+            events: recent.iter().skip(known).take(limit).cloned().collect(),
+            missed: first_id.saturating_sub(next_id),
+        }
     }
 
-    /// What is remembered after `after`, and everything from then on.
-    pub(crate) fn follow(&self, after: u64) -> (EventsPage, broadcast::Receiver<EventView>) {
-        let recent = self.locked();
-        let page = Self::page(&recent, after, usize::MAX);
-        (page, self.listeners.subscribe())
+    /// Tells whenever there is a new event.
+    pub(crate) fn news(&self) -> watch::Receiver<u64> {
+        self.last_id.subscribe()
     }
 
     /// The number of the last event; 0 before the first.
     pub(crate) fn last_id(&self) -> u64 {
-        self.locked().last_id
-    }
-
-    fn page(recent: &Recent, after: u64, limit: usize) -> EventsPage {
-        let first_id = recent
-            .events
-            .front()
-            .map_or(recent.last_id + 1, |event| event.id);
-        let newer = recent.events.iter().filter(|event| event.id > after);
-        EventsPage {
-            events: newer.take(limit).cloned().collect(),
-            missed: first_id.saturating_sub(after.saturating_add(1)),
-        }
+        *self.last_id.borrow()
     }
 
     /// Nobody panics while holding it.
-    fn locked(&self) -> MutexGuard<'_, Recent> {
+    fn locked(&self) -> MutexGuard<'_, VecDeque<Told>> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -99,7 +133,7 @@ mod tests {
     fn line() -> LogLine {
         LogLine {
             ts_ns: 0,
-            session_id: String::new(),
+            session_id: "run".to_owned(),
             level: Level::Info,
             event: LogEvent::Notice,
             msg: String::new(),
@@ -107,7 +141,7 @@ mod tests {
         }
     }
 
-    fn ids(page: &EventsPage) -> Vec<u64> {
+    fn ids(page: &Page) -> Vec<u64> {
         page.events.iter().map(|event| event.id).collect()
     }
 
@@ -118,7 +152,9 @@ mod tests {
         (0..3).for_each(|_| history.add(line()));
         assert_eq!(ids(&history.after(0, 10)), [1, 2, 3]);
         assert_eq!(ids(&history.after(1, 1)), [2]);
-        assert_eq!(ids(&history.after(3, 10)), [0; 0]);
+        for after in [3, 4, u64::MAX] {
+            assert_eq!(ids(&history.after(after, 10)), [0; 0]);
+        }
         assert_eq!(history.last_id(), 3);
     }
 
@@ -132,13 +168,38 @@ mod tests {
     }
 
     #[test]
-    fn a_follower_gets_what_was_and_what_comes_without_a_gap() {
+    fn who_listens_hears_of_each_new_event() {
         let history = History::default();
         history.add(line());
-        let (page, mut receiver) = history.follow(0);
+        let mut news = history.news();
+        assert!(!news.has_changed().unwrap());
         history.add(line());
-        assert_eq!(ids(&page), [1]);
-        assert_eq!(receiver.try_recv().unwrap().id, 2);
-        assert!(receiver.try_recv().is_err());
+        assert_eq!(*news.borrow_and_update(), 2);
+    }
+
+    #[test]
+    fn an_event_is_told_in_both_forms_from_the_same_bytes() {
+        let history = History::default();
+        history.add(line());
+        let told = history.after(0, 1).events.remove(0);
+        let event: EventView = serde_json::from_slice(&told.json).unwrap();
+        assert_eq!(event.line, line());
+        let text = std::str::from_utf8(&told.message).unwrap();
+        let json = std::str::from_utf8(&told.json).unwrap();
+        assert_eq!(text, format!("id: run-1\ndata: {json}\n\n"));
+    }
+
+    #[test]
+    fn only_the_first_part_of_a_long_path_is_remembered() {
+        let history = History::default();
+        let mut long = line();
+        long.fields.exe = Some("ü".repeat(4000).into());
+        long.fields.cgroup = Some("x".repeat(16_000));
+        history.add(long);
+        let told = history.after(0, 1).events.remove(0);
+        assert!(told.message.len() < 3 * PATH_BYTES_MAX);
+        let event: EventView = serde_json::from_slice(&told.json).unwrap();
+        let exe = event.line.fields.exe.unwrap();
+        assert_eq!(exe, std::path::PathBuf::from("ü".repeat(256) + "…"));
     }
 }

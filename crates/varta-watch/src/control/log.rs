@@ -1,8 +1,8 @@
 //! The observer's log: one line per thing that happened, for a person or for a program.
 //!
 //! Lines go to standard error through a thread of their own, so a reader that does not read cannot
-//! stop the observer. The queue is bounded; lines that find it full are lost, and the next line
-//! that gets through says how many.
+//! stop the observer. The queue is bounded; lines that find it full are lost: they are counted, and the next
+//! line that gets through says how many.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -38,7 +38,10 @@ pub(crate) struct Log {
     format: LogFormat,
     session_id: Arc<str>,
     queue: SyncSender<String>,
+    /// Since the last line that got through.
     lost: Arc<AtomicU64>,
+    /// Since they were taken for the counter.
+    suppressed: Arc<AtomicU64>,
     history: Arc<History>,
 }
 
@@ -67,6 +70,7 @@ impl Log {
             session_id: format!("{session_id:016x}").into(),
             queue,
             lost: Arc::default(),
+            suppressed: Arc::default(),
             history: Arc::default(),
         };
         let writer = LogWriter {
@@ -98,16 +102,27 @@ impl Log {
         self.line(Level::Error, event, msg, fields);
     }
 
+    /// Lines that were lost since the last call.
+    pub(crate) fn take_suppressed(&self) -> u64 {
+        self.suppressed.swap(0, Ordering::Relaxed)
+    }
+
     fn line(&self, level: Level, event: LogEvent, msg: String, fields: Fields) {
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
             let msg = format!("{lost} log lines were lost because nobody read them");
-            self.put(lost, Level::Warn, LogEvent::Notice, msg, Fields::default());
+            if !self.put(Level::Warn, LogEvent::Notice, msg, Fields::default()) {
+                self.lost.fetch_add(lost, Ordering::Relaxed);
+            }
         }
-        self.put(1, level, event, msg, fields);
+        if !self.put(level, event, msg, fields) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.suppressed.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
-    fn put(&self, worth: u64, level: Level, event: LogEvent, msg: String, fields: Fields) {
+    /// Whether the line has got through.
+    fn put(&self, level: Level, event: LogEvent, msg: String, fields: Fields) -> bool {
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let line = LogLine {
             ts_ns: since_epoch.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
@@ -121,10 +136,9 @@ impl Log {
             LogFormat::Human => human_line(&line),
             LogFormat::Json => json(&line),
         };
-        if self.queue.try_send(text).is_err() {
-            self.lost.fetch_add(worth, Ordering::Relaxed);
-        }
+        let got_through = self.queue.try_send(text).is_ok();
         self.history.add(line);
+        got_through
     }
 }
 
@@ -169,11 +183,33 @@ mod tests {
     }
 
     #[test]
+    fn lines_that_nobody_reads_are_counted_and_told_of() {
+        let (queue, lines) = sync_channel(2);
+        let log = Log {
+            format: LogFormat::Human,
+            session_id: "run".into(),
+            queue,
+            lost: Arc::default(),
+            suppressed: Arc::default(),
+            history: Arc::default(),
+        };
+        let tell = || log.info(LogEvent::Notice, "hello".to_owned(), Fields::default());
+        (0..5).for_each(|_| tell());
+        assert_eq!((log.take_suppressed(), log.take_suppressed()), (3, 0));
+        assert_eq!(lines.try_iter().count(), 2);
+        tell();
+        let told: Vec<String> = lines.try_iter().collect();
+        assert!(told[0].contains("3 log lines were lost"), "{told:?}");
+        assert_eq!((told.len(), log.take_suppressed()), (2, 0));
+    }
+
+    #[test]
     fn what_is_told_is_remembered() {
         let (log, _writer) = Log::start(LogFormat::Json, 7).unwrap();
         log.info(LogEvent::Notice, "hello".to_owned(), Fields::default());
         let page = log.history().after(0, 10);
-        assert_eq!(page.events[0].line.msg, "hello");
-        assert_eq!(page.events[0].line.session_id, log.session_id());
+        let told: crate::api::v1::EventView = serde_json::from_slice(&page.events[0].json).unwrap();
+        assert_eq!(told.line.msg, "hello");
+        assert_eq!(told.line.session_id, log.session_id());
     }
 }

@@ -192,6 +192,7 @@ impl Control {
             self.look_around(Instant::now());
             self.given.orders.send();
             self.repeats.tell_due(&self.given.log, Instant::now());
+            self.count_lost_lines();
         }
     }
 
@@ -214,6 +215,12 @@ impl Control {
                 .add(Counter::RowsDropped, journal.take_dropped());
             journal.close();
         }
+        self.count_lost_lines();
+    }
+
+    fn count_lost_lines(&self) {
+        let lost = self.given.log.take_suppressed();
+        self.given.counters.add(Counter::LogLinesSuppressed, lost);
     }
 
     /// Takes what has happened, up to a bound; true if there may be more.
@@ -279,6 +286,7 @@ impl Control {
                 let facts = self.acquaintances.facts_of(agent);
                 let person = Person {
                     name: who.name.clone(),
+                    joined_as: who.name.clone(),
                     unit: facts.and_then(|facts| facts.unit.clone()),
                     address: who.address,
                     sealed: matches!(home, Home::Network { sealed: true, .. }),

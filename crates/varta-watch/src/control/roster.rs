@@ -14,6 +14,8 @@ use varta_core::Agent;
 pub(crate) struct Person {
     /// Command name; empty if unknown.
     pub(crate) name: String,
+    /// Its command name when it joined: that of its series, of which it must not make more by changing its name.
+    pub(crate) joined_as: String,
     pub(crate) unit: Option<String>,
     /// Where it lives, if not here.
     pub(crate) address: Option<IpAddr>,

@@ -1,13 +1,14 @@
 //! One door: taking connections, and serving each within its limits.
 //!
 //! A connection costs a descriptor, a task and at most [`HEAD_BYTES_MAX`] of buffer each way. Whoever is slow
-//! to ask or to read is closed; nobody waits for anybody else.
+//! to ask or to read is closed; nobody waits for anybody else. Who has asked may close its half and gets the
+//! answer.
 
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -40,6 +41,10 @@ const REQUEST_WAIT: Duration = Duration::from_secs(30);
 /// How long a reader may take nothing of what is written to it.
 const READER_WAIT: Duration = Duration::from_secs(10);
 
+/// How long an answer may take from its question to its end; live events have none. Memory is held until then, so
+/// who reads a little now and then must not hold it for ever.
+const ANSWER_WAIT: Duration = Duration::from_secs(60);
+
 /// How long no connection is taken when the system could not give one: it is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -53,6 +58,7 @@ const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nR
 pub(crate) struct Patience {
     pub(crate) request: Duration,
     pub(crate) reader: Duration,
+    pub(crate) answer: Duration,
 }
 
 impl Default for Patience {
@@ -60,7 +66,40 @@ impl Default for Patience {
         Self {
             request: REQUEST_WAIT,
             reader: READER_WAIT,
+            answer: ANSWER_WAIT,
         }
+    }
+}
+
+/// What a connection is at: what its stream must know of the answer that it carries.
+#[derive(Clone, Debug)]
+pub(crate) struct Line(Arc<Mutex<Course>>);
+
+#[derive(Clone, Copy, Debug)]
+enum Course {
+    /// One answer, since then.
+    Answer(Instant),
+    /// Live events: nothing else is said on it, and who hangs up has left.
+    Live,
+}
+
+impl Line {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Course::Answer(Instant::now()))))
+    }
+
+    /// The answer under way is live events.
+    pub(crate) fn follow(&self) {
+        *self.locked() = Course::Live;
+    }
+
+    fn answer(&self) {
+        *self.locked() = Course::Answer(Instant::now());
+    }
+
+    /// Nobody panics while holding it.
+    fn locked(&self) -> MutexGuard<'_, Course> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -106,12 +145,11 @@ impl Door {
                 continue;
             }
             let patience = Patience::default();
-            let stream = Patient::new(stream, patience.reader, Arc::clone(&self.counters));
+            let stream = Patient::new(stream, patience, Arc::clone(&self.counters));
             connections.spawn(converse(
                 stream,
                 peer,
                 self.router.clone(),
-                patience,
                 self.stop.clone(),
             ));
         }
@@ -159,23 +197,26 @@ async fn turn_away(mut stream: Stream) {
 
 /// Answers requests one after the other until the other end has had enough, or is too slow.
 async fn converse(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
+    stream: Patient<impl AsyncRead + AsyncWrite + Unpin>,
     peer: Option<IpAddr>,
     router: Router,
-    patience: Patience,
     stop: watch::Receiver<bool>,
 ) {
     let router = TowerToHyperService::new(router);
+    let (line, request_wait) = (stream.line.clone(), stream.patience.request);
     let answer = service_fn(move |mut request: Request<Incoming>| {
         if let Some(address) = peer {
             request.extensions_mut().insert(Peer(address));
         }
+        line.answer();
+        request.extensions_mut().insert(line.clone());
         router.call(request)
     });
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(patience.request)
+        .header_read_timeout(request_wait)
+        .half_close(true)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX);
     let connection = builder.serve_connection(TokioIo::new(stream), answer);
@@ -190,42 +231,64 @@ async fn converse(
     }
 }
 
-/// A stream that fails when its reader has taken nothing for too long.
+/// A stream that fails when its reader has taken nothing for too long, or needs too long for an answer, or has
+/// left while it should hear live events.
 struct Patient<T> {
     inner: T,
-    wait: Duration,
+    patience: Patience,
+    line: Line,
     /// Since something was refused; until when that may go on.
     refused: Option<Pin<Box<Sleep>>>,
     counters: Arc<Counters>,
 }
 
 impl<T> Patient<T> {
-    fn new(inner: T, wait: Duration, counters: Arc<Counters>) -> Self {
+    fn new(inner: T, patience: Patience, counters: Arc<Counters>) -> Self {
         Self {
             inner,
-            wait,
+            patience,
+            line: Line::new(),
             refused: None,
             counters,
         }
     }
 
-    /// What a write came to, unless it has come to nothing for too long.
+    /// What a write came to, unless it has come to nothing, or to no end, for too long.
     fn judge(
         &mut self,
         context: &mut Context<'_>,
         written: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        if written.is_ready() {
+        let course = *self.line.locked();
+        let overdue = match course {
+            Course::Answer(since) => since.elapsed() > self.patience.answer,
+            Course::Live => false,
+        };
+        if written.is_ready() && !overdue {
             self.refused = None;
             return written;
         }
-        let until = Instant::now() + self.wait;
-        let refused = self
-            .refused
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
-        ready!(refused.as_mut().poll(context));
+        if !overdue {
+            let until = Instant::now() + self.patience.reader;
+            let refused = self
+                .refused
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+            ready!(refused.as_mut().poll(context));
+        }
         self.counters.count(Counter::HttpSlowReaders);
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<T: AsyncRead + Unpin> Patient<T> {
+    /// Whether the reader of live events has left. It has nothing more to say, so whatever it does is that.
+    fn has_left(&mut self, context: &mut Context<'_>) -> bool {
+        let is_live = matches!(*self.line.locked(), Course::Live);
+        let mut byte = [0];
+        is_live
+            && Pin::new(&mut self.inner)
+                .poll_read(context, &mut ReadBuf::new(&mut byte))
+                .is_ready()
     }
 }
 
@@ -239,7 +302,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Patient<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Patient<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -263,6 +326,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Patient<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.has_left(context) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         Pin::new(&mut self.inner).poll_flush(context)
     }
 
@@ -275,6 +341,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Patient<T> {
 mod tests {
     use axum::body::Body;
     use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixStream;
 
     use super::*;
@@ -282,16 +349,20 @@ mod tests {
     const SHORT: Patience = Patience {
         request: Duration::from_millis(20),
         reader: Duration::from_millis(20),
+        answer: ANSWER_WAIT,
     };
 
     /// Serves one connection whose other end is the caller's.
-    fn serve(router: Router) -> (UnixStream, tokio::task::JoinHandle<()>, Arc<Counters>) {
+    fn serve(
+        router: Router,
+        patience: Patience,
+    ) -> (UnixStream, tokio::task::JoinHandle<()>, Arc<Counters>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let counters = Arc::new(Counters::default());
-        let stream = Patient::new(ours, SHORT.reader, Arc::clone(&counters));
+        let stream = Patient::new(ours, patience, Arc::clone(&counters));
         let (sender, stop) = watch::channel(false);
         let served = tokio::spawn(async move {
-            converse(stream, None, router, SHORT, stop).await;
+            converse(stream, None, router, stop).await;
             drop(sender);
         });
         (theirs, served, counters)
@@ -300,7 +371,7 @@ mod tests {
     #[tokio::test]
     async fn who_does_not_finish_a_question_is_closed() {
         for bytes in [&b""[..], b"GET / HTTP/1.1\r\nHost: localh"] {
-            let (other_end, served, counters) = serve(Router::new());
+            let (other_end, served, counters) = serve(Router::new(), SHORT);
             assert_eq!(other_end.try_write(bytes).unwrap(), bytes.len());
             served.await.unwrap();
             assert_eq!(counters.get(Counter::HttpSlowReaders), 0);
@@ -311,11 +382,80 @@ mod tests {
     async fn who_does_not_read_the_answer_is_closed_and_counted() {
         let answer = "x".repeat(64 * 1024 * 1024);
         let router = Router::new().route("/", get(|| async { Body::from(answer) }));
-        let (other_end, served, counters) = serve(router);
+        let (other_end, served, counters) = serve(router, SHORT);
         let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
         assert_eq!(other_end.try_write(request).unwrap(), request.len());
         served.await.unwrap();
         assert_eq!(counters.get(Counter::HttpSlowReaders), 1);
+    }
+
+    #[tokio::test]
+    async fn who_reads_without_coming_to_an_end_is_closed_and_counted() {
+        let answer = "x".repeat(64 * 1024 * 1024);
+        let router = Router::new().route("/", get(|| async { Body::from(answer) }));
+        let hasty = Patience {
+            answer: Duration::ZERO,
+            ..Patience::default()
+        };
+        let (mut other_end, served, counters) = serve(router, hasty);
+        let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        other_end.write_all(request).await.unwrap();
+        let mut read = Vec::new();
+        let _ = other_end.read_to_end(&mut read).await;
+        assert!(read.len() < 64 * 1024 * 1024);
+        served.await.unwrap();
+        assert_eq!(counters.get(Counter::HttpSlowReaders), 1);
+    }
+
+    #[tokio::test]
+    async fn who_closes_its_half_after_asking_gets_the_answer() {
+        let answer = || async {
+            // Long enough for the end to be seen before the answer is there.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            "well"
+        };
+        let router = Router::new().route("/", get(answer));
+        let (mut other_end, served, _) = serve(router, Patience::default());
+        let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        other_end.write_all(request).await.unwrap();
+        other_end.shutdown().await.unwrap();
+        let mut read = String::new();
+        other_end.read_to_string(&mut read).await.unwrap();
+        assert!(read.ends_with("\r\n\r\nwell"), "{read}");
+        served.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_follower_that_leaves_is_noticed_although_nothing_happens() {
+        let silent = |axum::Extension(line): axum::Extension<Line>| async move {
+            line.follow();
+            Body::new(Silence)
+        };
+        let router = Router::new().route("/", get(silent));
+        let (mut other_end, served, _) = serve(router, Patience::default());
+        let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        other_end.write_all(request).await.unwrap();
+        let mut first = [0];
+        other_end.read_exact(&mut first).await.unwrap();
+        drop(other_end);
+        served.await.unwrap();
+    }
+
+    /// A body in which nothing ever happens.
+    struct Silence;
+
+    impl hyper::body::Body for Silence {
+        type Data = axum::body::Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<hyper::body::Frame<Self::Data>, Self::Error>>> {
+            Poll::Pending
+        }
     }
 
     #[test]

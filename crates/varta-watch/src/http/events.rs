@@ -1,36 +1,48 @@
 //! What has happened, as pages or live: `GET /api/v1/events`.
 //!
-//! A follower costs one page of memory, however slowly it reads: what it has not taken yet is in the history
-//! that all share, and what has left that by then it has missed and is told so.
+//! A follower costs one page of references, however slowly it reads: what it has not taken yet is in the
+//! history that all share, and what has left that by then it has missed and is told so. Each door has room for
+//! [`FOLLOWERS_MAX`] of them, and each gives way after [`FOLLOWER_PAGE`] events: all of this is done by the
+//! control thread.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use tokio::sync::watch;
+use hyper::body::Frame;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
-use tokio_stream::wrappers::BroadcastStream;
+use tokio_stream::wrappers::WatchStream;
 use varta_core::{Counter, Counters};
 
 use super::agents::{limit, number, unknown};
 use super::connection::told;
 use super::problem::Refusal;
-use crate::api::v1::{EventView, PAGE_MAX};
-use crate::control::history::History;
+use crate::api::v1::PAGE_MAX;
+use crate::control::history::{History, Page, Told};
+
+/// Followers of one door. A person has a few windows, and a log collector is one; each costs the control thread
+/// some microseconds per event.
+pub(crate) const FOLLOWERS_MAX: usize = 8;
 
 /// Events in a page unless told otherwise.
 const PAGE: usize = 100;
 
-/// Events a follower is given at once.
+/// Events a follower is given before anything else gets a turn.
 const FOLLOWER_PAGE: usize = 64;
 
-/// How often a follower hears something, so that whatever lies between keeps the connection.
+/// How often a follower hears something at least, so that whatever lies between keeps the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// What it hears then.
+const COMMENT: Bytes = Bytes::from_static(b":\n\n");
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,16 +72,30 @@ impl EventsQuestion {
     }
 
     /// A page: what comes after, or the last ones.
-    pub(crate) fn answer(self, history: &History) -> crate::api::v1::EventsPage {
+    pub(crate) fn answer(self, history: &History) -> Page {
         let limit = self.limit.unwrap_or(PAGE);
-        let last = || history.last_id().saturating_sub(limit as u64);
-        history.after(self.after.unwrap_or_else(last), limit)
+        let last_id = history.last_id();
+        let after = match self.after {
+            Some(after) => of_this_run(after, last_id),
+            None => last_id.saturating_sub(limit as u64),
+        };
+        history.after(after, limit)
     }
 }
 
-/// The id of an event for whoever wants to go on after it: the run and the number.
-fn id_of(event: &EventView) -> String {
-    format!("{}-{}", event.line.session_id, event.id)
+/// A number that was not given out yet is of another run, of which nobody here has heard anything.
+fn of_this_run(after: u64, last_id: u64) -> u64 {
+    if after > last_id { 0 } else { after }
+}
+
+/// A page as an [`EventsPage`](crate::api::v1::EventsPage), without writing its events anew.
+pub(crate) fn page_text(page: &Page, session_id: &str) -> String {
+    let events = page.events.iter();
+    let events: Vec<_> = events
+        .map(|told| String::from_utf8_lossy(&told.json))
+        .collect();
+    let (events, missed) = (events.join(","), page.missed);
+    format!(r#"{{"events":[{events}],"missed":{missed},"session_id":"{session_id}"}}"#)
 }
 
 /// The number behind which a returning reader wants to go on. What it has heard of another run says nothing
@@ -82,16 +108,21 @@ pub(crate) fn resumed(last_event_id: &str, session_id: &str) -> Option<u64> {
     }
 }
 
-/// The events after a number, and those that come, until the observer stops.
+/// The events after a number, and those that come, until the observer stops. `place` is one of
+/// [`FOLLOWERS_MAX`].
 pub(crate) fn follow(
     history: Arc<History>,
     after: u64,
     counters: Arc<Counters>,
     stop: watch::Receiver<bool>,
+    place: OwnedSemaphorePermit,
 ) -> Response {
-    let following = Following::new(history, after, counters, stop);
-    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    Sse::new(following).keep_alive(keep_alive).into_response()
+    let following = Following {
+        _place: Some(place),
+        ..Following::new(history, after, counters, stop)
+    };
+    let content_type = HeaderValue::from_static("text/event-stream");
+    ([(header::CONTENT_TYPE, content_type)], Body::new(following)).into_response()
 }
 
 /// A reader of live events.
@@ -100,10 +131,13 @@ struct Following {
     counters: Arc<Counters>,
     /// The number of the last event that went out.
     after: u64,
-    waiting: VecDeque<EventView>,
-    /// Nothing while it is behind.
-    live: Option<BroadcastStream<EventView>>,
+    waiting: VecDeque<Told>,
+    /// Everything else had a turn since it took a page.
+    rested: bool,
+    news: WatchStream<u64>,
+    keep_alive: Pin<Box<Sleep>>,
     stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Following {
@@ -114,64 +148,82 @@ impl Following {
         stop: watch::Receiver<bool>,
     ) -> Self {
         Self {
-            // A number that was not given out yet is of another run.
-            after: if after > history.last_id() { 0 } else { after },
+            after: of_this_run(after, history.last_id()),
+            news: WatchStream::new(history.news()),
             history,
             counters,
             waiting: VecDeque::new(),
-            live: None,
+            rested: true,
+            keep_alive: Box::pin(tokio::time::sleep(KEEP_ALIVE)),
             stopped: Box::pin(told(stop)),
+            _place: None,
         }
     }
 
-    /// Takes the next page of what is remembered, and listens once that is all; a word about what is missed.
-    fn catch_up(&mut self) -> Option<Event> {
-        let mut page = self.history.after(self.after, FOLLOWER_PAGE);
-        if page.events.is_empty() && page.missed == 0 {
-            let (newer, live) = self.history.follow(self.after);
-            self.live = Some(BroadcastStream::new(live));
-            page = newer;
-        }
+    /// Takes the next page of what is remembered; a word about what is missed. `None` if there is nothing new.
+    fn look(&mut self) -> Option<Bytes> {
+        let page = self.history.after(self.after, FOLLOWER_PAGE);
         self.waiting = page.events.into();
-        (page.missed > 0).then(|| {
-            self.after += page.missed;
-            self.counters.add(Counter::HttpEventsMissed, page.missed);
-            let data = serde_json::json!({ "missed": page.missed });
-            Event::default().event("missed").data(data.to_string())
-        })
+        if page.missed == 0 {
+            return self.next_waiting();
+        }
+        self.after += page.missed;
+        self.counters.add(Counter::HttpEventsMissed, page.missed);
+        let missed = page.missed;
+        Some(format!("event: missed\ndata: {{\"missed\":{missed}}}\n\n").into())
     }
 
-    fn tell(&mut self, event: &EventView) -> Event {
-        self.after = event.id;
-        let data = serde_json::to_string(event).unwrap_or_default();
-        Event::default().id(id_of(event)).data(data)
+    fn next_waiting(&mut self) -> Option<Bytes> {
+        let told = self.waiting.pop_front()?;
+        self.after = told.id;
+        Some(told.message)
     }
-}
 
-impl Stream for Following {
-    type Item = Result<Event, Infallible>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    /// The next words, from the past or when they come.
+    fn poll_words(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if self.stopped.as_mut().poll(context).is_ready() {
             return Poll::Ready(None);
         }
+        if let Some(words) = self.next_waiting() {
+            return Poll::Ready(Some(words));
+        }
+        if !std::mem::replace(&mut self.rested, false) {
+            self.rested = true;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         loop {
-            if let Some(event) = self.waiting.pop_front() {
-                return Poll::Ready(Some(Ok(self.tell(&event))));
+            if let Some(words) = self.look() {
+                return Poll::Ready(Some(words));
             }
-            let Some(live) = &mut self.live else {
-                if let Some(missed) = self.catch_up() {
-                    return Poll::Ready(Some(Ok(missed)));
-                }
-                continue;
-            };
-            match ready!(Pin::new(live).poll_next(context)) {
-                Some(Ok(event)) => return Poll::Ready(Some(Ok(self.tell(&event)))),
-                // It is behind. More is remembered than waits for one listener.
-                Some(Err(_)) => self.live = None,
-                None => return Poll::Ready(None),
+            match Pin::new(&mut self.news).poll_next(context) {
+                Poll::Ready(Some(_)) => {}
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => break,
             }
         }
+        self.rested = true;
+        self.keep_alive
+            .as_mut()
+            .poll(context)
+            .map(|()| Some(COMMENT))
+    }
+}
+
+impl hyper::body::Body for Following {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let words = self.poll_words(context);
+        if words.is_ready() {
+            let next = Instant::now() + KEEP_ALIVE;
+            self.keep_alive.as_mut().reset(next);
+        }
+        words.map(|words| words.map(|words| Ok(Frame::data(words))))
     }
 }
 
@@ -179,8 +231,17 @@ impl Stream for Following {
 mod tests {
     use std::task::Waker;
 
+    use hyper::body::Body as _;
+    use tokio::runtime::{Builder, Runtime};
+
     use super::*;
+    use crate::api::v1::EventsPage;
     use crate::api::{Fields, Level, LogEvent, LogLine};
+
+    /// For its timers; nothing runs in it.
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().enable_time().build().unwrap()
+    }
 
     fn add(history: &History, count: usize) {
         for _ in 0..count {
@@ -202,16 +263,27 @@ mod tests {
         (following, sender)
     }
 
-    /// What comes at once, up to a number: how many events, and the number of the last one.
-    fn take(following: &mut Following, most: usize) -> (usize, u64) {
+    /// Whether words come at once.
+    fn poll(following: &mut Following) -> bool {
         let context = &mut Context::from_waker(Waker::noop());
-        let ready = |_: &usize| Pin::new(&mut *following).poll_next(context).is_ready();
-        let count = (0..most).take_while(ready).count();
+        let words = Pin::new(following).poll_frame(context);
+        matches!(words, Poll::Ready(Some(_)))
+    }
+
+    /// What comes until there is nothing more, up to a number: how many words, and the number of the last event.
+    fn take(following: &mut Following, most: usize) -> (usize, u64) {
+        let mut count = 0;
+        // It gives way once after each page.
+        while count < most && (poll(following) || poll(following)) {
+            count += 1;
+        }
         (count, following.after)
     }
 
     #[test]
     fn a_reader_goes_from_the_past_to_the_present_without_a_gap() {
+        let runtime = runtime();
+        let _inside = runtime.enter();
         let history = Arc::new(History::default());
         add(&history, 3 * FOLLOWER_PAGE + 7);
         let (mut following, _stop) = following(&history, 5);
@@ -225,9 +297,11 @@ mod tests {
     #[test]
     fn a_reader_that_is_behind_misses_only_what_nobody_remembers_and_is_told_how_many() {
         const LATER: usize = 10_000;
+        let runtime = runtime();
+        let _inside = runtime.enter();
         let history = Arc::new(History::default());
         let (mut following, _stop) = following(&history, 0);
-        assert_eq!(take(&mut following, 1), (0, 0));
+        assert!(!poll(&mut following));
         add(&history, LATER);
         let remembered = history.after(0, usize::MAX).events.len();
         // The word about what is missed, and all the rest.
@@ -237,7 +311,53 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_gives_way_after_each_page() {
+        let runtime = runtime();
+        let _inside = runtime.enter();
+        let history = Arc::new(History::default());
+        add(&history, 2 * FOLLOWER_PAGE);
+        let (mut following, _stop) = following(&history, 0);
+        for _ in 0..2 {
+            let at_once = (0..1000).take_while(|_| poll(&mut following)).count();
+            assert_eq!(at_once, FOLLOWER_PAGE);
+        }
+    }
+
+    #[test]
+    fn a_page_is_what_a_reader_takes_apart() {
+        let history = History::default();
+        add(&history, 3);
+        let question = EventsQuestion {
+            after: Some(1),
+            ..EventsQuestion::default()
+        };
+        let text = page_text(&question.answer(&history), "run");
+        let page: EventsPage = serde_json::from_str(&text).unwrap();
+        let ids: Vec<u64> = page.events.iter().map(|event| event.id).collect();
+        assert_eq!((ids, page.missed), (vec![2, 3], 0));
+        assert_eq!(page.session_id, "run");
+    }
+
+    #[test]
+    fn a_page_after_a_number_from_the_future_begins_with_the_first_event() {
+        let history = History::default();
+        add(&history, 2);
+        let ids = |after| {
+            let question = EventsQuestion {
+                after: Some(after),
+                ..EventsQuestion::default()
+            };
+            let page = question.answer(&history);
+            page.events.iter().map(|told| told.id).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(3), [1, 2]);
+        assert_eq!(ids(2), [0; 0]);
+    }
+
+    #[test]
     fn a_number_from_the_future_is_of_another_run() {
+        let runtime = runtime();
+        let _inside = runtime.enter();
         let history = Arc::new(History::default());
         add(&history, 2);
         assert_eq!(take(&mut following(&history, 3).0, 10), (2, 2));
@@ -245,11 +365,13 @@ mod tests {
 
     #[test]
     fn the_end_of_the_observer_is_the_end_of_the_stream() {
+        let runtime = runtime();
+        let _inside = runtime.enter();
         let history = Arc::new(History::default());
         let (mut following, stop) = following(&history, 0);
         stop.send(true).unwrap();
         let context = &mut Context::from_waker(Waker::noop());
-        let ended = Pin::new(&mut following).poll_next(context);
+        let ended = Pin::new(&mut following).poll_frame(context);
         assert!(matches!(ended, Poll::Ready(None)));
     }
 

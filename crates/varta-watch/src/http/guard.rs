@@ -31,8 +31,16 @@ pub(super) struct Onlooker;
 #[derive(Debug)]
 pub(crate) struct Guard {
     token: Option<Arc<TokenFile>>,
-    sources: Mutex<Sources>,
+    sources: Mutex<Buckets>,
     counters: Arc<Counters>,
+}
+
+/// Requests that may pass and those that may not are limited each for itself: processes behind one address must
+/// not use up what belongs to the one among them that has the token.
+#[derive(Debug, Default)]
+struct Buckets {
+    passed: Sources,
+    refused: Sources,
 }
 
 impl Guard {
@@ -44,7 +52,7 @@ impl Guard {
         }
     }
 
-    /// Lets a request pass or answers why not. The cheapest check is the first.
+    /// Lets a request pass or answers why not.
     pub(crate) async fn check(
         State(guard): State<Arc<Self>>,
         mut request: Request,
@@ -62,20 +70,28 @@ impl Guard {
     }
 
     fn judge(&self, request: &Request) -> Result<(), Refusal> {
+        let judged = match &self.token {
+            Some(token) => authorize(token, request.headers()),
+            None => check_host(request),
+        };
         if let Some(Peer(address)) = request.extensions().get()
-            && let Some(wait) = self.excess_of(*address)
+            && let Some(wait) = self.excess_of(*address, judged.is_ok())
         {
             return Err(too_many(wait));
         }
-        match &self.token {
-            Some(token) => self.authorize(token, request.headers()),
-            None => check_host(request),
+        if judged.is_err() && self.token.is_some() {
+            self.counters.count(Counter::HttpAuthFailures);
         }
+        judged
     }
 
     /// How long a source that has asked too often must wait.
-    fn excess_of(&self, address: IpAddr) -> Option<Duration> {
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+    fn excess_of(&self, address: IpAddr, passes: bool) -> Option<Duration> {
+        let mut buckets = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let sources = match passes {
+            true => &mut buckets.passed,
+            false => &mut buckets.refused,
+        };
         match sources.admit(address, Instant::now()) {
             Admission::Admitted => None,
             Admission::AdmittedInsteadOf => {
@@ -88,19 +104,18 @@ impl Guard {
             }
         }
     }
+}
 
-    fn authorize(&self, token: &TokenFile, headers: &HeaderMap) -> Result<(), Refusal> {
-        if bearer(headers).is_some_and(|guess| token.is(guess)) {
-            return Ok(());
-        }
-        self.counters.count(Counter::HttpAuthFailures);
-        let scheme = HeaderValue::from_static(r#"Bearer realm="varta""#);
-        Err(Refusal::new(
-            StatusCode::UNAUTHORIZED,
-            "say 'Authorization: Bearer TOKEN' with the token of --http-token-file",
-        )
-        .with(header::WWW_AUTHENTICATE, scheme))
+fn authorize(token: &TokenFile, headers: &HeaderMap) -> Result<(), Refusal> {
+    if bearer(headers).is_some_and(|guess| token.is(guess)) {
+        return Ok(());
     }
+    let scheme = HeaderValue::from_static(r#"Bearer realm="varta""#);
+    Err(Refusal::new(
+        StatusCode::UNAUTHORIZED,
+        "say 'Authorization: Bearer TOKEN' with the token of --http-token-file",
+    )
+    .with(header::WWW_AUTHENTICATE, scheme))
 }
 
 fn too_many(wait: Duration) -> Refusal {
@@ -184,6 +199,21 @@ mod tests {
         let request = request.body(Body::empty()).unwrap();
         let refused = check_host(&request).err()?;
         Some(refused.into_response().status())
+    }
+
+    #[test]
+    fn those_that_are_refused_take_nothing_from_those_that_pass() {
+        let guard = Guard::new(None, Arc::default());
+        let status = |host: &str| {
+            let request = Request::builder().header(header::HOST, host);
+            let request = request.extension(Peer(IpAddr::from([192, 0, 2, 1])));
+            let judged = guard.judge(&request.body(Body::empty()).unwrap());
+            judged.err().map(|refusal| refusal.into_response().status())
+        };
+        let too_many = Some(StatusCode::TOO_MANY_REQUESTS);
+        assert!((0..1000).any(|_| status("evil.example") == too_many));
+        assert_eq!(status("127.0.0.1"), None);
+        assert!((0..1000).any(|_| status("127.0.0.1") == too_many));
     }
 
     #[test]

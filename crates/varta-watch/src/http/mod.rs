@@ -3,7 +3,8 @@
 //! Everything is read from what the other rooms put up ([`view`]); the beat path is not asked and does not
 //! notice. Both doors are served by the control thread's runtime. Bounds: connections per door, bytes and header
 //! lines per request, time to ask and to read ([`connection`]), requests per address ([`rate`]), questions at
-//! work at the same time ([`routes`]). Bodies are read where something is to be changed ([`pause`]), up to a bound.
+//! work, those that wait and the answers that are not read yet ([`work`]), followers of events ([`events`]), the
+//! last three per door. Bodies are read where something is to be changed ([`pause`]), up to a bound.
 
 mod agents;
 mod connection;
@@ -16,6 +17,7 @@ mod rate;
 mod routes;
 pub(crate) mod token;
 pub(crate) mod view;
+mod work;
 
 use std::fmt;
 use std::io;
@@ -42,9 +44,6 @@ use view::View;
 
 /// Connections of one door at the same time, if there are descriptors for as many.
 const CONNECTIONS_MAX: usize = 256;
-
-/// Fewer would let one browser keep everybody else out.
-const CONNECTIONS_MIN: usize = 8;
 
 /// How long answers under way may take when the observer stops.
 const STOP_WAIT: Duration = Duration::from_millis(500);
@@ -136,27 +135,30 @@ impl Doors {
     ) -> io::Result<Served> {
         let (stop, stopping) = watch::channel(false);
         let counters = Arc::clone(&view.counters);
-        let router = router(Answers::new(view, wishes, config.agents, stopping.clone()));
+        let view = Arc::new(view);
+        let router = || {
+            let view = Arc::clone(&view);
+            let wishes = wishes.clone();
+            router(Answers::new(view, wishes, config.agents, stopping.clone()))
+        };
         let mut doors = JoinSet::new();
         let door = |listener, router| Door {
             listener,
             router,
-            connections_max: (descriptors / 4).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX),
+            connections_max: connections_max(descriptors),
             counters: Arc::clone(&counters),
             stop: stopping.clone(),
         };
         if let Some(listener) = self.tcp {
             let listener = tokio::net::TcpListener::from_std(listener)?;
             let guard = Arc::new(Guard::new(self.token, Arc::clone(&counters)));
-            let guarded = router
-                .clone()
-                .layer(from_fn_with_state(guard, Guard::check));
+            let guarded = router().layer(from_fn_with_state(guard, Guard::check));
             doors.spawn(door(Listener::Tcp(listener), guarded).serve());
         }
         let mut control = None;
         if let Some((socket, listener)) = self.control {
             let listener = tokio::net::UnixListener::from_std(listener)?;
-            doors.spawn(door(Listener::Unix(listener), router).serve());
+            doors.spawn(door(Listener::Unix(listener), router()).serve());
             control = Some(socket);
         }
         Ok(Served {
@@ -174,6 +176,11 @@ impl Served {
         let ended = async { while self.doors.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(STOP_WAIT, ended).await;
     }
+}
+
+/// Connections of one door: with those of the other one no more than half of what there is.
+fn connections_max(descriptors: usize) -> usize {
+    (descriptors / 4).clamp(1, CONNECTIONS_MAX)
 }
 
 /// Opens a door; one that nobody asked for costs a notice if it cannot be had.
@@ -213,4 +220,19 @@ fn open_control(path: &Path) -> Result<(BoundSocket, UnixListener), String> {
     let socket = bound.as_fd().try_clone_to_owned();
     let socket = socket.map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
     Ok((bound, socket.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_doors_leave_half_of_the_descriptors_to_others() {
+        for descriptors in [4, 8, 31, 256, 1_000_000] {
+            let both = 2 * connections_max(descriptors);
+            assert!((2..=descriptors / 2).contains(&both), "{descriptors}");
+        }
+        assert_eq!(connections_max(0), 1);
+        assert_eq!(connections_max(2048), CONNECTIONS_MAX);
+    }
 }

@@ -3,6 +3,8 @@
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use varta_core::{Counter, Counters};
+
 use crate::api::v1::Problem;
 
 /// An answer that says what was wrong.
@@ -32,6 +34,13 @@ impl Refusal {
 
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// There is no room for this now. For the control thread: it counts.
+    pub(crate) fn busy(counters: &Counters, detail: &str) -> Self {
+        counters.count(Counter::HttpBusy);
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+            .with(header::RETRY_AFTER, HeaderValue::from_static("1"))
     }
 }
 

@@ -4,7 +4,7 @@
 //! remembered; one with a full bucket need not be.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 /// A scraper comes a few times a minute, a person with a browser a few times a second.
@@ -71,9 +71,10 @@ impl Sources {
     }
 }
 
-/// One machine can have any address of an IPv6 network of 64 bits.
+/// One machine can have any address of an IPv6 network of 64 bits, and this one any of those that lead to itself.
 fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
+        own if own.is_loopback() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
         v4 => v4,
     }
@@ -84,7 +85,7 @@ mod tests {
     use super::*;
 
     fn source(number: u32) -> IpAddr {
-        std::net::Ipv4Addr::from_bits(number).into()
+        Ipv4Addr::from_bits(number).into()
     }
 
     fn admitted(sources: &mut Sources, source: IpAddr, now: Instant) -> usize {
@@ -140,5 +141,14 @@ mod tests {
         assert!(same("2001:db8::1", "2001:db8::ffff:1"));
         assert!(!same("2001:db8::1", "2001:db8:0:1::1"));
         assert!(same("192.0.2.1", "::ffff:192.0.2.1"));
+        assert!(!same("192.0.2.1", "192.0.2.2"));
+    }
+
+    #[test]
+    fn all_addresses_of_the_loopback_are_one_source() {
+        for address in ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.9.9.9"] {
+            let network = network_of(address.parse().unwrap());
+            assert_eq!(network, Ipv4Addr::LOCALHOST, "{address}");
+        }
     }
 }

@@ -1,37 +1,33 @@
 //! What is where: the routes, the same behind both doors.
 //!
-//! Whatever looks at every agent works on a thread of its own, two at a time, so that neither the control
-//! thread nor the other questions wait for it.
+//! Whatever looks at every agent works on a thread of its own ([`work`](super::work)), so that neither the
+//! control thread nor the other questions wait for it.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Extension, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use hyper::body::{Frame, SizeHint};
+use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tower_http::CompressionLevel;
-use tower_http::compression::CompressionLayer;
+use varta_core::Gauge;
 
 use super::agents::{AgentsQuestion, find};
-use super::events::{EventsQuestion, follow, resumed};
+use super::connection::Line;
+use super::events::{EventsQuestion, FOLLOWERS_MAX, follow, page_text, resumed};
 use super::metrics::{self, AgentSeries, Format};
 use super::pause;
 use super::problem::Refusal;
-use super::view::{Seen, View};
+use super::view::{Seen, View, seconds};
+use super::work::Work;
 use crate::api::v1::{Health, PREFIX};
 use crate::control::wishes::Wish;
-
-/// Questions about every agent that are worked on at the same time; the others wait.
-const AT_WORK_MAX: usize = 2;
 
 /// How long the beat path may take to turn when it is asked to. It takes microseconds.
 const PULSE_WAIT: Duration = Duration::from_secs(1);
@@ -39,8 +35,7 @@ const PULSE_WAIT: Duration = Duration::from_secs(1);
 /// How often is looked whether it has.
 const PULSE_PAUSE: Duration = Duration::from_millis(1);
 
-/// What of an answer is worked on without a turn for anything else: compressing it takes half a millisecond.
-const PIECE_BYTES: usize = 64 * 1024;
+const JSON: &str = "application/json";
 
 const OPENMETRICS: &str = "application/openmetrics-text";
 
@@ -59,14 +54,15 @@ POST, as application/json, over TCP with the token only:
 /api/v1/agents/ID/resume   {}                               judge it again
 "#;
 
-/// What answers are made from.
+/// What the answers of one door are made from, and how many there may be at a time.
 #[derive(Debug)]
 pub(crate) struct Answers {
-    pub(super) view: View,
+    pub(super) view: Arc<View>,
     /// To whoever can change something.
     pub(super) wishes: mpsc::Sender<Wish>,
     agents: AgentSeries,
-    at_work: Arc<Semaphore>,
+    work: Work,
+    followers: Arc<Semaphore>,
     stop: watch::Receiver<bool>,
 }
 
@@ -80,40 +76,55 @@ pub(super) type AgentId = Result<Path<String>, PathRejection>;
 
 impl Answers {
     pub(crate) fn new(
-        view: View,
+        view: Arc<View>,
         wishes: mpsc::Sender<Wish>,
         agents: AgentSeries,
         stop: watch::Receiver<bool>,
     ) -> Arc<Self> {
         Arc::new(Self {
+            work: Work::new(Arc::clone(&view.counters)),
             view,
             wishes,
             agents,
-            at_work: Arc::new(Semaphore::new(AT_WORK_MAX)),
+            followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             stop,
         })
     }
 
-    /// Does some work on a thread of its own. It counts as work until it is done, whether or not anybody waits
-    /// for it still.
-    async fn work<T: Send + 'static>(
-        self: Arc<Self>,
-        work: impl FnOnce(&Self) -> T + Send + 'static,
-    ) -> Result<T, Refusal> {
-        let failed = || {
-            Refusal::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "the answer could not be made",
-            )
+    /// An answer that is written on a thread of its own, compressed for who accepts it.
+    async fn text(
+        &self,
+        headers: &HeaderMap,
+        content_type: &'static str,
+        write: impl FnOnce(&View) -> Result<String, Refusal> + Send + 'static,
+    ) -> Result<Response, Refusal> {
+        let view = Arc::clone(&self.view);
+        let gzip = accepts(headers, &header::ACCEPT_ENCODING, "gzip");
+        let text = self.work.text(gzip, move || write(&view)).await?;
+        let mut response = Body::new(text).into_response();
+        let mut set = |name: HeaderName, value| {
+            let value = HeaderValue::from_static(value);
+            response.headers_mut().insert(name, value);
         };
-        let permit = Arc::clone(&self.at_work).acquire_owned().await;
-        let permit = permit.map_err(|_| failed())?;
-        let done = tokio::task::spawn_blocking(move || {
-            let done = work(&self);
-            drop(permit);
-            done
-        });
-        done.await.map_err(|_| failed())
+        set(header::CONTENT_TYPE, content_type);
+        set(header::VARY, "accept-encoding");
+        if gzip {
+            set(header::CONTENT_ENCODING, "gzip");
+        }
+        Ok(response)
+    }
+
+    /// The same about agents as of now.
+    async fn about_agents<T: Serialize>(
+        &self,
+        headers: &HeaderMap,
+        find: impl FnOnce(&View) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<Response, Refusal> {
+        let write = |view: &View| {
+            view.pulse.turn();
+            find(view).map(|found| serde_json::to_string(&found).unwrap_or_default())
+        };
+        self.text(headers, JSON, write).await
     }
 }
 
@@ -121,8 +132,10 @@ impl Answers {
     /// The agent with this id.
     pub(super) async fn find(self: Arc<Self>, id: AgentId) -> Result<Seen, Refusal> {
         let Path(id) = id.map_err(|_| nobody())?;
-        let found = self.work(move |answers| find(&answers.view, &id)).await?;
-        found.ok_or_else(nobody)
+        let view = Arc::clone(&self.view);
+        // Looks through the whole table.
+        let found = tokio::task::spawn_blocking(move || find(&view, &id)).await;
+        found.ok().flatten().ok_or_else(nobody)
     }
 }
 
@@ -150,7 +163,6 @@ pub(crate) fn router(answers: Arc<Answers>) -> Router {
         .nest(PREFIX, api)
         .fallback(nothing_there)
         .method_not_allowed_fallback(wrong_method)
-        .layer(CompressionLayer::new().quality(CompressionLevel::Fastest))
         .layer(from_fn(as_it_is_now))
         .with_state(answers)
 }
@@ -194,9 +206,11 @@ async fn healthz(State(answers): Shared) -> Response {
         tokio::time::sleep(PULSE_PAUSE).await;
         healthy = pulse.has_turned_since(asked_ns);
     }
+    let turn_ns = answers.view.counters.level(Gauge::LastTurn);
     let health = Health {
         healthy,
         turned_after: asked.elapsed().as_secs_f64(),
+        last_turn_age: seconds(answers.view.raw.now_ns().saturating_sub(turn_ns)),
     };
     (status(healthy), Json(health)).into_response()
 }
@@ -217,7 +231,7 @@ fn status(well: bool) -> StatusCode {
 }
 
 async fn metrics(State(answers): Shared, headers: HeaderMap) -> Result<Response, Refusal> {
-    let format = match accepts(&headers, OPENMETRICS) {
+    let format = match accepts(&headers, &header::ACCEPT, OPENMETRICS) {
         true => Format::OpenMetrics,
         false => Format::Text,
     };
@@ -225,42 +239,52 @@ async fn metrics(State(answers): Shared, headers: HeaderMap) -> Result<Response,
         Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
         Format::Text => "text/plain; version=0.0.4; charset=utf-8",
     };
-    let render = move |answers: &Answers| metrics::render(&answers.view, format, answers.agents);
-    let text = answers.work(render).await?;
-    let body = Body::new(Pieces::new(text));
-    Ok(([(header::CONTENT_TYPE, content_type)], body).into_response())
+    let agents = answers.agents;
+    let render = move |view: &View| Ok(metrics::render(view, format, agents));
+    answers.text(&headers, content_type, render).await
 }
 
-async fn info(State(answers): Shared) -> Result<Response, Refusal> {
-    let info = answers.work(|answers| answers.view.info()).await?;
-    Ok(Json(info).into_response())
+async fn info(State(answers): Shared, headers: HeaderMap) -> Result<Response, Refusal> {
+    let info = |view: &View| Ok(view.info());
+    answers.about_agents(&headers, info).await
 }
 
 async fn agents(
     State(answers): Shared,
+    headers: HeaderMap,
     Query(parameters): Parameters,
 ) -> Result<Response, Refusal> {
     let question = AgentsQuestion::parse(&parameters)?;
-    let page = answers
-        .work(move |answers| serde_json::to_string(&question.answer(&answers.view)))
-        .await?;
-    Ok(json(page.unwrap_or_default()))
+    let page = move |view: &View| Ok(question.answer(view));
+    answers.about_agents(&headers, page).await
 }
 
-async fn agent(State(answers): Shared, id: AgentId) -> Result<Response, Refusal> {
-    let seen = Arc::clone(&answers).find(id).await?;
-    Ok(Json(answers.view.show(&seen)).into_response())
+async fn agent(
+    State(answers): Shared,
+    headers: HeaderMap,
+    id: AgentId,
+) -> Result<Response, Refusal> {
+    let Path(id) = id.map_err(|_| nobody())?;
+    let found = move |view: &View| {
+        let seen = find(view, &id).ok_or_else(nobody)?;
+        Ok(view.show(&seen))
+    };
+    answers.about_agents(&headers, found).await
 }
 
 async fn events(
     State(answers): Shared,
+    line: Option<Extension<Line>>,
     headers: HeaderMap,
     Query(parameters): Parameters,
 ) -> Result<Response, Refusal> {
     let question = EventsQuestion::parse(&parameters)?;
     let view = &answers.view;
-    if !question.follow && !accepts(&headers, "text/event-stream") {
-        return Ok(Json(question.answer(&view.history)).into_response());
+    if !question.follow && !accepts(&headers, &header::ACCEPT, "text/event-stream") {
+        // Taken here, since the other thread may be kept from going on while it holds the lock.
+        let page = question.answer(&view.history);
+        let write = move |view: &View| Ok(page_text(&page, &view.about.session_id));
+        return answers.text(&headers, JSON, write).await;
     }
     if question.limit.is_some() {
         return Err(Refusal::bad_request("limit: live events have no limit"));
@@ -273,25 +297,30 @@ async fn events(
             after.ok_or_else(|| Refusal::bad_request("Last-Event-ID: give the id of an event"))?
         }
     };
+    let place = Arc::clone(&answers.followers).try_acquire_owned();
+    let place = place.map_err(|_| {
+        Refusal::busy(
+            &view.counters,
+            "too many follow the events here; stop one of them, or ask for pages",
+        )
+    })?;
+    if let Some(Extension(line)) = line {
+        line.follow();
+    }
     let (history, counters) = (Arc::clone(&view.history), Arc::clone(&view.counters));
-    Ok(follow(history, after, counters, answers.stop.clone()))
+    let stop = answers.stop.clone();
+    Ok(follow(history, after, counters, stop, place))
 }
 
-fn json(text: String) -> Response {
-    let content_type = HeaderValue::from_static("application/json");
-    let body = Body::new(Pieces::new(text));
-    ([(header::CONTENT_TYPE, content_type)], body).into_response()
-}
-
-/// Whether an answer of this media type is welcome by name.
-fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
-    let lines = headers.get_all(header::ACCEPT).iter();
+/// Whether an answer of this media type, or in this coding, is welcome by name.
+fn accepts(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
+    let lines = headers.get_all(name).iter();
     let lines = lines.filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).any(|range| {
         let mut parts = range.split(';').map(str::trim);
         let named = parts
             .next()
-            .is_some_and(|name| name.eq_ignore_ascii_case(media_type));
+            .is_some_and(|name| name.eq_ignore_ascii_case(wanted));
         let unwanted = |part: &str| {
             let weight = part.strip_prefix("q=").or_else(|| part.strip_prefix("Q="));
             weight.is_some_and(|weight| weight.parse() == Ok(0.0))
@@ -300,58 +329,13 @@ fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
     })
 }
 
-/// A long text, given out with turns for everything else in between.
-struct Pieces {
-    rest: Bytes,
-    rested: bool,
-}
-
-impl Pieces {
-    fn new(text: String) -> Self {
-        Self {
-            rest: text.into(),
-            rested: true,
-        }
-    }
-}
-
-impl hyper::body::Body for Pieces {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        if self.rest.is_empty() {
-            return Poll::Ready(None);
-        }
-        if !std::mem::replace(&mut self.rested, false) {
-            self.rested = true;
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let length = self.rest.len().min(PIECE_BYTES);
-        let piece = self.rest.split_to(length);
-        Poll::Ready(Some(Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.rest.len() as u64)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::SystemTime;
 
     use hyper::service::Service;
     use hyper_util::service::TowerToHyperService;
-    use varta_core::{Counters, Gauge, SlotTable};
+    use varta_core::{Counter, Counters, SlotTable};
 
     use super::*;
     use crate::clock::RawClock;
@@ -367,7 +351,6 @@ mod tests {
             about: About {
                 session_id: "run".to_owned(),
                 started: SystemTime::UNIX_EPOCH,
-                threshold_ns: 1,
                 capacity: 1,
                 socket: String::new(),
                 udp: None,
@@ -381,13 +364,18 @@ mod tests {
         };
         let (sender, stop) = watch::channel(false);
         let (wishes, _) = mpsc::channel(1);
-        (Answers::new(view, wishes, AgentSeries::All, stop), sender)
+        let answers = Answers::new(Arc::new(view), wishes, AgentSeries::All, stop);
+        (answers, sender)
+    }
+
+    async fn ask(answers: &Arc<Answers>, path: &str) -> Response {
+        let router = TowerToHyperService::new(router(Arc::clone(answers)));
+        let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+        router.call(request).await.unwrap()
     }
 
     async fn status_of(answers: &Arc<Answers>, path: &str) -> StatusCode {
-        let router = TowerToHyperService::new(router(Arc::clone(answers)));
-        let request = Request::builder().uri(path).body(Body::empty()).unwrap();
-        router.call(request).await.unwrap().status()
+        ask(answers, path).await.status()
     }
 
     #[tokio::test]
@@ -409,40 +397,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_that_nobody_waits_for_any_more_still_counts_as_work() {
+    async fn a_follower_too_many_is_refused_and_told_to_come_back() {
         let (answers, _stop) = answers();
-        let (release, held) = std::sync::mpsc::channel::<()>();
-        let (begun, mut begins) = tokio::sync::mpsc::channel(1);
-        let work = Arc::clone(&answers).work(move |_| {
-            let _ = begun.blocking_send(());
-            let _ = held.recv();
-        });
-        let asked = tokio::spawn(work);
-        begins.recv().await.unwrap();
-        asked.abort();
-        let _ = asked.await;
-        assert_eq!(answers.at_work.available_permits(), AT_WORK_MAX - 1);
-        drop(release);
-        let all = answers.at_work.acquire_many(AT_WORK_MAX as u32).await;
-        assert!(all.is_ok());
-    }
-
-    #[test]
-    fn a_long_text_comes_in_pieces_with_turns_in_between() {
-        use hyper::body::Body as _;
-        let mut pieces = Pieces::new("x".repeat(2 * PIECE_BYTES + 1));
-        let context = &mut Context::from_waker(std::task::Waker::noop());
-        let mut lengths = Vec::new();
-        loop {
-            match Pin::new(&mut pieces).poll_frame(context) {
-                Poll::Ready(None) => break,
-                Poll::Ready(Some(frame)) => {
-                    lengths.push(frame.unwrap().into_data().unwrap().len());
-                }
-                Poll::Pending => lengths.push(0),
-            }
+        let mut followers = Vec::new();
+        for _ in 0..FOLLOWERS_MAX {
+            let follower = ask(&answers, "/api/v1/events?follow=true").await;
+            assert_eq!(follower.status(), StatusCode::OK);
+            followers.push(follower);
         }
-        assert_eq!(lengths, [PIECE_BYTES, 0, PIECE_BYTES, 0, 1]);
+        let refused = ask(&answers, "/api/v1/events?follow=true").await;
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(refused.headers().contains_key(header::RETRY_AFTER));
+        assert_eq!(answers.view.counters.get(Counter::HttpBusy), 1);
+        followers.pop();
+        let again = status_of(&answers, "/api/v1/events?follow=true").await;
+        assert_eq!(again, StatusCode::OK);
     }
 
     #[test]
@@ -450,7 +419,7 @@ mod tests {
         let accepted = |accept: &'static str| {
             let headers =
                 HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]);
-            accepts(&headers, OPENMETRICS)
+            accepts(&headers, &header::ACCEPT, OPENMETRICS)
         };
         assert!(accepted("Application/OpenMetrics-Text"));
         assert!(accepted(

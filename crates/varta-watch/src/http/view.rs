@@ -15,6 +15,9 @@ use crate::control::history::History;
 use crate::control::roster::{Person, Roster};
 use crate::handoff::Pulse;
 
+/// A last turn that is longer ago is none that goes on: 200 ms. Twice as long as is waited for one.
+const TURN_AGE_NS: u64 = 200_000_000;
+
 /// What does not change while the observer runs.
 #[derive(Clone, Debug)]
 pub(crate) struct About {
@@ -49,6 +52,8 @@ pub(crate) struct Seen {
 }
 
 impl View {
+    /// The attention clock as the beat path last put it up. While the beat path does not turn the clock stands:
+    /// nobody can be silent while nobody listens. Whoever reads it has had the beat path turn before.
     pub(crate) fn attention_now_ns(&self) -> u64 {
         attention_now_ns(self.raw, &self.counters)
     }
@@ -149,7 +154,7 @@ impl View {
             pid: std::process::id(),
             started: started.unwrap_or_default().as_secs_f64(),
             uptime: seconds(self.raw.now_ns()),
-            threshold: seconds(self.about.threshold_ns),
+            threshold: seconds(self.counters.level(Gauge::Threshold)),
             capacity: self.about.capacity,
             socket: self.about.socket.clone(),
             udp: self.about.udp.clone(),
@@ -159,10 +164,12 @@ impl View {
     }
 }
 
-/// The attention clock as the beat path last put it up.
+/// The attention clock as the beat path last put it up; it stands while the beat path does not turn.
 pub(crate) fn attention_now_ns(raw: RawClock, counters: &Counters) -> u64 {
     let lag_ns = counters.level(Gauge::AttentionLag);
-    raw.now_ns().saturating_sub(lag_ns)
+    let turn_ns = counters.level(Gauge::LastTurn);
+    let heard_ns = raw.now_ns().min(turn_ns.saturating_add(TURN_AGE_NS));
+    heard_ns.saturating_sub(lag_ns)
 }
 
 impl Census {

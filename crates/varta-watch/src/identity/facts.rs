@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use varta_core::Claims;
 
 use super::{Means, start_time};
+use crate::api::printable;
 
 /// Bytes of a `/proc` file that are looked at; the kernel's own files are far shorter.
 const FILE_BYTES_MAX: usize = 16 * 1024;
@@ -16,7 +17,8 @@ const FILE_BYTES_MAX: usize = 16 * 1024;
 /// ended while it was examined.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
-    /// Command name, at most 15 bytes; empty if unknown.
+    /// Command name, at most 15 characters; empty if unknown. The process chooses it, so it is cleaned once and
+    /// for all: whatever shows it, it stays on its line.
     pub(crate) name: String,
     /// The program file.
     pub(crate) exe: Option<PathBuf>,
@@ -41,8 +43,8 @@ impl Facts {
         let status = read(pid, "status");
         let cgroup = cgroup_path(&read(pid, "cgroup"));
         let facts = Self {
-            name: read(pid, "comm").trim_end_matches('\n').to_owned(),
-            exe: fs::read_link(format!("/proc/{pid}/exe")).ok(),
+            name: name_of(&read(pid, "comm")),
+            exe: fs::read_link(format!("/proc/{pid}/exe")).ok().map(readable),
             unit: cgroup.as_deref().and_then(unit_of),
             cgroup,
             start_ticks: start_time(pid).ok(),
@@ -69,6 +71,18 @@ impl Facts {
     /// The pid that a process of a container has inside.
     pub(crate) fn inner_pid(&self) -> Option<u32> {
         self.pids.get(1..)?.last().copied()
+    }
+}
+
+fn name_of(comm: &str) -> String {
+    printable(comm.strip_suffix('\n').unwrap_or(comm))
+}
+
+/// A path that can be told in JSON whatever its bytes are.
+fn readable(path: PathBuf) -> PathBuf {
+    match path.to_str() {
+        Some(_) => path,
+        None => path.to_string_lossy().into_owned().into(),
     }
 }
 
@@ -129,6 +143,20 @@ mod tests {
         assert!(facts.start_ticks.is_some());
         assert!(facts.pid_ns.is_some());
         assert!(facts.claims().is_some());
+    }
+
+    #[test]
+    fn a_name_stays_on_its_line_and_turns_nothing() {
+        assert_eq!(name_of("worker\n"), "worker");
+        assert_eq!(name_of("a\n\u{202e}STALL\n"), "a??STALL");
+    }
+
+    #[test]
+    fn a_path_that_is_no_text_can_be_told() {
+        use std::ffi::OsString;
+        use std::os::unix::ffi::OsStringExt;
+        let path = PathBuf::from(OsString::from_vec(b"/tmp/\xff".to_vec()));
+        assert_eq!(readable(path), PathBuf::from("/tmp/\u{fffd}"));
     }
 
     #[test]

@@ -285,7 +285,6 @@ impl Ingest {
     fn begin_turn(&mut self, woken_ns: u64) {
         self.woken_ns = woken_ns;
         self.turn_read = 0;
-        self.counters.set(Gauge::LastTurn, woken_ns);
     }
 
     /// Puts up what can be read from outside about the turn that ends.
@@ -298,6 +297,8 @@ impl Ingest {
             .raise(Gauge::ReceiveHighWater, self.turn_read as u64);
         self.counters
             .raise(Gauge::RingHighWater, self.lines.events.waiting() as u64);
+        // Last: who sees it sees what the turn has done.
+        self.counters.set(Gauge::LastTurn, self.woken_ns);
     }
 
     /// Moves the attention clock on, reports a gap, and returns the raw time.

@@ -228,7 +228,9 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
             })
             .map_err(failure("cannot start the beat path"))?;
         banner(config, log, udp_address, &places);
-        tell(log, places.notices);
+        for msg in places.notices {
+            log.warn(LogEvent::Notice, msg, Fields::default());
+        }
         tell(log, config.notices.clone());
         notices(config, log, queue_limit, means);
         udp_notices(config, log, network_notices.unwrap_or_default());

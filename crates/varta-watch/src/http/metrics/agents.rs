@@ -59,7 +59,7 @@ fn rows(view: &View, agents: Vec<Seen>) -> Vec<Row> {
         .into_iter()
         .map(|seen| {
             let person = view.person(seen.agent);
-            ((seen.agent.pid, person.address, person.name), seen)
+            ((seen.agent.pid, person.address, person.joined_as), seen)
         })
         .collect();
     keyed.sort_by(|(a, _), (b, _)| a.cmp(b));

@@ -2,7 +2,8 @@
 //!
 //! Everything is read when somebody asks and written in one pass, in an order that does not change. Labels
 //! whose values are fixed are all there from the start; series of agents come and go with their agents, as
-//! many as [`AgentSeries`] allows. A page of 100 000 agents takes about 60 MB for as long as it is needed.
+//! many as [`AgentSeries`] allows. A page of 100 000 agents takes about 60 MB until its
+//! last byte is read; [`work`](super::work) bounds how much of that there is at a time.
 
 mod agents;
 mod page;
@@ -11,7 +12,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use varta_core::{Counter, Gauge};
 
@@ -46,18 +47,9 @@ pub(crate) enum AgentSeries {
     AtMost(usize),
 }
 
-/// How long the beat path may take to turn when it is asked to. It takes microseconds, milliseconds if it is
-/// busy; one that takes longer is told of as it is, with a turn that is long ago.
-const TURN_WAIT: Duration = Duration::from_millis(100);
-
-/// How often is looked whether it has.
-const TURN_PAUSE: Duration = Duration::from_micros(100);
-
 /// What one page tells of.
 struct Moment<'a> {
     view: &'a View,
-    /// When the beat path was asked to turn.
-    asked_ns: u64,
     census: Census,
     rows: Vec<Row>,
     process: Process,
@@ -66,11 +58,10 @@ struct Moment<'a> {
 /// The whole page. Takes some milliseconds per ten thousand agents, and waits for the beat path to turn, so it
 /// is not for a thread with other things to do.
 pub(crate) fn render(view: &View, format: Format, agents: AgentSeries) -> String {
-    let asked_ns = view.pulse.ask();
+    view.pulse.turn();
     let (census, rows) = agents::read(view, agents);
     let moment = Moment {
         view,
-        asked_ns,
         census,
         rows,
         process: Process::read(),
@@ -139,10 +130,6 @@ impl Moment<'_> {
 /// the start. It was asked to turn, so that one that has nothing to do does not look as though it had stopped.
 fn last_turn(moment: &Moment<'_>) -> Number {
     let view = moment.view;
-    let asked = Instant::now();
-    while !view.pulse.has_turned_since(moment.asked_ns) && asked.elapsed() < TURN_WAIT {
-        std::thread::sleep(TURN_PAUSE);
-    }
     let turn_ns = view.counters.level(Gauge::LastTurn);
     let since_ns = view.raw.now_ns().saturating_sub(turn_ns);
     Number::Real(unix_seconds(SystemTime::now()) - seconds(since_ns))

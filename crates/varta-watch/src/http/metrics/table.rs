@@ -120,7 +120,7 @@ const OF_THE_OBSERVER: &[Declared] = &[
     (
         "varta_watch_last_poll_loop_timestamp_seconds",
         Kind::Gauge,
-        "When the beat path began its last turn, Unix time; it is woken for each page, and told of by another thread.",
+        "When the beat path began the last turn that it has ended, Unix time; it is woken for each page, and told of by another thread.",
         || Samples::Observer(last_turn),
     ),
     (
@@ -165,22 +165,6 @@ const OF_THE_OBSERVER: &[Declared] = &[
 /// them.
 const OF_THE_PAST: &[Declared] = &[
     (
-        "varta_log_suppressed_total",
-        Kind::Counter,
-        "Log lines that were left out; always 0, since what repeats is added up and told.",
-        || Samples::Counters {
-            counted: Vec::new(),
-            never: &[
-                ("kind", "file_export_io"),
-                ("kind", "audit_io"),
-                ("kind", "prom_serve"),
-                ("kind", "heartbeat_io"),
-                ("kind", "audit_ring_warn"),
-                ("kind", "audit_ring_critical"),
-            ],
-        },
-    ),
-    (
         "varta_recovery_audit_dropped_total",
         Kind::Counter,
         "Records the audit log could not take; always 0 as long as there is none.",
@@ -206,10 +190,18 @@ static SYNC_BOUNDS_NS: [u64; 8] = [
     1_000_000_000,
 ];
 
-/// Labels of 0.2.0 in families of the core for which there is no occasion: neither the ledger of last runs
-/// nor that of running commands can be full here.
+/// Labels of 0.2.0 in families of the core for which there is no occasion: no line is left out for these
+/// reasons, and neither the ledger of last runs nor that of running commands can be full here.
 fn never(family: &str) -> &'static [Label] {
     match family {
+        "varta_log_suppressed_total" => &[
+            ("kind", "file_export_io"),
+            ("kind", "audit_io"),
+            ("kind", "prom_serve"),
+            ("kind", "heartbeat_io"),
+            ("kind", "audit_ring_warn"),
+            ("kind", "audit_ring_critical"),
+        ],
         "varta_recovery_outcomes_total" => &[
             ("outcome", "refused_debounce_capacity"),
             ("outcome", "refused_outstanding_capacity"),
@@ -311,8 +303,8 @@ const HEAD: &str = "\
 
 This page is what `varta-watch --list-metrics` prints. Every series of a fixed number is there from the first
 scrape on. *Per agent* means one series for each agent that `--metrics-agents` gives series to, as long as it
-is tracked; `name` is its command name where that is known, `source` the address of an agent elsewhere and
-empty for one of this host.
+is tracked; `name` is its command name when it joined, where that is known, `source` the address of an agent
+elsewhere and empty for one of this host.
 
 | name | type | labels | series | meaning |
 |---|---|---|---|---|

@@ -37,7 +37,6 @@ impl Observer {
             about: About {
                 session_id: "0".repeat(16),
                 started: SystemTime::now(),
-                threshold_ns: THRESHOLD_NS,
                 capacity,
                 socket: "/s".to_owned(),
                 udp: None,
@@ -77,6 +76,7 @@ impl Observer {
         let key = AgentKey::Local { pid, instance };
         let person = Person {
             name: name.to_owned(),
+            joined_as: name.to_owned(),
             ..Person::default()
         };
         self.hear(key, pid, status, person)
@@ -547,6 +547,32 @@ fn names_and_help_need_no_escape_and_follow_the_rules() {
             family.help
         );
     }
+}
+
+#[test]
+fn an_agent_that_changes_its_name_keeps_its_series() {
+    let mut observer = Observer::new(1);
+    let agent = observer.local(7, Status::Ok, "worker");
+    let rename = |person: &mut Person| person.name = "other".to_owned();
+    observer.view.roster.amend(agent, rename);
+    let page = observer.page(Format::Text);
+    let statuses = of(&page, "varta_status");
+    assert_eq!(statuses.len(), 1);
+    assert_eq!(statuses[0].labels["name"], "worker");
+}
+
+#[test]
+fn while_the_beat_path_hangs_nobody_grows_silent() {
+    let mut observer = Observer::new(1);
+    observer.local(7, Status::Ok, "worker");
+    observer.view.counters.set(Gauge::LastTurn, 0);
+    let now_ns = observer.view.attention_now_ns();
+    assert!(now_ns <= 200_000_000);
+    let stands = crate::http::view::View {
+        raw: RawClock::started_before(3_600_000_000_000),
+        ..observer.view
+    };
+    assert_eq!(stands.attention_now_ns(), 200_000_000);
 }
 
 #[test]
