@@ -99,7 +99,7 @@ pub(crate) fn pause(arguments: &PauseArguments) -> ExitCode {
     let pause = |observer: &Observer, agent: &AgentView| {
         let paused = observer.pause(&agent.id, &request)?;
         Ok(paused.map(|paused| {
-            let time = duration(paused.paused_for.unwrap_or(request.seconds));
+            let time = duration(request.seconds);
             (format!("paused {} for {time}", who(&paused)), paused)
         }))
     };

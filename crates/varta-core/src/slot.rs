@@ -392,7 +392,7 @@ fn consistent<const N: usize>(words: &[AtomicU64], wanted: [usize; N]) -> Option
         let before = words[0].load(Ordering::Acquire);
         let copy = wanted.map(|i| words[i].load(Ordering::Relaxed));
         fence(Ordering::Acquire);
-        if before % 2 == 0 && words[0].load(Ordering::Relaxed) == before {
+        if before.is_multiple_of(2) && words[0].load(Ordering::Relaxed) == before {
             return Some(copy);
         }
         if !spin.wait() {

@@ -11,7 +11,7 @@ use crate::event::UID_UNKNOWN;
 
 /// The threshold, a whole number of the wheel's ticks: a deadline is noticed at the first tick at or
 /// after it, so boundaries can be tested to the nanosecond only where the two coincide.
-const T: u64 = 64 << crate::wheel::TICK_SHIFT;
+pub(super) const T: u64 = 64 << crate::wheel::TICK_SHIFT;
 
 fn tracker(capacity: usize, policy: EvictionPolicy) -> Tracker {
     let options = TrackerOptions {
@@ -21,11 +21,11 @@ fn tracker(capacity: usize, policy: EvictionPolicy) -> Tracker {
     Tracker::with_capacity(capacity, options)
 }
 
-fn strict(capacity: usize) -> Tracker {
+pub(super) fn strict(capacity: usize) -> Tracker {
     tracker(capacity, EvictionPolicy::Strict)
 }
 
-fn key(pid: u32) -> AgentKey {
+pub(super) fn key(pid: u32) -> AgentKey {
     AgentKey::Local {
         pid,
         instance: None,
@@ -33,7 +33,7 @@ fn key(pid: u32) -> AgentKey {
 }
 
 /// A kernel-attested beat whose own timestamp grows with its nonce.
-fn beat(pid: u32, nonce: u64) -> Beat {
+pub(super) fn beat(pid: u32, nonce: u64) -> Beat {
     Beat {
         key: key(pid),
         frame: Frame::new(Status::Ok, pid, nonce, nonce, 0),
@@ -59,7 +59,7 @@ fn terminal(pid: u32, timestamp: u64) -> Beat {
     }
 }
 
-fn patience(threshold_ns: u64, late_ns: u64) -> Patience {
+pub(super) fn patience(threshold_ns: u64, late_ns: u64) -> Patience {
     Patience {
         threshold_ns,
         late_ns,
@@ -67,11 +67,11 @@ fn patience(threshold_ns: u64, late_ns: u64) -> Patience {
 }
 
 impl Tracker {
-    fn update(&mut self, beat: Beat, now_ns: u64) -> Update {
+    pub(super) fn update(&mut self, beat: Beat, now_ns: u64) -> Update {
         self.record(&beat, now_ns, T).update
     }
 
-    fn drain(&mut self, now_ns: u64) -> Vec<Silence> {
+    pub(super) fn drain(&mut self, now_ns: u64) -> Vec<Silence> {
         let mut found = Vec::new();
         self.drain_stalled_slots(now_ns, u32::MAX, |silence| {
             found.push(*silence);
@@ -80,7 +80,7 @@ impl Tracker {
         found
     }
 
-    fn stalled_pids(&mut self, now_ns: u64) -> Vec<u32> {
+    pub(super) fn stalled_pids(&mut self, now_ns: u64) -> Vec<u32> {
         self.drain(now_ns).iter().map(|s| s.agent.pid).collect()
     }
 
@@ -663,15 +663,6 @@ fn each_agent_is_judged_by_its_own_threshold() {
 }
 
 #[test]
-fn a_new_threshold_counts_from_the_last_beat() {
-    let mut tracker = strict(4);
-    let agent = tracker.record(&beat(100, 1), 0, 10 * T).agent.unwrap();
-    assert!(tracker.set_patience(agent, patience(3 * T, 0), 0));
-    assert_eq!(tracker.stalled_pids(2 * T), []);
-    assert_eq!(tracker.stalled_pids(4 * T), [100]);
-}
-
-#[test]
 fn the_soft_tier_is_reported_before_the_stall() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, 4 * T).agent.unwrap();
@@ -695,122 +686,6 @@ fn a_late_agent_that_speaks_did_not_return_from_a_stall() {
     let back = tracker.record(&beat(100, 2), 3 * T, 4 * T);
     assert_eq!(back.returned_after_ns, None);
     tracker.check_invariants();
-}
-
-#[test]
-fn a_pause_counts_no_silence_and_ends_by_itself() {
-    let mut tracker = strict(4);
-    let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
-    assert!(tracker.pause(agent, 50 * T, 0));
-    assert_eq!(tracker.stalled_pids(50 * T), []);
-    assert_eq!(tracker.stalled_pids(51 * T - 1), []);
-    assert_eq!(tracker.stalled_pids(52 * T), [100]);
-}
-
-#[test]
-fn a_rule_that_would_have_made_a_stall_by_now_counts_from_its_coming() {
-    let mut tracker = strict(4);
-    let agent = tracker.record(&beat(100, 1), 0, 10 * T).agent.unwrap();
-    assert!(tracker.set_patience(agent, patience(3 * T, T), 5 * T));
-    assert_eq!(tracker.drain(5 * T).len(), 0);
-    assert_eq!(tracker.drain(8 * T - 1).len(), 1, "late at 6 T");
-    assert_eq!(tracker.stalled_pids(8 * T), [100]);
-    tracker.check_invariants();
-}
-
-#[test]
-fn a_stall_that_was_reported_stays_so_under_any_rule() {
-    let mut tracker = strict(4);
-    let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
-    for now_ns in [T, 30 * T] {
-        tracker.drain(now_ns);
-        assert!(tracker.set_patience(agent, patience(100 * T, 0), now_ns));
-        assert_eq!(tracker.latched(), 1);
-        assert_eq!(tracker.stalled_pids(now_ns), []);
-        assert!(tracker.set_patience(agent, patience(T, 0), now_ns));
-        assert_eq!(tracker.stalled_pids(now_ns), []);
-        tracker.check_invariants();
-    }
-}
-
-#[test]
-fn a_late_agent_is_told_of_once_however_often_its_rule_changes() {
-    let mut tracker = strict(4);
-    let agent = tracker.record(&beat(100, 1), 0, 4 * T).agent.unwrap();
-    tracker.set_patience(agent, patience(4 * T, T), 0);
-    assert_eq!(tracker.drain(2 * T).len(), 1);
-    tracker.set_patience(agent, patience(5 * T, T), 2 * T);
-    assert_eq!(tracker.drain(2 * T).len(), 0);
-    tracker.set_patience(agent, patience(9 * T, 3 * T), 2 * T);
-    assert_eq!(tracker.drain(3 * T).len(), 1, "late by the new rule");
-}
-
-#[test]
-fn a_pause_ends_a_stall_and_the_next_one_needs_a_full_threshold_after_it() {
-    for silent_ns in [T, 30 * T] {
-        let mut tracker = strict(1);
-        let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
-        assert_eq!(tracker.stalled_pids(silent_ns), [100]);
-        tracker.drain(silent_ns);
-        let until_ns = silent_ns + 5 * T;
-        assert!(tracker.pause(agent, until_ns, silent_ns));
-        assert_eq!(tracker.latched(), 0);
-        tracker.check_invariants();
-        let nobody_gives_way = tracker.update(beat(999, 1), until_ns - 1);
-        assert_eq!(nobody_gives_way, Update::CapacityExceeded);
-        assert_eq!(tracker.stalled_pids(until_ns + T - 1), []);
-        assert_eq!(tracker.stalled_pids(until_ns + T), [100]);
-        assert_eq!(tracker.get(&key(100)).unwrap().stalls, 2);
-    }
-}
-
-#[test]
-fn a_beat_during_a_pause_is_no_return_and_does_not_end_it() {
-    let mut tracker = strict(4);
-    let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
-    tracker.drain(T);
-    tracker.pause(agent, 50 * T, T);
-    let back = tracker.record(&beat(100, 2), 2 * T, T);
-    assert_eq!(back.returned_after_ns, None);
-    assert_eq!(tracker.stalled_pids(51 * T - 1), []);
-    assert_eq!(tracker.stalled_pids(51 * T), [100]);
-}
-
-#[test]
-fn a_pause_of_many_days_ends_as_one_of_a_moment_does() {
-    let mut tracker = strict(4);
-    let month_ns = (30 * 86_400 * 1_000_000_000_u64).next_multiple_of(T);
-    let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
-    tracker.pause(agent, month_ns, 0);
-    assert_eq!(tracker.stalled_pids(month_ns), []);
-    assert_eq!(tracker.stalled_pids(month_ns + 2 * T), [100]);
-}
-
-#[test]
-fn who_is_resumed_has_a_full_threshold_and_who_was_not_paused_none() {
-    let mut tracker = strict(4);
-    let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
-    tracker.pause(agent, 50 * T, 0);
-    assert!(tracker.resume(agent, 7 * T));
-    assert_eq!(tracker.stalled_pids(8 * T - 1), []);
-    assert!(tracker.resume(agent, 8 * T - 1), "not paused");
-    assert_eq!(tracker.stalled_pids(8 * T), [100]);
-    assert!(tracker.resume(agent, 9 * T));
-    assert_eq!(tracker.latched(), 1);
-    tracker.check_invariants();
-}
-
-#[test]
-fn rules_and_pauses_are_of_one_agent_and_not_of_the_next_one_in_its_slot() {
-    let mut tracker = strict(1);
-    let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
-    tracker.retire(agent);
-    assert!(!tracker.pause(agent, 9 * T, 0));
-    tracker.update(beat(101, 1), 0);
-    assert!(!tracker.pause(agent, 9 * T, 0));
-    assert!(!tracker.resume(agent, 0));
-    assert!(!tracker.set_patience(agent, patience(9 * T, 0), 0));
-    assert_eq!(tracker.stalled_pids(T), [101]);
 }
 
 #[test]

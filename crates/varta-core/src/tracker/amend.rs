@@ -1,0 +1,78 @@
+//! What an operator changes about an agent that is known: the rule it is held to, and pauses.
+//!
+//! Whatever changes, nobody is called stalled because of it alone, and counts, wheel and queues stay true.
+
+use std::sync::atomic::AtomicU64;
+
+use super::{Patience, Tracker};
+use crate::event::Agent;
+use crate::slot::{Slot, SlotState};
+
+impl<W: AsRef<[AtomicU64]>> Tracker<W> {
+    /// Holds an agent to another rule. Its silence so far keeps counting, unless that alone would make a
+    /// stall by now: then it has its full new threshold from `now_ns` on. What was already reported of this
+    /// silence is not reported again. False if the agent is not there any more.
+    pub fn set_patience(&mut self, agent: Agent, patience: Patience, now_ns: u64) -> bool {
+        let Some(mut facts) = self.facts_of(agent) else {
+            return false;
+        };
+        facts.threshold_ns = patience.threshold_ns;
+        facts.late_ns = patience.late_ns;
+        let silence_ns = facts.silence_ns(now_ns);
+        match facts.state {
+            SlotState::Reclaimable => {
+                // Whether it still is one is for the wheel to find out.
+                facts.state = SlotState::Stalled;
+                self.reclaimable.remove(agent.slot);
+            }
+            SlotState::Stalled | SlotState::Free => {}
+            SlotState::Alive | SlotState::Late => {
+                if silence_ns >= patience.threshold_ns {
+                    facts.paused_until_ns = facts.paused_until_ns.max(now_ns);
+                }
+                let is_late = patience.late_ns != 0 && facts.silence_ns(now_ns) >= patience.late_ns;
+                if !is_late {
+                    facts.state = SlotState::Alive;
+                }
+            }
+        }
+        self.shortest_threshold_ns = self.shortest_threshold_ns.min(facts.threshold_ns);
+        self.rearm(agent, &facts);
+        true
+    }
+
+    /// Counts no silence of this agent from `now_ns` to `until_ns`; after that it has its full threshold. A
+    /// stall that was reported is over without a return, so silence after the pause is a stall of its own.
+    /// The pause ends by itself; another one takes its place. False if the agent is not there any more.
+    pub fn pause(&mut self, agent: Agent, until_ns: u64, now_ns: u64) -> bool {
+        let Some(mut facts) = self.facts_of(agent) else {
+            return false;
+        };
+        if facts.state.is_latched() {
+            self.latched -= 1;
+            self.reclaimable.remove(agent.slot);
+        }
+        facts.state = SlotState::Alive;
+        facts.paused_until_ns = until_ns.max(now_ns);
+        self.rearm(agent, &facts);
+        true
+    }
+
+    /// Ends a pause: from `now_ns` on the agent has its full threshold. Nothing changes for one that is not
+    /// paused. False if the agent is not there any more.
+    pub fn resume(&mut self, agent: Agent, now_ns: u64) -> bool {
+        let Some(mut facts) = self.facts_of(agent) else {
+            return false;
+        };
+        if now_ns < facts.paused_until_ns {
+            facts.paused_until_ns = now_ns;
+            self.rearm(agent, &facts);
+        }
+        true
+    }
+
+    fn rearm(&mut self, agent: Agent, facts: &Slot) {
+        self.table.store(agent.slot, facts);
+        self.wheel.arm(agent.slot, facts.next_look_ns());
+    }
+}
