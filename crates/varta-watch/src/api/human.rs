@@ -39,6 +39,12 @@ pub fn human_line(line: &LogLine) -> String {
         (LogEvent::Pause, _) => "pause",
         (LogEvent::Resume, _) => "resume",
         (LogEvent::Recover, _) => "recover",
+        (LogEvent::GaveUp, _) => "GAVE UP",
+        (LogEvent::Hold, Level::Info) => "go on",
+        (LogEvent::Hold, _) => "HOLD",
+        (LogEvent::Hook, _) => "hook",
+        (LogEvent::Missing, Level::Info) => "there",
+        (LogEvent::Missing, _) => "MISSING",
         (LogEvent::Stop, _) => "stop",
     };
     // A name may hold anything; a line stays one line and sends nothing to a terminal.

@@ -67,8 +67,6 @@ pub(crate) struct Config {
     pub(crate) users: AllowedUsers,
     /// Agents of other pid namespaces are refused.
     pub(crate) refuse_foreign: bool,
-    /// Recovery may act on agents of other pid namespaces.
-    pub(crate) recover_foreign: bool,
     pub(crate) limits: LimitOptions,
     pub(crate) udp: Option<UdpConfig>,
     pub(crate) http: HttpConfig,
@@ -79,9 +77,6 @@ pub(crate) struct Config {
     pub(crate) eviction_policy: EvictionPolicy,
     pub(crate) eviction_scan_window: usize,
     pub(crate) recovery_exec: Option<String>,
-    pub(crate) recovery_debounce: Duration,
-    pub(crate) recovery_timeout: Option<Duration>,
-    pub(crate) recovery_env: Vec<(String, String)>,
     /// Rules, ladders and restraint.
     pub(crate) policy: Policy,
     pub(crate) export_file: Option<PathBuf>,
@@ -247,7 +242,6 @@ impl Flags {
             socket_access,
             users,
             refuse_foreign: self.strict_namespace_check && !self.allow_cross_namespace_agents,
-            recover_foreign: self.allow_cross_namespace_agents,
             limits: LimitOptions {
                 agent: rate(self.max_beat_rate, agent_burst),
                 global: rate(self.global_beat_rate, self.global_beat_burst),
@@ -263,9 +257,6 @@ impl Flags {
             },
             eviction_scan_window: self.eviction_scan_window as usize,
             recovery_exec: exec,
-            recovery_debounce: Duration::from_millis(self.recovery.recovery_debounce_ms),
-            recovery_timeout: self.recovery.recovery_timeout_ms.map(Duration::from_millis),
-            recovery_env: self.recovery.recovery_env,
             policy,
             export_file: self.export_file,
             export_events: self.export_events,
@@ -420,8 +411,7 @@ pub(crate) mod tests {
         };
         assert_eq!(config.limits.agent, Some(agent));
         assert_eq!(config.limits.global, None);
-        assert!(!config.refuse_foreign && !config.recover_foreign);
-        assert_eq!(config.recovery_debounce, Duration::from_millis(1000));
+        assert!(!config.refuse_foreign && !config.policy.recover_foreign);
         assert_eq!(config.export_events, ExportEvents::All);
     }
 
@@ -454,9 +444,9 @@ pub(crate) mod tests {
     fn containers_are_refused_only_by_who_asks_for_that_alone() {
         let both = ["--strict-namespace-check", "--allow-cross-namespace-agents"];
         let strict = parse(&["--socket=/s", both[0]]).unwrap();
-        assert!(strict.refuse_foreign && !strict.recover_foreign);
+        assert!(strict.refuse_foreign && !strict.policy.recover_foreign);
         let allowed = parse(&["--socket=/s", both[0], both[1]]).unwrap();
-        assert!(!allowed.refuse_foreign && allowed.recover_foreign);
+        assert!(!allowed.refuse_foreign && allowed.policy.recover_foreign);
     }
 
     #[test]
@@ -527,6 +517,6 @@ pub(crate) mod tests {
     #[test]
     fn variables_are_split_at_the_first_equals_sign() {
         let config = parse(&["--socket=/s", "--recovery-env", "A=b=c"]).unwrap();
-        assert_eq!(config.recovery_env, [("A".to_owned(), "b=c".to_owned())]);
+        assert_eq!(config.policy.children.environment, [("A".to_owned(), "b=c".to_owned())]);
     }
 }

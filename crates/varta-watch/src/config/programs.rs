@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
-/// Where programs are looked up unless the operator says otherwise: all a child knows of the observer's
-/// environment.
-const CHILD_PATH: &str = "/usr/bin:/bin";
+use crate::recovery::CHILD_PATH;
 
 /// Where children look programs up.
 #[derive(Clone, Debug)]

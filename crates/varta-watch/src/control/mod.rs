@@ -32,14 +32,14 @@ use varta_core::{
     Agent, BeatLimit, Counter, Counters, Event, EventKind, ExitStatus, Gauge, Home, Patience, Rate, SlotTable,
 };
 
-use crate::api::{Fields, LogEvent};
+use crate::api::LogEvent;
 use crate::clock::RawClock;
 use crate::config::Config;
 use crate::handoff::{EventReceiver, Handed, Order, OrderSender};
-use crate::http::token::{Token, TokenFile};
+use crate::http::token::TokenFile;
 use crate::identity::{self, Means};
 use crate::journal::{Journal, append_row};
-use crate::keys::{KeyFiles, KeyRing};
+use crate::keys::KeyFiles;
 use crate::recovery::Runner;
 use acquaintances::Acquaintances;
 use log::Log;

@@ -338,7 +338,10 @@ impl Control {
         if self.recoveries.hooks.len() >= HOOKS_MAX {
             return self.given.counters.count(Counter::HooksDropped);
         }
-        let subject = self.subject(agent, &who, occasion.name());
+        let subject = Subject {
+            is_target: matches!(occasion, Occasion::Late | Occasion::Critical),
+            ..self.subject(agent, &who, occasion.name())
+        };
         self.recoveries.core();
         self.recoveries.hooks.push_back(Hook {
             agent,
@@ -362,6 +365,7 @@ impl Control {
             silence_ms: silence_ns / 1_000_000,
             unit: process.and_then(|process| process.unit.clone()),
             reason,
+            is_target: true,
             source: who.address,
         }
     }

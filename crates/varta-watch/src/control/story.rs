@@ -387,7 +387,6 @@ pub(super) fn not_started(log: &Log, who: &Who, error: &StartError) {
             };
             log.error(LogEvent::Recover, msg, fields);
         }
-        _ => log.warn(LogEvent::Recover, format!("{who}: {error}"), fields),
     }
 }
 

@@ -23,7 +23,6 @@ const TURN_AGE_NS: u64 = 200_000_000;
 pub(crate) struct About {
     pub(crate) session_id: String,
     pub(crate) started: SystemTime,
-    pub(crate) threshold_ns: u64,
     pub(crate) capacity: usize,
     pub(crate) socket: String,
     pub(crate) udp: Option<String>,

@@ -34,7 +34,7 @@ use crate::identity::{self, Means};
 use crate::ingest::{Ingest, IngestConfig, Lines, Network, Sockets};
 use crate::journal::{ExportEvents, Journal};
 use crate::keys::KeyFiles;
-use crate::policy::{Mode, Policy, Step};
+use crate::policy::{Mode, Policy};
 use crate::recovery::SOURCE_PLACEHOLDER;
 use crate::replay_file;
 use crate::socket_file::{BoundSocket, Purpose};
@@ -317,35 +317,6 @@ fn key_files(config: &Config) -> Option<KeyFiles> {
     keys.filter(|keys| !keys.is_empty())
 }
 
-fn recovery_command(config: &Config) -> Result<Option<RunStep>, Failure> {
-    let Some(text) = &config.recovery_exec else {
-        return Ok(None);
-    };
-    let path = config
-        .recovery_env
-        .iter()
-        .rev()
-        .find(|(key, _)| key == "PATH");
-    let path = path.map(|(_, value)| value.as_str());
-    let (program, arguments) =
-        split_command(text, path).map_err(|error| format!("--recovery-exec: {error}"))?;
-    Ok(Some(RunStep {
-        program,
-        arguments,
-        timeout: config.recovery_timeout,
-        wait: Duration::ZERO,
-    }))
-}
-
-fn children(config: &Config) -> Children {
-    Children {
-        inherit_environment: false,
-        environment: config.recovery_env.clone(),
-        capture_bytes: CAPTURE_BYTES,
-        grace: GRACE,
-    }
-}
-
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -409,7 +380,6 @@ fn create_directory(socket: &Path) -> Result<(), Failure> {
 fn banner(
     config: &Config,
     log: &Log,
-    command: Option<&str>,
     udp: Option<SocketAddr>,
     answers: &Places,
 ) {
@@ -423,10 +393,7 @@ fn banner(
         // For whoever has started us and has to find out. A closed standard output is its choice.
         let _ = writeln!(std::io::stdout(), "{address}");
     }
-    let on_stall: &dyn Display = match &command {
-        Some(command) => command,
-        None => &"report it, nothing else (--recovery-exec runs a command)",
-    };
+    let on_stall = on_stall(&config.policy);
     let elsewhere = match (&config.udp, udp) {
         (Some(settings), Some(address)) if settings.keys.is_empty() => format!(
             "\nWARNING: plain UDP on {address}: whoever can reach it can speak for any agent elsewhere"
@@ -457,6 +424,28 @@ fn banner(
         ..Fields::default()
     };
     log.info(LogEvent::Start, msg, fields);
+}
+
+/// What is done about stalls, for a person.
+fn on_stall(policy: &Policy) -> String {
+    let steps = policy.default_ladder.map(|ladder| {
+        let steps = &policy.ladders[ladder].steps;
+        let shown: Vec<String> = steps.iter().map(|step| step.shown(None)).collect();
+        shown.join(", then ")
+    });
+    let rules = match policy.rules.len() {
+        0 => "",
+        _ => ", unless a rule says otherwise",
+    };
+    match (policy.mode, steps) {
+        (Mode::Observe, _) => "report it, nothing else (--recovery-mode observe)".to_owned(),
+        (Mode::DryRun, Some(steps)) => format!("only say that this would be done: {steps}{rules}"),
+        (Mode::Enforce, Some(steps)) => format!("{steps}{rules}"),
+        (Mode::DryRun | Mode::Enforce, None) if rules.is_empty() => {
+            "report it, nothing else (--recovery-exec runs a command)".to_owned()
+        }
+        (Mode::DryRun | Mode::Enforce, None) => format!("report it{rules}"),
+    }
 }
 
 /// Says something about this system or these settings, each in one line.

@@ -96,9 +96,10 @@ impl Runner {
         let mut command = tokio::process::Command::from(command);
         command.kill_on_drop(true);
 
-        let _target = match subject.agent.is_remote() {
-            false => Some(target::hold(subject.agent, self.means)?),
-            true => None,
+        let is_aimed = subject.is_target && !subject.agent.is_remote();
+        let _target = match is_aimed {
+            true => Some(target::hold(subject.agent, self.means)?),
+            false => None,
         };
         let started = Instant::now();
         let child = command.spawn().map_err(StartError::Spawn)?;

@@ -1,14 +1,9 @@
-//! Command lines: finding the program, filling in whom it is about.
+//! Command lines: filling in whom they are about.
 
-use std::fmt;
-use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 
 use varta_core::Agent;
 
-use super::environment::CHILD_PATH;
 use crate::policy::{RunStep, SignalStep, Step, Target};
 
 /// What stands for the address of an agent elsewhere; empty for a local one.
@@ -29,81 +24,10 @@ pub(crate) struct Subject {
     pub(crate) unit: Option<String>,
     /// What has happened: `stall`, `late` and so on.
     pub(crate) reason: &'static str,
+    /// What is done is aimed at its process, which must be there. Else it is told of, dead or alive.
+    pub(crate) is_target: bool,
     /// Where an agent elsewhere is.
     pub(crate) source: Option<IpAddr>,
-}
-
-/// A step's program that cannot be used. The text does not say which setting names it.
-#[derive(Debug)]
-#[non_exhaustive]
-pub(crate) enum CommandError {
-    Empty,
-    NotFound(String),
-    Unreachable(PathBuf, io::Error),
-    NotExecutable(PathBuf),
-}
-
-impl fmt::Display for CommandError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Empty => write!(f, "the command is empty; name a program or leave it out"),
-            Self::NotFound(program) => write!(
-                f,
-                "program {program} not found in the command's PATH; give its full path"
-            ),
-            Self::Unreachable(path, error) => write!(
-                f,
-                "cannot use {}: {error}; name a program this user may run",
-                path.display()
-            ),
-            Self::NotExecutable(path) => write!(
-                f,
-                "{} is not an executable file for this user",
-                path.display()
-            ),
-        }
-    }
-}
-
-impl std::error::Error for CommandError {}
-
-/// Program and arguments of a command line split at white space, as the 0.2.0 generation did: no
-/// quoting, no expansion. The program must exist and be executable now. `path` is the `PATH` that its
-/// children will have, if the operator gives them another than [`CHILD_PATH`].
-pub(crate) fn split_command(
-    text: &str,
-    path: Option<&str>,
-) -> Result<(PathBuf, Vec<String>), CommandError> {
-    let mut words = text.split_whitespace();
-    let program = words.next().ok_or(CommandError::Empty)?;
-    let program = find_program(program, path)?;
-    Ok((program, words.map(str::to_owned).collect()))
-}
-
-/// The file behind the name of a program: looked up in `path` unless it says where it is.
-pub(crate) fn find_program(program: &str, path: Option<&str>) -> Result<PathBuf, CommandError> {
-    if program.is_empty() {
-        return Err(CommandError::Empty);
-    }
-    if program.contains('/') {
-        let path = PathBuf::from(program);
-        return match path.metadata() {
-            Err(error) => Err(CommandError::Unreachable(path, error)),
-            Ok(_) if !is_executable(&path) => Err(CommandError::NotExecutable(path)),
-            Ok(_) => Ok(path),
-        };
-    }
-    std::env::split_paths(path.unwrap_or(CHILD_PATH))
-        .map(|directory| directory.join(program))
-        .find(|candidate| is_executable(candidate))
-        .ok_or_else(|| CommandError::NotFound(program.to_owned()))
-}
-
-fn is_executable(path: &Path) -> bool {
-    let is_program = path
-        .metadata()
-        .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
-    is_program && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
 impl RunStep {

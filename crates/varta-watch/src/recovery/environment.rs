@@ -6,7 +6,7 @@ use super::Subject;
 use crate::policy::Children;
 
 /// Where programs are looked up, unless the operator says otherwise.
-pub(super) const CHILD_PATH: &str = "/usr/bin:/bin";
+pub(crate) const CHILD_PATH: &str = "/usr/bin:/bin";
 
 /// What the service manager tells the observer about itself. A child that believed it could report in the
 /// observer's name, take its sockets for its own, or write to its journal stream. From systemd.exec(5) and

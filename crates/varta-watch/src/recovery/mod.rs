@@ -26,10 +26,10 @@ use varta_core::Agent;
 use crate::identity::Means;
 use crate::policy::SignalStep;
 use cgroup::Delegated;
-pub(crate) use child::{Ended, Force, How, Running};
-pub(crate) use command::{CommandError, SOURCE_PLACEHOLDER, Subject, find_program, split_command};
+pub(crate) use child::{Ended, Force, How};
+pub(crate) use command::{SOURCE_PLACEHOLDER, Subject};
+pub(crate) use environment::CHILD_PATH;
 use output::LeftOpen;
-pub(crate) use output::Output;
 pub(crate) use target::StartError;
 
 /// What all steps share.

@@ -60,6 +60,7 @@ fn subject(agent: Agent) -> Subject {
         silence_ms: 1500,
         unit: None,
         reason: "stall",
+        is_target: true,
         source: None,
     }
 }

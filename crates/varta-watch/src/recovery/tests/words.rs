@@ -74,35 +74,6 @@ fn a_program_is_never_filled_in() {
     assert_eq!(shown, "/bin/{pid} 7");
 }
 
-#[test]
-fn a_command_line_is_split_at_white_space_and_not_quoted() {
-    let (program, arguments) = split_command(" /bin/echo  {pid} 'a b' $HOME ", None).unwrap();
-    assert_eq!(program, Path::new("/bin/echo"));
-    assert_eq!(arguments, ["{pid}", "'a", "b'", "$HOME"]);
-}
-
-#[test]
-fn a_program_without_a_slash_is_looked_up_in_the_childs_path() {
-    assert!(find_program("true", None).unwrap().ends_with("bin/true"));
-    let error = find_program("true", Some("/nowhere")).unwrap_err();
-    assert!(matches!(error, CommandError::NotFound(_)), "{error}");
-}
-
-#[test]
-fn an_unusable_program_is_named() {
-    for (text, words) in [
-        ("   ", "empty"),
-        ("no-such-program-here", "no-such-program-here not found"),
-        ("/no/such/program {pid}", "/no/such/program: No such file"),
-        ("/etc/passwd {pid}", "/etc/passwd is not an executable file"),
-        ("/usr/bin", "/usr/bin is not an executable file"),
-    ] {
-        let error = split_command(text, None).unwrap_err().to_string();
-        assert!(error.contains(words), "{error}");
-    }
-    assert!(matches!(find_program("", None), Err(CommandError::Empty)));
-}
-
 /// What a child would see of this environment of the observer's.
 fn seen(children: &Children, own: &[(&str, &str)]) -> BTreeMap<String, String> {
     let own = own
