@@ -55,7 +55,8 @@ fn a_program_may_use_its_grace_to_clean_up() {
         let ended = running.wait().await;
         assert_eq!(ended.how, How::Stopped(Force::Term));
         assert_eq!(ended.status.unwrap().code(), Some(7));
-        assert_eq!(ended.output.text(), "cleaned\n");
+        // The shell may remark on its own child before.
+        assert!(ended.output.text().ends_with("cleaned\n"));
     });
 }
 
