@@ -97,7 +97,7 @@ impl Runner {
         command.kill_on_drop(true);
 
         let _target = match subject.agent.is_remote() {
-            false => Some(target::hold(subject.agent, self.means)?),
+            false => Some(target::hold(subject.agent, self.means, StartError::Spawn)?),
             true => None,
         };
         let started = Instant::now();
@@ -143,7 +143,7 @@ impl Running {
         self.group.outlives_leader
     }
 
-    pub(super) fn as_before_linux_6_9(mut self) -> Self {
+    pub(super) fn before_linux_6_9(mut self) -> Self {
         self.group.outlives_leader = false;
         self
     }
