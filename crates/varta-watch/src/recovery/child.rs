@@ -98,7 +98,7 @@ impl Runner {
 
         let is_aimed = subject.is_target && !subject.agent.is_remote();
         let _target = match is_aimed {
-            true => Some(target::hold(subject.agent, self.means)?),
+            true => Some(target::hold(subject.agent, self.means, StartError::Spawn)?),
             false => None,
         };
         let started = Instant::now();
@@ -144,7 +144,7 @@ impl Running {
         self.group.outlives_leader
     }
 
-    pub(super) fn as_before_linux_6_9(mut self) -> Self {
+    pub(super) fn before_linux_6_9(mut self) -> Self {
         self.group.outlives_leader = false;
         self
     }

@@ -62,8 +62,12 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {}
 
 /// Takes hold of the process that is meant. Keep the descriptor until the action has started: it shows at any
-/// time whether the process has ended.
-pub(super) fn hold(agent: Agent, means: Means) -> Result<OwnedFd, StartError> {
+/// time whether the process has ended. What the system refuses is made an error by `failed`.
+pub(super) fn hold(
+    agent: Agent,
+    means: Means,
+    failed: fn(io::Error) -> StartError,
+) -> Result<OwnedFd, StartError> {
     if agent.instance == identity::UNIDENTIFIED {
         return Err(StartError::Unidentified);
     }
@@ -73,7 +77,7 @@ pub(super) fn hold(agent: Agent, means: Means) -> Result<OwnedFd, StartError> {
         if identity::is_gone(&error) {
             StartError::TargetGone
         } else {
-            StartError::Spawn(error)
+            failed(error)
         }
     })?;
     if target.instance != agent.instance || identity::has_ended(&target.pidfd) {
@@ -95,7 +99,7 @@ pub(super) fn signal(step: &SignalStep, agent: Agent, means: Means) -> Result<()
     if agent.pid == std::process::id() {
         return Err(StartError::Forbidden("it is the observer itself"));
     }
-    let target = hold(agent, means)?;
+    let target = hold(agent, means, StartError::Signal)?;
     match step.to {
         Target::Process => sent(pidfd_send_signal(&target, step.signal)),
         Target::Group => signal_group(agent.pid, &target, step.signal),

@@ -55,7 +55,8 @@ fn a_program_may_use_its_grace_to_clean_up() {
         let ended = running.wait().await;
         assert_eq!(ended.how, How::Stopped(Force::Term));
         assert_eq!(ended.status.unwrap().code(), Some(7));
-        assert_eq!(ended.output.text(), "cleaned\n");
+        // The shell may remark on its own child before.
+        assert!(ended.output.text().ends_with("cleaned\n"));
     });
 }
 
@@ -100,8 +101,8 @@ fn what_a_program_has_started_is_killed_even_if_only_the_program_goes_when_told(
 
 #[test]
 fn what_a_program_has_started_is_killed_on_older_kernels_too() {
-    stubborn_grandchild(Duration::ZERO, Running::as_before_linux_6_9);
-    stubborn_grandchild(Duration::from_secs(600), Running::as_before_linux_6_9);
+    stubborn_grandchild(Duration::ZERO, Running::before_linux_6_9);
+    stubborn_grandchild(Duration::from_secs(600), Running::before_linux_6_9);
 }
 
 #[test]
