@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use varta_core::recovery::{ActionEnd, Recovery, RecoveryPolicy};
+use varta_core::recovery::{ActionEnd, Ladder, Limits, Next, Recovery, Step};
 use varta_core::replay::{Arrival, LIVE_NS, ReplayGuard, ReplayOptions, ReplayRefusal, SessionKey};
 use varta_core::tracker::{AgentKey, Beat};
 use varta_core::{AttentionClock, BeatOrigin, EvictionPolicy, Patience, Tracker, TrackerOptions};
@@ -70,11 +70,26 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
         };
         let mut tracker = Tracker::with_capacity(256, options);
         let mut clock = AttentionClock::new(0, THRESHOLD_NS);
-        let limits = RecoveryPolicy {
+        let ladder = Ladder {
+            tag: 0,
+            steps: vec![
+                Step::Act {
+                    patience_ns: 1_000_000
+                };
+                2
+            ],
             debounce_ns: 1_000_000_000,
-            max_in_flight: 8,
+            budget: 3,
+            window_ns: 60_000_000_000,
+            backoff_ns: 1_000_000_000,
+            backoff_max_ns: 10_000_000_000,
+            reset_after_ns: 10_000_000_000,
         };
-        let mut recovery = Recovery::new(256, limits);
+        let limits = Limits {
+            max_in_flight: 8,
+            starts_per_second: 100,
+        };
+        let mut recovery = Recovery::new(256, vec![ladder], limits, 7);
         let mut random = 7;
         let mut raw_ns = 0;
         let (mut stalls, mut evictions) = (0, 0);
@@ -87,15 +102,17 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
             let now_ns = clock.now_ns();
             let recorded = tracker.record(&beat(&mut random), now_ns, THRESHOLD_NS);
             if let (Some(agent), Some(_)) = (recorded.agent, recorded.returned_after_ns) {
-                recovery.on_settled(agent);
+                recovery.on_settled(agent, now_ns);
             }
             tracker.drain_stalled_slots(now_ns, 64, |silence| {
                 stalls += 1;
-                recovery.on_stall(silence.agent, now_ns);
+                recovery.on_stall(silence.agent, Some(0), now_ns);
                 ControlFlow::Continue(())
             });
-            while let Some(agent) = recovery.next_action(now_ns) {
-                recovery.on_end(agent, ActionEnd::Failed, now_ns);
+            while let Some(next) = recovery.next(now_ns) {
+                if let Next::Act(action) = next {
+                    recovery.on_end(action, ActionEnd::Failed, now_ns);
+                }
             }
             if next(&mut random).is_multiple_of(100)
                 && let Some(agent) = tracker.local_agent(2 + (next(&mut random) % 400) as u32)
@@ -107,6 +124,7 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
                 tracker.set_patience(agent, patience, now_ns);
                 tracker.pause(agent, now_ns + THRESHOLD_NS, now_ns);
                 tracker.resume(agent, now_ns);
+                recovery.on_gone(agent, 1, now_ns);
                 tracker.retire(agent);
             }
             evictions += tracker.take_evictions();

@@ -194,6 +194,9 @@ pub struct Fields {
     /// What a recovery command wrote: its beginning and its end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
+    /// How many bytes it wrote altogether.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_bytes: Option<u64>,
     /// Why: datagrams were refused, an agent is paused, fire is held, recovery gave up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

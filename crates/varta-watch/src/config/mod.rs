@@ -134,12 +134,15 @@ impl Config {
     }
 }
 
+/// Writes something that can be asked for.
+type Page = fn() -> String;
+
 /// What the command line asks to be printed instead of watching.
 fn page(flags: &ArgMatches) -> Option<String> {
     if let Some(shell) = flags.get_one::<String>("completions") {
         return Some(pages::completions(shell));
     }
-    let pages: [(&str, fn() -> String); 3] = [
+    let pages: [(&str, Page); 3] = [
         ("man", pages::manual),
         ("list_settings", pages::settings),
         ("list_metrics", metrics::list),
@@ -517,6 +520,9 @@ pub(crate) mod tests {
     #[test]
     fn variables_are_split_at_the_first_equals_sign() {
         let config = parse(&["--socket=/s", "--recovery-env", "A=b=c"]).unwrap();
-        assert_eq!(config.policy.children.environment, [("A".to_owned(), "b=c".to_owned())]);
+        assert_eq!(
+            config.policy.children.environment,
+            [("A".to_owned(), "b=c".to_owned())]
+        );
     }
 }

@@ -29,7 +29,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use varta_core::event::UID_UNKNOWN;
 use varta_core::{
-    Agent, BeatLimit, Counter, Counters, Event, EventKind, ExitStatus, Gauge, Home, Patience, Rate, SlotTable,
+    Agent, BeatLimit, Counter, Counters, Event, EventKind, ExitStatus, Gauge, Home, Patience, Rate,
+    SlotTable,
 };
 
 use crate::api::LogEvent;
@@ -43,10 +44,10 @@ use crate::keys::KeyFiles;
 use crate::recovery::Runner;
 use acquaintances::Acquaintances;
 use log::Log;
+use recoveries::Occasion;
 use recoveries::Recoveries;
 use repeats::Repeats;
 use roster::{Person, Roster};
-use recoveries::Occasion;
 use rulebook::Newcomer;
 use wishes::{Pauses, Wish};
 
@@ -303,7 +304,8 @@ impl Control {
             EventKind::Session { agent, .. } => {
                 self.acquaintances.review(agent);
                 self.hold_to_rule(agent);
-                self.repeats.add_session(Instant::now(), self.name_of(agent));
+                self.repeats
+                    .add_session(Instant::now(), self.name_of(agent));
             }
             EventKind::Critical {
                 agent,
@@ -396,7 +398,11 @@ impl Control {
         let Some(slot) = slot.filter(|slot| slot.agent(agent.slot) == agent) else {
             return;
         };
-        let sealed = self.given.roster.get(agent).is_some_and(|person| person.sealed);
+        let sealed = self
+            .given
+            .roster
+            .get(agent)
+            .is_some_and(|person| person.sealed);
         let newcomer = Newcomer {
             agent,
             facts: self.acquaintances.facts_of(agent),

@@ -20,9 +20,9 @@ pub(super) fn read() -> Pressure {
 /// From a line such as `full avg10=0.12 avg60=0.03 avg300=0.00 total=123`.
 fn full_avg10(text: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix("full "))?;
-    let figures = line.split_ascii_whitespace();
-    let avg10 = figures.filter_map(|figure| figure.strip_prefix("avg10="));
-    avg10.last()?.parse().ok()
+    let mut figures = line.split_ascii_whitespace();
+    let avg10 = figures.find_map(|figure| figure.strip_prefix("avg10="));
+    avg10?.parse().ok()
 }
 
 #[cfg(test)]

@@ -120,7 +120,11 @@ impl Hook {
                     let running = running.map_err(|error| error.to_string())?;
                     let ended = running.wait().await;
                     if !is_success(&ended) {
-                        return Err(format!("{}: {}", run.program.display(), story::end_of(&ended)));
+                        return Err(format!(
+                            "{}: {}",
+                            run.program.display(),
+                            story::end_of(&ended)
+                        ));
                     }
                 }
             }
@@ -130,7 +134,10 @@ impl Hook {
 }
 
 fn is_success(ended: &Ended) -> bool {
-    let succeeded = ended.status.as_ref().is_ok_and(std::process::ExitStatus::success);
+    let succeeded = ended
+        .status
+        .as_ref()
+        .is_ok_and(std::process::ExitStatus::success);
     succeeded && ended.how == How::Finished
 }
 
@@ -291,7 +298,9 @@ impl Control {
 
     /// The silence of an agent is over, one way or the other.
     pub(super) fn settled(&mut self, agent: Agent) -> Settled {
-        self.given.roster.amend(agent, |person| person.gave_up = false);
+        self.given
+            .roster
+            .amend(agent, |person| person.gave_up = false);
         let now_ns = self.given.raw.now_ns();
         let core = self.recoveries.core.as_mut();
         core.map_or_else(Settled::default, |core| core.on_settled(agent, now_ns))
@@ -312,7 +321,8 @@ impl Control {
         let slot = self.given.table.read(agent.slot);
         // Who has left the table by now is looked for again before anything starts.
         let slot = slot.filter(|slot| slot.agent(agent.slot) == agent);
-        let Some((slot, (outcome, reason))) = slot.and_then(|slot| Some((slot, refusal(slot.origin)?)))
+        let Some((slot, (outcome, reason))) =
+            slot.and_then(|slot| Some((slot, refusal(slot.origin)?)))
         else {
             return true;
         };
@@ -419,11 +429,19 @@ impl Control {
         let now_ns = self.given.raw.now_ns();
         self.start_hooks(now_ns);
         let is_held = self.recoveries.hold.reason().is_some();
-        let is_due = self.recoveries.next_due_ns().is_some_and(|due_ns| due_ns <= now_ns);
+        let is_due = self
+            .recoveries
+            .next_due_ns()
+            .is_some_and(|due_ns| due_ns <= now_ns);
         if is_due || is_held {
             self.look_at_host();
         }
-        while let Some(next) = self.recoveries.core.as_mut().and_then(|core| core.next(now_ns)) {
+        while let Some(next) = self
+            .recoveries
+            .core
+            .as_mut()
+            .and_then(|core| core.next(now_ns))
+        {
             match next {
                 Next::Act(action) => self.climb(action, now_ns),
                 Next::GaveUp(agent, why) => self.give_up(agent, why),
@@ -451,7 +469,10 @@ impl Control {
         if begun < self.recoveries.next_look {
             return;
         }
-        let counted = census(&self.given.table, attention_now_ns(self.given.raw, &self.given.counters));
+        let counted = census(
+            &self.given.table,
+            attention_now_ns(self.given.raw, &self.given.counters),
+        );
         let crowd = Crowd {
             watched: counted.watched,
             silent: counted.silent,
@@ -471,7 +492,9 @@ impl Control {
         if let Some(core) = &mut self.recoveries.core {
             core.hold(is_held);
         }
-        self.given.counters.set(Gauge::RecoveryHeld, u64::from(is_held));
+        self.given
+            .counters
+            .set(Gauge::RecoveryHeld, u64::from(is_held));
         if let HoldChange::Held(reason) = change {
             self.given.counters.count(match reason {
                 HoldReason::MassStall { .. } => Counter::HoldsMassStall,
@@ -544,7 +567,10 @@ impl Control {
                 Ok(Some(ActionEnd::Handled))
             }
             Step::Run(run) => {
-                let running = self.recoveries.runner.start(run, &policy.children, &subject)?;
+                let running = self
+                    .recoveries
+                    .runner
+                    .start(run, &policy.children, &subject)?;
                 let child_pid = running.pid;
                 self.count_outcome(agent, Counter::RecoverySpawned);
                 story::spawned(&self.given.log, who, child_pid, &shown);
@@ -574,7 +600,9 @@ impl Control {
             GaveUp::StepsExhausted => Counter::GaveUpSteps,
             GaveUp::BudgetSpent => Counter::GaveUpBudget,
         });
-        self.given.roster.amend(agent, |person| person.gave_up = true);
+        self.given
+            .roster
+            .amend(agent, |person| person.gave_up = true);
         story::gave_up(&self.given.log, &self.name_of(agent), why);
         self.hook(agent, Occasion::GaveUp);
     }

@@ -87,12 +87,12 @@ impl Rulebook {
             cgroup: facts.and_then(|facts| facts.cgroup.as_deref()),
             unit: facts.and_then(|facts| facts.unit.as_deref()),
             uid: newcomer.uid,
-            namespace: facts
-                .filter(|facts| !facts.pids.is_empty())
-                .map(|facts| match facts.is_foreign() {
+            namespace: facts.filter(|facts| !facts.pids.is_empty()).map(|facts| {
+                match facts.is_foreign() {
                     true => Namespace::Other,
                     false => Namespace::Own,
-                }),
+                }
+            }),
             origin: newcomer.origin,
             sealed: newcomer.sealed,
             source: newcomer.address,

@@ -422,7 +422,9 @@ pub(super) fn hold(log: &Log, change: HoldChange) {
         ),
         HoldChange::Held(HoldReason::Memory(percent)) => (
             "memory_pressure",
-            format!("all tasks were stalled for want of memory for {percent:.0} % of the last 10 s"),
+            format!(
+                "all tasks were stalled for want of memory for {percent:.0} % of the last 10 s"
+            ),
         ),
         HoldChange::Held(HoldReason::Io(percent)) => (
             "io_pressure",
@@ -535,6 +537,7 @@ pub(super) fn ended(log: &Log, who: &Who, child_pid: u32, ended: &Ended, outcome
         child_pid: Some(child_pid),
         duration_ms: Some(took_ms),
         output: (!output.is_empty()).then(|| output.clone()),
+        output_bytes: Some(ended.output.written()),
         ..recovery(who, outcome)
     };
     match &ended.status {
@@ -551,7 +554,9 @@ pub(super) fn ended(log: &Log, who: &Who, child_pid: u32, ended: &Ended, outcome
     }
     // What it wrote is why it failed, as a rule.
     let last = output.lines().rev().find(|line| !line.trim().is_empty());
-    let said = last.map(|last| format!("; it said: {last}")).unwrap_or_default();
+    let said = last
+        .map(|last| format!("; it said: {last}"))
+        .unwrap_or_default();
     log.warn(LogEvent::Recover, format!("{msg}{said}"), fields);
 }
 

@@ -377,12 +377,7 @@ fn create_directory(socket: &Path) -> Result<(), Failure> {
 }
 
 /// Says where the observer listens and what it will do.
-fn banner(
-    config: &Config,
-    log: &Log,
-    udp: Option<SocketAddr>,
-    answers: &Places,
-) {
+fn banner(config: &Config, log: &Log, udp: Option<SocketAddr>, answers: &Places) {
     if let Some(address) = answers.tcp
         && config
             .http

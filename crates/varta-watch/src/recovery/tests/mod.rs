@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use varta_core::Agent;
 
+use super::child::Running;
 use super::*;
 use crate::policy::{Children, RunStep};
 
