@@ -129,7 +129,7 @@ impl Doors {
     pub(crate) fn serve(
         self,
         view: View,
-        wishes: mpsc::Sender<Wish>,
+        wishes: &mpsc::Sender<Wish>,
         config: &HttpConfig,
         descriptors: usize,
     ) -> io::Result<Served> {

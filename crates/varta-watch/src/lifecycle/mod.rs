@@ -215,7 +215,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     let places = doors.places();
     let ended = runtime.block_on(async {
         let served = doors
-            .serve(view, wish_sender, &config.http, descriptor_reserve())
+            .serve(view, &wish_sender, &config.http, descriptor_reserve())
             .map_err(failure("cannot answer questions"))?;
         let (ingest_failed, ingest_end) = oneshot::channel();
         let thread = std::thread::Builder::new()
