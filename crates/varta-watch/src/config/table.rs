@@ -509,9 +509,10 @@ fn takes_no_value(ignored: &str) -> bool {
     )
 }
 
-/// The table as people are shown it: flags that are on or off without their `=true|false`.
+/// The table as people are shown it: without old flags, and with flags that are on or off without their
+/// `=true|false`.
 pub(super) fn shown_command() -> Command {
-    command().mut_args(|arg| match kind(&arg) {
+    Flags::command().mut_args(|arg| match kind(&arg) {
         Kind::Bool => arg
             .action(ArgAction::SetTrue)
             .num_args(0)
