@@ -89,7 +89,7 @@ fn written(page: &mut String, document: &Document, key: &str, value: &DeValue<'_
             }
         }
         ("agent", DeValue::Array(rules)) => {
-            for rule in rules.iter() {
+            for rule in rules {
                 if let DeValue::Table(rule) = rule.get_ref() {
                     page.push_str("\n[[agent]]\n");
                     entries(page, document, rule);
