@@ -134,7 +134,7 @@ fn fits(pattern: Option<&str>, text: Option<&str>) -> bool {
     pattern.is_none_or(|pattern| text.is_some_and(|text| glob(pattern, text)))
 }
 
-fn is<T: PartialEq + Copy>(wanted: Option<T>, known: Option<T>) -> bool {
+fn is<T: Copy + PartialEq>(wanted: Option<T>, known: Option<T>) -> bool {
     wanted.is_none() || wanted == known
 }
 

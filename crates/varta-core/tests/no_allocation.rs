@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use varta_core::recovery::{ActionEnd, Ladder, Limits, Next, Recovery, Step};
 use varta_core::replay::{Arrival, LIVE_NS, ReplayGuard, ReplayOptions, ReplayRefusal, SessionKey};
+use varta_core::rules::{Known, Selector, first_match};
 use varta_core::tracker::{AgentKey, Beat};
 use varta_core::{AttentionClock, BeatOrigin, EvictionPolicy, Patience, Tracker, TrackerOptions};
 use varta_sys::counting_alloc::{CountingAllocator, allocations_on_this_thread};
@@ -59,6 +60,30 @@ fn the_allocation_counter_counts() {
     let before = allocations_on_this_thread();
     drop(std::hint::black_box(vec![0_u8; 100]));
     assert_eq!(allocations_on_this_thread() - before, 1);
+}
+
+#[test]
+fn finding_the_rule_of_an_agent_allocates_nothing() {
+    let selector = |name: &str| Selector {
+        name: Some(name.to_owned()),
+        source: Some("2001:db8:*:1".to_owned()),
+        ..Selector::default()
+    };
+    let selectors = [selector("db"), selector("*e*b*")];
+    let known = Known {
+        name: "web",
+        exe: None,
+        cgroup: None,
+        unit: None,
+        uid: None,
+        namespace: None,
+        origin: BeatOrigin::NetworkUnverified,
+        sealed: true,
+        source: Some("2001:db8::7:1".parse().unwrap()),
+    };
+    let before = allocations_on_this_thread();
+    assert_eq!(first_match(&selectors, &known), Some(1));
+    assert_eq!(allocations_on_this_thread() - before, 0);
 }
 
 #[test]

@@ -431,23 +431,6 @@ fn one_clear_line_says_why_the_observer_cannot_start() {
             &["/proc/varta.sock", "cannot listen"],
         ),
         (
-            &[
-                "--socket",
-                &free,
-                "--recovery-exec",
-                "/no/such/program {pid}",
-            ],
-            &["--recovery-exec", "/no/such/program"],
-        ),
-        (
-            &["--socket", &free, "--recovery-exec", &file],
-            &["--recovery-exec", &file],
-        ),
-        (
-            &["--socket", &free, "--recovery-exec", " "],
-            &["--recovery-exec", "empty"],
-        ),
-        (
             &["--socket", &free, "--export-file", &orphan],
             &["--export-file", &orphan],
         ),
@@ -474,6 +457,25 @@ fn an_unusable_command_line_is_answered_in_three_lines_with_exit_code_2() {
         let (status, text) = refused_start(flags);
         assert_eq!(status.code(), Some(2), "{text}");
         assert!(text.lines().count() <= 3, "{text}");
+    }
+}
+
+#[test]
+fn a_recovery_command_that_cannot_be_run_is_an_unusable_command_line() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let file = file.path().to_str().unwrap();
+    for (command, word) in [
+        ("/no/such/program {pid}", "/no/such/program"),
+        (file, file),
+        (" ", "empty"),
+    ] {
+        let (status, text) = refused_start(&["--recovery-exec", command]);
+        assert_eq!(status.code(), Some(2), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(
+            text.contains("--recovery-exec: ") && text.contains(word),
+            "{text}"
+        );
     }
 }
 

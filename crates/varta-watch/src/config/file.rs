@@ -66,7 +66,8 @@ impl Document {
         let (table, errors) = DeTable::parse_recoverable(&self.text);
         for error in errors {
             let at = error.span().unwrap_or(0..0);
-            problems.add_unreadable(self.origin(&at), syntax(error.message()));
+            let text = self.text.get(at.clone()).unwrap_or_default();
+            problems.add_unreadable(self.origin(&at), syntax(error.message(), text));
         }
         table
     }
@@ -88,10 +89,10 @@ impl Document {
 }
 
 /// The parser says what it stumbled over; what is asked for is a file it can read.
-fn syntax(message: &str) -> String {
+fn syntax(message: &str, at: &str) -> String {
     let message = message.trim().replace('\n', ", ");
     match message.as_str() {
-        "duplicate key" => "this key is given twice; keep one".to_owned(),
+        "duplicate key" => format!("{at} is given twice; keep one"),
         message => format!("not TOML: {message}"),
     }
 }

@@ -8,6 +8,7 @@
 mod file;
 pub(crate) mod http;
 pub(crate) mod network;
+mod old_flags;
 mod pages;
 mod plan;
 mod problems;
@@ -134,27 +135,25 @@ impl Config {
     }
 }
 
-/// Writes something that can be asked for.
-type Page = fn() -> String;
-
 /// What the command line asks to be printed instead of watching.
 fn page(flags: &ArgMatches) -> Option<String> {
     if let Some(shell) = flags.get_one::<String>("completions") {
         return Some(pages::completions(shell));
     }
-    let pages: [(&str, Page); 3] = [
-        ("man", pages::manual),
-        ("list_settings", pages::settings),
-        ("list_metrics", metrics::list),
-    ];
-    let asked_for = pages.iter().find(|(id, _)| flags.get_flag(id));
-    asked_for.map(|(_, page)| page())
+    if flags.get_flag("man") {
+        Some(pages::manual())
+    } else if flags.get_flag("list_settings") {
+        Some(pages::settings())
+    } else if flags.get_flag("list_metrics") {
+        Some(metrics::list())
+    } else {
+        None
+    }
 }
 
 /// What to say about a flag that 0.2.0 did not have any more.
 fn removed(flags: &ArgMatches) -> Option<String> {
-    let given = |key| flags.value_source(key).is_some();
-    let found = table::REMOVED.iter().find(|(key, _)| given(*key));
+    let found = old_flags::removed(|key| flags.value_source(key).is_some());
     found.map(|(key, hint)| format!("varta-watch: --{key} does not exist any more: {hint}"))
 }
 
@@ -166,7 +165,7 @@ fn check(gathered: Gathered, sources: Sources) -> Result<Config, Instead> {
         mut problems,
         mut notices,
     } = gathered;
-    for (key, why) in table::IGNORED {
+    for (key, why) in old_flags::IGNORED {
         if matches.value_source(key).is_some() {
             notices.push(no_effect(key, why));
         }
@@ -481,6 +480,18 @@ pub(crate) mod tests {
         let error = error_of(&["--treshold-ms", "500"]);
         assert!(error.contains("--treshold-ms"), "{error}");
         assert!(error.contains("--threshold-ms"), "{error}");
+    }
+
+    #[test]
+    fn a_flag_given_twice_is_an_error() {
+        for flag in [
+            "--threshold-ms=500",
+            "--recovery-inherit-env",
+            "--config=/c",
+        ] {
+            let error = error_of(&[flag, flag]);
+            assert!(error.contains("multiple times"), "{error}");
+        }
     }
 
     #[test]

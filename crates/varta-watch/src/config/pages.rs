@@ -6,9 +6,10 @@ use clap::builder::StyledStr;
 use clap::{Arg, ValueEnum};
 use clap_complete::Shell;
 
+use super::old_flags::{IGNORED, REMOVED};
 use super::problems::variable;
 use super::rules::{AGENT_KEYS, LADDER_KEYS};
-use super::table::{self, IGNORED, Kind, REMOVED};
+use super::table::{self, Kind};
 
 const NAME: &str = "varta-watch";
 

@@ -14,6 +14,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::file::Document;
+use super::old_flags;
 use super::problems::{Origin, Problems, did_you_mean, nearest, variable};
 use super::section::{integer_text, kind as shown_kind};
 use super::table::{self, Kind};
@@ -132,15 +133,13 @@ impl Sources {
             let Some(name) = name.to_str().filter(|name| name.starts_with("VARTA_")) else {
                 continue;
             };
-            if let Some((key, hint)) = removed(|key| variable(key) == name) {
+            if let Some((key, hint)) = old_flags::removed(|key| variable(key) == name) {
                 problems.add(
                     Origin::Environment,
                     key,
                     format!("it does not exist any more: {hint}"),
                 );
-            } else if let Some((_, why)) =
-                table::IGNORED.iter().find(|(key, _)| variable(key) == name)
-            {
+            } else if let Some((_, why)) = old_flags::ignored(|key| variable(key) == name) {
                 notices.push(format!("{name} has no effect: {why}"));
             } else if !names.iter().any(|known| known == name) {
                 let hint = did_you_mean(name, names.iter().map(String::as_str));
@@ -180,10 +179,6 @@ fn split(value: &OsStr, separator: char) -> Vec<OsString> {
         .collect()
 }
 
-fn removed(is: impl Fn(&str) -> bool) -> Option<(&'static str, &'static str)> {
-    table::REMOVED.iter().find(|(key, _)| is(key)).copied()
-}
-
 /// Reads the keys of the file that are settings.
 fn read_file(
     document: &Document,
@@ -216,10 +211,10 @@ fn unknown_key(name: &str, command: &Command) -> String {
     if let Some(key) = table::by_alias(command, name) {
         return format!("unknown key; it is called {key} here");
     }
-    if let Some((_, hint)) = removed(|key| key == name) {
+    if let Some((_, hint)) = old_flags::removed(|key| key == name) {
         return format!("it does not exist any more: {}", hint.replace("--", ""));
     }
-    if let Some((_, why)) = table::IGNORED.iter().find(|(key, _)| *key == name) {
+    if let Some((_, why)) = old_flags::ignored(|key| key == name) {
         return format!("it has no effect, take it out: {why}");
     }
     if command

@@ -1,7 +1,9 @@
 //! Steps of ladders and hooks: `run`, `signal` and `wait`, as they stand in the configuration file.
 
-use rustix::process::Signal;
+use std::path::PathBuf;
 use std::time::Duration;
+
+use rustix::process::Signal;
 use toml::Spanned;
 use toml::de::DeValue;
 
@@ -137,7 +139,7 @@ fn command(
     step: &Section<'_>,
     path: &SearchPath,
     problems: &mut Problems,
-) -> Option<(std::path::PathBuf, Vec<String>)> {
+) -> Option<(PathBuf, Vec<String>)> {
     let value = step.get("run")?;
     let words = match value.get_ref() {
         DeValue::Array(words) if !words.is_empty() => words,
@@ -158,22 +160,21 @@ fn command(
     let mut wrong = |word: &Spanned<DeValue<'_>>, text: String| {
         problems.add(step.document.origin(&word.span()), &name, text);
     };
-    let mut texts = Vec::new();
+    let mut program = None;
+    let mut arguments = Vec::new();
     for (index, word) in words.iter().enumerate() {
-        match text(word.get_ref()).and_then(|text| argument(index, text)) {
-            Ok(text) => texts.push(text),
+        let read = text(word.get_ref()).and_then(|text| argument(index, text));
+        match read {
+            Ok(text) if index == 0 => match path.find(&text) {
+                Ok(found) => program = Some(found),
+                Err(text) => wrong(word, text),
+            },
+            Ok(text) => arguments.push(text),
             Err(text) => wrong(word, text),
         }
     }
-    let program = words.first().and_then(|word| text(word.get_ref()).ok())?;
-    match path.find(program) {
-        Ok(program) if texts.len() == words.len() => Some((program, texts.split_off(1))),
-        Ok(_) => None,
-        Err(text) => {
-            wrong(words.first()?, text);
-            None
-        }
-    }
+    let program = program?;
+    (arguments.len() + 1 == words.len()).then_some((program, arguments))
 }
 
 /// A word of a command, if everything that looks like a placeholder is one.

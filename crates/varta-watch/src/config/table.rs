@@ -16,7 +16,7 @@ use varta_core::tracker::{DEFAULT_CAPACITY, DEFAULT_EVICTION_SCAN_WINDOW, MAX_CA
 use super::Wish;
 use super::http::HttpFlags;
 use super::network::NetworkFlags;
-use super::{units, users};
+use super::{old_flags, units, users};
 use crate::control::log::LogFormat;
 use crate::http::metrics::AgentSeries;
 use crate::journal::ExportEvents;
@@ -406,63 +406,6 @@ const NO_SETTINGS: &[&str] = &[
     "list-metrics",
 ];
 
-const ONE_THREAD: &str =
-    "it described how 0.2.0 shared one thread, which this generation does not do";
-const RATE: &str = "answers are limited in their number by themselves";
-
-/// Flags of 0.2.0 that described its insides: taken with any value, without effect; and why.
-pub(super) const IGNORED: &[(&str, &str)] = &[
-    (
-        "i-accept-secure-udp-non-loopback",
-        "what it accepted is no danger any more",
-    ),
-    (
-        "signal-handler-mode",
-        "signals need no choice of a handler any more",
-    ),
-    ("read-timeout-ms", "the observer wakes up when it has to"),
-    (
-        "uds-rcvbuf-bytes",
-        "Linux bounds the queue by net.unix.max_dgram_qlen instead",
-    ),
-    ("audit-sync-interval-ms", ONE_THREAD),
-    ("audit-fsync-budget-ms", ONE_THREAD),
-    ("audit-rotation-budget-ms", ONE_THREAD),
-    ("prom-rate-limit-per-sec", RATE),
-    ("prom-rate-limit-burst", RATE),
-    ("iteration-budget-ms", ONE_THREAD),
-    ("scrape-budget-ms", ONE_THREAD),
-    (
-        "recovery-capture-stdio",
-        "the output of recovery commands is always captured",
-    ),
-];
-
-/// Flags that 0.2.0 had removed already, and what to use instead.
-pub(super) const REMOVED: &[(&str, &str)] = &[
-    (
-        "recovery-cmd",
-        "no shell runs recovery commands; use --recovery-exec",
-    ),
-    (
-        "recovery-cmd-file",
-        "no shell runs recovery commands; use --recovery-exec-file",
-    ),
-    (
-        "i-accept-shell-risk",
-        "no shell runs recovery commands; use --recovery-exec and leave this out",
-    ),
-    ("key-env", "keys are read from files only; use --key-file"),
-    (
-        "accepted-key-env",
-        "keys are read from files only; use --accepted-key-file",
-    ),
-    (
-        "master-key-env",
-        "keys are read from files only; use --master-key-file",
-    ),
-];
-
 /// What a value looks like in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -479,39 +422,13 @@ pub(super) enum Kind {
 
 /// The table with everything the command line takes.
 pub(super) fn command() -> Command {
-    let old = |name: &'static str| {
-        Arg::new(name)
-            .long(name)
-            .hide(true)
-            .action(ArgAction::Append)
-            .allow_hyphen_values(true)
-    };
-    let ignored = IGNORED.iter().map(|(name, _)| match takes_no_value(name) {
-        true => old(name)
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true"),
-        false => old(name),
-    });
-    let removed = REMOVED.iter().map(|(name, _)| {
-        old(name)
-            .num_args(0..=1)
-            .allow_hyphen_values(false)
-            .default_missing_value("")
-    });
-    Flags::command().args(ignored).args(removed)
+    Flags::command().args(old_flags::all())
 }
 
-fn takes_no_value(ignored: &str) -> bool {
-    matches!(
-        ignored,
-        "i-accept-secure-udp-non-loopback" | "recovery-capture-stdio"
-    )
-}
-
-/// The table as people are shown it: flags that are on or off without their `=true|false`.
+/// The table as people are shown it: without old flags, and with flags that are on or off without their
+/// `=true|false`.
 pub(super) fn shown_command() -> Command {
-    command().mut_args(|arg| match kind(&arg) {
+    Flags::command().mut_args(|arg| match kind(&arg) {
         Kind::Bool => arg
             .action(ArgAction::SetTrue)
             .num_args(0)
