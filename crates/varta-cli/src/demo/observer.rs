@@ -42,6 +42,12 @@ impl Observer {
     ) -> Result<Self, Failure> {
         let heal = place.program("demo-heal")?;
         let mut command = place.command("demo-observer")?;
+        // Settings of another observer are no part of the show.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"VARTA_") {
+                command.env_remove(name);
+            }
+        }
         command
             .arg("__observer")
             .arg("--socket")
