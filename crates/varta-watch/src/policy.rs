@@ -92,7 +92,7 @@ pub(crate) struct Ladder {
     pub(crate) steps: Vec<Step>,
     /// Least time between two actions on one agent.
     pub(crate) debounce: Duration,
-    /// Most actions on one agent within `window`; then the observer gives up. 1 to 100.
+    /// Most actions on one agent within `window`; then the observer gives up. 1 to 32.
     pub(crate) budget: u32,
     pub(crate) window: Duration,
     /// First pause after a failure; doubles up to `backoff_max`.

@@ -109,6 +109,7 @@ fn no_descriptor_of_a_sender_reaches_a_recovery_command() {
     let flags = [
         "--threshold-ms=300",
         "--max-beat-rate=0",
+        "--mass-stall-share=off",
         "--recovery-exec",
         &exec,
     ];

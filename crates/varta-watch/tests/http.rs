@@ -308,7 +308,7 @@ fn a_replaced_token_counts_from_sighup_on_and_an_unusable_one_changes_nothing() 
     fs::write(&path, "short").unwrap();
     let line = reload();
     assert!(
-        line.msg.contains("stay as they are") && line.msg.contains("5 bytes"),
+        line.msg.contains("nothing is changed") && line.msg.contains("5 bytes"),
         "{line:?}"
     );
     assert_eq!((status(TOKEN), status(OTHER_TOKEN)), (401, 200));
@@ -327,7 +327,7 @@ fn keys_and_token_are_replaced_together_or_not_at_all() {
     fs::write(&token_path, OTHER_TOKEN).unwrap();
     observer.signal(Signal::HUP);
     observer.wait_for(LogEvent::Notice, |line| {
-        line.msg.contains("stay as they are")
+        line.msg.contains("nothing is changed")
     });
     let reply = observer.get("/readyz", &[&authorization(TOKEN)]);
     assert_eq!(reply.status, 200);

@@ -105,7 +105,7 @@ pub(super) const LADDER_KEYS: &[(&str, &str)] = &[
     ),
     (
         "budget",
-        "most actions within the window, 1 to 100; else recovery-budget",
+        "most actions within the window, 1 to 32; else recovery-budget",
     ),
     (
         "window",

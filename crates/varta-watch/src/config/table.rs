@@ -26,7 +26,7 @@ use crate::policy::Mode;
 const MAX_BEAT_RATE: u32 = 100;
 
 /// Most actions on one agent within a window. Who needs more has a service manager for that.
-pub(super) const BUDGET_MAX: i64 = 100;
+pub(super) const BUDGET_MAX: i64 = varta_core::recovery::BUDGET_MAX as i64;
 
 /// What a child may have kept of its output, as in 0.2.0; 8 of them at a time.
 const CAPTURE_BYTES_MAX: u64 = 1024 * 1024;
@@ -277,7 +277,7 @@ pub(super) struct RecoveryFlags {
 
     /// Most actions on an agent within --recovery-window
     ///
-    /// 1 to 100; then the observer gives up on it.
+    /// 1 to 32; then the observer gives up on it.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=BUDGET_MAX))]
     pub(super) recovery_budget: u32,
 

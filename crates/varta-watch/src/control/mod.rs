@@ -201,7 +201,7 @@ impl Control {
     pub(crate) async fn finish(&mut self) {
         while self.take_events() {}
         self.repeats.tell_all(&self.given.log);
-        let longest = self.in_force.shutdown_grace;
+        let longest = self.given.config.shutdown_grace;
         let grace = self.recoveries.policy.children.grace.min(longest);
         self.recoveries.runner.stop(grace);
         let _ = tokio::time::timeout(grace + REAP_WAIT, async {

@@ -383,7 +383,11 @@ impl Control {
     /// Other rules, ladders and limits from now on. What runs goes on; who is silent goes on climbing where
     /// the ladder is the same, and begins anew where it is not.
     pub(super) fn replace_policy(&mut self) {
-        let policy = Arc::new(self.in_force.policy.clone());
+        let policy = Arc::new(Policy {
+            // What the beat path was told at the start.
+            recover_foreign: self.given.config.policy.recover_foreign,
+            ..self.in_force.policy.clone()
+        });
         let now_ns = self.given.raw.now_ns();
         self.recoveries.policy = Arc::clone(&policy);
         self.recoveries.hold.set_options(hold_options(&policy));
