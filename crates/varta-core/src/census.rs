@@ -37,15 +37,16 @@ pub struct Census {
     pub latched: u32,
 }
 
-/// Counts the agents of a table as of `now_ns`, attention time, from any thread.
-pub fn census<W: AsRef<[AtomicU64]>>(table: &SlotTable<W>, now_ns: u64) -> Census {
-    let mut census = Census::default();
+/// Counts the agents of a table as of `now_ns`, attention time, from any thread: those of this host, and those
+/// elsewhere, whose silence says nothing about this host (law 3).
+pub fn census<W: AsRef<[AtomicU64]>>(table: &SlotTable<W>, now_ns: u64) -> [Census; 2] {
+    let mut censuses = [Census::default(); 2];
     for slot in 0..table.capacity() as u32 {
         if let Some(rhythm) = table.read_rhythm(slot) {
-            census.count(&rhythm, now_ns);
+            censuses[usize::from(!rhythm.is_local)].count(&rhythm, now_ns);
         }
     }
-    census
+    censuses
 }
 
 impl Census {

@@ -27,7 +27,7 @@ use crate::wheel::Wheel;
 use estate::{Estate, Estates};
 use permits::Permits;
 
-pub use hold::{Crowd, HoldChange, HoldFire, HoldOptions, HoldReason, Pressure};
+pub use hold::{HoldChange, HoldFire, HoldOptions, HoldReason, Pressure};
 pub use ladder::{BUDGET_MAX, Ladder, Step};
 pub use permits::{Kind, Limits};
 
@@ -169,7 +169,7 @@ pub struct Recovery {
     /// Actions that wait for room, oldest first.
     ready: [Fifo; 2],
     permits: Permits,
-    held: bool,
+    held: [bool; 2],
     seed: u64,
 }
 
@@ -189,7 +189,7 @@ impl Recovery {
             wheels: [Wheel::new(capacity), Wheel::new(capacity)],
             ready: [Fifo::new(capacity), Fifo::new(capacity)],
             permits: Permits::new(limits),
-            held: false,
+            held: [false; 2],
             seed,
         }
     }
@@ -289,17 +289,15 @@ impl Recovery {
         entry.is_some_and(|entry| entry.agent == agent && entry.silent)
     }
 
-    /// While fire is held nothing is started and nobody given up; it all comes after.
-    pub fn hold(&mut self, held: bool) {
-        self.held = held;
+    /// While fire is held for agents of a kind nothing is started for them and none is given up; it all
+    /// comes after.
+    pub fn hold(&mut self, kind: Kind, held: bool) {
+        self.held[kind as usize] = held;
     }
 
     /// The next thing to do now.
     pub fn next(&mut self, now_ns: u64) -> Option<Next> {
-        if self.held {
-            return None;
-        }
-        for kind in Kind::ALL {
+        for kind in self.free_kinds() {
             let mut budget = u32::MAX;
             while let Some(slot) = self.wheels[kind as usize].pop_due(now_ns, &mut budget) {
                 if let Some(agent) = self.time_has_come(slot, now_ns) {
@@ -307,8 +305,7 @@ impl Recovery {
                 }
             }
         }
-        Kind::ALL
-            .into_iter()
+        self.free_kinds()
             .find_map(|kind| self.start_ready(kind, now_ns))
     }
 
@@ -362,15 +359,12 @@ impl Recovery {
     /// When [`Self::next`] may have something to do; `None` while it has not, or while everything waits
     /// for an action to end.
     pub fn next_due_ns(&self) -> Option<u64> {
-        if self.held {
-            return None;
-        }
-        let timers = self.wheels.iter().filter_map(Wheel::next_deadline_ns);
-        let ready = Kind::ALL.into_iter().filter_map(|kind| {
-            self.ready[kind as usize].front()?;
-            self.permits.free_at_ns(kind)
+        let due_ns = self.free_kinds().flat_map(|kind| {
+            let ready = self.ready[kind as usize].front();
+            let ready_ns = ready.and_then(|_| self.permits.free_at_ns(kind));
+            [self.wheels[kind as usize].next_deadline_ns(), ready_ns]
         });
-        timers.chain(ready).min()
+        due_ns.flatten().min()
     }
 
     /// Room for something else than a step that counts against the same limits; false if there is none.
@@ -512,6 +506,13 @@ impl Recovery {
             ladder: entry.ladder,
             step: entry.step,
         }))
+    }
+
+    /// Those that fire is not held for.
+    fn free_kinds(&self) -> impl Iterator<Item = Kind> + use<> {
+        let held = self.held;
+        let kinds = Kind::ALL.into_iter();
+        kinds.filter(move |kind| !held[*kind as usize])
     }
 
     fn arm(&mut self, agent: Agent, due_ns: u64) {

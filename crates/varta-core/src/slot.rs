@@ -241,6 +241,7 @@ fn state_in(head: u64) -> Option<SlotState> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rhythm {
     pub(crate) is_latched: bool,
+    pub(crate) is_local: bool,
     pub(crate) last_ns: u64,
     pub(crate) joined_ns: u64,
     pub(crate) beats: u64,
@@ -452,6 +453,7 @@ impl<W: AsRef<[AtomicU64]>> SlotTable<W> {
         let state = state_in(head)?;
         (state != SlotState::Free).then_some(Rhythm {
             is_latched: state.is_latched(),
+            is_local: head >> 56 & LOCAL != 0,
             last_ns,
             joined_ns,
             beats,

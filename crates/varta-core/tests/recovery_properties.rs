@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use varta_core::Agent;
-use varta_core::recovery::{Action, ActionEnd, GaveUp, Ladder, Limits, Next, Recovery, Step};
+use varta_core::recovery::{Action, ActionEnd, GaveUp, Kind, Ladder, Limits, Next, Recovery, Step};
 
 const S: u64 = 1_000_000_000;
 const AGENTS: u32 = 12;
@@ -137,7 +137,7 @@ impl Model {
             40..44 => self.replace_process(),
             44..46 => {
                 self.held = !self.held;
-                self.recovery.hold(self.held);
+                self.recovery.hold(Kind::Local, self.held);
             }
             46 => self.reload(),
             47..70 => self.end_one(),
@@ -331,7 +331,7 @@ impl Model {
     /// Fire is free and everything ends: then every stall has come to an end.
     fn converge(&mut self) {
         self.held = false;
-        self.recovery.hold(false);
+        self.recovery.hold(Kind::Local, false);
         for _ in 0..10_000 {
             self.take_all();
             while let Some((action, _)) = self.running.pop() {

@@ -58,7 +58,9 @@ impl Agents {
     }
 
     fn census(&self, now_ns: u64) -> Census {
-        census(&self.table, now_ns)
+        let [local, elsewhere] = census(&self.table, now_ns);
+        assert_eq!(elsewhere, Census::default());
+        local
     }
 }
 

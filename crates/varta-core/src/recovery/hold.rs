@@ -1,6 +1,8 @@
 //! Hold-fire: when many fall silent together, or the host itself starves, the host is the suspect and not
 //! its agents. Then nothing is done to anybody until that is over.
 
+use crate::census::Census;
+
 /// Below this part of its limit a pressure is over, so that a figure at the limit does not flicker.
 const RELIEF: f64 = 0.8;
 
@@ -25,17 +27,6 @@ pub struct Pressure {
     pub memory_percent: Option<f64>,
     /// For want of I/O.
     pub io_percent: Option<f64>,
-}
-
-/// How silent everybody is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Crowd {
-    /// Agents that are watched.
-    pub watched: u32,
-    /// Those that are silent.
-    pub silent: u32,
-    /// Those of them that fell silent within the last threshold or so.
-    pub fresh: u32,
 }
 
 /// Why fire is held.
@@ -92,9 +83,9 @@ impl HoldFire {
         self.reason
     }
 
-    /// Looks at the crowd and the host.
-    pub fn judge(&mut self, crowd: Crowd, pressure: Pressure) -> Option<HoldChange> {
-        let now = self.mass_stall(crowd).or_else(|| self.starved(pressure));
+    /// Looks at the agents and the host.
+    pub fn judge(&mut self, census: &Census, pressure: Pressure) -> Option<HoldChange> {
+        let now = self.mass_stall(census).or_else(|| self.starved(pressure));
         let before = std::mem::replace(&mut self.reason, now);
         match (before, now) {
             (None, Some(reason)) => Some(HoldChange::Held(reason)),
@@ -103,18 +94,18 @@ impl HoldFire {
         }
     }
 
-    fn mass_stall(&mut self, crowd: Crowd) -> Option<HoldReason> {
+    fn mass_stall(&mut self, census: &Census) -> Option<HoldReason> {
         let share = self.options.share?;
         let is_held = matches!(self.reason, Some(HoldReason::MassStall { .. }));
         if !is_held {
-            self.silent_before = crowd.silent.saturating_sub(crowd.fresh);
+            self.silent_before = census.silent.saturating_sub(census.fresh);
         }
         // Once held, whoever has been silent with the others counts, however long by now.
         let silent = match is_held {
-            true => crowd.silent.saturating_sub(self.silent_before),
-            false => crowd.fresh,
+            true => census.silent.saturating_sub(self.silent_before),
+            false => census.fresh,
         };
-        let of = crowd.watched.saturating_sub(self.silent_before);
+        let of = census.watched.saturating_sub(self.silent_before);
         let too_many = silent >= self.options.min && f64::from(silent) > share * f64::from(of);
         too_many.then_some(HoldReason::MassStall { silent, of })
     }
@@ -149,11 +140,12 @@ mod tests {
         })
     }
 
-    fn crowd(watched: u32, silent: u32, fresh: u32) -> Crowd {
-        Crowd {
+    fn crowd(watched: u32, silent: u32, fresh: u32) -> Census {
+        Census {
             watched,
             silent,
             fresh,
+            latched: 0,
         }
     }
 
@@ -165,39 +157,39 @@ mod tests {
     #[test]
     fn more_than_the_share_falling_silent_together_holds_fire_until_they_are_back() {
         let mut hold = hold();
-        assert_eq!(hold.judge(crowd(100, 50, 50), CALM), None, "just half");
+        assert_eq!(hold.judge(&crowd(100, 50, 50), CALM), None, "just half");
         let reason = HoldReason::MassStall {
             silent: 51,
             of: 100,
         };
-        let held = hold.judge(crowd(100, 51, 51), CALM);
+        let held = hold.judge(&crowd(100, 51, 51), CALM);
         assert_eq!(held, Some(HoldChange::Held(reason)));
-        assert_eq!(hold.judge(crowd(100, 100, 40), CALM), None);
+        assert_eq!(hold.judge(&crowd(100, 100, 40), CALM), None);
         assert_eq!(
-            hold.judge(crowd(100, 100, 0), CALM),
+            hold.judge(&crowd(100, 100, 0), CALM),
             None,
             "long silent now"
         );
         assert!(hold.reason().is_some());
         assert_eq!(
-            hold.judge(crowd(100, 50, 0), CALM),
+            hold.judge(&crowd(100, 50, 0), CALM),
             Some(HoldChange::Resumed)
         );
     }
 
     #[test]
     fn few_agents_are_never_a_mass() {
-        assert_eq!(hold().judge(crowd(4, 4, 4), CALM), None);
-        assert!(hold().judge(crowd(5, 5, 5), CALM).is_some());
+        assert_eq!(hold().judge(&crowd(4, 4, 4), CALM), None);
+        assert!(hold().judge(&crowd(5, 5, 5), CALM).is_some());
     }
 
     #[test]
     fn agents_that_were_silent_before_count_on_neither_side() {
         let mut hold = hold();
-        assert_eq!(hold.judge(crowd(100, 80, 0), CALM), None);
-        assert!(hold.judge(crowd(100, 91, 11), CALM).is_some());
+        assert_eq!(hold.judge(&crowd(100, 80, 0), CALM), None);
+        assert!(hold.judge(&crowd(100, 91, 11), CALM).is_some());
         assert_eq!(
-            hold.judge(crowd(100, 90, 0), CALM),
+            hold.judge(&crowd(100, 90, 0), CALM),
             Some(HoldChange::Resumed)
         );
     }
@@ -210,17 +202,17 @@ mod tests {
             ..CALM
         };
         let few = crowd(10, 1, 1);
-        assert_eq!(hold.judge(few, memory(19.9)), None);
+        assert_eq!(hold.judge(&few, memory(19.9)), None);
         let held = HoldChange::Held(HoldReason::Memory(20.0));
-        assert_eq!(hold.judge(few, memory(20.0)), Some(held));
-        assert_eq!(hold.judge(few, memory(16.1)), None);
-        assert_eq!(hold.judge(few, memory(15.9)), Some(HoldChange::Resumed));
+        assert_eq!(hold.judge(&few, memory(20.0)), Some(held));
+        assert_eq!(hold.judge(&few, memory(16.1)), None);
+        assert_eq!(hold.judge(&few, memory(15.9)), Some(HoldChange::Resumed));
         let io = Pressure {
             io_percent: Some(60.0),
             ..CALM
         };
         let held = HoldChange::Held(HoldReason::Io(60.0));
-        assert_eq!(hold.judge(few, io), Some(held));
+        assert_eq!(hold.judge(&few, io), Some(held));
     }
 
     #[test]
@@ -235,6 +227,6 @@ mod tests {
             memory_percent: Some(100.0),
             io_percent: Some(100.0),
         };
-        assert_eq!(hold.judge(crowd(100, 100, 100), pressure), None);
+        assert_eq!(hold.judge(&crowd(100, 100, 100), pressure), None);
     }
 }

@@ -15,7 +15,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 2] = [Self::Local, Self::Remote];
+    /// Both, the local ones first.
+    pub const ALL: [Self; 2] = [Self::Local, Self::Remote];
 
     pub(super) const fn of(agent: Agent) -> Self {
         match agent.is_remote() {

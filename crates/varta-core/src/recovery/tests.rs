@@ -14,6 +14,14 @@ fn agent(slot: u32) -> Agent {
     }
 }
 
+fn elsewhere(slot: u32) -> Agent {
+    let address = "10.0.0.1:1".parse().unwrap();
+    Agent {
+        instance: crate::event::remote_source(crate::event::NO_KEY, &address, 0),
+        ..agent(slot)
+    }
+}
+
 fn act(patience_s: u64) -> Step {
     Step::Act {
         patience_ns: patience_s * S,
@@ -208,12 +216,24 @@ fn nothing_is_started_or_given_up_while_fire_is_held_and_all_of_it_after() {
     for slot in 0..3 {
         recovery.on_stall(agent(slot), Some(0), 0);
     }
-    recovery.hold(true);
+    recovery.hold(Kind::Local, true);
     assert_eq!(recovery.next(1000 * S), None);
     assert_eq!(recovery.next_due_ns(), None);
-    recovery.hold(false);
+    recovery.hold(Kind::Local, false);
     let started = || recovery.next(1000 * S);
     assert_eq!(std::iter::from_fn(started).count(), 3);
+}
+
+#[test]
+fn fire_that_is_held_for_agents_elsewhere_is_free_for_local_ones() {
+    let mut recovery = recovery(&[act(10)]);
+    recovery.on_stall(agent(0), Some(0), 0);
+    recovery.on_stall(elsewhere(1), Some(0), 0);
+    recovery.hold(Kind::Remote, true);
+    assert_eq!(recovery.next(S), acts(agent(0), 0));
+    assert_eq!(recovery.next(S), None);
+    recovery.hold(Kind::Remote, false);
+    assert_eq!(recovery.next(S), acts(elsewhere(1), 0));
 }
 
 #[test]
@@ -283,16 +303,9 @@ fn a_target_that_is_gone_is_not_tried_again() {
 
 #[test]
 fn agents_elsewhere_cannot_keep_a_local_one_from_its_recovery() {
-    use crate::event::{NO_KEY, remote_source};
     let mut recovery = recovery_with(2, ladder(&[act(10)]));
-    let address = "10.0.0.1:1".parse().unwrap();
     for slot in 0..15 {
-        let instance = remote_source(NO_KEY, &address, 0);
-        let elsewhere = Agent {
-            instance,
-            ..agent(slot)
-        };
-        recovery.on_stall(elsewhere, Some(0), 0);
+        recovery.on_stall(elsewhere(slot), Some(0), 0);
     }
     assert!(recovery.next(S).is_some());
     assert_eq!(recovery.next(S), None);

@@ -282,12 +282,14 @@ mod tests {
             sender_pidfd: true,
             ..means()
         };
+        // Before the child, so that the child is certainly younger than the clock's origin.
+        let raw = RawClock::start();
         let mut child = sleeper();
         let proved = |means, sent_after_ns| {
-            let mut all = acquaintances(means);
+            let mut all = Acquaintances::new(means, raw);
             all.answer(question(child.id(), Some(sent_after_ns))).proved
         };
-        let later_ns = 1_000_000_000;
+        let later_ns = raw.now_ns() + 1_000_000_000;
         assert!(!proved(new, 0), "it may be younger than the datagram");
         assert!(proved(new, later_ns));
         let old = Means {

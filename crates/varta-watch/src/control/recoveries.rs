@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use varta_core::census::census;
 use varta_core::recovery::{
-    self as ladder, Action, ActionEnd, Crowd, GaveUp, HoldChange, HoldFire, HoldOptions,
-    HoldReason, Limits, Next, Plan, Recovery, Settled,
+    self as ladder, Action, ActionEnd, GaveUp, HoldChange, HoldFire, HoldOptions, HoldReason, Kind,
+    Limits, Next, Plan, Recovery, Settled,
 };
 use varta_core::slot::SlotState;
 use varta_core::{Agent, BeatOrigin, Counter, Gauge, Timing};
@@ -46,7 +46,8 @@ pub(super) struct Recoveries {
     seed: u64,
     /// Made when it is first needed: most observers only watch.
     core: Option<Recovery>,
-    hold: HoldFire,
+    /// For local agents, and for those elsewhere: neither says anything about the other.
+    hold: [HoldFire; 2],
     next_look: Instant,
     hooks: VecDeque<Hook>,
     working: JoinSet<Work>,
@@ -165,7 +166,7 @@ impl Recoveries {
         let mut book = Rulebook::default();
         book.open(&policy, now);
         Self {
-            hold: HoldFire::new(hold_options(&policy)),
+            hold: [(); 2].map(|()| HoldFire::new(hold_options(&policy))),
             policy,
             book,
             runner: Arc::new(runner),
@@ -193,6 +194,16 @@ impl Recoveries {
             let ladders = ladders_of(&self.policy);
             Recovery::new(self.slots, ladders, limits_of(&self.policy), self.seed)
         })
+    }
+
+    /// Whether fire is held for any agents.
+    fn is_held(&self) -> bool {
+        self.hold.iter().any(|hold| hold.reason().is_some())
+    }
+
+    /// When it is to be looked whether held fire may be free again.
+    fn next_held_look(&self) -> Option<Instant> {
+        self.is_held().then(|| self.next_look + HELD_PAUSE)
     }
 
     /// When [`Control::act`] has something to do, on the observer's clock.
@@ -390,7 +401,9 @@ impl Control {
         });
         let now_ns = self.given.raw.now_ns();
         self.recoveries.policy = Arc::clone(&policy);
-        self.recoveries.hold.set_options(hold_options(&policy));
+        for hold in &mut self.recoveries.hold {
+            hold.set_options(hold_options(&policy));
+        }
         self.recoveries.book.open(&policy, Instant::now());
         let agents = self.agents();
         for agent in &agents {
@@ -432,12 +445,12 @@ impl Control {
     pub(super) fn act(&mut self) {
         let now_ns = self.given.raw.now_ns();
         self.start_hooks(now_ns);
-        let is_held = self.recoveries.hold.reason().is_some();
-        let is_due = self
-            .recoveries
-            .next_due_ns()
-            .is_some_and(|due_ns| due_ns <= now_ns);
-        if is_due || is_held {
+        let due_ns = self.recoveries.next_due_ns();
+        let look_at = match due_ns.is_some_and(|due_ns| due_ns <= now_ns) {
+            true => Some(self.recoveries.next_look),
+            false => self.recoveries.next_held_look(),
+        };
+        if look_at.is_some_and(|look_at| look_at <= Instant::now()) {
             self.look_at_host();
         }
         while let Some(next) = self
@@ -459,54 +472,48 @@ impl Control {
 
     /// When [`Self::act`] is due.
     pub(super) fn next_act(&self) -> Option<Instant> {
-        if self.recoveries.hold.reason().is_some() {
-            return Some(self.recoveries.next_look);
-        }
-        let due_ns = self.recoveries.next_due_ns()?;
-        let ahead_ns = due_ns.saturating_sub(self.given.raw.now_ns());
-        Some(Instant::now() + Duration::from_nanos(ahead_ns))
+        let due = self.recoveries.next_due_ns().map(|due_ns| {
+            let ahead_ns = due_ns.saturating_sub(self.given.raw.now_ns());
+            Instant::now() + Duration::from_nanos(ahead_ns)
+        });
+        [due, self.recoveries.next_held_look()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Finds out whether the host is the suspect.
     fn look_at_host(&mut self) {
         let begun = Instant::now();
-        if begun < self.recoveries.next_look {
-            return;
+        let now_ns = attention_now_ns(self.given.raw, &self.given.counters);
+        let censuses = census(&self.given.table, now_ns);
+        let pressure = pressure::read();
+        for (kind, census) in Kind::ALL.into_iter().zip(censuses) {
+            let hold = &mut self.recoveries.hold[kind as usize];
+            let change = hold.judge(&census, pressure);
+            let is_held = hold.reason().is_some();
+            if let Some(core) = &mut self.recoveries.core {
+                core.hold(kind, is_held);
+            }
+            if let Some(change) = change {
+                self.tell_hold(kind, change);
+            }
         }
-        let counted = census(
-            &self.given.table,
-            attention_now_ns(self.given.raw, &self.given.counters),
-        );
-        let crowd = Crowd {
-            watched: counted.watched,
-            silent: counted.silent,
-            fresh: counted.fresh,
-        };
-        let change = self.recoveries.hold.judge(crowd, pressure::read());
         let now = Instant::now();
-        let is_held = self.recoveries.hold.reason().is_some();
-        self.recoveries.next_look = now
-            + match is_held {
-                true => HELD_PAUSE,
-                false => LOOK_PAUSE.max((now - begun) * LOOK_PARTS),
-            };
-        let Some(change) = change else {
-            return;
-        };
-        if let Some(core) = &mut self.recoveries.core {
-            core.hold(is_held);
-        }
-        self.given
-            .counters
-            .set(Gauge::RecoveryHeld, u64::from(is_held));
+        self.recoveries.next_look = now + LOOK_PAUSE.max((now - begun) * LOOK_PARTS);
+    }
+
+    fn tell_hold(&self, kind: Kind, change: HoldChange) {
+        let counters = &self.given.counters;
+        counters.set(Gauge::RecoveryHeld, u64::from(self.recoveries.is_held()));
         if let HoldChange::Held(reason) = change {
-            self.given.counters.count(match reason {
+            counters.count(match reason {
                 HoldReason::MassStall { .. } => Counter::HoldsMassStall,
                 HoldReason::Memory(_) => Counter::HoldsMemory,
                 HoldReason::Io(_) => Counter::HoldsIo,
             });
         }
-        story::hold(&self.given.log, change);
+        story::hold(&self.given.log, kind, change);
     }
 
     /// Takes a step for an agent that is silent still.

@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use varta_core::event::UID_UNKNOWN;
-use varta_core::recovery::{GaveUp, HoldChange, HoldReason};
+use varta_core::recovery::{GaveUp, HoldChange, HoldReason, Kind};
 use varta_core::{BeatOrigin, Counter, Counters, ExitStatus, Home};
 use varta_vlp::Status;
 
@@ -414,11 +414,15 @@ pub(super) fn gave_up(log: &Log, who: &Who, why: GaveUp) {
     log.error(LogEvent::GaveUp, msg, fields);
 }
 
-pub(super) fn hold(log: &Log, change: HoldChange) {
+pub(super) fn hold(log: &Log, kind: Kind, change: HoldChange) {
+    let (of_whom, suspect) = match kind {
+        Kind::Local => ("", "the host"),
+        Kind::Remote => (" of agents elsewhere", "what lies between"),
+    };
     let (reason, why) = match change {
         HoldChange::Held(HoldReason::MassStall { silent, of }) => (
             "mass_stall",
-            format!("{silent} of {of} agents fell silent together"),
+            format!("{silent} of {of} fell silent together"),
         ),
         HoldChange::Held(HoldReason::Memory(percent)) => (
             "memory_pressure",
@@ -435,7 +439,7 @@ pub(super) fn hold(log: &Log, change: HoldChange) {
                 reason: Some("resumed".to_owned()),
                 ..Fields::default()
             };
-            let msg = "recovery goes on: the host is not the suspect any more".to_owned();
+            let msg = format!("recovery{of_whom} goes on: {suspect} is not the suspect any more");
             return log.info(LogEvent::Hold, msg, fields);
         }
     };
@@ -443,7 +447,7 @@ pub(super) fn hold(log: &Log, change: HoldChange) {
         reason: Some(reason.to_owned()),
         ..Fields::default()
     };
-    let msg = format!("recovery holds its fire, the host is the suspect: {why}");
+    let msg = format!("recovery{of_whom} holds its fire, {suspect} is the suspect: {why}");
     log.error(LogEvent::Hold, msg, fields);
 }
 
