@@ -85,8 +85,8 @@ fn the_story_is_told_in_plain_lines_where_there_is_no_terminal() {
     assert!(!out.contains('\u{1b}'), "no colours without a terminal");
 
     let lines: Vec<&str> = out.lines().collect();
-    assert!(lines[0].contains("an observer and five agents"), "{out}");
-    for name in ["web", "worker", "hang", "crash", "leave"] {
+    assert!(lines[0].contains("an observer and six agents"), "{out}");
+    for name in ["web", "worker", "hang", "stuck", "crash", "leave"] {
         find(&lines, &["join", &format!("demo-{name}: first beat")]);
     }
     find(&lines, &["left", "demo-leave", "no alarm"]);
@@ -100,9 +100,19 @@ fn the_story_is_told_in_plain_lines_where_there_is_no_terminal() {
     let back = find(&lines, &["return", "demo-hang", "beats again"]);
     let stop = find(&lines, &["stop", "the observer has stopped"]);
     assert!(stall < recovery && recovery < healed && recovery < back && back < stop);
+    find(&lines, &["recover", "demo-hang: recovered"]);
     let row = find(&lines, &["demo-hang", "stalled and came back"]);
+
+    let silent = find(&lines, &["STALL", "demo-stuck: silent for 1 s"]);
+    let first_step = find(&lines, &["recover", "demo-stuck", "runs demo-heal"]);
+    let second_step = find(&lines, &["recover", "demo-stuck", "sends it SIGCONT"]);
+    let gave_up = find(&lines, &["GAVE UP", "demo-stuck", "no step is left"]);
+    assert!(silent < first_step && first_step < second_step, "{out}");
+    assert!(second_step < gave_up && gave_up < stop, "{out}");
+    let stuck_row = find(&lines, &["demo-stuck", "given up, no step had helped"]);
+
     let promise = find(&lines, &["Everything that was promised was seen"]);
-    assert!(stop < row && row < promise);
+    assert!(stop < row && row < stuck_row && stuck_row < promise);
     assert_nothing_is_left_in(base.path());
 }
 
@@ -127,8 +137,8 @@ fn as_json_every_line_is_an_event_and_the_last_one_a_summary() {
     let any = |_: &Value| true;
 
     assert_eq!(position("start", None, &any), 0);
-    for name in ["demo-web", "demo-worker", "demo-hang", "demo-crash"] {
-        position("join", Some(name), &any);
+    for name in ["web", "worker", "hang", "stuck", "crash"].map(|name| format!("demo-{name}")) {
+        position("join", Some(&name), &any);
     }
     let join = position("join", Some("demo-leave"), &any);
     let left = position("exit", Some("demo-leave"), &|line| line["code"] == 0);
@@ -145,9 +155,33 @@ fn as_json_every_line_is_an_event_and_the_last_one_a_summary() {
     let back = position("return", Some("demo-hang"), &|line| {
         line["silence_ms"].as_f64().is_some_and(|ms| ms >= 1000.0)
     });
+    let recovered = position("recover", Some("demo-hang"), &|line| {
+        line["outcome"] == "recovered"
+    });
     let stop = position("stop", None, &any);
     assert!(join < left && left < stall && died < stall, "{out}");
     assert!(stall < spawned && spawned < handled, "{out}");
+    assert!(back < recovered && recovered < stop, "{out}");
+
+    let stuck = |event: &str, outcome: &str| {
+        position(event, Some("demo-stuck"), &|line| {
+            line["outcome"] == outcome
+        })
+    };
+    let first_step = stuck("recover", "spawned");
+    let first_handled = stuck("recover", "reaped_zero");
+    let second_step = stuck("recover", "signalled");
+    let gave_up = stuck("gave_up", "gave_up");
+    assert_eq!(events[gave_up]["reason"], "steps_exhausted");
+    assert!(
+        first_step < first_handled && first_handled < second_step,
+        "{out}"
+    );
+    assert!(second_step < gave_up && gave_up < stop, "{out}");
+    let of_stuck = |line: &&Value| line["name"] == "demo-stuck";
+    let after = events[gave_up + 1..].iter().filter(of_stuck);
+    let after: Vec<_> = after.map(|line| line["event"].as_str()).collect();
+    assert_eq!(after, [Some("exit")], "nothing more is done about it");
     assert!(spawned < back && back < stop && handled < stop, "{out}");
 
     let summary = events.last().unwrap();
@@ -156,7 +190,7 @@ fn as_json_every_line_is_an_event_and_the_last_one_a_summary() {
     assert_eq!(summary["ok"], true, "{summary}");
     assert_eq!(summary["missing"], Value::Array(Vec::new()));
     let agents = summary["agents"].as_array().unwrap();
-    assert_eq!(agents.len(), 5);
+    assert_eq!(agents.len(), 6);
     let beats: u64 = agents
         .iter()
         .map(|agent| agent["beats"].as_u64().unwrap())

@@ -1,7 +1,7 @@
 //! The agents of the demo: what each of its processes does for a living.
 //!
-//! Each is a real process that beats through the agent library at its own pace. One hangs, one
-//! crashes, one leaves, by the clock. None outlives the demo: standard input is a pipe from it, whose
+//! Each is a real process that beats through the agent library at its own pace. One hangs and can be
+//! woken, one hangs for good, one crashes, one leaves, by the clock. None outlives the demo: standard input is a pipe from it, whose
 //! end tells an agent to leave, and the kernel kills an agent, stopped or not, whose demo has died.
 
 use std::io::Read;
@@ -31,6 +31,8 @@ pub(crate) enum Role {
     Worker,
     /// Stops itself, again and again as time allows.
     Hang,
+    /// Stops beating for good, while its process lives.
+    Stuck,
     /// Gets worse and aborts.
     Crash,
     /// Ends itself in order.
@@ -38,10 +40,11 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::Web,
         Self::Worker,
         Self::Hang,
+        Self::Stuck,
         Self::Crash,
         Self::Leave,
     ];
@@ -52,6 +55,7 @@ impl Role {
             Self::Web => "demo-web",
             Self::Worker => "demo-worker",
             Self::Hang => "demo-hang",
+            Self::Stuck => "demo-stuck",
             Self::Crash => "demo-crash",
             Self::Leave => "demo-leave",
         }
@@ -68,6 +72,7 @@ impl Role {
             Self::Web => "beats every 100 ms",
             Self::Worker => "beats every 250 ms",
             Self::Hang => "is going to hang",
+            Self::Stuck => "is going to hang for good",
             Self::Crash => "is going to crash",
             Self::Leave => "is going to leave",
         }
@@ -77,7 +82,7 @@ impl Role {
         Duration::from_millis(match self {
             Self::Web => 100,
             Self::Worker => 250,
-            Self::Hang | Self::Crash => 200,
+            Self::Hang | Self::Stuck | Self::Crash => 200,
             Self::Leave => 300,
         })
     }
@@ -97,6 +102,7 @@ pub(crate) struct AgentArguments {
 struct Timetable {
     leave: Duration,
     degrade: Duration,
+    stick: Duration,
     crash: Duration,
     hang: Duration,
     hang_again_after: Duration,
@@ -110,6 +116,7 @@ impl Timetable {
         Self {
             leave: at(1.5),
             degrade: at(1.7),
+            stick: at(2.2),
             crash: at(2.7),
             hang: at(3.5),
             hang_again_after: at(2.0),
@@ -141,6 +148,8 @@ pub(crate) fn run(arguments: &AgentArguments) -> ExitCode {
                 let _ = agent.beat(Status::Degraded, work_done);
             }
             Role::Leave if now >= times.leave => return ExitCode::SUCCESS,
+            // As a thread that waits for a lock which nobody gives back. No signal helps.
+            Role::Stuck if now >= times.stick => {}
             Role::Hang if now >= next_hang && now + HANG_TAKES <= times.end => {
                 let _ = agent.beat(Status::Ok, work_done);
                 // As silent as a deadlock, but one that a demo can heal.

@@ -1,4 +1,4 @@
-//! `varta demo`: an observer and five agents, all real processes, for some seconds.
+//! `varta demo`: an observer and six agents, all real processes, for some seconds.
 //!
 //! The demo starts them, follows the observer's log and event file, shows what it reads there, and
 //! ends everything again. It invents nothing: what happens to agents is told as the observer noticed
@@ -46,12 +46,12 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How long it may take until everybody has left, and until the observer has stopped.
 const END_WAIT: Duration = Duration::from_secs(3);
 
-/// See it at work: a real observer and five real processes, for ten seconds
+/// See it at work: a real observer and six real processes, for ten seconds
 ///
-/// Starts an observer on a private socket and five processes that beat: two stay healthy, one hangs
-/// and is recovered, one crashes, one leaves in order. Shows what the observer notices, and when. It
-/// is a self-test too: exit code 0 if everything was noticed, 1 if something was missed. It leaves
-/// nothing behind.
+/// Starts an observer on a private socket and six processes that beat: two stay healthy, one hangs and
+/// is healed, one hangs beyond help until the observer gives up on it, one crashes, one leaves in
+/// order. Shows what the observer notices and does, and when. It is a self-test too: exit code 0 if all
+/// of this was seen, 1 if something was missed. It leaves nothing behind.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArguments {
     /// How long to go on, in seconds, 6 to 3600

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Signal, kill_process, set_parent_process_death_signal};
 
 use super::workplace::{Workplace, wait_or_kill};
-use super::{Input, THRESHOLD, io_failure};
+use super::{Input, io_failure};
 use crate::Failure;
 
 /// The observer's process ends by itself this long after the demo should have ended it.
@@ -40,7 +40,7 @@ impl Observer {
         seconds: u64,
         log: Sender<Input>,
     ) -> Result<Self, Failure> {
-        let heal = place.program("demo-heal")?;
+        let config = place.config()?;
         let mut command = place.command("demo-observer")?;
         // Settings of another observer are no part of the show.
         for (name, _) in std::env::vars_os() {
@@ -50,11 +50,10 @@ impl Observer {
         }
         command
             .arg("__observer")
+            .arg("--config")
+            .arg(config)
             .arg("--socket")
             .arg(place.socket())
-            .args(["--threshold-ms", &THRESHOLD.as_millis().to_string()])
-            .arg("--recovery-exec")
-            .arg(format!("{} __heal {{pid}}", heal.display()))
             .arg("--export-file")
             .arg(place.event_file())
             // Another observer may have the port.

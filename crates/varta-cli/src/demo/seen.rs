@@ -24,6 +24,8 @@ pub(super) enum State {
     Starting,
     Alive,
     Stalled,
+    /// Stalled, and nothing more is done about it.
+    GivenUp,
     /// Ended with this code.
     Left(u8),
     /// Ended by this signal.
@@ -53,6 +55,16 @@ pub(super) struct AgentSeen {
     pub(super) lateness_ms: Vec<f64>,
     /// How long it was silent each time it came back, milliseconds.
     pub(super) returned_after_ms: Vec<f64>,
+    /// How long each recovery command for it that succeeded ran, milliseconds.
+    pub(super) handled_ms: Vec<f64>,
+    /// How often a command for it failed.
+    pub(super) failures: u64,
+    /// How often it was sent a signal.
+    pub(super) signals: u64,
+    /// How often what was done about it had brought it back.
+    pub(super) recoveries: u64,
+    /// How often there was nothing left to do about it.
+    pub(super) given_up: u64,
     /// Time between its last beat and the observer knowing that it is gone, milliseconds.
     pub(super) end_noticed_after_ms: Option<f64>,
 }
@@ -64,9 +76,6 @@ pub(super) struct Seen {
     pub(super) listening: bool,
     pub(super) observer_pid: u32,
     pub(super) agents: Vec<AgentSeen>,
-    /// How long each recovery command that succeeded ran, milliseconds.
-    pub(super) recovered_ms: Vec<f64>,
-    pub(super) recoveries_failed: u64,
     /// The observer's own counters, once it has stopped.
     counters: BTreeMap<String, u64>,
     /// Zero of the observer's clock.
@@ -85,6 +94,11 @@ impl Seen {
             last_beat_ns: None,
             lateness_ms: Vec::new(),
             returned_after_ms: Vec::new(),
+            handled_ms: Vec::new(),
+            failures: 0,
+            signals: 0,
+            recoveries: 0,
+            given_up: 0,
             end_noticed_after_ms: None,
         });
     }
@@ -98,11 +112,6 @@ impl Seen {
                 self.observer_pid = fields.pid.unwrap_or_default();
             }
             LogEvent::Stop => self.counters = fields.counters.clone().unwrap_or_default(),
-            LogEvent::Recover => match fields.outcome.as_deref() {
-                Some("reaped_zero") => self.recovered_ms.extend(fields.duration_ms),
-                Some("spawn_failed" | "reaped_nonzero" | "killed") => self.recoveries_failed += 1,
-                _ => {}
-            },
             _ => {
                 let pid = fields.pid.unwrap_or_default();
                 if let Some(agent) = self.agents.iter_mut().find(|agent| agent.pid == pid) {
@@ -172,18 +181,32 @@ impl Seen {
                     need(crashed, "the crash of", role);
                 }
                 Role::Hang => {
-                    need(
-                        is(&|agent| !agent.lateness_ms.is_empty()),
-                        "the stall of",
-                        role,
-                    );
-                    need(!self.recovered_ms.is_empty(), "the recovery of", role);
+                    need(is(&AgentSeen::has_stalled), "the stall of", role);
+                    need(is(&AgentSeen::was_handled), "the healing of", role);
                     let returned = is(&|agent| !agent.returned_after_ms.is_empty());
                     need(returned, "the return of", role);
+                    let recovered = is(&|agent| agent.recoveries > 0);
+                    need(recovered, "the recovery of", role);
+                }
+                Role::Stuck => {
+                    need(is(&AgentSeen::has_stalled), "the stall of", role);
+                    need(is(&AgentSeen::was_handled), "the first step for", role);
+                    need(is(&|agent| agent.signals > 0), "the second step for", role);
+                    need(is(&|agent| agent.given_up == 1), "the giving up of", role);
                 }
             }
         }
         missing
+    }
+
+    /// How long each recovery command that succeeded ran, milliseconds.
+    pub(super) fn handled_ms(&self) -> Vec<f64> {
+        let each = self.agents.iter().map(|agent| agent.handled_ms.as_slice());
+        each.collect::<Vec<_>>().concat()
+    }
+
+    pub(super) fn commands_failed(&self) -> u64 {
+        self.agents.iter().map(|agent| agent.failures).sum()
     }
 
     /// Beats the observer has accepted; by its own counter, once it has stopped.
@@ -202,8 +225,8 @@ impl Seen {
             "seconds": took.as_secs_f64(),
             "threshold_ms": THRESHOLD.as_millis() as u64,
             "agents": self.agents.iter().map(AgentSeen::summary).collect::<Vec<_>>(),
-            "recoveries_succeeded": self.recovered_ms.len(),
-            "recoveries_failed": self.recoveries_failed,
+            "commands_succeeded": self.handled_ms().len(),
+            "commands_failed": self.commands_failed(),
             "observer": {
                 "pid": self.observer_pid,
                 "beats": self.beats(),
@@ -214,6 +237,14 @@ impl Seen {
 }
 
 impl AgentSeen {
+    fn has_stalled(&self) -> bool {
+        !self.lateness_ms.is_empty()
+    }
+
+    fn was_handled(&self) -> bool {
+        !self.handled_ms.is_empty()
+    }
+
     fn take(&mut self, event: LogEvent, fields: &Fields) {
         match event {
             LogEvent::Join => self.state = State::Alive,
@@ -224,6 +255,17 @@ impl AgentSeen {
             LogEvent::Return => {
                 self.state = State::Alive;
                 self.returned_after_ms.extend(fields.silence_ms);
+            }
+            LogEvent::Recover => match fields.outcome.as_deref() {
+                Some("reaped_zero") => self.handled_ms.extend(fields.duration_ms),
+                Some("spawn_failed" | "reaped_nonzero" | "killed") => self.failures += 1,
+                Some("signalled") => self.signals += 1,
+                Some("recovered") => self.recoveries += 1,
+                _ => {}
+            },
+            LogEvent::GaveUp => {
+                self.state = State::GivenUp;
+                self.given_up += 1;
             }
             LogEvent::Exit => {
                 self.state = match (fields.code, fields.signal) {
@@ -248,6 +290,10 @@ impl AgentSeen {
             "beats": self.beats,
             "stall_lateness_ms": self.lateness_ms,
             "returned_after_ms": self.returned_after_ms,
+            "commands_succeeded": self.handled_ms.len(),
+            "signals": self.signals,
+            "recoveries": self.recoveries,
+            "given_up": self.given_up,
             "code": code,
             "signal": signal,
             "end_noticed_after_last_beat_ms": self.end_noticed_after_ms,

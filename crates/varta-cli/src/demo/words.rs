@@ -15,14 +15,15 @@ pub(super) fn title(length: Duration) -> Vec<Line<'static>> {
     let seconds = length.as_secs();
     let threshold = THRESHOLD.as_secs();
     vec![
-        format!("varta demo: an observer and five agents, all real processes, for {seconds} s.")
+        format!("varta demo: an observer and six agents, all real processes, for {seconds} s.")
             .bold()
             .into(),
         "Agents beat as long as they make progress. The observer notices who falls silent".into(),
         format!(
-            "for {threshold} s and runs a recovery command for it; a crash it notices at once."
+            "for {threshold} s and takes the steps of a ladder: first a command, then a signal, then it"
         )
         .into(),
+        "gives up and says so. A crash it notices at once.".into(),
         Line::default(),
     ]
 }
@@ -76,12 +77,18 @@ pub(super) fn event(line: &LogLine, at: Duration) -> Option<Line<'static>> {
                     fields.duration_ms.unwrap_or_default()
                 ),
             ),
+            (Some("signalled"), _) => (
+                "recover",
+                act,
+                format!("{who}: still silent, the observer sends it SIGCONT"),
+            ),
+            (Some("recovered"), _) => ("recover", good, format!("{who}: recovered")),
             _ => ("recover", act, first_line(&line.msg)),
         },
         LogEvent::GaveUp => (
             "GAVE UP",
             bad,
-            format!("{who}: nothing more to try, a person must look at it"),
+            format!("{who}: no step is left, a person must look at it"),
         ),
         LogEvent::Hold => ("hold", bad, first_line(&line.msg)),
         LogEvent::Hook => ("hook", act, first_line(&line.msg)),
@@ -90,7 +97,7 @@ pub(super) fn event(line: &LogLine, at: Duration) -> Option<Line<'static>> {
         LogEvent::Notice if line.level == Level::Info => return None,
         LogEvent::Notice => ("notice", act, first_line(&line.msg)),
         LogEvent::Session => ("session", act, first_line(&line.msg)),
-        LogEvent::Critical => ("CRIT", bad, first_line(&line.msg)),
+        LogEvent::Critical => ("CRIT", bad, format!("{who}: says that it is critical")),
         LogEvent::Pause => ("pause", act, first_line(&line.msg)),
         LogEvent::Resume => ("resume", act, first_line(&line.msg)),
         LogEvent::Late => ("late", act, first_line(&line.msg)),
@@ -172,6 +179,7 @@ pub(super) fn state(agent: &AgentSeen) -> Span<'static> {
         (State::Alive, "critical") => "critical".light_red(),
         (State::Alive, _) => "alive".green(),
         (State::Stalled, _) => "STALLED".red().bold(),
+        (State::GivenUp, _) => "GAVE UP".red().bold(),
         (State::Left(0), _) => "left".cyan(),
         (State::Left(_) | State::Killed(_), _) => "DIED".red().bold(),
         (State::Gone, _) => "gone".yellow(),
@@ -182,6 +190,7 @@ pub(super) fn state(agent: &AgentSeen) -> Span<'static> {
 pub(super) fn latest(agent: &AgentSeen) -> String {
     match (agent.state, agent.returned_after_ms.as_slice()) {
         (State::Stalled, _) => "silent, to be recovered".to_owned(),
+        (State::GivenUp, _) => "needs a person".to_owned(),
         (State::Left(0), _) => "ended in order".to_owned(),
         (State::Left(code), _) => format!("ended with code {code}"),
         (State::Killed(SIGABRT), _) => "killed by SIGABRT".to_owned(),
@@ -219,6 +228,9 @@ pub(super) fn summary(seen: &Seen, cpu_time: Option<Duration>) -> Vec<Line<'stat
     };
     fact("stalls", stalls(seen));
     fact("recovery", recovery(seen));
+    if let Some(names) = given_up(seen) {
+        fact("gave up", names);
+    }
     fact("observer", observer(seen, cpu_time));
     if seen.missing().is_empty() {
         lines.push(Line::default());
@@ -237,6 +249,7 @@ fn story(agent: &AgentSeen) -> String {
     match agent.state {
         State::Starting => "was not heard of".to_owned(),
         State::Killed(_) | State::Left(1..) => format!("{}{noticed}", latest(agent)),
+        _ if agent.given_up > 0 => "given up, no step had helped".to_owned(),
         _ if agent.role == Role::Leave => "ended in order, no alarm".to_owned(),
         _ => match (agent.lateness_ms.len(), agent.returned_after_ms.len()) {
             (0, _) => format!("never silent for {} s", THRESHOLD.as_secs()),
@@ -273,7 +286,7 @@ fn stalls(seen: &Seen) -> String {
 }
 
 fn recovery(seen: &Seen) -> String {
-    let succeeded = &seen.recovered_ms;
+    let succeeded = &seen.handled_ms();
     let mut text = match succeeded.len() {
         0 => "no command succeeded".to_owned(),
         1 => format!("1 command succeeded, in {}", list(succeeded, milliseconds)),
@@ -282,10 +295,16 @@ fn recovery(seen: &Seen) -> String {
             list(succeeded, milliseconds)
         ),
     };
-    if seen.recoveries_failed > 0 {
-        text.push_str(&format!("; {} failed", seen.recoveries_failed));
+    if seen.commands_failed() > 0 {
+        text.push_str(&format!("; {} failed", seen.commands_failed()));
     }
     text
+}
+
+fn given_up(seen: &Seen) -> Option<String> {
+    let given_up = seen.agents.iter().filter(|agent| agent.given_up > 0);
+    let names: Vec<&str> = given_up.map(|agent| agent.role.name()).collect();
+    (!names.is_empty()).then(|| format!("on {}", names.join(" and ")))
 }
 
 fn observer(seen: &Seen, cpu_time: Option<Duration>) -> String {
@@ -328,20 +347,37 @@ mod tests {
     }
 
     #[test]
-    fn a_stall_fits_80_columns() {
-        let line = LogLine {
-            ts_ns: 0,
-            session_id: String::new(),
-            level: Level::Warn,
-            event: LogEvent::Stall,
-            msg: String::new(),
-            fields: Fields {
-                name: Some(Role::Hang.name().to_owned()),
-                lateness_ms: Some(99.99),
-                ..Fields::default()
-            },
-        };
-        let told = event(&line, Duration::from_secs(3600)).unwrap();
-        assert!(told.width() <= 80, "{told}");
+    fn what_happens_to_a_silent_agent_fits_80_columns() {
+        let outcomes = ["spawned", "reaped_zero", "signalled", "recovered"];
+        let recoveries = outcomes.map(|outcome| (LogEvent::Recover, Some(outcome.to_owned())));
+        let others = [LogEvent::Stall, LogEvent::Return, LogEvent::GaveUp];
+        let others = others.map(|event| (event, None));
+        for (kind, outcome) in recoveries.into_iter().chain(others) {
+            let line = LogLine {
+                ts_ns: 0,
+                session_id: String::new(),
+                level: Level::Warn,
+                event: kind,
+                msg: String::new(),
+                fields: Fields {
+                    name: Some(Role::Stuck.name().to_owned()),
+                    child_pid: Some(4_194_304),
+                    lateness_ms: Some(99.99),
+                    duration_ms: Some(99.99),
+                    silence_ms: Some(99_999.9),
+                    outcome,
+                    ..Fields::default()
+                },
+            };
+            let told = event(&line, Duration::from_secs(3600)).unwrap();
+            assert!(told.width() <= 80, "{told}");
+        }
+    }
+
+    #[test]
+    fn the_title_fits_80_columns() {
+        for line in title(Duration::from_secs(3600)) {
+            assert!(line.width() <= 80, "{line}");
+        }
     }
 }

@@ -1,12 +1,14 @@
-//! Where the demo runs: a private directory that is gone afterwards, and the processes in it.
+//! Where the demo runs: a private directory that is gone afterwards, what the observer is told, and the
+//! processes in it.
 //!
 //! Every process is this very program, started through a link whose name becomes the name of the
 //! process. Each leads a process group of its own, so that Ctrl-C at the terminal ends the demo and
 //! the demo ends them.
 
 use std::env;
-use std::fs::Permissions;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::fs::{File, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -16,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::agent::Role;
-use super::io_failure;
+use super::{THRESHOLD, io_failure};
 use crate::Failure;
 
 /// A longer directory name leaves too little of the 107 bytes of a socket path.
@@ -61,6 +63,21 @@ impl Workplace {
         self.directory.path().join("events.tsv")
     }
 
+    /// The observer's settings, but for its places.
+    pub(super) fn config(&self) -> Result<PathBuf, Failure> {
+        let path = self.directory.path().join("varta.toml");
+        let text = config(&self.program("demo-heal")?);
+        // Whatever the umask: the observer believes no file that everybody may write to.
+        let file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path);
+        file.and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(io_failure("write the observer's settings"))?;
+        Ok(path)
+    }
+
     /// This program under another name.
     pub(super) fn program(&self, name: &str) -> Result<PathBuf, Failure> {
         let link = self.directory.path().join(name);
@@ -80,11 +97,37 @@ impl Workplace {
     }
 }
 
-/// The recovery command is split at white space, so the directory must have none.
+/// What is done about a silent agent in the demo, and how long each step has to help.
+///
+/// An agent that hangs is back after the first step, however often it does; one that is stuck gets both.
+/// The story shall be the same on a host that is short of memory or disk, so neither holds fire here. Two
+/// silent agents of six are no mass stall.
+fn config(heal: &Path) -> String {
+    format!(
+        r#"threshold-ms = {threshold_ms}
+default-recovery = "demo"
+memory-pressure = "off"
+io-pressure = "off"
+
+[recovery.demo]
+steps = [
+    {{ run = [{heal}, "__heal", "{{pid}}"], timeout = "5s", wait = "500ms" }},
+    {{ signal = "CONT", wait = "500ms" }},
+]
+window = "10s"
+reset-after = "1s"
+"#,
+        threshold_ms = THRESHOLD.as_millis(),
+        // What JSON escapes TOML escapes the same way.
+        heal = serde_json::Value::from(heal.to_string_lossy())
+    )
+}
+
+/// Settings are text, so the directory must be too.
 fn base(wanted: PathBuf) -> PathBuf {
     let suits = |path: &Path| {
         path.to_str()
-            .is_some_and(|text| text.len() <= BASE_MAX_BYTES && !text.contains(char::is_whitespace))
+            .is_some_and(|text| text.len() <= BASE_MAX_BYTES)
     };
     if suits(&wanted) {
         wanted
@@ -156,12 +199,17 @@ pub(super) fn wait_or_kill(child: &mut Child, patience: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
 
     #[test]
-    fn a_directory_that_a_command_line_cannot_carry_is_not_used() {
-        assert_eq!(base("/var/tmp".into()), PathBuf::from("/var/tmp"));
+    fn a_directory_that_a_socket_path_or_a_text_cannot_carry_is_not_used() {
+        for suited in ["/var/tmp", "/home/me/my files"] {
+            assert_eq!(base(suited.into()), PathBuf::from(suited));
+        }
         let long = PathBuf::from("/x".repeat(40));
-        for unsuited in ["/home/me/my files".into(), long] {
+        let no_text = PathBuf::from(OsString::from_vec(b"/tmp/\xff".to_vec()));
+        for unsuited in [long, no_text] {
             assert_eq!(base(unsuited), PathBuf::from("/tmp"));
         }
     }

@@ -120,6 +120,19 @@ impl Observer {
         Reply::parse(&read_all(&mut stream))
     }
 
+    /// Asks over the control socket for something to be done, with a body of JSON.
+    pub(crate) fn wish(&self, path: &str, body: &str) -> Reply {
+        let mut stream = self.connect_control();
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        Reply::parse(&read_all(&mut stream))
+    }
+
     /// Asks over the control socket until the answer fits.
     pub(crate) fn ask_until<T: DeserializeOwned + std::fmt::Debug>(
         &self,

@@ -5,6 +5,7 @@
 
 pub(crate) mod agents;
 pub(crate) mod http;
+pub(crate) mod ladders;
 pub(crate) mod namespaces;
 pub(crate) mod network;
 

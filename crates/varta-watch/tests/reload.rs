@@ -1,0 +1,262 @@
+//! SIGHUP: other rules, ladders and thresholds for agents that are there.
+
+mod support;
+
+use support::agents::AgentProcess;
+use support::ladders::{GAVE_UP, Marks, QUIET, SPAWNED, ladder};
+use support::{Observer, frame};
+use rustix::process::Signal;
+use varta_watch::api::{Level, LogEvent, LogLine};
+
+const STALLS: &str = "varta_observer_stalls_total";
+const MISSING: &str = "varta_agents_missing";
+
+/// Not a test: what the agents run.
+#[test]
+fn agent_process() {
+    support::agents::be_an_agent_if_told();
+}
+
+fn me() -> u32 {
+    std::process::id()
+}
+
+/// An observer in the midst of the first step of a ladder with this configuration; the step fails once the
+/// gate is open.
+fn in_mid_ladder(marks: &Marks, text: &str) -> Observer {
+    let observer = marks.observer(text, &[]);
+    observer.send(&frame(1));
+    marks.wait_for(1);
+    observer
+}
+
+fn two_steps(marks: &Marks) -> String {
+    ladder(
+        200,
+        &[marks.gated("one", "exit 1"), marks.mark("two", "")],
+        "",
+    )
+}
+
+/// After this reload in mid-ladder nothing more is done.
+fn end_by(text: impl FnOnce(&Marks) -> String) {
+    let marks = Marks::new();
+    let observer = in_mid_ladder(&marks, &two_steps(&marks));
+    let line = marks.reload(&observer, &text(&marks));
+    assert!(line.msg.contains("are in force"), "{line:?}");
+    marks.open_gate();
+    observer.wait_for_outcome("reaped_nonzero");
+    observer.count_within(LogEvent::Recover, QUIET);
+    assert_eq!(marks.read(), ["one"]);
+    observer
+        .stop()
+        .assert_counters(&[(SPAWNED, 1), (GAVE_UP, 0)]);
+}
+
+#[test]
+fn a_ladder_that_is_taken_away_in_the_midst_of_it_ends() {
+    end_by(|_| "threshold-ms = 200\n".to_owned());
+}
+
+#[test]
+fn a_rule_that_is_taken_away_in_mid_ladder_ends_it() {
+    let marks = Marks::new();
+    let steps = two_steps(&marks);
+    let rule = "[[agent]]\nname = \"*\"\nrecovery = \"it\"\n";
+    let without = steps.replace("default-recovery = \"it\"", "");
+    let observer = in_mid_ladder(&marks, &format!("{without}{rule}"));
+    marks.reload(&observer, &without);
+    marks.open_gate();
+    observer.wait_for_outcome("reaped_nonzero");
+    observer.count_within(LogEvent::Recover, QUIET);
+    assert_eq!(marks.read(), ["one"]);
+}
+
+#[test]
+fn a_rule_that_takes_an_agent_off_its_ladder_ends_it() {
+    end_by(|marks| {
+        let rule = "[[agent]]\nname = \"*\"\nrecovery = \"none\"\n";
+        format!("{}{rule}", two_steps(marks))
+    });
+}
+
+#[test]
+fn who_only_observes_from_now_on_ends_what_was_begun() {
+    end_by(|marks| format!("recovery-mode = \"observe\"\n{}", two_steps(marks)));
+}
+
+#[test]
+fn a_ladder_that_stays_the_same_is_climbed_on() {
+    let marks = Marks::new();
+    let observer = in_mid_ladder(&marks, &two_steps(&marks));
+    let text = format!("recovery-max-in-flight = 3\n{}", two_steps(&marks));
+    marks.reload(&observer, &text);
+    marks.open_gate();
+    observer.wait_for_outcome("reaped_zero");
+    assert_eq!(marks.read(), ["one", "two"]);
+    observer.stop().assert_counters(&[(SPAWNED, 2)]);
+}
+
+#[test]
+fn another_ladder_is_begun_for_who_is_silent_already() {
+    let marks = Marks::new();
+    let observer = marks.observer("threshold-ms = 200\n", &[]);
+    observer.send(&frame(1));
+    observer.wait_for_pid(LogEvent::Stall, me());
+    marks.reload(&observer, &ladder(200, &[marks.mark("first", "")], ""));
+    assert_eq!(marks.wait_for(1), ["first"]);
+    observer.wait_for_outcome("reaped_zero");
+    marks.reload(&observer, &ladder(200, &[marks.mark("second", "")], ""));
+    assert_eq!(marks.wait_for(2), ["first", "second"]);
+    observer.stop().assert_counters(&[(STALLS, 1), (SPAWNED, 2)]);
+}
+
+#[test]
+fn who_was_given_up_begins_anew_with_another_ladder() {
+    let marks = Marks::new();
+    let first = marks.mark("first", ", wait = \"10ms\"");
+    let observer = marks.observer(&ladder(200, &[first], ""), &[]);
+    observer.send(&frame(1));
+    observer.wait_for_pid(LogEvent::GaveUp, me());
+    marks.reload(&observer, &ladder(200, &[marks.mark("second", "")], ""));
+    assert_eq!(marks.wait_for(2), ["first", "second"]);
+}
+
+#[test]
+fn a_bad_file_changes_nothing_and_each_mistake_is_told_with_its_place() {
+    let marks = Marks::new();
+    let observer = marks.observer(&ladder(300, &[marks.mark("it", "")], ""), &[]);
+    marks.configure("threshold-ms = 60000\nrecovery-mod = \"observe\"\nlate-ms = \"soon\"\n");
+    observer.signal(Signal::HUP);
+    let refused = |what: &str| {
+        let line = observer.told(LogEvent::Notice, |line| {
+            line.msg.contains("nothing is changed") && line.msg.contains(what)
+        });
+        assert_eq!(line.level, Level::Error);
+        assert!(line.msg.contains("varta.toml:"), "{line:?}");
+    };
+    refused("recovery-mode");
+    refused("late-ms");
+    observer.send(&frame(1));
+    let stall = observer.wait_for_pid(LogEvent::Stall, me());
+    assert_eq!(stall.fields.threshold_ms, Some(300.0));
+    assert_eq!(marks.wait_for(1), ["it"]);
+}
+
+#[test]
+fn a_missing_file_changes_nothing() {
+    let marks = Marks::new();
+    let observer = marks.observer("threshold-ms = 300\n", &[]);
+    std::fs::remove_file(marks.config()).unwrap();
+    observer.signal(Signal::HUP);
+    observer.wait_for(LogEvent::Notice, |line| {
+        line.level == Level::Error && line.msg.contains("nothing is changed")
+    });
+    observer.send(&frame(1));
+    observer.wait_for_pid(LogEvent::Stall, me());
+}
+
+#[test]
+fn another_threshold_makes_nobody_stall_who_beats_and_holds_for_who_does_not() {
+    let marks = Marks::new();
+    let observer = marks.observer("threshold-ms = 60000\n", &[]);
+    let agent = AgentProcess::start(&observer.socket);
+    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    let rule = "threshold-ms = 60000\n[[agent]]\nname = \"*\"\nthreshold = \"1s\"\n";
+    for text in [rule, "threshold-ms = 2000\n", rule] {
+        marks.reload(&observer, text);
+    }
+    assert_eq!(observer.count_within(LogEvent::Stall, 3 * QUIET), 0);
+    agent.signal(Signal::STOP);
+    let stall = observer.wait_for_pid(LogEvent::Stall, agent.pid());
+    assert_eq!(stall.fields.threshold_ms, Some(1_000.0));
+    assert!(stall.fields.silence_ms.unwrap() >= 1_000.0);
+}
+
+#[test]
+fn a_longer_threshold_gives_who_is_late_its_time() {
+    let marks = Marks::new();
+    let observer = marks.observer("threshold-ms = 3000\nlate-ms = 200\n", &[]);
+    observer.send(&frame(1));
+    observer.wait_for_pid(LogEvent::Late, me());
+    marks.reload(&observer, "threshold-ms = 60000\n");
+    observer.send(&frame(2));
+    observer.wait_for_count(support::BEATS, 2);
+    assert_eq!(observer.count_within(LogEvent::Stall, QUIET), 0);
+}
+
+#[test]
+fn what_needs_a_restart_is_named_and_the_rest_is_in_force() {
+    let marks = Marks::new();
+    let observer = marks.observer("threshold-ms = 60000\n", &[]);
+    let line = marks.reload(
+        &observer,
+        "threshold-ms = 200\ntracker-capacity = 77\nexport-events = \"changes\"\n",
+    );
+    let (_, restart) = line.msg.split_once("only after a restart: ").unwrap();
+    assert!(
+        restart.contains("tracker-capacity") && restart.contains("export-events"),
+        "{line:?}"
+    );
+    assert!(!restart.contains("threshold-ms"), "{line:?}");
+    observer.send(&frame(1));
+    observer.wait_for_pid(LogEvent::Stall, me());
+}
+
+fn about_missing(reason: &'static str) -> impl Fn(&LogLine) -> bool {
+    move |line| line.fields.reason.as_deref() == Some(reason)
+}
+
+const EXPECTED: &str = "threshold-ms = 60000
+[[agent]]
+name = \"*\"
+as = \"worker\"
+expect = 2
+first-beat-within = \"300ms\"
+";
+
+#[test]
+fn expected_agents_that_do_not_show_up_are_told_of_once_and_again_when_they_do() {
+    let marks = Marks::new();
+    let observer = marks.observer(EXPECTED, &[]);
+    let line = observer.wait_for(LogEvent::Missing, about_missing("missing"));
+    assert_eq!(line.level, Level::Error);
+    assert_eq!(line.fields.name.as_deref(), Some("worker"));
+    assert_eq!(line.fields.count, Some(2));
+    assert_eq!(observer.metric(MISSING), Some(2.0));
+    assert_eq!(observer.count_within(LogEvent::Missing, QUIET), 1);
+    observer.send(&frame(1));
+    observer.wait_for_pid(LogEvent::Join, me());
+    assert_eq!(observer.metric(MISSING), Some(1.0));
+    let _second = AgentProcess::start(&observer.socket);
+    observer.wait_for(LogEvent::Missing, about_missing("complete"));
+    assert_eq!(observer.metric(MISSING), Some(0.0));
+    assert_eq!(observer.count_within(LogEvent::Missing, QUIET), 2);
+}
+
+#[test]
+fn expected_agents_that_show_up_in_time_are_not_told_of() {
+    let marks = Marks::new();
+    let text = EXPECTED.replace("300ms", "5s").replace("= 2", "= 1");
+    let observer = marks.observer(&text, &[]);
+    observer.send(&frame(1));
+    observer.wait_for_pid(LogEvent::Join, me());
+    marks.reload(&observer, &text.replace("5s", "100ms"));
+    assert_eq!(observer.count_within(LogEvent::Missing, QUIET), 0);
+    assert_eq!(observer.metric(MISSING), Some(0.0));
+}
+
+#[test]
+fn a_reload_that_leaves_an_expectation_as_it_is_does_not_tell_of_it_again() {
+    let marks = Marks::new();
+    let observer = marks.observer(EXPECTED, &[]);
+    observer.wait_for(LogEvent::Missing, about_missing("missing"));
+    let other_rule = "[[agent]]\nname = \"nobody\"\n";
+    let text = EXPECTED.replace("[[agent]]", &format!("{other_rule}[[agent]]"));
+    marks.reload(&observer, &text);
+    assert_eq!(observer.metric(MISSING), Some(2.0));
+    assert_eq!(observer.count_within(LogEvent::Missing, 2 * QUIET), 1);
+    observer.send(&frame(1));
+    let _second = AgentProcess::start(&observer.socket);
+    observer.wait_for(LogEvent::Missing, about_missing("complete"));
+}

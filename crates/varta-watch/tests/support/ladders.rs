@@ -1,0 +1,154 @@
+//! Observers with a configuration file, and steps that leave marks by which they can be told afterwards.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use varta_watch::api::{LogEvent, LogLine};
+
+use super::{Observer, PATIENCE, Stopped};
+
+pub(crate) const SPAWNED: &str = "varta_recovery_outcomes_total{outcome=\"spawned\"}";
+pub(crate) const REAPED_ZERO: &str = "varta_recovery_outcomes_total{outcome=\"reaped_zero\"}";
+pub(crate) const GAVE_UP: &str = "varta_recovery_outcomes_total{outcome=\"gave_up\"}";
+pub(crate) const RECOVERED: &str = "varta_recovery_outcomes_total{outcome=\"recovered\"}";
+
+/// The host is never the suspect, nobody waits for debts, and a machine that is busy with other tests does not
+/// hold fire.
+const QUICK: &str = "
+memory-pressure = \"off\"
+io-pressure = \"off\"
+recovery-debounce-ms = 10
+recovery-backoff = \"10ms\"
+recovery-backoff-max = \"20ms\"
+";
+
+/// How long it is waited for what must not happen.
+pub(crate) const QUIET: Duration = Duration::from_millis(400);
+
+/// Where steps leave marks, and gates that they wait at.
+pub(crate) struct Marks {
+    directory: TempDir,
+}
+
+impl Marks {
+    pub(crate) fn new() -> Self {
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("marks")
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
+        self.directory.path().join("varta.toml")
+    }
+
+    /// A step that runs this in a shell, in the directory of the marks.
+    pub(crate) fn shell(&self, script: &str, more: &str) -> String {
+        let directory = self.directory.path().display();
+        format!("{{ run = [\"/bin/sh\", \"-c\", \"cd {directory}; {script}\"]{more} }}")
+    }
+
+    /// A step that leaves a mark, succeeds, and waits very long for the agent unless `more` says otherwise.
+    pub(crate) fn mark(&self, word: &str, more: &str) -> String {
+        let more = if more.is_empty() { ", wait = \"1h\"" } else { more };
+        self.shell(&format!("echo {word} >> marks"), more)
+    }
+
+    /// A step that leaves a mark and then waits until the gate is open.
+    pub(crate) fn gated(&self, word: &str, then: &str) -> String {
+        let wait = "while ! test -e gate; do sleep 0.02; done";
+        let script = format!("echo {word} >> marks; {wait}; {then}");
+        self.shell(&script, ", wait = \"1h\"")
+    }
+
+    pub(crate) fn open_gate(&self) {
+        fs::write(self.directory.path().join("gate"), "").unwrap();
+    }
+
+    /// All marks so far.
+    pub(crate) fn read(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.file()).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Waits for so many marks.
+    pub(crate) fn wait_for(&self, count: usize) -> Vec<String> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let marks = self.read();
+            if marks.len() >= count {
+                return marks;
+            }
+            assert!(Instant::now() < until, "no {count} marks: {marks:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub(crate) fn configure(&self, text: &str) {
+        // Complete at once: the observer must not read half a file.
+        let fresh = self.directory.path().join("fresh.toml");
+        fs::write(&fresh, format!("{QUICK}{text}")).unwrap();
+        fs::rename(fresh, self.config()).unwrap();
+    }
+
+    /// An observer with this configuration.
+    pub(crate) fn observer(&self, text: &str, flags: &[&str]) -> Observer {
+        self.configure(text);
+        let config = format!("--config={}", self.config().display());
+        Observer::start(&[&[config.as_str()], flags].concat())
+    }
+
+    /// Gives a running observer another configuration; what it says to that.
+    pub(crate) fn reload(&self, observer: &Observer, text: &str) -> LogLine {
+        self.configure(text);
+        observer.signal(Signal::HUP);
+        observer.wait_for(LogEvent::Notice, |line| line.msg.starts_with("SIGHUP"))
+    }
+}
+
+/// A configuration with one ladder for everybody.
+pub(crate) fn ladder(threshold_ms: u32, steps: &[String], more: &str) -> String {
+    format!(
+        "threshold-ms = {threshold_ms}\ndefault-recovery = \"it\"\n\
+         [recovery.it]\n{more}\nsteps = [{}]\n",
+        steps.join(", ")
+    )
+}
+
+pub(crate) fn has_outcome(wanted: &'static str) -> impl Fn(&LogLine) -> bool {
+    move |line| line.fields.outcome.as_deref() == Some(wanted)
+}
+
+impl Observer {
+    pub(crate) fn wait_for_outcome(&self, outcome: &'static str) -> LogLine {
+        self.wait_for(LogEvent::Recover, has_outcome(outcome))
+    }
+
+    /// The value of a series without labels, or with these, on the page of metrics.
+    pub(crate) fn metric(&self, series: &str) -> Option<f64> {
+        let page = self.ask("/metrics").text();
+        let mut lines = page.lines();
+        let value = lines.find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map(|value| value.parse().unwrap())
+    }
+}
+
+impl Stopped {
+    /// What became of the recoveries of one agent, in order.
+    pub(crate) fn outcomes(&self, pid: u32) -> Vec<&str> {
+        let lines = self.lines_of(LogEvent::Recover, pid);
+        let outcomes = lines.into_iter().map(|line| &line.fields.outcome);
+        outcomes.flatten().map(String::as_str).collect()
+    }
+}
+
+/// Whether a process is there, be it as a zombie.
+pub(crate) fn is_there(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
