@@ -226,10 +226,13 @@ impl Recovery {
             self.on_join(agent, 0);
         }
         let entry = &mut self.entries[agent.slot as usize];
-        if entry.silent {
+        if entry.silent && (entry.in_flight || entry.phase != Phase::Idle) {
             return Plan::Deferred;
         }
+        // Who was silent and is told to have fallen silent was well in between.
         entry.silent = true;
+        entry.acted = false;
+        entry.gave_up = false;
         entry.ladder = ladder.unwrap_or(NO_LADDER);
         let Some(ladder) = self.ladders.get(entry.ladder as usize) else {
             return Plan::Nothing;

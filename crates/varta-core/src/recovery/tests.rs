@@ -356,3 +356,13 @@ fn a_reload_that_takes_the_ladder_of_an_agent_away_ends_what_is_done_about_it() 
     recovery.reload(back, limits, |_| Some(0), 1000 * S);
     assert_eq!(recovery.next(1001 * S), acts(agent(0), 0), "silent still");
 }
+
+#[test]
+fn a_stall_told_anew_is_acted_on_though_the_end_of_the_one_before_was_never_told() {
+    let mut recovery = recovery(&[act(10)]);
+    recovery.on_stall(agent(0), Some(0), S);
+    assert_eq!(recovery.next(S + SLACK), acts(agent(0), 0));
+    recovery.on_end(action(agent(0), 0), ActionEnd::TargetGone, S + SLACK);
+    assert_eq!(recovery.on_stall(agent(0), Some(0), 50 * S), Plan::Now);
+    assert_eq!(recovery.next(50 * S + SLACK), acts(agent(0), 0));
+}

@@ -283,7 +283,7 @@ impl Control {
 
     /// An agent has stalled.
     pub(super) fn recover(&mut self, agent: Agent, who: &story::Who, now_ns: u64) {
-        if self.recoveries.policy.mode == Mode::Observe {
+        if self.recoveries.policy.mode == Mode::Observe || self.is_paused(agent) {
             return;
         }
         let policy = Arc::clone(&self.recoveries.policy);
@@ -433,6 +433,11 @@ impl Control {
         facts.is_some_and(|facts| facts.agent(agent.slot) == agent && facts.state.is_latched())
     }
 
+    /// Whether an operator wants an agent left alone; the beat path may not have heard yet.
+    fn is_paused(&self, agent: Agent) -> bool {
+        self.pauses.has(agent, Instant::now())
+    }
+
     /// Everybody there is.
     fn agents(&self) -> Vec<Agent> {
         let slots = 0..self.given.table.capacity() as u32;
@@ -551,7 +556,7 @@ impl Control {
         who: &story::Who,
     ) -> Result<Option<ActionEnd>, StartError> {
         let agent = action.agent;
-        let still_silent = self.is_silent(agent);
+        let still_silent = self.is_silent(agent) && !self.is_paused(agent);
         let policy = Arc::clone(&self.recoveries.policy);
         let ladder = policy.ladders.get(action.ladder as usize);
         let step = ladder.and_then(|ladder| ladder.steps.get(action.step as usize));

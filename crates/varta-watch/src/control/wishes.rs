@@ -63,6 +63,11 @@ impl Pauses {
         self.queue.insert((end, agent.slot));
     }
 
+    pub(crate) fn has(&self, agent: Agent, now: Instant) -> bool {
+        let entry = self.ends.get(&agent.slot);
+        entry.is_some_and(|(known, end)| *known == agent && *end > now)
+    }
+
     /// True if the agent was paused.
     pub(crate) fn forget(&mut self, agent: Agent) -> bool {
         match self.ends.get(&agent.slot) {
