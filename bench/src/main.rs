@@ -158,6 +158,9 @@ fn run(options: Options) -> Result<()> {
     if wanted(Section::Scrape) {
         measure::scrape::measure(&bench, &mut report)?;
     }
+    if wanted(Section::Restraint) {
+        measure::restraint::measure(&bench, &mut report)?;
+    }
     if wanted(Section::Idle) {
         measure::idle::measure(&bench, &mut report)?;
     }

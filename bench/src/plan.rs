@@ -17,6 +17,8 @@ pub(crate) enum Section {
     Lateness,
     /// What a scrape takes, and what scrapes without pause do to lateness.
     Scrape,
+    /// What recovery does to lateness when a crowd falls silent together.
+    Restraint,
     /// What an observer costs while little or nothing happens.
     Idle,
     /// How soon the end of a process is told.
@@ -37,6 +39,7 @@ pub(crate) struct Plan {
     pub(crate) lateness: Vec<LatenessCase>,
     /// Agents of the larger scrape; they have no process.
     pub(crate) scraped_agents: u32,
+    pub(crate) restraint: RestraintCase,
     pub(crate) exit_batches: usize,
     /// Agents per batch; all of them end.
     pub(crate) exits_per_batch: usize,
@@ -51,6 +54,13 @@ pub(crate) struct LatenessCase {
     pub(crate) threshold: Duration,
     pub(crate) rounds: usize,
     pub(crate) victims: usize,
+}
+
+/// A crowd that falls silent together beside others.
+pub(crate) struct RestraintCase {
+    pub(crate) crowd: usize,
+    pub(crate) others: usize,
+    pub(crate) rounds: usize,
 }
 
 impl LatenessCase {
@@ -79,6 +89,11 @@ impl Plan {
                 LatenessCase::new(4096, 2000, 4, 50),
             ],
             scraped_agents: 100_000,
+            restraint: RestraintCase {
+                crowd: 1000,
+                others: 256,
+                rounds: 3,
+            },
             exit_batches: 20,
             exits_per_batch: 50,
             neighbour: Duration::from_secs(60),
@@ -99,6 +114,11 @@ impl Plan {
                 LatenessCase::new(256, 1000, 1, 25),
             ],
             scraped_agents: 5_000,
+            restraint: RestraintCase {
+                crowd: 64,
+                others: 16,
+                rounds: 1,
+            },
             exit_batches: 1,
             exits_per_batch: 20,
             neighbour: Duration::from_secs(2),

@@ -22,6 +22,13 @@ pub(crate) fn cpu_ns(pid: u32) -> Result<u64> {
     })
 }
 
+/// The same of the first thread alone: the observer's control thread.
+pub(crate) fn control_thread_cpu_ns(pid: u32) -> Result<u64> {
+    let text = read_to_string(format!("/proc/{pid}/task/{pid}/schedstat"))?;
+    let ns = text.split_ascii_whitespace().next();
+    Ok(ns.ok_or("no time in schedstat")?.parse()?)
+}
+
 /// How often the threads of a process went to sleep by themselves, and so were woken.
 pub(crate) fn sleeps(pid: u32) -> Result<u64> {
     sum_over_threads(pid, "status", |text| {

@@ -46,7 +46,7 @@ const CAPACITY_MIN: usize = 256;
 /// Thresholds after which a stall or a return that was not reported counts as missed.
 const PATIENCE: u32 = 3;
 
-const STALLS: &str = "varta_observer_stalls_total";
+pub(super) const STALLS: &str = "varta_observer_stalls_total";
 
 /// The bare timer is set to every so often, scattered up to twice as far, nanoseconds.
 const TIMER_NS: u64 = 20_000_000;
@@ -210,7 +210,7 @@ fn await_each(
     Ok(waiting.len())
 }
 
-fn note_stall(
+pub(super) fn note_stall(
     found: &mut Found,
     agents: &Agents,
     threshold: Duration,
@@ -231,7 +231,7 @@ fn note_stall(
 }
 
 /// How much later than asked a bare timer fires, again and again until told to stop.
-fn oversleep_ms(stop: &AtomicBool) -> std::io::Result<Vec<f64>> {
+pub(super) fn oversleep_ms(stop: &AtomicBool) -> std::io::Result<Vec<f64>> {
     let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
     let mut late_ms = Vec::new();
     for number in 0.. {

@@ -7,4 +7,5 @@ pub(crate) mod idle;
 pub(crate) mod lateness;
 pub(crate) mod neighbour;
 pub(crate) mod network;
+pub(crate) mod restraint;
 pub(crate) mod scrape;
