@@ -11,7 +11,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{scope, sleep};
+use std::thread::scope;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -35,7 +35,7 @@ const WINDOW: Duration = Duration::from_secs(3);
 /// How long it may take to act on everybody, at 100 per second and more.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// No child and no return for this long: nothing more is to come. Others come back within an interval.
+/// Nothing told for this long: nothing more is to come. Others come back within an interval.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// The priority of the beat path.
@@ -175,7 +175,8 @@ fn measure_round(bench: &Bench, contender: &mut Contender) -> Result<()> {
         first_ns: None,
         last_ns: 0,
     };
-    sleep(THRESHOLD);
+    // Agents may have been silent while they were being started.
+    round.settle()?;
     let stalls_at_start = observer.counter(STALLS)?;
     let spawned_at_start = observer.counter(SPAWNED)?;
     let reaped_at_start = observer.counter(REAPED_ZERO)?;

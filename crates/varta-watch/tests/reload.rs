@@ -2,6 +2,10 @@
 
 mod support;
 
+use std::fs;
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::Signal;
 use support::agents::AgentProcess;
 use support::ladders::{GAVE_UP, Marks, QUIET, SPAWNED, ladder};
@@ -149,13 +153,60 @@ fn a_bad_file_changes_nothing_and_each_mistake_is_told_with_its_place() {
 fn a_missing_file_changes_nothing() {
     let marks = Marks::new();
     let observer = marks.observer("threshold-ms = 300\n", &[]);
-    std::fs::remove_file(marks.config()).unwrap();
+    fs::remove_file(marks.config()).unwrap();
     observer.signal(Signal::HUP);
     observer.wait_for(LogEvent::Notice, |line| {
         line.level == Level::Error && line.msg.contains("nothing is changed")
     });
     observer.send(&frame(1));
     observer.wait_for_pid(LogEvent::Stall, me());
+}
+
+/// A reload that finds this in place of the file is refused at once, and what was in force stays in force.
+fn refused(put: impl FnOnce(&Path), why: &str) {
+    let marks = Marks::new();
+    let observer = marks.observer(&ladder(300, &[marks.mark("it", "")], ""), &[]);
+    fs::remove_file(marks.config()).unwrap();
+    put(&marks.config());
+    observer.signal(Signal::HUP);
+    observer.wait_for(LogEvent::Notice, |line| {
+        line.level == Level::Error
+            && line.msg.contains("nothing is changed")
+            && line.msg.contains(why)
+    });
+    observer.send(&frame(1));
+    let stall = observer.wait_for_pid(LogEvent::Stall, me());
+    assert_eq!(stall.fields.threshold_ms, Some(300.0));
+    assert_eq!(marks.wait_for(1), ["it"]);
+}
+
+#[test]
+fn a_reload_of_a_directory_changes_nothing() {
+    refused(|path| fs::create_dir(path).unwrap(), "a directory");
+}
+
+#[test]
+fn a_reload_of_a_fifo_changes_nothing_and_waits_for_nobody() {
+    let make = |path: &Path| {
+        rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    };
+    refused(make, "a FIFO");
+}
+
+#[test]
+fn a_reload_of_100_mb_changes_nothing() {
+    let make = |path: &Path| {
+        let file = fs::File::create_new(path).unwrap();
+        file.set_len(100 * 1024 * 1024).unwrap();
+    };
+    refused(make, "larger than");
+}
+
+#[test]
+fn a_reload_of_random_bytes_changes_nothing() {
+    // An odd multiplier visits every byte: nothing is as far from UTF-8.
+    let bytes: Vec<u8> = (0..10_000_u32).map(|i| (i * 167 + 0x80) as u8).collect();
+    refused(|path| fs::write(path, bytes).unwrap(), "not UTF-8");
 }
 
 #[test]
