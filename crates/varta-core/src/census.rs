@@ -35,6 +35,8 @@ pub struct Census {
     pub fresh: u32,
     /// Those of the silent ones whose stall has been reported.
     pub latched: u32,
+    /// The longest threshold of a silent one.
+    pub threshold_ns: u64,
 }
 
 /// Counts the agents of a table as of `now_ns`, attention time, from any thread: those of this host, and those
@@ -61,6 +63,7 @@ impl Census {
         }
         self.silent += 1;
         self.latched += u32::from(rhythm.is_latched);
+        self.threshold_ns = self.threshold_ns.max(rhythm.threshold_ns);
         let fresh_ns = rhythm.threshold_ns.saturating_mul(FRESH_THRESHOLDS);
         self.fresh += u32::from(silence_ns < fresh_ns);
     }

@@ -59,7 +59,7 @@ pub(crate) struct AgentRule {
 pub(crate) struct Expectation {
     /// At least 1.
     pub(crate) agents: u32,
-    /// From the start of the observer, or from the reload that brought the rule.
+    /// From the start of the observer, or from the reload that brought the expectation.
     pub(crate) within: Duration,
 }
 
@@ -196,6 +196,12 @@ pub(crate) struct Children {
 }
 
 impl AgentRule {
+    /// Whether it awaits the same agents as another rule.
+    pub(crate) fn expects_the_same(&self, other: &Self) -> bool {
+        let what = |rule: &Self| (rule.expectation, rule.label.clone(), rule.selector.clone());
+        what(self) == what(other)
+    }
+
     /// The agents it means, for people: its label, else what it selects by.
     pub(crate) fn title(&self) -> String {
         let Selector {

@@ -102,6 +102,7 @@ fn a_stalled_agent_is_silent_whatever_its_rhythm_and_fresh_for_two_thresholds() 
         silent: 1,
         fresh: 1,
         latched: 1,
+        threshold_ns: T,
     };
     assert_eq!(agents.census(last_ns + T), stalled);
     assert_eq!(agents.census(last_ns + 2 * T - 1), stalled);

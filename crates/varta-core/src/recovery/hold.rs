@@ -1,10 +1,15 @@
 //! Hold-fire: when many fall silent together, or the host itself starves, the host is the suspect and not
-//! its agents. Then nothing is done to anybody until that is over.
+//! its agents. Then nothing is done to anybody until that is over, and for a threshold more: who has not come
+//! back when half of them have is on its way, not stuck.
 
 use crate::census::Census;
 
 /// Below this part of its limit a pressure is over, so that a figure at the limit does not flicker.
 const RELIEF: f64 = 0.8;
+
+/// Longest time that fire is held after the cause is gone, 10 s: one agent with a threshold of hours must not
+/// keep the others from being recovered.
+const SETTLE_MAX_NS: u64 = 10_000_000_000;
 
 /// What makes the host the suspect.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,6 +66,8 @@ pub struct HoldFire {
     reason: Option<HoldReason>,
     /// Agents that were silent before the others fell silent together.
     silent_before: u32,
+    /// When those who were silent while there was a cause have had their time to come back.
+    settled_ns: u64,
 }
 
 impl HoldFire {
@@ -70,12 +77,14 @@ impl HoldFire {
             options,
             reason: None,
             silent_before: 0,
+            settled_ns: 0,
         }
     }
 
-    /// Other options; what is held stays held until it is judged.
+    /// Other options; what is held stays held until it is judged by them.
     pub fn set_options(&mut self, options: HoldOptions) {
         self.options = options;
+        self.settled_ns = 0;
     }
 
     /// Why fire is held, if it is.
@@ -83,9 +92,19 @@ impl HoldFire {
         self.reason
     }
 
-    /// Looks at the agents and the host.
-    pub fn judge(&mut self, census: &Census, pressure: Pressure) -> Option<HoldChange> {
-        let now = self.mass_stall(census).or_else(|| self.starved(pressure));
+    /// Looks at the agents and the host, `now_ns` in attention time.
+    pub fn judge(
+        &mut self,
+        census: &Census,
+        pressure: Pressure,
+        now_ns: u64,
+    ) -> Option<HoldChange> {
+        let cause = self.mass_stall(census).or_else(|| self.starved(pressure));
+        if cause.is_some() {
+            self.settled_ns = now_ns.saturating_add(census.threshold_ns.min(SETTLE_MAX_NS));
+        }
+        let is_settled = now_ns >= self.settled_ns;
+        let now = cause.or_else(|| self.reason.filter(|_| !is_settled));
         let before = std::mem::replace(&mut self.reason, now);
         match (before, now) {
             (None, Some(reason)) => Some(HoldChange::Held(reason)),
@@ -146,6 +165,7 @@ mod tests {
             silent,
             fresh,
             latched: 0,
+            threshold_ns: 0,
         }
     }
 
@@ -157,39 +177,87 @@ mod tests {
     #[test]
     fn more_than_the_share_falling_silent_together_holds_fire_until_they_are_back() {
         let mut hold = hold();
-        assert_eq!(hold.judge(&crowd(100, 50, 50), CALM), None, "just half");
+        assert_eq!(hold.judge(&crowd(100, 50, 50), CALM, 0), None, "just half");
         let reason = HoldReason::MassStall {
             silent: 51,
             of: 100,
         };
-        let held = hold.judge(&crowd(100, 51, 51), CALM);
+        let held = hold.judge(&crowd(100, 51, 51), CALM, 0);
         assert_eq!(held, Some(HoldChange::Held(reason)));
-        assert_eq!(hold.judge(&crowd(100, 100, 40), CALM), None);
+        assert_eq!(hold.judge(&crowd(100, 100, 40), CALM, 0), None);
         assert_eq!(
-            hold.judge(&crowd(100, 100, 0), CALM),
+            hold.judge(&crowd(100, 100, 0), CALM, 0),
             None,
             "long silent now"
         );
         assert!(hold.reason().is_some());
         assert_eq!(
-            hold.judge(&crowd(100, 50, 0), CALM),
+            hold.judge(&crowd(100, 50, 0), CALM, 0),
             Some(HoldChange::Resumed)
         );
     }
 
     #[test]
+    fn when_the_cause_is_gone_the_rest_have_a_threshold_to_come_back_and_no_more_than_ten_seconds()
+    {
+        const S: u64 = 1_000_000_000;
+        for (threshold_ns, settle_ns) in [(2 * S, 2 * S), (3_600 * S, 10 * S)] {
+            let crowd = |silent| Census {
+                threshold_ns,
+                ..crowd(100, silent, silent)
+            };
+            let mut hold = hold();
+            assert!(hold.judge(&crowd(60), CALM, S).is_some());
+            assert_eq!(hold.judge(&crowd(51), CALM, 5 * S), None);
+            assert_eq!(hold.judge(&crowd(50), CALM, 5 * S + settle_ns - 1), None);
+            let resumed = hold.judge(&crowd(1), CALM, 5 * S + settle_ns);
+            assert_eq!(resumed, Some(HoldChange::Resumed));
+        }
+    }
+
+    #[test]
+    fn a_cause_that_comes_again_before_all_are_back_is_the_same_cause() {
+        let crowd = |silent| Census {
+            threshold_ns: 10,
+            ..crowd(100, silent, silent)
+        };
+        let mut hold = hold();
+        assert!(hold.judge(&crowd(60), CALM, 100).is_some());
+        assert_eq!(hold.judge(&crowd(40), CALM, 105), None);
+        assert_eq!(hold.judge(&crowd(60), CALM, 109), None);
+        assert_eq!(hold.judge(&crowd(40), CALM, 115), None);
+        assert_eq!(hold.judge(&crowd(40), CALM, 119), Some(HoldChange::Resumed));
+    }
+
+    #[test]
+    fn other_options_count_at_once() {
+        let mut hold = hold();
+        let crowd = Census {
+            threshold_ns: 10,
+            ..crowd(100, 60, 60)
+        };
+        assert!(hold.judge(&crowd, CALM, 100).is_some());
+        hold.set_options(HoldOptions {
+            share: None,
+            ..hold.options
+        });
+        let resumed = hold.judge(&crowd, CALM, 101);
+        assert_eq!(resumed, Some(HoldChange::Resumed));
+    }
+
+    #[test]
     fn few_agents_are_never_a_mass() {
-        assert_eq!(hold().judge(&crowd(4, 4, 4), CALM), None);
-        assert!(hold().judge(&crowd(5, 5, 5), CALM).is_some());
+        assert_eq!(hold().judge(&crowd(4, 4, 4), CALM, 0), None);
+        assert!(hold().judge(&crowd(5, 5, 5), CALM, 0).is_some());
     }
 
     #[test]
     fn agents_that_were_silent_before_count_on_neither_side() {
         let mut hold = hold();
-        assert_eq!(hold.judge(&crowd(100, 80, 0), CALM), None);
-        assert!(hold.judge(&crowd(100, 91, 11), CALM).is_some());
+        assert_eq!(hold.judge(&crowd(100, 80, 0), CALM, 0), None);
+        assert!(hold.judge(&crowd(100, 91, 11), CALM, 0).is_some());
         assert_eq!(
-            hold.judge(&crowd(100, 90, 0), CALM),
+            hold.judge(&crowd(100, 90, 0), CALM, 0),
             Some(HoldChange::Resumed)
         );
     }
@@ -202,17 +270,17 @@ mod tests {
             ..CALM
         };
         let few = crowd(10, 1, 1);
-        assert_eq!(hold.judge(&few, memory(19.9)), None);
+        assert_eq!(hold.judge(&few, memory(19.9), 0), None);
         let held = HoldChange::Held(HoldReason::Memory(20.0));
-        assert_eq!(hold.judge(&few, memory(20.0)), Some(held));
-        assert_eq!(hold.judge(&few, memory(16.1)), None);
-        assert_eq!(hold.judge(&few, memory(15.9)), Some(HoldChange::Resumed));
+        assert_eq!(hold.judge(&few, memory(20.0), 0), Some(held));
+        assert_eq!(hold.judge(&few, memory(16.1), 0), None);
+        assert_eq!(hold.judge(&few, memory(15.9), 0), Some(HoldChange::Resumed));
         let io = Pressure {
             io_percent: Some(60.0),
             ..CALM
         };
         let held = HoldChange::Held(HoldReason::Io(60.0));
-        assert_eq!(hold.judge(&few, io), Some(held));
+        assert_eq!(hold.judge(&few, io, 0), Some(held));
     }
 
     #[test]
@@ -227,6 +295,6 @@ mod tests {
             memory_percent: Some(100.0),
             io_percent: Some(100.0),
         };
-        assert_eq!(hold.judge(&crowd(100, 100, 100), pressure), None);
+        assert_eq!(hold.judge(&crowd(100, 100, 100), pressure, 0), None);
     }
 }

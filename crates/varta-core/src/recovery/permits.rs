@@ -18,7 +18,8 @@ impl Kind {
     /// Both, the local ones first.
     pub const ALL: [Self; 2] = [Self::Local, Self::Remote];
 
-    pub(super) const fn of(agent: Agent) -> Self {
+    /// That of an agent.
+    pub const fn of(agent: Agent) -> Self {
         match agent.is_remote() {
             false => Self::Local,
             true => Self::Remote,

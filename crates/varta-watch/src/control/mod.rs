@@ -431,8 +431,12 @@ impl Control {
         if self.recoveries.book.note_limit(agent, limit) {
             self.given.orders.add(Order::BeatRate(agent, limit));
         }
+        let label = rule.and_then(|rule| rule.label.clone());
         let name = self.name_of(agent).name;
-        self.given.roster.amend(agent, |person| person.name = name);
+        self.given.roster.amend(agent, |person| {
+            person.name = name;
+            person.label = label;
+        });
         self.tell_missing();
     }
 

@@ -24,7 +24,7 @@ use crate::http::view::attention_now_ns;
 use crate::policy::{Hooks, Ladder, Mode, Policy, Step};
 use crate::recovery::{Ended, How, Runner, StartError, Subject};
 
-/// Hooks that wait for room; more are dropped and counted.
+/// Hooks of a kind that wait for room; more are dropped and counted.
 const HOOKS_MAX: usize = 1024;
 
 /// Why a ladder is climbed, as placeholders call it.
@@ -49,7 +49,8 @@ pub(super) struct Recoveries {
     /// For local agents, and for those elsewhere: neither says anything about the other.
     hold: [HoldFire; 2],
     next_look: Instant,
-    hooks: VecDeque<Hook>,
+    /// Hooks that wait for room, of local agents and of those elsewhere.
+    hooks: [VecDeque<Hook>; 2],
     working: JoinSet<Work>,
 }
 
@@ -164,7 +165,7 @@ impl Recoveries {
     pub(super) fn new(policy: Arc<Policy>, runner: Runner, slots: usize, seed: u64) -> Self {
         let now = Instant::now();
         let mut book = Rulebook::default();
-        book.open(&policy, now);
+        book.open(&[], &policy, now);
         Self {
             hold: [(); 2].map(|()| HoldFire::new(hold_options(&policy))),
             policy,
@@ -174,7 +175,7 @@ impl Recoveries {
             seed,
             core: None,
             next_look: now,
-            hooks: VecDeque::new(),
+            hooks: Default::default(),
             working: JoinSet::new(),
         }
     }
@@ -209,9 +210,9 @@ impl Recoveries {
     /// When [`Control::act`] has something to do, on the observer's clock.
     fn next_due_ns(&self) -> Option<u64> {
         let core = self.core.as_ref()?;
-        let hook = self.hooks.front();
-        let hook = hook.and_then(|hook| core.room_at_ns(hook.agent));
-        [core.next_due_ns(), hook].into_iter().flatten().min()
+        let hooks = self.hooks.iter().filter_map(VecDeque::front);
+        let hooks = hooks.filter_map(|hook| core.room_at_ns(hook.agent));
+        hooks.chain(core.next_due_ns()).min()
     }
 }
 
@@ -356,7 +357,8 @@ impl Control {
         if policy.mode == Mode::DryRun {
             return story::would_hook(&self.given.log, &who, occasion);
         }
-        if self.recoveries.hooks.len() >= HOOKS_MAX {
+        let kind = Kind::of(agent) as usize;
+        if self.recoveries.hooks[kind].len() >= HOOKS_MAX {
             return self.given.counters.count(Counter::HooksDropped);
         }
         let subject = Subject {
@@ -364,7 +366,7 @@ impl Control {
             ..self.subject(agent, &who, occasion.name())
         };
         self.recoveries.core();
-        self.recoveries.hooks.push_back(Hook {
+        self.recoveries.hooks[kind].push_back(Hook {
             agent,
             who,
             occasion,
@@ -400,11 +402,13 @@ impl Control {
             ..self.in_force.policy.clone()
         });
         let now_ns = self.given.raw.now_ns();
-        self.recoveries.policy = Arc::clone(&policy);
+        let before = std::mem::replace(&mut self.recoveries.policy, Arc::clone(&policy));
         for hold in &mut self.recoveries.hold {
             hold.set_options(hold_options(&policy));
         }
-        self.recoveries.book.open(&policy, Instant::now());
+        self.recoveries
+            .book
+            .open(&before.rules, &policy, Instant::now());
         let agents = self.agents();
         for agent in &agents {
             self.hold_to_rule(*agent);
@@ -495,7 +499,7 @@ impl Control {
         let pressure = pressure::read();
         for (kind, census) in Kind::ALL.into_iter().zip(censuses) {
             let hold = &mut self.recoveries.hold[kind as usize];
-            let change = hold.judge(&census, pressure);
+            let change = hold.judge(&census, pressure, now_ns);
             let is_held = hold.reason().is_some();
             if let Some(core) = &mut self.recoveries.core {
                 core.hold(kind, is_held);
@@ -625,18 +629,20 @@ impl Control {
 
     /// Starts hooks for which there is room, oldest first.
     fn start_hooks(&mut self, now_ns: u64) {
-        while let Some(hook) = self.recoveries.hooks.front() {
-            let agent = hook.agent;
-            if !self.recoveries.core().take_permit(agent, now_ns) {
-                return;
+        for kind in Kind::ALL {
+            while let Some(hook) = self.next_hook(kind, now_ns) {
+                let policy = Arc::clone(&self.recoveries.policy);
+                let runner = self.recoveries.runner.clone();
+                self.recoveries.working.spawn(hook.run(runner, policy));
             }
-            let Some(hook) = self.recoveries.hooks.pop_front() else {
-                return;
-            };
-            let policy = Arc::clone(&self.recoveries.policy);
-            let runner = self.recoveries.runner.clone();
-            self.recoveries.working.spawn(hook.run(runner, policy));
         }
+    }
+
+    /// The oldest hook of a kind, if there is room for it.
+    fn next_hook(&mut self, kind: Kind, now_ns: u64) -> Option<Hook> {
+        let agent = self.recoveries.hooks[kind as usize].front()?.agent;
+        let has_room = self.recoveries.core().take_permit(agent, now_ns);
+        has_room.then(|| self.recoveries.hooks[kind as usize].pop_front())?
     }
 
     /// Takes note of something that has ended.

@@ -12,9 +12,12 @@ use varta_core::Agent;
 /// What is known of an agent besides what is in its slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Person {
-    /// Command name; empty if unknown.
+    /// As its rule calls it, else its command name; empty if unknown.
     pub(crate) name: String,
-    /// Its command name when it joined: that of its series, of which it must not make more by changing its name.
+    /// As its rule calls it.
+    pub(crate) label: Option<String>,
+    /// Its command name when it joined: that of its series unless its rule has another, for it must not make
+    /// more of them by changing its name.
     pub(crate) joined_as: String,
     pub(crate) unit: Option<String>,
     /// Where it lives, if not here.

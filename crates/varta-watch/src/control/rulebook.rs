@@ -61,20 +61,32 @@ pub(super) struct Rulebook {
 }
 
 impl Rulebook {
-    /// A new set of rules; expectations count from now. The agents have to be entered anew.
-    pub(super) fn open(&mut self, policy: &Policy, now: Instant) {
+    /// A new set of rules in place of `old` ones. New expectations count from now, the others go on. The agents
+    /// have to be entered anew.
+    pub(super) fn open(&mut self, old: &[AgentRule], policy: &Policy, now: Instant) {
         for entry in self.entries.values_mut() {
             entry.rule = None;
         }
         self.present = vec![0; policy.rules.len()];
-        self.missing.clear();
-        let expectations = policy.rules.iter().enumerate();
-        self.awaited = expectations
-            .filter_map(|(rule, agent)| {
-                let until = now.checked_add(agent.expectation?.within)?;
-                Some(Awaited { rule, until })
-            })
-            .collect();
+        let awaited = std::mem::take(&mut self.awaited);
+        let missing = std::mem::take(&mut self.missing);
+        for (rule, agent) in policy.rules.iter().enumerate() {
+            let Some(expectation) = agent.expectation else {
+                continue;
+            };
+            match old.iter().position(|old| old.expects_the_same(agent)) {
+                Some(old) if missing.contains(&old) => self.missing.push(rule),
+                Some(old) => {
+                    let old = awaited.iter().find(|awaited| awaited.rule == old);
+                    self.awaited.extend(old.map(|old| Awaited { rule, ..*old }));
+                }
+                None => {
+                    let until = now.checked_add(expectation.within);
+                    self.awaited
+                        .extend(until.map(|until| Awaited { rule, until }));
+                }
+            }
+        }
     }
 
     /// Finds the rule of an agent. If all agents that this rule has missed are there now, what they are called.

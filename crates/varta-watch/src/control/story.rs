@@ -30,7 +30,8 @@ pub(super) struct Who {
 impl std::fmt::Display for Who {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (self.name.as_str(), self.address) {
-            (_, Some(address)) => write!(f, "pid {} of {address}", self.pid),
+            ("", Some(address)) => write!(f, "pid {} of {address}", self.pid),
+            (name, Some(address)) => write!(f, "{name} ({} of {address})", self.pid),
             ("", None) => write!(f, "pid {}", self.pid),
             (name, None) => write!(f, "{name} ({})", self.pid),
         }

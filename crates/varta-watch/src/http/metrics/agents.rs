@@ -59,7 +59,8 @@ fn rows(view: &View, agents: Vec<Seen>) -> Vec<Row> {
         .into_iter()
         .map(|seen| {
             let person = view.person(seen.agent);
-            ((seen.agent.pid, person.address, person.joined_as), seen)
+            let name = person.label.unwrap_or(person.joined_as);
+            ((seen.agent.pid, person.address, name), seen)
         })
         .collect();
     keyed.sort_by(|(a, _), (b, _)| a.cmp(b));
