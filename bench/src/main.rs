@@ -33,7 +33,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 struct Options {
-    /// A smoke run: everything once and short, in about 20 s; its figures mean little
+    /// A smoke run: everything once and short, in about 40 s; its figures mean little
     #[arg(long)]
     quick: bool,
 

@@ -75,7 +75,7 @@ impl LatenessCase {
 }
 
 impl Plan {
-    /// Three to six minutes.
+    /// Five to eight minutes.
     pub(crate) fn full() -> Self {
         Self {
             client_pairs: 50_000,
@@ -100,7 +100,7 @@ impl Plan {
         }
     }
 
-    /// About 20 s.
+    /// About 40 s.
     pub(crate) fn quick() -> Self {
         Self {
             client_pairs: 2_000,

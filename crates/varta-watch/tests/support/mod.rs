@@ -168,13 +168,19 @@ impl Observer {
         line.fields.counters.unwrap()
     }
 
-    /// Waits until a counter is that high.
+    /// Waits until a counter is that high, for as long as it goes on rising.
     pub(crate) fn wait_for_count(&self, series: &str, at_least: u64) {
-        let until = Instant::now() + PATIENCE;
+        let mut until = Instant::now() + PATIENCE;
+        let mut highest = 0;
         loop {
             let counters = self.counters();
-            if counters.get(series).is_some_and(|count| *count >= at_least) {
+            let count = counters.get(series).copied().unwrap_or(0);
+            if count >= at_least {
                 return;
+            }
+            if count > highest {
+                highest = count;
+                until = Instant::now() + PATIENCE;
             }
             assert!(
                 Instant::now() < until,
