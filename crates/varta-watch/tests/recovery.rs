@@ -5,7 +5,7 @@ mod support;
 use support::agents::Puppet;
 use support::http::Follower;
 use support::ladders::{
-    GAVE_UP, Marks, QUIET, RECOVERED, REAPED_ZERO, SPAWNED, has_outcome, ladder,
+    GAVE_UP, Marks, QUIET, REAPED_ZERO, RECOVERED, SPAWNED, has_outcome, ladder,
 };
 use support::{Observer, frame};
 use varta_client::{Frame, Status};
@@ -249,7 +249,9 @@ fn a_budget_is_there_again_when_its_window_has_passed() {
         observer.send(&frame(nonce));
         observer.wait_for_outcome("reaped_zero");
     }
-    observer.stop().assert_counters(&[(SPAWNED, 4), (GAVE_UP, 0)]);
+    observer
+        .stop()
+        .assert_counters(&[(SPAWNED, 4), (GAVE_UP, 0)]);
 }
 
 #[test]

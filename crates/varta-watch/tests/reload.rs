@@ -2,10 +2,10 @@
 
 mod support;
 
+use rustix::process::Signal;
 use support::agents::AgentProcess;
 use support::ladders::{GAVE_UP, Marks, QUIET, SPAWNED, ladder};
 use support::{Observer, frame};
-use rustix::process::Signal;
 use varta_watch::api::{Level, LogEvent, LogLine};
 
 const STALLS: &str = "varta_observer_stalls_total";
@@ -108,7 +108,9 @@ fn another_ladder_is_begun_for_who_is_silent_already() {
     observer.wait_for_outcome("reaped_zero");
     marks.reload(&observer, &ladder(200, &[marks.mark("second", "")], ""));
     assert_eq!(marks.wait_for(2), ["first", "second"]);
-    observer.stop().assert_counters(&[(STALLS, 1), (SPAWNED, 2)]);
+    observer
+        .stop()
+        .assert_counters(&[(STALLS, 1), (SPAWNED, 2)]);
 }
 
 #[test]

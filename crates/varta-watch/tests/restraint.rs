@@ -171,7 +171,11 @@ fn no_more_than_eight_commands_run_at_a_time_and_everybody_has_a_turn() {
     observer.wait_for_count(REAPED_ZERO, count as u64);
     let mut had_a_turn = marks.read();
     had_a_turn.sort_unstable();
-    let mut pids: Vec<_> = silent.0.iter().map(|child| child.id().to_string()).collect();
+    let mut pids: Vec<_> = silent
+        .0
+        .iter()
+        .map(|child| child.id().to_string())
+        .collect();
     pids.sort_unstable();
     assert_eq!(had_a_turn, pids);
     let stopped = observer.stop();
@@ -188,7 +192,10 @@ fn no_more_commands_are_started_in_a_second_than_were_allowed() {
     Crowd::new(10).beat(&observer, 1, 0);
     observer.wait_for_count(REAPED_ZERO, 10);
     let stopped = observer.stop();
-    let spawned = stopped.lines.iter().filter(|line| has_outcome("spawned")(line));
+    let spawned = stopped
+        .lines
+        .iter()
+        .filter(|line| has_outcome("spawned")(line));
     let times: Vec<u64> = spawned.map(|line| line.ts_ns).collect();
     // Four at once, then one every quarter of a second. A line may be written a little after its command was
     // started, so the last may seem sooner than it was.

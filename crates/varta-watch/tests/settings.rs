@@ -381,10 +381,11 @@ fn every_sample_is_a_configuration() {
 
 /// The examples of each page as one file, since they build on one another.
 fn examples(files: &Files) -> Vec<String> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
-    let pages = fs::read_dir(directory).unwrap();
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let docs = fs::read_dir(top.join("docs")).unwrap();
+    let docs = docs.map(|page| page.unwrap().path());
+    let pages = docs.chain([top.join("README.md")]);
     let examples = pages.filter_map(|page| {
-        let page = page.unwrap().path();
         let text = fs::read_to_string(&page).ok()?;
         let blocks = text.split("```toml\n").skip(1);
         let toml: String = blocks.filter_map(|rest| rest.split("```").next()).collect();
@@ -400,7 +401,7 @@ fn every_example_in_the_documentation_is_a_configuration() {
     let programs = programs();
     let path = format!("--recovery-env=PATH={}", programs.path(""));
     let examples = examples(&files);
-    for page in ["configuration.md", "recovery.md"] {
+    for page in ["README.md", "configuration.md", "recovery.md"] {
         assert!(examples.contains(&files.path(page)), "{examples:?}");
     }
     for example in examples {
@@ -416,7 +417,8 @@ fn every_series_that_the_documentation_names_is_there() {
     for page in ["recovery.md", "security.md", "evidence.md", "design.md"] {
         let text = fs::read_to_string(docs.join(page)).unwrap();
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
-        let named = words.filter(|word| word.starts_with("varta_") && word.matches('_').count() > 1);
+        let named =
+            words.filter(|word| word.starts_with("varta_") && word.matches('_').count() > 1);
         for name in named.filter(|name| !name.contains("::")) {
             assert!(series.contains(&format!("`{name}`")), "{page}: {name}");
         }

@@ -56,7 +56,11 @@ impl Marks {
 
     /// A step that leaves a mark, succeeds, and waits very long for the agent unless `more` says otherwise.
     pub(crate) fn mark(&self, word: &str, more: &str) -> String {
-        let more = if more.is_empty() { ", wait = \"1h\"" } else { more };
+        let more = if more.is_empty() {
+            ", wait = \"1h\""
+        } else {
+            more
+        };
         self.shell(&format!("echo {word} >> marks"), more)
     }
 
