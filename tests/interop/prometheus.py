@@ -8,12 +8,13 @@ and one with a name that would break a page without escapes, which is killed at 
 from the next scrape. Prometheus scrapes every second, once as it likes (OpenMetrics) and once through a
 proxy that asks for nothing in particular (the classic text). What it holds then must be, under both jobs,
 every family that `OBSERVER --list-metrics` names, with as many series as that says. `promtool check metrics`
-must find nothing to remark. Prints a plain test summary; exit code 1 on the first thing that does not hold.
+must find nothing to remark, and `promtool check rules` must take the alerts of docs/recovery.md. Prints a plain test summary; exit code 1 on the first thing that does not hold.
 """
 
 import http.server
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -32,6 +33,7 @@ SECONDS_DEFAULT = 60
 BEATS_PER_SECOND = 10
 # Every second but for a few, on a machine that has something else to do.
 SCRAPES_MIN = 0.8
+RECOVERY_PAGE = os.path.join(os.path.dirname(__file__), "..", "..", "docs", "recovery.md")
 ODD_NAME = 'o"dd\\na}me,{'
 OPEN_METRICS = "application/openmetrics-text"
 TEXT = "text/plain"
@@ -254,6 +256,20 @@ def check_formats(url):
     check(text.endswith("# EOF\n"), "OpenMetrics has an end", text[-80:])
 
 
+def check_alerts(listed, directory):
+    """The rules in the documentation are rules, about metrics that there are."""
+    with open(RECOVERY_PAGE, encoding="utf-8") as page:
+        rules = page.read().split("```yaml\n")[1].split("```")[0]
+    path = os.path.join(directory, "alerts.yml")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(rules)
+    lint = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True)
+    check(lint.returncode == 0, "promtool takes the alerts", lint.stdout + lint.stderr)
+    named = set(re.findall(r"\bvarta_\w+", rules))
+    unknown = named - {name for name, _, _ in listed}
+    check(named and not unknown, "the alerts are about metrics that there are", unknown)
+
+
 def run(program, seconds, directory):
     path = os.path.join(directory, "varta.sock")
     observer = Observer(program, path, "--http", "127.0.0.1:0")
@@ -287,6 +303,8 @@ def run(program, seconds, directory):
         wait_until("the series of a dead agent are gone", lambda: not prometheus.query(gone))
         print("ok: the series of a dead agent are gone")
         check(not prometheus.refused_samples(), "every sample was taken", prometheus.refused_samples())
+        check_alerts(listed, directory)
+        print("ok: the alerts of the documentation")
         check_formats(url)
         print("ok: both formats, promtool has nothing to remark")
     finally:

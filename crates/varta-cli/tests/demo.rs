@@ -95,7 +95,7 @@ fn the_story_is_told_in_plain_lines_where_there_is_no_terminal() {
         &lines,
         &["STALL", "demo-hang: silent for 1 s", "ms after that"],
     );
-    let recovery = find(&lines, &["recover", "demo-hang", "runs demo-heal"]);
+    let recovery = find(&lines, &["recover", "demo-hang: step 1", "demo-heal"]);
     let healed = find(&lines, &["recover", "demo-hang", "succeeded"]);
     let back = find(&lines, &["return", "demo-hang", "beats again"]);
     let stop = find(&lines, &["stop", "the observer has stopped"]);
@@ -104,8 +104,8 @@ fn the_story_is_told_in_plain_lines_where_there_is_no_terminal() {
     let row = find(&lines, &["demo-hang", "stalled and came back"]);
 
     let silent = find(&lines, &["STALL", "demo-stuck: silent for 1 s"]);
-    let first_step = find(&lines, &["recover", "demo-stuck", "runs demo-heal"]);
-    let second_step = find(&lines, &["recover", "demo-stuck", "sends it SIGCONT"]);
+    let first_step = find(&lines, &["recover", "demo-stuck: step 1", "demo-heal"]);
+    let second_step = find(&lines, &["recover", "demo-stuck", "step 2", "SIGCONT"]);
     let gave_up = find(&lines, &["GAVE UP", "demo-stuck", "no step is left"]);
     assert!(silent < first_step && first_step < second_step, "{out}");
     assert!(second_step < gave_up && gave_up < stop, "{out}");
@@ -159,7 +159,7 @@ fn as_json_every_line_is_an_event_and_the_last_one_a_summary() {
         line["outcome"] == "recovered"
     });
     let stop = position("stop", None, &any);
-    assert!(join < left && left < stall && died < stall, "{out}");
+    assert!(join < left && left < stop && died < stop, "{out}");
     assert!(stall < spawned && spawned < handled, "{out}");
     assert!(back < recovered && recovered < stop, "{out}");
 

@@ -271,6 +271,26 @@ fn recovery_leaves_containers_alone_unless_allowed() {
 }
 
 #[test]
+fn a_hook_signals_nobody_in_a_container_unless_allowed() {
+    if !may_make_pid_namespaces() {
+        return;
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let rule = "threshold-ms = 60000\n\
+                [[agent]]\n\
+                namespace = \"other\"\n\
+                late = \"50ms\"\n\
+                on-late = [{ signal = \"KILL\" }]\n";
+    fs::write(file.path(), rule).unwrap();
+    let observer = Observer::start(&["--config", file.path().to_str().unwrap()]);
+    let mut agent = first_in_container(&observer);
+    agent.tell("beat self 1");
+    let refused = observer.wait_for_pid(LogEvent::Hook, agent.pid);
+    let error = refused.fields.error.unwrap_or_default();
+    assert!(error.contains("--allow-cross-namespace-agents"), "{error}");
+}
+
+#[test]
 fn recovery_that_may_touch_containers_is_aimed_at_the_outer_pid() {
     if !may_make_pid_namespaces() {
         return;

@@ -379,6 +379,52 @@ fn every_sample_is_a_configuration() {
     }
 }
 
+/// The examples of each page as one file, since they build on one another.
+fn examples(files: &Files) -> Vec<String> {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let docs = fs::read_dir(top.join("docs")).unwrap();
+    let docs = docs.map(|page| page.unwrap().path());
+    let pages = docs.chain([top.join("README.md")]);
+    let examples = pages.filter_map(|page| {
+        let text = fs::read_to_string(&page).ok()?;
+        let blocks = text.split("```toml\n").skip(1);
+        let toml: String = blocks.filter_map(|rest| rest.split("```").next()).collect();
+        let name = page.file_name()?.to_str()?;
+        (!toml.is_empty()).then(|| files.write(name, toml))
+    });
+    examples.collect()
+}
+
+#[test]
+fn every_example_in_the_documentation_is_a_configuration() {
+    let files = Files::new();
+    let programs = programs();
+    let path = format!("--recovery-env=PATH={}", programs.path(""));
+    let examples = examples(&files);
+    for page in ["README.md", "configuration.md", "recovery.md"] {
+        assert!(examples.contains(&files.path(page)), "{examples:?}");
+    }
+    for example in examples {
+        let said = ask(&[], &["--config", &example, "--check-config", &path]);
+        assert_eq!(said.stdout, format!("{example}: ok\n"), "{said:?}");
+    }
+}
+
+#[test]
+fn every_series_that_the_documentation_names_is_there() {
+    let series = ask(&[], &["--list-metrics"]).stdout;
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    for page in ["recovery.md", "security.md", "evidence.md", "design.md"] {
+        let text = fs::read_to_string(docs.join(page)).unwrap();
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
+        let named =
+            words.filter(|word| word.starts_with("varta_") && word.matches('_').count() > 1);
+        for name in named.filter(|name| !name.contains("::")) {
+            assert!(series.contains(&format!("`{name}`")), "{page}: {name}");
+        }
+    }
+}
+
 #[test]
 fn what_is_printed_is_a_configuration_with_the_same_settings() {
     let (files, programs) = (Files::new(), programs());

@@ -43,8 +43,9 @@ const LISTEN_WAIT: Duration = Duration::from_secs(10);
 /// On a busy machine the story may take this much longer than asked for.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How long it may take until everybody has left, and until the observer has stopped.
-const END_WAIT: Duration = Duration::from_secs(3);
+/// How long it may take until everybody has left, and until the observer has stopped. A moment, unless the
+/// machine is busy.
+const END_WAIT: Duration = Duration::from_secs(10);
 
 /// See it at work: a real observer and six real processes, for ten seconds
 ///
@@ -149,8 +150,9 @@ impl Demo {
             self.follow(START_GAP, |demo| demo.signal.is_some())?;
         }
         self.follow(self.length + GRACE, |demo| {
-            let played = demo.start.elapsed() >= demo.length && demo.seen.missing().is_empty();
-            played || demo.signal.is_some()
+            let is_time = demo.start.elapsed() >= demo.length;
+            let played = demo.seen.missing().is_empty() && !demo.seen.somebody_is_stalled();
+            (is_time && played) || demo.signal.is_some()
         })?;
         self.check_observer()?;
 

@@ -157,6 +157,13 @@ impl Seen {
         self.agents.iter().all(|agent| agent.state.has_ended())
     }
 
+    /// Somebody is silent, and there are steps left that may help.
+    pub(super) fn somebody_is_stalled(&self) -> bool {
+        self.agents
+            .iter()
+            .any(|agent| agent.state == State::Stalled)
+    }
+
     /// What was promised and has not been seen. Empty if all is well.
     pub(super) fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();

@@ -67,7 +67,7 @@ pub(super) fn event(line: &LogLine, at: Duration) -> Option<Line<'static>> {
             (Some("spawned"), Some(child)) => (
                 "recover",
                 act,
-                format!("{who}: the observer runs demo-heal (pid {child})"),
+                format!("{who}: step 1, the command demo-heal (pid {child})"),
             ),
             (Some("reaped_zero"), _) => (
                 "recover",
@@ -80,7 +80,7 @@ pub(super) fn event(line: &LogLine, at: Duration) -> Option<Line<'static>> {
             (Some("signalled"), _) => (
                 "recover",
                 act,
-                format!("{who}: still silent, the observer sends it SIGCONT"),
+                format!("{who}: still silent; step 2, the signal SIGCONT"),
             ),
             (Some("recovered"), _) => ("recover", good, format!("{who}: recovered")),
             _ => ("recover", act, first_line(&line.msg)),

@@ -99,7 +99,8 @@ impl Workplace {
 
 /// What is done about a silent agent in the demo, and how long each step has to help.
 ///
-/// An agent that hangs is back after the first step, however often it does; one that is stuck gets both.
+/// An agent that hangs is back after the first step, however often it does; one that is stuck gets both. The
+/// waits are long enough for a busy machine and short enough for the shortest demo.
 /// The story shall be the same on a host that is short of memory or disk, so neither holds fire here. Two
 /// silent agents of six are no mass stall.
 fn config(heal: &Path) -> String {
@@ -111,8 +112,8 @@ io-pressure = "off"
 
 [recovery.demo]
 steps = [
-    {{ run = [{heal}, "__heal", "{{pid}}"], timeout = "5s", wait = "500ms" }},
-    {{ signal = "CONT", wait = "500ms" }},
+    {{ run = [{heal}, "__heal", "{{pid}}"], timeout = "30s", wait = "700ms" }},
+    {{ signal = "CONT", wait = "700ms" }},
 ]
 window = "10s"
 reset-after = "1s"

@@ -183,7 +183,7 @@ late = \"200ms\"
 first-beat-within = \"1m\"
 expect = 3
 recovery = \"restart\"
-on-gave-up = [{ run = [\"/usr/bin/logger\", \"{name} is beyond help: {reason}\"] }]
+on-gave-up = [{ run = [\"logger\", \"--\", \"{name} is beyond help: {reason}\"] }]
 ```
 
 ";
@@ -199,7 +199,7 @@ one step. Numbers that a ladder does not give are those of the settings.
 [recovery.restart]
 steps = [
     { signal = \"TERM\", wait = \"5s\" },
-    { run = [\"/usr/bin/systemctl\", \"restart\", \"{unit}\"], timeout = \"30s\", wait = \"20s\" },
+    { run = [\"systemctl\", \"restart\", \"{unit}\"], timeout = \"30s\", wait = \"20s\" },
 ]
 budget = 3
 window = \"10m\"
@@ -221,7 +221,8 @@ Ladders and the `on-...` keys of rules are arrays of steps:
 `wait` is how long the agent may take to come back after the step went well; `recovery-wait` unless given. In arguments
 `{pid}`, `{name}`, `{status}`, `{silence-ms}`, `{unit}`, `{reason}` and `{source}` are replaced; other lower-case words
 in braces are mistakes, and the program itself is never replaced. Programs are looked up in the command's own `PATH`,
-`/usr/bin:/bin` unless `recovery-env` says otherwise, and must be there when the file is read.
+`/usr/bin:/bin` unless `recovery-env` says otherwise, and must be there when the file is read. A name is the agent's
+own choice and may look like an option: put `\"--\"` before it. [recovery.md](recovery.md) tells what becomes of steps.
 
 ## Flags of 0.2.0
 

@@ -342,13 +342,13 @@ pub(super) struct RestraintFlags {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)]
     pub(super) mass_stall_min: u32,
 
-    /// Hold fire while tasks wait for memory for more than this part of the time, in percent; or off
+    /// Hold fire while all tasks wait for memory for more than this part of the time, in percent; or off
     ///
     /// Measured over the last 10 s by the kernel (/proc/pressure/memory).
     #[arg(long, value_name = "PERCENT|off", value_parser = units::percent, default_value = "20", hide_short_help = true)]
     pub(super) memory_pressure: Wish<f64>,
 
-    /// Hold fire while tasks wait for I/O for more than this part of the time, in percent; or off
+    /// Hold fire while all tasks wait for I/O for more than this part of the time, in percent; or off
     ///
     /// Measured over the last 10 s by the kernel (/proc/pressure/io).
     #[arg(long, value_name = "PERCENT|off", value_parser = units::percent, default_value = "60", hide_short_help = true)]

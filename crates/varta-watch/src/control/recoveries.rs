@@ -94,6 +94,8 @@ struct Hook {
     occasion: Occasion,
     subject: Subject,
     steps: Vec<Step>,
+    /// It lives where recovery may touch agents. Who does not can still be told of.
+    may_be_signalled: bool,
 }
 
 impl Hook {
@@ -114,6 +116,9 @@ impl Hook {
         for step in &self.steps {
             match step {
                 Step::Wait(wait) => tokio::time::sleep(*wait).await,
+                Step::Signal(_) if !self.may_be_signalled => {
+                    return Err(StartError::CrossNamespace.to_string());
+                }
                 Step::Signal(signal) => runner
                     .signal(signal, self.agent)
                     .map_err(|error| error.to_string())?,
@@ -365,6 +370,7 @@ impl Control {
             is_target: matches!(occasion, Occasion::Late | Occasion::Critical),
             ..self.subject(agent, &who, occasion.name())
         };
+        let may_be_signalled = self.may_touch(agent);
         self.recoveries.core();
         self.recoveries.hooks[kind].push_back(Hook {
             agent,
@@ -372,7 +378,14 @@ impl Control {
             occasion,
             subject,
             steps: steps.to_vec(),
+            may_be_signalled,
         });
+    }
+
+    /// Whether an agent lives where recovery may touch it: here, not in a container, unless that is allowed.
+    fn may_touch(&mut self, agent: Agent) -> bool {
+        let may_touch_all = self.recoveries.policy.recover_foreign || agent.is_remote();
+        may_touch_all || !self.acquaintances.may_be_foreign(agent)
     }
 
     fn subject(&self, agent: Agent, who: &story::Who, reason: &'static str) -> Subject {
@@ -567,8 +580,7 @@ impl Control {
         let (Some(step), true) = (step, still_silent) else {
             return Err(StartError::TargetGone);
         };
-        let is_local = !agent.is_remote();
-        if is_local && !policy.recover_foreign && self.acquaintances.may_be_foreign(agent) {
+        if !self.may_touch(agent) {
             return Err(StartError::CrossNamespace);
         }
         let subject = self.subject(agent, who, STALL);
