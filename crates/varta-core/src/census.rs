@@ -21,6 +21,10 @@ const SILENT_PARTS: u64 = 2;
 /// timers that are late by a fifth make nobody silent.
 const USUAL_QUARTERS: u64 = 5;
 
+/// Silence, in eighths of the threshold, that is unusual for everybody: seven. The mean of who was silent for long
+/// says little, and who is that near to its threshold is as good as silent.
+const UNUSUAL_EIGHTHS: u64 = 7;
+
 /// Silence in thresholds up to which it has begun lately.
 const FRESH_THRESHOLDS: u64 = 2;
 
@@ -78,12 +82,13 @@ impl Rhythm {
         silence_ns >= self.threshold_ns / SILENT_PARTS && silence_ns >= self.usual_ns()
     }
 
-    /// The longest silence that is nothing unusual; 0 while only one beat was heard.
+    /// The longest silence that is nothing unusual; next to nothing while only one beat was heard.
     fn usual_ns(&self) -> u64 {
         let heard_for_ns = self.last_ns.saturating_sub(self.joined_ns);
         let intervals = self.beats.saturating_sub(1);
         let mean_ns = heard_for_ns.checked_div(intervals).unwrap_or(0);
-        mean_ns.saturating_mul(USUAL_QUARTERS) / 4
+        let usual_ns = mean_ns.saturating_mul(USUAL_QUARTERS) / 4;
+        usual_ns.min(self.threshold_ns.saturating_mul(UNUSUAL_EIGHTHS) / 8)
     }
 }
 

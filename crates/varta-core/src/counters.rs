@@ -162,6 +162,7 @@ series! {
         HooksDone "outcome" = "done",
         HooksFailed "outcome" = "failed",
         HooksDropped "outcome" = "dropped",
+        HooksWithdrawn "outcome" = "withdrawn",
     }
     "varta_recovery_output_dropped_bytes_total" "Bytes that recovery commands wrote and nobody kept." { OutputDropped }
 }

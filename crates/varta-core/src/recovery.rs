@@ -25,7 +25,7 @@ use crate::event::Agent;
 use crate::fifo::Fifo;
 use crate::wheel::Wheel;
 use estate::{Estate, Estates};
-use permits::Permits;
+use permits::{Permits, Purpose};
 
 pub use hold::{HoldChange, HoldFire, HoldOptions, HoldReason, Pressure};
 pub use ladder::{BUDGET_MAX, Ladder, Step};
@@ -88,7 +88,7 @@ pub enum GaveUp {
 /// What a silence that is over had come to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
-    /// Something was done about it.
+    /// Something was begun about it.
     pub acted: bool,
     /// It had been given up.
     pub gave_up: bool,
@@ -121,7 +121,8 @@ struct Entry {
     silent: bool,
     /// An action runs, perhaps that of an earlier silence.
     in_flight: bool,
-    acted: bool,
+    /// Actions of this silence that were started.
+    acts: u32,
     gave_up: bool,
     /// Times the last step has failed in this silence.
     failures: u32,
@@ -145,7 +146,7 @@ impl Entry {
             phase: Phase::Idle,
             silent: false,
             in_flight: false,
-            acted: false,
+            acts: 0,
             gave_up: false,
             failures: 0,
             climbs: 0,
@@ -231,7 +232,7 @@ impl Recovery {
         }
         // Who was silent and is told to have fallen silent was well in between.
         entry.silent = true;
-        entry.acted = false;
+        entry.acts = 0;
         entry.gave_up = false;
         entry.ladder = ladder.unwrap_or(NO_LADDER);
         let Some(ladder) = self.ladders.get(entry.ladder as usize) else {
@@ -256,14 +257,14 @@ impl Recovery {
             return Settled::default();
         };
         let settled = Settled {
-            acted: entry.silent && entry.acted,
+            acted: entry.silent && entry.acts > 0,
             gave_up: entry.gave_up,
         };
         if std::mem::take(&mut entry.silent) {
             entry.settled_ns = now_ns;
         }
         entry.phase = Phase::Idle;
-        entry.acted = false;
+        entry.acts = 0;
         entry.gave_up = false;
         entry.failures = 0;
         self.clear_timer(agent.slot);
@@ -315,7 +316,7 @@ impl Recovery {
     /// An action has ended.
     pub fn on_end(&mut self, action: Action, end: ActionEnd, now_ns: u64) {
         let Action { agent, .. } = action;
-        self.permits.give_back(Kind::of(agent));
+        self.permits.give_back(Kind::of(agent), Purpose::Ladder);
         let Some(entry) = self.entry_of(agent) else {
             return;
         };
@@ -332,10 +333,13 @@ impl Recovery {
         }
         let entry = &mut self.entries[agent.slot as usize];
         let ladder = self.ladders.get(entry.ladder as usize);
-        let (Some(ladder), false) = (
-            ladder,
-            matches!(end, ActionEnd::TargetGone | ActionEnd::Refused),
-        ) else {
+        let is_done = matches!(end, ActionEnd::TargetGone | ActionEnd::Refused);
+        if is_done {
+            // Nothing was.
+            entry.acts = entry.acts.saturating_sub(1);
+            entry.climbs -= u32::from(entry.acts == 0 && entry.climbs > 0);
+        }
+        let Some(ladder) = ladder.filter(|_| !is_done) else {
             entry.phase = Phase::Idle;
             return;
         };
@@ -364,26 +368,26 @@ impl Recovery {
     pub fn next_due_ns(&self) -> Option<u64> {
         let due_ns = self.free_kinds().flat_map(|kind| {
             let ready = self.ready[kind as usize].front();
-            let ready_ns = ready.and_then(|_| self.permits.free_at_ns(kind));
+            let ready_ns = ready.and_then(|_| self.permits.free_at_ns(kind, Purpose::Ladder));
             [self.wheels[kind as usize].next_deadline_ns(), ready_ns]
         });
         due_ns.flatten().min()
     }
 
-    /// Room for something else than a step that counts against the same limits; false if there is none.
-    /// Given back with [`Self::give_back`].
-    pub fn take_permit(&mut self, agent: Agent, now_ns: u64) -> bool {
-        self.permits.take(Kind::of(agent), now_ns)
+    /// Room for a step of a hook, which counts against the same limits; false if there is none. Hooks may
+    /// have half. Given back with [`Self::give_back_hook`].
+    pub fn take_hook_permit(&mut self, agent: Agent, now_ns: u64) -> bool {
+        self.permits.take(Kind::of(agent), Purpose::Hook, now_ns)
     }
 
-    /// See [`Self::take_permit`].
-    pub fn give_back(&mut self, agent: Agent) {
-        self.permits.give_back(Kind::of(agent));
+    /// See [`Self::take_hook_permit`].
+    pub fn give_back_hook(&mut self, agent: Agent) {
+        self.permits.give_back(Kind::of(agent), Purpose::Hook);
     }
 
-    /// When there is room again; `None` while something must end first.
-    pub fn room_at_ns(&self, agent: Agent) -> Option<u64> {
-        self.permits.free_at_ns(Kind::of(agent))
+    /// When there is room for a hook of this agent; `None` while something must end first.
+    pub fn hook_room_at_ns(&self, agent: Agent) -> Option<u64> {
+        self.permits.free_at_ns(Kind::of(agent), Purpose::Hook)
     }
 
     /// Actions in flight, and what else has a permit.
@@ -491,7 +495,7 @@ impl Recovery {
             entry.gave_up = true;
             return Some(Next::GaveUp(agent, GaveUp::BudgetSpent));
         }
-        if !self.permits.take(kind, now_ns) {
+        if !self.permits.take(kind, Purpose::Ladder, now_ns) {
             return None;
         }
         self.ready[kind as usize].remove(slot);
@@ -501,9 +505,10 @@ impl Recovery {
         entry.phase = Phase::Acting;
         entry.in_flight = true;
         entry.last_start_ns = starts[0];
-        if !std::mem::replace(&mut entry.acted, true) {
+        if entry.acts == 0 {
             entry.climbs = entry.climbs.saturating_add(1);
         }
+        entry.acts = entry.acts.saturating_add(1);
         Some(Next::Act(Action {
             agent,
             ladder: entry.ladder,

@@ -72,6 +72,8 @@ struct Seen {
     refused: bool,
     ladder: Option<u32>,
     starts_ns: Vec<u64>,
+    /// Actions of this silence that were begun.
+    acts: u32,
     /// The action of this silence that came last, how it ended and when.
     last: Option<(u32, Option<(ActionEnd, u64)>)>,
 }
@@ -167,7 +169,7 @@ impl Model {
         let settled = self.recovery.on_settled(agent, self.now_ns);
         let seen = self.seen.get_mut(&agent).unwrap();
         assert_eq!(settled.gave_up, seen.gave_up, "{agent:?}");
-        assert_eq!(settled.acted, seen.silent && seen.last.is_some());
+        assert_eq!(settled.acted, seen.silent && seen.acts > 0, "{agent:?}");
         seen.silent = false;
         seen.gave_up = false;
     }
@@ -240,6 +242,7 @@ impl Model {
         {
             *ended = Some((end, self.now_ns));
             seen.refused = matches!(end, ActionEnd::TargetGone | ActionEnd::Refused);
+            seen.acts -= u32::from(seen.refused);
         }
     }
 
@@ -301,6 +304,7 @@ impl Model {
             Some((last, None)) => panic!("step {last} has not ended"),
         }
         seen.last = Some((action.step, None));
+        seen.acts += 1;
         let since_ns = self.now_ns.saturating_sub(ladder.window_ns);
         let within = |start_ns: &&u64| **start_ns > since_ns;
         let spent = seen.starts_ns.iter().rev().take_while(within).count();

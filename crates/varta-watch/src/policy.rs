@@ -177,6 +177,8 @@ pub(crate) struct Restraint {
     pub(crate) mass_stall_share: Option<f64>,
     /// Fewer silent agents than this are never a mass stall.
     pub(crate) mass_stall_min: u32,
+    /// Longest time that a mass stall holds fire; `None`: as long as it lasts.
+    pub(crate) mass_stall_hold: Option<Duration>,
     /// Hold fire while tasks are stalled for want of memory or I/O for more than this part of the last
     /// 10 s, in percent as the kernel says it; `None`: never.
     pub(crate) memory_pressure: Option<f64>,

@@ -18,6 +18,9 @@ pub struct HoldOptions {
     pub share: Option<f64>,
     /// Fewer silent agents than this are never too many.
     pub min: u32,
+    /// Longest time that a mass stall holds fire: who is silent by then is stuck, and must not keep the others
+    /// from being recovered for ever. `None`: as long as it lasts.
+    pub mass_max_ns: Option<u64>,
     /// Percent of the last 10 s in which all tasks were stalled for want of memory; `None`: never.
     pub memory_percent: Option<f64>,
     /// The same for I/O.
@@ -57,6 +60,8 @@ pub enum HoldChange {
     Held(HoldReason),
     /// It is not any more.
     Resumed,
+    /// The mass stall goes on, but fire was held for as long as it may be.
+    Expired,
 }
 
 /// Whether fire is held.
@@ -68,6 +73,8 @@ pub struct HoldFire {
     silent_before: u32,
     /// When those who were silent while there was a cause have had their time to come back.
     settled_ns: u64,
+    /// Since when a mass stall holds fire.
+    mass_since_ns: u64,
 }
 
 impl HoldFire {
@@ -78,6 +85,7 @@ impl HoldFire {
             reason: None,
             silent_before: 0,
             settled_ns: 0,
+            mass_since_ns: 0,
         }
     }
 
@@ -99,6 +107,20 @@ impl HoldFire {
         pressure: Pressure,
         now_ns: u64,
     ) -> Option<HoldChange> {
+        let is_mass = matches!(self.reason, Some(HoldReason::MassStall { .. }));
+        let mass_ns = now_ns.saturating_sub(self.mass_since_ns);
+        if is_mass
+            && self
+                .options
+                .mass_max_ns
+                .is_some_and(|max_ns| mass_ns >= max_ns)
+        {
+            self.reason = None;
+            return Some(HoldChange::Expired);
+        }
+        if !is_mass {
+            self.mass_since_ns = now_ns;
+        }
         let cause = self.mass_stall(census).or_else(|| self.starved(pressure));
         if cause.is_some() {
             self.settled_ns = now_ns.saturating_add(census.threshold_ns.min(SETTLE_MAX_NS));
@@ -154,6 +176,7 @@ mod tests {
         HoldFire::new(HoldOptions {
             share: Some(0.5),
             min: 5,
+            mass_max_ns: Some(100),
             memory_percent: Some(20.0),
             io_percent: Some(60.0),
         })
@@ -207,6 +230,7 @@ mod tests {
                 ..crowd(100, silent, silent)
             };
             let mut hold = hold();
+            hold.options.mass_max_ns = None;
             assert!(hold.judge(&crowd(60), CALM, S).is_some());
             assert_eq!(hold.judge(&crowd(51), CALM, 5 * S), None);
             assert_eq!(hold.judge(&crowd(50), CALM, 5 * S + settle_ns - 1), None);
@@ -227,6 +251,20 @@ mod tests {
         assert_eq!(hold.judge(&crowd(60), CALM, 109), None);
         assert_eq!(hold.judge(&crowd(40), CALM, 115), None);
         assert_eq!(hold.judge(&crowd(40), CALM, 119), Some(HoldChange::Resumed));
+    }
+
+    #[test]
+    fn who_is_silent_for_good_holds_fire_for_a_bounded_time() {
+        let mut hold = hold();
+        let since_ns = 1_000;
+        assert!(hold.judge(&crowd(100, 60, 60), CALM, since_ns).is_some());
+        assert_eq!(hold.judge(&crowd(100, 60, 0), CALM, since_ns + 99), None);
+        let expired = hold.judge(&crowd(100, 60, 0), CALM, since_ns + 100);
+        assert_eq!(expired, Some(HoldChange::Expired));
+        assert_eq!(hold.judge(&crowd(100, 60, 0), CALM, since_ns + 101), None);
+        assert_eq!(hold.reason(), None);
+        let again = hold.judge(&crowd(100, 85, 25), CALM, since_ns + 102);
+        assert!(again.is_some(), "25 of the other 40");
     }
 
     #[test]
@@ -288,6 +326,7 @@ mod tests {
         let mut hold = HoldFire::new(HoldOptions {
             share: None,
             min: 5,
+            mass_max_ns: None,
             memory_percent: None,
             io_percent: None,
         });

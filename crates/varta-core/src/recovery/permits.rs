@@ -5,6 +5,18 @@ use crate::event::Agent;
 /// Part of the actions in flight that agents elsewhere may have.
 const REMOTE_PART: usize = 2;
 
+/// Part of what agents of a kind may have that is for hooks, so that they leave ladders something.
+const HOOK_PART: usize = 2;
+
+/// What something in flight is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A step of a ladder.
+    Ladder = 0,
+    /// A step of a hook.
+    Hook = 1,
+}
+
 /// What an agent is, as far as limits are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -39,7 +51,8 @@ pub struct Limits {
 #[derive(Debug)]
 pub(super) struct Permits {
     limits: Limits,
-    in_flight: [usize; 2],
+    /// By kind and purpose.
+    in_flight: [[usize; 2]; 2],
     /// When the bucket of starts is full again.
     full_at_ns: u64,
 }
@@ -48,7 +61,7 @@ impl Permits {
     pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,
-            in_flight: [0; 2],
+            in_flight: [[0; 2]; 2],
             full_at_ns: 0,
         }
     }
@@ -58,30 +71,36 @@ impl Permits {
     }
 
     pub(super) fn in_flight(&self) -> usize {
-        self.in_flight.iter().sum()
+        self.in_flight.as_flattened().iter().sum()
     }
 
     /// Takes one, if there is one.
-    pub(super) fn take(&mut self, kind: Kind, now_ns: u64) -> bool {
-        let is_free = self.free_at_ns(kind).is_some_and(|at_ns| at_ns <= now_ns);
+    pub(super) fn take(&mut self, kind: Kind, purpose: Purpose, now_ns: u64) -> bool {
+        let free_at_ns = self.free_at_ns(kind, purpose);
+        let is_free = free_at_ns.is_some_and(|at_ns| at_ns <= now_ns);
         if is_free {
-            self.in_flight[kind as usize] += 1;
+            self.in_flight[kind as usize][purpose as usize] += 1;
             self.full_at_ns = self.full_at_ns.max(now_ns) + self.interval_ns();
         }
         is_free
     }
 
-    pub(super) fn give_back(&mut self, kind: Kind) {
-        let in_flight = &mut self.in_flight[kind as usize];
+    pub(super) fn give_back(&mut self, kind: Kind, purpose: Purpose) {
+        let in_flight = &mut self.in_flight[kind as usize][purpose as usize];
         *in_flight = in_flight.saturating_sub(1);
     }
 
     /// When one may be taken; `None` while as many as allowed are in flight.
-    pub(super) fn free_at_ns(&self, kind: Kind) -> Option<u64> {
+    pub(super) fn free_at_ns(&self, kind: Kind, purpose: Purpose) -> Option<u64> {
         let most = self.limits.max_in_flight.max(1);
+        let [ladders, hooks] = self.in_flight[kind as usize];
+        let most_of_kind = match kind {
+            Kind::Local => most,
+            Kind::Remote => most.div_ceil(REMOTE_PART),
+        };
         let has_room = self.in_flight() < most
-            && (kind == Kind::Local
-                || self.in_flight[Kind::Remote as usize] < most.div_ceil(REMOTE_PART));
+            && ladders + hooks < most_of_kind
+            && (purpose == Purpose::Ladder || hooks < most_of_kind.div_ceil(HOOK_PART));
         let bucket_ns = self.interval_ns() * u64::from(self.limits.starts_per_second);
         let first_ns = (self.full_at_ns + self.interval_ns()).saturating_sub(bucket_ns);
         has_room.then_some(if self.limits.starts_per_second == 0 {
@@ -115,20 +134,41 @@ mod tests {
     #[test]
     fn no_more_than_the_limit_are_out_and_half_of_them_elsewhere() {
         let mut permits = permits(4, 0);
-        assert!(permits.take(Kind::Remote, 0) && permits.take(Kind::Remote, 0));
-        assert!(!permits.take(Kind::Remote, 0));
-        assert!(permits.take(Kind::Local, 0) && permits.take(Kind::Local, 0));
-        assert!(!permits.take(Kind::Local, 0));
-        assert_eq!(permits.free_at_ns(Kind::Local), None);
-        permits.give_back(Kind::Remote);
-        assert!(permits.take(Kind::Local, 0));
+        assert!(
+            permits.take(Kind::Remote, Purpose::Ladder, 0)
+                && permits.take(Kind::Remote, Purpose::Ladder, 0)
+        );
+        assert!(!permits.take(Kind::Remote, Purpose::Ladder, 0));
+        assert!(
+            permits.take(Kind::Local, Purpose::Ladder, 0)
+                && permits.take(Kind::Local, Purpose::Ladder, 0)
+        );
+        assert!(!permits.take(Kind::Local, Purpose::Ladder, 0));
+        assert_eq!(permits.free_at_ns(Kind::Local, Purpose::Ladder), None);
+        permits.give_back(Kind::Remote, Purpose::Ladder);
+        assert!(permits.take(Kind::Local, Purpose::Ladder, 0));
+    }
+
+    #[test]
+    fn hooks_have_half_of_what_their_kind_has() {
+        let mut permits = permits(8, 0);
+        let mut taken = |kind| {
+            let tries = (0..8).filter(|_| permits.take(kind, Purpose::Hook, 0));
+            tries.count()
+        };
+        assert_eq!((taken(Kind::Remote), taken(Kind::Local)), (2, 4));
+        assert_eq!(permits.free_at_ns(Kind::Local, Purpose::Hook), None);
+        assert!(permits.take(Kind::Remote, Purpose::Ladder, 0));
+        assert!(permits.take(Kind::Local, Purpose::Ladder, 0));
+        permits.give_back(Kind::Local, Purpose::Hook);
+        assert!(permits.take(Kind::Local, Purpose::Hook, 0));
     }
 
     #[test]
     fn a_single_permit_is_for_everybody() {
         let mut permits = permits(1, 0);
-        assert!(permits.take(Kind::Remote, 0));
-        assert!(!permits.take(Kind::Local, 0));
+        assert!(permits.take(Kind::Remote, Purpose::Ladder, 0));
+        assert!(!permits.take(Kind::Local, Purpose::Ladder, 0));
     }
 
     #[test]
@@ -136,13 +176,16 @@ mod tests {
         let mut permits = permits(usize::MAX, 10);
         let mut now_ns = 100 * S;
         for _ in 0..10 {
-            assert!(permits.take(Kind::Local, now_ns));
+            assert!(permits.take(Kind::Local, Purpose::Ladder, now_ns));
         }
         for _ in 0..5 {
-            assert!(!permits.take(Kind::Local, now_ns));
-            assert_eq!(permits.free_at_ns(Kind::Local), Some(now_ns + S / 10));
+            assert!(!permits.take(Kind::Local, Purpose::Ladder, now_ns));
+            assert_eq!(
+                permits.free_at_ns(Kind::Local, Purpose::Ladder),
+                Some(now_ns + S / 10)
+            );
             now_ns += S / 10;
-            assert!(permits.take(Kind::Local, now_ns));
+            assert!(permits.take(Kind::Local, Purpose::Ladder, now_ns));
         }
     }
 }

@@ -366,3 +366,14 @@ fn a_stall_told_anew_is_acted_on_though_the_end_of_the_one_before_was_never_told
     assert_eq!(recovery.on_stall(agent(0), Some(0), 50 * S), Plan::Now);
     assert_eq!(recovery.next(50 * S + SLACK), acts(agent(0), 0));
 }
+
+#[test]
+fn what_never_began_was_not_done() {
+    for end in [ActionEnd::TargetGone, ActionEnd::Refused] {
+        let mut recovery = recovery(&[act(10)]);
+        recovery.on_stall(agent(0), Some(0), S);
+        assert_eq!(recovery.next(S + SLACK), acts(agent(0), 0));
+        recovery.on_end(action(agent(0), 0), end, S + SLACK);
+        assert!(!recovery.on_settled(agent(0), 2 * S).acted);
+    }
+}

@@ -188,6 +188,7 @@ impl Flags {
             starts_per_second: flags.recovery_starts_per_second,
             mass_stall_share: unless_off(&flags.mass_stall_share),
             mass_stall_min: flags.mass_stall_min,
+            mass_stall_hold: unless_off(&flags.mass_stall_hold),
             memory_pressure: unless_off(&flags.memory_pressure),
             io_pressure: unless_off(&flags.io_pressure),
         }
@@ -204,10 +205,10 @@ impl Flags {
     }
 }
 
-fn unless_off(wish: &Wish<f64>) -> Option<f64> {
+fn unless_off<T: Copy>(wish: &Wish<T>) -> Option<T> {
     match wish {
         Wish::Off => None,
-        Wish::At(number) => Some(*number),
+        Wish::At(value) => Some(*value),
     }
 }
 
@@ -429,6 +430,7 @@ mod tests {
         let restraint = policy.restraint;
         assert_eq!(restraint.mass_stall_share, Some(0.25));
         assert_eq!(restraint.mass_stall_min, 5);
+        assert_eq!(restraint.mass_stall_hold, Some(Duration::from_secs(600)));
         assert_eq!(
             (restraint.memory_pressure, restraint.io_pressure),
             (None, Some(33.0))

@@ -342,6 +342,12 @@ pub(super) struct RestraintFlags {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)]
     pub(super) mass_stall_min: u32,
 
+    /// Longest time that a mass stall holds fire; off for as long as it lasts
+    ///
+    /// Whoever is silent by then is stuck for good and is recovered as usual.
+    #[arg(long, value_name = "DURATION|off", value_parser = units::duration_or_off, default_value = "10m", hide_short_help = true)]
+    pub(super) mass_stall_hold: Wish<Duration>,
+
     /// Hold fire while all tasks wait for memory for more than this part of the time, in percent; or off
     ///
     /// Measured over the last 10 s by the kernel (/proc/pressure/memory).
@@ -391,6 +397,7 @@ const RELOADED: &[&str] = &[
     "recovery-starts-per-second",
     "mass-stall-share",
     "mass-stall-min",
+    "mass-stall-hold",
     "memory-pressure",
     "io-pressure",
 ];

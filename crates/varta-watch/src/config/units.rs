@@ -69,6 +69,14 @@ pub(super) fn percent(text: &str) -> Result<Wish<f64>, String> {
     })
 }
 
+/// As long as it lasts is off.
+pub(super) fn duration_or_off(text: &str) -> Result<Wish<Duration>, String> {
+    match text {
+        OFF => Ok(Wish::Off),
+        text => duration(text).map(Wish::At),
+    }
+}
+
 fn part_or_off(text: &str, whole: f64) -> Option<Wish<f64>> {
     if text == OFF {
         return Some(Wish::Off);

@@ -6,6 +6,7 @@
 
 mod acquaintances;
 pub(crate) mod history;
+mod hooks;
 pub(crate) mod log;
 mod pressure;
 mod recoveries;
@@ -43,8 +44,8 @@ use crate::journal::{Journal, append_row};
 use crate::keys::KeyFiles;
 use crate::recovery::Runner;
 use acquaintances::Acquaintances;
+use hooks::Occasion;
 use log::Log;
-use recoveries::Occasion;
 use recoveries::Recoveries;
 use repeats::Repeats;
 use roster::{Person, Roster};
@@ -416,7 +417,11 @@ impl Control {
             story::complete(&self.given.log, &complete);
         }
         let patience = self.patience_of(agent);
-        if (patience.threshold_ns, patience.late_ns) != (slot.threshold_ns, slot.late_ns) {
+        let known = Patience {
+            threshold_ns: slot.threshold_ns,
+            late_ns: slot.late_ns,
+        };
+        if self.recoveries.book.note_patience(agent, patience, known) {
             self.given.orders.add(Order::Patience(agent, patience));
         }
         let rule = self.recoveries.book.rule_of(&policy, agent);
@@ -456,6 +461,7 @@ impl Control {
         }
     }
 
+    /// Brings the gauge of agents that are missing up to date.
     fn tell_missing(&self) {
         let missing = self.recoveries.book.count_missing(&self.recoveries.policy);
         self.given.counters.set(Gauge::AgentsMissing, missing);

@@ -1,10 +1,9 @@
 //! Acting: what the core has decided about recovery is done, told and counted here.
 //!
 //! The core says which step of which ladder is due, this room runs it on exactly the process that is meant,
-//! and says how it ended. Hooks are steps for other occasions; they count against the same limits, a whole
-//! hook as one. Before anything is started the host is looked at: it may be the suspect (`core::recovery`).
+//! and says how it ended. Before anything is started the host is looked at: it may be the suspect
+//! (`core::recovery`).
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,14 +17,12 @@ use varta_core::recovery::{
 use varta_core::slot::SlotState;
 use varta_core::{Agent, BeatOrigin, Counter, Gauge, Timing};
 
+use super::hooks::{Hook, Hooks, Occasion};
 use super::rulebook::{Missing, Rulebook};
 use super::{Control, nanoseconds, pressure, story};
 use crate::http::view::attention_now_ns;
-use crate::policy::{Hooks, Ladder, Mode, Policy, Step};
+use crate::policy::{Ladder, Mode, Policy, Step};
 use crate::recovery::{Ended, How, Runner, StartError, Subject};
-
-/// Hooks of a kind that wait for room; more are dropped and counted.
-const HOOKS_MAX: usize = 1024;
 
 /// Why a ladder is climbed, as placeholders call it.
 const STALL: &str = "stall";
@@ -49,98 +46,12 @@ pub(super) struct Recoveries {
     /// For local agents, and for those elsewhere: neither says anything about the other.
     hold: [HoldFire; 2],
     next_look: Instant,
-    /// Hooks that wait for room, of local agents and of those elsewhere.
-    hooks: [VecDeque<Hook>; 2],
-    working: JoinSet<Work>,
+    pub(super) hooks: Hooks,
+    pub(super) working: JoinSet<Work>,
 }
 
-/// When steps are taken besides those of a ladder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Occasion {
-    Late,
-    Critical,
-    Exit,
-    Recovered,
-    GaveUp,
-}
-
-impl Occasion {
-    /// As settings, placeholders and logs call it.
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Late => "late",
-            Self::Critical => "critical",
-            Self::Exit => "exit",
-            Self::Recovered => "recovered",
-            Self::GaveUp => "gave-up",
-        }
-    }
-
-    fn steps(self, hooks: &Hooks) -> &[Step] {
-        match self {
-            Self::Late => &hooks.on_late,
-            Self::Critical => &hooks.on_critical,
-            Self::Exit => &hooks.on_exit,
-            Self::Recovered => &hooks.on_recovered,
-            Self::GaveUp => &hooks.on_gave_up,
-        }
-    }
-}
-
-/// The steps for an occasion.
-struct Hook {
-    agent: Agent,
-    who: story::Who,
-    occasion: Occasion,
-    subject: Subject,
-    steps: Vec<Step>,
-    /// It lives where recovery may touch agents. Who does not can still be told of.
-    may_be_signalled: bool,
-}
-
-impl Hook {
-    /// Takes the steps in order until one fails.
-    async fn run(self, runner: Arc<Runner>, policy: Arc<Policy>) -> Work {
-        let begun = Instant::now();
-        let result = self.take_steps(&runner, &policy).await;
-        Work::Hook {
-            agent: self.agent,
-            who: self.who,
-            occasion: self.occasion,
-            result,
-            took: begun.elapsed(),
-        }
-    }
-
-    async fn take_steps(&self, runner: &Runner, policy: &Policy) -> Result<usize, String> {
-        for step in &self.steps {
-            match step {
-                Step::Wait(wait) => tokio::time::sleep(*wait).await,
-                Step::Signal(_) if !self.may_be_signalled => {
-                    return Err(StartError::CrossNamespace.to_string());
-                }
-                Step::Signal(signal) => runner
-                    .signal(signal, self.agent)
-                    .map_err(|error| error.to_string())?,
-                Step::Run(run) => {
-                    let running = runner.start(run, &policy.children, &self.subject);
-                    let running = running.map_err(|error| error.to_string())?;
-                    let ended = running.wait().await;
-                    if !is_success(&ended) {
-                        return Err(format!(
-                            "{}: {}",
-                            run.program.display(),
-                            story::end_of(&ended)
-                        ));
-                    }
-                }
-            }
-        }
-        Ok(self.steps.len())
-    }
-}
-
-fn is_success(ended: &Ended) -> bool {
+/// Whether a program has done what it was for.
+pub(super) fn is_success(ended: &Ended) -> bool {
     let succeeded = ended
         .status
         .as_ref()
@@ -157,12 +68,8 @@ pub(super) enum Work {
         ended: Ended,
     },
     Hook {
-        agent: Agent,
-        who: story::Who,
-        occasion: Occasion,
-        /// How many steps were taken, or what went wrong.
-        result: Result<usize, String>,
-        took: Duration,
+        hook: Hook,
+        ended: Ended,
     },
 }
 
@@ -180,7 +87,7 @@ impl Recoveries {
             seed,
             core: None,
             next_look: now,
-            hooks: Default::default(),
+            hooks: Hooks::default(),
             working: JoinSet::new(),
         }
     }
@@ -195,29 +102,35 @@ impl Recoveries {
         self.book.take_missing(&self.policy, now)
     }
 
-    fn core(&mut self) -> &mut Recovery {
+    pub(super) fn core(&mut self) -> &mut Recovery {
         self.core.get_or_insert_with(|| {
             let ladders = ladders_of(&self.policy);
             Recovery::new(self.slots, ladders, limits_of(&self.policy), self.seed)
         })
     }
 
-    /// Whether fire is held for any agents.
-    fn is_held(&self) -> bool {
-        self.hold.iter().any(|hold| hold.reason().is_some())
+    /// Whether fire is held for agents of a kind.
+    pub(super) fn is_held(&self, kind: Kind) -> bool {
+        self.hold[kind as usize].reason().is_some()
     }
 
     /// When it is to be looked whether held fire may be free again.
     fn next_held_look(&self) -> Option<Instant> {
-        self.is_held().then(|| self.next_look + HELD_PAUSE)
+        let is_held = Kind::ALL.into_iter().any(|kind| self.is_held(kind));
+        is_held.then(|| self.next_look + HELD_PAUSE)
     }
 
     /// When [`Control::act`] has something to do, on the observer's clock.
     fn next_due_ns(&self) -> Option<u64> {
-        let core = self.core.as_ref()?;
-        let hooks = self.hooks.iter().filter_map(VecDeque::front);
-        let hooks = hooks.filter_map(|hook| core.room_at_ns(hook.agent));
-        hooks.chain(core.next_due_ns()).min()
+        let ladders = self.core.as_ref().and_then(Recovery::next_due_ns);
+        let free = Kind::ALL.into_iter().filter(|kind| !self.is_held(*kind));
+        let hooks = free.filter_map(|kind| {
+            let hook = self.hooks.first(kind)?;
+            // Without a core nobody has a place yet.
+            let core = self.core.as_ref().filter(|_| hook.needs_place());
+            core.map_or(Some(0), |core| core.hook_room_at_ns(hook.agent()))
+        });
+        hooks.chain(ladders).min()
     }
 }
 
@@ -273,6 +186,7 @@ fn hold_options(policy: &Policy) -> HoldOptions {
     HoldOptions {
         share: policy.restraint.mass_stall_share,
         min: policy.restraint.mass_stall_min,
+        mass_max_ns: policy.restraint.mass_stall_hold.map(nanoseconds),
         memory_percent: policy.restraint.memory_pressure,
         io_percent: policy.restraint.io_pressure,
     }
@@ -309,8 +223,8 @@ impl Control {
         if self.settled(agent).acted {
             self.count_outcome(agent, Counter::RecoveryRecovered);
             story::recovered(&self.given.log, who);
-            self.hook(agent, Occasion::Recovered);
         }
+        self.hook(agent, Occasion::Recovered);
     }
 
     /// The silence of an agent is over, one way or the other.
@@ -331,64 +245,34 @@ impl Control {
             core.on_gone(agent, lineage, now_ns);
         }
         self.recoveries.book.leave(agent);
+        self.tell_missing();
     }
 
     /// Whether the way an agent was heard lets recovery act on it (observer spec 4.2).
     fn may_act_on(&self, agent: Agent, who: &story::Who) -> bool {
-        let slot = self.given.table.read(agent.slot);
-        // Who has left the table by now is looked for again before anything starts.
-        let slot = slot.filter(|slot| slot.agent(agent.slot) == agent);
-        let Some((slot, (outcome, reason))) =
-            slot.and_then(|slot| Some((slot, refusal(slot.origin)?)))
-        else {
+        let Some((origin, outcome, reason)) = self.refusal_of(agent) else {
             return true;
         };
         self.count_outcome(agent, outcome);
         self.given.counters.count(reason);
         let sealed = self.given.keys.is_some();
-        story::refused_by_origin(&self.given.log, who, slot.origin, sealed);
+        story::refused_by_origin(&self.given.log, who, origin, sealed);
         false
     }
 
-    /// Takes the steps for an occasion, if the agent's rule has any.
-    pub(super) fn hook(&mut self, agent: Agent, occasion: Occasion) {
-        let policy = Arc::clone(&self.recoveries.policy);
-        let rule = self.recoveries.book.rule_of(&policy, agent);
-        let steps = rule.map_or(&[][..], |rule| occasion.steps(&rule.hooks));
-        if steps.is_empty() || policy.mode == Mode::Observe {
-            return;
-        }
-        let who = self.name_of(agent);
-        if policy.mode == Mode::DryRun {
-            return story::would_hook(&self.given.log, &who, occasion);
-        }
-        let kind = Kind::of(agent) as usize;
-        if self.recoveries.hooks[kind].len() >= HOOKS_MAX {
-            return self.given.counters.count(Counter::HooksDropped);
-        }
-        let subject = Subject {
-            is_target: matches!(occasion, Occasion::Late | Occasion::Critical),
-            ..self.subject(agent, &who, occasion.name())
-        };
-        let may_be_signalled = self.may_touch(agent);
-        self.recoveries.core();
-        self.recoveries.hooks[kind].push_back(Hook {
-            agent,
-            who,
-            occasion,
-            subject,
-            steps: steps.to_vec(),
-            may_be_signalled,
-        });
+    /// How an agent was heard and how it is counted that recovery may not act on it for that.
+    pub(super) fn refusal_of(&self, agent: Agent) -> Option<(BeatOrigin, Counter, Counter)> {
+        let origin = self.recoveries.book.origin_of(agent)?;
+        refusal(origin).map(|(outcome, reason)| (origin, outcome, reason))
     }
 
     /// Whether an agent lives where recovery may touch it: here, not in a container, unless that is allowed.
-    fn may_touch(&mut self, agent: Agent) -> bool {
+    pub(super) fn may_touch(&mut self, agent: Agent) -> bool {
         let may_touch_all = self.recoveries.policy.recover_foreign || agent.is_remote();
         may_touch_all || !self.acquaintances.may_be_foreign(agent)
     }
 
-    fn subject(&self, agent: Agent, who: &story::Who, reason: &'static str) -> Subject {
+    pub(super) fn subject(&self, agent: Agent, who: &story::Who, reason: &'static str) -> Subject {
         let facts = self.given.table.read(agent.slot);
         let facts = facts.filter(|facts| facts.agent(agent.slot) == agent);
         let now_ns = attention_now_ns(self.given.raw, &self.given.counters);
@@ -437,12 +321,25 @@ impl Control {
         }
         // Who fell silent while nothing was to be done about anybody.
         for agent in agents {
-            let core = self.recoveries.core.as_ref();
-            let is_known = core.is_some_and(|core| core.is_silent(agent));
-            if !is_known && self.is_silent(agent) {
-                self.recover(agent, &self.name_of(agent), now_ns);
-            }
+            self.recover_forgotten(agent);
         }
+        self.tell_missing();
+    }
+
+    /// Recovers an agent that is silent if nothing was to be done about it when that was told.
+    pub(super) fn recover_forgotten(&mut self, agent: Agent) {
+        let core = self.recoveries.core.as_ref();
+        let is_known = core.is_some_and(|core| core.is_silent(agent));
+        if !is_known && self.is_silent(agent) {
+            self.recover(agent, &self.name_of(agent), self.given.raw.now_ns());
+        }
+    }
+
+    /// Whether an agent has been silent beyond its soft tier.
+    pub(super) fn is_late(&self, agent: Agent) -> bool {
+        let facts = self.given.table.read(agent.slot);
+        let facts = facts.filter(|facts| facts.agent(agent.slot) == agent);
+        facts.is_some_and(|facts| facts.state == SlotState::Late || facts.state.is_latched())
     }
 
     fn is_silent(&self, agent: Agent) -> bool {
@@ -451,7 +348,7 @@ impl Control {
     }
 
     /// Whether an operator wants an agent left alone; the beat path may not have heard yet.
-    fn is_paused(&self, agent: Agent) -> bool {
+    pub(super) fn is_paused(&self, agent: Agent) -> bool {
         self.pauses.has(agent, Instant::now())
     }
 
@@ -466,7 +363,6 @@ impl Control {
     /// Does everything that is due.
     pub(super) fn act(&mut self) {
         let now_ns = self.given.raw.now_ns();
-        self.start_hooks(now_ns);
         let due_ns = self.recoveries.next_due_ns();
         let look_at = match due_ns.is_some_and(|due_ns| due_ns <= now_ns) {
             true => Some(self.recoveries.next_look),
@@ -486,6 +382,8 @@ impl Control {
                 Next::GaveUp(agent, why) => self.give_up(agent, why),
             }
         }
+        // Ladders come first.
+        self.take_hook_steps(now_ns);
         if let Some(core) = &self.recoveries.core {
             let in_flight = core.in_flight() as u64;
             self.given.counters.set(Gauge::RecoveryInFlight, in_flight);
@@ -498,7 +396,8 @@ impl Control {
             let ahead_ns = due_ns.saturating_sub(self.given.raw.now_ns());
             Instant::now() + Duration::from_nanos(ahead_ns)
         });
-        [due, self.recoveries.next_held_look()]
+        let waits = self.recoveries.hooks.next_due();
+        [due, waits, self.recoveries.next_held_look()]
             .into_iter()
             .flatten()
             .min()
@@ -527,7 +426,10 @@ impl Control {
 
     fn tell_hold(&self, kind: Kind, change: HoldChange) {
         let counters = &self.given.counters;
-        counters.set(Gauge::RecoveryHeld, u64::from(self.recoveries.is_held()));
+        let is_held = Kind::ALL
+            .into_iter()
+            .any(|kind| self.recoveries.is_held(kind));
+        counters.set(Gauge::RecoveryHeld, u64::from(is_held));
         if let HoldChange::Held(reason) = change {
             counters.count(match reason {
                 HoldReason::MassStall { .. } => Counter::HoldsMassStall,
@@ -639,24 +541,6 @@ impl Control {
         self.hook(agent, Occasion::GaveUp);
     }
 
-    /// Starts hooks for which there is room, oldest first.
-    fn start_hooks(&mut self, now_ns: u64) {
-        for kind in Kind::ALL {
-            while let Some(hook) = self.next_hook(kind, now_ns) {
-                let policy = Arc::clone(&self.recoveries.policy);
-                let runner = self.recoveries.runner.clone();
-                self.recoveries.working.spawn(hook.run(runner, policy));
-            }
-        }
-    }
-
-    /// The oldest hook of a kind, if there is room for it.
-    fn next_hook(&mut self, kind: Kind, now_ns: u64) -> Option<Hook> {
-        let agent = self.recoveries.hooks[kind as usize].front()?.agent;
-        let has_room = self.recoveries.core().take_permit(agent, now_ns);
-        has_room.then(|| self.recoveries.hooks[kind as usize].pop_front())?
-    }
-
     /// Takes note of something that has ended.
     pub(super) fn take_note(&mut self, work: Work) {
         match work {
@@ -666,22 +550,7 @@ impl Control {
                 child_pid,
                 ended,
             } => self.child_ended(action, &who, child_pid, &ended),
-            Work::Hook {
-                agent,
-                who,
-                occasion,
-                result,
-                took,
-            } => {
-                self.given.counters.count(match &result {
-                    Ok(_) => Counter::HooksDone,
-                    Err(_) => Counter::HooksFailed,
-                });
-                story::hooked(&self.given.log, &who, occasion, &result, took);
-                if let Some(core) = &mut self.recoveries.core {
-                    core.give_back(agent);
-                }
-            }
+            Work::Hook { hook, ended } => self.hook_program_ended(hook, &ended),
         }
     }
 

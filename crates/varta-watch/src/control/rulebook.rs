@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use varta_core::rules::{Known, Namespace, first_match};
-use varta_core::{Agent, BeatLimit, BeatOrigin};
+use varta_core::{Agent, BeatLimit, BeatOrigin, Patience};
 
 use crate::identity::facts::Facts;
 use crate::policy::{AgentRule, LadderChoice, Policy};
@@ -28,8 +28,11 @@ struct Entry {
     agent: Agent,
     rule: Option<usize>,
     lineage: u64,
+    origin: BeatOrigin,
     /// What it may send, as the beat path was told.
     limit: BeatLimit,
+    /// How long it may be silent, if the beat path was told.
+    patience: Option<Patience>,
 }
 
 /// A rule whose agents are awaited.
@@ -117,14 +120,17 @@ impl Rulebook {
             rule,
             // 0 is nobody's.
             lineage: hasher.finish() | 1,
+            origin: newcomer.origin,
             limit: BeatLimit::Common,
+            patience: None,
         };
         let before = self.leave_slot(newcomer.agent.slot);
-        let limit = before.filter(|before| before.agent == newcomer.agent);
-        let entry = Entry {
-            limit: limit.map_or(BeatLimit::Common, |before| before.limit),
+        let before = before.filter(|before| before.agent == newcomer.agent);
+        let entry = before.map_or(entry, |before| Entry {
+            limit: before.limit,
+            patience: before.patience,
             ..entry
-        };
+        });
         self.entries.insert(newcomer.agent.slot, entry);
         let rule = rule?;
         self.present[rule] += 1;
@@ -146,6 +152,19 @@ impl Rulebook {
         let entry = self.entries.get_mut(&agent.slot);
         let entry = entry.filter(|entry| entry.agent == agent);
         entry.is_some_and(|entry| std::mem::replace(&mut entry.limit, limit) != limit)
+    }
+
+    /// Remembers how long an agent may be silent; true if that is news. `known` is what the beat path goes by
+    /// unless it was told otherwise.
+    pub(super) fn note_patience(
+        &mut self,
+        agent: Agent,
+        patience: Patience,
+        known: Patience,
+    ) -> bool {
+        let entry = self.entries.get_mut(&agent.slot);
+        let entry = entry.filter(|entry| entry.agent == agent);
+        entry.is_some_and(|entry| entry.patience.replace(patience).unwrap_or(known) != patience)
     }
 
     /// An agent is gone.
@@ -179,6 +198,11 @@ impl Rulebook {
             LadderChoice::Named(ladder) => Some(ladder),
         };
         ladder.and_then(|ladder| u32::try_from(ladder).ok())
+    }
+
+    /// How an agent is heard.
+    pub(super) fn origin_of(&self, agent: Agent) -> Option<BeatOrigin> {
+        Some(self.entry_of(agent)?.origin)
     }
 
     /// What an agent has in common with its predecessors and successors.

@@ -10,8 +10,8 @@ use varta_core::recovery::{GaveUp, HoldChange, HoldReason, Kind};
 use varta_core::{BeatOrigin, Counter, Counters, ExitStatus, Home};
 use varta_vlp::Status;
 
+use super::hooks::Occasion;
 use super::log::Log;
-use super::recoveries::Occasion;
 use super::rulebook::Missing;
 use crate::api::{Fields, LogEvent};
 use crate::identity::facts::Facts;
@@ -443,6 +443,17 @@ pub(super) fn hold(log: &Log, kind: Kind, change: HoldChange) {
             let msg = format!("recovery{of_whom} goes on: {suspect} is not the suspect any more");
             return log.info(LogEvent::Hold, msg, fields);
         }
+        HoldChange::Expired => {
+            let fields = Fields {
+                reason: Some("expired".to_owned()),
+                ..Fields::default()
+            };
+            let msg = format!(
+                "recovery{of_whom} goes on: fire was held for as long as it may be \
+                 (mass-stall-hold), whoever is silent by now is taken to be stuck"
+            );
+            return log.warn(LogEvent::Hold, msg, fields);
+        }
     };
     let fields = Fields {
         reason: Some(reason.to_owned()),
@@ -456,6 +467,17 @@ pub(super) fn would_hook(log: &Log, who: &Who, occasion: Occasion) {
     let occasion = occasion.name();
     let msg = format!("{who}: would have run on-{occasion} (--recovery-mode dry-run)");
     log.info(LogEvent::Hook, msg, who.fields());
+}
+
+/// A hook that is not taken, or not to its end.
+pub(super) fn withdrawn(log: &Log, who: &Who, occasion: Occasion, why: &str) {
+    let occasion = occasion.name();
+    let fields = Fields {
+        reason: Some(occasion.to_owned()),
+        ..who.fields()
+    };
+    let msg = format!("{who}: no more of on-{occasion}, {why}");
+    log.info(LogEvent::Hook, msg, fields);
 }
 
 pub(super) fn hooked(

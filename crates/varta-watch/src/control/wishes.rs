@@ -152,10 +152,12 @@ impl Control {
         (facts.agent(agent.slot) == agent && left_ns > 0).then(|| Duration::from_nanos(left_ns))
     }
 
-    fn tell_resumed(&self, agent: Agent, how: &str) {
+    fn tell_resumed(&mut self, agent: Agent, how: &str) {
         story::resumed(&self.given.log, &self.name_of(agent), how);
         let roster = &self.given.roster;
         roster.amend(agent, |person| person.pause_reason = None);
+        // It may have stalled before this thread knew that the pause was over.
+        self.recover_forgotten(agent);
     }
 }
 

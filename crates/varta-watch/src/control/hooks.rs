@@ -1,0 +1,366 @@
+//! Hooks: steps for other occasions than a stall. An agent is late, calls itself critical, has died, is back, or was
+//! given up.
+//!
+//! A hook takes its steps in order until one fails, and each is looked at anew before it is taken: what was right
+//! when the agent was late may be wrong when it is back or paused. Hooks count against the limits of recovery, of
+//! which they have a part; a hook that waits takes no place. Nothing is started while fire is held.
+//! Bounds: one hook per agent and occasion, and `HOOKS_MAX` of agents here and as many of those elsewhere.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use varta_core::recovery::Kind;
+use varta_core::{Agent, Counter};
+
+use super::recoveries::{Work, is_success};
+use super::{Control, story};
+use crate::policy::{self, Mode, Step};
+use crate::recovery::{Ended, StartError, Subject};
+
+/// Hooks of a kind under way at the same time; more are dropped and counted.
+const HOOKS_MAX: usize = 1024;
+
+/// When steps are taken besides those of a ladder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Occasion {
+    Late,
+    Critical,
+    Exit,
+    Recovered,
+    GaveUp,
+}
+
+impl Occasion {
+    /// As settings, placeholders and logs call it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Late => "late",
+            Self::Critical => "critical",
+            Self::Exit => "exit",
+            Self::Recovered => "recovered",
+            Self::GaveUp => "gave-up",
+        }
+    }
+
+    fn steps(self, hooks: &policy::Hooks) -> &[Step] {
+        match self {
+            Self::Late => &hooks.on_late,
+            Self::Critical => &hooks.on_critical,
+            Self::Exit => &hooks.on_exit,
+            Self::Recovered => &hooks.on_recovered,
+            Self::GaveUp => &hooks.on_gave_up,
+        }
+    }
+}
+
+/// The steps for an occasion.
+pub(super) struct Hook {
+    agent: Agent,
+    who: story::Who,
+    occasion: Occasion,
+    subject: Subject,
+    steps: Vec<Step>,
+    taken: usize,
+    begun: Instant,
+}
+
+impl Hook {
+    pub(super) const fn agent(&self) -> Agent {
+        self.agent
+    }
+
+    /// Whether its next step takes a place.
+    pub(super) fn needs_place(&self) -> bool {
+        matches!(self.steps.get(self.taken), Some(Step::Run(_)))
+    }
+}
+
+/// Hooks under way.
+#[derive(Default)]
+pub(super) struct Hooks {
+    /// Those whose next step can be taken when there is room, oldest first, by kind.
+    ready: [VecDeque<Hook>; 2],
+    /// Those that take a step that waits, by when that is over. The number keeps equal times apart.
+    waiting: BTreeMap<(Instant, u64), Hook>,
+    waits: u64,
+    under_way: [HashSet<(Agent, Occasion)>; 2],
+}
+
+impl Hooks {
+    /// False if there is no room for another one, or the same is under way.
+    fn add(&mut self, hook: Hook) -> bool {
+        let kind = Kind::of(hook.agent) as usize;
+        let under_way = &mut self.under_way[kind];
+        let is_new = under_way.len() < HOOKS_MAX && under_way.insert((hook.agent, hook.occasion));
+        if is_new {
+            self.ready[kind].push_back(hook);
+        }
+        is_new
+    }
+
+    /// The hook whose turn it is.
+    pub(super) fn first(&self, kind: Kind) -> Option<&Hook> {
+        self.ready[kind as usize].front()
+    }
+
+    /// When the next wait is over.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.waiting.first_key_value().map(|((end, _), _)| *end)
+    }
+
+    fn end_waits(&mut self, now: Instant) {
+        while self.next_due().is_some_and(|end| end <= now)
+            && let Some((_, hook)) = self.waiting.pop_first()
+        {
+            self.go_on(hook);
+        }
+    }
+
+    /// The next step can be taken: before those that have not begun.
+    fn go_on(&mut self, hook: Hook) {
+        self.ready[Kind::of(hook.agent) as usize].push_front(hook);
+    }
+
+    fn wait(&mut self, hook: Hook, end: Instant) {
+        self.waits += 1;
+        self.waiting.insert((end, self.waits), hook);
+    }
+
+    fn end(&mut self, hook: &Hook) {
+        let kind = Kind::of(hook.agent) as usize;
+        self.under_way[kind].remove(&(hook.agent, hook.occasion));
+    }
+}
+
+impl Control {
+    /// Takes the steps for an occasion, if the agent's rule has any.
+    pub(super) fn hook(&mut self, agent: Agent, occasion: Occasion) {
+        let policy = Arc::clone(&self.recoveries.policy);
+        let rule = self.recoveries.book.rule_of(&policy, agent);
+        let steps = rule.map_or(&[][..], |rule| occasion.steps(&rule.hooks));
+        if steps.is_empty() || policy.mode == Mode::Observe || self.is_paused(agent) {
+            return;
+        }
+        let who = self.name_of(agent);
+        if policy.mode == Mode::DryRun {
+            return story::would_hook(&self.given.log, &who, occasion);
+        }
+        if self.refusal_of(agent).is_some() {
+            self.given.counters.count(Counter::HooksWithdrawn);
+            return story::withdrawn(&self.given.log, &who, occasion, NOT_ALLOWED);
+        }
+        let subject = Subject {
+            is_target: matches!(occasion, Occasion::Late | Occasion::Critical),
+            ..self.subject(agent, &who, occasion.name())
+        };
+        let is_new = self.recoveries.hooks.add(Hook {
+            agent,
+            who,
+            occasion,
+            subject,
+            steps: steps.to_vec(),
+            taken: 0,
+            begun: Instant::now(),
+        });
+        if !is_new {
+            self.given.counters.count(Counter::HooksDropped);
+        }
+    }
+
+    /// Takes the steps that are due and for which there is room.
+    pub(super) fn take_hook_steps(&mut self, now_ns: u64) {
+        self.recoveries.hooks.end_waits(Instant::now());
+        for kind in Kind::ALL {
+            while !self.recoveries.is_held(kind)
+                && let Some(hook) = self.recoveries.hooks.first(kind)
+            {
+                let (agent, needs_place) = (hook.agent, hook.needs_place());
+                if needs_place && !self.recoveries.core().take_hook_permit(agent, now_ns) {
+                    break;
+                }
+                let hook = self.recoveries.hooks.ready[kind as usize].pop_front();
+                let runs = hook.is_some_and(|hook| self.take_hook_step(hook));
+                if needs_place && !runs {
+                    self.recoveries.core().give_back_hook(agent);
+                }
+            }
+        }
+    }
+
+    /// Takes a hook's next step; true if that runs by now.
+    fn take_hook_step(&mut self, mut hook: Hook) -> bool {
+        if let Some(why) = self.withdrawal(&hook) {
+            self.recoveries.hooks.end(&hook);
+            self.given.counters.count(Counter::HooksWithdrawn);
+            story::withdrawn(&self.given.log, &hook.who, hook.occasion, why);
+            return false;
+        }
+        let result = match hook.steps.get(hook.taken) {
+            None => {
+                self.end_hook(&hook, None);
+                return false;
+            }
+            Some(Step::Wait(wait)) => {
+                let end = Instant::now() + *wait;
+                hook.taken += 1;
+                self.recoveries.hooks.wait(hook, end);
+                return false;
+            }
+            Some(Step::Signal(signal)) => match self.may_touch(hook.agent) {
+                true => self.recoveries.runner.signal(signal, hook.agent),
+                false => Err(StartError::CrossNamespace),
+            },
+            Some(Step::Run(run)) => {
+                let policy = &self.recoveries.policy;
+                let runner = &self.recoveries.runner;
+                match runner.start(run, &policy.children, &hook.subject) {
+                    Ok(running) => {
+                        self.recoveries.working.spawn(async move {
+                            let ended = running.wait().await;
+                            Work::Hook { hook, ended }
+                        });
+                        return true;
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        match result {
+            Ok(()) => {
+                hook.taken += 1;
+                self.recoveries.hooks.go_on(hook);
+            }
+            Err(error) => self.end_hook(&hook, Some(error.to_string())),
+        }
+        false
+    }
+
+    /// A hook's program has ended.
+    pub(super) fn hook_program_ended(&mut self, mut hook: Hook, ended: &Ended) {
+        self.recoveries.core().give_back_hook(hook.agent);
+        if is_success(ended) {
+            hook.taken += 1;
+            if hook.taken == hook.steps.len() {
+                return self.end_hook(&hook, None);
+            }
+            return self.recoveries.hooks.go_on(hook);
+        }
+        let program = match &hook.steps[hook.taken] {
+            Step::Run(run) => run.program.display().to_string(),
+            Step::Signal(_) | Step::Wait(_) => String::new(),
+        };
+        let problem = format!("{program}: {}", story::end_of(ended));
+        self.end_hook(&hook, Some(problem));
+    }
+
+    fn end_hook(&mut self, hook: &Hook, problem: Option<String>) {
+        self.recoveries.hooks.end(hook);
+        self.given.counters.count(match problem {
+            None => Counter::HooksDone,
+            Some(_) => Counter::HooksFailed,
+        });
+        let result = problem.map_or(Ok(hook.steps.len()), Err);
+        let took = hook.begun.elapsed();
+        story::hooked(&self.given.log, &hook.who, hook.occasion, &result, took);
+    }
+
+    /// Why nothing more is done, if it is not what the operator wants by now or not what the agent needs.
+    fn withdrawal(&self, hook: &Hook) -> Option<&'static str> {
+        if self.recoveries.policy.mode != Mode::Enforce {
+            Some("--recovery-mode is another one by now")
+        } else if self.is_paused(hook.agent) {
+            Some("the agent is paused")
+        } else if hook.occasion == Occasion::Late && !self.is_late(hook.agent) {
+            Some("the agent is back")
+        } else {
+            None
+        }
+    }
+}
+
+/// Why nothing is done about who may be anybody.
+const NOT_ALLOWED: &str = "recovery may not act on agents that are heard this way";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn hook(instance: u64, occasion: Occasion) -> Hook {
+        let agent = Agent {
+            slot: 1,
+            pid: 7,
+            instance,
+        };
+        Hook {
+            agent,
+            who: story::Who {
+                pid: agent.pid,
+                name: String::new(),
+                address: None,
+            },
+            occasion,
+            subject: Subject {
+                agent,
+                name: String::new(),
+                status: String::new(),
+                silence_ms: 0,
+                unit: None,
+                reason: occasion.name(),
+                is_target: false,
+                source: None,
+            },
+            steps: Vec::new(),
+            taken: 0,
+            begun: Instant::now(),
+        }
+    }
+
+    fn take(hooks: &mut Hooks) -> Option<(u64, Occasion)> {
+        let hook = hooks.ready[Kind::Local as usize].pop_front()?;
+        Some((hook.agent.instance, hook.occasion))
+    }
+
+    #[test]
+    fn one_hook_per_agent_and_occasion_is_under_way() {
+        let mut hooks = Hooks::default();
+        assert!(hooks.add(hook(1, Occasion::Late)));
+        assert!(!hooks.add(hook(1, Occasion::Late)));
+        assert!(hooks.add(hook(1, Occasion::Critical)));
+        assert!(hooks.add(hook(2, Occasion::Late)));
+        take(&mut hooks);
+        assert!(!hooks.add(hook(1, Occasion::Late)), "runs");
+        hooks.end(&hook(1, Occasion::Late));
+        assert!(hooks.add(hook(1, Occasion::Late)));
+    }
+
+    #[test]
+    fn hooks_have_a_bound() {
+        let mut hooks = Hooks::default();
+        for instance in 0..HOOKS_MAX as u64 {
+            assert!(hooks.add(hook(instance, Occasion::Exit)));
+        }
+        assert!(!hooks.add(hook(u64::from(u32::MAX), Occasion::Exit)));
+    }
+
+    #[test]
+    fn who_has_waited_goes_on_before_those_that_have_not_begun() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let mut hooks = Hooks::default();
+        hooks.wait(hook(1, Occasion::Late), at(5));
+        hooks.wait(hook(2, Occasion::Late), at(5));
+        hooks.add(hook(3, Occasion::Late));
+        assert_eq!(hooks.next_due(), Some(at(5)));
+        hooks.end_waits(at(4));
+        assert_eq!(hooks.ready[0].len(), 1);
+        hooks.end_waits(at(5));
+        assert_eq!(hooks.ready[0].len(), 3);
+        assert_eq!(take(&mut hooks), Some((2, Occasion::Late)));
+        assert_eq!(take(&mut hooks), Some((1, Occasion::Late)));
+        assert_eq!(take(&mut hooks), Some((3, Occasion::Late)));
+        assert_eq!(hooks.next_due(), None);
+    }
+}
