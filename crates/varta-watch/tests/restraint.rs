@@ -137,7 +137,8 @@ fn no_child_is_started_while_a_thousand_are_silent_together_and_who_stays_silent
     let observer = marks.observer(&text, &flags(&[]));
     let crowd = Crowd::new(MANY);
     crowd.beat(&observer, 1, 0);
-    let held = observer.wait_for(LogEvent::Hold, |_| true);
+    // On a busy machine perhaps before the last of them was heard.
+    let held = observer.told(LogEvent::Hold, |_| true);
     assert_eq!(held.fields.reason.as_deref(), Some("mass_stall"));
     observer.wait_for_count(STALLS, u64::from(MANY));
     assert_eq!(observer.metric(HELD), Some(1.0));
