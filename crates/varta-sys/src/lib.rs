@@ -7,6 +7,8 @@
 
 #![allow(unsafe_code)]
 
+#[cfg(all(feature = "observer", target_os = "linux"))]
+pub mod child;
 pub mod counting_alloc;
 #[cfg(unix)]
 pub mod entropy;
@@ -21,8 +23,6 @@ pub mod process;
 pub mod receive;
 #[cfg(all(feature = "secrets", unix))]
 pub mod secret_file;
-#[cfg(all(feature = "observer", target_os = "linux"))]
-pub mod session;
 #[cfg(all(feature = "observer", target_os = "linux"))]
 mod socket_option;
 #[cfg(all(feature = "testing", target_os = "linux"))]

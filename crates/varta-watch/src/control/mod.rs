@@ -123,6 +123,9 @@ pub(crate) struct Signals {
     terminate: Signal,
     hangup: Signal,
     user1: Signal,
+    /// Nobody listens to it. But whoever started the observer may have it ignore this signal, and then the
+    /// kernel would tell nobody how a child has ended.
+    _child: Signal,
 }
 
 impl Signals {
@@ -133,6 +136,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
             user1: signal(SignalKind::user_defined1())?,
+            _child: signal(SignalKind::child())?,
         })
     }
 }

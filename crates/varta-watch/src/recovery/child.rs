@@ -1,22 +1,28 @@
 //! A program at work: started for one process, watched to its end, ended with all it has started.
 
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsString};
+use std::fs::File;
 use std::future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Command, ExitStatus, Stdio};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process_group, waitid,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::process::Child;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
+use varta_sys::child::{Child, Program};
 
 use super::cgroup::{ChildCgroup, Delegated};
 use super::output::{Collector, LeftOpen, Output};
 use super::{Runner, StartError, Subject, environment, target};
-use crate::identity;
 use crate::policy::{Children, RunStep};
 
 /// How often it is looked whether a group has gone whose leader has. The kernel tells nobody.
@@ -78,33 +84,21 @@ impl Runner {
         let (reader, writer) = io::pipe().map_err(StartError::Spawn)?;
         let collector =
             Collector::new(reader, children.capture_bytes).map_err(StartError::Spawn)?;
-        let mut command = Command::new(&step.program);
-        command
-            .args(step.arguments.iter().map(|argument| subject.fill(argument)))
-            .env_clear()
-            .envs(environment::for_child(
-                children,
-                subject,
-                std::env::vars_os(),
-            ))
-            .stdin(Stdio::null())
-            .stdout(writer.try_clone().map_err(StartError::Spawn)?)
-            .stderr(writer);
+        let own = std::env::vars_os();
+        let environment = environment::for_child(children, subject, own);
         let cgroup = self.delegated.as_ref().and_then(Delegated::make);
         let (cgroup, procs) = cgroup.unzip();
-        varta_sys::session::isolate(&mut command, procs);
-        let mut command = tokio::process::Command::from(command);
-        command.kill_on_drop(true);
-
+        let program = program(step, subject, environment, writer.into(), procs);
+        let program = program.map_err(StartError::Spawn)?;
         let is_aimed = subject.is_target && !subject.agent.is_remote();
         let _target = match is_aimed {
             true => Some(target::hold(subject.agent, self.means, StartError::Spawn)?),
             false => None,
         };
         let started = Instant::now();
-        let child = command.spawn().map_err(StartError::Spawn)?;
-        let pid = child.id().unwrap_or_default();
-        let group = Group::new(child, pid, cgroup).map_err(StartError::Spawn)?;
+        let child = program.start().map_err(StartError::Spawn)?;
+        let pid = child.pid;
+        let group = Group::new(child, cgroup).map_err(StartError::Spawn)?;
         Ok(Running {
             pid,
             group,
@@ -127,7 +121,7 @@ impl Running {
             ended = life => ended,
             never = self.collector.collect() => match never {},
         };
-        let status = self.group.leader.wait().await;
+        let status = self.group.reap();
         self.group.is_over = true;
         Ended {
             status,
@@ -181,8 +175,10 @@ async fn told_to_stop(stop: &mut watch::Receiver<Option<Duration>>) -> Duration 
 
 /// A child and what it has started. Killed when dropped, unless it is over.
 struct Group {
-    leader: Child,
+    /// The leader.
     pidfd: AsyncFd<OwnedFd>,
+    /// How the leader has ended, once it was reaped.
+    status: Option<ExitStatus>,
     /// The number of the group, and of its session. Another group may get it once the leader was reaped.
     number: Option<Pid>,
     /// The group can be reached through the pidfd, even when its leader was reaped (Linux 6.9).
@@ -193,23 +189,25 @@ struct Group {
 }
 
 impl Group {
-    fn new(leader: Child, pid: u32, cgroup: Option<ChildCgroup>) -> io::Result<Self> {
-        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    fn new(leader: Child, cgroup: Option<ChildCgroup>) -> io::Result<Self> {
+        let number = Pid::from_raw(leader.pid.cast_signed());
         #[allow(
             deprecated,
             reason = "its successor is unsafe because a type may lie about its descriptor; an \
                       OwnedFd does not"
         )]
-        let watch = |pidfd| AsyncFd::with_interest(pidfd, Interest::READABLE);
-        let pidfd = identity::open(pid).and_then(watch).inspect_err(|_| {
+        let pidfd = AsyncFd::with_interest(leader.pidfd, Interest::READABLE);
+        let pidfd = pidfd.inspect_err(|_| {
+            // Nobody could wait for it.
             kill_unreaped(number, Signal::KILL);
+            reap_aside(number);
         })?;
         let probe = varta_sys::process::signal_group(pidfd.as_fd(), 0);
         let is_unknown = |error: &io::Error| error.kind() == io::ErrorKind::InvalidInput;
         Ok(Self {
-            leader,
             outlives_leader: !probe.is_err_and(|error| is_unknown(&error)),
             pidfd,
+            status: None,
             number,
             cgroup: cgroup.filter(ChildCgroup::is_populated),
             is_over: false,
@@ -221,6 +219,22 @@ impl Group {
         // Fails only when the runtime goes, and this with it.
         let _ = self.pidfd.readable().await;
         Instant::now()
+    }
+
+    /// How the leader has ended. It must have: else this waits for it.
+    fn reap(&mut self) -> io::Result<ExitStatus> {
+        if let Some(status) = self.status {
+            return Ok(status);
+        }
+        let ended = loop {
+            let leader = WaitId::PidFd(self.pidfd.get_ref().as_fd());
+            match waitid(leader, WaitIdOptions::EXITED) {
+                Err(rustix::io::Errno::INTR) => {}
+                ended => break ended?,
+            }
+        };
+        let ended = ended.ok_or(io::ErrorKind::NotFound)?;
+        Ok(*self.status.insert(exit_status(&ended)))
     }
 
     /// TERM, `grace`, KILL, for everything in the group. Tells what the leader took, and when it ended.
@@ -235,7 +249,7 @@ impl Group {
         };
         // The others have the rest of the grace, where they can be told from the leader's remains.
         if self.outlives_leader {
-            let _ = self.leader.wait().await;
+            let _ = self.reap();
             let rest = grace.saturating_sub(told.elapsed());
             let _ = timeout(rest, self.emptied()).await;
         }
@@ -269,10 +283,59 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if !self.is_over {
-            // The runtime reaps the leader.
             self.signal(Signal::KILL);
+            if self.status.is_none() {
+                reap_aside(self.number);
+            }
         }
     }
+}
+
+/// Reaps a child that was killed, however long the kernel takes to end it.
+fn reap_aside(leader: Option<Pid>) {
+    if let Some(leader) = leader {
+        std::thread::spawn(move || waitid(WaitId::Pid(leader), WaitIdOptions::EXITED));
+    }
+}
+
+/// What is to be started, filled in for one process.
+fn program(
+    step: &RunStep,
+    subject: &Subject,
+    environment: Vec<(OsString, OsString)>,
+    output: OwnedFd,
+    procs: Option<File>,
+) -> io::Result<Program> {
+    let arguments = step.arguments.iter().map(|argument| subject.fill(argument));
+    // The last word about a name counts.
+    let environment: BTreeMap<_, _> = environment.into_iter().collect();
+    let variables = environment.into_iter().map(|(mut variable, value)| {
+        variable.push("=");
+        variable.push(value);
+        string(variable)
+    });
+    Ok(Program {
+        path: string(step.program.clone())?,
+        arguments: arguments.map(string).collect::<io::Result<_>>()?,
+        environment: variables.collect::<io::Result<_>>()?,
+        input: File::open("/dev/null")?,
+        output,
+        procs,
+    })
+}
+
+/// Nothing that is given to a program can have a zero byte in it.
+fn string(text: impl Into<OsString>) -> io::Result<CString> {
+    CString::new(text.into().into_vec()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// As the standard library has it.
+fn exit_status(ended: &WaitIdStatus) -> ExitStatus {
+    const CORE_DUMPED: i32 = 0x80;
+    let code = ended.exit_status().map(|code| (code & 0xFF) << 8);
+    let signal = ended.terminating_signal();
+    let core = if ended.dumped() { CORE_DUMPED } else { 0 };
+    ExitStatus::from_raw(code.or(signal).unwrap_or_default() | core)
 }
 
 /// Signals a group by its number, which is its own until its leader is reaped.
