@@ -5,6 +5,7 @@ mod support;
 use std::io::Write;
 
 use support::http::{Reply, assert_problem, read_all};
+use support::ladders::{Marks, ladder};
 use support::network::{flag, write_key};
 use support::{Observer, frame};
 use varta_client::{Frame, Status};
@@ -115,6 +116,21 @@ fn the_last_pause_counts() {
     assert_eq!(paused.pause_reason.as_deref(), Some("two"));
     observer.wait_for_pid(LogEvent::Resume, me);
     observer.wait_for_pid(LogEvent::Stall, me);
+}
+
+#[test]
+fn who_falls_silent_after_a_pause_that_was_cut_short_is_recovered() {
+    let me = std::process::id();
+    let marks = Marks::new();
+    let observer = marks.observer(&ladder(100, &[marks.mark("it", "")], ""), &[]);
+    observer.send(&frame(1));
+    observer.wait_for_pid(LogEvent::Stall, me);
+    observer.wait_for_outcome("reaped_zero");
+    assert_eq!(pause(&observer, r#"{"for":3600}"#).status, 200);
+    assert_eq!(pause(&observer, r#"{"for":0.001}"#).status, 200);
+    observer.wait_for_pid(LogEvent::Stall, me);
+    observer.wait_for_outcome("reaped_zero");
+    assert_eq!(marks.read(), ["it", "it"]);
 }
 
 #[test]

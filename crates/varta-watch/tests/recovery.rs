@@ -1,14 +1,13 @@
-//! What is done about a silent agent: ladders, hooks and modes of a running observer.
+//! What is done about a silent agent: ladders and modes of a running observer.
 
 mod support;
 
 use support::agents::Puppet;
 use support::http::Follower;
 use support::ladders::{
-    GAVE_UP, Marks, QUIET, REAPED_ZERO, RECOVERED, SPAWNED, has_outcome, ladder,
+    GAVE_UP, Marks, QUIET, REAPED_ZERO, RECOVERED, SPAWNED, all_hooks, has_outcome, ladder,
 };
-use support::{Observer, frame};
-use varta_client::{Frame, Status};
+use support::{Observer, critical_of, frame};
 use varta_watch::api::v1::{AgentView, AgentsPage};
 use varta_watch::api::{LogEvent, LogLine};
 
@@ -270,90 +269,11 @@ fn a_service_that_is_restarted_into_the_next_stall_spends_one_budget() {
     assert_eq!(observer.stop().outcomes(third.pid), [""; 0]);
 }
 
-/// A rule with all hooks, each of which leaves its reason, and a ladder that does not help.
-fn hooks(marks: &Marks) -> String {
-    let hook = marks.shell("echo $VARTA_REASON >> marks", "");
-    let hooks = ["late", "critical", "exit", "recovered", "gave-up"];
-    let hooks = hooks.map(|occasion| format!("on-{occasion} = [{hook}]\n"));
-    let step = marks.shell("echo $VARTA_REASON >> marks", ", wait = \"50ms\"");
-    format!(
-        "{}[[agent]]\nname = \"*\"\nlate = \"200ms\"\n{}",
-        ladder(400, &[step], ""),
-        hooks.concat()
-    )
-}
-
-fn critical(nonce: u64) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    Frame::new(Status::Critical, me(), nonce, nonce, 9).encode(&mut bytes);
-    bytes
-}
-
-#[test]
-fn each_occasion_has_its_hook_once_with_its_reason() {
-    let marks = Marks::new();
-    let observer = marks.observer(&hooks(&marks), &[]);
-    observer.send(&critical(1));
-    // Critical, late, the step, gave-up.
-    assert_eq!(
-        marks.wait_for(4),
-        ["critical", "late", "stall", "gave-up"],
-        "of one agent"
-    );
-    observer.send(&frame(2));
-    assert_eq!(marks.wait_for(5)[4], "recovered");
-    let mut other = joined(&observer);
-    other.leave(3);
-    observer.wait_for(LogEvent::Hook, |line| {
-        line.fields.pid == Some(other.pid) && line.fields.reason.as_deref() == Some("exit")
-    });
-    let count = |reason: &str| marks.read().iter().filter(|mark| *mark == reason).count();
-    for reason in ["critical", "gave-up", "recovered", "exit"] {
-        assert_eq!(count(reason), 1, "{reason} in {:?}", marks.read());
-    }
-}
-
-#[test]
-fn a_clean_exit_is_no_occasion() {
-    let marks = Marks::new();
-    let observer = marks.observer(&hooks(&marks), &["--threshold-ms=60000"]);
-    let text = hooks(&marks).replace("200ms", "50s");
-    marks.reload(&observer, &text);
-    let mut agent = joined(&observer);
-    agent.leave(0);
-    observer.wait_for_pid(LogEvent::Exit, agent.pid);
-    assert_eq!(observer.count_within(LogEvent::Hook, QUIET), 0);
-    assert_eq!(marks.read(), [""; 0]);
-}
-
-#[test]
-fn a_hook_ends_with_the_first_step_that_fails() {
-    let marks = Marks::new();
-    let steps = [
-        marks.mark("one", ", timeout = \"1m\""),
-        "{ wait = \"10ms\" }".to_owned(),
-        marks.shell("echo two >> marks; exit 4", ""),
-        marks.mark("three", ""),
-    ];
-    let text = format!(
-        "threshold-ms = 60000\n[[agent]]\nname = \"*\"\non-critical = [{}]\n",
-        steps.join(", ")
-    );
-    let observer = marks.observer(&text, &[]);
-    observer.send(&critical(1));
-    let line = observer.wait_for_pid(LogEvent::Hook, me());
-    let error = line.fields.error.unwrap();
-    assert!(error.contains("exit status: 4"), "{error}");
-    assert_eq!(marks.read(), ["one", "two"]);
-    let stopped = observer.stop();
-    stopped.assert_counters(&[("varta_recovery_hooks_total{outcome=\"failed\"}", 1)]);
-}
-
 #[test]
 fn who_only_observes_decides_nothing() {
     let marks = Marks::new();
-    let observer = marks.observer(&hooks(&marks), &["--recovery-mode=observe"]);
-    observer.send(&critical(1));
+    let observer = marks.observer(&all_hooks(&marks), &["--recovery-mode=observe"]);
+    observer.send(&critical_of(me(), 1));
     observer.wait_for_pid(LogEvent::Stall, me());
     assert_eq!(observer.count_within(LogEvent::Recover, QUIET), 0);
     observer.send(&frame(2));
@@ -368,7 +288,7 @@ fn who_only_observes_decides_nothing() {
 #[test]
 fn a_dry_run_says_what_it_would_do_and_touches_nothing() {
     let marks = Marks::new();
-    let text = hooks(&marks).replace(
+    let text = all_hooks(&marks).replace(
         "steps = [",
         "steps = [{ signal = \"KILL\", wait = \"50ms\" }, ",
     );

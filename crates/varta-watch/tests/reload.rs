@@ -300,6 +300,25 @@ fn expected_agents_that_show_up_in_time_are_not_told_of() {
 }
 
 #[test]
+fn the_gauge_of_missing_agents_follows_those_that_come_and_leave_and_the_rules() {
+    let marks = Marks::new();
+    let text = EXPECTED.replace("= 2", "= 3");
+    let observer = marks.observer(&text, &[]);
+    observer.wait_for(LogEvent::Missing, about_missing("missing"));
+    assert_eq!(observer.metric(MISSING), Some(3.0));
+    let mut agent = AgentProcess::start(&observer.socket);
+    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    assert_eq!(observer.metric(MISSING), Some(2.0));
+    agent.leave(0);
+    observer.wait_for_pid(LogEvent::Exit, agent.pid());
+    // Who answers this has done with the exit.
+    observer.counters();
+    assert_eq!(observer.metric(MISSING), Some(3.0));
+    marks.reload(&observer, "threshold-ms = 60000\n");
+    assert_eq!(observer.metric(MISSING), Some(0.0));
+}
+
+#[test]
 fn a_reload_that_leaves_an_expectation_as_it_is_does_not_tell_of_it_again() {
     let marks = Marks::new();
     let observer = marks.observer(EXPECTED, &[]);

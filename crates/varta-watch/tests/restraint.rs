@@ -12,8 +12,7 @@ use std::time::Duration;
 use support::agents::agent_command;
 use support::ladders::{Marks, QUIET, REAPED_ZERO, SPAWNED, has_outcome, ladder};
 use support::network::{JOINS, STALLS, socket};
-use support::{Observer, frame_of};
-use varta_client::{Frame, Status};
+use support::{Observer, critical_of, frame_of};
 use varta_watch::api::{LogEvent, LogLine};
 
 const HELD: &str = "varta_recovery_held";
@@ -34,6 +33,9 @@ const ELSEWHERE: [&str; 5] = [
 /// Commands that run at the same time unless told otherwise, and how many of them may be for agents elsewhere.
 const PLACES: usize = 8;
 const PLACES_ELSEWHERE: usize = 4;
+
+/// Those of them that hooks may have.
+const HOOKS_ELSEWHERE: usize = 2;
 
 /// Not a test: what the agents run.
 #[test]
@@ -274,19 +276,36 @@ fn hooks_of_agents_elsewhere_leave_half_of_the_places_to_local_ones() {
     let text = format!("threshold-ms = 60000\n[[agent]]\nname = \"*\"\non-critical = [{hook}]\n");
     let text = format!("{text}[[agent]]\norigin = \"udp\"\non-critical = [{hook}]\n");
     let observer = marks.observer(&text, &flags(&[]));
-    let socket = socket();
-    let frames = (2..26).map(|pid| critical(pid).to_vec());
-    observer.hear_all(&socket, &frames.collect::<Vec<_>>());
-    marks.wait_for(PLACES_ELSEWHERE);
-    observer.send(&critical(std::process::id()));
-    let marks_now = marks.wait_for(PLACES_ELSEWHERE + 1);
-    assert_eq!(marks_now[PLACES_ELSEWHERE], std::process::id().to_string());
+    let frames = (2..26).map(|pid| critical_of(pid, 1).to_vec());
+    observer.hear_all(&socket(), &frames.collect::<Vec<_>>());
+    marks.wait_for(HOOKS_ELSEWHERE);
+    observer.count_within(LogEvent::Hook, QUIET);
+    assert_eq!(marks.read().len(), HOOKS_ELSEWHERE);
+    observer.send(&critical_of(std::process::id(), 1));
+    let marks_now = marks.wait_for(HOOKS_ELSEWHERE + 1);
+    assert_eq!(marks_now[HOOKS_ELSEWHERE], std::process::id().to_string());
     marks.open_gate();
     marks.wait_for(25);
 }
 
-fn critical(pid: u32) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    Frame::new(Status::Critical, pid, 1, 1, 9).encode(&mut bytes);
-    bytes
+#[test]
+fn a_mass_stall_that_does_not_end_holds_fire_for_a_bounded_time() {
+    let marks = Marks::new();
+    let text = ladder(300, &[marks.mark("$VARTA_PID", "")], "");
+    let text = format!("mass-stall-hold = \"2s\"\n{text}");
+    let observer = marks.observer(&text, &flags(&[]));
+    let crowd = Crowd::new(6);
+    crowd.beat(&observer, 1, 0);
+    let held = observer.told(LogEvent::Hold, |_| true);
+    assert_eq!(held.fields.reason.as_deref(), Some("mass_stall"));
+    observer.wait_for_count(STALLS, u64::from(crowd.count));
+    assert_eq!(observer.metric(HELD), Some(1.0));
+    assert_eq!(marks.read(), [""; 0]);
+    let expired = observer.wait_for(LogEvent::Hold, |_| true);
+    assert_eq!(expired.fields.reason.as_deref(), Some("expired"));
+    observer.wait_for_count(REAPED_ZERO, u64::from(crowd.count));
+    assert_eq!(observer.metric(HELD), Some(0.0));
+    let stopped = observer.stop();
+    assert_eq!(stopped.count(LogEvent::Hold), 2);
+    stopped.assert_counters(&[(MASS_STALLS, 1)]);
 }

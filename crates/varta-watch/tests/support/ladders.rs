@@ -13,6 +13,10 @@ use super::{Observer, PATIENCE, Stopped};
 pub(crate) const SPAWNED: &str = "varta_recovery_outcomes_total{outcome=\"spawned\"}";
 pub(crate) const REAPED_ZERO: &str = "varta_recovery_outcomes_total{outcome=\"reaped_zero\"}";
 pub(crate) const GAVE_UP: &str = "varta_recovery_outcomes_total{outcome=\"gave_up\"}";
+pub(crate) const HOOKS_DONE: &str = "varta_recovery_hooks_total{outcome=\"done\"}";
+pub(crate) const HOOKS_FAILED: &str = "varta_recovery_hooks_total{outcome=\"failed\"}";
+pub(crate) const HOOKS_DROPPED: &str = "varta_recovery_hooks_total{outcome=\"dropped\"}";
+pub(crate) const HOOKS_WITHDRAWN: &str = "varta_recovery_hooks_total{outcome=\"withdrawn\"}";
 pub(crate) const RECOVERED: &str = "varta_recovery_outcomes_total{outcome=\"recovered\"}";
 
 /// The host is never the suspect, nobody waits for debts, and a machine that is busy with other tests does not
@@ -123,6 +127,19 @@ pub(crate) fn ladder(threshold_ms: u32, steps: &[String], more: &str) -> String 
         "threshold-ms = {threshold_ms}\ndefault-recovery = \"it\"\n\
          [recovery.it]\n{more}\nsteps = [{}]\n",
         steps.join(", ")
+    )
+}
+
+/// A rule with all hooks, each of which leaves its reason, and a ladder that does not help.
+pub(crate) fn all_hooks(marks: &Marks) -> String {
+    let hook = marks.shell("echo $VARTA_REASON >> marks", "");
+    let hooks = ["late", "critical", "exit", "recovered", "gave-up"];
+    let hooks = hooks.map(|occasion| format!("on-{occasion} = [{hook}]\n"));
+    let step = marks.shell("echo $VARTA_REASON >> marks", ", wait = \"50ms\"");
+    format!(
+        "{}[[agent]]\nname = \"*\"\nlate = \"200ms\"\n{}",
+        ladder(400, &[step], ""),
+        hooks.concat()
     )
 }
 

@@ -405,6 +405,13 @@ pub(crate) fn frame_of(pid: u32, nonce: u64) -> [u8; 32] {
     bytes
 }
 
+/// A frame of a process that says it is critical.
+pub(crate) fn critical_of(pid: u32, nonce: u64) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    Frame::new(Status::Critical, pid, nonce, nonce, 9).encode(&mut bytes);
+    bytes
+}
+
 /// Recomputes the checksum of an altered frame.
 pub(crate) fn resealed(mut bytes: [u8; 32]) -> [u8; 32] {
     // A frame that decodes carries the checksum of its own bytes, so let the encoder do it where
