@@ -5,11 +5,10 @@ use std::time::Duration;
 use varta_sys::secret_file;
 
 use super::Wish;
-use super::file::Document;
+use super::file::Parsed;
 use super::problems::Problems;
 use super::programs::SearchPath;
 use super::rules::{self, Defaults, NONE, RECOVERY_EXEC};
-use super::sources::root;
 use super::steps::StepDefaults;
 use super::table::{Flags, RecoveryFlags};
 use super::units;
@@ -54,15 +53,15 @@ impl Flags {
     /// What is to be done about whom; says everything that is wrong with it.
     pub(super) fn policy(
         &self,
-        document: Option<&Document>,
+        file: Option<&Parsed<'_>>,
         command: Option<&str>,
         inherited_path: Option<String>,
         problems: &mut Problems,
     ) -> Policy {
         let defaults = self.defaults(inherited_path);
         self.check_tiers(problems);
-        let mut written = document.map_or_else(rules::Written::default, |document| {
-            rules::read(document, root(document).get_ref(), &defaults, problems)
+        let mut written = file.map_or_else(rules::Written::default, |file| {
+            rules::read(file, &defaults, problems)
         });
         let one_step = command.and_then(|command| self.one_step(command, &defaults, problems));
         let default_ladder = match &self.recovery.default_recovery {
@@ -77,14 +76,12 @@ impl Flags {
             }
             Some(name) if name == NONE => None,
             Some(name) => {
-                if !written.names.contains(name) {
+                let found = written.names.get(name).copied();
+                if found.is_none() {
                     let text = rules::unknown_ladder(name, &written.names);
                     problems.about("default-recovery", &[], text);
                 }
-                written
-                    .ladders
-                    .iter()
-                    .position(|ladder| ladder.name == *name)
+                found.flatten()
             }
             None => one_step.map(|ladder| {
                 written.ladders.push(ladder);
@@ -470,6 +467,12 @@ mod tests {
                 &[],
                 "2:1: agent: this rule is never reached",
             ),
+            (
+                "[[agent]]\nnam = \"a\"\n[[agent]]\nname = \"b\"",
+                &[],
+                "2:1: agent.nam: unknown key; did you mean name?",
+            ),
+            ("[[agent]]\nname =\n[[agent]]\n[[agent]]", &[], "not TOML"),
             ("agent = 3", &[], "begins with [[agent]]"),
             ("agent = [3]", &[], "a block [[agent]] is wanted here"),
             ("[agent]\nname = \"a\"", &[], "begins with [[agent]]"),
