@@ -1,7 +1,8 @@
 //! The configuration file: read whole or not at all, and taken apart with the place of everything in it.
 //!
-//! Only regular files of a sensible size are read, so that nothing here waits or fills memory. What the
-//! keys mean is decided elsewhere.
+//! Only regular files of a sensible size are read, so that nothing here waits or fills memory, and only those
+//! that nobody can have written but who may say which programs the observer runs. What the keys mean is
+//! decided elsewhere.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::Read;
@@ -19,6 +20,7 @@ use super::problems::{Origin, Place, Problems};
 /// A rule takes a few hundred bytes; thousands of them fit.
 const BYTES_MAX: u64 = 1024 * 1024;
 
+const WRITABLE_BY_GROUP: u32 = 0o020;
 const WRITABLE_BY_OTHERS: u32 = 0o002;
 
 /// What is written in a file.
@@ -151,13 +153,30 @@ fn judge(metadata: &Metadata) -> Result<(), String> {
     if metadata.len() > BYTES_MAX {
         return Err(too_large());
     }
-    if metadata.mode() & WRITABLE_BY_OTHERS != 0 {
-        return Err(
-            "everybody may write to this file, and it says which programs to run; mend it with chmod o-w"
-                .to_owned(),
-        );
-    }
-    Ok(())
+    judge_writers(metadata.uid(), metadata.gid(), metadata.mode())
+}
+
+/// Whether only those may write to a file who could have the observer do anything anyway: root, its own user,
+/// and the groups of both.
+fn judge_writers(uid: u32, gid: u32, mode: u32) -> Result<(), String> {
+    let own_uid = rustix::process::geteuid().as_raw();
+    let own_gid = rustix::process::getegid().as_raw();
+    let problem = if uid != 0 && uid != own_uid {
+        format!(
+            "this file belongs to uid {uid}, neither to root nor to this user (uid {own_uid}), and it says which \
+             programs to run; mend it with chown root"
+        )
+    } else if mode & WRITABLE_BY_OTHERS != 0 {
+        "everybody may write to this file, and it says which programs to run; mend it with chmod o-w"
+            .to_owned()
+    } else if mode & WRITABLE_BY_GROUP != 0 && gid != 0 && gid != own_gid {
+        format!(
+            "group {gid} may write to this file, and it says which programs to run; mend it with chmod g-w"
+        )
+    } else {
+        return Ok(());
+    };
+    Err(problem)
 }
 
 fn too_large() -> String {
@@ -167,10 +186,14 @@ fn too_large() -> String {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::fs::{PermissionsExt, chown};
 
     use tempfile::NamedTempFile;
 
     use crate::config::tests::parse;
+
+    /// Neither root nor anybody who runs tests.
+    const STRANGER: u32 = 54321;
 
     fn file(text: &str) -> NamedTempFile {
         let mut file = NamedTempFile::new().unwrap();
@@ -283,11 +306,43 @@ mod tests {
         );
     }
 
+    /// The only thing said about a file with this owner, group and mode; nothing if it is believed.
+    fn judged(uid: u32, gid: u32, mode: u32) -> Option<String> {
+        let file = file("");
+        chown(file.path(), Some(uid), Some(gid)).unwrap();
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(file.path(), permissions).unwrap();
+        let problems = problems(&file);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        let only = problems.into_iter().next().unwrap();
+        (!only.ends_with(" ok")).then_some(only)
+    }
+
     #[test]
     fn names_are_not_looked_up_for_mistakes_that_are_not_shown() {
         let unknown = |i| format!("[[agent]]\nuid = \"no-such-user-{i}\"\n");
         let problems = problems(&numbered(20_000, unknown));
         assert!(problems[99].contains("no user of that name"));
         assert_eq!(problems[100..], ["and there may be more"]);
+    }
+
+    #[test]
+    fn a_file_is_believed_only_if_nobody_else_can_have_written_it() {
+        let own_gid = rustix::process::getegid().as_raw();
+        let own_uid = rustix::process::geteuid().as_raw();
+        assert_eq!(judged(own_uid, own_gid, 0o664), None);
+        let everybody = judged(own_uid, own_gid, 0o602).unwrap();
+        assert!(everybody.contains("chmod o-w"), "{everybody}");
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root can give a file away");
+            return;
+        }
+        assert_eq!(judged(0, STRANGER, 0o644), None);
+        let group = judged(0, STRANGER, 0o664).unwrap();
+        assert!(group.contains("group 54321 may write"), "{group}");
+        assert!(group.ends_with("chmod g-w"), "{group}");
+        let owner = judged(STRANGER, 0, 0o600).unwrap();
+        assert!(owner.contains("belongs to uid 54321"), "{owner}");
+        assert!(owner.ends_with("chown root"), "{owner}");
     }
 }
