@@ -290,7 +290,7 @@ mod tests {
         max-beat-rate = 7
         recovery = "restart"
         on-late = [{ run = ["/bin/sh"] }]
-        on-exit = [{ signal = "HUP" }]
+        on-critical = [{ signal = "HUP" }]
     "#;
 
     #[test]
@@ -346,7 +346,7 @@ mod tests {
             ladder: LadderChoice::Named(0),
             hooks: Hooks {
                 on_late: vec![run("/bin/sh", &[], None, 10)],
-                on_exit: vec![Step::Signal(SignalStep {
+                on_critical: vec![Step::Signal(SignalStep {
                     signal: Signal::HUP,
                     to: Target::Process,
                     wait: Duration::from_secs(10),
@@ -473,6 +473,11 @@ mod tests {
                 "2:1: agent.nam: unknown key; did you mean name?",
             ),
             ("[[agent]]\nname =\n[[agent]]\n[[agent]]", &[], "not TOML"),
+            (
+                "[[agent]]\non-exit = [{ signal = \"HUP\" }]",
+                &[],
+                "2:23: agent.on-exit.signal: the process has gone",
+            ),
             ("agent = 3", &[], "begins with [[agent]]"),
             ("agent = [3]", &[], "a block [[agent]] is wanted here"),
             ("[agent]\nname = \"a\"", &[], "begins with [[agent]]"),

@@ -82,7 +82,7 @@ pub(super) const AGENT_KEYS: &[(&str, &str)] = &[
     ("on-critical", "steps for when it says that it is critical"),
     (
         "on-exit",
-        "steps for when its process died; not if it left in order",
+        "steps for when its process died; not if it left in order. A signal would reach nobody then",
     ),
     (
         "on-recovered",
@@ -102,7 +102,8 @@ pub(super) const LADDER_KEYS: &[(&str, &str)] = &[
     ),
     (
         "debounce",
-        "least time between two actions on one agent; else recovery-debounce-ms",
+        "least time from an action to the first one of the next silence, and between two tries of the last \
+         step; else recovery-debounce-ms",
     ),
     (
         "budget",
@@ -338,6 +339,7 @@ impl<'a> Reader<'a> {
         let threshold = section.duration("threshold", units::threshold, problems);
         let late = section.duration("late", units::some_time, problems);
         self.check_late(section, threshold, late);
+        self.check_exit(section);
         let expectation = self.expectation(section);
         let problems = &mut *self.problems;
         let mut steps = |key| steps::read(section, key, &self.defaults.steps, problems);
@@ -400,6 +402,19 @@ impl<'a> Reader<'a> {
             ),
             // It was said about the settings.
             (false, false) => {}
+        }
+    }
+
+    /// Who has gone cannot be signalled.
+    fn check_exit(&mut self, section: &Section<'_>) {
+        let Some(DeValue::Array(steps)) = section.get("on-exit").map(Spanned::get_ref) else {
+            return;
+        };
+        let tables = steps.iter().filter_map(|step| step.get_ref().as_table());
+        for signal in tables.filter_map(|table| table.get("signal")) {
+            let text =
+                "the process has gone by then, so a signal reaches nobody; write a step with run";
+            self.wrong(signal, "agent.on-exit.signal", text.to_owned());
         }
     }
 
