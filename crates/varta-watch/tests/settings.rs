@@ -4,10 +4,10 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use support::Observer;
+use support::{AS_NOBODY, Observer, copy_program, may_become_nobody, public_directory, wrapped};
 use tempfile::TempDir;
 use varta_watch::api::LogEvent;
 
@@ -337,6 +337,36 @@ fn a_file_that_everybody_may_write_to_is_not_believed() {
 }
 
 #[test]
+fn a_user_believes_files_of_its_own_and_of_root() {
+    if !may_become_nobody() {
+        return;
+    }
+    let files = Files(public_directory());
+    let program = files.path("observer");
+    copy_program(
+        Path::new(env!("CARGO_BIN_EXE_varta-watch")),
+        Path::new(&program),
+    );
+    let file = files.write("varta.toml", "");
+    let mut check = Command::new(&program);
+    check.args(["--socket=/s", "--check-config", "--config", &file]);
+    for (owner, group, mode, words) in [
+        (65534, 65534, 0o660, ": ok"),
+        (0, 65534, 0o664, ": ok"),
+        (0, 0, 0o664, ": ok"),
+        (0, 54321, 0o664, "chmod g-w"),
+        (54321, 65534, 0o644, "nor to this user (uid 65534)"),
+    ] {
+        std::os::unix::fs::chown(&file, Some(owner), Some(group)).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        let output = wrapped(&AS_NOBODY, &check).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
+
+#[test]
 fn a_link_to_a_file_is_as_good_as_the_file() {
     let files = Files::new();
     let file = files.write("..data", "threshold-ms = 301\n");
@@ -345,17 +375,17 @@ fn a_link_to_a_file_is_as_good_as_the_file() {
     assert_eq!(check(&link).stdout, format!("{link}: ok\n"));
 }
 
-fn samples() -> Vec<PathBuf> {
+/// Copies, because the tests may be run by another user than the sources belong to.
+fn samples(files: &Files) -> Vec<String> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy");
-    let files = fs::read_dir(directory)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    files
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "toml")
-        })
-        .collect()
+    let paths = fs::read_dir(directory).unwrap();
+    let paths = paths.map(|entry| entry.unwrap().path());
+    let samples = paths.filter_map(|path| {
+        let name = path.file_name()?.to_str()?;
+        let text = name.ends_with(".toml").then(|| fs::read(&path).unwrap())?;
+        Some(files.write(name, text))
+    });
+    samples.collect()
 }
 
 /// Programs that samples run and that are not on every machine.
@@ -368,13 +398,12 @@ fn programs() -> Files {
 
 #[test]
 fn every_sample_is_a_configuration() {
-    let programs = programs();
+    let (files, programs) = (Files::new(), programs());
     let path = format!("--recovery-env=PATH={}", programs.path(""));
-    let samples = samples();
+    let samples = samples(&files);
     assert!(samples.len() >= 3);
     for sample in samples {
-        let sample = sample.to_str().unwrap();
-        let said = ask(&[], &["--config", sample, "--check-config", &path]);
+        let said = ask(&[], &["--config", &sample, "--check-config", &path]);
         assert_eq!(said.stdout, format!("{sample}: ok\n"), "{said:?}");
     }
 }
@@ -429,12 +458,11 @@ fn every_series_that_the_documentation_names_is_there() {
 fn what_is_printed_is_a_configuration_with_the_same_settings() {
     let (files, programs) = (Files::new(), programs());
     let path = format!("--recovery-env=PATH={}", programs.path(""));
-    for sample in samples() {
-        let sample = sample.to_str().unwrap();
+    for sample in samples(&files) {
         let flags = [
             "--print-config",
             "--config",
-            sample,
+            &sample,
             &path,
             "--http=off",
             "--mass-stall-share=.25",

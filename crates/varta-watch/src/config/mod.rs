@@ -11,6 +11,7 @@ pub(crate) mod network;
 mod old_flags;
 mod pages;
 mod plan;
+mod positions;
 mod problems;
 mod programs;
 mod rules;
@@ -36,7 +37,7 @@ use crate::http::token::Token;
 use crate::journal::ExportEvents;
 use crate::keys::KeyFiles;
 use crate::policy::Policy;
-use file::Document;
+use file::Parsed;
 use http::HttpConfig;
 use network::UdpConfig;
 use problems::{Origin, Problems};
@@ -116,8 +117,12 @@ impl Config {
         if let Some(problem) = removed(&flags) {
             return Err(usage(&[problem]));
         }
-        let gathered = sources.gather(&flags).map_err(|error| instead(&error))?;
-        check(gathered, sources)
+        let mut problems = Problems::default();
+        let document = sources.document(&flags, &mut problems);
+        let file = document.as_ref().map(|file| file.parse(&mut problems));
+        let gathered = sources.gather(file.as_ref(), &mut problems);
+        let gathered = gathered.map_err(|error| instead(&error))?;
+        check(gathered, file.as_ref(), sources, problems)
     }
 
     /// Reads them again, the environment as it was at the start; else everything that is wrong, one line
@@ -157,12 +162,15 @@ fn removed(flags: &ArgMatches) -> Option<String> {
     found.map(|(key, hint)| format!("varta-watch: --{key} does not exist any more: {hint}"))
 }
 
-fn check(gathered: Gathered, sources: Sources) -> Result<Config, Instead> {
+fn check(
+    gathered: Gathered,
+    file: Option<&Parsed<'_>>,
+    sources: Sources,
+    mut problems: Problems,
+) -> Result<Config, Instead> {
     let Gathered {
         mut matches,
         settings,
-        document,
-        mut problems,
         mut notices,
     } = gathered;
     for (key, why) in old_flags::IGNORED {
@@ -177,7 +185,7 @@ fn check(gathered: Gathered, sources: Sources) -> Result<Config, Instead> {
     );
     let inherited_path = sources.path_of_children(flags.recovery.recovery_inherit_env);
     let given = Given {
-        document: document.as_ref(),
+        file,
         inherited_path,
         settings,
         sources,
@@ -190,17 +198,17 @@ fn check(gathered: Gathered, sources: Sources) -> Result<Config, Instead> {
         return Err(usage(&problems.into_lines()));
     };
     if check_only {
-        return Err(printed(config.said_ok(document.as_ref())));
+        return Err(printed(config.said_ok(file)));
     }
     if print_only {
-        return Err(printed(show::page(&config.settings, document.as_ref())));
+        return Err(printed(show::page(&config.settings, file)));
     }
     Ok(config)
 }
 
 /// What goes into a configuration besides the flags.
 struct Given<'a> {
-    document: Option<&'a Document>,
+    file: Option<&'a Parsed<'a>>,
     inherited_path: Option<String>,
     settings: Vec<Setting>,
     sources: Sources,
@@ -215,12 +223,7 @@ impl Flags {
         mut notices: Vec<String>,
     ) -> Option<Config> {
         let exec = plan::command(&self.recovery, problems);
-        let policy = self.policy(
-            given.document,
-            exec.as_deref(),
-            given.inherited_path,
-            problems,
-        );
+        let policy = self.policy(given.file, exec.as_deref(), given.inherited_path, problems);
         let socket_is_default = self.socket.is_none();
         let Some(socket) = self.socket.or_else(api::default_socket_path) else {
             let text = "no place for it: XDG_RUNTIME_DIR is not set; say where with --socket PATH";
@@ -286,13 +289,13 @@ impl Config {
         }
     }
 
-    fn said_ok(&self, document: Option<&Document>) -> String {
+    fn said_ok(&self, file: Option<&Parsed<'_>>) -> String {
         let mut text = String::new();
         for notice in &self.notices {
             text.push_str(&format!("note: {notice}\n"));
         }
-        let checked = document.map_or(Path::new("varta-watch").display(), |document| {
-            document.path.display()
+        let checked = file.map_or(Path::new("varta-watch").display(), |file| {
+            file.document.path.display()
         });
         text.push_str(&format!("{checked}: ok\n"));
         text

@@ -161,10 +161,11 @@ A flag that is on or off is on if it is there, and can be switched off with `=fa
 arrays in the file, and separated by commas in a variable (by newlines in `VARTA_RECOVERY_ENV`). An empty variable
 is none. Durations are written with their unit: `\"1500ms\"`, `\"2s\"`, `\"10m\"`.
 
-The file is TOML, at most 1 MiB, a regular file, and not writable by everybody. `--check-config` says everything
-that is wrong with it, `--print-config` what is in force and where each value comes from. On SIGHUP it is read
-again: as a whole, or, if anything is wrong with it, not at all. *On SIGHUP: restart* marks settings whose change
-needs one. Samples are in [deploy/](../deploy/).
+The file is TOML, at most 1 MiB, and a regular file. It must belong to root or to the observer's user, and nobody
+else may write to it but the groups of these two: it says which programs to run. `--check-config` says everything
+that is wrong with it, up to 100 mistakes; `--print-config` what is in force and where each value comes from,
+secrets in `recovery-env` included. On SIGHUP the file is read again: as a whole, or, if anything is wrong with it,
+not at all. *On SIGHUP: restart* marks settings whose change needs one. Samples are in [deploy/](../deploy/).
 ";
 
 const RULES: &str = "

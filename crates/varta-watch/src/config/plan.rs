@@ -5,11 +5,10 @@ use std::time::Duration;
 use varta_sys::secret_file;
 
 use super::Wish;
-use super::file::Document;
+use super::file::Parsed;
 use super::problems::Problems;
 use super::programs::SearchPath;
 use super::rules::{self, Defaults, NONE, RECOVERY_EXEC};
-use super::sources::root;
 use super::steps::StepDefaults;
 use super::table::{Flags, RecoveryFlags};
 use super::units;
@@ -54,15 +53,15 @@ impl Flags {
     /// What is to be done about whom; says everything that is wrong with it.
     pub(super) fn policy(
         &self,
-        document: Option<&Document>,
+        file: Option<&Parsed<'_>>,
         command: Option<&str>,
         inherited_path: Option<String>,
         problems: &mut Problems,
     ) -> Policy {
         let defaults = self.defaults(inherited_path);
         self.check_tiers(problems);
-        let mut written = document.map_or_else(rules::Written::default, |document| {
-            rules::read(document, root(document).get_ref(), &defaults, problems)
+        let mut written = file.map_or_else(rules::Written::default, |file| {
+            rules::read(file, &defaults, problems)
         });
         let one_step = command.and_then(|command| self.one_step(command, &defaults, problems));
         let default_ladder = match &self.recovery.default_recovery {
@@ -77,14 +76,12 @@ impl Flags {
             }
             Some(name) if name == NONE => None,
             Some(name) => {
-                if !written.names.contains(name) {
+                let found = written.names.get(name).copied();
+                if found.is_none() {
                     let text = rules::unknown_ladder(name, &written.names);
                     problems.about("default-recovery", &[], text);
                 }
-                written
-                    .ladders
-                    .iter()
-                    .position(|ladder| ladder.name == *name)
+                found.flatten()
             }
             None => one_step.map(|ladder| {
                 written.ladders.push(ladder);
@@ -294,7 +291,7 @@ mod tests {
         max-beat-rate = 7
         recovery = "restart"
         on-late = [{ run = ["/bin/sh"] }]
-        on-exit = [{ signal = "HUP" }]
+        on-critical = [{ signal = "HUP" }]
     "#;
 
     #[test]
@@ -350,7 +347,7 @@ mod tests {
             ladder: LadderChoice::Named(0),
             hooks: Hooks {
                 on_late: vec![run("/bin/sh", &[], None, 10)],
-                on_exit: vec![Step::Signal(SignalStep {
+                on_critical: vec![Step::Signal(SignalStep {
                     signal: Signal::HUP,
                     to: Target::Process,
                     wait: Duration::from_secs(10),
@@ -471,6 +468,17 @@ mod tests {
                 "[[agent]]\n[[agent]]\nname = \"a\"",
                 &[],
                 "2:1: agent: this rule is never reached",
+            ),
+            (
+                "[[agent]]\nnam = \"a\"\n[[agent]]\nname = \"b\"",
+                &[],
+                "2:1: agent.nam: unknown key; did you mean name?",
+            ),
+            ("[[agent]]\nname =\n[[agent]]\n[[agent]]", &[], "not TOML"),
+            (
+                "[[agent]]\non-exit = [{ signal = \"HUP\" }]",
+                &[],
+                "2:23: agent.on-exit.signal: the process has gone",
             ),
             ("agent = 3", &[], "begins with [[agent]]"),
             ("agent = [3]", &[], "a block [[agent]] is wanted here"),

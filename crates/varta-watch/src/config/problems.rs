@@ -5,8 +5,19 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Nobody mends more than that in one go; a file of random bytes must not fill the screen.
+/// Nobody mends more than that in one go; a file of random bytes must not fill the screen. What is found
+/// after that many is counted only.
 const SHOWN_MAX: usize = 100;
+
+/// What is quoted from the file may be as long as the file. Fewer would cut off a long path and what is
+/// wrong with it.
+const TEXT_CHARACTERS_MAX: usize = 1000;
+
+/// No name that means anything is longer, and measuring how far names are from each other takes time.
+const NAME_BYTES_MAX: usize = 64;
+
+/// Of more names none is suggested, for the same reason.
+const NAMES_MAX: usize = 1000;
 
 /// A place in a file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,7 +50,10 @@ pub(crate) struct Problem {
 /// All mistakes found so far.
 #[derive(Debug, Default)]
 pub(super) struct Problems {
+    /// The first ones, at most [`SHOWN_MAX`].
     list: Vec<Problem>,
+    /// How many were found after those.
+    more: usize,
     /// Where the settings come from that do not have their default.
     origins: BTreeMap<String, Origin>,
     /// Settings with a value that means nothing: what they would do together with others is not known.
@@ -63,20 +77,40 @@ impl Problems {
     }
 
     pub(super) fn add(&mut self, origin: Origin, key: &str, text: impl Into<String>) {
-        if !self.is_unreadable(&origin) {
-            self.list.push(Problem {
-                origin,
-                key: key.to_owned(),
-                text: text.into(),
-            });
+        self.add_with(origin, key, || text.into());
+    }
+
+    /// The same for a text that takes time to make: it is made only if it will be shown.
+    pub(super) fn add_with(&mut self, origin: Origin, key: &str, text: impl FnOnce() -> String) {
+        if self.is_unreadable(&origin) {
+            return;
         }
+        if self.is_full() {
+            self.more += 1;
+            return;
+        }
+        self.list.push(Problem {
+            origin,
+            key: shortened(key),
+            text: shortened(&text()),
+        });
     }
 
     /// A line of the file cannot be read. The first such problem on a line is the only one there.
-    pub(super) fn add_unreadable(&mut self, origin: Origin, text: impl Into<String>) {
+    pub(super) fn add_unreadable(&mut self, origin: Origin, text: impl FnOnce() -> String) {
         let line = origin.line();
-        self.add(origin, "", text);
+        self.add_with(origin, "", text);
         self.unreadable.extend(line);
+    }
+
+    /// Whether what is found from now on is counted only. What takes time to find is not looked for then.
+    pub(super) fn is_full(&self) -> bool {
+        self.list.len() == SHOWN_MAX
+    }
+
+    /// Whether there are lines of which nobody knows what they say.
+    pub(super) fn has_unreadable(&self) -> bool {
+        !self.unreadable.is_empty()
     }
 
     /// Whether what stands there is not to be relied upon.
@@ -105,19 +139,21 @@ impl Problems {
         }
     }
 
+    /// How many there are, those included that are not shown.
     pub(super) fn len(&self) -> usize {
-        self.list.len()
+        self.list.len() + self.more
     }
 
-    /// All of them as lines, in the order of the file.
+    /// Those that are shown as lines, in the order of the file, and how many more there are.
     pub(super) fn into_lines(mut self) -> Vec<String> {
+        let is_full = self.is_full();
         self.list.sort();
         self.list.dedup();
-        let more = self.list.len().saturating_sub(SHOWN_MAX);
-        self.list.truncate(SHOWN_MAX);
         let mut lines: Vec<String> = self.list.iter().map(ToString::to_string).collect();
-        if more > 0 {
-            lines.push(format!("and {more} more"));
+        match self.more {
+            0 if !is_full => {}
+            0 => lines.push("and there may be more".to_owned()),
+            more => lines.push(format!("and at least {more} more")),
         }
         lines
     }
@@ -154,6 +190,14 @@ impl fmt::Display for Problem {
     }
 }
 
+/// A text that fits on a screen.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(TEXT_CHARACTERS_MAX) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or(text)),
+        None => text.to_owned(),
+    }
+}
+
 /// The variable of a setting.
 pub(super) fn variable(key: &str) -> String {
     format!("VARTA_{}", key.replace('-', "_").to_uppercase())
@@ -161,8 +205,10 @@ pub(super) fn variable(key: &str) -> String {
 
 /// What somebody may have meant who wrote `name`.
 pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let is_short = |name: &str| name.len() <= NAME_BYTES_MAX;
+    let known = known.into_iter().take(NAMES_MAX);
     let rated = known
-        .into_iter()
+        .filter(|known| is_short(name) && is_short(known))
         .map(|known| (strsim::jaro_winkler(name, known), known));
     let best = rated.max_by(|(a, _), (b, _)| a.total_cmp(b));
     // As near as the parser of the command line wants it.

@@ -1,14 +1,23 @@
 //! Finding the programs that are to be run, before they are needed.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
 use crate::recovery::CHILD_PATH;
 
+/// Directories that a name is looked up in. Nobody's path has more, and each of them costs time for each name.
+const PLACES_MAX: usize = 256;
+
 /// Where children look programs up.
 #[derive(Clone, Debug)]
-pub(super) struct SearchPath(String);
+pub(super) struct SearchPath {
+    places: String,
+    /// The names that were found so far.
+    found: RefCell<BTreeMap<String, PathBuf>>,
+}
 
 impl SearchPath {
     /// From the variables for children, else what they inherit, else [`CHILD_PATH`].
@@ -16,7 +25,10 @@ impl SearchPath {
         // The last one wins.
         let given = variables.iter().rev().find(|(key, _)| key == "PATH");
         let given = given.map(|(_, value)| value.clone());
-        Self(given.or(inherited).unwrap_or_else(|| CHILD_PATH.to_owned()))
+        Self {
+            places: given.or(inherited).unwrap_or_else(|| CHILD_PATH.to_owned()),
+            found: RefCell::default(),
+        }
     }
 
     /// The file of a program; else what is wrong and how to mend it.
@@ -31,14 +43,22 @@ impl SearchPath {
             let path = PathBuf::from(program);
             return is_program(&path).map(|()| path);
         }
-        let places = self.0.split(':').filter(|place| !place.is_empty());
-        let mut found = places.map(|place| Path::new(place).join(program));
-        found.find(|path| is_program(path).is_ok()).ok_or_else(|| {
+        if let Some(path) = self.found.borrow().get(program) {
+            return Ok(path.clone());
+        }
+        let places = self.places.split(':').filter(|place| !place.is_empty());
+        let mut paths = places
+            .take(PLACES_MAX)
+            .map(|place| Path::new(place).join(program));
+        let found = paths.find(|path| is_program(path).is_ok()).ok_or_else(|| {
             format!(
                 "program {program} not found in {}; give its full path",
-                self.0
+                self.places
             )
-        })
+        })?;
+        let mut known = self.found.borrow_mut();
+        known.insert(program.to_owned(), found.clone());
+        Ok(found)
     }
 }
 

@@ -1,12 +1,13 @@
 //! Rules for agents and named ladders: the parts of the configuration file that no flag can say.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeValue;
 use varta_core::rules::{Namespace, Selector, Transport};
 
-use super::file::Document;
+use super::file::{Document, Parsed};
 use super::problems::{Problems, did_you_mean};
 use super::section::{Section, glob, kind, label, text, user};
 use super::steps::{self, StepDefaults};
@@ -81,7 +82,7 @@ pub(super) const AGENT_KEYS: &[(&str, &str)] = &[
     ("on-critical", "steps for when it says that it is critical"),
     (
         "on-exit",
-        "steps for when its process died; not if it left in order",
+        "steps for when its process died; not if it left in order. A signal would reach nobody then",
     ),
     (
         "on-recovered",
@@ -101,7 +102,8 @@ pub(super) const LADDER_KEYS: &[(&str, &str)] = &[
     ),
     (
         "debounce",
-        "least time between two actions on one agent; else recovery-debounce-ms",
+        "least time from an action to the first one of the next silence, and between two tries of the last \
+         step; else recovery-debounce-ms",
     ),
     (
         "budget",
@@ -139,23 +141,20 @@ pub(super) struct Defaults {
 pub(super) struct Written {
     pub(super) ladders: Vec<Ladder>,
     pub(super) rules: Vec<AgentRule>,
-    /// All names, those of ladders with mistakes too.
-    pub(super) names: Vec<String>,
+    /// Which ladder a name stands for; none if there are mistakes in it.
+    pub(super) names: BTreeMap<String, Option<usize>>,
 }
 
 /// Reads them, and says everything that is wrong with them.
-pub(super) fn read(
-    document: &Document,
-    root: &DeTable<'_>,
-    defaults: &Defaults,
-    problems: &mut Problems,
-) -> Written {
+pub(super) fn read(file: &Parsed<'_>, defaults: &Defaults, problems: &mut Problems) -> Written {
+    let root = file.root.get_ref();
     let mut reader = Reader {
-        document,
+        document: file.document,
         defaults,
         problems,
         written: Written::default(),
         everybody: None,
+        users: BTreeMap::new(),
     };
     for (key, value) in root {
         if key.get_ref() == "recovery" {
@@ -177,6 +176,8 @@ struct Reader<'a> {
     written: Written,
     /// The line of the first rule that everybody matches.
     everybody: Option<String>,
+    /// The users that were named so far. To look one up takes time, on some hosts that of a server.
+    users: BTreeMap<String, u32>,
 }
 
 fn names(keys: &[(&'static str, &str)]) -> Vec<&'static str> {
@@ -215,7 +216,11 @@ impl<'a> Reader<'a> {
         };
         for (name, value) in tables {
             let name = name.get_ref().as_ref();
-            let path = format!("recovery.{name}");
+            let path = match name.len() <= NAME_BYTES_MAX {
+                true => format!("recovery.{name}"),
+                // It stands before all that is said about what is in it.
+                false => "recovery".to_owned(),
+            };
             let Some(section) = self.section(&path, value) else {
                 let text = format!("a table is wanted here, not {}", kind(value.get_ref()));
                 let known = names(LADDER_KEYS);
@@ -226,14 +231,14 @@ impl<'a> Reader<'a> {
                 self.wrong(value, &path, format!("{text}{hint}"));
                 continue;
             };
-            self.written.names.push(name.to_owned());
             if let Err(text) = ladder_name(name) {
                 self.wrong(value, &path, text);
             }
             section.allow_only(&names(LADDER_KEYS), self.problems);
-            if let Some(ladder) = self.ladder(name, &section) {
-                self.written.ladders.push(ladder);
-            }
+            let ladder = self.ladder(name, &section);
+            let index = ladder.is_some().then_some(self.written.ladders.len());
+            self.written.ladders.extend(ladder);
+            self.written.names.insert(name.to_owned(), index);
         }
     }
 
@@ -308,35 +313,33 @@ impl<'a> Reader<'a> {
                 self.wrong(block, "agent", text);
                 continue;
             };
+            let before = self.problems.len();
             section.allow_only(&names(AGENT_KEYS), self.problems);
             let rule = self.rule(index, &section);
-            self.check_reached(&rule.selector, block);
+            // What a rule with mistakes is about is not known, nor is it with lines that cannot be read or
+            // users that were not looked up.
+            let is_known = self.problems.len() == before
+                && !self.problems.has_unreadable()
+                && !self.problems.is_full();
+            if let Some(place) = &self.everybody {
+                let text = format!(
+                    "this rule is never reached: every agent matches the one at {place}; put that one last"
+                );
+                self.wrong(block, "agent", text);
+            } else if is_known && rule.selector.is_everybody() {
+                self.everybody = Some(self.document.shown_place(&block.span()));
+            }
             self.written.rules.push(rule);
-        }
-    }
-
-    /// A rule after one that everybody matches is never looked at.
-    fn check_reached(&mut self, selector: &Selector, block: &Spanned<DeValue<'_>>) {
-        if let Some(place) = &self.everybody {
-            let text = format!(
-                "this rule is never reached: every agent matches the one at {place}; put that one last"
-            );
-            self.wrong(block, "agent", text);
-        } else if selector.is_everybody()
-            && let DeValue::Table(table) = block.get_ref()
-            // Not if what it asks for is wrong.
-            && !table.iter().any(|(key, _)| is_selector(key.get_ref()))
-        {
-            self.everybody = Some(self.document.shown_place(&block.span()));
         }
     }
 
     fn rule(&mut self, index: usize, section: &Section<'_>) -> AgentRule {
         let problems = &mut *self.problems;
-        let selector = selector(section, problems);
+        let selector = selector(section, &mut self.users, problems);
         let threshold = section.duration("threshold", units::threshold, problems);
         let late = section.duration("late", units::some_time, problems);
         self.check_late(section, threshold, late);
+        self.check_exit(section);
         let expectation = self.expectation(section);
         let problems = &mut *self.problems;
         let mut steps = |key| steps::read(section, key, &self.defaults.steps, problems);
@@ -402,6 +405,19 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Who has gone cannot be signalled.
+    fn check_exit(&mut self, section: &Section<'_>) {
+        let Some(DeValue::Array(steps)) = section.get("on-exit").map(Spanned::get_ref) else {
+            return;
+        };
+        let tables = steps.iter().filter_map(|step| step.get_ref().as_table());
+        for signal in tables.filter_map(|table| table.get("signal")) {
+            let text =
+                "the process has gone by then, so a signal reaches nobody; write a step with run";
+            self.wrong(signal, "agent.on-exit.signal", text.to_owned());
+        }
+    }
+
     fn expectation(&mut self, section: &Section<'_>) -> Option<Expectation> {
         let agents = section.integer("expect", 1..=u32::MAX.into(), self.problems);
         let within = section.duration("first-beat-within", units::some_time, self.problems);
@@ -435,16 +451,17 @@ impl<'a> Reader<'a> {
                 return LadderChoice::None;
             }
         };
-        if !self.written.names.iter().any(|known| known == name) {
-            let text = unknown_ladder(name, &self.written.names);
-            section.wrong("recovery", text, self.problems);
+        match self.written.names.get(name) {
+            Some(ladder) => ladder.map_or(LadderChoice::None, LadderChoice::Named),
+            None => {
+                let names = &self.written.names;
+                let origin = self.document.origin(&value.span());
+                let key = section.path("recovery");
+                self.problems
+                    .add_with(origin, &key, || unknown_ladder(name, names));
+                LadderChoice::None
+            }
         }
-        let found = self
-            .written
-            .ladders
-            .iter()
-            .position(|ladder| ladder.name == name);
-        found.map_or(LadderChoice::None, LadderChoice::Named)
     }
 
     fn unnamed(&mut self, index: usize, section: &Section<'_>, steps: Vec<Step>) -> LadderChoice {
@@ -471,31 +488,24 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn selector(section: &Section<'_>, problems: &mut Problems) -> Selector {
+fn selector(
+    section: &Section<'_>,
+    users: &mut BTreeMap<String, u32>,
+    problems: &mut Problems,
+) -> Selector {
     Selector {
         name: section.read("name", glob, problems),
         exe: section.read("exe", glob, problems),
         cgroup: section.read("cgroup", glob, problems),
         unit: section.read("unit", glob, problems),
-        uid: section.read("uid", user, problems),
+        uid: match problems.is_full() {
+            true => None,
+            false => section.read("uid", |value| user(value, users), problems),
+        },
         namespace: section.choice("namespace", NAMESPACES, problems),
         origin: section.choice("origin", TRANSPORTS, problems),
         source: section.read("source", glob, problems),
     }
-}
-
-fn is_selector(key: &str) -> bool {
-    let selectors = [
-        "name",
-        "exe",
-        "cgroup",
-        "unit",
-        "uid",
-        "namespace",
-        "origin",
-        "source",
-    ];
-    selectors.contains(&key)
 }
 
 fn has_action(steps: &[Step]) -> bool {
@@ -519,8 +529,8 @@ fn ladder_name(name: &str) -> Result<(), String> {
 }
 
 /// What to say about a name that no ladder has.
-pub(super) fn unknown_ladder(name: &str, known: &[String]) -> String {
-    let hint = match did_you_mean(name, known.iter().map(String::as_str)) {
+pub(super) fn unknown_ladder(name: &str, known: &BTreeMap<String, Option<usize>>) -> String {
+    let hint = match did_you_mean(name, known.keys().map(String::as_str)) {
         hint if hint.is_empty() => format!("; write a table [recovery.{name}], or \"none\""),
         hint => hint,
     };

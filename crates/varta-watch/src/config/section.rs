@@ -1,6 +1,7 @@
 //! Tables of the configuration file, read key by key: what is missing, misspelt or of the wrong kind is
 //! reported where it stands.
 
+use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
@@ -22,10 +23,7 @@ pub(super) struct Section<'a> {
 impl<'a> Section<'a> {
     /// The value of a key.
     pub(super) fn get(&self, key: &str) -> Option<&'a Spanned<DeValue<'a>>> {
-        let mut entries = self.table.iter();
-        entries
-            .find(|(name, _)| name.get_ref() == key)
-            .map(|(_, value)| value)
+        self.table.get(key)
     }
 
     pub(super) fn has(&self, key: &str) -> bool {
@@ -52,12 +50,8 @@ impl<'a> Section<'a> {
         for (key, _) in self.table {
             let name = key.get_ref().as_ref();
             if !known.contains(&name) {
-                let hint = match did_you_mean(name, known.iter().copied()) {
-                    hint if hint.is_empty() => format!("; there are {}", known.join(", ")),
-                    hint => hint,
-                };
                 let origin = self.document.origin(&key.span());
-                problems.add(origin, &self.path(name), format!("unknown key{hint}"));
+                problems.add_with(origin, &self.path(name), || unknown_key(name, known));
             }
         }
     }
@@ -143,6 +137,13 @@ impl<'a> Section<'a> {
     }
 }
 
+fn unknown_key(name: &str, known: &[&str]) -> String {
+    match did_you_mean(name, known.iter().copied()) {
+        hint if hint.is_empty() => format!("unknown key; there are {}", known.join(", ")),
+        hint => format!("unknown key{hint}"),
+    }
+}
+
 /// The text of a value that must be one.
 pub(super) fn text<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
     match value {
@@ -213,12 +214,18 @@ pub(super) fn label(value: &DeValue<'_>) -> Result<String, String> {
 /// It stands in every log line about the agent.
 const LABEL_BYTES_MAX: usize = 64;
 
-/// A user, by name or number.
-pub(super) fn user(value: &DeValue<'_>) -> Result<u32, String> {
-    match value {
-        DeValue::Integer(number) => integer_text(number)
+/// A user, by name or number; remembers those with names.
+pub(super) fn user(value: &DeValue<'_>, known: &mut BTreeMap<String, u32>) -> Result<u32, String> {
+    if let DeValue::Integer(number) = value {
+        return integer_text(number)
             .parse()
-            .map_err(|_| "a user id is a number from 0 to 4294967295".to_owned()),
-        value => super::users::user_id(text(value)?),
+            .map_err(|_| "a user id is a number from 0 to 4294967295".to_owned());
     }
+    let name = text(value)?;
+    if let Some(uid) = known.get(name) {
+        return Ok(*uid);
+    }
+    let uid = super::users::user_id(name)?;
+    known.insert(name.to_owned(), uid);
+    Ok(uid)
 }

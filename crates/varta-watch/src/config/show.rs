@@ -5,10 +5,10 @@ use std::fmt::Write;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::file::Document;
+use super::file::{Document, Parsed};
 use super::problems::Origin;
 use super::section::integer_text;
-use super::sources::{Setting, root};
+use super::sources::Setting;
 use super::table::Kind;
 
 const HEAD: &str = "\
@@ -17,13 +17,12 @@ const HEAD: &str = "\
 ";
 
 /// All settings, rules and ladders.
-pub(super) fn page(settings: &[Setting], document: Option<&Document>) -> String {
+pub(super) fn page(settings: &[Setting], file: Option<&Parsed<'_>>) -> String {
     let mut page = HEAD.to_owned();
     for setting in settings {
         line(&mut page, setting);
     }
-    if let Some(document) = document {
-        let root = root(document);
+    if let Some(Parsed { document, root }) = file {
         for (key, value) in root.get_ref() {
             written(&mut page, document, key.get_ref(), value.get_ref());
         }

@@ -11,13 +11,16 @@ use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeValue;
 
-use super::file::Document;
+use super::file::{Document, Parsed};
 use super::old_flags;
 use super::problems::{Origin, Problems, did_you_mean, nearest, variable};
 use super::section::{integer_text, kind as shown_kind};
 use super::table::{self, Kind};
+
+/// Each value is parsed by itself, and names are looked up. Who has more users than that gives them a group.
+const LIST_VALUES_MAX: usize = 256;
 
 /// Where the settings come from that were given at the start, to be looked at again on SIGHUP.
 #[derive(Clone, Debug, Default)]
@@ -51,8 +54,6 @@ pub(crate) struct Setting {
 pub(super) struct Gathered {
     pub(super) matches: ArgMatches,
     pub(super) settings: Vec<Setting>,
-    pub(super) document: Option<Document>,
-    pub(super) problems: Problems,
     pub(super) notices: Vec<String>,
 }
 
@@ -74,30 +75,35 @@ impl Sources {
         self.arguments.iter().any(|given| given == argument)
     }
 
-    /// Gathers all settings; `flags` is what the command line says alone.
-    pub(super) fn gather(&self, flags: &ArgMatches) -> Result<Gathered, clap::Error> {
+    /// Reads the file, if one is given; `flags` is what the command line says alone.
+    pub(super) fn document(&self, flags: &ArgMatches, problems: &mut Problems) -> Option<Document> {
+        let path = flags.get_one::<PathBuf>("config").cloned();
+        let path = path.or_else(|| self.variable("config").map(PathBuf::from))?;
+        Document::read(&path, problems)
+    }
+
+    /// Gathers all settings.
+    pub(super) fn gather(
+        &self,
+        file: Option<&Parsed<'_>>,
+        problems: &mut Problems,
+    ) -> Result<Gathered, clap::Error> {
         let command = table::command();
-        let mut problems = Problems::default();
         let mut notices = Vec::new();
         let mut values = BTreeMap::new();
-        let path = flags.get_one::<PathBuf>("config").cloned();
-        let path = path.or_else(|| self.variable("config").map(PathBuf::from));
-        let document = path.and_then(|path| Document::read(&path, &mut problems));
-        if let Some(document) = &document {
-            read_file(document, &command, &mut problems, &mut values);
+        if let Some(file) = file {
+            read_file(file, &command, problems, &mut values);
         }
-        self.read_environment(&command, &mut problems, &mut notices, &mut values);
+        self.read_environment(&command, problems, &mut notices, &mut values);
         for (key, given) in &values {
             problems.set_origin(key, given.origin.clone());
         }
         let merged = with_defaults(command.clone(), &values);
         let matches = merged.try_get_matches_from(&self.arguments)?;
-        let settings = in_force(&command, &matches, &values, &mut problems);
+        let settings = in_force(&command, &matches, &values, problems);
         Ok(Gathered {
             matches,
             settings,
-            document,
-            problems,
             notices,
         })
     }
@@ -181,27 +187,26 @@ fn split(value: &OsStr, separator: char) -> Vec<OsString> {
 
 /// Reads the keys of the file that are settings.
 fn read_file(
-    document: &Document,
+    file: &Parsed<'_>,
     command: &Command,
     problems: &mut Problems,
     values: &mut BTreeMap<String, Given>,
 ) {
-    let root = document.parse(problems);
+    let Parsed { document, root } = file;
+    let settings: BTreeMap<&str, &Arg> = table::settings(command).collect();
     for (key, value) in root.get_ref() {
         let name = key.get_ref().as_ref();
         if ["agent", "recovery"].contains(&name) {
             continue;
         }
-        let setting = table::settings(command).find(|(known, _)| *known == name);
-        let Some((_, arg)) = setting else {
-            let text = unknown_key(name, command);
-            problems.add(document.origin(&key.span()), name, text);
+        let origin = document.origin(&key.span());
+        let Some(arg) = settings.get(name) else {
+            problems.add_with(origin, name, || unknown_key(name, command));
             continue;
         };
-        if problems.is_unreadable(&document.origin(&key.span())) {
+        if problems.is_unreadable(&origin) {
             problems.set_broken(name);
         } else if let Some(texts) = texts(document, name, arg, value, problems) {
-            let origin = document.origin(&key.span());
             values.insert(name.to_owned(), Given { texts, origin });
         }
     }
@@ -245,6 +250,14 @@ fn texts(
         problems.add_value(document.origin(&at.span()), key, text);
     };
     let items: Vec<&Spanned<DeValue<'_>>> = match (kind, value.get_ref()) {
+        (Kind::List, DeValue::Array(items)) if items.len() > LIST_VALUES_MAX => {
+            let count = items.len();
+            wrong(
+                value,
+                format!("{count} values, and {LIST_VALUES_MAX} are the most; take some out"),
+            );
+            return None;
+        }
         (Kind::List, DeValue::Array(items)) => items.iter().collect(),
         (Kind::List, other) => {
             let what = shown_kind(other);
@@ -374,10 +387,4 @@ fn in_force(
         }
     });
     settings.collect()
-}
-
-/// The file's rules and ladders, as they stand there.
-pub(super) fn root(document: &Document) -> Spanned<DeTable<'_>> {
-    // What is wrong with its syntax was said when the settings were read.
-    document.parse(&mut Problems::default())
 }

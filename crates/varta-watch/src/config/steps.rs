@@ -157,6 +157,7 @@ fn command(
         }
     };
     let name = step.path("run");
+    let problems_full = problems.is_full();
     let mut wrong = |word: &Spanned<DeValue<'_>>, text: String| {
         problems.add(step.document.origin(&word.span()), &name, text);
     };
@@ -165,6 +166,8 @@ fn command(
     for (index, word) in words.iter().enumerate() {
         let read = text(word.get_ref()).and_then(|text| argument(index, text));
         match read {
+            // To look it up takes time, and what is wrong with it would not be shown.
+            Ok(_) if index == 0 && problems_full => return None,
             Ok(text) if index == 0 => match path.find(&text) {
                 Ok(found) => program = Some(found),
                 Err(text) => wrong(word, text),
@@ -202,10 +205,11 @@ fn argument(index: usize, text: &str) -> Result<String, String> {
 fn placeholders(text: &str) -> impl Iterator<Item = &str> {
     text.match_indices('{').filter_map(|(start, _)| {
         let rest = text.get(start..)?;
-        let inside = rest.get(1..rest.find('}')?)?;
-        let word = |byte: u8| byte.is_ascii_lowercase() || b"-_".contains(&byte);
-        let is_word = !inside.is_empty() && inside.bytes().all(word);
-        is_word.then(|| rest.get(..inside.len() + 2)).flatten()
+        let other = |byte: u8| !byte.is_ascii_lowercase() && !b"-_".contains(&byte);
+        // No further than the word goes: there may be any number of braces that nothing closes.
+        let length = rest.bytes().skip(1).position(other)?;
+        let word = rest.get(..length + 2)?;
+        (length > 0 && word.ends_with('}')).then_some(word)
     })
 }
 
@@ -239,7 +243,9 @@ mod tests {
             r#"{"a":1}"#,
             "{pid",
             "${1}",
+            "{pid{",
             "ä{ü}",
+            "{aü}",
         ] {
             assert_eq!(found(text), [""; 0], "{text}");
         }

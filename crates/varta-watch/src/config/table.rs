@@ -215,7 +215,8 @@ pub(super) struct ConfigurationFlags {
 
     /// Print the settings in force and where each comes from, and exit
     ///
-    /// What is printed is a configuration file itself.
+    /// What is printed is a configuration file itself. It shows all values, also those of variables that
+    /// commands get (--recovery-env), which may be secret.
     #[arg(long)]
     pub(super) print_config: bool,
 
@@ -261,7 +262,10 @@ pub(super) struct RecoveryFlags {
     #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Enforce)]
     pub(super) recovery_mode: Mode,
 
-    /// Least time between two actions on an agent, in milliseconds
+    /// Least time between the actions of two silences of an agent, in milliseconds
+    ///
+    /// From the start of an action to the first one of the next silence, and between two tries of a ladder's
+    /// last step. The steps of a ladder do not wait for it.
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(0..=2_678_400_000), hide_short_help = true)]
     pub(super) recovery_debounce_ms: u64,
 
