@@ -108,20 +108,21 @@ impl HoldFire {
         now_ns: u64,
     ) -> Option<HoldChange> {
         let is_mass = matches!(self.reason, Some(HoldReason::MassStall { .. }));
-        let mass_ns = now_ns.saturating_sub(self.mass_since_ns);
-        if is_mass
-            && self
-                .options
-                .mass_max_ns
-                .is_some_and(|max_ns| mass_ns >= max_ns)
-        {
-            self.reason = None;
-            return Some(HoldChange::Expired);
-        }
         if !is_mass {
             self.mass_since_ns = now_ns;
         }
-        let cause = self.mass_stall(census).or_else(|| self.starved(pressure));
+        let mass = self.mass_stall(census);
+        let mass_ns = now_ns.saturating_sub(self.mass_since_ns);
+        let is_old = |max_ns| is_mass && mass_ns >= max_ns;
+        if mass.is_some() && self.options.mass_max_ns.is_some_and(is_old) {
+            // The host may starve all the same.
+            self.reason = self.starved(pressure);
+            return match self.reason {
+                None => Some(HoldChange::Expired),
+                Some(_) => None,
+            };
+        }
+        let cause = mass.or_else(|| self.starved(pressure));
         if cause.is_some() {
             self.settled_ns = now_ns.saturating_add(census.threshold_ns.min(SETTLE_MAX_NS));
         }
@@ -265,6 +266,34 @@ mod tests {
         assert_eq!(hold.reason(), None);
         let again = hold.judge(&crowd(100, 85, 25), CALM, since_ns + 102);
         assert!(again.is_some(), "25 of the other 40");
+    }
+
+    #[test]
+    fn a_mass_stall_that_has_lasted_too_long_frees_no_fire_on_a_host_that_starves() {
+        let starving = Pressure {
+            memory_percent: Some(50.0),
+            ..CALM
+        };
+        let mut hold = hold();
+        assert!(hold.judge(&crowd(100, 60, 60), starving, 1_000).is_some());
+        assert_eq!(hold.judge(&crowd(100, 60, 0), starving, 1_100), None);
+        assert_eq!(hold.reason(), Some(HoldReason::Memory(50.0)));
+        let resumed = hold.judge(&crowd(100, 60, 0), CALM, 1_200);
+        assert_eq!(resumed, Some(HoldChange::Resumed));
+    }
+
+    #[test]
+    fn a_mass_stall_that_is_over_is_not_said_to_last() {
+        let mut hold = hold();
+        let crowd = |silent| Census {
+            threshold_ns: 50,
+            ..crowd(100, silent, silent)
+        };
+        assert!(hold.judge(&crowd(60), CALM, 1_000).is_some());
+        assert_eq!(hold.judge(&crowd(60), CALM, 1_090), None);
+        assert_eq!(hold.judge(&crowd(10), CALM, 1_110), None, "settles");
+        let resumed = hold.judge(&crowd(10), CALM, 1_140);
+        assert_eq!(resumed, Some(HoldChange::Resumed));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::event::Agent;
 /// Part of the actions in flight that agents elsewhere may have.
 const REMOTE_PART: usize = 2;
 
-/// Part of what agents of a kind may have that is for hooks, so that they leave ladders something.
+/// Part of what is left to agents of a kind that their hooks may have, so that ladders have the rest.
 const HOOK_PART: usize = 2;
 
 /// What something in flight is for.
@@ -94,13 +94,16 @@ impl Permits {
     pub(super) fn free_at_ns(&self, kind: Kind, purpose: Purpose) -> Option<u64> {
         let most = self.limits.max_in_flight.max(1);
         let [ladders, hooks] = self.in_flight[kind as usize];
-        let most_of_kind = match kind {
-            Kind::Local => most,
-            Kind::Remote => most.div_ceil(REMOTE_PART),
+        let most_remote = most.div_ceil(REMOTE_PART);
+        // What a kind can have, and what nobody of the other kind can take from it.
+        let (most_of_kind, own) = match kind {
+            Kind::Local => (most, most - most_remote),
+            Kind::Remote => (most_remote, most_remote),
         };
+        let most_hooks = own.div_ceil(HOOK_PART).max(1);
         let has_room = self.in_flight() < most
             && ladders + hooks < most_of_kind
-            && (purpose == Purpose::Ladder || hooks < most_of_kind.div_ceil(HOOK_PART));
+            && (purpose == Purpose::Ladder || hooks < most_hooks);
         let bucket_ns = self.interval_ns() * u64::from(self.limits.starts_per_second);
         let first_ns = (self.full_at_ns + self.interval_ns()).saturating_sub(bucket_ns);
         has_room.then_some(if self.limits.starts_per_second == 0 {
@@ -150,16 +153,19 @@ mod tests {
     }
 
     #[test]
-    fn hooks_have_half_of_what_their_kind_has() {
+    fn hooks_have_half_of_what_is_their_kinds_own_and_leave_ladders_the_rest() {
         let mut permits = permits(8, 0);
         let mut taken = |kind| {
             let tries = (0..8).filter(|_| permits.take(kind, Purpose::Hook, 0));
             tries.count()
         };
-        assert_eq!((taken(Kind::Remote), taken(Kind::Local)), (2, 4));
+        assert_eq!((taken(Kind::Remote), taken(Kind::Local)), (2, 2));
         assert_eq!(permits.free_at_ns(Kind::Local, Purpose::Hook), None);
-        assert!(permits.take(Kind::Remote, Purpose::Ladder, 0));
-        assert!(permits.take(Kind::Local, Purpose::Ladder, 0));
+        for kind in Kind::ALL {
+            for _ in 0..2 {
+                assert!(permits.take(kind, Purpose::Ladder, 0), "{kind:?}");
+            }
+        }
         permits.give_back(Kind::Local, Purpose::Hook);
         assert!(permits.take(Kind::Local, Purpose::Hook, 0));
     }

@@ -109,10 +109,11 @@ impl Hooks {
         self.waiting.first_key_value().map(|((end, _), _)| *end)
     }
 
-    fn end_waits(&mut self, now: Instant) {
-        while self.next_due().is_some_and(|end| end <= now)
-            && let Some((_, hook)) = self.waiting.pop_first()
-        {
+    /// Those that have waited long enough can go on, the first of them first.
+    pub(super) fn end_waits(&mut self, now: Instant) {
+        let later = self.waiting.split_off(&(now, u64::MAX));
+        let over = std::mem::replace(&mut self.waiting, later);
+        for hook in over.into_values().rev() {
             self.go_on(hook);
         }
     }
@@ -170,12 +171,12 @@ impl Control {
 
     /// Takes the steps that are due and for which there is room.
     pub(super) fn take_hook_steps(&mut self, now_ns: u64) {
-        self.recoveries.hooks.end_waits(Instant::now());
         for kind in Kind::ALL {
             while !self.recoveries.is_held(kind)
                 && let Some(hook) = self.recoveries.hooks.first(kind)
             {
-                let (agent, needs_place) = (hook.agent, hook.needs_place());
+                let agent = hook.agent;
+                let needs_place = hook.needs_place() && self.withdrawal(hook).is_none();
                 if needs_place && !self.recoveries.core().take_hook_permit(agent, now_ns) {
                     break;
                 }
@@ -190,28 +191,28 @@ impl Control {
 
     /// Takes a hook's next step; true if that runs by now.
     fn take_hook_step(&mut self, mut hook: Hook) -> bool {
+        let Some(step) = hook.steps.get(hook.taken) else {
+            self.end_hook(&hook, None);
+            return false;
+        };
         if let Some(why) = self.withdrawal(&hook) {
             self.recoveries.hooks.end(&hook);
             self.given.counters.count(Counter::HooksWithdrawn);
             story::withdrawn(&self.given.log, &hook.who, hook.occasion, why);
             return false;
         }
-        let result = match hook.steps.get(hook.taken) {
-            None => {
-                self.end_hook(&hook, None);
-                return false;
-            }
-            Some(Step::Wait(wait)) => {
+        let result = match step {
+            Step::Wait(wait) => {
                 let end = Instant::now() + *wait;
                 hook.taken += 1;
                 self.recoveries.hooks.wait(hook, end);
                 return false;
             }
-            Some(Step::Signal(signal)) => match self.may_touch(hook.agent) {
+            Step::Signal(signal) => match self.may_touch(hook.agent) {
                 true => self.recoveries.runner.signal(signal, hook.agent),
                 false => Err(StartError::CrossNamespace),
             },
-            Some(Step::Run(run)) => {
+            Step::Run(run) => {
                 let policy = &self.recoveries.policy;
                 let runner = &self.recoveries.runner;
                 match runner.start(run, &policy.children, &hook.subject) {
@@ -358,8 +359,8 @@ mod tests {
         assert_eq!(hooks.ready[0].len(), 1);
         hooks.end_waits(at(5));
         assert_eq!(hooks.ready[0].len(), 3);
-        assert_eq!(take(&mut hooks), Some((2, Occasion::Late)));
         assert_eq!(take(&mut hooks), Some((1, Occasion::Late)));
+        assert_eq!(take(&mut hooks), Some((2, Occasion::Late)));
         assert_eq!(take(&mut hooks), Some((3, Occasion::Late)));
         assert_eq!(hooks.next_due(), None);
     }

@@ -105,7 +105,12 @@ impl Recoveries {
     pub(super) fn core(&mut self) -> &mut Recovery {
         self.core.get_or_insert_with(|| {
             let ladders = ladders_of(&self.policy);
-            Recovery::new(self.slots, ladders, limits_of(&self.policy), self.seed)
+            let limits = limits_of(&self.policy);
+            let mut core = Recovery::new(self.slots, ladders, limits, self.seed);
+            for kind in Kind::ALL {
+                core.hold(kind, self.hold[kind as usize].reason().is_some());
+            }
+            core
         })
     }
 
@@ -363,6 +368,7 @@ impl Control {
     /// Does everything that is due.
     pub(super) fn act(&mut self) {
         let now_ns = self.given.raw.now_ns();
+        self.recoveries.hooks.end_waits(Instant::now());
         let due_ns = self.recoveries.next_due_ns();
         let look_at = match due_ns.is_some_and(|due_ns| due_ns <= now_ns) {
             true => Some(self.recoveries.next_look),

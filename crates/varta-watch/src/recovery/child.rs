@@ -23,6 +23,7 @@ use varta_sys::child::{Child, Program};
 use super::cgroup::{ChildCgroup, Delegated};
 use super::output::{Collector, LeftOpen, Output};
 use super::{Runner, StartError, Subject, environment, target};
+use crate::identity;
 use crate::policy::{Children, RunStep};
 
 /// How often it is looked whether a group has gone whose leader has. The kernel tells nobody.
@@ -121,7 +122,7 @@ impl Running {
             ended = life => ended,
             never = self.collector.collect() => match never {},
         };
-        let status = self.group.reap();
+        let status = self.group.reap().await;
         self.group.is_over = true;
         Ended {
             status,
@@ -203,9 +204,8 @@ impl Group {
             reap_aside(number);
         })?;
         let probe = varta_sys::process::signal_group(pidfd.as_fd(), 0);
-        let is_unknown = |error: &io::Error| error.kind() == io::ErrorKind::InvalidInput;
         Ok(Self {
-            outlives_leader: !probe.is_err_and(|error| is_unknown(&error)),
+            outlives_leader: probe.map_or_else(|error| identity::is_gone(&error), |()| true),
             pidfd,
             status: None,
             number,
@@ -221,20 +221,21 @@ impl Group {
         Instant::now()
     }
 
-    /// How the leader has ended. It must have: else this waits for it.
-    fn reap(&mut self) -> io::Result<ExitStatus> {
+    /// How the leader has ended. It has, but whoever traces it is told first.
+    async fn reap(&mut self) -> io::Result<ExitStatus> {
+        const ENDED: WaitIdOptions = WaitIdOptions::EXITED.union(WaitIdOptions::NOHANG);
         if let Some(status) = self.status {
             return Ok(status);
         }
-        let ended = loop {
+        loop {
             let leader = WaitId::PidFd(self.pidfd.get_ref().as_fd());
-            match waitid(leader, WaitIdOptions::EXITED) {
+            match waitid(leader, ENDED) {
+                Ok(Some(ended)) => return Ok(*self.status.insert(exit_status(&ended))),
+                Ok(None) => sleep(GROUP_PAUSE).await,
                 Err(rustix::io::Errno::INTR) => {}
-                ended => break ended?,
+                Err(error) => return Err(error.into()),
             }
-        };
-        let ended = ended.ok_or(io::ErrorKind::NotFound)?;
-        Ok(*self.status.insert(exit_status(&ended)))
+        }
     }
 
     /// TERM, `grace`, KILL, for everything in the group. Tells what the leader took, and when it ended.
@@ -249,9 +250,12 @@ impl Group {
         };
         // The others have the rest of the grace, where they can be told from the leader's remains.
         if self.outlives_leader {
-            let _ = self.reap();
             let rest = grace.saturating_sub(told.elapsed());
-            let _ = timeout(rest, self.emptied()).await;
+            let _ = timeout(rest, async {
+                let _ = self.reap().await;
+                self.emptied().await;
+            })
+            .await;
         }
         self.signal(Signal::KILL);
         (Force::Term, end)
@@ -294,7 +298,9 @@ impl Drop for Group {
 /// Reaps a child that was killed, however long the kernel takes to end it.
 fn reap_aside(leader: Option<Pid>) {
     if let Some(leader) = leader {
-        std::thread::spawn(move || waitid(WaitId::Pid(leader), WaitIdOptions::EXITED));
+        // Without a thread it stays a zombie until the observer ends.
+        let _ = std::thread::Builder::new()
+            .spawn(move || waitid(WaitId::Pid(leader), WaitIdOptions::EXITED));
     }
 }
 
