@@ -385,3 +385,21 @@ fn no_hook_is_started_while_fire_is_held_and_it_comes_after() {
         .collect();
     assert_eq!(reasons, ["mass_stall", "resumed"]);
 }
+
+#[test]
+fn the_host_is_looked_at_before_a_hook_that_has_waited_goes_on() {
+    let marks = Marks::new();
+    let steps = ["{ wait = \"1500ms\" }".to_owned(), marks.mark("on", "")];
+    let text = format!(
+        "threshold-ms = 2000\n[[agent]]\norigin = \"udp\"\non-critical = [{}]\n",
+        steps.join(", ")
+    );
+    let observer = marks.observer(&text, &[&IN_CLEAR[..], &[ACTED_ON]].concat());
+    let socket = socket_at("127.0.0.1");
+    let frames = (2..8).map(|pid| critical_of(pid, 1).to_vec());
+    // They are silent together by the time the wait is over.
+    observer.hear_all(&socket, &frames.collect::<Vec<_>>());
+    observer.told(LogEvent::Hold, |_| true);
+    assert_eq!(observer.count_within(LogEvent::Hook, QUIET), 0);
+    assert_eq!(marks.read(), [""; 0]);
+}
