@@ -1,10 +1,10 @@
 //! Starting a program of which nothing of this process shows: a session of its own, the standard streams and
 //! no other descriptor, every signal at its default.
 //!
-//! The standard library can only `fork` for that. A fork marks every page of this process as to be copied, under a
-//! lock that page faults of the other threads wait for: the thread that hears beats would pay for each child with
-//! dozens of faults. So the child borrows the memory of the thread that starts it, which the kernel holds still
-//! until the program runs (`CLONE_VM | CLONE_VFORK`), as `posix_spawn` does. The child may only do what is
+//! The standard library can only `fork` for that. A fork copies the page tables of this process, which takes more than
+//! twice the time (`bench`, section `restraint`), and leaves every page to be copied when it is written to next, by
+//! whichever thread that is. So the child borrows the memory of the thread that starts it, which the kernel holds
+//! still until the program runs (`CLONE_VM | CLONE_VFORK`), as `posix_spawn` does. The child may only do what is
 //! async-signal-safe: no lock, no allocation. What needs memory is prepared before.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
