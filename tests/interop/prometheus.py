@@ -203,21 +203,22 @@ def check(holds, what, seen=None):
 
 
 def families(program):
-    """Name, type, number of series of each family; `None` for one per agent."""
+    """Name, type, number of series of each family, and whether that is for each agent, or each name."""
     page = subprocess.run([program, "--list-metrics"], capture_output=True, text=True, check=True)
     rows = [line.strip("| \n").split(" | ") for line in page.stdout.splitlines() if line.startswith("| `")]
     return [
-        (row[0].strip("`"), row[1], None if row[3] == "per agent" else int(row[3])) for row in rows
+        (row[0].strip("`"), row[1], int(row[3].split(" ")[0]), " per " in row[3]) for row in rows
     ]
 
 
 def check_families(prometheus, job, families, agents):
-    for name, kind, series in families:
+    for name, kind, series, is_per_agent in families:
         if kind == "histogram":
             # Sum and count are series of their own.
             name, series = f"{name}_bucket", series - 2
         held = prometheus.query(f'{name}{{job="{job}"}}')
-        expected = agents if series is None else series
+        # Each has a name of its own.
+        expected = agents * series if is_per_agent else series
         check(len(held) == expected, f"{job} holds {expected} series of {name}", held)
 
 
@@ -266,7 +267,7 @@ def check_alerts(listed, directory):
     lint = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True)
     check(lint.returncode == 0, "promtool takes the alerts", lint.stdout + lint.stderr)
     named = set(re.findall(r"\bvarta_\w+", rules))
-    unknown = named - {name for name, _, _ in listed}
+    unknown = named - {name for name, *_ in listed}
     check(named and not unknown, "the alerts are about metrics that there are", unknown)
 
 

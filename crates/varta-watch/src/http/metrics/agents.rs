@@ -1,5 +1,7 @@
-//! One row per agent that has series of its own: what they are called and what they hold.
+//! What is read off agents: how many there are, by state and by name, and one row for each that has series of its
+//! own.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use varta_vlp::Status;
@@ -28,8 +30,17 @@ pub(super) struct Row {
 /// Who it is; rows are in this order.
 type Key = (u32, Option<IpAddr>, String);
 
-/// How many agents there are, and the rows of those that were asked for.
-pub(super) fn read(view: &View, choice: AgentSeries) -> (Census, Vec<Row>) {
+/// The agents of a moment.
+pub(super) struct Agents {
+    /// All of them.
+    pub(super) census: Census,
+    /// Those that were asked for.
+    pub(super) rows: Vec<Row>,
+    /// The same by name.
+    pub(super) names: BTreeMap<String, Census>,
+}
+
+pub(super) fn read(view: &View, choice: AgentSeries) -> Agents {
     let mut census = Census::default();
     let counted = view.agents().inspect(|seen| census.count(seen.state));
     let chosen = match choice {
@@ -38,8 +49,19 @@ pub(super) fn read(view: &View, choice: AgentSeries) -> (Census, Vec<Row>) {
         AgentSeries::None => counted.filter(|_| false).collect(),
         AgentSeries::AtMost(most) => first(most, counted.collect()),
     };
-    let rows = rows(view, chosen);
-    (census, rows)
+    let keyed = keyed(view, chosen);
+    let mut names = BTreeMap::<String, Census>::new();
+    for ((.., name), seen) in &keyed {
+        match names.get_mut(name) {
+            Some(census) => census.count(seen.state),
+            None => names.entry(name.clone()).or_default().count(seen.state),
+        }
+    }
+    Agents {
+        census,
+        rows: rows(view, &keyed),
+        names,
+    }
 }
 
 /// Something is to be said about it.
@@ -53,8 +75,7 @@ fn first(most: usize, mut agents: Vec<Seen>) -> Vec<Seen> {
     agents
 }
 
-fn rows(view: &View, agents: Vec<Seen>) -> Vec<Row> {
-    let now_ns = view.attention_now_ns();
+fn keyed(view: &View, agents: Vec<Seen>) -> Vec<(Key, Seen)> {
     let mut keyed: Vec<(Key, Seen)> = agents
         .into_iter()
         .map(|seen| {
@@ -64,6 +85,11 @@ fn rows(view: &View, agents: Vec<Seen>) -> Vec<Row> {
         })
         .collect();
     keyed.sort_by(|(a, _), (b, _)| a.cmp(b));
+    keyed
+}
+
+fn rows(view: &View, keyed: &[(Key, Seen)]) -> Vec<Row> {
+    let now_ns = view.attention_now_ns();
     keyed
         .chunk_by(|(a, _), (b, _)| a == b)
         .filter_map(|alike| Some(row(&alike.first()?.0, alike, now_ns)))

@@ -16,12 +16,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use varta_core::{Counter, Gauge};
 
-use self::agents::Row;
+use self::agents::Agents;
 use self::page::{Number, Page};
 use self::process::Process;
 use self::table::{Family, Samples};
 use super::view::{View, seconds};
-use crate::api::v1::Census;
 
 pub(crate) use self::table::list;
 
@@ -50,8 +49,7 @@ pub(crate) enum AgentSeries {
 /// What one page tells of.
 struct Moment<'a> {
     view: &'a View,
-    census: Census,
-    rows: Vec<Row>,
+    agents: Agents,
     process: Process,
 }
 
@@ -59,11 +57,9 @@ struct Moment<'a> {
 /// is not for a thread with other things to do.
 pub(crate) fn render(view: &View, format: Format, agents: AgentSeries) -> String {
     view.pulse.turn();
-    let (census, rows) = agents::read(view, agents);
     let moment = Moment {
         view,
-        census,
-        rows,
+        agents: agents::read(view, agents),
         process: Process::read(),
     };
     let mut page = Page::new(format);
@@ -79,7 +75,7 @@ impl Moment<'_> {
         let name = family.name;
         match &family.samples {
             Samples::Agents(figure) => {
-                for row in &self.rows {
+                for row in &self.agents.rows {
                     page.sample(name, &row.labels, figure(row));
                 }
             }
@@ -101,7 +97,15 @@ impl Moment<'_> {
             Samples::States(states) => {
                 for (state, figure) in *states {
                     let labels = page::label(Some(("state", state)));
-                    page.sample(name, &labels, Number::from(figure(&self.census)));
+                    page.sample(name, &labels, Number::from(figure(&self.agents.census)));
+                }
+            }
+            Samples::Names(states) => {
+                for (agent, census) in &self.agents.names {
+                    for (state, figure) in *states {
+                        let labels = page::labels(&[("name", agent), ("state", state)]);
+                        page.sample(name, &labels, Number::from(figure(census)));
+                    }
                 }
             }
             Samples::Build => page.sample(name, &table::build_labels(), Number::Whole(1)),

@@ -44,6 +44,8 @@ pub(super) enum Samples {
     Empty(fn() -> Distribution),
     /// How many agents are in each state.
     States(&'static [OfState]),
+    /// How many agents of each name are in each state.
+    Names(&'static [OfState]),
     /// Which program this is.
     Build,
     /// A figure of the observer.
@@ -88,6 +90,12 @@ const OF_AGENTS: &[Declared] = &[
         "Agents by state: heard within their threshold, late, stalled, or paused by an operator.",
         || Samples::States(STATES),
     ),
+    (
+        "varta_agents_by_name",
+        Kind::Gauge,
+        "The same by name, of agents that have series of their own.",
+        || Samples::Names(STATES),
+    ),
 ];
 
 const STATES: &[OfState] = &[
@@ -109,7 +117,7 @@ const OF_THE_OBSERVER: &[Declared] = &[
         "varta_watch_pids_tracked",
         Kind::Gauge,
         "Agents that are tracked, here and elsewhere.",
-        || Samples::Observer(|moment| Number::from(moment.census.total())),
+        || Samples::Observer(|moment| Number::from(moment.agents.census.total())),
     ),
     (
         "varta_watch_uptime_seconds",
@@ -302,7 +310,7 @@ const HEAD: &str = "\
 # Metrics
 
 This page is what `varta-watch --list-metrics` prints. Every series of a fixed number is there from the first
-scrape on. *Per agent* means one series for each agent that `--metrics-agents` gives series to, as long as it
+scrape on. *Per agent* means series for each agent that `--metrics-agents` gives series to, as long as it
 is tracked; `name` is its command name when it joined, where that is known, `source` the address of an agent
 elsewhere and empty for one of this host.
 
@@ -319,7 +327,10 @@ impl Samples {
             ("`le`".to_owned(), (bounds + 3).to_string())
         };
         match self {
-            Self::Agents(_) => ("`pid`, `name`, `source`".to_owned(), "per agent".to_owned()),
+            Self::Agents(_) => (
+                "`pid`, `name`, `source`".to_owned(),
+                "1 per agent".to_owned(),
+            ),
             Self::Counters { counted, never } => {
                 let counted = counted.iter().filter_map(|counter| counter.info().label);
                 fixed(&counted.chain(never.iter().copied()).collect::<Vec<_>>())
@@ -330,6 +341,10 @@ impl Samples {
             Self::States(states) => {
                 let states = states.iter().map(|(state, _)| ("state", *state));
                 fixed(&states.collect::<Vec<_>>())
+            }
+            Self::Names(states) => {
+                let (states, count) = Self::States(states).extent();
+                (format!("`name`; {states}"), format!("{count} per name"))
             }
             Self::Build => ("`version`, `os`, `arch`".to_owned(), "1".to_owned()),
         }

@@ -366,6 +366,39 @@ fn series_of_an_agent_say_what_it_is_and_how_it_does() {
 }
 
 #[test]
+fn agents_are_counted_by_name_and_state_and_a_name_goes_with_its_last_agent() {
+    let mut observer = Observer::new(8);
+    let first = observer.local(7, Status::Ok, "web");
+    observer.silence();
+    observer.local(8, Status::Ok, "web");
+    let db = observer.local(9, Status::Ok, "db");
+    let counts = |observer: &mut Observer| {
+        let page = observer.page(Format::Text);
+        let samples = of(&page, "varta_agents_by_name");
+        let counts = samples.iter().map(|sample| {
+            let labels = &sample.labels;
+            format!("{} {} {}", labels["name"], labels["state"], sample.value)
+        });
+        counts.collect::<Vec<_>>()
+    };
+    let of_web = |alive, stalled| {
+        [
+            format!("web alive {alive}"),
+            "web late 0".to_owned(),
+            format!("web stalled {stalled}"),
+            "web paused 0".to_owned(),
+        ]
+    };
+    let all = counts(&mut observer);
+    assert_eq!(all.len(), 8);
+    assert!(all.contains(&"db alive 1".to_owned()), "{all:?}");
+    assert_eq!(all[4..], of_web(1, 1));
+    observer.tracker.retire(first);
+    observer.tracker.retire(db);
+    assert_eq!(counts(&mut observer), of_web(1, 0));
+}
+
+#[test]
 fn series_of_an_agent_go_with_it() {
     let mut observer = Observer::new(8);
     let agent = observer.local(7, Status::Ok, "a");
