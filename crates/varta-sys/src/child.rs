@@ -129,8 +129,8 @@ fn clone(orders: &Orders) -> io::Result<Child> {
     let top = stack.as_mut_ptr_range().end;
     // SAFETY: the stack is aligned, writable and used by nobody else, and grows down from its end. `orders` and the
     // stack outlive the child's use of them: with CLONE_VFORK this call returns when the child has run `execve` or
-    // ended. All signals but those of the C library itself are blocked, so no handler of ours runs in the child. What it runs is async-signal-safe. The
-    // kernel writes the pidfd to an integer of ours.
+    // ended. All signals but those of the C library itself are blocked, so no handler of ours runs in the child,
+    // and what it runs is async-signal-safe. The kernel writes the pidfd to an integer of ours.
     let pid = unsafe {
         libc::clone(
             become_program,

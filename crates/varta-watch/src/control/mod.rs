@@ -29,6 +29,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use varta_core::event::UID_UNKNOWN;
+use varta_core::slot::Slot;
 use varta_core::{
     Agent, BeatLimit, Counter, Counters, Event, EventKind, ExitStatus, Gauge, Home, Patience, Rate,
     SlotTable,
@@ -399,8 +400,7 @@ impl Control {
 
     /// Finds the rule of an agent, tells the beat path, and calls the agent as the rule says.
     fn hold_to_rule(&mut self, agent: Agent) {
-        let slot = self.given.table.read(agent.slot);
-        let Some(slot) = slot.filter(|slot| slot.agent(agent.slot) == agent) else {
+        let Some(slot) = self.slot_of(agent) else {
             return;
         };
         let sealed = self
@@ -447,6 +447,12 @@ impl Control {
             person.label = label;
         });
         self.tell_missing();
+    }
+
+    /// What is in the slot of an agent, as long as that is its.
+    fn slot_of(&self, agent: Agent) -> Option<Slot> {
+        let slot = self.given.table.read(agent.slot)?;
+        (slot.agent(agent.slot) == agent).then_some(slot)
     }
 
     /// How long an agent may be silent.

@@ -278,8 +278,7 @@ impl Control {
     }
 
     pub(super) fn subject(&self, agent: Agent, who: &story::Who, reason: &'static str) -> Subject {
-        let facts = self.given.table.read(agent.slot);
-        let facts = facts.filter(|facts| facts.agent(agent.slot) == agent);
+        let facts = self.slot_of(agent);
         let now_ns = attention_now_ns(self.given.raw, &self.given.counters);
         let silence_ns = facts.map_or(0, |facts| facts.silence_ns(now_ns));
         let process = self.acquaintances.facts_of(agent);
@@ -315,10 +314,10 @@ impl Control {
         for agent in &agents {
             self.hold_to_rule(*agent);
         }
-        let (book, table) = (&self.recoveries.book, &self.given.table);
+        let book = &self.recoveries.book;
         let ladder_of = |agent: Agent| {
-            let slot = table.read(agent.slot)?;
-            let may_act = policy.mode != Mode::Observe && refusal(slot.origin).is_none();
+            let origin = book.origin_of(agent)?;
+            let may_act = policy.mode != Mode::Observe && refusal(origin).is_none();
             book.ladder_of(&policy, agent).filter(|_| may_act)
         };
         if let Some(core) = &mut self.recoveries.core {
@@ -342,14 +341,13 @@ impl Control {
 
     /// Whether an agent has been silent beyond its soft tier.
     pub(super) fn is_late(&self, agent: Agent) -> bool {
-        let facts = self.given.table.read(agent.slot);
-        let facts = facts.filter(|facts| facts.agent(agent.slot) == agent);
+        let facts = self.slot_of(agent);
         facts.is_some_and(|facts| facts.state == SlotState::Late || facts.state.is_latched())
     }
 
     fn is_silent(&self, agent: Agent) -> bool {
-        let facts = self.given.table.read(agent.slot);
-        facts.is_some_and(|facts| facts.agent(agent.slot) == agent && facts.state.is_latched())
+        self.slot_of(agent)
+            .is_some_and(|facts| facts.state.is_latched())
     }
 
     /// Whether an operator wants an agent left alone; the beat path may not have heard yet.

@@ -129,9 +129,7 @@ impl Control {
     }
 
     fn look_for(&self, agent: Agent) -> Result<(), Gone> {
-        let facts = self.given.table.read(agent.slot);
-        let is_there = facts.is_some_and(|facts| facts.agent(agent.slot) == agent);
-        if is_there { Ok(()) } else { Err(Gone) }
+        self.slot_of(agent).map(|_| ()).ok_or(Gone)
     }
 
     /// Tells of the pauses that are over. They end by the attention clock, which may be behind.
@@ -146,10 +144,10 @@ impl Control {
 
     /// How much longer the beat path counts none of an agent's silence.
     fn left_of_pause(&self, agent: Agent) -> Option<Duration> {
-        let facts = self.given.table.read(agent.slot)?;
+        let facts = self.slot_of(agent)?;
         let now_ns = attention_now_ns(self.given.raw, &self.given.counters);
         let left_ns = facts.paused_until_ns.saturating_sub(now_ns);
-        (facts.agent(agent.slot) == agent && left_ns > 0).then(|| Duration::from_nanos(left_ns))
+        (left_ns > 0).then(|| Duration::from_nanos(left_ns))
     }
 
     fn tell_resumed(&mut self, agent: Agent, how: &str) {
