@@ -3,7 +3,7 @@
 mod support;
 
 use rustix::process::Signal;
-use support::agents::{AgentProcess, Puppet};
+use support::agents::{AgentProcess, joined, me};
 use support::ladders::{
     HOOKS_DONE, HOOKS_DROPPED, HOOKS_FAILED, HOOKS_WITHDRAWN, Marks, QUIET, REAPED_ZERO, RECOVERED,
     all_hooks, ladder,
@@ -30,19 +30,6 @@ const PLACES: usize = 2;
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
-}
-
-/// The test itself, as an agent that beats when it is told to.
-fn me() -> u32 {
-    std::process::id()
-}
-
-/// A process that has beaten once.
-fn joined(observer: &Observer) -> Puppet {
-    let mut puppet = Puppet::start(&observer.socket);
-    puppet.tell("beat self 1");
-    observer.wait_for_pid(LogEvent::Join, puppet.pid);
-    puppet
 }
 
 /// Nobody stalls, and everybody here has these steps when it calls itself critical.

@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::agents::Puppet;
+use support::agents::{Puppet, joined, me};
 use support::http::Follower;
 use support::ladders::{
     GAVE_UP, Marks, QUIET, REAPED_ZERO, RECOVERED, SPAWNED, all_hooks, has_outcome, ladder,
@@ -18,19 +18,6 @@ const GAVE_UP_BUDGET: &str = "varta_recovery_gave_up_total{reason=\"budget_spent
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
-}
-
-/// The test itself, as an agent that beats when it is told to.
-fn me() -> u32 {
-    std::process::id()
-}
-
-/// A process that has beaten once.
-fn joined(observer: &Observer) -> Puppet {
-    let mut puppet = Puppet::start(&observer.socket);
-    puppet.tell("beat self 1");
-    observer.wait_for_pid(LogEvent::Join, puppet.pid);
-    puppet
 }
 
 fn only_agent(observer: &Observer) -> AgentView {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::Signal;
-use support::agents::AgentProcess;
+use support::agents::{AgentProcess, me};
 use support::ladders::{GAVE_UP, Marks, QUIET, SPAWNED, ladder};
 use support::{Observer, frame};
 use varta_watch::api::{Level, LogEvent, LogLine};
@@ -19,10 +19,6 @@ const MISSING: &str = "varta_agents_missing";
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
-}
-
-fn me() -> u32 {
-    std::process::id()
 }
 
 /// An observer in the midst of the first step of a ladder with this configuration; the step fails once the

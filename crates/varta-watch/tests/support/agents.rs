@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 use varta_client::{Frame, Status, Varta};
 use varta_vlp::{NONCE_TERMINAL, PAYLOAD_GOODBYE};
+use varta_watch::api::LogEvent;
 
-use super::{frame_of, signal_pid, wrapped};
+use super::{Observer, frame_of, signal_pid, wrapped};
 
 /// Tells a copy of the test program to be an agent; holds the socket's path.
 const SOCKET: &str = "VARTA_TEST_AGENT_SOCKET";
@@ -30,6 +31,19 @@ const ARGUMENTS: [&str; 4] = [
     "--nocapture",
     "--test-threads=1",
 ];
+
+/// The test itself, as an agent that beats when it is told to.
+pub(crate) fn me() -> u32 {
+    std::process::id()
+}
+
+/// A process that has beaten once.
+pub(crate) fn joined(observer: &Observer) -> Puppet {
+    let mut puppet = Puppet::start(&observer.socket);
+    puppet.tell("beat self 1");
+    observer.wait_for_pid(LogEvent::Join, puppet.pid);
+    puppet
+}
 
 /// The agent's side: does nothing in the test program itself.
 pub(crate) fn be_an_agent_if_told() {
