@@ -177,13 +177,17 @@ series! {
     "varta_recovery_held" "1 while fire is held because the host is the suspect, else 0." { RecoveryHeld }
     "varta_stall_threshold_seconds" "Silence that makes a stall, unless a rule says otherwise." { Threshold }
     "varta_agents_missing" "Agents that were expected by now and are not there." { AgentsMissing }
-    "varta_observer_last_turn_seconds" "When the beat path began the last turn that it has ended, since the start." { LastTurn }
+    "varta_observer_last_turn_seconds" "When the beat path began the last turn that it has ended, since the start; long ago if there was nothing to do." { LastTurn }
+    "varta_observer_next_turn_seconds" "By when the beat path has said to turn again, since the start; +Inf while only input wakes it." { NextTurn }
 }
 
 impl Gauge {
     /// The value is kept in nanoseconds and told in seconds.
     pub const fn is_time(self) -> bool {
-        matches!(self, Self::AttentionLag | Self::LastTurn | Self::Threshold)
+        matches!(
+            self,
+            Self::AttentionLag | Self::LastTurn | Self::NextTurn | Self::Threshold
+        )
     }
 }
 
@@ -313,9 +317,10 @@ impl Counters {
         self.values[counter as usize].load(Ordering::Relaxed)
     }
 
-    /// Sets a gauge; only its one writing thread may call this.
+    /// Sets a gauge; only its one writing thread may call this. Who reads the value then reads of other gauges
+    /// what was set before, or later.
     pub fn set(&self, gauge: Gauge, value: u64) {
-        self.gauges[gauge as usize].store(value, Ordering::Relaxed);
+        self.gauges[gauge as usize].store(value, Ordering::Release);
     }
 
     /// Raises a high-water mark.
@@ -327,7 +332,7 @@ impl Counters {
 
     /// What a gauge was set to last; nanoseconds where it is a time.
     pub fn level(&self, gauge: Gauge) -> u64 {
-        self.gauges[gauge as usize].load(Ordering::Relaxed)
+        self.gauges[gauge as usize].load(Ordering::Acquire)
     }
 
     /// Takes note of a duration; only the timing's one writing thread may call this.

@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use varta_core::{
@@ -243,13 +243,6 @@ pub(crate) struct Pulse {
 /// a thousand times a second at most.
 const PULSE_SHARED_NS: u64 = 1_000_000;
 
-/// How long the beat path may take to turn before something is told of agents. It takes microseconds,
-/// milliseconds if it is busy; of one that takes longer is told what it did last.
-const TURN_WAIT: Duration = Duration::from_millis(100);
-
-/// How often is looked whether it has.
-const TURN_PAUSE: Duration = Duration::from_micros(100);
-
 impl Pulse {
     /// Wakes the beat path; the time to compare with.
     pub(crate) fn ask(&self) -> u64 {
@@ -269,15 +262,6 @@ impl Pulse {
     /// Whether a turn that it has begun since it was asked is over.
     pub(crate) fn has_turned_since(&self, asked_ns: u64) -> bool {
         self.counters.level(Gauge::LastTurn) >= asked_ns
-    }
-
-    /// Has it turn, and waits for that, so that what is read next is of now. For threads that may wait.
-    pub(crate) fn turn(&self) {
-        let asked = Instant::now();
-        let asked_ns = self.ask();
-        while !self.has_turned_since(asked_ns) && asked.elapsed() < TURN_WAIT {
-            std::thread::sleep(TURN_PAUSE);
-        }
     }
 }
 

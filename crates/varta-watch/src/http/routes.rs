@@ -114,16 +114,14 @@ impl Answers {
         Ok(response)
     }
 
-    /// The same about agents as of now.
-    async fn about_agents<T: Serialize>(
+    /// The same as JSON.
+    async fn json<T: Serialize>(
         &self,
         headers: &HeaderMap,
         find: impl FnOnce(&View) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<Response, Refusal> {
-        let write = |view: &View| {
-            view.pulse.turn();
-            find(view).map(|found| serde_json::to_string(&found).unwrap_or_default())
-        };
+        let write =
+            |view: &View| find(view).map(|found| serde_json::to_string(&found).unwrap_or_default());
         self.text(headers, JSON, write).await
     }
 }
@@ -246,7 +244,7 @@ async fn metrics(State(answers): Shared, headers: HeaderMap) -> Result<Response,
 
 async fn info(State(answers): Shared, headers: HeaderMap) -> Result<Response, Refusal> {
     let info = |view: &View| Ok(view.info());
-    answers.about_agents(&headers, info).await
+    answers.json(&headers, info).await
 }
 
 async fn agents(
@@ -256,7 +254,7 @@ async fn agents(
 ) -> Result<Response, Refusal> {
     let question = AgentsQuestion::parse(&parameters)?;
     let page = move |view: &View| Ok(question.answer(view));
-    answers.about_agents(&headers, page).await
+    answers.json(&headers, page).await
 }
 
 async fn agent(
@@ -269,7 +267,7 @@ async fn agent(
         let seen = find(view, &id).ok_or_else(nobody)?;
         Ok(view.show(&seen))
     };
-    answers.about_agents(&headers, found).await
+    answers.json(&headers, found).await
 }
 
 async fn events(

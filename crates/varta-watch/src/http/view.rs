@@ -15,8 +15,8 @@ use crate::control::history::History;
 use crate::control::roster::{Person, Roster};
 use crate::handoff::Pulse;
 
-/// A last turn that is longer ago is none that goes on: 200 ms. Twice as long as is waited for one.
-const TURN_AGE_NS: u64 = 200_000_000;
+/// A beat path that is later than this has not only been busy: 200 ms. Twice the lateness that is always a gap.
+const OVERDUE_NS: u64 = 200_000_000;
 
 /// What does not change while the observer runs.
 #[derive(Clone, Debug)]
@@ -51,10 +51,14 @@ pub(crate) struct Seen {
 }
 
 impl View {
-    /// The attention clock as the beat path last put it up. While the beat path does not turn the clock stands:
-    /// nobody can be silent while nobody listens. Whoever reads it has had the beat path turn before.
+    /// The attention clock now; see [`attention_now_ns`].
     pub(crate) fn attention_now_ns(&self) -> u64 {
         attention_now_ns(self.raw, &self.counters)
+    }
+
+    /// Until when the beat path has turned, or slept no longer than it had said: now, unless it hangs.
+    pub(crate) fn attended_ns(&self) -> u64 {
+        attended_ns(self.raw, &self.counters)
     }
 
     /// Every agent, by slot.
@@ -163,12 +167,17 @@ impl View {
     }
 }
 
-/// The attention clock as the beat path last put it up; it stands while the beat path does not turn.
+/// The attention clock, without asking the beat path for it: it goes on while that keeps its promise to look
+/// again, and stands while that is overdue. Nobody can be silent while nobody listens (law 2).
 pub(crate) fn attention_now_ns(raw: RawClock, counters: &Counters) -> u64 {
-    let lag_ns = counters.level(Gauge::AttentionLag);
-    let turn_ns = counters.level(Gauge::LastTurn);
-    let heard_ns = raw.now_ns().min(turn_ns.saturating_add(TURN_AGE_NS));
-    heard_ns.saturating_sub(lag_ns)
+    // In this order: who sees a new promise sees the gap before it.
+    let attended_ns = attended_ns(raw, counters);
+    attended_ns.saturating_sub(counters.level(Gauge::AttentionLag))
+}
+
+fn attended_ns(raw: RawClock, counters: &Counters) -> u64 {
+    let due_ns = counters.level(Gauge::NextTurn);
+    raw.now_ns().min(due_ns.saturating_add(OVERDUE_NS))
 }
 
 impl Census {

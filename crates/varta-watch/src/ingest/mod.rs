@@ -265,7 +265,7 @@ impl Ingest {
             None if self.ring_was_full => now_ns,
             None if review_ns.is_some() => u64::MAX,
             None => {
-                self.attention.promise(u64::MAX);
+                self.promise(u64::MAX);
                 self.sleeper.wake_on_input_only()?;
                 return Ok(now_ns);
             }
@@ -276,11 +276,20 @@ impl Ingest {
         }
         let wake_ns = wake_ns.min(now_ns + self.attention.longest_sleep_ns());
         let wake_ns = self.sleeper.wake_at(now_ns, wake_ns)?;
-        self.attention.promise(wake_ns);
+        self.promise(wake_ns);
         Ok(now_ns)
     }
 
+    /// Promises to look again by then. Whoever reads it can tell a beat path that sleeps from one that hangs.
+    fn promise(&mut self, raw_ns: u64) {
+        self.attention.promise(raw_ns);
+        self.counters.set(Gauge::NextTurn, raw_ns);
+    }
+
     fn begin_turn(&mut self, woken_ns: u64) {
+        // What was promised is done, the next promise is due at the end of this turn. A gap is put up before.
+        self.put_up_lag(woken_ns);
+        self.counters.set(Gauge::NextTurn, woken_ns);
         self.woken_ns = woken_ns;
         self.turn_read = 0;
     }
@@ -289,14 +298,18 @@ impl Ingest {
     fn end_turn(&mut self, now_ns: u64) {
         let work_ns = now_ns.saturating_sub(self.woken_ns);
         self.counters.observe(Timing::Work, work_ns);
-        let lag_ns = now_ns.saturating_sub(self.attention.judged_ns());
-        self.counters.set(Gauge::AttentionLag, lag_ns);
+        self.put_up_lag(now_ns);
         self.counters
             .raise(Gauge::ReceiveHighWater, self.turn_read as u64);
         self.counters
             .raise(Gauge::RingHighWater, self.lines.events.waiting() as u64);
         // Last: who sees it sees what the turn has done.
         self.counters.set(Gauge::LastTurn, self.woken_ns);
+    }
+
+    fn put_up_lag(&self, now_ns: u64) {
+        let lag_ns = now_ns.saturating_sub(self.attention.judged_ns());
+        self.counters.set(Gauge::AttentionLag, lag_ns);
     }
 
     /// Moves the attention clock on, reports a gap, and returns the raw time.

@@ -53,10 +53,9 @@ struct Moment<'a> {
     process: Process,
 }
 
-/// The whole page. Takes some milliseconds per ten thousand agents, and waits for the beat path to turn, so it
-/// is not for a thread with other things to do.
+/// The whole page. Takes some milliseconds per ten thousand agents, so it is not for a thread with other things
+/// to do.
 pub(crate) fn render(view: &View, format: Format, agents: AgentSeries) -> String {
-    view.pulse.turn();
     let moment = Moment {
         view,
         agents: agents::read(view, agents),
@@ -124,18 +123,18 @@ impl Moment<'_> {
     fn level(&self, gauge: Gauge) -> Number {
         let level = self.view.counters.level(gauge);
         match gauge.is_time() {
+            true if level == u64::MAX => Number::Real(f64::INFINITY),
             true => Number::Real(seconds(level)),
             false => Number::Whole(level),
         }
     }
 }
 
-/// When the beat path began its last turn, on the clock of who asks, whatever has been done to that clock since
-/// the start. It was asked to turn, so that one that has nothing to do does not look as though it had stopped.
-fn last_turn(moment: &Moment<'_>) -> Number {
+/// Until when the beat path was well, on the clock of who asks, whatever has been done to that clock since the
+/// start. One that sleeps because it has nothing to do does not look as though it had stopped.
+fn last_attended(moment: &Moment<'_>) -> Number {
     let view = moment.view;
-    let turn_ns = view.counters.level(Gauge::LastTurn);
-    let since_ns = view.raw.now_ns().saturating_sub(turn_ns);
+    let since_ns = view.raw.now_ns().saturating_sub(view.attended_ns());
     Number::Real(unix_seconds(SystemTime::now()) - seconds(since_ns))
 }
 

@@ -11,7 +11,7 @@ use varta_core::{Counter, Gauge, Timing};
 
 use super::agents::Row;
 use super::page::{self, Kind, Number};
-use super::{Moment, last_turn, unix_seconds};
+use super::{Moment, last_attended, unix_seconds};
 use crate::api::v1::Census;
 use crate::http::view::seconds;
 
@@ -128,8 +128,8 @@ const OF_THE_OBSERVER: &[Declared] = &[
     (
         "varta_watch_last_poll_loop_timestamp_seconds",
         Kind::Gauge,
-        "When the beat path began the last turn that it has ended, Unix time; it is woken for each page, and told of by another thread.",
-        || Samples::Observer(last_turn),
+        "Until when the beat path has turned, or slept no longer than it had said, Unix time: now, unless it hangs. Told by another thread.",
+        || Samples::Observer(last_attended),
     ),
     (
         "varta_build_info",

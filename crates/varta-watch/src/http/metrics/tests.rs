@@ -21,13 +21,22 @@ struct Observer {
     tracker: Tracker,
 }
 
+/// The same with a beat path that was to turn an hour ago.
+fn overdue_for_an_hour(view: View) -> View {
+    view.counters.set(Gauge::NextTurn, 0);
+    View {
+        raw: RawClock::started_before(3_600_000_000_000),
+        ..view
+    }
+}
+
 impl Observer {
     fn new(capacity: usize) -> Self {
         let table = Arc::new(SlotTable::on_heap(capacity));
         let counters = Arc::new(Counters::default());
         let raw = RawClock::start();
-        // As though the beat path turned all the time.
-        counters.set(Gauge::LastTurn, u64::MAX);
+        // As though the beat path had nothing to do.
+        counters.set(Gauge::NextTurn, u64::MAX);
         let options = TrackerOptions {
             local_capacity: capacity,
             network_capacity: capacity,
@@ -538,7 +547,7 @@ fn times_are_told_in_seconds_and_counters_in_full() {
 }
 
 #[test]
-fn the_last_turn_is_told_as_a_time_of_day_and_an_old_one_as_old() {
+fn until_when_the_beat_path_was_well_is_told_as_a_time_of_day() {
     let observer = Observer::new(1);
     let name = "varta_watch_last_poll_loop_timestamp_seconds";
     let started = unix_seconds(observer.view.about.started);
@@ -546,11 +555,14 @@ fn the_last_turn_is_told_as_a_time_of_day_and_an_old_one_as_old() {
         .parse()
         .unwrap();
     assert!(recent >= started);
-    observer.view.counters.set(Gauge::LastTurn, 0);
-    let old: f64 = value(&observer.page(Format::Text), name, "")
+    let overdue = Observer {
+        view: overdue_for_an_hour(observer.view),
+        ..observer
+    };
+    let old: f64 = value(&overdue.page(Format::Text), name, "")
         .parse()
         .unwrap();
-    assert!(old < recent);
+    assert!(old < recent - 3_500.0);
 }
 
 #[test]
@@ -598,14 +610,23 @@ fn an_agent_that_changes_its_name_keeps_its_series() {
 fn while_the_beat_path_hangs_nobody_grows_silent() {
     let mut observer = Observer::new(1);
     observer.local(7, Status::Ok, "worker");
-    observer.view.counters.set(Gauge::LastTurn, 0);
-    let now_ns = observer.view.attention_now_ns();
-    assert!(now_ns <= 200_000_000);
-    let stands = crate::http::view::View {
-        raw: RawClock::started_before(3_600_000_000_000),
-        ..observer.view
-    };
+    let stands = overdue_for_an_hour(observer.view);
     assert_eq!(stands.attention_now_ns(), 200_000_000);
+}
+
+#[test]
+fn while_the_beat_path_sleeps_as_it_had_said_silence_grows() {
+    let mut observer = Observer::new(1);
+    observer.local(7, Status::Ok, "worker");
+    let view = overdue_for_an_hour(observer.view);
+    view.counters.set(Gauge::NextTurn, 3_600_000_000_001);
+    assert!(view.attention_now_ns() >= 3_600_000_000_000);
+}
+
+#[test]
+fn a_beat_path_that_only_input_wakes_turns_next_at_no_time() {
+    let page = Observer::new(1).page(Format::Text);
+    assert_eq!(value(&page, "varta_observer_next_turn_seconds", ""), "+Inf");
 }
 
 #[test]

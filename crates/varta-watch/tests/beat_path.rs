@@ -1,0 +1,123 @@
+//! The thread that hears beats, looked at from outside: nobody who asks disturbs it, and nobody believes that it
+//! listens while it hangs.
+
+mod support;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use serde_json::Value;
+use support::http::{Reply, assert_healthy};
+use support::{Observer, PATIENCE, frame};
+use varta_watch::api::LogEvent;
+use varta_watch::api::v1::{AgentView, AgentsPage, Health, State};
+
+/// Of the kind that are asked while the beat path sleeps.
+const QUESTIONS: usize = 20;
+
+/// The thread of the observer with this name, by its directory below `/proc`.
+fn thread(observer: &Observer, name: &str) -> String {
+    let tasks = fs::read_dir(format!("/proc/{}/task", observer.pid())).unwrap();
+    let mut tasks = tasks.map(|task| task.unwrap().path().display().to_string());
+    let named = |task: &String| fs::read_to_string(format!("{task}/comm")).unwrap().trim() == name;
+    tasks.find(named).unwrap()
+}
+
+/// How often a thread has gone to sleep.
+fn sleeps(thread: &str) -> u64 {
+    let status = fs::read_to_string(format!("{thread}/status")).unwrap();
+    let line = |line: &str| {
+        Some(
+            line.strip_prefix("voluntary_ctxt_switches:")?
+                .trim()
+                .parse(),
+        )
+    };
+    status.lines().find_map(line).unwrap().unwrap()
+}
+
+fn only_agent(observer: &Observer) -> AgentView {
+    let mut page: AgentsPage = observer.ask("/api/v1/agents").json();
+    assert_eq!(page.agents.len(), 1);
+    page.agents.remove(0)
+}
+
+/// Until only input wakes it.
+fn wait_until_it_has_nothing_to_do(observer: &Observer) {
+    let until = Instant::now() + PATIENCE;
+    let nothing = "\nvarta_observer_next_turn_seconds +Inf\n";
+    while !observer.ask("/metrics").text().contains(nothing) {
+        assert!(Instant::now() < until, "{:?}", observer.ask("/metrics"));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn no_question_but_that_for_its_health_wakes_the_beat_path() {
+    let observer = Observer::start(&["--threshold-ms=100"]);
+    observer.send(&frame(7));
+    observer.wait_for_pid(LogEvent::Stall, std::process::id());
+    wait_until_it_has_nothing_to_do(&observer);
+    let agent = only_agent(&observer);
+    let thread = thread(&observer, "varta-ingest");
+    let before = sleeps(&thread);
+    for _ in 0..QUESTIONS {
+        for path in [
+            "/metrics",
+            "/api/v1/info",
+            "/api/v1/agents",
+            "/api/v1/events",
+            "/readyz",
+            "/",
+        ] {
+            assert_eq!(observer.ask(path).status, 200, "{path}");
+        }
+        let again: AgentView = observer.ask(&format!("/api/v1/agents/{}", agent.id)).json();
+        assert_eq!(again.state, State::Stalled);
+    }
+    assert_eq!(sleeps(&thread), before);
+    assert!(
+        only_agent(&observer).silence > agent.silence,
+        "it is of now all the same"
+    );
+    assert_healthy(&observer);
+    assert!(sleeps(&thread) > before);
+}
+
+#[test]
+fn a_beat_path_that_hangs_is_said_to_and_nobody_grows_silent_meanwhile() {
+    let observer = Observer::start(&["--threshold-ms=600"]);
+    let agent = observer.connect();
+    agent.send(&frame(1)).unwrap();
+    observer.wait_for_pid(LogEvent::Join, std::process::id());
+    let thread = thread(&observer, "varta-ingest");
+    let thread = Pid::from_raw(thread.rsplit('/').next().unwrap().parse().unwrap());
+    ptrace::seize(thread, ptrace::Options::empty()).unwrap();
+    ptrace::interrupt(thread).unwrap();
+    waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+    // Each of these waits a second for it.
+    let hung: Reply = observer.ask("/healthz");
+    let silence = only_agent(&observer).silence;
+    let page = observer.ask("/metrics");
+    let health: Health = observer.ask("/healthz").json();
+    assert_eq!((hung.status, health.healthy), (503, false));
+    assert!(health.last_turn_age > 1.5, "{health:?}");
+    assert_eq!(only_agent(&observer).silence, silence);
+    let told = |page: &Reply| {
+        let name = "varta_watch_last_poll_loop_timestamp_seconds ";
+        let text = page.text();
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().parse::<f64>().unwrap()
+    };
+    let (early, late) = (told(&page), told(&observer.ask("/metrics")));
+    assert!((early - late).abs() < 0.1, "{early} {late}");
+    agent.send(&frame(2)).unwrap();
+    ptrace::detach(thread, None).unwrap();
+    assert_healthy(&observer);
+    assert_eq!(observer.count_within(LogEvent::Stall, Duration::ZERO), 0);
+    let info: Value = observer.ask("/api/v1/info").json();
+    assert!(info["attention_lag"].as_f64().unwrap() > 1.5, "{info}");
+}
