@@ -21,6 +21,8 @@ pub mod map;
 pub mod process;
 #[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod receive;
+#[cfg(all(feature = "observer", target_os = "linux"))]
+pub mod sched;
 #[cfg(all(feature = "secrets", unix))]
 pub mod secret_file;
 #[cfg(all(feature = "observer", target_os = "linux"))]
