@@ -173,6 +173,7 @@ series! {
     "varta_observer_event_ring_high_water" "Most events that have waited for the control thread at once." { RingHighWater }
     "varta_observer_receive_high_water" "Most datagrams that were read in one turn." { ReceiveHighWater }
     "varta_observer_attention_lag_seconds" "Time since the start that counts against nobody." { AttentionLag }
+    "varta_observer_real_time" "1 while the beat path runs in real time, 0 if it may not or has too much to do for that." { RealTime }
     "varta_recovery_in_flight" "Recovery commands and hooks that run now." { RecoveryInFlight }
     "varta_recovery_held" "1 while fire is held because the host is the suspect, else 0." { RecoveryHeld }
     "varta_stall_threshold_seconds" "Silence that makes a stall, unless a rule says otherwise." { Threshold }

@@ -69,6 +69,8 @@ pub(crate) struct Config {
     pub(crate) users: AllowedUsers,
     /// Agents of other pid namespaces are refused.
     pub(crate) refuse_foreign: bool,
+    /// The beat path may run in real time.
+    pub(crate) real_time: bool,
     pub(crate) limits: LimitOptions,
     pub(crate) udp: Option<UdpConfig>,
     pub(crate) http: HttpConfig,
@@ -247,6 +249,7 @@ impl Flags {
             socket_access,
             users,
             refuse_foreign: self.strict_namespace_check && !self.allow_cross_namespace_agents,
+            real_time: self.real_time,
             limits: LimitOptions {
                 agent: rate(self.max_beat_rate, agent_burst),
                 global: rate(self.global_beat_rate, self.global_beat_burst),

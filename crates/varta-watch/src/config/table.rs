@@ -171,6 +171,13 @@ pub(super) struct Flags {
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = Eviction::Strict, hide_short_help = true, help_heading = "Silence")]
     pub(super) tracker_eviction_policy: Eviction,
 
+    /// Run what notices silence in real time, where this user may
+    ///
+    /// So that nothing else on a busy host makes it late. It takes a quarter of a core at most that way; a flood
+    /// of beats is read as an ordinary thread.
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", hide_short_help = true, help_heading = "Silence")]
+    pub(super) real_time: bool,
+
     /// Slots looked at per attempt to evict under the balanced policy
     #[arg(long, value_name = "N", default_value_t = DEFAULT_EVICTION_SCAN_WINDOW as u64, value_parser = clap::value_parser!(u64).range(1..=MAX_CAPACITY as u64), hide_short_help = true, help_heading = "Silence")]
     pub(super) eviction_scan_window: u64,

@@ -19,6 +19,7 @@ mod introductions;
 mod network;
 mod open;
 mod orders;
+mod precedence;
 mod queue;
 mod remembered;
 mod shed;
@@ -47,6 +48,7 @@ use crate::socket_file::BoundSocket;
 use closer::Closer;
 use introductions::Introductions;
 pub(crate) use network::Network;
+use precedence::Precedence;
 use queue::{Flood, Horizon};
 use shed::{InnerPids, Kind, Shed};
 use sleep::{Fetched, Ready, Sleeper};
@@ -90,6 +92,8 @@ pub(crate) struct IngestConfig {
     pub(crate) every_beat: bool,
     /// Agents of other pid namespaces are refused.
     pub(crate) refuse_foreign: bool,
+    /// Run in real time if this user may.
+    pub(crate) real_time: bool,
     /// Datagrams the kernel queues on one socket.
     pub(crate) queue_datagrams: usize,
     /// Agents that may be held by a descriptor.
@@ -217,14 +221,18 @@ impl Ingest {
     /// Turns until told to stop. An error here means the kernel refuses to let us wait.
     pub(crate) fn run(mut self) -> io::Result<()> {
         let mut fetched = Fetched::new();
+        let mut precedence = Precedence::take(self.config.real_time, self.raw.now_ns());
         while !self.ready.stop {
-            self.turn(&mut fetched)?;
+            self.turn(&mut fetched, &mut precedence)?;
         }
         Ok(())
     }
 
-    fn turn(&mut self, fetched: &mut Fetched) -> io::Result<()> {
+    fn turn(&mut self, fetched: &mut Fetched, precedence: &mut Precedence) -> io::Result<()> {
         let slept_ns = self.promise_next_look()?;
+        precedence.has_worked(self.woken_ns, slept_ns);
+        let is_real_time = precedence.is_real_time();
+        self.counters.set(Gauge::RealTime, is_real_time.into());
         self.lines.events.ring_bell();
         self.sleeper.wait(&mut self.ready, fetched)?;
         let woken_ns = self.look();

@@ -20,7 +20,6 @@ use varta_core::replay::ReplayOptions;
 use varta_core::{
     AllowedUsers, BeatOrigin, Counters, Limits, LocalGate, SlotTable, Tracker, TrackerOptions,
 };
-use varta_sys::sched;
 
 use crate::api::{Fields, LogEvent};
 use crate::clock::RawClock;
@@ -65,12 +64,8 @@ const SESSIONS_MIN: usize = 16_384;
 const CLOSED_PER_AGENT: usize = 16;
 const CLOSED_MIN: usize = 65_536;
 
-/// As nice values: 0 is everybody's, 19 the lowest priority.
-const HIGH_PRIORITY: i32 = -10;
+/// As a nice value: 0 is everybody's.
 const LOWEST_PRIORITY: i32 = 19;
-
-/// More than nearly every turn of the beat path takes, and the least the kernel knows.
-const TURN_SLICE: Duration = Duration::from_micros(100);
 
 /// Something that keeps the observer from starting or running; exit code 1.
 pub(crate) type Failure = String;
@@ -82,13 +77,6 @@ fn failure(what: &str) -> impl FnOnce(std::io::Error) -> Failure {
 /// A number that differs between any two runs.
 pub(crate) fn random_number() -> u64 {
     RandomState::new().hash_one(std::process::id())
-}
-
-/// Puts the calling thread before others: it does little and must do that in time.
-fn go_first() {
-    // Without either a busy machine makes stalls noticed later. The first only root and `CAP_SYS_NICE` may.
-    let _ = rustix::process::setpriority_process(None, HIGH_PRIORITY);
-    let _ = sched::set_slice(TURN_SLICE);
 }
 
 /// Puts the calling thread behind every other one that has something to do.
@@ -158,6 +146,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         threshold_ns: nanoseconds(config.threshold),
         every_beat: journal.is_some() && config.export_events == ExportEvents::All,
         refuse_foreign: config.refuse_foreign,
+        real_time: config.real_time,
         queue_datagrams: queue_limit,
         descriptor_budget: descriptor_budget(),
     };
@@ -225,7 +214,6 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         let thread = std::thread::Builder::new()
             .name("varta-ingest".to_owned())
             .spawn(move || {
-                go_first();
                 if let Err(error) = ingest.run() {
                     let _ = ingest_failed.send(error);
                 }
