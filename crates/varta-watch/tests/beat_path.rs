@@ -1,9 +1,10 @@
-//! The thread that hears beats, looked at from outside: nobody who asks disturbs it, and nobody believes that it
-//! listens while it hangs.
+//! The thread that hears beats, looked at from outside: nobody who asks disturbs it, nobody believes that it
+//! listens while it hangs, and nobody can turn its precedence against the host.
 
 mod support;
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::ptrace;
@@ -45,12 +46,21 @@ fn only_agent(observer: &Observer) -> AgentView {
     page.agents.remove(0)
 }
 
-/// Until only input wakes it.
-fn wait_until_it_has_nothing_to_do(observer: &Observer) {
+const ONLY_INPUT_WAKES_IT: &str = "varta_observer_next_turn_seconds +Inf";
+
+const IN_REAL_TIME: &str = "varta_observer_real_time 1";
+const NOT_IN_REAL_TIME: &str = "varta_observer_real_time 0";
+
+/// The page of metrics has this line.
+fn tells(observer: &Observer, line: &str) -> bool {
+    let page = observer.ask("/metrics").text();
+    page.lines().any(|told| told == line)
+}
+
+fn wait_until_it_tells(observer: &Observer, line: &str) {
     let until = Instant::now() + PATIENCE;
-    let nothing = "\nvarta_observer_next_turn_seconds +Inf\n";
-    while !observer.ask("/metrics").text().contains(nothing) {
-        assert!(Instant::now() < until, "{:?}", observer.ask("/metrics"));
+    while !tells(observer, line) {
+        assert!(Instant::now() < until, "not {line}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -60,7 +70,7 @@ fn no_question_but_that_for_its_health_wakes_the_beat_path() {
     let observer = Observer::start(&["--threshold-ms=100"]);
     observer.send(&frame(7));
     observer.wait_for_pid(LogEvent::Stall, std::process::id());
-    wait_until_it_has_nothing_to_do(&observer);
+    wait_until_it_tells(&observer, ONLY_INPUT_WAKES_IT);
     let agent = only_agent(&observer);
     let thread = thread(&observer, "varta-ingest");
     let before = sleeps(&thread);
@@ -120,4 +130,38 @@ fn a_beat_path_that_hangs_is_said_to_and_nobody_grows_silent_meanwhile() {
     assert_eq!(observer.count_within(LogEvent::Stall, Duration::ZERO), 0);
     let info: Value = observer.ask("/api/v1/info").json();
     assert!(info["attention_lag"].as_f64().unwrap() > 1.5, "{info}");
+}
+
+#[test]
+fn nobody_keeps_the_beat_path_in_real_time_by_flooding_it() {
+    let observer = Observer::start(&["--max-beat-rate=0"]);
+    observer.send(&frame(1));
+    observer.wait_for_pid(LogEvent::Join, std::process::id());
+    if !tells(&observer, IN_REAL_TIME) {
+        println!("skipped: this user may not run in real time");
+        return;
+    }
+    let agent = observer.connect();
+    let flood_is_over = AtomicBool::new(false);
+    let begun = Instant::now();
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let mut nonce = 1;
+            while !flood_is_over.load(Ordering::Relaxed) && begun.elapsed() < 2 * PATIENCE {
+                nonce += 1;
+                agent.send(&frame(nonce)).unwrap();
+            }
+        });
+        wait_until_it_tells(&observer, NOT_IN_REAL_TIME);
+        flood_is_over.store(true, Ordering::Relaxed);
+    });
+    wait_until_it_tells(&observer, IN_REAL_TIME);
+}
+
+#[test]
+fn an_observer_that_is_not_to_run_in_real_time_does_not() {
+    let observer = Observer::start(&["--real-time=false"]);
+    observer.send(&frame(1));
+    observer.wait_for_pid(LogEvent::Join, std::process::id());
+    assert!(tells(&observer, NOT_IN_REAL_TIME));
 }

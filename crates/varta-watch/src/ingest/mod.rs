@@ -76,7 +76,8 @@ const NETWORK_ROUNDS: usize = 12;
 /// than that for a mass stall.
 const TIMER_BUDGET: u32 = 4096;
 
-/// Doubtful time is told when it has come to this: 50 ms, since in a flood there is some in every turn.
+/// Doubtful time is told when it has come to this, or there is time again: 50 ms, since in a flood there is some
+/// in every turn.
 const DOUBT_TOLD_NS: u64 = 50_000_000;
 
 /// How long a stall that found the ring full waits before it is offered again: 1 ms, so that a slow
@@ -225,6 +226,7 @@ impl Ingest {
         while !self.ready.stop {
             self.turn(&mut fetched, &mut precedence)?;
         }
+        self.tell_doubt();
         Ok(())
     }
 
@@ -256,9 +258,8 @@ impl Ingest {
         self.shed_floods();
         self.drain_exits();
         self.judge(judged_ns);
-        if self.untold_doubt_ns >= DOUBT_TOLD_NS {
-            let doubt_ns = std::mem::take(&mut self.untold_doubt_ns);
-            self.send(EventKind::Doubt { doubt_ns });
+        if is_calm || self.untold_doubt_ns >= DOUBT_TOLD_NS {
+            self.tell_doubt();
         }
         Ok(())
     }
@@ -335,6 +336,13 @@ impl Ingest {
         let jumps = self.attention.take_jumps();
         self.counters.add(Counter::ClockJumps, jumps);
         raw_ns
+    }
+
+    fn tell_doubt(&mut self) {
+        let doubt_ns = std::mem::take(&mut self.untold_doubt_ns);
+        if doubt_ns > 0 {
+            self.send(EventKind::Doubt { doubt_ns });
+        }
     }
 
     /// Reads what local agents have sent, and doubts the time before if that was more than the kernel
