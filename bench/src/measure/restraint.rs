@@ -6,8 +6,8 @@
 //! but they hold their fire; a ladder without hold-fire, at the default rate and without a limit. A child
 //! sleeps for 10 ms.
 //!
-//! Each has its own agents, all of which have the ladder. The bare timer runs at the priority of the beat
-//! path, where this user may set it: the children take the same cores from both.
+//! Each has its own agents, all of which have the ladder. The bare timer has the priority of a beat path that
+//! may not run in real time, where this user may set it: the children take the same cores from both.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Nothing told for this long: nothing more is to come. Others come back within an interval.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// The priority of the beat path.
+/// The priority of a beat path that may not run in real time.
 const HIGH_PRIORITY: i32 = -10;
 
 const SPAWNED: &str = "varta_recovery_outcomes_total{outcome=\"spawned\"}";
@@ -144,8 +144,8 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     tell_children(report, quiet, acting);
     report.note(format!(
         "restraint: {} agents stopped together and {} others one by one, every {PACE:?}; threshold \
-         {THRESHOLD:?}; {rounds} rounds, in turns; a child sleeps for 10 ms; bare timer at the beat \
-         path's priority, in the same seconds",
+         {THRESHOLD:?}; {rounds} rounds, in turns; a child sleeps for 10 ms; bare timer at nice \
+         {HIGH_PRIORITY}, in the same seconds",
         bench.plan.restraint.crowd, bench.plan.restraint.others
     ));
     Ok(())
