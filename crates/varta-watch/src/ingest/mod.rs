@@ -4,7 +4,8 @@
 //! After start-up the thread takes no lock, reads no file, writes no log, and does a bounded amount of
 //! work per turn (law 4). A beat of a known agent costs a look at its sender, a look whether that still
 //! lives, and a receive; further system calls are made when an agent is heard for the first time or begins
-//! a new series, when one ends, when a flood begins or ends, and when the next deadline moves.
+//! a new series, when one ends, when a flood begins or ends, when the next deadline moves, and when the thread's
+//! precedence is used up or renewed.
 //!
 //! As many datagrams as the kernel queues are taken one by one in each turn, after a look at who sent each:
 //! the datagram of a stranger is taken together with its sender's pidfd, which costs too much to ask for
