@@ -67,17 +67,14 @@ pub fn is_real_time() -> io::Result<bool> {
 }
 
 fn set_policy(policy: libc::c_int, priority: libc::c_int) -> io::Result<()> {
-    let parameters = libc::sched_param {
-        sched_priority: priority,
-    };
-    // SAFETY: 0 is the calling thread, and the kernel only reads the struct. Not every C library has more than
-    // a stub for this call.
+    // SAFETY: 0 is the calling thread, and the kernel only reads its `sched_param`, which is this number. Not every
+    // C library has that struct, or more than a stub for this call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_sched_setscheduler,
             0,
             policy | libc::SCHED_RESET_ON_FORK,
-            &raw const parameters,
+            &raw const priority,
         )
     };
     match result {
