@@ -15,17 +15,17 @@ impl RawClock {
         }
     }
 
-    /// A clock that was started so many nanoseconds ago.
+    /// A clock that was started so many nanoseconds ago, be that before the machine was.
     #[cfg(test)]
     pub(crate) fn started_before(ns: u64) -> Self {
         Self {
-            origin_ns: monotonic_ns().saturating_sub(ns),
+            origin_ns: monotonic_ns().wrapping_sub(ns),
         }
     }
 
     /// Nanoseconds since the start.
     pub(crate) fn now_ns(self) -> u64 {
-        monotonic_ns().saturating_sub(self.origin_ns)
+        monotonic_ns().wrapping_sub(self.origin_ns)
     }
 
     /// A time of this clock as time since boot, which also counts while the machine sleeps.
