@@ -2,6 +2,8 @@
 //! its agents. Then nothing is done to anybody until that is over, and for a threshold more: who has not come
 //! back when half of them have is on its way, not stuck.
 
+use std::mem::discriminant;
+
 use crate::census::Census;
 
 /// Below this part of its limit a pressure is over, so that a figure at the limit does not flicker.
@@ -56,7 +58,7 @@ pub enum HoldReason {
 /// What has changed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HoldChange {
-    /// Fire is held from now on.
+    /// Fire is held from now on, or goes on to be, for this reason.
     Held(HoldReason),
     /// It is not any more.
     Resumed,
@@ -117,10 +119,7 @@ impl HoldFire {
         if mass.is_some() && self.options.mass_max_ns.is_some_and(is_old) {
             // The host may starve all the same.
             self.reason = self.starved(pressure);
-            return match self.reason {
-                None => Some(HoldChange::Expired),
-                Some(_) => None,
-            };
+            return Some(self.reason.map_or(HoldChange::Expired, HoldChange::Held));
         }
         let cause = mass.or_else(|| self.starved(pressure));
         if cause.is_some() {
@@ -131,6 +130,9 @@ impl HoldFire {
         let before = std::mem::replace(&mut self.reason, now);
         match (before, now) {
             (None, Some(reason)) => Some(HoldChange::Held(reason)),
+            (Some(old), Some(new)) if discriminant(&old) != discriminant(&new) => {
+                Some(HoldChange::Held(new))
+            }
             (Some(_), None) => Some(HoldChange::Resumed),
             _ => None,
         }
@@ -276,10 +278,25 @@ mod tests {
         };
         let mut hold = hold();
         assert!(hold.judge(&crowd(100, 60, 60), starving, 1_000).is_some());
-        assert_eq!(hold.judge(&crowd(100, 60, 0), starving, 1_100), None);
-        assert_eq!(hold.reason(), Some(HoldReason::Memory(50.0)));
+        let starved = HoldChange::Held(HoldReason::Memory(50.0));
+        let switched = hold.judge(&crowd(100, 60, 0), starving, 1_100);
+        assert_eq!(switched, Some(starved));
         let resumed = hold.judge(&crowd(100, 60, 0), CALM, 1_200);
         assert_eq!(resumed, Some(HoldChange::Resumed));
+    }
+
+    #[test]
+    fn another_reason_to_hold_fire_is_told_once() {
+        let mut hold = hold();
+        let starving = Pressure {
+            memory_percent: Some(50.0),
+            ..CALM
+        };
+        assert!(hold.judge(&crowd(100, 60, 60), CALM, 0).is_some());
+        let starved = HoldChange::Held(HoldReason::Memory(50.0));
+        let few = crowd(100, 1, 1);
+        assert_eq!(hold.judge(&few, starving, 1), Some(starved));
+        assert_eq!(hold.judge(&few, starving, 2), None);
     }
 
     #[test]
