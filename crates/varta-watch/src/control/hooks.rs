@@ -145,11 +145,11 @@ impl Control {
         }
         let who = self.name_of(agent);
         if policy.mode == Mode::DryRun {
-            return story::would_hook(&self.given.log, &who, occasion);
+            return story::recovery::would_hook(&self.given.log, &who, occasion);
         }
         if self.refusal_of(agent).is_some() {
             self.given.counters.count(Counter::HooksWithdrawn);
-            return story::withdrawn(&self.given.log, &who, occasion, NOT_ALLOWED);
+            return story::recovery::withdrawn(&self.given.log, &who, occasion, NOT_ALLOWED);
         }
         let subject = Subject {
             is_target: matches!(occasion, Occasion::Late | Occasion::Critical),
@@ -198,7 +198,7 @@ impl Control {
         if let Some(why) = self.withdrawal(&hook) {
             self.recoveries.hooks.end(&hook);
             self.given.counters.count(Counter::HooksWithdrawn);
-            story::withdrawn(&self.given.log, &hook.who, hook.occasion, why);
+            story::recovery::withdrawn(&self.given.log, &hook.who, hook.occasion, why);
             return false;
         }
         let result = match step {
@@ -251,7 +251,7 @@ impl Control {
             Step::Run(run) => run.program.display().to_string(),
             Step::Signal(_) | Step::Wait(_) => String::new(),
         };
-        let problem = format!("{program}: {}", story::end_of(ended));
+        let problem = format!("{program}: {}", story::recovery::end_of(ended));
         self.end_hook(&hook, Some(problem));
     }
 
@@ -263,7 +263,7 @@ impl Control {
         });
         let result = problem.map_or(Ok(hook.steps.len()), Err);
         let took = hook.begun.elapsed();
-        story::hooked(&self.given.log, &hook.who, hook.occasion, &result, took);
+        story::recovery::hooked(&self.given.log, &hook.who, hook.occasion, &result, took);
     }
 
     /// Why nothing more is done, if it is not what the operator wants by now or not what the agent needs.

@@ -219,7 +219,7 @@ impl Control {
         let ladder = self.may_act_on(agent, who).then_some(ladder);
         if self.recoveries.core().on_stall(agent, ladder, now_ns) == Plan::Deferred {
             self.count_outcome(agent, Counter::RecoveryDebounced);
-            story::deferred(&self.given.log, who);
+            story::recovery::deferred(&self.given.log, who);
         }
     }
 
@@ -227,7 +227,7 @@ impl Control {
     pub(super) fn returned(&mut self, agent: Agent, who: &story::Who) {
         if self.settled(agent).acted {
             self.count_outcome(agent, Counter::RecoveryRecovered);
-            story::recovered(&self.given.log, who);
+            story::recovery::recovered(&self.given.log, who);
         }
         self.hook(agent, Occasion::Recovered);
     }
@@ -261,7 +261,7 @@ impl Control {
         self.count_outcome(agent, outcome);
         self.given.counters.count(reason);
         let sealed = self.given.keys.is_some();
-        story::refused_by_origin(&self.given.log, who, origin, sealed);
+        story::recovery::refused_by_origin(&self.given.log, who, origin, sealed);
         false
     }
 
@@ -441,7 +441,7 @@ impl Control {
                 HoldReason::Io(_) => Counter::HoldsIo,
             });
         }
-        story::hold(&self.given.log, kind, change);
+        story::recovery::hold(&self.given.log, kind, change);
     }
 
     /// Takes a step for an agent that is silent still.
@@ -466,7 +466,7 @@ impl Control {
                     }
                 };
                 self.count_outcome(agent, counter);
-                story::not_started(&self.given.log, &who, &error);
+                story::recovery::not_started(&self.given.log, &who, &error);
                 self.end_action(action, end, now_ns);
             }
         }
@@ -493,7 +493,7 @@ impl Control {
         let shown = step.shown(Some(&subject));
         if policy.mode == Mode::DryRun {
             self.count_outcome(agent, Counter::RecoveryDryRun);
-            story::dry_run(&self.given.log, who, &shown);
+            story::recovery::dry_run(&self.given.log, who, &shown);
             return Ok(Some(ActionEnd::Handled));
         }
         match step {
@@ -501,7 +501,7 @@ impl Control {
             Step::Signal(signal) => {
                 self.recoveries.runner.signal(signal, agent)?;
                 self.count_outcome(agent, Counter::RecoverySignalled);
-                story::signalled(&self.given.log, who, &shown);
+                story::recovery::signalled(&self.given.log, who, &shown);
                 Ok(Some(ActionEnd::Handled))
             }
             Step::Run(run) => {
@@ -511,7 +511,7 @@ impl Control {
                     .start(run, &policy.children, &subject)?;
                 let child_pid = running.pid;
                 self.count_outcome(agent, Counter::RecoverySpawned);
-                story::spawned(&self.given.log, who, child_pid, &shown);
+                story::recovery::spawned(&self.given.log, who, child_pid, &shown);
                 let who = who.clone();
                 self.recoveries.working.spawn(async move {
                     Work::Action {
@@ -541,7 +541,7 @@ impl Control {
         self.given
             .roster
             .amend(agent, |person| person.gave_up = true);
-        story::gave_up(&self.given.log, &self.name_of(agent), why);
+        story::recovery::gave_up(&self.given.log, &self.name_of(agent), why);
         self.hook(agent, Occasion::GaveUp);
     }
 
@@ -571,7 +571,7 @@ impl Control {
         counters.observe(Timing::RecoveryDuration, nanoseconds(ended.duration));
         counters.add(Counter::OutputDropped, ended.output.dropped);
         let label = outcome.info().label.map_or("", |(_, value)| value);
-        story::ended(&self.given.log, who, child_pid, ended, label);
+        story::recovery::ended(&self.given.log, who, child_pid, ended, label);
         self.end_action(action, end, self.given.raw.now_ns());
     }
 
