@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
+use rustix::process::Signal;
 use serde_json::Value;
-use support::http::{Reply, assert_healthy};
+use support::http::{Reply, assert_healthy, assert_problem};
 use support::{Observer, PATIENCE, frame};
 use varta_watch::api::LogEvent;
 use varta_watch::api::v1::{AgentView, AgentsPage, Health, State};
@@ -38,6 +39,16 @@ fn sleeps(thread: &str) -> u64 {
         )
     };
     status.lines().find_map(line).unwrap().unwrap()
+}
+
+/// Stops the beat path until it is detached from.
+fn hang(observer: &Observer) -> Pid {
+    let thread = thread(observer, "varta-ingest");
+    let thread = Pid::from_raw(thread.rsplit('/').next().unwrap().parse().unwrap());
+    ptrace::seize(thread, ptrace::Options::empty()).unwrap();
+    ptrace::interrupt(thread).unwrap();
+    waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+    thread
 }
 
 fn only_agent(observer: &Observer) -> AgentView {
@@ -103,11 +114,7 @@ fn a_beat_path_that_hangs_is_said_to_and_nobody_grows_silent_meanwhile() {
     let agent = observer.connect();
     agent.send(&frame(1)).unwrap();
     observer.wait_for_pid(LogEvent::Join, std::process::id());
-    let thread = thread(&observer, "varta-ingest");
-    let thread = Pid::from_raw(thread.rsplit('/').next().unwrap().parse().unwrap());
-    ptrace::seize(thread, ptrace::Options::empty()).unwrap();
-    ptrace::interrupt(thread).unwrap();
-    waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+    let thread = hang(&observer);
     // Each of these waits a second for it.
     let hung: Reply = observer.ask("/healthz");
     let silence = only_agent(&observer).silence;
@@ -130,6 +137,22 @@ fn a_beat_path_that_hangs_is_said_to_and_nobody_grows_silent_meanwhile() {
     assert_eq!(observer.count_within(LogEvent::Stall, Duration::ZERO), 0);
     let info: Value = observer.ask("/api/v1/info").json();
     assert!(info["attention_lag"].as_f64().unwrap() > 1.5, "{info}");
+}
+
+#[test]
+fn an_observer_whose_beat_path_hangs_ends_when_it_is_told_to_and_says_why() {
+    let observer = Observer::start(&[]);
+    let thread = hang(&observer);
+    observer.signal(Signal::TERM);
+    assert_problem(
+        &observer.ask_until_refused("/readyz"),
+        503,
+        "the observer stops",
+    );
+    // Its end is ours to take note of before it is anybody else's.
+    waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+    observer.wait_for(LogEvent::Notice, |line| line.msg.contains("hangs"));
+    assert_eq!(observer.exit_code(), Some(1));
 }
 
 #[test]

@@ -8,9 +8,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+use support::http::assert_problem;
 use support::ladders::{Marks, ladder};
 use support::{Observer, PATIENCE, frame};
 use varta_watch::api::LogLine;
+use varta_watch::api::v1::AgentsPage;
 
 /// Time for a program to begin on a busy machine, before it is ended.
 const BEGUN: &str = ", timeout = \"2s\", wait = \"1h\"";
@@ -85,6 +88,30 @@ fn a_program_that_ignores_being_told_to_go_is_killed_and_fails_its_step() {
     let script = "trap '' TERM; while :; do sleep 600; done";
     let (_observer, line) = first_step(&marks, marks.shell(script, BEGUN), "killed", || ());
     assert_eq!(line.fields.signal, Some(9), "{line:?}");
+}
+
+#[test]
+fn an_observer_that_waits_for_its_programs_says_that_it_stops() {
+    let marks = Marks::new();
+    let stubborn = "trap '' TERM; echo begun >> marks; while :; do sleep 600; done";
+    let text = ladder(200, &[marks.shell(stubborn, ", wait = \"1h\"")], "");
+    let observer = marks.observer(&text, &["--recovery-grace=3s"]);
+    observer.send(&frame(1));
+    marks.wait_for(1);
+    let agents: AgentsPage = observer.ask("/api/v1/agents").json();
+    observer.signal(Signal::TERM);
+    assert_problem(
+        &observer.ask_until_refused("/readyz"),
+        503,
+        "the observer stops",
+    );
+    let path = format!("/api/v1/agents/{}/pause", agents.agents[0].id);
+    assert_problem(
+        &observer.wish(&path, r#"{"for":1}"#),
+        503,
+        "the observer stops",
+    );
+    observer.stop();
 }
 
 #[test]

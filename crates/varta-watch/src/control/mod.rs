@@ -166,7 +166,7 @@ impl Control {
         &mut self,
         mut signals: Signals,
         shutdown_after: Option<Duration>,
-        mut ingest_end: oneshot::Receiver<io::Error>,
+        ingest_end: &mut oneshot::Receiver<io::Error>,
     ) -> io::Result<StopReason> {
         #[allow(
             deprecated,
@@ -193,7 +193,7 @@ impl Control {
                 _ = signals.terminate.recv() => return Ok(StopReason::Signal("SIGTERM")),
                 _ = signals.hangup.recv() => self.reload(),
                 _ = signals.user1.recv() => self.tell_counters(),
-                Ok(error) = &mut ingest_end => return Ok(StopReason::IngestFailed(error)),
+                Ok(error) = &mut *ingest_end => return Ok(StopReason::IngestFailed(error)),
             }
             self.act();
             self.look_around(Instant::now());
@@ -203,8 +203,11 @@ impl Control {
         }
     }
 
-    /// Ends everything that was started. The beat path has stopped: no more events come.
+    /// Ends everything that was started. The beat path has stopped: no more events come, and nothing can be
+    /// changed.
     pub(crate) async fn finish(&mut self) {
+        self.given.wishes.close();
+        while self.given.wishes.try_recv().is_ok() {}
         while self.take_events() {}
         self.repeats.tell_all(&self.given.log);
         let longest = self.given.config.shutdown_grace;
@@ -216,6 +219,10 @@ impl Control {
             }
         })
         .await;
+    }
+
+    /// Writes what is left to be written.
+    pub(crate) fn close(&mut self) {
         if let Some(journal) = self.given.journal.take() {
             self.given
                 .counters

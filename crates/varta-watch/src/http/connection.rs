@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 use varta_core::{Counter, Counters};
 
+use super::Stage;
 use super::guard::Peer;
 
 /// What the head of a request may take; a scraper's takes one. Answers are written in pieces of it.
@@ -116,18 +117,18 @@ pub(crate) struct Door {
     /// Connections at the same time.
     pub(crate) connections_max: usize,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) stop: watch::Receiver<bool>,
+    pub(crate) stage: watch::Receiver<Stage>,
 }
 
 impl Door {
-    /// Serves until told to stop, and then until the connections have ended.
+    /// Serves until told to close, and then until the connections have ended.
     pub(crate) async fn serve(self) {
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 Some(_) = connections.join_next() => continue,
-                () = told(self.stop.clone()) => break,
+                () = closing(self.stage.clone()) => break,
             };
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
@@ -150,16 +151,16 @@ impl Door {
                 stream,
                 peer,
                 self.router.clone(),
-                self.stop.clone(),
+                self.stage.clone(),
             ));
         }
         while connections.join_next().await.is_some() {}
     }
 }
 
-/// Ends when the doors are told to stop.
-pub(crate) async fn told(mut stop: watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
+/// Ends when the doors are told to close.
+pub(crate) async fn closing(mut stage: watch::Receiver<Stage>) {
+    let _ = stage.wait_for(|stage| *stage == Stage::Closing).await;
 }
 
 /// Either kind of stream.
@@ -200,7 +201,7 @@ async fn converse(
     stream: Patient<impl AsyncRead + AsyncWrite + Unpin>,
     peer: Option<IpAddr>,
     router: Router,
-    stop: watch::Receiver<bool>,
+    stage: watch::Receiver<Stage>,
 ) {
     let router = TowerToHyperService::new(router);
     let (line, request_wait) = (stream.line.clone(), stream.patience.request);
@@ -224,7 +225,7 @@ async fn converse(
     // How it ended is the other end's business.
     tokio::select! {
         _ = connection.as_mut() => {}
-        () = told(stop) => {
+        () = closing(stage) => {
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;
         }
@@ -360,9 +361,9 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let counters = Arc::new(Counters::default());
         let stream = Patient::new(ours, patience, Arc::clone(&counters));
-        let (sender, stop) = watch::channel(false);
+        let (sender, stage) = watch::channel(Stage::Running);
         let served = tokio::spawn(async move {
-            converse(stream, None, router, stop).await;
+            converse(stream, None, router, stage).await;
             drop(sender);
         });
         (theirs, served, counters)

@@ -22,8 +22,9 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::WatchStream;
 use varta_core::{Counter, Counters};
 
+use super::Stage;
 use super::agents::{limit, number, unknown};
-use super::connection::told;
+use super::connection::closing;
 use super::problem::Refusal;
 use crate::api::v1::PAGE_MAX;
 use crate::control::history::{History, Page, Told};
@@ -114,12 +115,12 @@ pub(crate) fn follow(
     history: Arc<History>,
     after: u64,
     counters: Arc<Counters>,
-    stop: watch::Receiver<bool>,
+    stage: watch::Receiver<Stage>,
     place: OwnedSemaphorePermit,
 ) -> Response {
     let following = Following {
         _place: Some(place),
-        ..Following::new(history, after, counters, stop)
+        ..Following::new(history, after, counters, stage)
     };
     let content_type = HeaderValue::from_static("text/event-stream");
     ([(header::CONTENT_TYPE, content_type)], Body::new(following)).into_response()
@@ -145,7 +146,7 @@ impl Following {
         history: Arc<History>,
         after: u64,
         counters: Arc<Counters>,
-        stop: watch::Receiver<bool>,
+        stage: watch::Receiver<Stage>,
     ) -> Self {
         Self {
             after: of_this_run(after, history.last_id()),
@@ -155,7 +156,7 @@ impl Following {
             waiting: VecDeque::new(),
             rested: true,
             keep_alive: Box::pin(tokio::time::sleep(KEEP_ALIVE)),
-            stopped: Box::pin(told(stop)),
+            stopped: Box::pin(closing(stage)),
             _place: None,
         }
     }
@@ -256,10 +257,10 @@ mod tests {
         }
     }
 
-    fn following(history: &Arc<History>, after: u64) -> (Following, watch::Sender<bool>) {
-        let (sender, stop) = watch::channel(false);
+    fn following(history: &Arc<History>, after: u64) -> (Following, watch::Sender<Stage>) {
+        let (sender, stage) = watch::channel(Stage::Running);
         let counters = Arc::default();
-        let following = Following::new(Arc::clone(history), after, counters, stop);
+        let following = Following::new(Arc::clone(history), after, counters, stage);
         (following, sender)
     }
 
@@ -286,7 +287,7 @@ mod tests {
         let _inside = runtime.enter();
         let history = Arc::new(History::default());
         add(&history, 3 * FOLLOWER_PAGE + 7);
-        let (mut following, _stop) = following(&history, 5);
+        let (mut following, _stage) = following(&history, 5);
         let past = 3 * FOLLOWER_PAGE + 7;
         assert_eq!(take(&mut following, 10_000), (past - 5, past as u64));
         add(&history, 3);
@@ -300,7 +301,7 @@ mod tests {
         let runtime = runtime();
         let _inside = runtime.enter();
         let history = Arc::new(History::default());
-        let (mut following, _stop) = following(&history, 0);
+        let (mut following, _stage) = following(&history, 0);
         assert!(!poll(&mut following));
         add(&history, LATER);
         let remembered = history.after(0, usize::MAX).events.len();
@@ -316,7 +317,7 @@ mod tests {
         let _inside = runtime.enter();
         let history = Arc::new(History::default());
         add(&history, 2 * FOLLOWER_PAGE);
-        let (mut following, _stop) = following(&history, 0);
+        let (mut following, _stage) = following(&history, 0);
         for _ in 0..2 {
             let at_once = (0..1000).take_while(|_| poll(&mut following)).count();
             assert_eq!(at_once, FOLLOWER_PAGE);
@@ -368,8 +369,8 @@ mod tests {
         let runtime = runtime();
         let _inside = runtime.enter();
         let history = Arc::new(History::default());
-        let (mut following, stop) = following(&history, 0);
-        stop.send(true).unwrap();
+        let (mut following, stage) = following(&history, 0);
+        stage.send(Stage::Closing).unwrap();
         let context = &mut Context::from_waker(Waker::noop());
         let ended = Pin::new(&mut following).poll_frame(context);
         assert!(matches!(ended, Poll::Ready(None)));

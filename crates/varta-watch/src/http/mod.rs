@@ -85,10 +85,20 @@ impl fmt::Display for Places {
     }
 }
 
+/// How far the observer has come, as its doors need to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Running,
+    /// It is not ready any more and says so to whoever asks.
+    Stopping,
+    /// Nobody is answered any more.
+    Closing,
+}
+
 /// Doors that are served.
 pub(crate) struct Served {
     doors: JoinSet<()>,
-    stop: watch::Sender<bool>,
+    stage: watch::Sender<Stage>,
     _control: Option<BoundSocket>,
 }
 
@@ -133,13 +143,13 @@ impl Doors {
         config: &HttpConfig,
         descriptors: usize,
     ) -> io::Result<Served> {
-        let (stop, stopping) = watch::channel(false);
+        let (stage, seen) = watch::channel(Stage::Running);
         let counters = Arc::clone(&view.counters);
         let view = Arc::new(view);
         let router = || {
             let view = Arc::clone(&view);
             let wishes = wishes.clone();
-            router(Answers::new(view, wishes, config.agents, stopping.clone()))
+            router(Answers::new(view, wishes, config.agents, seen.clone()))
         };
         let mut doors = JoinSet::new();
         let door = |listener, router| Door {
@@ -147,7 +157,7 @@ impl Doors {
             router,
             connections_max: connections_max(descriptors),
             counters: Arc::clone(&counters),
-            stop: stopping.clone(),
+            stage: seen.clone(),
         };
         if let Some(listener) = self.tcp {
             let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -163,16 +173,21 @@ impl Doors {
         }
         Ok(Served {
             doors,
-            stop,
+            stage,
             _control: control,
         })
     }
 }
 
 impl Served {
+    /// Goes on answering, and says that the observer stops.
+    pub(crate) fn say_stopping(&self) {
+        let _ = self.stage.send(Stage::Stopping);
+    }
+
     /// Takes no more connections, lets answers under way end for a moment, and removes the control socket.
-    pub(crate) async fn stop(mut self) {
-        let _ = self.stop.send(true);
+    pub(crate) async fn close(mut self) {
+        let _ = self.stage.send(Stage::Closing);
         let ended = async { while self.doors.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(STOP_WAIT, ended).await;
     }

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use super::guard::Onlooker;
 use super::problem::Refusal;
-use super::routes::{AgentId, Answers, Shared, nobody};
+use super::routes::{AgentId, Answers, Shared, nobody, stops};
 use super::view::Seen;
 use crate::api::v1::{
     PAUSE_SECONDS_MAX, PauseRequest, REASON_CHARS_MAX, ResumeRequest, State as Is,
@@ -111,7 +111,6 @@ async fn wished(
     wish: Wish,
     granted: oneshot::Receiver<Result<(), Gone>>,
 ) -> Result<(), Refusal> {
-    let stops = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the observer stops");
     answers.wishes.send(wish).await.map_err(|_| stops())?;
     let granted = granted.await.map_err(|_| stops())?;
     granted.map_err(|Gone| nobody())

@@ -18,6 +18,7 @@ use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, watch};
 use varta_core::Gauge;
 
+use super::Stage;
 use super::agents::{AgentsQuestion, find};
 use super::connection::Line;
 use super::events::{EventsQuestion, FOLLOWERS_MAX, follow, page_text, resumed};
@@ -63,7 +64,7 @@ pub(crate) struct Answers {
     agents: AgentSeries,
     work: Work,
     followers: Arc<Semaphore>,
-    stop: watch::Receiver<bool>,
+    stage: watch::Receiver<Stage>,
 }
 
 /// Query parameters in the order given.
@@ -79,7 +80,7 @@ impl Answers {
         view: Arc<View>,
         wishes: mpsc::Sender<Wish>,
         agents: AgentSeries,
-        stop: watch::Receiver<bool>,
+        stage: watch::Receiver<Stage>,
     ) -> Arc<Self> {
         Arc::new(Self {
             work: Work::new(Arc::clone(&view.counters)),
@@ -87,7 +88,7 @@ impl Answers {
             wishes,
             agents,
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
-            stop,
+            stage,
         })
     }
 
@@ -143,6 +144,11 @@ pub(super) fn nobody() -> Refusal {
         StatusCode::NOT_FOUND,
         "no agent with this id is there (any more)",
     )
+}
+
+/// Nobody is waited for any more.
+pub(super) fn stops() -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the observer stops")
 }
 
 /// Everything that is answered.
@@ -215,9 +221,9 @@ async fn healthz(State(answers): Shared) -> Response {
 
 /// Nothing is answered before everything has started, so this tells of the end only.
 async fn readyz(State(answers): Shared) -> Response {
-    match *answers.stop.borrow() {
-        true => Refusal::new(status(false), "the observer stops").into_response(),
-        false => "ready\n".into_response(),
+    match *answers.stage.borrow() {
+        Stage::Running => "ready\n".into_response(),
+        Stage::Stopping | Stage::Closing => stops().into_response(),
     }
 }
 
@@ -306,8 +312,8 @@ async fn events(
         line.follow();
     }
     let (history, counters) = (Arc::clone(&view.history), Arc::clone(&view.counters));
-    let stop = answers.stop.clone();
-    Ok(follow(history, after, counters, stop, place))
+    let stage = answers.stage.clone();
+    Ok(follow(history, after, counters, stage, place))
 }
 
 /// Whether an answer of this media type, or in this coding, is welcome by name.
@@ -342,7 +348,7 @@ mod tests {
     use crate::http::view::About;
 
     /// Answers about an observer without a beat path.
-    fn answers() -> (Arc<Answers>, watch::Sender<bool>) {
+    fn answers() -> (Arc<Answers>, watch::Sender<Stage>) {
         let (counters, raw) = (Arc::new(Counters::default()), RawClock::start());
         let (orders, _) = handoff::orders().unwrap();
         let view = View {
@@ -360,9 +366,9 @@ mod tests {
             pulse: orders.pulse(counters, raw),
             raw,
         };
-        let (sender, stop) = watch::channel(false);
+        let (sender, stage) = watch::channel(Stage::Running);
         let (wishes, _) = mpsc::channel(1);
-        let answers = Answers::new(Arc::new(view), wishes, AgentSeries::All, stop);
+        let answers = Answers::new(Arc::new(view), wishes, AgentSeries::All, stage);
         (answers, sender)
     }
 
@@ -378,7 +384,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_beat_path_that_does_not_turn_is_not_healthy() {
-        let (answers, _stop) = answers();
+        let (answers, _stage) = answers();
         let status = status_of(&answers, "/healthz").await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         answers.view.counters.set(Gauge::LastTurn, u64::MAX);
@@ -387,16 +393,16 @@ mod tests {
 
     #[tokio::test]
     async fn an_observer_that_stops_is_not_ready() {
-        let (answers, stop) = answers();
+        let (answers, stage) = answers();
         assert_eq!(status_of(&answers, "/readyz").await, StatusCode::OK);
-        stop.send(true).unwrap();
+        stage.send(Stage::Stopping).unwrap();
         let status = status_of(&answers, "/readyz").await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     }
 
     #[tokio::test]
     async fn a_follower_too_many_is_refused_and_told_to_come_back() {
-        let (answers, _stop) = answers();
+        let (answers, _stage) = answers();
         let mut followers = Vec::new();
         for _ in 0..FOLLOWERS_MAX {
             let follower = ask(&answers, "/api/v1/events?follow=true").await;

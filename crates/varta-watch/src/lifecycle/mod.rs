@@ -1,8 +1,8 @@
 //! From nothing to watching, and back: the order in which things start and stop.
 //!
 //! Start: signals, limits, recovery command, socket, doors, event file, beat path. Whatever fails is one clear
-//! line and exit code 1, before the first beat is taken. Stop: beat path, socket, doors, children, event
-//! file, log.
+//! line and exit code 1, before the first beat is taken. Stop: beat path, socket, children, doors, event
+//! file, log; each of them is waited for no longer than a bound.
 
 use std::fmt::Display;
 use std::fs::{DirBuilder, read_to_string};
@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use varta_core::replay::ReplayOptions;
 use varta_core::{
     AllowedUsers, BeatOrigin, Counters, Limits, LocalGate, SlotTable, Tracker, TrackerOptions,
@@ -63,6 +64,14 @@ const SESSIONS_MIN: usize = 16_384;
 /// Closed sessions that are remembered; who keeps a capture for longer can replay it once.
 const CLOSED_PER_AGENT: usize = 16;
 const CLOSED_MIN: usize = 65_536;
+
+/// How long the beat path may take to end, 2 s. It takes microseconds; one that takes longer hangs, and must not
+/// keep the observer from ending.
+const BEAT_PATH_WAIT: Duration = Duration::from_secs(2);
+
+/// What is said then.
+const HANGS: &str = "the beat path hangs: it did not end within 2 s and was not waited for any longer; its socket \
+                     file is left behind, the next observer takes it over";
 
 /// As a nice value: 0 is everybody's.
 const LOWEST_PRIORITY: i32 = 19;
@@ -210,7 +219,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         let served = doors
             .serve(view, &wish_sender, &config.http, descriptor_reserve())
             .map_err(failure("cannot answer questions"))?;
-        let (ingest_failed, ingest_end) = oneshot::channel();
+        let (ingest_failed, mut ingest_end) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("varta-ingest".to_owned())
             .spawn(move || {
@@ -227,27 +236,31 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         notices(config, log, queue_limit, means);
         udp_notices(config, log, network_notices.unwrap_or_default());
         let reason = control
-            .run(signals, config.shutdown_after, ingest_end)
+            .run(signals, config.shutdown_after, &mut ingest_end)
             .await;
-        // The thread drops the socket, which removes its file.
+        served.say_stopping();
         stop.stop();
-        let _ = thread.join();
-        served.stop().await;
+        let hangs =
+            !ingest_end.is_terminated() && timeout(BEAT_PATH_WAIT, ingest_end).await.is_err();
+        if !hangs {
+            // The thread drops the socket, which removes its file.
+            let _ = thread.join();
+        }
         control.finish().await;
+        served.close().await;
+        control.close();
         let reason = reason.map_err(failure("the control thread cannot wait"))?;
-        match reason {
-            StopReason::Signal(signal) => {
-                story::counters(log, LogEvent::Stop, signal, &counters);
-                Ok(())
-            }
-            StopReason::TimeIsUp => {
-                let when = "--shutdown-after-secs has passed";
-                story::counters(log, LogEvent::Stop, when, &counters);
-                Ok(())
-            }
+        let when = match reason {
+            StopReason::Signal(signal) => signal,
+            StopReason::TimeIsUp => "--shutdown-after-secs has passed",
             StopReason::IngestFailed(error) => {
-                Err(format!("the beat path cannot wait for beats: {error}"))
+                return Err(format!("the beat path cannot wait for beats: {error}"));
             }
+        };
+        story::counters(log, LogEvent::Stop, when, &counters);
+        match hangs {
+            true => Err(HANGS.to_owned()),
+            false => Ok(()),
         }
     });
     // Nobody is left to read what is being worked on.

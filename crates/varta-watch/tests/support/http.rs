@@ -133,6 +133,18 @@ impl Observer {
         Reply::parse(&read_all(&mut stream))
     }
 
+    /// Asks over the control socket until that is refused.
+    pub(crate) fn ask_until_refused(&self, path: &str) -> Reply {
+        let until = std::time::Instant::now() + PATIENCE;
+        loop {
+            let reply = self.ask(path);
+            if reply.status >= 400 {
+                return reply;
+            }
+            assert!(std::time::Instant::now() < until, "{reply:?}");
+        }
+    }
+
     /// Asks over the control socket until the answer fits.
     pub(crate) fn ask_until<T: DeserializeOwned + std::fmt::Debug>(
         &self,

@@ -209,6 +209,11 @@ impl Observer {
         }
     }
 
+    /// Exit code of an observer that was told to stop.
+    pub(crate) fn exit_code(mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
