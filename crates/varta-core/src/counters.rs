@@ -130,6 +130,7 @@ series! {
     "varta_recovery_outcomes_total" "Recovery decisions and how they ended." {
         RecoverySpawned "outcome" = "spawned",
         RecoveryDebounced "outcome" = "debounced",
+        RecoveryWaiting "outcome" = "waiting",
         RecoverySpawnFailed "outcome" = "spawn_failed",
         RecoveryReapedZero "outcome" = "reaped_zero",
         RecoveryReapedNonzero "outcome" = "reaped_nonzero",

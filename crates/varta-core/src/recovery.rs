@@ -52,8 +52,10 @@ pub enum Plan {
     Nothing,
     /// To be acted on as soon as there is room.
     Now,
-    /// The last action on this agent is too recent, or still running: to be acted on later.
-    Deferred,
+    /// The last action on this agent is too recent: to be acted on later.
+    TooRecent,
+    /// The last action on this agent, about an earlier silence, still runs: to be acted on when it has ended.
+    StillActing,
 }
 
 /// What to do now.
@@ -61,6 +63,8 @@ pub enum Plan {
 pub enum Next {
     /// Run this; in flight until [`Recovery::on_end`].
     Act(Action),
+    /// The next step for this agent is due and waits until the limits for all leave room for it: say so.
+    Waits(Agent),
     /// Nothing more will be done in this silence: say so.
     GaveUp(Agent, GaveUp),
 }
@@ -74,6 +78,8 @@ pub struct Action {
     pub ladder: u32,
     /// Number of the step in the ladder.
     pub step: u32,
+    /// It takes a place until it has ended (see [`Step::Act`]).
+    pub takes_place: bool,
 }
 
 /// Why there is nothing left to do.
@@ -167,8 +173,11 @@ pub struct Recovery {
     estates: Estates,
     /// Timers of local agents and of those elsewhere.
     wheels: [Wheel; 2],
-    /// Actions that wait for room, oldest first.
-    ready: [Fifo; 2],
+    /// Actions that are due and wait for room, oldest first: by kind, and those that take no place before those
+    /// that do.
+    ready: [[Fifo; 2]; 2],
+    /// Those of them that nobody was told of.
+    untold: [Fifo; 2],
     permits: Permits,
     held: [bool; 2],
     seed: u64,
@@ -188,7 +197,8 @@ impl Recovery {
             starts: vec![[0; BUDGET_MAX]; capacity].into_boxed_slice(),
             estates: Estates::new(),
             wheels: [Wheel::new(capacity), Wheel::new(capacity)],
-            ready: [Fifo::new(capacity), Fifo::new(capacity)],
+            ready: [(); 2].map(|()| [Fifo::new(capacity), Fifo::new(capacity)]),
+            untold: [Fifo::new(capacity), Fifo::new(capacity)],
             permits: Permits::new(limits),
             held: [false; 2],
             seed,
@@ -227,8 +237,11 @@ impl Recovery {
             self.on_join(agent, 0);
         }
         let entry = &mut self.entries[agent.slot as usize];
-        if entry.silent && (entry.in_flight || entry.phase != Phase::Idle) {
-            return Plan::Deferred;
+        if entry.silent && entry.in_flight {
+            return Plan::StillActing;
+        }
+        if entry.silent && entry.phase != Phase::Idle {
+            return Plan::TooRecent;
         }
         // Who was silent and is told to have fallen silent was well in between.
         entry.silent = true;
@@ -242,10 +255,10 @@ impl Recovery {
             entry.climbs = 0;
         }
         if entry.in_flight {
-            return Plan::Deferred;
+            return Plan::StillActing;
         }
         if self.begin(agent.slot, now_ns) > now_ns {
-            Plan::Deferred
+            Plan::TooRecent
         } else {
             Plan::Now
         }
@@ -311,12 +324,15 @@ impl Recovery {
         }
         self.free_kinds()
             .find_map(|kind| self.start_ready(kind, now_ns))
+            .or_else(|| self.tell_waiting())
     }
 
     /// An action has ended.
     pub fn on_end(&mut self, action: Action, end: ActionEnd, now_ns: u64) {
         let Action { agent, .. } = action;
-        self.permits.give_back(Kind::of(agent), Purpose::Ladder);
+        if action.takes_place {
+            self.permits.give_back(Kind::of(agent), Purpose::Ladder);
+        }
         let Some(entry) = self.entry_of(agent) else {
             return;
         };
@@ -367,9 +383,12 @@ impl Recovery {
     /// for an action to end.
     pub fn next_due_ns(&self) -> Option<u64> {
         let due_ns = self.free_kinds().flat_map(|kind| {
-            let ready = self.ready[kind as usize].front();
-            let ready_ns = ready.and_then(|_| self.permits.free_at_ns(kind, Purpose::Ladder));
-            [self.wheels[kind as usize].next_deadline_ns(), ready_ns]
+            let [instant, lasting] = &self.ready[kind as usize];
+            let instant_ns = instant.front().map(|_| self.permits.start_at_ns());
+            let lasting = lasting.front();
+            let lasting_ns = lasting.and_then(|_| self.permits.free_at_ns(kind, Purpose::Ladder));
+            let timer_ns = self.wheels[kind as usize].next_deadline_ns();
+            [timer_ns, instant_ns, lasting_ns]
         });
         due_ns.flatten().min()
     }
@@ -430,6 +449,30 @@ impl Recovery {
         }
     }
 
+    /// What was started since `since_ns` was a rehearsal: nobody has spent anything on it, and nothing was done
+    /// about who is silent, which the caller tells anew with [`Self::on_stall`].
+    pub fn forget_rehearsal(&mut self, since_ns: u64) {
+        self.estates.forget_starts(since_ns);
+        for slot in 0..self.entries.len() as u32 {
+            let entry = &mut self.entries[slot as usize];
+            let (agent, in_flight) = (entry.agent, entry.in_flight);
+            if entry.last_start_ns < since_ns && !entry.silent {
+                continue;
+            }
+            let starts = &mut self.starts[slot as usize];
+            forget_starts(starts, since_ns);
+            let last_start_ns = starts[0];
+            *entry = Entry {
+                in_flight,
+                climbs: entry.climbs.min(count_starts(starts)),
+                last_start_ns,
+                settled_ns: entry.settled_ns,
+                ..Entry::of(agent)
+            };
+            self.clear_timer(slot);
+        }
+    }
+
     /// Puts an agent at the foot of its ladder; returns when that begins.
     fn begin(&mut self, slot: u32, now_ns: u64) -> u64 {
         let entry = &mut self.entries[slot as usize];
@@ -464,9 +507,11 @@ impl Recovery {
         }
         let ladder = self.ladders.get(entry.ladder as usize);
         match ladder.and_then(|ladder| ladder.steps.get(entry.step as usize)) {
-            Some(Step::Act { .. }) => {
+            Some(Step::Act { takes_place, .. }) => {
                 entry.phase = Phase::Ready;
-                self.ready[Kind::of(agent) as usize].push(slot);
+                let kind = Kind::of(agent) as usize;
+                self.ready[kind][usize::from(*takes_place)].push(slot);
+                self.untold[kind].push(slot);
             }
             Some(Step::Wait { wait_ns }) => {
                 entry.phase = Phase::Waiting;
@@ -484,21 +529,34 @@ impl Recovery {
 
     /// Starts the action that has waited longest, if there is room for it and money left.
     fn start_ready(&mut self, kind: Kind, now_ns: u64) -> Option<Next> {
-        let slot = self.ready[kind as usize].front()?;
+        [false, true]
+            .into_iter()
+            .find_map(|takes_place| self.start_first(kind, takes_place, now_ns))
+    }
+
+    fn start_first(&mut self, kind: Kind, takes_place: bool, now_ns: u64) -> Option<Next> {
+        let slot = self.ready[kind as usize][usize::from(takes_place)].front()?;
         let entry = self.entries.get_mut(slot as usize)?;
         let agent = entry.agent;
         let starts = &mut self.starts[slot as usize];
         let ladder = self.ladders.get(entry.ladder as usize)?;
         if ladder.is_spent(starts, now_ns) {
-            self.ready[kind as usize].remove(slot);
+            self.leave_line(slot);
+            let entry = &mut self.entries[slot as usize];
             entry.phase = Phase::Idle;
             entry.gave_up = true;
             return Some(Next::GaveUp(agent, GaveUp::BudgetSpent));
         }
-        if !self.permits.take(kind, Purpose::Ladder, now_ns) {
+        let may_start = match takes_place {
+            true => self.permits.take(kind, Purpose::Ladder, now_ns),
+            false => self.permits.start(now_ns),
+        };
+        if !may_start {
             return None;
         }
-        self.ready[kind as usize].remove(slot);
+        self.leave_line(slot);
+        let entry = &mut self.entries[slot as usize];
+        let starts = &mut self.starts[slot as usize];
         // Newest first; the oldest falls off the end, where no budget looks.
         starts.rotate_right(1);
         starts[0] = now_ns.max(1);
@@ -513,7 +571,27 @@ impl Recovery {
             agent,
             ladder: entry.ladder,
             step: entry.step,
+            takes_place,
         }))
+    }
+
+    /// Somebody for whom there is no room and of whom that was not told.
+    fn tell_waiting(&mut self) -> Option<Next> {
+        let mut kinds = self.free_kinds();
+        let slot = kinds.find_map(|kind| self.untold[kind as usize].front())?;
+        let agent = self.entries.get(slot as usize)?.agent;
+        self.untold[Kind::of(agent) as usize].remove(slot);
+        Some(Next::Waits(agent))
+    }
+
+    /// Nothing waits for room for this agent any more.
+    fn leave_line(&mut self, slot: u32) {
+        for kind in Kind::ALL {
+            for line in &mut self.ready[kind as usize] {
+                line.remove(slot);
+            }
+            self.untold[kind as usize].remove(slot);
+        }
     }
 
     /// Those that fire is not held for.
@@ -530,8 +608,8 @@ impl Recovery {
     fn clear_timer(&mut self, slot: u32) {
         for kind in Kind::ALL {
             self.wheels[kind as usize].cancel(slot);
-            self.ready[kind as usize].remove(slot);
         }
+        self.leave_line(slot);
     }
 
     fn entry_of(&mut self, agent: Agent) -> Option<&mut Entry> {
@@ -539,6 +617,20 @@ impl Recovery {
             .get_mut(agent.slot as usize)
             .filter(|entry| entry.agent == agent)
     }
+}
+
+/// Forgets what was started since `since_ns`.
+fn forget_starts(starts: &mut Starts, since_ns: u64) {
+    let kept = starts.iter().filter(|start_ns| **start_ns < since_ns);
+    let mut left = [0; BUDGET_MAX];
+    for (place, start_ns) in left.iter_mut().zip(kept) {
+        *place = *start_ns;
+    }
+    *starts = left;
+}
+
+fn count_starts(starts: &Starts) -> u32 {
+    starts.iter().filter(|start_ns| **start_ns != 0).count() as u32
 }
 
 /// Up to a quarter more, so that those who failed together do not come again together.

@@ -99,7 +99,8 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
             tag: 0,
             steps: vec![
                 Step::Act {
-                    patience_ns: 1_000_000
+                    patience_ns: 1_000_000,
+                    takes_place: true,
                 };
                 2
             ],

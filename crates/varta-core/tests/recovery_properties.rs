@@ -30,20 +30,23 @@ impl Dice {
     }
 }
 
+fn random_act(dice: &mut Dice) -> Step {
+    Step::Act {
+        patience_ns: dice.below(10) * S,
+        takes_place: dice.below(3) > 0,
+    }
+}
+
 fn random_ladder(dice: &mut Dice) -> Ladder {
     let mut steps: Vec<Step> = (0..1 + dice.below(4))
         .map(|_| match dice.below(3) {
             0 => Step::Wait {
                 wait_ns: dice.below(5) * S,
             },
-            _ => Step::Act {
-                patience_ns: dice.below(10) * S,
-            },
+            _ => random_act(dice),
         })
         .collect();
-    steps.push(Step::Act {
-        patience_ns: dice.below(10) * S,
-    });
+    steps.push(random_act(dice));
     Ladder {
         tag: dice.below(1 << 20),
         steps,
@@ -84,7 +87,7 @@ struct Model {
     ladders: Vec<Ladder>,
     agents: Vec<Agent>,
     seen: HashMap<Agent, Seen>,
-    running: Vec<(Action, bool)>,
+    running: Vec<Action>,
     held: bool,
     now_ns: u64,
     instances: u64,
@@ -222,7 +225,7 @@ impl Model {
             return;
         }
         let which = self.dice.below(self.running.len() as u64) as usize;
-        let (action, _) = self.running.swap_remove(which);
+        let action = self.running.swap_remove(which);
         let end = match self.dice.below(20) {
             0 => ActionEnd::TargetGone,
             1 => ActionEnd::Refused,
@@ -252,19 +255,34 @@ impl Model {
             assert!(!self.held, "{next:?} while fire is held");
             match next {
                 Next::Act(action) => self.acted(action),
+                Next::Waits(agent) => self.waits(agent),
                 Next::GaveUp(agent, reason) => self.gave_up(agent, reason),
             }
         }
         assert!(self.recovery.in_flight() <= IN_FLIGHT);
-        assert_eq!(self.recovery.in_flight(), self.running.len());
+        assert_eq!(self.recovery.in_flight(), self.places_taken());
         if let Some(due_ns) = self.recovery.next_due_ns() {
             assert!(due_ns > self.now_ns, "what is due now was not done");
         }
     }
 
+    fn places_taken(&self) -> usize {
+        self.running
+            .iter()
+            .filter(|action| action.takes_place)
+            .count()
+    }
+
+    fn waits(&self, agent: Agent) {
+        assert_eq!(self.places_taken(), IN_FLIGHT, "{agent:?} has room");
+        let seen = &self.seen[&agent];
+        assert!(seen.silent && !seen.gave_up && !seen.refused, "{agent:?}");
+        assert!(!self.running.iter().any(|other| other.agent == agent));
+    }
+
     fn acted(&mut self, action: Action) {
         let agent = action.agent;
-        let is_busy = self.running.iter().any(|(other, _)| other.agent == agent);
+        let is_busy = self.running.iter().any(|other| other.agent == agent);
         assert!(!is_busy, "two in flight for {agent:?}");
         let seen = self.seen.get_mut(&agent).unwrap();
         assert!(
@@ -275,7 +293,20 @@ impl Model {
         assert_eq!(Some(action.ladder), seen.ladder);
         let ladder = &self.ladders[action.ladder as usize];
         let is_action = |step: u32| matches!(ladder.steps[step as usize], Step::Act { .. });
+        let takes_place = |step: &Step| {
+            matches!(
+                step,
+                Step::Act {
+                    takes_place: true,
+                    ..
+                }
+            )
+        };
         assert!(is_action(action.step));
+        assert_eq!(
+            takes_place(&ladder.steps[action.step as usize]),
+            action.takes_place
+        );
         let acts: Vec<u32> = (0..ladder.steps.len() as u32)
             .filter(|step| is_action(*step))
             .collect();
@@ -292,7 +323,7 @@ impl Model {
                 } else {
                     assert_eq!(place, before + 1, "a step was skipped");
                 }
-                if let (ActionEnd::Handled, Step::Act { patience_ns }) =
+                if let (ActionEnd::Handled, Step::Act { patience_ns, .. }) =
                     (end, ladder.steps[last as usize])
                 {
                     assert!(
@@ -315,7 +346,7 @@ impl Model {
             self.now_ns
         );
         seen.starts_ns.push(self.now_ns);
-        self.running.push((action, true));
+        self.running.push(action);
     }
 
     fn gave_up(&mut self, agent: Agent, reason: GaveUp) {
@@ -338,7 +369,7 @@ impl Model {
         self.recovery.hold(Kind::Local, false);
         for _ in 0..10_000 {
             self.take_all();
-            while let Some((action, _)) = self.running.pop() {
+            while let Some(action) = self.running.pop() {
                 let end = match self.dice.below(2) {
                     0 => ActionEnd::Handled,
                     _ => ActionEnd::Failed,

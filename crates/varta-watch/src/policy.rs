@@ -224,10 +224,15 @@ impl AgentRule {
 }
 
 impl Ladder {
-    /// Differs between ladders that do different things.
+    /// Differs between ladders that do different things, whatever they are called: a ladder within a rule is
+    /// called by the rule's number.
     pub(crate) fn fingerprint(&self) -> u64 {
+        let nameless = Self {
+            name: String::new(),
+            ..self.clone()
+        };
         let mut hasher = DefaultHasher::new();
-        format!("{self:?}").hash(&mut hasher);
+        format!("{nameless:?}").hash(&mut hasher);
         hasher.finish()
     }
 }

@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use support::agents::{AgentProcess, me};
 use support::ladders::{GAVE_UP, Marks, QUIET, SPAWNED, ladder};
 use support::{Observer, frame};
+use varta_watch::api::v1::{AgentsPage, State};
 use varta_watch::api::{Level, LogEvent, LogLine};
 
 const STALLS: &str = "varta_observer_stalls_total";
@@ -95,6 +96,56 @@ fn a_ladder_that_stays_the_same_is_climbed_on() {
     observer.wait_for_outcome("reaped_zero");
     assert_eq!(marks.read(), ["one", "two"]);
     observer.stop().assert_counters(&[(SPAWNED, 2)]);
+}
+
+#[test]
+fn a_ladder_within_a_rule_is_climbed_on_when_another_rule_is_put_before_it() {
+    let marks = Marks::new();
+    let steps = [marks.gated("one", "exit 1"), marks.mark("two", "")].join(", ");
+    let rule = format!("[[agent]]\nname = \"*\"\nrecovery = [{steps}]\n");
+    let observer = in_mid_ladder(&marks, &format!("threshold-ms = 200\n{rule}"));
+    let another = "[[agent]]\nname = \"nobody\"\nthreshold = \"3s\"\n";
+    marks.reload(&observer, &format!("threshold-ms = 200\n{another}{rule}"));
+    marks.open_gate();
+    observer.wait_for_outcome("reaped_zero");
+    assert_eq!(marks.read(), ["one", "two"]);
+    observer.stop().assert_counters(&[(SPAWNED, 2)]);
+}
+
+#[test]
+fn who_is_not_silent_by_a_raised_threshold_is_left_alone() {
+    let marks = Marks::new();
+    let observer = in_mid_ladder(&marks, &two_steps(&marks));
+    let raised = two_steps(&marks).replace("threshold-ms = 200", "threshold-ms = 600000");
+    marks.reload(&observer, &raised);
+    let all_alive = |page: &AgentsPage| page.agents[0].state == State::Alive;
+    observer.ask_until("/api/v1/agents", all_alive);
+    marks.open_gate();
+    observer.wait_for_outcome("reaped_nonzero");
+    observer.count_within(LogEvent::Recover, QUIET);
+    assert_eq!(marks.read(), ["one"]);
+    let stopped = observer.stop();
+    let is_told = |line: &&&LogLine| line.msg.contains("not stalled any more");
+    let told = stopped.lines_of(LogEvent::Notice, me());
+    assert_eq!(told.iter().filter(is_told).count(), 1);
+}
+
+#[test]
+fn what_was_rehearsed_begins_at_the_foot_and_has_its_whole_budget_when_it_becomes_serious() {
+    let marks = Marks::new();
+    let steps = ["one", "two"].map(|word| marks.mark(word, ", wait = \"10ms\""));
+    let serious = ladder(200, &steps, "budget = 2");
+    let observer = marks.observer(&format!("recovery-mode = \"dry-run\"\n{serious}"), &[]);
+    observer.send(&frame(1));
+    observer.wait_for(LogEvent::Recover, |line| {
+        line.msg.contains("would have given up")
+    });
+    assert!(marks.read().is_empty());
+    marks.reload(&observer, &serious);
+    observer.wait_for_pid(LogEvent::GaveUp, me());
+    assert_eq!(marks.read(), ["one", "two"]);
+    let stopped = observer.stop();
+    stopped.assert_counters(&[(STALLS, 1), (SPAWNED, 2), (GAVE_UP, 1)]);
 }
 
 #[test]

@@ -223,7 +223,7 @@ fn recovery(agent: &AgentView) -> Cell {
     }
     let style = match agent.recovery.as_deref() {
         None | Some("reaped_zero") => style,
-        Some("spawned" | "debounced") => style.dark_yellow(),
+        Some("spawned" | "debounced" | "waiting") => style.dark_yellow(),
         Some(_) => style.dark_red(),
     };
     Cell {

@@ -4,8 +4,8 @@
 //! after every start would be restarted for ever. Each estate goes to one successor, so that the workers of
 //! a pool, which share a lineage, do not pay for each other.
 
-use super::Starts;
 use super::ladder::BUDGET_MAX;
+use super::{Starts, count_starts, forget_starts};
 
 /// Estates that are remembered; with more the oldest is forgotten.
 const ESTATES: usize = 1024;
@@ -50,6 +50,14 @@ impl Estates {
         self.len += usize::from(place.lineage == 0);
         *place = estate;
         self.cursor = (self.cursor + 1) % ESTATES;
+    }
+
+    /// What was started since `since_ns` is no debt.
+    pub(super) fn forget_starts(&mut self, since_ns: u64) {
+        for estate in &mut self.estates {
+            forget_starts(&mut estate.starts, since_ns);
+            estate.climbs = estate.climbs.min(count_starts(&estate.starts));
+        }
     }
 
     /// Gives away the newest estate of a lineage.

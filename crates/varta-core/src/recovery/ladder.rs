@@ -32,6 +32,8 @@ pub enum Step {
     Act {
         /// How long the agent may take to come back after it was handled.
         patience_ns: u64,
+        /// It takes a while, so it needs one of the places for those; otherwise it is done at once.
+        takes_place: bool,
     },
     /// Do nothing for so long.
     Wait {
@@ -49,7 +51,7 @@ impl Ladder {
 
     pub(super) fn patience_ns(&self, step: u32) -> u64 {
         match self.steps.get(step as usize) {
-            Some(Step::Act { patience_ns }) => *patience_ns,
+            Some(Step::Act { patience_ns, .. }) => *patience_ns,
             Some(Step::Wait { .. }) | None => 0,
         }
     }

@@ -1,4 +1,5 @@
-//! Limits for all actions together: how many at a time, how many per second.
+//! Limits for all actions together: how many at a time, how many per second. What is done at once takes no
+//! place among those at a time.
 
 use crate::event::Agent;
 
@@ -76,18 +77,35 @@ impl Permits {
 
     /// Takes one, if there is one.
     pub(super) fn take(&mut self, kind: Kind, purpose: Purpose, now_ns: u64) -> bool {
-        let free_at_ns = self.free_at_ns(kind, purpose);
-        let is_free = free_at_ns.is_some_and(|at_ns| at_ns <= now_ns);
-        if is_free {
+        let has_room = self.free_at_ns(kind, purpose).is_some();
+        let is_taken = has_room && self.start(now_ns);
+        if is_taken {
             self.in_flight[kind as usize][purpose as usize] += 1;
-            self.full_at_ns = self.full_at_ns.max(now_ns) + self.interval_ns();
         }
-        is_free
+        is_taken
     }
 
     pub(super) fn give_back(&mut self, kind: Kind, purpose: Purpose) {
         let in_flight = &mut self.in_flight[kind as usize][purpose as usize];
         *in_flight = in_flight.saturating_sub(1);
+    }
+
+    /// Counts a start that takes no place, if it may be now.
+    pub(super) fn start(&mut self, now_ns: u64) -> bool {
+        let may_start = self.start_at_ns() <= now_ns;
+        if may_start {
+            self.full_at_ns = self.full_at_ns.max(now_ns) + self.interval_ns();
+        }
+        may_start
+    }
+
+    /// When something may be started, room aside.
+    pub(super) fn start_at_ns(&self) -> u64 {
+        if self.limits.starts_per_second == 0 {
+            return 0;
+        }
+        let bucket_ns = self.interval_ns() * u64::from(self.limits.starts_per_second);
+        (self.full_at_ns + self.interval_ns()).saturating_sub(bucket_ns)
     }
 
     /// When one may be taken; `None` while as many as allowed are in flight.
@@ -104,13 +122,7 @@ impl Permits {
         let has_room = self.in_flight() < most
             && ladders + hooks < most_of_kind
             && (purpose == Purpose::Ladder || hooks < most_hooks);
-        let bucket_ns = self.interval_ns() * u64::from(self.limits.starts_per_second);
-        let first_ns = (self.full_at_ns + self.interval_ns()).saturating_sub(bucket_ns);
-        has_room.then_some(if self.limits.starts_per_second == 0 {
-            0
-        } else {
-            first_ns
-        })
+        has_room.then(|| self.start_at_ns())
     }
 
     fn interval_ns(&self) -> u64 {

@@ -25,6 +25,15 @@ fn elsewhere(slot: u32) -> Agent {
 fn act(patience_s: u64) -> Step {
     Step::Act {
         patience_ns: patience_s * S,
+        takes_place: true,
+    }
+}
+
+/// One that takes no time.
+fn signal(patience_s: u64) -> Step {
+    Step::Act {
+        patience_ns: patience_s * S,
+        takes_place: false,
     }
 }
 
@@ -62,6 +71,7 @@ fn action(agent: Agent, step: u32) -> Action {
         agent,
         ladder: 0,
         step,
+        takes_place: true,
     }
 }
 
@@ -134,7 +144,7 @@ fn a_second_stall_within_the_debounce_is_deferred_not_dropped() {
     recovery.next(S + SLACK);
     recovery.on_end(action(agent(0), 0), ActionEnd::Handled, S + SLACK);
     recovery.on_settled(agent(0), 2 * S);
-    assert_eq!(recovery.on_stall(agent(0), Some(0), 3 * S), Plan::Deferred);
+    assert_eq!(recovery.on_stall(agent(0), Some(0), 3 * S), Plan::TooRecent);
     assert_eq!(recovery.next(5 * S), None);
     assert!(recovery.next_due_ns().unwrap() >= 6 * S);
     assert_eq!(recovery.next(6 * S + 3 * SLACK), acts(agent(0), 0));
@@ -170,12 +180,13 @@ fn an_agent_that_falls_silent_again_and_again_is_acted_on_ever_more_seldom_until
 }
 
 #[test]
-fn a_stall_while_the_action_of_the_last_one_runs_is_deferred() {
+fn a_stall_while_the_action_of_the_last_one_runs_is_acted_on_after_that() {
     let mut recovery = recovery(&[act(10)]);
     recovery.on_stall(agent(0), Some(0), S);
     recovery.next(S + SLACK);
     recovery.on_settled(agent(0), 2 * S);
-    assert_eq!(recovery.on_stall(agent(0), Some(0), 20 * S), Plan::Deferred);
+    let plan = recovery.on_stall(agent(0), Some(0), 20 * S);
+    assert_eq!(plan, Plan::StillActing);
     assert_eq!(recovery.next(20 * S + SLACK), None);
     recovery.on_end(action(agent(0), 0), ActionEnd::Handled, 30 * S);
     assert_eq!(recovery.next(30 * S + SLACK), acts(agent(0), 0));
@@ -189,9 +200,14 @@ fn no_more_than_the_limit_are_in_flight_and_nobody_is_forgotten() {
     }
     let mut acted = Vec::new();
     let mut running = Vec::new();
+    let mut waited = Vec::new();
     for step in 1..20 {
-        while let Some(Next::Act(action)) = recovery.next(step * S) {
-            running.push(action);
+        while let Some(next) = recovery.next(step * S) {
+            match next {
+                Next::Act(action) => running.push(action),
+                Next::Waits(agent) => waited.push(agent.slot),
+                Next::GaveUp(..) => panic!("{next:?}"),
+            }
         }
         assert!(recovery.in_flight() <= 3);
         if recovery.in_flight() == 3 {
@@ -208,6 +224,112 @@ fn no_more_than_the_limit_are_in_flight_and_nobody_is_forgotten() {
     }
     acted.sort_unstable();
     assert_eq!(acted, (0..10).collect::<Vec<_>>());
+    assert_eq!(waited, (3..10).collect::<Vec<_>>(), "told once");
+}
+
+#[test]
+fn what_is_done_at_once_waits_for_no_place() {
+    let commands = ladder(&[act(1000)]);
+    let signals = ladder(&[signal(10), act(1000)]);
+    let limits = Limits {
+        max_in_flight: 1,
+        starts_per_second: 0,
+    };
+    let mut recovery = Recovery::new(16, vec![commands, signals], limits, 7);
+    for slot in 0..2 {
+        recovery.on_stall(agent(slot), Some(0), 0);
+    }
+    assert_eq!(recovery.next(SLACK), acts(agent(0), 0));
+    recovery.on_stall(agent(2), Some(1), S);
+    let sent = Action {
+        agent: agent(2),
+        ladder: 1,
+        step: 0,
+        takes_place: false,
+    };
+    assert_eq!(recovery.next(S + SLACK), Some(Next::Act(sent)));
+    assert_eq!(recovery.in_flight(), 1, "only the command");
+    recovery.on_end(sent, ActionEnd::Handled, 2 * S);
+    assert_eq!(recovery.in_flight(), 1);
+    assert_eq!(recovery.next(2 * S), Some(Next::Waits(agent(1))));
+    assert_eq!(recovery.next(20 * S), Some(Next::Waits(agent(2))));
+    assert_eq!(recovery.next(20 * S), None);
+}
+
+#[test]
+fn what_is_done_at_once_counts_against_the_rate() {
+    let limits = Limits {
+        max_in_flight: 1,
+        starts_per_second: 2,
+    };
+    let mut recovery = Recovery::new(16, vec![ladder(&[signal(10)])], limits, 7);
+    for slot in 0..3 {
+        recovery.on_stall(agent(slot), Some(0), 10 * S);
+    }
+    let now_ns = 10 * S + SLACK;
+    let mut acted = 0;
+    while let Some(Next::Act(action)) = recovery.next(now_ns) {
+        recovery.on_end(action, ActionEnd::Handled, now_ns);
+        acted += 1;
+    }
+    assert_eq!(acted, 2);
+    assert_eq!(recovery.next_due_ns(), Some(now_ns + S / 2));
+}
+
+#[test]
+fn a_rehearsal_costs_nothing_and_leaves_the_silent_at_the_foot_of_their_ladders() {
+    let mut recovery = recovery_with(
+        8,
+        Ladder {
+            budget: 2,
+            ..ladder(&[act(10), act(10)])
+        },
+    );
+    // One real action, and then a silence that is acted on in rehearsal only.
+    recovery.on_stall(agent(0), Some(0), S);
+    recovery.next(S + SLACK);
+    recovery.on_end(action(agent(0), 0), ActionEnd::Handled, S + SLACK);
+    recovery.on_settled(agent(0), 2 * S);
+    let since_ns = 50 * S;
+    recovery.on_stall(agent(0), Some(0), since_ns);
+    assert_eq!(recovery.next(since_ns + SLACK), acts(agent(0), 0));
+    let end_ns = since_ns + SLACK;
+    recovery.on_end(action(agent(0), 0), ActionEnd::Handled, end_ns);
+    let spent = Next::GaveUp(agent(0), GaveUp::BudgetSpent);
+    assert_eq!(recovery.next(end_ns + 11 * S), Some(spent));
+    recovery.forget_rehearsal(since_ns);
+    assert!(!recovery.is_silent(agent(0)));
+    assert_eq!(recovery.next(100 * S), None);
+    assert_eq!(recovery.on_stall(agent(0), Some(0), 100 * S), Plan::Now);
+    assert_eq!(recovery.next(100 * S + SLACK), acts(agent(0), 0));
+    recovery.on_end(action(agent(0), 0), ActionEnd::Failed, 101 * S);
+    let spent = recovery.next(101 * S + SLACK);
+    let expected = Next::GaveUp(agent(0), GaveUp::BudgetSpent);
+    assert_eq!(spent, Some(expected), "the real one of before counts");
+}
+
+#[test]
+fn a_rehearsal_leaves_no_debts_to_successors() {
+    let mut recovery = recovery_with(
+        8,
+        Ladder {
+            budget: 1,
+            ..ladder(&[act(10)])
+        },
+    );
+    recovery.on_join(agent(0), 7);
+    recovery.on_stall(agent(0), Some(0), S);
+    recovery.next(S + SLACK);
+    recovery.on_gone(agent(0), 7, 2 * S);
+    recovery.on_end(action(agent(0), 0), ActionEnd::Handled, 2 * S);
+    recovery.forget_rehearsal(S);
+    let successor = Agent {
+        instance: 2,
+        ..agent(0)
+    };
+    recovery.on_join(successor, 7);
+    assert_eq!(recovery.on_stall(successor, Some(0), 3 * S), Plan::Now);
+    assert_eq!(recovery.next(3 * S + SLACK), acts(successor, 0));
 }
 
 #[test]
@@ -307,8 +429,8 @@ fn agents_elsewhere_cannot_keep_a_local_one_from_its_recovery() {
     for slot in 0..15 {
         recovery.on_stall(elsewhere(slot), Some(0), 0);
     }
-    assert!(recovery.next(S).is_some());
-    assert_eq!(recovery.next(S), None);
+    assert!(matches!(recovery.next(S), Some(Next::Act(_))));
+    assert!(!matches!(recovery.next(S), Some(Next::Act(_))));
     recovery.on_stall(agent(15), Some(0), S);
     assert_eq!(recovery.next(2 * S), acts(agent(15), 0));
 }

@@ -40,6 +40,7 @@ use crate::clock::RawClock;
 use crate::config::Config;
 use crate::handoff::{EventReceiver, Handed, Order, OrderSender};
 use crate::http::token::TokenFile;
+use crate::http::view::attention_now_ns;
 use crate::identity::{self, Means};
 use crate::journal::{Journal, append_row};
 use crate::keys::KeyFiles;
@@ -405,10 +406,11 @@ impl Control {
         self.given.roster.leave(agent);
     }
 
-    /// Finds the rule of an agent, tells the beat path, and calls the agent as the rule says.
-    fn hold_to_rule(&mut self, agent: Agent) {
+    /// Finds the rule of an agent, tells the beat path, and calls the agent as the rule says. True if it was
+    /// stalled and is not by that rule.
+    fn hold_to_rule(&mut self, agent: Agent) -> bool {
         let Some(slot) = self.slot_of(agent) else {
-            return;
+            return false;
         };
         let sealed = self
             .given
@@ -432,8 +434,12 @@ impl Control {
             threshold_ns: slot.threshold_ns,
             late_ns: slot.late_ns,
         };
+        let now_ns = attention_now_ns(self.given.raw, &self.given.counters);
+        let silence_ns = slot.silence_ns(now_ns);
+        let mut is_excused = false;
         if self.recoveries.book.note_patience(agent, patience, known) {
             self.given.orders.add(Order::Patience(agent, patience));
+            is_excused = slot.state.is_latched() && silence_ns < patience.threshold_ns;
         }
         let rule = self.recoveries.book.rule_of(&policy, agent);
         let limit = match rule.and_then(|rule| rule.max_beat_rate) {
@@ -454,6 +460,24 @@ impl Control {
             person.label = label;
         });
         self.tell_missing();
+        if is_excused {
+            self.excuse(agent, silence_ns, patience.threshold_ns);
+        }
+        is_excused
+    }
+
+    /// A stall that is none by the rule in force now: nothing more is done about it. From now on the agent has
+    /// its full threshold.
+    fn excuse(&mut self, agent: Agent, silence_ns: u64, threshold_ns: u64) {
+        // A pause of no length: what was reported is over, and silence from now on is reported anew.
+        self.given.orders.add(Order::Pause(agent, Duration::ZERO));
+        self.settled(agent);
+        story::excused(
+            &self.given.log,
+            &self.name_of(agent),
+            silence_ns,
+            threshold_ns,
+        );
     }
 
     /// What is in the slot of an agent, as long as that is its.

@@ -48,6 +48,8 @@ pub(super) struct Recoveries {
     next_look: Instant,
     pub(super) hooks: Hooks,
     pub(super) working: JoinSet<Work>,
+    /// Since when ladders are only rehearsed, if they are (`--recovery-mode dry-run`).
+    rehearsed_since_ns: u64,
 }
 
 /// Whether a program has done what it was for.
@@ -89,6 +91,7 @@ impl Recoveries {
             next_look: now,
             hooks: Hooks::default(),
             working: JoinSet::new(),
+            rehearsed_since_ns: 0,
         }
     }
 
@@ -159,9 +162,11 @@ fn ladders_of(policy: &Policy) -> Vec<ladder::Ladder> {
     let step = |step: &Step| match step {
         Step::Run(run) => ladder::Step::Act {
             patience_ns: nanoseconds(run.wait),
+            takes_place: true,
         },
         Step::Signal(signal) => ladder::Step::Act {
             patience_ns: nanoseconds(signal.wait),
+            takes_place: false,
         },
         Step::Wait(wait) => ladder::Step::Wait {
             wait_ns: nanoseconds(*wait),
@@ -217,19 +222,27 @@ impl Control {
         };
         // Who may not be acted on has no ladder.
         let ladder = self.may_act_on(agent, who).then_some(ladder);
-        if self.recoveries.core().on_stall(agent, ladder, now_ns) == Plan::Deferred {
-            self.count_outcome(agent, Counter::RecoveryDebounced);
-            story::recovery::deferred(&self.given.log, who);
-        }
+        let why = match self.recoveries.core().on_stall(agent, ladder, now_ns) {
+            Plan::TooRecent => "the last action is too recent",
+            Plan::StillActing => "the last action still runs",
+            Plan::Now | Plan::Nothing => return,
+        };
+        self.count_outcome(agent, Counter::RecoveryDebounced);
+        story::recovery::deferred(&self.given.log, who, why);
     }
 
     /// An agent speaks again.
     pub(super) fn returned(&mut self, agent: Agent, who: &story::Who) {
-        if self.settled(agent).acted {
+        if self.settled(agent).acted && !self.is_rehearsal() {
             self.count_outcome(agent, Counter::RecoveryRecovered);
             story::recovery::recovered(&self.given.log, who);
         }
         self.hook(agent, Occasion::Recovered);
+    }
+
+    /// Whether what is due is only told.
+    fn is_rehearsal(&self) -> bool {
+        self.recoveries.policy.mode == Mode::DryRun
     }
 
     /// The silence of an agent is over, one way or the other.
@@ -310,10 +323,14 @@ impl Control {
         self.recoveries
             .book
             .open(&before.rules, &policy, Instant::now());
-        let agents = self.agents();
-        for agent in &agents {
-            self.hold_to_rule(*agent);
+        if before.mode == Mode::DryRun && policy.mode != Mode::DryRun {
+            self.forget_rehearsal();
         }
+        if before.mode != Mode::DryRun && policy.mode == Mode::DryRun {
+            self.recoveries.rehearsed_since_ns = now_ns;
+        }
+        let mut agents = self.agents();
+        agents.retain(|agent| !self.hold_to_rule(*agent));
         let book = &self.recoveries.book;
         let ladder_of = |agent: Agent| {
             let origin = book.origin_of(agent)?;
@@ -328,6 +345,13 @@ impl Control {
             self.recover_forgotten(agent);
         }
         self.tell_missing();
+    }
+
+    /// Nothing was done in earnest since ladders were only rehearsed.
+    fn forget_rehearsal(&mut self) {
+        if let Some(core) = &mut self.recoveries.core {
+            core.forget_rehearsal(self.recoveries.rehearsed_since_ns);
+        }
     }
 
     /// Recovers an agent that is silent if nothing was to be done about it when that was told.
@@ -383,6 +407,7 @@ impl Control {
         {
             match next {
                 Next::Act(action) => self.climb(action, now_ns),
+                Next::Waits(agent) => self.wait_for_room(agent),
                 Next::GaveUp(agent, why) => self.give_up(agent, why),
             }
         }
@@ -491,7 +516,7 @@ impl Control {
         }
         let subject = self.subject(agent, who, STALL);
         let shown = step.shown(Some(&subject));
-        if policy.mode == Mode::DryRun {
+        if self.is_rehearsal() {
             self.count_outcome(agent, Counter::RecoveryDryRun);
             story::recovery::dry_run(&self.given.log, who, &shown);
             return Ok(Some(ActionEnd::Handled));
@@ -532,15 +557,22 @@ impl Control {
         }
     }
 
+    fn wait_for_room(&self, agent: Agent) {
+        self.count_outcome(agent, Counter::RecoveryWaiting);
+        let restraint = &self.recoveries.policy.restraint;
+        story::recovery::waits(&self.given.log, &self.name_of(agent), restraint);
+    }
+
     fn give_up(&mut self, agent: Agent, why: GaveUp) {
+        if self.is_rehearsal() {
+            story::recovery::would_give_up(&self.given.log, &self.name_of(agent), why);
+            return self.hook(agent, Occasion::GaveUp);
+        }
         self.count_outcome(agent, Counter::RecoveryGaveUp);
         self.given.counters.count(match why {
             GaveUp::StepsExhausted => Counter::GaveUpSteps,
             GaveUp::BudgetSpent => Counter::GaveUpBudget,
         });
-        self.given
-            .roster
-            .amend(agent, |person| person.gave_up = true);
         story::recovery::gave_up(&self.given.log, &self.name_of(agent), why);
         self.hook(agent, Occasion::GaveUp);
     }
@@ -579,8 +611,10 @@ impl Control {
     fn count_outcome(&self, agent: Agent, outcome: Counter) {
         self.given.counters.count(outcome);
         let label = outcome.info().label.map(|(_, value)| value);
-        self.given
-            .roster
-            .amend(agent, |person| person.recovery = label);
+        self.given.roster.amend(agent, |person| {
+            person.recovery = label;
+            // Whatever else comes is another attempt.
+            person.gave_up = outcome == Counter::RecoveryGaveUp;
+        });
     }
 }

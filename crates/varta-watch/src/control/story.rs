@@ -186,6 +186,20 @@ pub(super) fn stall(log: &Log, who: &Who, last_nonce: u64, silence_ns: u64, thre
     log.warn(LogEvent::Stall, msg, fields);
 }
 
+pub(super) fn excused(log: &Log, who: &Who, silence_ns: u64, threshold_ns: u64) {
+    let fields = Fields {
+        silence_ms: Some(ms(silence_ns)),
+        threshold_ms: Some(ms(threshold_ns)),
+        ..who.fields()
+    };
+    let msg = format!(
+        "{who}: not stalled any more, its threshold is {} now; silent for {}",
+        exact(threshold_ns),
+        seconds(silence_ns)
+    );
+    log.info(LogEvent::Notice, msg, fields);
+}
+
 pub(super) fn returned(
     log: &Log,
     who: &Who,

@@ -10,6 +10,7 @@ use super::{Who, ms, number_of};
 use crate::api::{Fields, LogEvent};
 use crate::control::hooks::Occasion;
 use crate::control::log::Log;
+use crate::policy::Restraint;
 use crate::recovery::{Ended, Force, How, StartError};
 
 fn recovery(who: &Who, outcome: &str) -> Fields {
@@ -19,8 +20,8 @@ fn recovery(who: &Who, outcome: &str) -> Fields {
     }
 }
 
-pub(in crate::control) fn deferred(log: &Log, who: &Who) {
-    let msg = format!("{who}: the last recovery is too recent, tried again later");
+pub(in crate::control) fn deferred(log: &Log, who: &Who, why: &str) {
+    let msg = format!("{who}: {why}, tried again later");
     log.info(LogEvent::Recover, msg, recovery(who, "debounced"));
 }
 
@@ -81,8 +82,22 @@ pub(in crate::control) fn recovered(log: &Log, who: &Who) {
     log.info(LogEvent::Recover, msg, recovery(who, "recovered"));
 }
 
-pub(in crate::control) fn gave_up(log: &Log, who: &Who, why: GaveUp) {
-    let (reason, why) = match why {
+/// The limits for all have no room for the next step of this agent now.
+pub(in crate::control) fn waits(log: &Log, who: &Who, restraint: &Restraint) {
+    let per_second = match restraint.starts_per_second {
+        0 => String::new(),
+        per_second => format!(" and {per_second} start per second"),
+    };
+    let msg = format!(
+        "{who}: its next step waits for room, {} run at a time{per_second}",
+        restraint.max_in_flight
+    );
+    log.info(LogEvent::Recover, msg, recovery(who, "waiting"));
+}
+
+/// Why, for programs and for people.
+fn reason_of(why: GaveUp) -> (&'static str, &'static str) {
+    match why {
         GaveUp::StepsExhausted => (
             "steps_exhausted",
             "the last step of its ladder did not bring it back",
@@ -91,13 +106,28 @@ pub(in crate::control) fn gave_up(log: &Log, who: &Who, why: GaveUp) {
             "budget_spent",
             "as many actions as its ladder allows within its window did not help",
         ),
-    };
+    }
+}
+
+pub(in crate::control) fn gave_up(log: &Log, who: &Who, why: GaveUp) {
+    let (reason, why) = reason_of(why);
     let fields = Fields {
         reason: Some(reason.to_owned()),
         ..recovery(who, "gave_up")
     };
     let msg = format!("{who}: gave up, {why}; somebody must look at it");
     log.error(LogEvent::GaveUp, msg, fields);
+}
+
+pub(in crate::control) fn would_give_up(log: &Log, who: &Who, why: GaveUp) {
+    let (reason, _) = reason_of(why);
+    let fields = Fields {
+        reason: Some(reason.to_owned()),
+        ..recovery(who, "dry_run")
+    };
+    let msg =
+        format!("{who}: would have given up if none of that had helped (--recovery-mode dry-run)");
+    log.info(LogEvent::Recover, msg, fields);
 }
 
 pub(in crate::control) fn hold(log: &Log, kind: Kind, change: HoldChange) {
