@@ -1,5 +1,5 @@
-//! The ladder under random times, ends, refusals, pauses, held fire and reloads, against a model that knows
-//! only what was asked of it and what came out: never two in flight per agent, never over budget, no step
+//! The ladder under random times, ends, refusals, pauses, held fire, reloads and rehearsals, against a model that
+//! knows only what was asked of it and what came out: never two in flight per agent, never over budget, no step
 //! skipped, nothing during a pause or while fire is held, and every stall comes to an end.
 
 use std::collections::HashMap;
@@ -145,7 +145,8 @@ impl Model {
                 self.recovery.hold(Kind::Local, self.held);
             }
             46 => self.reload(),
-            47..70 => self.end_one(),
+            47 => self.forget_rehearsal(),
+            48..70 => self.end_one(),
             _ => self.now_ns += self.dice.below(4 * S),
         }
         self.take_all();
@@ -217,6 +218,19 @@ impl Model {
                 seen.last = acted.then_some((u32::MAX, None));
             }
             seen.ladder = *ladder;
+        }
+    }
+
+    /// What was started lately was not in earnest.
+    fn forget_rehearsal(&mut self) {
+        let since_ns = self.now_ns.saturating_sub(self.dice.below(60) * S);
+        self.recovery.forget_rehearsal(since_ns);
+        for seen in self.seen.values_mut() {
+            seen.starts_ns.retain(|start_ns| *start_ns < since_ns);
+            *seen = Seen {
+                starts_ns: std::mem::take(&mut seen.starts_ns),
+                ..Seen::default()
+            };
         }
     }
 
