@@ -18,6 +18,8 @@ mod estate;
 mod hold;
 mod ladder;
 mod permits;
+mod reload;
+mod starts;
 #[cfg(test)]
 mod tests;
 
@@ -26,10 +28,12 @@ use crate::fifo::Fifo;
 use crate::wheel::Wheel;
 use estate::{Estate, Estates};
 use permits::{Permits, Purpose};
+use starts::Starts;
 
 pub use hold::{HoldChange, HoldFire, HoldOptions, HoldReason, Pressure};
-pub use ladder::{BUDGET_MAX, Ladder, Step};
+pub use ladder::{Ladder, Step};
 pub use permits::{Kind, Limits};
+pub use starts::BUDGET_MAX;
 
 /// How an action ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,9 +103,6 @@ pub struct Settled {
     /// It had been given up.
     pub gave_up: bool,
 }
-
-/// When the last actions on an agent were started, newest first, 0 for none.
-type Starts = [u64; BUDGET_MAX];
 
 /// Where an agent stands on its ladder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,7 +195,7 @@ impl Recovery {
         Self {
             ladders: ladders.into_boxed_slice(),
             entries: vec![Entry::of(nobody); capacity].into_boxed_slice(),
-            starts: vec![[0; BUDGET_MAX]; capacity].into_boxed_slice(),
+            starts: vec![Starts::NONE; capacity].into_boxed_slice(),
             estates: Estates::new(),
             wheels: [Wheel::new(capacity), Wheel::new(capacity)],
             ready: [(); 2].map(|()| [Fifo::new(capacity), Fifo::new(capacity)]),
@@ -216,13 +217,13 @@ impl Recovery {
         self.clear_timer(agent.slot);
         let before = std::mem::replace(&mut self.entries[slot], Entry::of(agent));
         if before.last_start_ns != 0 {
-            self.starts[slot] = [0; BUDGET_MAX];
+            self.starts[slot] = Starts::NONE;
         }
         if let Some(estate) = self.estates.take(lineage) {
             let entry = &mut self.entries[slot];
             entry.climbs = estate.climbs;
             entry.settled_ns = estate.left_ns;
-            entry.last_start_ns = estate.starts[0];
+            entry.last_start_ns = estate.starts.last_ns();
             self.starts[slot] = estate.starts;
         }
     }
@@ -414,65 +415,6 @@ impl Recovery {
         self.permits.in_flight()
     }
 
-    /// New ladders and limits. Who is silent goes on where they stand if their ladder has not changed,
-    /// else begins the one that `ladder_of` now means for them; who has none any more is left alone.
-    pub fn reload(
-        &mut self,
-        ladders: Vec<Ladder>,
-        limits: Limits,
-        mut ladder_of: impl FnMut(Agent) -> Option<u32>,
-        now_ns: u64,
-    ) {
-        let old = std::mem::replace(&mut self.ladders, ladders.into_boxed_slice());
-        self.permits.set_limits(limits);
-        for slot in 0..self.entries.len() as u32 {
-            let entry = &mut self.entries[slot as usize];
-            if !entry.silent {
-                continue;
-            }
-            let agent = entry.agent;
-            let before = old.get(entry.ladder as usize);
-            let after = ladder_of(agent).filter(|new| (*new as usize) < self.ladders.len());
-            entry.ladder = after.unwrap_or(NO_LADDER);
-            let is_stopped = entry.phase == Phase::Idle && !entry.gave_up && !entry.in_flight;
-            if before == self.ladders.get(entry.ladder as usize) && !is_stopped {
-                continue;
-            }
-            entry.phase = Phase::Idle;
-            entry.gave_up = false;
-            entry.failures = 0;
-            let may_begin = after.is_some() && !entry.in_flight;
-            self.clear_timer(slot);
-            if may_begin {
-                self.begin(slot, now_ns);
-            }
-        }
-    }
-
-    /// What was started since `since_ns` was a rehearsal: nobody has spent anything on it, and nothing was done
-    /// about who is silent, which the caller tells anew with [`Self::on_stall`].
-    pub fn forget_rehearsal(&mut self, since_ns: u64) {
-        self.estates.forget_starts(since_ns);
-        for slot in 0..self.entries.len() as u32 {
-            let entry = &mut self.entries[slot as usize];
-            let (agent, in_flight) = (entry.agent, entry.in_flight);
-            if entry.last_start_ns < since_ns && !entry.silent {
-                continue;
-            }
-            let starts = &mut self.starts[slot as usize];
-            forget_starts(starts, since_ns);
-            let last_start_ns = starts[0];
-            *entry = Entry {
-                in_flight,
-                climbs: entry.climbs.min(count_starts(starts)),
-                last_start_ns,
-                settled_ns: entry.settled_ns,
-                ..Entry::of(agent)
-            };
-            self.clear_timer(slot);
-        }
-    }
-
     /// Puts an agent at the foot of its ladder; returns when that begins.
     fn begin(&mut self, slot: u32, now_ns: u64) -> u64 {
         let entry = &mut self.entries[slot as usize];
@@ -540,7 +482,7 @@ impl Recovery {
         let agent = entry.agent;
         let starts = &mut self.starts[slot as usize];
         let ladder = self.ladders.get(entry.ladder as usize)?;
-        if ladder.is_spent(starts, now_ns) {
+        if starts.have_spent(ladder.budget, ladder.window_ns, now_ns) {
             self.leave_line(slot);
             let entry = &mut self.entries[slot as usize];
             entry.phase = Phase::Idle;
@@ -557,12 +499,10 @@ impl Recovery {
         self.leave_line(slot);
         let entry = &mut self.entries[slot as usize];
         let starts = &mut self.starts[slot as usize];
-        // Newest first; the oldest falls off the end, where no budget looks.
-        starts.rotate_right(1);
-        starts[0] = now_ns.max(1);
+        starts.add(now_ns);
         entry.phase = Phase::Acting;
         entry.in_flight = true;
-        entry.last_start_ns = starts[0];
+        entry.last_start_ns = starts.last_ns();
         if entry.acts == 0 {
             entry.climbs = entry.climbs.saturating_add(1);
         }
@@ -617,20 +557,6 @@ impl Recovery {
             .get_mut(agent.slot as usize)
             .filter(|entry| entry.agent == agent)
     }
-}
-
-/// Forgets what was started since `since_ns`.
-fn forget_starts(starts: &mut Starts, since_ns: u64) {
-    let kept = starts.iter().filter(|start_ns| **start_ns < since_ns);
-    let mut left = [0; BUDGET_MAX];
-    for (place, start_ns) in left.iter_mut().zip(kept) {
-        *place = *start_ns;
-    }
-    *starts = left;
-}
-
-fn count_starts(starts: &Starts) -> u32 {
-    starts.iter().filter(|start_ns| **start_ns != 0).count() as u32
 }
 
 /// Up to a quarter more, so that those who failed together do not come again together.

@@ -4,8 +4,7 @@
 //! after every start would be restarted for ever. Each estate goes to one successor, so that the workers of
 //! a pool, which share a lineage, do not pay for each other.
 
-use super::ladder::BUDGET_MAX;
-use super::{Starts, count_starts, forget_starts};
+use super::starts::Starts;
 
 /// Estates that are remembered; with more the oldest is forgotten.
 const ESTATES: usize = 1024;
@@ -33,7 +32,7 @@ impl Estates {
             lineage: 0,
             climbs: 0,
             left_ns: 0,
-            starts: [0; BUDGET_MAX],
+            starts: Starts::NONE,
         };
         Self {
             estates: vec![nobodys; ESTATES].into_boxed_slice(),
@@ -55,8 +54,8 @@ impl Estates {
     /// What was started since `since_ns` is no debt.
     pub(super) fn forget_starts(&mut self, since_ns: u64) {
         for estate in &mut self.estates {
-            forget_starts(&mut estate.starts, since_ns);
-            estate.climbs = estate.climbs.min(count_starts(&estate.starts));
+            estate.starts.forget_since(since_ns);
+            estate.climbs = estate.climbs.min(estate.starts.count());
         }
     }
 
@@ -81,11 +80,13 @@ mod tests {
     use super::*;
 
     fn estate(lineage: u64, climbs: u32) -> Estate {
+        let mut starts = Starts::NONE;
+        starts.add(u64::from(climbs));
         Estate {
             lineage,
             climbs,
             left_ns: 1,
-            starts: [u64::from(climbs); BUDGET_MAX],
+            starts,
         }
     }
 
@@ -96,7 +97,7 @@ mod tests {
         estates.leave(estate(8, 2));
         estates.leave(estate(7, 3));
         let estate = estates.take(7).unwrap();
-        assert_eq!((estate.climbs, estate.starts[0]), (3, 3));
+        assert_eq!((estate.climbs, estate.starts.last_ns()), (3, 3));
         assert_eq!(estates.take(7).unwrap().climbs, 1);
         assert!(estates.take(7).is_none());
         assert!(estates.take(8).is_some());

@@ -1,7 +1,4 @@
-//! A ladder as data: its steps, and the arithmetic of its pauses and its budget.
-
-/// Most actions a budget can have: each costs 8 bytes per agent that something was done about.
-pub const BUDGET_MAX: usize = 32;
+//! A ladder as data: its steps, and the arithmetic of its pauses.
 
 /// A ladder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +10,7 @@ pub struct Ladder {
     /// Least time from the start of an action to that of the first one about a later silence, and
     /// between two attempts at the last step.
     pub debounce_ns: u64,
-    /// Most actions started within the window, 1 to [`BUDGET_MAX`].
+    /// Most actions started within the window, 1 to [`BUDGET_MAX`](super::BUDGET_MAX).
     pub budget: u32,
     /// The window, a time that slides.
     pub window_ns: u64,
@@ -62,13 +59,5 @@ impl Ladder {
         self.backoff_ns
             .saturating_mul(1 << doublings)
             .min(self.backoff_max_ns.max(self.backoff_ns))
-    }
-
-    /// Whether as many actions as allowed were started within the window; `starts` newest first.
-    pub(super) fn is_spent(&self, starts: &[u64], now_ns: u64) -> bool {
-        let oldest_allowed = (self.budget as usize).clamp(1, BUDGET_MAX) - 1;
-        starts.get(oldest_allowed).is_some_and(|start_ns| {
-            *start_ns != 0 && now_ns.saturating_sub(*start_ns) < self.window_ns
-        })
     }
 }

@@ -48,7 +48,7 @@ pub(super) struct Recoveries {
     next_look: Instant,
     pub(super) hooks: Hooks,
     pub(super) working: JoinSet<Work>,
-    /// Since when ladders are only rehearsed, if they are (`--recovery-mode dry-run`).
+    /// Since when ladders are only rehearsed, if they are (`--recovery-mode dry-run`), on the observer's clock.
     rehearsed_since_ns: u64,
 }
 
@@ -103,6 +103,40 @@ impl Recoveries {
     /// Expectations that have run out, each told once.
     pub(super) fn take_missing(&mut self, now: Instant) -> Vec<Missing> {
         self.book.take_missing(&self.policy, now)
+    }
+
+    /// Another policy. Every agent is to be entered in the book anew, and then comes [`Self::replace_ladders`].
+    pub(super) fn replace_policy(&mut self, policy: Arc<Policy>, now_ns: u64) {
+        let before = std::mem::replace(&mut self.policy, policy);
+        for hold in &mut self.hold {
+            hold.set_options(hold_options(&self.policy));
+        }
+        self.book.open(&before.rules, &self.policy, Instant::now());
+        match (before.mode, self.policy.mode) {
+            (Mode::DryRun, Mode::DryRun) => {}
+            // Nothing of that was done in earnest.
+            (Mode::DryRun, _) => {
+                if let Some(core) = &mut self.core {
+                    core.forget_rehearsal(self.rehearsed_since_ns);
+                }
+            }
+            (_, _) => self.rehearsed_since_ns = now_ns,
+        }
+    }
+
+    /// The ladders and limits of another policy.
+    pub(super) fn replace_ladders(&mut self, now_ns: u64) {
+        let Self {
+            book, policy, core, ..
+        } = self;
+        let ladder_of = |agent: Agent| {
+            let origin = book.origin_of(agent)?;
+            let may_act = policy.mode != Mode::Observe && refusal(origin).is_none();
+            book.ladder_of(policy, agent).filter(|_| may_act)
+        };
+        if let Some(core) = core {
+            core.reload(ladders_of(policy), limits_of(policy), ladder_of, now_ns);
+        }
     }
 
     pub(super) fn core(&mut self) -> &mut Recovery {
@@ -307,53 +341,6 @@ impl Control {
         }
     }
 
-    /// Other rules, ladders and limits from now on. What runs goes on; who is silent goes on climbing where
-    /// the ladder is the same, and begins anew where it is not.
-    pub(super) fn replace_policy(&mut self) {
-        let policy = Arc::new(Policy {
-            // What the beat path was told at the start.
-            recover_foreign: self.given.config.policy.recover_foreign,
-            ..self.in_force.policy.clone()
-        });
-        let now_ns = self.given.raw.now_ns();
-        let before = std::mem::replace(&mut self.recoveries.policy, Arc::clone(&policy));
-        for hold in &mut self.recoveries.hold {
-            hold.set_options(hold_options(&policy));
-        }
-        self.recoveries
-            .book
-            .open(&before.rules, &policy, Instant::now());
-        if before.mode == Mode::DryRun && policy.mode != Mode::DryRun {
-            self.forget_rehearsal();
-        }
-        if before.mode != Mode::DryRun && policy.mode == Mode::DryRun {
-            self.recoveries.rehearsed_since_ns = now_ns;
-        }
-        let mut agents = self.agents();
-        agents.retain(|agent| !self.hold_to_rule(*agent));
-        let book = &self.recoveries.book;
-        let ladder_of = |agent: Agent| {
-            let origin = book.origin_of(agent)?;
-            let may_act = policy.mode != Mode::Observe && refusal(origin).is_none();
-            book.ladder_of(&policy, agent).filter(|_| may_act)
-        };
-        if let Some(core) = &mut self.recoveries.core {
-            core.reload(ladders_of(&policy), limits_of(&policy), ladder_of, now_ns);
-        }
-        // Who fell silent while nothing was to be done about anybody.
-        for agent in agents {
-            self.recover_forgotten(agent);
-        }
-        self.tell_missing();
-    }
-
-    /// Nothing was done in earnest since ladders were only rehearsed.
-    fn forget_rehearsal(&mut self) {
-        if let Some(core) = &mut self.recoveries.core {
-            core.forget_rehearsal(self.recoveries.rehearsed_since_ns);
-        }
-    }
-
     /// Recovers an agent that is silent if nothing was to be done about it when that was told.
     pub(super) fn recover_forgotten(&mut self, agent: Agent) {
         let core = self.recoveries.core.as_ref();
@@ -380,7 +367,7 @@ impl Control {
     }
 
     /// Everybody there is.
-    fn agents(&self) -> Vec<Agent> {
+    pub(super) fn agents(&self) -> Vec<Agent> {
         let slots = 0..self.given.table.capacity() as u32;
         let facts = slots.filter_map(|slot| Some((slot, self.given.table.read(slot)?)));
         let there = facts.filter(|(_, facts)| facts.state != SlotState::Free);

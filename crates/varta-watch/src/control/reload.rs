@@ -1,6 +1,8 @@
 //! SIGHUP: the event file is opened anew; settings, keys and token are read again, all of them before any of
 //! them counts. What is wrong with one changes nothing at all, and is told line by line.
 
+use std::sync::Arc;
+
 use varta_core::Gauge;
 
 use super::{Control, nanoseconds};
@@ -9,6 +11,7 @@ use crate::config::Config;
 use crate::handoff::Order;
 use crate::http::token::{Token, TokenFile};
 use crate::keys::{KeyFiles, KeyRing};
+use crate::policy::Policy;
 
 /// Everything that was read again.
 struct Fresh {
@@ -85,5 +88,25 @@ impl Control {
         self.in_force = config;
         self.replace_policy();
         self.given.orders.send();
+    }
+
+    /// Other rules, ladders and limits from now on. What runs goes on; who is silent goes on climbing where
+    /// the ladder is the same, and begins anew where it is not.
+    fn replace_policy(&mut self) {
+        let policy = Arc::new(Policy {
+            // What the beat path was told at the start.
+            recover_foreign: self.given.config.policy.recover_foreign,
+            ..self.in_force.policy.clone()
+        });
+        let now_ns = self.given.raw.now_ns();
+        self.recoveries.replace_policy(policy, now_ns);
+        let mut agents = self.agents();
+        agents.retain(|agent| !self.hold_to_rule(*agent));
+        self.recoveries.replace_ladders(now_ns);
+        // Who fell silent while nothing was to be done about anybody.
+        for agent in agents {
+            self.recover_forgotten(agent);
+        }
+        self.tell_missing();
     }
 }

@@ -1,0 +1,64 @@
+//! Other ladders while some are climbed, and a rehearsal that is over.
+
+use super::{Entry, Ladder, Limits, NO_LADDER, Phase, Recovery};
+use crate::event::Agent;
+
+impl Recovery {
+    /// New ladders and limits. Who is silent goes on where they stand if their ladder has not changed,
+    /// else begins the one that `ladder_of` now means for them; who has none any more is left alone.
+    pub fn reload(
+        &mut self,
+        ladders: Vec<Ladder>,
+        limits: Limits,
+        mut ladder_of: impl FnMut(Agent) -> Option<u32>,
+        now_ns: u64,
+    ) {
+        let old = std::mem::replace(&mut self.ladders, ladders.into_boxed_slice());
+        self.permits.set_limits(limits);
+        for slot in 0..self.entries.len() as u32 {
+            let entry = &mut self.entries[slot as usize];
+            if !entry.silent {
+                continue;
+            }
+            let agent = entry.agent;
+            let before = old.get(entry.ladder as usize);
+            let after = ladder_of(agent).filter(|new| (*new as usize) < self.ladders.len());
+            entry.ladder = after.unwrap_or(NO_LADDER);
+            let is_stopped = entry.phase == Phase::Idle && !entry.gave_up && !entry.in_flight;
+            if before == self.ladders.get(entry.ladder as usize) && !is_stopped {
+                continue;
+            }
+            entry.phase = Phase::Idle;
+            entry.gave_up = false;
+            entry.failures = 0;
+            let may_begin = after.is_some() && !entry.in_flight;
+            self.clear_timer(slot);
+            if may_begin {
+                self.begin(slot, now_ns);
+            }
+        }
+    }
+
+    /// What was started since `since_ns` was a rehearsal: nobody has spent anything on it, and nothing was done
+    /// about who is silent, which the caller tells anew with [`Self::on_stall`].
+    pub fn forget_rehearsal(&mut self, since_ns: u64) {
+        self.estates.forget_starts(since_ns);
+        for slot in 0..self.entries.len() as u32 {
+            let entry = &mut self.entries[slot as usize];
+            let (agent, in_flight) = (entry.agent, entry.in_flight);
+            if entry.last_start_ns < since_ns && !entry.silent {
+                continue;
+            }
+            let starts = &mut self.starts[slot as usize];
+            starts.forget_since(since_ns);
+            *entry = Entry {
+                in_flight,
+                climbs: entry.climbs.min(starts.count()),
+                last_start_ns: starts.last_ns(),
+                settled_ns: entry.settled_ns,
+                ..Entry::of(agent)
+            };
+            self.clear_timer(slot);
+        }
+    }
+}
