@@ -209,7 +209,7 @@ fn twenty_mistakes_are_twenty_messages_each_with_its_place_and_how_to_mend_it() 
         ),
         (
             "18:27: ",
-            "recovery.restart.steps.run: {nmae} stands for nothing; there are",
+            "recovery.restart.steps.run: {nmae} stands for nothing; did you mean {name}?",
         ),
         ("22:8: ", "agent.name: '?' has no meaning in a glob"),
         ("23:7: ", "agent.uid: no user of that name; give"),
@@ -511,7 +511,8 @@ fn flags_of_0_2_0_without_effect_are_taken_and_mentioned_once() {
         "--read-timeout-ms",
         "100",
         "--uds-rcvbuf-bytes=0",
-        "--audit-sync-interval-ms=-1",
+        "--audit-sync-interval-ms",
+        "-1",
         "--audit-fsync-budget-ms=x",
         "--audit-rotation-budget-ms=50",
         "--prom-rate-limit-per-sec=5",

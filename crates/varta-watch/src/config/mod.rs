@@ -366,6 +366,8 @@ fn instead(error: &clap::Error) -> Instead {
 pub(crate) mod tests {
     use std::ffi::OsString;
 
+    use clap::builder::ArgAction;
+
     use super::*;
 
     pub(crate) fn parse(arguments: &[&str]) -> Result<Config, Instead> {
@@ -504,6 +506,25 @@ pub(crate) mod tests {
     fn a_wrong_choice_is_answered_with_the_right_ones() {
         let error = error_of(&["--log-format=xml"]);
         assert!(error.contains("human, json"), "{error}");
+    }
+
+    #[test]
+    fn a_flag_without_its_value_does_not_take_the_next_flag_for_it() {
+        let command = table::command();
+        for arg in command.get_arguments() {
+            let takes_value = arg
+                .get_num_args()
+                .is_none_or(|count| count.min_values() > 0)
+                && matches!(arg.get_action(), ArgAction::Set | ArgAction::Append);
+            if !takes_value {
+                continue;
+            }
+            let flag = format!("--{}", table::key(arg).unwrap());
+            let error = error_of(&[&flag, "--print-config"]);
+            let words = format!("a value is required for '{flag} ");
+            assert!(error.contains(&words), "{error}");
+        }
+        assert!(error_of(&["--read-timeout-ms"]).contains("a value is required"));
     }
 
     #[test]

@@ -66,9 +66,11 @@ pub(super) fn all() -> impl Iterator<Item = Arg> {
     let old = |name: &'static str| {
         Arg::new(name)
             .long(name)
+            .value_name("VALUE")
             .hide(true)
             .action(ArgAction::Append)
-            .allow_hyphen_values(true)
+            // No value begins with dashes: what does is the next flag, which must not be lost.
+            .allow_negative_numbers(true)
     };
     let ignored = IGNORED
         .iter()
@@ -79,12 +81,9 @@ pub(super) fn all() -> impl Iterator<Item = Arg> {
                 .default_missing_value("true"),
             false => old(name),
         });
-    let removed = REMOVED.iter().map(move |(name, _)| {
-        old(name)
-            .num_args(0..=1)
-            .allow_hyphen_values(false)
-            .default_missing_value("")
-    });
+    let removed = REMOVED
+        .iter()
+        .map(move |(name, _)| old(name).num_args(0..=1).default_missing_value(""));
     ignored.chain(removed)
 }
 
