@@ -242,6 +242,7 @@ const VARIABLES: &str = "
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::steps::PLACEHOLDERS;
 
     fn keys() -> Vec<String> {
         let command = table::command();
@@ -305,6 +306,18 @@ mod tests {
             for (key, _) in IGNORED.iter().chain(REMOVED) {
                 assert!(!page.contains(&format!("--{key}")), "{key}");
             }
+        }
+    }
+
+    #[test]
+    fn every_placeholder_is_in_the_help_of_the_command() {
+        let command = table::command();
+        let (_, arg) = table::settings(&command)
+            .find(|(key, _)| *key == "recovery-exec")
+            .unwrap();
+        let help = meaning(arg);
+        for placeholder in PLACEHOLDERS {
+            assert!(help.contains(placeholder), "{placeholder} in {help}");
         }
     }
 

@@ -9,7 +9,7 @@ use super::file::Parsed;
 use super::problems::Problems;
 use super::programs::SearchPath;
 use super::rules::{self, Defaults, NONE, RECOVERY_EXEC};
-use super::steps::StepDefaults;
+use super::steps::{self, StepDefaults};
 use super::table::{Flags, RecoveryFlags};
 use super::units;
 use crate::policy::{Children, Ladder, Policy, Restraint, RunStep, Step};
@@ -154,23 +154,35 @@ impl Flags {
         defaults: &Defaults,
         problems: &mut Problems,
     ) -> Option<Ladder> {
-        let mut words = command.split_whitespace();
-        let program = match defaults.steps.path.find(words.next().unwrap_or_default()) {
-            Ok(program) => program,
+        let key = match self.recovery.recovery_exec {
+            Some(_) => "recovery-exec",
+            None => "recovery-exec-file",
+        };
+        let mut words = command.split_whitespace().enumerate();
+        let mut read = |(index, word)| match steps::argument(index, word) {
+            Ok(word) => Some(word),
             Err(text) => {
-                let key = match self.recovery.recovery_exec {
-                    Some(_) => "recovery-exec",
-                    None => "recovery-exec-file",
-                };
-                problems.about(key, &["recovery-env"], text);
-                return None;
+                problems.about(key, &[], text);
+                None
             }
         };
+        let name = words.next().and_then(&mut read);
+        let arguments: Vec<Option<String>> = words.map(read).collect();
+        let name = name?;
+        let program = defaults.steps.path.find(&name).map_err(|text| {
+            // Only a bare name is looked up in a path, which variables may say.
+            let others: &[&str] = match name.contains('/') {
+                true => &[],
+                false => &["recovery-env"],
+            };
+            problems.about(key, others, text);
+        });
+        let (program, arguments) = (program.ok()?, arguments.into_iter().collect::<Option<_>>()?);
         Some(Ladder {
             name: RECOVERY_EXEC.to_owned(),
             steps: vec![Step::Run(RunStep {
                 program,
-                arguments: words.map(str::to_owned).collect(),
+                arguments,
                 timeout: defaults.steps.timeout,
                 wait: defaults.steps.wait,
             })],
@@ -384,7 +396,7 @@ mod tests {
     #[test]
     fn the_old_flags_make_a_ladder_of_one_step_split_at_white_space() {
         let flags = [
-            "--recovery-exec= sh  'a b' {unknown} ",
+            "--recovery-exec= sh  'a b' {pid} {} {PID} ",
             "--recovery-timeout-ms=5000",
             "--recovery-debounce-ms=0",
         ];
@@ -394,9 +406,45 @@ mod tests {
             panic!("{ladder:?}");
         };
         assert!(step.program.ends_with("sh") && step.program.is_absolute());
-        assert_eq!(step.arguments, ["'a", "b'", "{unknown}"]);
+        assert_eq!(step.arguments, ["'a", "b'", "{pid}", "{}", "{PID}"]);
         assert_eq!(step.timeout, Some(Duration::from_secs(5)));
         assert_eq!((ladder.steps.len(), ladder.debounce), (1, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_mistyped_placeholder_in_the_old_flags_is_refused_with_the_nearest_one() {
+        for (command, words) in [
+            (
+                "sh {pidd}",
+                "--recovery-exec: {pidd} stands for nothing; did you mean {pid}?",
+            ),
+            (
+                "sh -{process}",
+                "{process} stands for nothing; there are {pid} ",
+            ),
+            ("/bin/{pid}", "not replaced in the program"),
+        ] {
+            let text = parse(&["--socket=/s", "--recovery-exec", command])
+                .unwrap_err()
+                .text;
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert!(text.contains(words), "{text}");
+        }
+        let mut file = file("/no/such {pidd}\n{nmae}");
+        file.flush().unwrap();
+        let path = file.path().to_str().unwrap();
+        let text = parse(&["--socket=/s", "--recovery-exec-file", path])
+            .unwrap_err()
+            .text;
+        assert_eq!(text.lines().count(), 3, "{text}");
+    }
+
+    #[test]
+    fn a_command_with_its_path_is_judged_whatever_the_variables_are() {
+        let text = "recovery-env = [\"NOEQ\"]\nrecovery-exec = \"/no/such\"\n";
+        assert_eq!(problems(text, &[]).len(), 2);
+        let text = "recovery-env = [\"NOEQ\"]\nrecovery-exec = \"no-such\"\n";
+        assert_eq!(problems(text, &[]).len(), 1);
     }
 
     #[test]

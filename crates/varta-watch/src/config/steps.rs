@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::problems::Problems;
+use super::problems::{Problems, nearest};
 use super::programs::SearchPath;
 use super::section::{Section, kind, text};
 use super::units;
@@ -17,7 +17,7 @@ use crate::policy::{RunStep, SIGNALS, SignalStep, Step, Target};
 const STEPS_MAX: usize = 32;
 
 /// What stands for something in arguments.
-const PLACEHOLDERS: &[&str] = &[
+pub(super) const PLACEHOLDERS: &[&str] = &[
     "{pid}",
     "{name}",
     "{status}",
@@ -181,7 +181,7 @@ fn command(
 }
 
 /// A word of a command, if everything that looks like a placeholder is one.
-fn argument(index: usize, text: &str) -> Result<String, String> {
+pub(super) fn argument(index: usize, text: &str) -> Result<String, String> {
     if text.contains('\0') {
         return Err("there is a NUL character in it, which no argument can hold".to_owned());
     }
@@ -192,10 +192,11 @@ fn argument(index: usize, text: &str) -> Result<String, String> {
             ));
         }
         if !PLACEHOLDERS.contains(&found) {
-            return Err(format!(
-                "{found} stands for nothing; there are {}",
-                PLACEHOLDERS.join(" ")
-            ));
+            let hint = match nearest(found, PLACEHOLDERS.iter().copied()) {
+                Some(known) => format!("did you mean {known}?"),
+                None => format!("there are {}", PLACEHOLDERS.join(" ")),
+            };
+            return Err(format!("{found} stands for nothing; {hint}"));
         }
     }
     Ok(text.to_owned())

@@ -250,8 +250,9 @@ pub(super) struct ConfigurationFlags {
 pub(super) struct RecoveryFlags {
     /// Command to run when an agent stalls
     ///
-    /// Program and arguments, split at white space. {pid} becomes the agent's process id, {source} the address of one elsewhere; no shell is involved. A
-    /// ladder of this one step is the default then.
+    /// Program and arguments, split at white space; no shell is involved. In arguments {pid}, {name}, {status},
+    /// {silence-ms}, {unit}, {reason} and {source} are replaced, and other lower-case words in braces are
+    /// mistakes. A ladder of this one step is the default then.
     #[arg(long, value_name = "COMMAND")]
     pub(super) recovery_exec: Option<String>,
 
@@ -345,7 +346,7 @@ pub(super) struct RestraintFlags {
 
     /// Hold fire when more than this part of all agents stalls together
     ///
-    /// Above 0, up to 1; or off.
+    /// Above 0, up to 1; or off. More than all cannot be, so 1 is the same as off.
     #[arg(long, value_name = "SHARE|off", value_parser = units::share, default_value = "0.5")]
     pub(super) mass_stall_share: Wish<f64>,
 
