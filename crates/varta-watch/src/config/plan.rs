@@ -580,6 +580,25 @@ mod tests {
     }
 
     #[test]
+    fn every_mistake_in_a_ladder_is_told_at_once() {
+        for (text, count) in [
+            ("[recovery.a]\nsteps = []\nbudget = 99", 2),
+            ("[recovery.a]\nbudget = 99\nbackoff = \"2m\"", 3),
+            (
+                "[recovery.a]\nsteps = [{ wait = \"1s\" }]\nbackoff = \"2m\"\nwindow = \"soon\"",
+                3,
+            ),
+            (
+                "[recovery.a]\nsteps = [{ run = [\"/no/such\"] }]\nbackoff = \"2m\"\nbackoff-max = \"soon\"",
+                2,
+            ),
+        ] {
+            let problems = problems(text, &[]);
+            assert_eq!(problems.len(), count, "{text}: {problems:?}");
+        }
+    }
+
+    #[test]
     fn settings_that_contradict_each_other_are_named() {
         for (flags, words) in [
             (&["--late-ms=2000"][..], "--late-ms: 2000 is not shorter"),

@@ -246,56 +246,64 @@ impl<'a> Reader<'a> {
         let problems = &mut *self.problems;
         let before = problems.len();
         let template = &self.defaults.ladder;
-        let duration = |key, parse, otherwise, problems: &mut Problems| {
-            section.duration(key, parse, problems).unwrap_or(otherwise)
-        };
-        let budget = section.integer("budget", 1..=table::BUDGET_MAX, problems);
-        let ladder = Ladder {
-            name: name.to_owned(),
-            debounce: duration("debounce", units::duration, template.debounce, problems),
-            budget: budget.unwrap_or(template.budget),
-            window: duration("window", units::some_time, template.window, problems),
-            backoff: duration("backoff", units::some_time, template.backoff, problems),
-            backoff_max: duration(
-                "backoff-max",
-                units::some_time,
-                template.backoff_max,
-                problems,
-            ),
-            reset_after: duration(
-                "reset-after",
-                units::some_time,
-                template.reset_after,
-                problems,
-            ),
-            steps: steps::read(section, "steps", &self.defaults.steps, problems),
-        };
+        let steps = steps::read(section, "steps", &self.defaults.steps, problems);
         if !section.has("steps") {
             let text =
                 "a ladder without steps does nothing; write steps = [{ run = [\"program\"] }]";
             section.wrong("steps", text, problems);
+        } else if problems.len() == before && !has_action(&steps) {
+            let text = "nothing in it acts; write a step with run or signal";
+            section.wrong("steps", text, problems);
         }
-        if problems.len() == before {
-            if !has_action(&ladder.steps) {
-                let text = "nothing in it acts; write a step with run or signal";
-                section.wrong("steps", text, problems);
-            }
-            if ladder.backoff > ladder.backoff_max {
-                let key = ["backoff", "backoff-max"]
-                    .into_iter()
-                    .find(|key| section.has(key));
-                let text = format!(
-                    "the first pause ({}) is longer than the longest ({}); write a shorter backoff",
-                    units::shown(ladder.backoff),
-                    units::shown(ladder.backoff_max)
-                );
-                // With both from the settings it was said there.
-                if let Some(key) = key {
-                    section.wrong(key, text, problems);
-                }
-            }
+        let mut duration = |key, parse| section.duration(key, parse, problems);
+        let debounce = duration("debounce", units::duration);
+        let window = duration("window", units::some_time);
+        let backoff = duration("backoff", units::some_time);
+        let backoff_max = duration("backoff-max", units::some_time);
+        let reset_after = duration("reset-after", units::some_time);
+        let budget = section.integer("budget", 1..=table::BUDGET_MAX, problems);
+        self.check_backoff(section, backoff, backoff_max);
+        let ladder = Ladder {
+            name: name.to_owned(),
+            steps,
+            debounce: debounce.unwrap_or(template.debounce),
+            budget: budget.unwrap_or(template.budget),
+            window: window.unwrap_or(template.window),
+            backoff: backoff.unwrap_or(template.backoff),
+            backoff_max: backoff_max.unwrap_or(template.backoff_max),
+            reset_after: reset_after.unwrap_or(template.reset_after),
+        };
+        (self.problems.len() == before).then_some(ladder)
+    }
+
+    /// The first pause must not be longer than the longest, whichever of the two the ladder leaves to the
+    /// settings.
+    fn check_backoff(
+        &mut self,
+        section: &Section<'_>,
+        backoff: Option<Duration>,
+        backoff_max: Option<Duration>,
+    ) {
+        if section.means_nothing("backoff", backoff)
+            || section.means_nothing("backoff-max", backoff_max)
+        {
+            return;
         }
-        (problems.len() == before).then_some(ladder)
+        let template = &self.defaults.ladder;
+        let first = backoff.unwrap_or(template.backoff);
+        let longest = backoff_max.unwrap_or(template.backoff_max);
+        // With both from the settings it was said there.
+        let key = ["backoff", "backoff-max"]
+            .into_iter()
+            .find(|key| section.has(key));
+        if let Some(key) = key.filter(|_| first > longest) {
+            let text = format!(
+                "the first pause ({}) is longer than the longest ({}); write a shorter backoff",
+                units::shown(first),
+                units::shown(longest)
+            );
+            section.wrong(key, text, self.problems);
+        }
     }
 
     fn rules(&mut self, value: &Spanned<DeValue<'_>>) {
@@ -372,8 +380,7 @@ impl<'a> Reader<'a> {
         threshold: Option<Duration>,
         late: Option<Duration>,
     ) {
-        let means_nothing = |key, value: Option<Duration>| section.has(key) && value.is_none();
-        if means_nothing("threshold", threshold) || means_nothing("late", late) {
+        if section.means_nothing("threshold", threshold) || section.means_nothing("late", late) {
             return;
         }
         let (Some(late_here), threshold_here) = (

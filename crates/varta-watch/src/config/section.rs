@@ -30,6 +30,11 @@ impl<'a> Section<'a> {
         self.get(key).is_some()
     }
 
+    /// Whether a key has a value, but none that could be read.
+    pub(super) fn means_nothing(&self, key: &str, read: Option<Duration>) -> bool {
+        self.has(key) && read.is_none()
+    }
+
     /// What the table is called together with a key.
     pub(super) fn path(&self, key: &str) -> String {
         format!("{}.{key}", self.name)
