@@ -64,7 +64,24 @@ impl KeyFiles {
         *self == Self::default()
     }
 
-    /// Reads every file.
+    /// Everything that keeps the files from being used.
+    pub(crate) fn problems(&self) -> Vec<KeyFileError> {
+        let one = |flag, path: &Option<PathBuf>| only_key(flag, path.as_ref()?).err();
+        let any = |flag, path: &Option<PathBuf>| keys(flag, path.as_ref()?).err();
+        let each = [
+            one(KEY_FILE, &self.shared),
+            any(ACCEPTED_KEY_FILE, &self.accepted),
+            one(MASTER_KEY_FILE, &self.master),
+        ];
+        let mut problems: Vec<KeyFileError> = each.into_iter().flatten().collect();
+        // What they are together is known if each is any good.
+        if problems.is_empty() {
+            problems.extend(self.read().err());
+        }
+        problems
+    }
+
+    /// Reads every file; the first that cannot be used is the error.
     pub(crate) fn read(&self) -> Result<KeyRing, KeyFileError> {
         let mut read = Vec::new();
         if let Some(path) = &self.shared {
@@ -274,6 +291,37 @@ mod tests {
         let many: Vec<String> = (0..=SHARED_KEYS_MAX).map(|byte| hex(byte as u8)).collect();
         let error = error_of(&with(files.write("many", many.join("\n"))));
         assert!(error.contains("17 shared keys"), "{error}");
+    }
+
+    #[test]
+    fn a_check_names_every_file_that_cannot_be_used() {
+        let files = Files::new();
+        let missing = || Some(files.0.path().join("missing"));
+        let all = KeyFiles {
+            shared: missing(),
+            accepted: missing(),
+            master: missing(),
+        };
+        let problems: Vec<String> = all.problems().iter().map(ToString::to_string).collect();
+        assert_eq!(problems.len(), 3, "{problems:?}");
+        for (problem, flag) in problems
+            .iter()
+            .zip([KEY_FILE, ACCEPTED_KEY_FILE, MASTER_KEY_FILE])
+        {
+            assert!(problem.starts_with(flag), "{problem}");
+        }
+        let accepted = files.write("none", "\n");
+        let alone = KeyFiles {
+            accepted: accepted.clone(),
+            ..KeyFiles::default()
+        };
+        assert_eq!(alone.problems().len(), 1);
+        let with_another = KeyFiles {
+            shared: files.write("key", hex(1)),
+            accepted,
+            ..KeyFiles::default()
+        };
+        assert!(with_another.problems().is_empty());
     }
 
     #[test]

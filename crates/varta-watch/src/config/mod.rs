@@ -26,7 +26,7 @@ pub(crate) mod users;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, FromArgMatches};
 use varta_core::{AllowedUsers, EvictionPolicy, LimitOptions, Rate};
 
@@ -116,15 +116,12 @@ impl Config {
         if let Some(page) = page(&flags) {
             return Err(printed(page));
         }
-        if let Some(problem) = removed(&flags) {
-            return Err(usage(&[problem]));
-        }
         let mut problems = Problems::default();
         let document = sources.document(&flags, &mut problems);
         let file = document.as_ref().map(|file| file.parse(&mut problems));
-        let gathered = sources.gather(file.as_ref(), &mut problems);
+        let gathered = sources.gather(&flags, file.as_ref(), &mut problems);
         let gathered = gathered.map_err(|error| instead(&error))?;
-        check(gathered, file.as_ref(), sources, problems)
+        check(&flags, gathered, file.as_ref(), sources, problems)
     }
 
     /// Reads them again, the environment as it was at the start; else everything that is wrong, one line
@@ -158,13 +155,8 @@ fn page(flags: &ArgMatches) -> Option<String> {
     }
 }
 
-/// What to say about a flag that 0.2.0 did not have any more.
-fn removed(flags: &ArgMatches) -> Option<String> {
-    let found = old_flags::removed(|key| flags.value_source(key).is_some());
-    found.map(|(key, hint)| format!("varta-watch: --{key} does not exist any more: {hint}"))
-}
-
 fn check(
+    arguments: &ArgMatches,
     gathered: Gathered,
     file: Option<&Parsed<'_>>,
     sources: Sources,
@@ -173,18 +165,10 @@ fn check(
     let Gathered {
         mut matches,
         settings,
-        mut notices,
+        notices,
     } = gathered;
-    for (key, why) in old_flags::IGNORED {
-        if matches.value_source(key).is_some() {
-            notices.push(no_effect(key, why));
-        }
-    }
     let flags = Flags::from_arg_matches_mut(&mut matches).map_err(|error| instead(&error))?;
-    let (check_only, print_only) = (
-        flags.configuration.check_config,
-        flags.configuration.print_config,
-    );
+    let check_only = arguments.get_flag("check_config");
     let inherited_path = sources.path_of_children(flags.recovery.recovery_inherit_env);
     let given = Given {
         file,
@@ -202,7 +186,7 @@ fn check(
     if check_only {
         return Err(printed(config.said_ok(file)));
     }
-    if print_only {
+    if arguments.get_flag("print_config") {
         return Err(printed(show::page(&config.settings, file)));
     }
     Ok(config)
@@ -283,7 +267,7 @@ impl Config {
     fn check_secrets(&self, problems: &mut Problems) {
         let keys = self.udp.as_ref().map(|udp| &udp.keys);
         let keys = keys.filter(|keys| !keys.is_empty());
-        if let Some(Err(error)) = keys.map(KeyFiles::read) {
+        for error in keys.map(KeyFiles::problems).unwrap_or_default() {
             say_of_flag(&error.to_string(), problems);
         }
         let token = self.http.token_file.as_deref().map(Token::read);
@@ -350,16 +334,29 @@ fn instead(error: &clap::Error) -> Instead {
     let first = rendered.lines().next().unwrap_or_default();
     let problem = first.strip_prefix("error: ").unwrap_or(first);
     let mut text = format!("varta-watch: {problem}\n");
-    let help = rendered
-        .lines()
-        .map(str::trim)
-        .find(|line| line.starts_with("tip:") || line.starts_with("[possible values:"));
+    let help = match error.kind() {
+        ErrorKind::UnknownArgument => tip(error),
+        _ => rendered
+            .lines()
+            .map(|line| line.trim().to_owned())
+            .find(|line| line.starts_with("[possible values:")),
+    };
     text.extend(help.map(|help| format!("  {help}\n")));
     text.push_str("  'varta-watch --help' lists every flag\n");
     Instead {
         text,
         exit_code: EXIT_USAGE,
     }
+}
+
+/// The flag that may have been meant. The parser's own tip may be one that does nothing any more.
+fn tip(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(written)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let command = table::command();
+    let meant = table::meant(&command, written.strip_prefix("--")?, table::NO_SETTINGS)?;
+    Some(format!("tip: did you mean --{meant}?"))
 }
 
 #[cfg(test)]
@@ -487,7 +484,84 @@ pub(crate) mod tests {
     fn a_misspelt_flag_is_answered_with_the_right_one() {
         let error = error_of(&["--treshold-ms", "500"]);
         assert!(error.contains("--treshold-ms"), "{error}");
-        assert!(error.contains("--threshold-ms"), "{error}");
+        assert!(error.contains("did you mean --threshold-ms?"), "{error}");
+    }
+
+    #[test]
+    fn a_tip_is_a_flag_that_exists_and_does_something() {
+        for (flag, meant) in [
+            ("--recovery-command", Some("recovery-exec")),
+            ("--recovery-cmd-fil", Some("recovery-exec-file")),
+            ("--key-envs", Some("key-file")),
+            ("--prom-adr", Some("http")),
+            ("--check-confg", Some("check-config")),
+            ("--read-timeout-m", None),
+            ("--zzz", None),
+            ("status", None),
+        ] {
+            let error = error_of(&[flag, "x"]);
+            let tip = meant.map(|meant| format!("\n  tip: did you mean --{meant}?\n"));
+            let tip = tip.unwrap_or_default();
+            assert!(error.contains(&tip), "{error}");
+            assert_eq!(error.contains("tip:"), meant.is_some(), "{error}");
+        }
+        let command = table::command();
+        for (_, _, successor) in old_flags::REMOVED {
+            assert!(table::settings(&command).any(|(key, _)| key == *successor));
+        }
+    }
+
+    #[test]
+    fn an_old_name_of_a_variable_is_answered_with_the_new_one() {
+        for (name, words) in [
+            ("VARTA_PROM_ADDR", "it is called VARTA_HTTP here"),
+            (
+                "VARTA_PROM_TOKEN_FILE",
+                "it is called VARTA_HTTP_TOKEN_FILE here",
+            ),
+            (
+                "VARTA_SECURE_UDP_I_ACCEPT_RECOVERY_ON_UNAUTHENTICATED_TRANSPORT",
+                "it is called VARTA_ALLOW_RECOVERY_OVER_SECURE_UDP here",
+            ),
+            ("VARTA_PROM_ADR", "did you mean VARTA_HTTP?"),
+            ("VARTA_READ_TIMEOUT_MS", "has no effect"),
+            ("VARTA_TRESHOLD_MS", "did you mean VARTA_THRESHOLD_MS?"),
+            ("VARTA_threshold_ms", "did you mean VARTA_THRESHOLD_MS?"),
+        ] {
+            let notices = parse_in(&[(name, "x")], &["--socket=/s"]).unwrap().notices;
+            assert_eq!(notices.len(), 1, "{notices:?}");
+            assert!(notices[0].contains(words), "{notices:?}");
+        }
+        let removed = parse_in(&[("VARTA_KEY_ENV", "x")], &["--socket=/s"]).unwrap_err();
+        assert!(removed.text.contains("use --key-file"), "{}", removed.text);
+    }
+
+    #[test]
+    fn every_flag_with_a_value_that_means_nothing_is_told_and_the_file_as_well() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, b"late-ms = 0\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let flags = [
+            "--socket=/s",
+            "--check-config",
+            "--config",
+            path,
+            "--threshold-ms=1",
+            "--recovery-mode=foo",
+            "--recovery-cmd",
+            "--udp-port=70000",
+        ];
+        let text = parse(&flags).unwrap_err().text;
+        assert_eq!(text.lines().count(), 5, "{text}");
+        for words in [
+            ":1:11: late-ms: 0 is not within",
+            "varta-watch: --threshold-ms: 1 is not within 10 to 86400000",
+            "--recovery-mode: foo is none of observe, dry-run, enforce",
+            "--recovery-cmd: it does not exist any more",
+            "--udp-port: 70000 is not within 0 to 65535",
+        ] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
     }
 
     #[test]

@@ -36,29 +36,17 @@ pub(super) const IGNORED: &[(&str, &str)] = &[
     ),
 ];
 
-/// Flags that 0.2.0 had removed already, and what to use instead.
-pub(super) const REMOVED: &[(&str, &str)] = &[
-    (
-        "recovery-cmd",
-        "no shell runs recovery commands; use --recovery-exec",
-    ),
-    (
-        "recovery-cmd-file",
-        "no shell runs recovery commands; use --recovery-exec-file",
-    ),
-    (
-        "i-accept-shell-risk",
-        "no shell runs recovery commands; use --recovery-exec and leave this out",
-    ),
-    ("key-env", "keys are read from files only; use --key-file"),
-    (
-        "accepted-key-env",
-        "keys are read from files only; use --accepted-key-file",
-    ),
-    (
-        "master-key-env",
-        "keys are read from files only; use --master-key-file",
-    ),
+const NO_SHELL: &str = "no shell runs recovery commands";
+const FILES_ONLY: &str = "keys are read from files only";
+
+/// Flags that 0.2.0 had removed already, why, and what to use instead.
+pub(super) const REMOVED: &[(&str, &str, &str)] = &[
+    ("recovery-cmd", NO_SHELL, "recovery-exec"),
+    ("recovery-cmd-file", NO_SHELL, "recovery-exec-file"),
+    ("i-accept-shell-risk", NO_SHELL, "recovery-exec"),
+    ("key-env", FILES_ONLY, "key-file"),
+    ("accepted-key-env", FILES_ONLY, "accepted-key-file"),
+    ("master-key-env", FILES_ONLY, "master-key-file"),
 ];
 
 /// All of them, for the command line.
@@ -83,7 +71,7 @@ pub(super) fn all() -> impl Iterator<Item = Arg> {
         });
     let removed = REMOVED
         .iter()
-        .map(move |(name, _)| old(name).num_args(0..=1).default_missing_value(""));
+        .map(move |(name, ..)| old(name).num_args(0..=1).default_missing_value(""));
     ignored.chain(removed)
 }
 
@@ -94,12 +82,16 @@ fn takes_no_value(ignored: &str) -> bool {
     )
 }
 
-/// The removed flag that fits, and what to use instead.
-pub(super) fn removed(is: impl Fn(&str) -> bool) -> Option<(&'static str, &'static str)> {
-    REMOVED.iter().find(|(key, _)| is(key)).copied()
+/// What to say about a removed flag.
+pub(super) fn removed(name: &str) -> Option<String> {
+    let (_, why, successor) = REMOVED.iter().find(|(key, ..)| *key == name)?;
+    Some(format!(
+        "it does not exist any more: {why}; use --{successor}"
+    ))
 }
 
-/// The flag without effect that fits, and why.
-pub(super) fn ignored(is: impl Fn(&str) -> bool) -> Option<(&'static str, &'static str)> {
-    IGNORED.iter().find(|(key, _)| is(key)).copied()
+/// Why a flag has no effect.
+pub(super) fn ignored(name: &str) -> Option<&'static str> {
+    let (_, why) = IGNORED.iter().find(|(key, _)| *key == name)?;
+    Some(why)
 }

@@ -84,8 +84,11 @@ pub(super) fn settings() -> String {
     for (key, why) in IGNORED {
         let _ = writeln!(page, "| `--{key}` | has no effect: {why} |");
     }
-    for (key, hint) in REMOVED {
-        let _ = writeln!(page, "| `--{key}` | is an error: {hint} |");
+    for (key, why, successor) in REMOVED {
+        let _ = writeln!(
+            page,
+            "| `--{key}` | is an error: {why}; use --{successor} |"
+        );
     }
     page.push_str(VARIABLES);
     for (key, _) in table::settings(&command) {
@@ -303,7 +306,8 @@ mod tests {
     #[test]
     fn flags_without_effect_are_in_no_help() {
         for page in [help(true), manual().replace('\\', ""), completions("bash")] {
-            for (key, _) in IGNORED.iter().chain(REMOVED) {
+            let ignored = IGNORED.iter().map(|(key, _)| key);
+            for key in ignored.chain(REMOVED.iter().map(|(key, ..)| key)) {
                 assert!(!page.contains(&format!("--{key}")), "{key}");
             }
         }

@@ -1,5 +1,5 @@
-//! Bringing flags, environment and file together: file values and variables become defaults of the command
-//! line's parser, so a flag overrides a variable, a variable the file, and one set of parsers reads them all.
+//! Bringing flags, environment and file together: a flag overrides a variable, a variable the file. What is left
+//! becomes the defaults of the command line's parser, so one set of parsers reads them all.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -14,10 +14,13 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::file::{Document, Parsed};
-use super::old_flags;
-use super::problems::{Origin, Problems, did_you_mean, nearest, variable};
+use super::problems::{Origin, Problems, variable};
 use super::section::{integer_text, kind as shown_kind};
 use super::table::{self, Kind};
+use super::{no_effect, old_flags};
+
+/// The flag that names the file.
+const CONFIG: &str = "config";
 
 /// Each value is parsed by itself, and names are looked up. Who has more users than that gives them a group.
 const LIST_VALUES_MAX: usize = 256;
@@ -66,25 +69,26 @@ impl Sources {
         }
     }
 
-    /// Parses the command line alone.
+    /// Takes the command line apart; what its values mean is not looked at yet.
     pub(super) fn flags(&self) -> Result<ArgMatches, clap::Error> {
-        table::command().try_get_matches_from(&self.arguments)
+        table::unjudged_command().try_get_matches_from(&self.arguments)
     }
 
     pub(super) fn has_argument(&self, argument: &str) -> bool {
         self.arguments.iter().any(|given| given == argument)
     }
 
-    /// Reads the file, if one is given; `flags` is what the command line says alone.
+    /// Reads the file, if one is given.
     pub(super) fn document(&self, flags: &ArgMatches, problems: &mut Problems) -> Option<Document> {
-        let path = flags.get_one::<PathBuf>("config").cloned();
-        let path = path.or_else(|| self.variable("config").map(PathBuf::from))?;
+        let path = flags.get_one::<PathBuf>(CONFIG).cloned();
+        let path = path.or_else(|| self.variable(CONFIG).map(PathBuf::from))?;
         Document::read(&path, problems)
     }
 
     /// Gathers all settings.
     pub(super) fn gather(
         &self,
+        flags: &ArgMatches,
         file: Option<&Parsed<'_>>,
         problems: &mut Problems,
     ) -> Result<Gathered, clap::Error> {
@@ -95,12 +99,13 @@ impl Sources {
             read_file(file, &command, problems, &mut values);
         }
         self.read_environment(&command, problems, &mut notices, &mut values);
+        read_flags(flags, &command, problems, &mut notices, &mut values);
         for (key, given) in &values {
             problems.set_origin(key, given.origin.clone());
         }
         let merged = with_defaults(command.clone(), &values);
-        let matches = merged.try_get_matches_from(&self.arguments)?;
-        let settings = in_force(&command, &matches, &values, problems);
+        let matches = merged.try_get_matches_from(self.arguments.first())?;
+        let settings = in_force(&command, &matches, &values);
         Ok(Gathered {
             matches,
             settings,
@@ -131,24 +136,25 @@ impl Sources {
         notices: &mut Vec<String>,
         values: &mut BTreeMap<String, Given>,
     ) {
-        let names: Vec<String> = table::settings(command)
-            .map(|(key, _)| variable(key))
-            .chain([variable("config")])
-            .collect();
-        for (name, _) in &self.environment {
-            let Some(name) = name.to_str().filter(|name| name.starts_with("VARTA_")) else {
+        let is_known =
+            |key: &str| key == CONFIG || table::settings(command).any(|(known, _)| known == key);
+        let names = self.environment.iter().map(|(name, _)| name);
+        for name in names.filter_map(|name| name.to_str()) {
+            let Some(key) = key_of(name) else {
                 continue;
             };
-            if let Some((key, hint)) = old_flags::removed(|key| variable(key) == name) {
-                problems.add(
-                    Origin::Environment,
-                    key,
-                    format!("it does not exist any more: {hint}"),
-                );
-            } else if let Some((_, why)) = old_flags::ignored(|key| variable(key) == name) {
+            if let Some(text) = old_flags::removed(&key) {
+                problems.add(Origin::Environment, &key, text);
+            } else if let Some(why) = old_flags::ignored(&key) {
                 notices.push(format!("{name} has no effect: {why}"));
-            } else if !names.iter().any(|known| known == name) {
-                let hint = did_you_mean(name, names.iter().map(String::as_str));
+            } else if variable(&key) != name || !is_known(&key) {
+                let hint = match table::by_alias(command, &key) {
+                    Some(key) => format!("; it is called {} here", variable(key)),
+                    None => match table::meant(command, &key, &[CONFIG]) {
+                        Some(key) => format!("; did you mean {}?", variable(key)),
+                        None => String::new(),
+                    },
+                };
                 notices.push(format!(
                     "{name} in the environment is no setting of the observer{hint}"
                 ));
@@ -162,15 +168,70 @@ impl Sources {
                 Kind::List => split(value, table::separator(key)),
                 _ => vec![value.to_owned()],
             };
-            let wrong = texts.iter().find_map(|text| judge(arg, text).err());
-            match wrong {
-                Some(text) => problems.add_value(Origin::Environment, key, text),
-                None => {
-                    let origin = Origin::Environment;
-                    values.insert(key.to_owned(), Given { texts, origin });
-                }
-            }
+            take(arg, key, texts, &Origin::Environment, problems, values);
         }
+    }
+}
+
+/// The key that a variable of the observer stands for, if there is one of that name.
+fn key_of(variable: &str) -> Option<String> {
+    let name = variable.strip_prefix("VARTA_")?;
+    Some(name.to_lowercase().replace('_', "-"))
+}
+
+/// Reads the flags of the command line.
+fn read_flags(
+    flags: &ArgMatches,
+    command: &Command,
+    problems: &mut Problems,
+    notices: &mut Vec<String>,
+    values: &mut BTreeMap<String, Given>,
+) {
+    for arg in command.get_arguments() {
+        let id = arg.get_id().as_str();
+        let is_given = flags.value_source(id) == Some(ValueSource::CommandLine);
+        let Some(key) = table::key(arg).filter(|_| is_given) else {
+            continue;
+        };
+        if let Some(text) = old_flags::removed(key) {
+            problems.add(Origin::Flag, key, text);
+        } else if let Some(why) = old_flags::ignored(key) {
+            notices.push(no_effect(key, why));
+        } else if table::is_setting(arg) {
+            let texts = flags.get_raw(id).into_iter().flatten();
+            let texts = texts.map(OsStr::to_owned).collect();
+            take(arg, key, texts, &Origin::Flag, problems, values);
+        }
+    }
+}
+
+/// Takes what a flag or a variable says, if the setting's parser does.
+fn take(
+    arg: &Arg,
+    key: &str,
+    texts: Vec<OsString>,
+    origin: &Origin,
+    problems: &mut Problems,
+    values: &mut BTreeMap<String, Given>,
+) {
+    let mut is_good = true;
+    for (index, text) in texts.iter().enumerate() {
+        let Err(text) = judge(arg, text) else {
+            continue;
+        };
+        is_good = false;
+        let text = match texts.len() {
+            1 => text,
+            _ => format!("value {}: {text}", index + 1),
+        };
+        problems.add_value(origin.clone(), key, text);
+        if problems.is_full() {
+            break;
+        }
+    }
+    if is_good {
+        let origin = origin.clone();
+        values.insert(key.to_owned(), Given { texts, origin });
     }
 }
 
@@ -216,10 +277,10 @@ fn unknown_key(name: &str, command: &Command) -> String {
     if let Some(key) = table::by_alias(command, name) {
         return format!("unknown key; it is called {key} here");
     }
-    if let Some((_, hint)) = old_flags::removed(|key| key == name) {
-        return format!("it does not exist any more: {}", hint.replace("--", ""));
+    if let Some(text) = old_flags::removed(name) {
+        return text.replace("--", "");
     }
-    if let Some((_, why)) = old_flags::ignored(|key| key == name) {
+    if let Some(why) = old_flags::ignored(name) {
         return format!("it has no effect, take it out: {why}");
     }
     if command
@@ -229,9 +290,7 @@ fn unknown_key(name: &str, command: &Command) -> String {
         return "it can be given on the command line only; take it out".to_owned();
     }
     let dashed = name.replace('_', "-").to_lowercase();
-    let keys = table::settings(command).map(|(key, _)| key);
-    let keys: Vec<&str> = keys.chain(["agent", "recovery"]).collect();
-    match nearest(&dashed, keys) {
+    match table::meant(command, &dashed, &["agent", "recovery"]) {
         Some(key) => format!("unknown key; did you mean {key}?"),
         None => "unknown key; 'varta-watch --help' lists all there are".to_owned(),
     }
@@ -364,25 +423,15 @@ fn in_force(
     command: &Command,
     matches: &ArgMatches,
     values: &BTreeMap<String, Given>,
-    problems: &mut Problems,
 ) -> Vec<Setting> {
     let settings = table::settings(command).map(|(key, arg)| {
-        let id = arg.get_id().as_str();
-        let origin = match matches.value_source(id) {
-            Some(ValueSource::CommandLine) => Origin::Flag,
-            _ => values
-                .get(key)
-                .map_or(Origin::Default, |given| given.origin.clone()),
-        };
-        if origin == Origin::Flag {
-            problems.set_origin(key, Origin::Flag);
-        }
-        let texts = matches.get_raw(id).into_iter().flatten();
+        let texts = matches.get_raw(arg.get_id().as_str()).into_iter().flatten();
+        let given = values.get(key);
         Setting {
             key: key.to_owned(),
             kind: table::kind(arg),
             texts: texts.map(OsStr::to_owned).collect(),
-            origin,
+            origin: given.map_or(Origin::Default, |given| given.origin.clone()),
             reloaded: table::is_reloaded(key),
         }
     });

@@ -5,6 +5,7 @@
 //! checked in `check`.
 
 use std::any::TypeId;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use varta_core::tracker::{DEFAULT_CAPACITY, DEFAULT_EVICTION_SCAN_WINDOW, MAX_CA
 use super::Wish;
 use super::http::HttpFlags;
 use super::network::NetworkFlags;
+use super::problems::nearest;
 use super::{old_flags, units, users};
 use crate::control::log::LogFormat;
 use crate::http::metrics::AgentSeries;
@@ -415,7 +417,7 @@ const RELOADED: &[&str] = &[
 ];
 
 /// What is about the command line itself, and thus no setting. `config` has a variable, the others do not.
-const NO_SETTINGS: &[&str] = &[
+pub(super) const NO_SETTINGS: &[&str] = &[
     "config",
     "check-config",
     "print-config",
@@ -442,6 +444,15 @@ pub(super) enum Kind {
 /// The table with everything the command line takes.
 pub(super) fn command() -> Command {
     Flags::command().args(old_flags::all())
+}
+
+/// The same, but settings may have any value: they are judged like those of the file, so that all that are wrong
+/// are told.
+pub(super) fn unjudged_command() -> Command {
+    command().mut_args(|arg| match is_setting(&arg) {
+        true => arg.value_parser(clap::value_parser!(OsString)),
+        false => arg,
+    })
 }
 
 /// The table as people are shown it: without old flags, and with flags that are on or off without their
@@ -474,14 +485,38 @@ pub(super) fn settings(command: &Command) -> impl Iterator<Item = (&str, &Arg)> 
     settings.filter_map(|arg| key(arg).map(|key| (key, arg)))
 }
 
-/// What else a setting is called on the command line.
+/// What the old name of a setting stands for now.
 pub(super) fn by_alias<'a>(command: &'a Command, name: &str) -> Option<&'a str> {
-    settings(command)
-        .find(|(_, arg)| {
-            let aliases = arg.get_all_aliases().unwrap_or_default();
-            aliases.contains(&name)
-        })
-        .map(|(key, _)| key)
+    let (_, key) = aliases(command).find(|(alias, _)| *alias == name)?;
+    Some(key)
+}
+
+/// Old names with the keys that stand for them now.
+fn aliases(command: &Command) -> impl Iterator<Item = (&str, &str)> {
+    settings(command).flat_map(|(key, arg)| {
+        let aliases = arg.get_all_aliases().unwrap_or_default();
+        aliases.into_iter().map(move |alias| (alias, key))
+    })
+}
+
+/// The setting, or one of the `others`, that somebody may have meant who wrote `name`. Who has come near an
+/// old name is told what has taken its place; nothing has taken that of a flag without effect.
+pub(super) fn meant<'a>(command: &'a Command, name: &str, others: &[&'a str]) -> Option<&'a str> {
+    let current = settings(command).map(|(key, _)| key);
+    let current = current.chain(others.iter().copied());
+    let renamed = aliases(command).map(|(alias, key)| (alias, Some(key)));
+    let removed = old_flags::REMOVED.iter();
+    let removed = removed.map(|(key, _, successor)| (*key, Some(*successor)));
+    let ignored = old_flags::IGNORED.iter().map(|(key, _)| (*key, None));
+    let known: Vec<(&str, Option<&str>)> = current
+        .map(|key| (key, Some(key)))
+        .chain(renamed)
+        .chain(removed)
+        .chain(ignored)
+        .collect();
+    let nearest = nearest(name, known.iter().map(|(name, _)| *name))?;
+    let (_, meant) = known.iter().find(|(name, _)| *name == nearest)?;
+    *meant
 }
 
 /// Whether a change of this setting takes effect on SIGHUP.
@@ -528,6 +563,7 @@ mod tests {
     #[test]
     fn the_definition_of_the_flags_is_sound() {
         command().debug_assert();
+        unjudged_command().debug_assert();
         shown_command().debug_assert();
     }
 
