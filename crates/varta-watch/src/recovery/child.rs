@@ -22,7 +22,8 @@ use varta_sys::child::{Child, Program};
 
 use super::cgroup::{ChildCgroup, Delegated};
 use super::output::{Collector, LeftOpen, Output};
-use super::{Runner, StartError, Subject, environment, target};
+use super::target::{self, SpawnError};
+use super::{Runner, StartError, Subject, environment};
 use crate::identity;
 use crate::policy::{Children, RunStep};
 
@@ -82,24 +83,29 @@ impl Runner {
         children: &Children,
         subject: &Subject,
     ) -> Result<Running, StartError> {
-        let (reader, writer) = io::pipe().map_err(StartError::Spawn)?;
-        let collector =
-            Collector::new(reader, children.capture_bytes).map_err(StartError::Spawn)?;
+        let failed = |error| {
+            StartError::Spawn(SpawnError {
+                program: step.program.clone(),
+                error,
+            })
+        };
+        let (reader, writer) = io::pipe().map_err(failed)?;
+        let collector = Collector::new(reader, children.capture_bytes).map_err(failed)?;
         let own = std::env::vars_os();
         let environment = environment::for_child(children, subject, own);
         let cgroup = self.delegated.as_ref().and_then(Delegated::make);
         let (cgroup, procs) = cgroup.unzip();
         let program = program(step, subject, environment, writer.into(), procs);
-        let program = program.map_err(StartError::Spawn)?;
+        let program = program.map_err(failed)?;
         let is_aimed = subject.is_target && !subject.agent.is_remote();
         let _target = match is_aimed {
-            true => Some(target::hold(subject.agent, self.means, StartError::Spawn)?),
+            true => Some(target::hold(subject.agent, self.means, failed)?),
             false => None,
         };
         let started = Instant::now();
-        let child = program.start().map_err(StartError::Spawn)?;
+        let child = program.start().map_err(failed)?;
         let pid = child.pid;
-        let group = Group::new(child, cgroup).map_err(StartError::Spawn)?;
+        let group = Group::new(child, cgroup).map_err(failed)?;
         Ok(Running {
             pid,
             group,

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use rustix::process::{Pid, Signal, getpgrp, kill_process_group, pidfd_send_signal};
 use varta_core::Agent;
@@ -31,7 +32,7 @@ pub(crate) enum StartError {
     /// The signal would hit what must not be hit.
     Forbidden(&'static str),
     /// The system could not start the program.
-    Spawn(io::Error),
+    Spawn(SpawnError),
     /// The system could not send the signal.
     Signal(io::Error),
 }
@@ -53,7 +54,7 @@ impl fmt::Display for StartError {
                 "not signalled, it lives on another host; run a program that knows how to reach it"
             ),
             Self::Forbidden(why) => write!(f, "not signalled, {why}"),
-            Self::Spawn(error) => write!(f, "cannot start the program: {error}"),
+            Self::Spawn(error) => error.fmt(f),
             Self::Signal(error) => write!(f, "cannot send the signal: {error}"),
         }
     }
@@ -61,12 +62,25 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
+/// Which program could not be started, and why.
+#[derive(Debug)]
+pub(crate) struct SpawnError {
+    pub(super) program: PathBuf,
+    pub(super) error: io::Error,
+}
+
+impl fmt::Display for SpawnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot start {}: {}", self.program.display(), self.error)
+    }
+}
+
 /// Takes hold of the process that is meant. Keep the descriptor until the action has started: it shows at any
 /// time whether the process has ended. What the system refuses is made an error by `failed`.
 pub(super) fn hold(
     agent: Agent,
     means: Means,
-    failed: fn(io::Error) -> StartError,
+    failed: impl FnOnce(io::Error) -> StartError,
 ) -> Result<OwnedFd, StartError> {
     if agent.instance == identity::UNIDENTIFIED {
         return Err(StartError::Unidentified);

@@ -16,7 +16,7 @@ fn error_of(step: &RunStep, agent: Agent) -> Option<StartError> {
 fn a_program_that_is_missing_is_not_started() {
     let error = error_of(&step("/no/such/program", &[]), this_process());
     assert!(
-        matches!(&error, Some(StartError::Spawn(error)) if error.kind() == io::ErrorKind::NotFound),
+        matches!(&error, Some(StartError::Spawn(error)) if error.error.kind() == io::ErrorKind::NotFound),
         "{error:?}"
     );
 }
@@ -25,8 +25,17 @@ fn a_program_that_is_missing_is_not_started() {
 fn a_program_that_is_not_executable_is_not_started() {
     let error = error_of(&step("/etc/passwd", &[]), this_process());
     assert!(
-        matches!(&error, Some(StartError::Spawn(error)) if error.kind() == io::ErrorKind::PermissionDenied),
+        matches!(&error, Some(StartError::Spawn(error)) if error.error.kind() == io::ErrorKind::PermissionDenied),
         "{error:?}"
+    );
+}
+
+#[test]
+fn what_is_said_about_a_program_that_cannot_be_started_names_it() {
+    let error = error_of(&step("/etc/passwd", &[]), this_process()).unwrap();
+    assert_eq!(
+        error.to_string(),
+        "cannot start /etc/passwd: Permission denied (os error 13)"
     );
 }
 
