@@ -156,7 +156,10 @@ fn a_variable_that_means_nothing_is_an_error_under_its_name() {
         &["--check-config"],
     );
     assert_eq!(said.code, Some(2), "{said:?}");
-    assert!(said.stderr.contains("VARTA_THRESHOLD_MS: soon"), "{said:?}");
+    assert!(
+        said.stderr.contains("VARTA_THRESHOLD_MS: \"soon\""),
+        "{said:?}"
+    );
     assert!(
         said.stderr.contains("VARTA_KEY_ENV: ") && said.stderr.contains("--key-file"),
         "{said:?}"
@@ -181,7 +184,7 @@ fn twenty_mistakes_are_twenty_messages_each_with_its_place_and_how_to_mend_it() 
             "4:13: ",
             "allow-uid: an array is wanted here, not a text; write",
         ),
-        ("5:14: ", "log-format: xml is none of human, json"),
+        ("5:14: ", "log-format: \"xml\" is none of human, json"),
         (
             "6:20: ",
             "recovery-backoff: \"soon\" is not a duration; write",
@@ -212,7 +215,10 @@ fn twenty_mistakes_are_twenty_messages_each_with_its_place_and_how_to_mend_it() 
             "recovery.restart.steps.run: {nmae} stands for nothing; did you mean {name}?",
         ),
         ("22:8: ", "agent.name: '?' has no meaning in a glob"),
-        ("23:7: ", "agent.uid: no user of that name; give"),
+        (
+            "23:7: ",
+            "agent.uid: no user is called \"no-such-user-here\"; give",
+        ),
         (
             "24:8: ",
             "agent.late: 2s is not shorter than the threshold of 1s",

@@ -322,7 +322,7 @@ mod tests {
     fn names_are_not_looked_up_for_mistakes_that_are_not_shown() {
         let unknown = |i| format!("[[agent]]\nuid = \"no-such-user-{i}\"\n");
         let problems = problems(&numbered(20_000, unknown));
-        assert!(problems[99].contains("no user of that name"));
+        assert!(problems[99].contains("no user is called"));
         assert_eq!(problems[100..], ["and there may be more"]);
     }
 

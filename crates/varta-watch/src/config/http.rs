@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::Wish;
 use super::problems::Problems;
-use super::units::OFF;
+use super::units::{OFF, quoted};
 use crate::api;
 use crate::http::metrics::AgentSeries;
 
@@ -128,7 +128,10 @@ fn address_or_off(text: &str) -> Result<Wish<SocketAddr>, String> {
         return Ok(Wish::Off);
     }
     text.parse().map(Wish::At).map_err(|_| {
-        "not an address with a port; write 127.0.0.1:8278, [::1]:8278 or off".to_owned()
+        format!(
+            "{} is not an address with a port; write 127.0.0.1:8278, [::1]:8278 or off",
+            quoted(text)
+        )
     })
 }
 
@@ -145,10 +148,12 @@ fn agent_series(text: &str) -> Result<AgentSeries, String> {
         "all" => AgentSeries::All,
         "faulty" => AgentSeries::Faulty,
         "none" => AgentSeries::None,
-        number => AgentSeries::AtMost(
-            usize::from_str(number)
-                .map_err(|_| "write all, faulty, none or a number of agents".to_owned())?,
-        ),
+        number => AgentSeries::AtMost(usize::from_str(number).map_err(|_| {
+            format!(
+                "{} means nothing here; write all, faulty, none or a number of agents",
+                quoted(number)
+            )
+        })?),
     })
 }
 

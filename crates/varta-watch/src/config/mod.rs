@@ -537,6 +537,50 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_means_nothing_is_named_unless_it_may_be_secret() {
+        for (variable, value, words) in [
+            ("VARTA_ALLOW_UID", "1, no-such-user", "\"no-such-user\""),
+            ("VARTA_ALLOW_GID", "no-such-group", "\"no-such-group\""),
+            ("VARTA_HTTP", "localhost", "\"localhost\" is not an address"),
+            (
+                "VARTA_METRICS_AGENTS",
+                "so\u{1b}me",
+                "\"so\\u{1b}me\" means nothing",
+            ),
+            ("VARTA_UDP_BIND_ADDR", "here", "\"here\" is not an address"),
+            ("VARTA_SOCKET_MODE", "rw", "\"rw\" is not a mode"),
+            (
+                "VARTA_LOG_FORMAT",
+                "x\nml",
+                "\"x\\nml\" is none of human, json",
+            ),
+            (
+                "VARTA_REAL_TIME",
+                "perhaps",
+                "\"perhaps\" is none of true, false",
+            ),
+            ("VARTA_LATE_MS", "soon", "\"soon\": invalid digit"),
+            ("VARTA_RECOVERY_WAIT", "soon", "\"soon\" is not a duration"),
+            ("VARTA_MASS_STALL_SHARE", "half", "\"half\" is no part"),
+            (
+                "VARTA_RECOVERY_ENV",
+                "A=b\nsecret\n=secret",
+                "value 2: no '='",
+            ),
+        ] {
+            let text = parse_in(&[(variable, value)], &["--socket=/s"])
+                .unwrap_err()
+                .text;
+            assert!(text.contains(&format!("{variable}: ")), "{text}");
+            assert!(text.contains(words), "{words}: {text}");
+            assert!(
+                !text.contains("secret") && !text.contains('\u{1b}'),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
     fn every_flag_with_a_value_that_means_nothing_is_told_and_the_file_as_well() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         std::io::Write::write_all(&mut file, b"late-ms = 0\n").unwrap();
@@ -556,7 +600,7 @@ pub(crate) mod tests {
         for words in [
             ":1:11: late-ms: 0 is not within",
             "varta-watch: --threshold-ms: 1 is not within 10 to 86400000",
-            "--recovery-mode: foo is none of observe, dry-run, enforce",
+            "--recovery-mode: \"foo\" is none of observe, dry-run, enforce",
             "--recovery-cmd: it does not exist any more",
             "--udp-port: 70000 is not within 0 to 65535",
         ] {

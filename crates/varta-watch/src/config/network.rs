@@ -10,6 +10,7 @@ use clap::builder::ArgAction;
 
 use super::no_effect;
 use super::problems::Problems;
+use super::units::quoted;
 use crate::keys::KeyFiles;
 
 /// The flags about UDP.
@@ -27,6 +28,7 @@ pub(super) struct NetworkFlags {
     #[arg(
         long,
         value_name = "IP",
+        value_parser = address,
         hide_short_help = true,
         help_heading = "Network"
     )]
@@ -165,6 +167,15 @@ impl NetworkFlags {
             },
         })
     }
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| {
+        format!(
+            "{} is not an address; write one such as 192.0.2.1 or ::, without a port",
+            quoted(text)
+        )
+    })
 }
 
 /// Next to the socket: on a tmpfs as a rule, so that no beat waits for a disk, and gone with the next boot.

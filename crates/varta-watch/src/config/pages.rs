@@ -176,8 +176,8 @@ const RULES: &str = "
 
 Each rule is a block `[[agent]]` in the file. The first rule that an agent matches holds for it, so the most
 general one comes last. Everything that is given of `name`, `exe`, `cgroup`, `unit`, `uid`, `namespace`, `origin` and
-`source` must match; what is unknown of an agent matches nothing. In a glob `*` stands for any number of
-characters and everything else for itself.
+`source` must match; what is unknown of an agent matches nothing, not even `*`. In a glob `*` stands for any number
+of characters and everything else for itself.
 
 ```toml
 [[agent]]

@@ -78,7 +78,11 @@ impl Flags {
             Some(name) => {
                 let found = written.names.get(name).copied();
                 if found.is_none() {
-                    let text = rules::unknown_ladder(name, &written.names);
+                    let text = rules::unknown_ladder(
+                        name,
+                        &written.names,
+                        "recovery-exec = \"program argument\"",
+                    );
                     problems.about("default-recovery", &[], text);
                 }
                 found.flatten()
@@ -574,6 +578,39 @@ mod tests {
             ("[[agent]]\nuid = -1", &[], "a user id is a number"),
         ] {
             let problems = problems(text, flags);
+            assert_eq!(problems.len(), 1, "{text}: {problems:?}");
+            assert!(problems[0].contains(words), "{text}: {problems:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_suggested_is_something_that_would_be_taken() {
+        for (text, words) in [
+            (
+                "[[agent]]\nrecovery = \"/bin/true {pid}\"",
+                "letters, digits, - and _, and a command is written recovery = [{ run = [",
+            ),
+            (
+                "[[agent]]\nrecovery = \"restart\"",
+                "write a table [recovery.restart]",
+            ),
+            (
+                "default-recovery = \"kill {pid}\"",
+                "is written recovery-exec = \"",
+            ),
+            (
+                "http = 5",
+                "\"5\" is not an address with a port; write 127.0.0.1:8278",
+            ),
+            (
+                "[[agent]]\nname = \"\"",
+                "matches nobody; leave it out for everybody",
+            ),
+            ("socket-mode = 660", "write socket-mode = \"660\""),
+            ("threshold-ms = \"5\"", "5 is not within 10 to"),
+            ("threshold-ms = \"50\"", "write threshold-ms = 50"),
+        ] {
+            let problems = problems(text, &[]);
             assert_eq!(problems.len(), 1, "{text}: {problems:?}");
             assert!(problems[0].contains(words), "{text}: {problems:?}");
         }

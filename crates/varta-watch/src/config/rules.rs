@@ -11,7 +11,8 @@ use super::file::{Document, Parsed};
 use super::problems::{Problems, did_you_mean};
 use super::section::{Section, glob, kind, label, text, user};
 use super::steps::{self, StepDefaults};
-use super::{table, units};
+use super::table;
+use super::units::{self, quoted};
 use crate::policy::{AgentRule, Expectation, Hooks, Ladder, LadderChoice, Step};
 
 /// The word for no ladder.
@@ -464,8 +465,10 @@ impl<'a> Reader<'a> {
                 let names = &self.written.names;
                 let origin = self.document.origin(&value.span());
                 let key = section.path("recovery");
-                self.problems
-                    .add_with(origin, &key, || unknown_ladder(name, names));
+                self.problems.add_with(origin, &key, || {
+                    let form = "recovery = [{ run = [\"program\", \"argument\"] }]";
+                    unknown_ladder(name, names, form)
+                });
                 LadderChoice::None
             }
         }
@@ -535,11 +538,17 @@ fn ladder_name(name: &str) -> Result<(), String> {
     }
 }
 
-/// What to say about a name that no ladder has.
-pub(super) fn unknown_ladder(name: &str, known: &BTreeMap<String, Option<usize>>) -> String {
-    let hint = match did_you_mean(name, known.keys().map(String::as_str)) {
-        hint if hint.is_empty() => format!("; write a table [recovery.{name}], or \"none\""),
-        hint => hint,
+/// What to say about a name that no ladder has; `command` is how a command is written where it stands.
+pub(super) fn unknown_ladder(
+    name: &str,
+    known: &BTreeMap<String, Option<usize>>,
+    command: &str,
+) -> String {
+    let hint = did_you_mean(name, known.keys().map(String::as_str));
+    let hint = match ladder_name(name) {
+        _ if !hint.is_empty() => hint,
+        Ok(()) => format!("; write a table [recovery.{name}], or \"none\""),
+        Err(text) => format!("; {text}, and a command is written {command}"),
     };
-    format!("there is no ladder {name:?}{hint}")
+    format!("there is no ladder {}{hint}", quoted(name))
 }

@@ -164,9 +164,7 @@ pub(super) fn text<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
 pub(super) fn glob(value: &DeValue<'_>) -> Result<String, String> {
     let pattern = text(value)?;
     if pattern.is_empty() {
-        return Err(
-            "an empty glob matches nobody; write \"*\" for everybody, or leave it out".to_owned(),
-        );
+        return Err("an empty glob matches nobody; leave it out for everybody".to_owned());
     }
     if let Some(other) = pattern.chars().find(|char| "?[]{}".contains(*char)) {
         return Err(format!(

@@ -17,6 +17,7 @@ use super::file::{Document, Parsed};
 use super::problems::{Origin, Problems, variable};
 use super::section::{integer_text, kind as shown_kind};
 use super::table::{self, Kind};
+use super::units::quoted;
 use super::{no_effect, old_flags};
 
 /// The flag that names the file.
@@ -331,7 +332,7 @@ fn texts(
     let mut texts = Vec::new();
     let count = items.len();
     for item in items {
-        let text = plain(key, kind, item.get_ref());
+        let text = plain(arg, item.get_ref());
         match text.and_then(|text| judge(arg, OsStr::new(&text)).map(|()| text)) {
             Ok(text) => texts.push(OsString::from(text)),
             Err(text) => wrong(item, text),
@@ -341,17 +342,23 @@ fn texts(
 }
 
 /// A value as it would be written on the command line.
-fn plain(key: &str, kind: Kind, value: &DeValue<'_>) -> Result<String, String> {
+fn plain(arg: &Arg, value: &DeValue<'_>) -> Result<String, String> {
     let what = shown_kind(value);
-    match (kind, value) {
+    let key = table::key(arg).unwrap_or_default();
+    // What is suggested must do.
+    let may_be = |text: &str| judge(arg, OsStr::new(text));
+    match (table::kind(arg), value) {
         (Kind::Bool, DeValue::Boolean(value)) => Ok(value.to_string()),
         (Kind::Bool, _) => Err(format!(
             "true or false is wanted here, not {what}; write {key} = true"
         )),
         (Kind::Integer | Kind::NumberOrText, DeValue::Integer(number)) => Ok(integer_text(number)),
-        (Kind::Integer, DeValue::String(text)) if text.parse::<u64>().is_ok() => Err(format!(
-            "a whole number is wanted here, not a text; write {key} = {text}"
-        )),
+        (Kind::Integer, DeValue::String(text)) if text.parse::<u64>().is_ok() => {
+            may_be(text)?;
+            Err(format!(
+                "a whole number is wanted here, not a text; write {key} = {text}"
+            ))
+        }
         (Kind::Integer, _) => Err(format!(
             "a whole number is wanted here, not {what}; write digits only, without quotes"
         )),
@@ -362,10 +369,13 @@ fn plain(key: &str, kind: Kind, value: &DeValue<'_>) -> Result<String, String> {
         }
         (Kind::List, DeValue::Integer(number)) => Ok(integer_text(number)),
         (_, DeValue::String(text)) => Ok(text.to_string()),
-        (Kind::Text, DeValue::Integer(number)) => Err(format!(
-            "a text is wanted here, not a whole number; write {key} = \"{}\"",
-            number.as_str()
-        )),
+        (Kind::Text, DeValue::Integer(number)) => {
+            let number = number.as_str();
+            may_be(number)?;
+            Err(format!(
+                "a text is wanted here, not a whole number; write {key} = \"{number}\""
+            ))
+        }
         (_, _) => Err(format!("a text in quotes is wanted here, not {what}")),
     }
 }
@@ -390,7 +400,7 @@ fn reason(error: &clap::Error, kind: Kind, text: &OsStr) -> String {
     if text.is_empty() {
         return "it is empty; write a value, or leave it out".to_owned();
     }
-    let shown = text.display();
+    let shown = quoted(&text.to_string_lossy());
     if let Some(ContextValue::Strings(valid)) = error.get(ContextKind::ValidValue)
         && !valid.is_empty()
     {
@@ -403,7 +413,7 @@ fn reason(error: &clap::Error, kind: Kind, text: &OsStr) -> String {
             .replace("..=", " to "),
         (Some(source), Kind::Integer) => format!("{shown}: {source}; write a whole number"),
         (Some(source), _) => source.to_string(),
-        (None, _) => format!("{shown} is not text in UTF-8; write it anew"),
+        (None, _) => "it is not text in UTF-8; write it anew".to_owned(),
     }
 }
 

@@ -16,7 +16,18 @@ pub(super) const THRESHOLD_MIN: Duration = Duration::from_millis(10);
 /// A day.
 pub(super) const THRESHOLD_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// Longer than any name or address.
+const QUOTED_CHARACTERS_MAX: usize = 64;
+
 const EXAMPLES: &str = "write \"1500ms\", \"2s\" or \"10m\"";
+
+/// A value that means nothing, for a message about it: on one line, and no longer than it takes to find it.
+pub(super) fn quoted(text: &str) -> String {
+    match text.char_indices().nth(QUOTED_CHARACTERS_MAX) {
+        Some((end, _)) => format!("{:?}...", text.get(..end).unwrap_or(text)),
+        None => format!("{text:?}"),
+    }
+}
 
 /// A duration with its unit.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -31,7 +42,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         return Err(format!("a duration cannot be negative; {EXAMPLES}"));
     }
     let duration = humantime::parse_duration(text)
-        .map_err(|_| format!("{text:?} is not a duration; {EXAMPLES}"))?;
+        .map_err(|_| format!("{} is not a duration; {EXAMPLES}", quoted(text)))?;
     match duration <= DURATION_MAX {
         true => Ok(duration),
         false => Err(format!("{text} is too long; 31 days are the most")),
@@ -58,14 +69,20 @@ pub(super) fn threshold(text: &str) -> Result<Duration, String> {
 /// More than 0, at most 1; or off.
 pub(super) fn share(text: &str) -> Result<Wish<f64>, String> {
     part_or_off(text, 1.0).ok_or_else(|| {
-        format!("{text:?} is no part of a whole; write a number above 0 and up to 1, or \"off\"")
+        format!(
+            "{} is no part of a whole; write a number above 0 and up to 1, or \"off\"",
+            quoted(text)
+        )
     })
 }
 
 /// More than 0, at most 100; or off.
 pub(super) fn percent(text: &str) -> Result<Wish<f64>, String> {
     part_or_off(text, 100.0).ok_or_else(|| {
-        format!("{text:?} is no percentage; write a number above 0 and up to 100, or \"off\"")
+        format!(
+            "{} is no percentage; write a number above 0 and up to 100, or \"off\"",
+            quoted(text)
+        )
     })
 }
 
@@ -94,11 +111,15 @@ pub(super) fn shown(duration: Duration) -> String {
 pub(super) fn octal_mode(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     let mode = u32::from_str_radix(digits, 8).ok();
-    mode.filter(|mode| *mode <= 0o777)
-        .ok_or_else(|| "not a mode; write octal digits from 000 to 777, such as 660".to_owned())
+    mode.filter(|mode| *mode <= 0o777).ok_or_else(|| {
+        format!(
+            "{} is not a mode; write octal digits from 000 to 777, such as 660",
+            quoted(text)
+        )
+    })
 }
 
-/// A variable for children.
+/// A variable for children. What is wrong with it is said without it: it may be secret.
 pub(super) fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("no '='; write KEY=VALUE")?;
     if key.is_empty() {
@@ -138,6 +159,11 @@ mod tests {
             assert!(error.contains(words), "{text}: {error}");
         }
         assert!(some_time("0s").unwrap_err().contains("longer than 0"));
+        let long = duration(&"\u{1b}x".repeat(1000)).unwrap_err();
+        assert!(
+            long.len() < 700 && !long.contains(char::is_control),
+            "{long}"
+        );
     }
 
     #[test]

@@ -4,6 +4,8 @@
 use nix::unistd::{Group, User};
 use varta_core::AllowedUsers;
 
+use super::units::quoted;
+
 /// How the socket file is protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SocketAccess {
@@ -40,10 +42,12 @@ fn id(
     match look_up(text) {
         Ok(Some(number)) => Ok(number),
         Ok(None) => Err(format!(
-            "no {what} of that name; give an existing name or a number"
+            "no {what} is called {}; give an existing name or a number",
+            quoted(text)
         )),
         Err(error) => Err(format!(
-            "cannot look up that {what}: {error}; give the number"
+            "cannot look up {what} {}: {error}; give the number",
+            quoted(text)
         )),
     }
 }
@@ -91,7 +95,10 @@ mod tests {
         assert_eq!(group_id("4294967294"), Ok(u32::MAX - 1));
         for text in ["no-such-user-here", "-1", "", "1000 "] {
             let error = user_id(text).unwrap_err();
-            assert!(error.contains("no user of that name"), "{error}");
+            assert!(
+                error.contains(&format!("no user is called {text:?}")),
+                "{error}"
+            );
         }
         assert!(group_id("no-such-group-here").is_err());
     }
