@@ -620,6 +620,12 @@ mod tests {
     fn every_mistake_in_a_ladder_is_told_at_once() {
         for (text, count) in [
             ("[recovery.a]\nsteps = []\nbudget = 99", 2),
+            ("[[agent]]\nrecovery = [{ wait = \"1s\" }]", 1),
+            // Who knows what the other step was meant to do.
+            (
+                "[[agent]]\nrecovery = [{ wait = \"1s\" }, { signal = \"SEGV\" }]",
+                1,
+            ),
             ("[recovery.a]\nbudget = 99\nbackoff = \"2m\"", 3),
             (
                 "[recovery.a]\nsteps = [{ wait = \"1s\" }]\nbackoff = \"2m\"\nwindow = \"soon\"",

@@ -444,8 +444,7 @@ impl<'a> Reader<'a> {
             return LadderChoice::Default;
         };
         if let DeValue::Array(_) = value.get_ref() {
-            let steps = steps::read(section, "recovery", &self.defaults.steps, self.problems);
-            return self.unnamed(index, section, steps);
+            return self.unnamed(index, section);
         }
         let name = match text(value.get_ref()) {
             Ok(NONE) => return LadderChoice::None,
@@ -474,14 +473,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn unnamed(&mut self, index: usize, section: &Section<'_>, steps: Vec<Step>) -> LadderChoice {
+    fn unnamed(&mut self, index: usize, section: &Section<'_>) -> LadderChoice {
         let before = self.problems.len();
+        let steps = steps::read(section, "recovery", &self.defaults.steps, self.problems);
         let is_empty = matches!(section.get("recovery").map(Spanned::get_ref),
             Some(DeValue::Array(items)) if items.is_empty());
         if is_empty {
             let text = "there is no step in it; write \"none\" if nothing is to be done";
             section.wrong("recovery", text, self.problems);
-        } else if !steps.is_empty() && !has_action(&steps) {
+        } else if self.problems.len() == before && !steps.is_empty() && !has_action(&steps) {
             let text = "nothing in it acts; write a step with run or signal";
             section.wrong("recovery", text, self.problems);
         }
