@@ -75,6 +75,7 @@ fn the_shapes_of_the_answers_are_fixed() {
         "capacity",
         "socket",
         "agents",
+        "missing",
         "attention_lag",
     ];
     assert_eq!(keys(&info), set(&expected));

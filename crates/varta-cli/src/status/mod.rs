@@ -1,13 +1,12 @@
 //! `varta status`: how everybody is, as a table, as JSON and as an exit code.
 //!
 //! The observer is asked over its control socket and what it answers is shown, the worst first; nothing is
-//! judged here. Exit code 0 means that nobody is stalled or given up, 1 that somebody is, 2 that nobody can tell: there is
-//! no observer, it does not answer, it is not watching, or there is no such agent.
+//! judged here. Exit code 0 means that nobody is stalled, given up or missing, 1 that somebody is, 2 that nobody can tell:
+//! there is no observer, it does not answer, it is not watching, or there is no such agent.
 
 mod table;
 
 use std::cmp::Ordering;
-use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -33,12 +32,13 @@ const EVERY_MAX: f64 = 3600.0;
 
 /// Show how everybody is: a table of the agents, and a health check
 ///
-/// Asks the observer over its control socket. Exit code 0 if all is well, 1 if an agent is stalled
-/// or recovery gave it up, 2 if that cannot be told: no observer, no answer within 3 s, an
-/// observer that is not watching, no agent that is meant.
+/// Asks the observer over its control socket. Exit code 0 if all is well, 1 if an agent is stalled,
+/// recovery gave it up, or one that a rule expects is missing, 2 if that cannot be told: no observer,
+/// no answer within 3 s, an observer that is not watching, no agent that is meant.
 #[derive(Debug, Args)]
 pub(crate) struct StatusArguments {
-    /// Only agents with this pid, id or name; * stands for anything. The exit code is theirs
+    /// Only agents with this pid, id or name; * stands for anything. The exit code is theirs,
+    /// whoever else is missing
     #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse)]
     agent: Option<Pattern>,
 
@@ -81,7 +81,7 @@ struct Report {
 /// What follows from a report.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Nobody who is meant is stalled or given up.
+    /// Nobody who is meant is stalled, given up or missing.
     Well,
     /// Somebody who is meant is.
     Trouble,
@@ -246,6 +246,9 @@ impl Report {
     }
 
     fn verdict(&self, pattern: Option<&Pattern>) -> Verdict {
+        if self.health.stopping {
+            return Verdict::Unknown(format!("the observer (pid {}) is stopping", self.info.pid));
+        }
         if !self.health.healthy {
             return Verdict::Unknown(format!(
                 "the observer (pid {}) has not taken beats for {}, so what it says of agents is old; is it \
@@ -263,9 +266,18 @@ impl Report {
             ));
         }
         let in_trouble = |agent: &AgentView| agent.state == State::Stalled || agent.gave_up;
-        match self.agents.iter().any(in_trouble) {
+        match self.missing(pattern) > 0 || self.agents.iter().any(in_trouble) {
             true => Verdict::Trouble,
             false => Verdict::Well,
+        }
+    }
+
+    /// How many are expected and not there. Who they would be only the rules know, so with a pattern none are
+    /// meant.
+    fn missing(&self, pattern: Option<&Pattern>) -> usize {
+        match pattern {
+            None => self.info.missing,
+            Some(_) => 0,
         }
     }
 
@@ -282,7 +294,7 @@ impl Report {
             duration(self.info.uptime),
             self.census(pattern)
         );
-        let mut lines = vec![cut(&summary, look.width.unwrap_or(usize::MAX))];
+        let mut lines = wrapped(&summary, look.width.unwrap_or(usize::MAX));
         if !self.agents.is_empty() {
             lines.push(String::new());
             lines.extend(table::lines(&self.agents, look));
@@ -293,8 +305,16 @@ impl Report {
     /// How many agents there are, in words.
     fn census(&self, pattern: Option<&Pattern>) -> String {
         let total = self.agents.len();
+        let missing = match self.missing(pattern) {
+            0 => String::new(),
+            1 => "; 1 expected agent missing".to_owned(),
+            missing => format!("; {missing} expected agents missing"),
+        };
         let who = match (total, pattern) {
-            (0, None) => return "no agents; nobody has sent a beat, 'varta beat' does".to_owned(),
+            (0, None) if missing.is_empty() => {
+                return "no agents; 'varta beat' sends beats".to_owned();
+            }
+            (0, None) => "no agents".to_owned(),
             (0, Some(_)) => return "no such agent".to_owned(),
             (1, _) => "1 agent".to_owned(),
             (_, _) => format!("{total} agents"),
@@ -302,27 +322,28 @@ impl Report {
         let which = pattern.map_or(String::new(), |pattern| {
             format!(" of '{}'", printable(pattern.as_str()))
         });
-        let states = [State::Stalled, State::Late, State::Paused, State::Alive];
-        let states = states.into_iter().filter_map(|state| {
-            let is_so = |agent: &&AgentView| agent.state == state;
-            let count = self.agents.iter().filter(is_so).count();
-            (count > 0).then(|| format!(", {count} {}", Word(state)))
-        });
-        format!("{who}{which}{}", states.collect::<String>())
+        let count = |what: &str, is_so: &dyn Fn(&AgentView) -> bool| {
+            let count = self.agents.iter().filter(|agent| is_so(agent)).count();
+            match count {
+                0 => String::new(),
+                _ => format!(", {count} {what}"),
+            }
+        };
+        let in_state = |state| count(word(state), &|agent| agent.state == state);
+        let gave_up = count("given up", &|agent| agent.gave_up);
+        let stalled = in_state(State::Stalled);
+        let rest = [State::Late, State::Paused, State::Alive].map(in_state);
+        format!("{who}{which}{stalled}{gave_up}{}{missing}", rest.concat())
     }
 }
 
 /// A state within a sentence.
-struct Word(State);
-
-impl fmt::Display for Word {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            State::Stalled => "stalled",
-            State::Late => "late",
-            State::Paused => "paused",
-            State::Alive => "alive",
-        })
+fn word(state: State) -> &'static str {
+    match state {
+        State::Stalled => "stalled",
+        State::Late => "late",
+        State::Paused => "paused",
+        State::Alive => "alive",
     }
 }
 
@@ -390,12 +411,14 @@ pub(crate) mod tests {
                 socket: "/s".to_owned(),
                 udp: None,
                 agents: Census::default(),
+                missing: 0,
                 attention_lag: 0.0,
             },
             health: Health {
                 healthy: true,
                 turned_after: 0.001,
                 last_turn_age: 0.001,
+                stopping: false,
             },
             agents,
         }
@@ -444,6 +467,26 @@ pub(crate) mod tests {
             matches!(&verdict, Verdict::Unknown(why) if why.contains("pid 42")),
             "{verdict:?}"
         );
+    }
+
+    #[test]
+    fn an_observer_that_stops_cannot_tell_and_is_not_to_be_restarted() {
+        let mut report = report(vec![agent("web", 7)]);
+        report.health.healthy = false;
+        report.health.stopping = true;
+        let why = "the observer (pid 42) is stopping".to_owned();
+        assert_eq!(report.verdict(None), Verdict::Unknown(why));
+    }
+
+    #[test]
+    fn an_expected_agent_that_is_missing_is_trouble_unless_others_are_meant() {
+        let web = Pattern::parse("web").unwrap();
+        let mut report = report(vec![agent("web", 7)]);
+        report.info.missing = 1;
+        assert_eq!(report.verdict(None), Verdict::Trouble);
+        assert_eq!(report.verdict(Some(&web)), Verdict::Well);
+        report.agents.clear();
+        assert_eq!(report.verdict(None), Verdict::Trouble);
     }
 
     #[test]
@@ -497,9 +540,24 @@ pub(crate) mod tests {
             summary(&report(vec![agent("web", 7)]), Some(&pattern)),
             "varta-watch 0.3.0, up 2m 10s: 1 agent of 'w*', 1 alive"
         );
+        let mut missed = report(vec![AgentView {
+            gave_up: true,
+            ..in_state(State::Stalled)
+        }]);
+        missed.info.missing = 2;
+        assert_eq!(
+            summary(&missed, None),
+            "varta-watch 0.3.0, up 2m 10s: 1 agent, 1 stalled, 1 given up; 2 expected agents missing"
+        );
+        missed.agents.clear();
+        missed.info.missing = 1;
+        assert_eq!(
+            summary(&missed, None),
+            "varta-watch 0.3.0, up 2m 10s: no agents; 1 expected agent missing"
+        );
         assert_eq!(
             summary(&report(vec![]), None),
-            "varta-watch 0.3.0, up 2m 10s: no agents; nobody has sent a beat, 'varta beat' does"
+            "varta-watch 0.3.0, up 2m 10s: no agents; 'varta beat' sends beats"
         );
     }
 

@@ -36,6 +36,9 @@ pub struct Info {
     pub udp: Option<String>,
     /// How many agents there are, by state.
     pub agents: Census,
+    /// Agents that rules expect by now and that are not there.
+    #[serde(default)]
+    pub missing: usize,
     /// Time that counts against nobody because the observer was not watching, since its start.
     pub attention_lag: f64,
 }
@@ -190,6 +193,9 @@ pub struct Health {
     /// Since when the beat path has not begun a turn that it has ended: how long it hangs if it is not healthy.
     #[serde(default)]
     pub last_turn_age: f64,
+    /// It has been told to end and takes no more beats: not healthy, and no reason to mend anything.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub stopping: bool,
 }
 
 /// What went wrong with a request (RFC 9457, `application/problem+json`).

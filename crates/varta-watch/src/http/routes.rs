@@ -200,21 +200,26 @@ async fn wrong_method() -> Refusal {
     )
 }
 
-/// Whether the beat path turns. This thread is another one, so it can tell.
+/// Whether the beat path turns. This thread is another one, so it can tell. While the observer stops that is
+/// known without asking.
 async fn healthz(State(answers): Shared) -> Response {
     let pulse = &answers.view.pulse;
     let asked = Instant::now();
     let asked_ns = pulse.ask();
-    let mut healthy = pulse.has_turned_since(asked_ns);
-    while !healthy && asked.elapsed() < PULSE_WAIT {
+    let (healthy, stopping) = loop {
+        let stopping = *answers.stage.borrow() != Stage::Running;
+        let healthy = !stopping && pulse.has_turned_since(asked_ns);
+        if healthy || stopping || asked.elapsed() >= PULSE_WAIT {
+            break (healthy, stopping);
+        }
         tokio::time::sleep(PULSE_PAUSE).await;
-        healthy = pulse.has_turned_since(asked_ns);
-    }
+    };
     let turn_ns = answers.view.counters.level(Gauge::LastTurn);
     let health = Health {
         healthy,
         turned_after: asked.elapsed().as_secs_f64(),
         last_turn_age: seconds(answers.view.raw.now_ns().saturating_sub(turn_ns)),
+        stopping,
     };
     (status(healthy), Json(health)).into_response()
 }
@@ -337,11 +342,14 @@ fn accepts(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
 mod tests {
     use std::time::SystemTime;
 
+    use axum::body::to_bytes;
     use hyper::service::Service;
     use hyper_util::service::TowerToHyperService;
+    use serde::de::DeserializeOwned;
     use varta_core::{Counter, Counters, SlotTable};
 
     use super::*;
+    use crate::api::v1::Info;
     use crate::clock::RawClock;
     use crate::control::history::History;
     use crate::handoff;
@@ -382,6 +390,19 @@ mod tests {
         ask(answers, path).await.status()
     }
 
+    async fn json_of<T: DeserializeOwned>(response: Response) -> T {
+        let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_observer_says_how_many_expected_agents_are_missing() {
+        let (answers, _stage) = answers();
+        answers.view.counters.set(Gauge::AgentsMissing, 2);
+        let info: Info = json_of(ask(&answers, "/api/v1/info").await).await;
+        assert_eq!(info.missing, 2);
+    }
+
     #[tokio::test]
     async fn a_beat_path_that_does_not_turn_is_not_healthy() {
         let (answers, _stage) = answers();
@@ -398,6 +419,23 @@ mod tests {
         stage.send(Stage::Stopping).unwrap();
         let status = status_of(&answers, "/readyz").await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    #[tokio::test]
+    async fn an_observer_that_stops_says_so_at_once_instead_of_waiting_for_its_beat_path() {
+        let (answers, stage) = answers();
+        let stop = async { stage.send(Stage::Stopping).unwrap() };
+        let (waited, ()) = tokio::join!(ask(&answers, "/healthz"), stop);
+        let at_once = tokio::select! {
+            biased;
+            response = ask(&answers, "/healthz") => response,
+            () = std::future::ready(()) => panic!("it waits"),
+        };
+        for response in [waited, at_once] {
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            let health: Health = json_of(response).await;
+            assert_eq!((health.healthy, health.stopping), (false, true));
+        }
     }
 
     #[tokio::test]

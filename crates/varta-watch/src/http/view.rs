@@ -162,6 +162,7 @@ impl View {
             socket: self.about.socket.clone(),
             udp: self.about.udp.clone(),
             agents: self.census(),
+            missing: self.counters.level(Gauge::AgentsMissing) as usize,
             attention_lag: seconds(self.counters.level(Gauge::AttentionLag)),
         }
     }
