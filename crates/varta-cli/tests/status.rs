@@ -249,6 +249,36 @@ fn what_an_observer_refuses_it_explains_itself() {
     assert!(error.contains("ask?[2J less often"), "{error}");
 }
 
+/// There is no room for a question now.
+fn busy() -> Answer {
+    let head = "application/problem+json\r\nretry-after: 1";
+    let body = r#"{"title":"t","status":503,"detail":"too many questions wait"}"#;
+    http("503 Service Unavailable", head, body)
+}
+
+#[test]
+fn an_observer_that_is_asked_by_many_is_asked_again() {
+    let refused = AtomicUsize::new(0);
+    let fake = Fake::new(move |question| match question.path.as_str() {
+        "/api/v1/info" => json(INFO),
+        "/healthz" if refused.fetch_add(1, Ordering::Relaxed) < 3 => busy(),
+        "/healthz" => json(HEALTHY),
+        _ => page(&[agent(7, "web", "alive")], None),
+    });
+    let (code, table, error) = status(&fake, &[]);
+    assert_eq!((code, error.as_str()), (Some(0), ""));
+    assert!(table.contains("1 agent, 1 alive"), "{table}");
+}
+
+#[test]
+fn an_observer_that_never_has_room_is_told_of_in_its_own_words() {
+    let fake = observer_but("/api/v1/agents", busy());
+    let error = cannot_tell(&fake, &[]);
+    assert!(error.contains("503"), "{error}");
+    assert!(error.contains("too many questions wait"), "{error}");
+    assert!(fake.questions.try_iter().count() > 3, "it was asked again");
+}
+
 #[test]
 fn an_answer_that_is_none_is_never_taken_for_good_news() {
     let long_line = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "x".repeat(1_000_000));

@@ -1,7 +1,7 @@
 //! Asking the observer: questions and requests over its control socket, answers as the types of [`v1`].
 //!
 //! Each question has a connection of its own, so an observer that was restarted in between does not matter.
-//! An answer may take [`ANSWER_WAIT`] and be [`ANSWER_BYTES_MAX`] long. Whatever cannot be had is told with
+//! An observer that has no room for it now is asked again. An answer may take [`ANSWER_WAIT`] and be [`ANSWER_BYTES_MAX`] long. Whatever cannot be had is told with
 //! the socket's name and what to do about it.
 
 mod event_stream;
@@ -16,7 +16,7 @@ use clap::Args;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{ACCEPT, CONTENT_TYPE, HOST};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, RETRY_AFTER};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustix::io::Errno;
@@ -25,7 +25,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use varta_watch::api::v1::{
     self, AgentView, AgentsPage, EventsPage, Health, Info, PauseRequest, Problem, ResumeRequest,
 };
@@ -38,6 +38,10 @@ use event_stream::Parser;
 /// How long an answer may take. An observer answers within milliseconds; who asks for a health check wants
 /// to know soon.
 const ANSWER_WAIT: Duration = Duration::from_secs(3);
+
+/// How long is waited before an observer that has no room for a question now is asked again. It has room within
+/// milliseconds; who tries more often takes some of it.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest answer that is read. A page of agents has a megabyte at most; anything longer is no
 /// observer's, and must not fill the memory.
@@ -247,31 +251,47 @@ impl Observer {
         })
     }
 
+    /// Asks until there is room for the question, or no more time for another try.
     async fn send(
         &self,
         request: hyper::http::request::Builder,
         body: Bytes,
     ) -> Result<Response<Incoming>, Unanswered> {
+        let request = request
+            .header(HOST, "localhost")
+            .body(Full::new(body))
+            .map_err(|error| self.no_observer(&error))?;
+        let asked = Instant::now();
+        loop {
+            let response = self.send_once(request.clone()).await?;
+            if !is_busy(&response) || asked.elapsed() + BUSY_PAUSE >= ANSWER_WAIT {
+                return Ok(response);
+            }
+            sleep(BUSY_PAUSE).await;
+        }
+    }
+
+    async fn send_once(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, Unanswered> {
         let stream = UnixStream::connect(&self.control)
             .await
             .map_err(|error| self.not_connected(&error))?;
         self.check_peer(&stream)?;
-        let no_observer = |error: &dyn fmt::Display| {
-            self.unanswered(&format!(
-                "what answers is no observer ({error}); check --control-socket"
-            ))
-        };
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| no_observer(&error))?;
+            .map_err(|error| self.no_observer(&error))?;
         // It ends with the connection. What goes wrong on it the answer says.
         tokio::spawn(connection);
-        let request = request
-            .header(HOST, "localhost")
-            .body(Full::new(body))
-            .map_err(|error| no_observer(&error))?;
         let response = sender.send_request(request).await;
-        response.map_err(|error| no_observer(&error))
+        response.map_err(|error| self.no_observer(&error))
+    }
+
+    fn no_observer(&self, error: &dyn fmt::Display) -> Unanswered {
+        self.unanswered(&format!(
+            "what answers is no observer ({error}); check --control-socket"
+        ))
     }
 
     /// Whoever may make files where the socket is looked for could answer in the observer's name.
@@ -358,6 +378,12 @@ impl LiveEvents<'_> {
         let bytes = frame.into_data().unwrap_or_default();
         self.parser.push(&bytes).map_err(|error| lost(&error))
     }
+}
+
+/// Whether an observer has no room for a question now and wants to be asked again.
+fn is_busy<B>(response: &Response<B>) -> bool {
+    response.status() == StatusCode::SERVICE_UNAVAILABLE
+        && response.headers().contains_key(RETRY_AFTER)
 }
 
 /// Whether `own` believes what `peer` says on a socket of `owner`. Root asks the observers of others, each on its

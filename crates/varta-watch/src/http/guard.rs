@@ -122,7 +122,7 @@ fn too_many(wait: Duration) -> Refusal {
     let seconds = wait.as_secs() + 1;
     Refusal::new(
         StatusCode::TOO_MANY_REQUESTS,
-        "this address has asked too often; ask again later, or over the control socket, which has no limit",
+        "this address has asked too often; ask again later, or over the control socket, where no rate is limited",
     )
     .with(header::RETRY_AFTER, seconds.into())
 }
