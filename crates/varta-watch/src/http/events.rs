@@ -50,7 +50,8 @@ const COMMENT: Bytes = Bytes::from_static(b":\n\n");
 pub(crate) struct EventsQuestion {
     pub(crate) after: Option<u64>,
     pub(crate) limit: Option<usize>,
-    pub(crate) follow: bool,
+    /// Unless given, the form that is accepted decides.
+    pub(crate) follow: Option<bool>,
 }
 
 impl EventsQuestion {
@@ -62,9 +63,10 @@ impl EventsQuestion {
                 "after" => question.after = Some(number(key, value)?),
                 "limit" => question.limit = Some(limit(key, value, PAGE_MAX)?),
                 "follow" => {
-                    question.follow = value
-                        .parse()
-                        .map_err(|_| Refusal::bad_request("follow: write true or false"))?;
+                    let follow = value.parse();
+                    let follow =
+                        follow.map_err(|_| Refusal::bad_request("follow: write true or false"))?;
+                    question.follow = Some(follow);
                 }
                 _ => return Err(unknown(key, "after, limit and follow")),
             }

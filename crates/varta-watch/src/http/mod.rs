@@ -6,6 +6,7 @@
 //! work, those that wait and the answers that are not read yet ([`work`]), followers of events ([`events`]), the
 //! last three per door. Bodies are read where something is to be changed ([`pause`]), up to a bound.
 
+mod accept;
 mod agents;
 mod connection;
 mod events;

@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use varta_core::Gauge;
 
 use super::Stage;
+use super::accept::{EVENT_STREAM, GZIP, OPENMETRICS};
 use super::agents::{AgentsQuestion, find};
 use super::connection::Line;
 use super::events::{EventsQuestion, FOLLOWERS_MAX, follow, page_text, resumed};
@@ -38,7 +39,9 @@ const PULSE_PAUSE: Duration = Duration::from_millis(1);
 
 const JSON: &str = "application/json";
 
-const OPENMETRICS: &str = "application/openmetrics-text";
+/// What decides about an answer besides its path: the coding, and for some what it is.
+const VARY_BY_CODING: &str = "accept-encoding";
+const VARY_BY_FORM: &str = "accept, accept-encoding";
 
 const FRONT_PAGE: &str = r#"varta-watch: notices silence
 
@@ -97,10 +100,11 @@ impl Answers {
         &self,
         headers: &HeaderMap,
         content_type: &'static str,
+        vary: &'static str,
         write: impl FnOnce(&View) -> Result<String, Refusal> + Send + 'static,
     ) -> Result<Response, Refusal> {
         let view = Arc::clone(&self.view);
-        let gzip = accepts(headers, &header::ACCEPT_ENCODING, "gzip");
+        let gzip = GZIP.is_preferred(headers);
         let text = self.work.text(gzip, move || write(&view)).await?;
         let mut response = Body::new(text).into_response();
         let mut set = |name: HeaderName, value| {
@@ -108,7 +112,7 @@ impl Answers {
             response.headers_mut().insert(name, value);
         };
         set(header::CONTENT_TYPE, content_type);
-        set(header::VARY, "accept-encoding");
+        set(header::VARY, vary);
         if gzip {
             set(header::CONTENT_ENCODING, "gzip");
         }
@@ -123,7 +127,7 @@ impl Answers {
     ) -> Result<Response, Refusal> {
         let write =
             |view: &View| find(view).map(|found| serde_json::to_string(&found).unwrap_or_default());
-        self.text(headers, JSON, write).await
+        self.text(headers, JSON, VARY_BY_CODING, write).await
     }
 }
 
@@ -240,7 +244,7 @@ fn status(well: bool) -> StatusCode {
 }
 
 async fn metrics(State(answers): Shared, headers: HeaderMap) -> Result<Response, Refusal> {
-    let format = match accepts(&headers, &header::ACCEPT, OPENMETRICS) {
+    let format = match OPENMETRICS.is_preferred(&headers) {
         true => Format::OpenMetrics,
         false => Format::Text,
     };
@@ -250,7 +254,9 @@ async fn metrics(State(answers): Shared, headers: HeaderMap) -> Result<Response,
     };
     let agents = answers.agents;
     let render = move |view: &View| Ok(metrics::render(view, format, agents));
-    answers.text(&headers, content_type, render).await
+    answers
+        .text(&headers, content_type, VARY_BY_FORM, render)
+        .await
 }
 
 async fn info(State(answers): Shared, headers: HeaderMap) -> Result<Response, Refusal> {
@@ -289,11 +295,12 @@ async fn events(
 ) -> Result<Response, Refusal> {
     let question = EventsQuestion::parse(&parameters)?;
     let view = &answers.view;
-    if !question.follow && !accepts(&headers, &header::ACCEPT, "text/event-stream") {
+    let follows = question.follow;
+    if !follows.unwrap_or_else(|| EVENT_STREAM.is_preferred(&headers)) {
         // Taken here, since the other thread may be kept from going on while it holds the lock.
         let page = question.answer(&view.history);
         let write = move |view: &View| Ok(page_text(&page, &view.about.session_id));
-        return answers.text(&headers, JSON, write).await;
+        return answers.text(&headers, JSON, VARY_BY_FORM, write).await;
     }
     if question.limit.is_some() {
         return Err(Refusal::bad_request("limit: live events have no limit"));
@@ -318,24 +325,10 @@ async fn events(
     }
     let (history, counters) = (Arc::clone(&view.history), Arc::clone(&view.counters));
     let stage = answers.stage.clone();
-    Ok(follow(history, after, counters, stage, place))
-}
-
-/// Whether an answer of this media type, or in this coding, is welcome by name.
-fn accepts(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
-    let lines = headers.get_all(name).iter();
-    let lines = lines.filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).any(|range| {
-        let mut parts = range.split(';').map(str::trim);
-        let named = parts
-            .next()
-            .is_some_and(|name| name.eq_ignore_ascii_case(wanted));
-        let unwanted = |part: &str| {
-            let weight = part.strip_prefix("q=").or_else(|| part.strip_prefix("Q="));
-            weight.is_some_and(|weight| weight.parse() == Ok(0.0))
-        };
-        named && !parts.any(unwanted)
-    })
+    let mut live = follow(history, after, counters, stage, place);
+    let vary = HeaderValue::from_static(VARY_BY_FORM);
+    live.headers_mut().insert(header::VARY, vary);
+    Ok(live)
 }
 
 #[cfg(test)]
@@ -343,6 +336,7 @@ mod tests {
     use std::time::SystemTime;
 
     use axum::body::to_bytes;
+    use axum::http::request::Builder;
     use hyper::service::Service;
     use hyper_util::service::TowerToHyperService;
     use serde::de::DeserializeOwned;
@@ -381,8 +375,12 @@ mod tests {
     }
 
     async fn ask(answers: &Arc<Answers>, path: &str) -> Response {
+        send(answers, Request::builder().uri(path)).await
+    }
+
+    async fn send(answers: &Arc<Answers>, request: Builder) -> Response {
         let router = TowerToHyperService::new(router(Arc::clone(answers)));
-        let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+        let request = request.body(Body::empty()).unwrap();
         router.call(request).await.unwrap()
     }
 
@@ -439,6 +437,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_says_that_nothing_is_to_follow_gets_a_page_whatever_is_accepted() {
+        let (answers, _stage) = answers();
+        let content_type = async |query: &str| {
+            let request = Request::builder()
+                .uri(format!("/api/v1/events{query}"))
+                .header(header::ACCEPT, "text/event-stream");
+            let response = send(&answers, request).await;
+            assert_eq!(response.headers()[header::VARY], VARY_BY_FORM, "{query}");
+            response.headers()[header::CONTENT_TYPE].clone()
+        };
+        assert_eq!(content_type("").await, "text/event-stream");
+        assert_eq!(content_type("?follow=true").await, "text/event-stream");
+        assert_eq!(content_type("?follow=false").await, JSON);
+    }
+
+    #[tokio::test]
+    async fn an_answer_says_which_headers_it_depends_on() {
+        let (answers, _stage) = answers();
+        for (path, vary) in [
+            ("/metrics", VARY_BY_FORM),
+            ("/api/v1/events", VARY_BY_FORM),
+            ("/api/v1/agents", VARY_BY_CODING),
+        ] {
+            let response = ask(&answers, path).await;
+            assert_eq!(response.headers()[header::VARY], vary, "{path}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_follower_too_many_is_refused_and_told_to_come_back() {
         let (answers, _stage) = answers();
         let mut followers = Vec::new();
@@ -454,26 +481,5 @@ mod tests {
         followers.pop();
         let again = status_of(&answers, "/api/v1/events?follow=true").await;
         assert_eq!(again, StatusCode::OK);
-    }
-
-    #[test]
-    fn a_media_type_is_welcome_if_it_is_named_and_not_ruled_out() {
-        let accepted = |accept: &'static str| {
-            let headers =
-                HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]);
-            accepts(&headers, &header::ACCEPT, OPENMETRICS)
-        };
-        assert!(accepted("Application/OpenMetrics-Text"));
-        assert!(accepted(
-            "text/plain, application/openmetrics-text; version=1.0.0; q=0.1"
-        ));
-        for accept in [
-            "*/*",
-            "",
-            "application/*",
-            "application/openmetrics-text;q=0.0",
-        ] {
-            assert!(!accepted(accept), "{accept}");
-        }
     }
 }
