@@ -3,6 +3,7 @@
 mod support;
 
 use std::io::Write;
+use std::net::Shutdown;
 
 use support::http::{Reply, assert_problem, read_all};
 use support::ladders::{Marks, ladder};
@@ -139,7 +140,8 @@ fn a_request_that_is_not_understood_changes_nothing_and_says_why() {
     let long = format!(r#"{{"for":1,"reason":"{}"}}"#, "x".repeat(201));
     for (body, word) in [
         ("", "body"),
-        ("[]", "body"),
+        ("[]", "send a JSON object"),
+        (r#"[5,"deploy"]"#, "send a JSON object"),
         ("{}", "for"),
         (r#"{"for":"10m"}"#, "body"),
         (r#"{"for":0}"#, "for"),
@@ -193,6 +195,29 @@ fn a_body_in_pieces_without_an_announced_length_is_read_to_its_bound() {
     let good = [r#"{"fo"#.to_owned(), r#"r":9}"#.to_owned()];
     assert_eq!(chunked(&good).status, 200);
     assert_problem(&chunked(&vec![" ".repeat(1000); 5]), 413, "4096");
+}
+
+#[test]
+fn a_request_that_is_not_whole_changes_nothing_and_is_said_to() {
+    let observer = start(&["--threshold-ms=60000"]);
+    let path = path(&observer, "pause");
+    for (length, body) in [
+        ("Content-Length: 99", "{\"for\":9}"),
+        ("Transfer-Encoding: chunked", "9\r\n{\"for\":9}\r\n"),
+        (
+            "Transfer-Encoding: chunked",
+            "x\r\n{\"for\":9}\r\n0\r\n\r\n",
+        ),
+    ] {
+        let mut stream = observer.connect_control();
+        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\n{JSON}\r\n{length}\r\n\r\n");
+        stream.write_all((head + body).as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let reply = Reply::parse(&read_all(&mut stream));
+        assert_problem(&reply, 400, "the body is not whole");
+    }
+    let page: AgentsPage = observer.ask("/api/v1/agents").json();
+    assert_eq!(page.agents[0].state, State::Alive);
 }
 
 #[test]

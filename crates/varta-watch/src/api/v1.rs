@@ -2,7 +2,8 @@
 //!
 //! Durations are seconds as decimal numbers, times are Unix seconds; what does not apply is absent.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::LogLine;
 
@@ -137,11 +138,18 @@ pub const REASON_CHARS_MAX: usize = 200;
 #[serde(deny_unknown_fields)]
 pub struct PauseRequest {
     /// For so many seconds, more than 0 and at most [`PAUSE_SECONDS_MAX`].
-    #[serde(rename = "for")]
+    #[serde(rename = "for", deserialize_with = "number")]
     pub seconds: f64,
     /// Why: up to [`REASON_CHARS_MAX`] printable characters.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
+}
+
+/// What is no number is told in the words of JSON.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let number = serde_json::Number::deserialize(deserializer)?;
+    let number = number.as_f64();
+    number.ok_or_else(|| D::Error::custom("a number is too large"))
 }
 
 /// Judge an agent again: `POST /api/v1/agents/{id}/resume`. Answered with its [`AgentView`].

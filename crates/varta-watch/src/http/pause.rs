@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn};
@@ -19,6 +19,7 @@ use hyper::body::Body as _;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+use tokio_stream::StreamExt;
 
 use super::guard::Onlooker;
 use super::problem::Refusal;
@@ -143,23 +144,45 @@ async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T,
             "send a JSON object and say 'Content-Type: application/json'",
         ));
     }
-    let too_large = || {
-        let detail = format!("a body has {BODY_BYTES_MAX} bytes at most");
-        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
-    };
     if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
         return Err(too_large());
     }
-    let body = timeout(BODY_WAIT, to_bytes(body, BODY_BYTES_MAX)).await;
-    let body = body.map_err(|_| {
+    let body = timeout(BODY_WAIT, whole(body)).await.map_err(|_| {
         Refusal::new(
             StatusCode::REQUEST_TIMEOUT,
             "the body did not come within 5 s",
         )
     })?;
-    // A body that breaks off has nobody who waits for an answer.
-    let body = body.map_err(|_| too_large())?;
-    serde_json::from_slice(&body).map_err(|error| {
+    object(&body?)
+}
+
+/// All of a body, if it comes to its end within the bound.
+async fn whole(body: Body) -> Result<Vec<u8>, Refusal> {
+    let mut chunks = body.into_data_stream();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| Refusal::bad_request("the body is not whole"))?;
+        if bytes.len() + chunk.len() > BODY_BYTES_MAX {
+            return Err(too_large());
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+fn too_large() -> Refusal {
+    let detail = format!("a body has {BODY_BYTES_MAX} bytes at most");
+    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
+}
+
+/// Members are known by their names: an array, which could be read in their order, is something else.
+fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err(Refusal::bad_request(
+            "the body is something else: send a JSON object; / shows an example",
+        ));
+    }
+    serde_json::from_slice(body).map_err(|error| {
         Refusal::bad_request(format!(
             "the body is not what is read here ({error}); / shows an example"
         ))
@@ -226,6 +249,57 @@ mod tests {
         ] {
             assert!(!is_json(&headers(values)), "{values:?}");
         }
+    }
+
+    fn detail<T: std::fmt::Debug>(refused: Result<T, Refusal>) -> String {
+        format!("{:?}", refused.unwrap_err())
+    }
+
+    #[test]
+    fn only_an_object_is_read() {
+        assert!(object::<ResumeRequest>(b" {} ").is_ok());
+        for text in ["", "[]", "[5,\"arr\"]", "null", "5", "\"{}\""] {
+            let told = detail(object::<PauseRequest>(text.as_bytes()));
+            assert!(told.contains("send a JSON object"), "{text}: {told}");
+            assert!(object::<ResumeRequest>(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_object_is_told_in_the_words_of_json() {
+        for (text, words) in [
+            (r#"{"for":"5"}"#, "expected a JSON number"),
+            (r#"{"for":null}"#, "expected a JSON number"),
+            (r#"{"for":[5]}"#, "expected a JSON number"),
+            (r#"{"for":5,"reason":7}"#, "expected a string"),
+            (r#"{"for":5,"for":6}"#, "duplicate field"),
+        ] {
+            let told = detail(object::<PauseRequest>(text.as_bytes()));
+            assert!(told.contains(words), "{text}: {told}");
+            for name in ["f64", "struct", "Request"] {
+                assert!(!told.contains(name), "{text}: {told}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_not_taken_for_one_that_is_too_long() {
+        let chunks = |last: Result<String, &'static str>| {
+            let first = Ok("x".repeat(BODY_BYTES_MAX));
+            Body::from_stream(tokio_stream::iter([first, last]))
+        };
+        let whole = async |last| super::whole(chunks(last)).await;
+        assert_eq!(
+            whole(Ok(String::new())).await.unwrap().len(),
+            BODY_BYTES_MAX
+        );
+        let too_long = detail(whole(Ok("x".to_owned())).await);
+        assert!(too_long.contains("413"), "{too_long}");
+        let broken = detail(whole(Err("no end")).await);
+        assert!(
+            broken.contains("400") && broken.contains("not whole"),
+            "{broken}"
+        );
     }
 
     #[test]
