@@ -231,9 +231,14 @@ fn what_a_question_means_is_never_guessed() {
         ("agents?limit=0", "limit"),
         ("agents?limit=1001", "limit"),
         ("agents?after=x", "after"),
+        ("agents?limit=1&limit=2", "limit"),
+        ("agents?pid=1&pid=2", "pid"),
+        ("agents/1-0?colour=red", "colour"),
+        ("info?colour=red", "colour"),
         ("events?since=1", "since"),
         ("events?after=-1", "after"),
         ("events?limit=x", "limit"),
+        ("events?after=1&after=2", "after"),
         ("events?follow=yes", "follow"),
         ("events?follow=true&limit=1", "limit"),
     ] {
@@ -241,6 +246,11 @@ fn what_a_question_means_is_never_guessed() {
     }
     let reply = observer.ask_with("/api/v1/events?follow=true", &["Last-Event-ID: x"]);
     assert_problem(&reply, 400, "Last-Event-ID");
+    let pause = observer.wish("/api/v1/agents/1-0/pause?colour=red", r#"{"for":1}"#);
+    assert_problem(&pause, 400, "colour");
+    for path in ["/healthz?x=1", "/readyz?x=1", "/metrics?x=1"] {
+        assert_eq!(observer.ask(path).status, 200, "{path}");
+    }
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! memory however many agents there are. The place where a page ends is a key of the order, not a number, so an
 //! agent that comes or goes between two pages moves nobody else from one to the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::str::FromStr;
 
 use super::problem::Refusal;
@@ -22,7 +23,7 @@ pub(crate) struct AgentsQuestion {
     name: Option<String>,
     pid: Option<u32>,
     sort: Sort,
-    after: Option<Key>,
+    after: Option<End>,
     limit: usize,
 }
 
@@ -35,6 +36,23 @@ enum Sort {
     Silence,
     Name,
     Pid,
+}
+
+impl Sort {
+    const ALL: [Self; 4] = [Self::State, Self::Silence, Self::Name, Self::Pid];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::State => "state",
+            Self::Silence => "silence",
+            Self::Name => "name",
+            Self::Pid => "pid",
+        }
+    }
+
+    fn called(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|sort| sort.word() == word)
+    }
 }
 
 /// Where an agent stands in the order; what an order does not look at is the same for all.
@@ -74,44 +92,66 @@ impl Key {
     }
 }
 
-/// As text that says nothing to anybody but [`Key::from_str`].
-impl std::fmt::Display for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
+/// Where a page ends, and in which order that is. As text it says nothing to anybody but [`End::from_str`], and has
+/// letters, digits and dashes only, so that it can be put into a query as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct End {
+    sort: Sort,
+    key: Key,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Key {
             rank,
             name,
             heard_ns,
             pid,
             instance,
             slot,
-        } = self;
+        } = &self.key;
+        let sort = self.sort.word();
         write!(
             f,
-            "{rank:x}-{heard_ns:x}-{pid:x}-{instance:x}-{slot:x}-{name}"
-        )
+            "{sort}-{rank:x}-{heard_ns:x}-{pid:x}-{instance:x}-{slot:x}-"
+        )?;
+        name.bytes().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
-impl FromStr for Key {
+impl FromStr for End {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let mut parts = text.splitn(6, '-');
+        let mut parts = text.split('-');
+        let sort = parts.next().and_then(Sort::called).ok_or(())?;
         let mut number = || {
             let part = parts.next().ok_or(())?;
             u64::from_str_radix(part, 16).map_err(drop)
         };
         let (rank, heard_ns, pid, instance, slot) =
             (number()?, number()?, number()?, number()?, number()?);
-        Ok(Self {
+        let key = Key {
             rank: rank.try_into().map_err(drop)?,
-            name: parts.next().ok_or(())?.to_owned(),
+            name: name_of_hex(parts.next().ok_or(())?).ok_or(())?,
             heard_ns,
             pid: pid.try_into().map_err(drop)?,
             instance,
             slot: slot.try_into().map_err(drop)?,
-        })
+        };
+        match parts.next() {
+            None => Ok(Self { sort, key }),
+            Some(_) => Err(()),
+        }
     }
+}
+
+fn name_of_hex(text: &str) -> Option<String> {
+    let bytes = text.as_bytes().chunks(2).map(|two| {
+        let two = std::str::from_utf8(two).ok().filter(|two| two.len() == 2)?;
+        u8::from_str_radix(two, 16).ok()
+    });
+    String::from_utf8(bytes.collect::<Option<_>>()?).ok()
 }
 
 /// The worst first.
@@ -157,7 +197,16 @@ impl AgentsQuestion {
                 }
             }
         }
-        Ok(question)
+        each_once(parameters, &["state"])?;
+        match &question.after {
+            Some(End { sort, .. }) if *sort != question.sort => {
+                let sort = sort.word();
+                let detail =
+                    format!("after: this is a place in another order, ask with sort={sort}");
+                Err(Refusal::bad_request(detail))
+            }
+            _ => Ok(question),
+        }
     }
 
     /// The page that answers it.
@@ -173,7 +222,7 @@ impl AgentsQuestion {
             }
             total += 1;
             let key = Key::of(&seen, name, self.sort);
-            if self.after.as_ref().is_some_and(|after| key <= *after) {
+            if self.after.as_ref().is_some_and(|end| key <= end.key) {
                 continue;
             }
             page.insert(key, seen);
@@ -187,8 +236,12 @@ impl AgentsQuestion {
             page.pop_last();
         }
         let last = page.last_key_value().filter(|_| more);
+        let end = last.map(|(key, _)| End {
+            sort: self.sort,
+            key: key.clone(),
+        });
         AgentsPage {
-            next: last.map(|(key, _)| key.to_string()),
+            next: end.map(|end| end.to_string()),
             agents: page.values().map(|seen| view.show(seen)).collect(),
             total,
         }
@@ -223,17 +276,8 @@ fn parse_state(text: &str) -> Result<State, Refusal> {
 }
 
 fn parse_sort(text: &str) -> Result<Sort, Refusal> {
-    Ok(match text {
-        "state" => Sort::State,
-        "silence" => Sort::Silence,
-        "name" => Sort::Name,
-        "pid" => Sort::Pid,
-        _ => {
-            return Err(Refusal::bad_request(
-                "sort: write state, silence, name or pid",
-            ));
-        }
-    })
+    let sort = Sort::called(text);
+    sort.ok_or_else(|| Refusal::bad_request("sort: write state, silence, name or pid"))
 }
 
 /// Any number of a kind.
@@ -257,29 +301,91 @@ pub(crate) fn unknown(key: &str, known: &str) -> Refusal {
     Refusal::bad_request(format!("{name:?} is no parameter here; there are {known}"))
 }
 
+/// Refuses what is said twice, since only one of them could be meant.
+pub(crate) fn each_once(
+    parameters: &[(String, String)],
+    repeatable: &[&str],
+) -> Result<(), Refusal> {
+    let mut given = HashSet::new();
+    for (key, _) in parameters {
+        let key = key.as_str();
+        if !given.insert(key) && !repeatable.contains(&key) {
+            return Err(Refusal::bad_request(format!("{key}: give it once")));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parse(parameters: &[(&str, &str)]) -> Result<AgentsQuestion, Refusal> {
+        let parameters = parameters.iter();
+        let parameters = parameters.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        AgentsQuestion::parse(&parameters.collect::<Vec<_>>())
+    }
+
+    fn end() -> End {
+        End {
+            sort: Sort::Name,
+            key: Key {
+                rank: 3,
+                name: "a-b &%\u{202e}".to_owned(),
+                heard_ns: u64::MAX,
+                pid: u32::MAX,
+                instance: 7,
+                slot: 0,
+            },
+        }
+    }
+
     #[test]
-    fn a_key_survives_being_told_and_given_back() {
-        let key = Key {
-            rank: 3,
-            name: "a-b -\u{202e}".to_owned(),
-            heard_ns: u64::MAX,
-            pid: u32::MAX,
-            instance: 7,
-            slot: 0,
-        };
-        assert_eq!(key.to_string().parse(), Ok(key));
+    fn the_end_of_a_page_survives_being_told_and_given_back_as_it_is() {
+        let text = end().to_string();
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        assert!(text.chars().all(plain), "{text}");
+        assert_eq!(text.parse(), Ok(end()));
         for text in [
             "",
-            "1-2-3-4-5",
-            "1-2-3-4-x-name",
-            "100-2-3-4-5-",
-            "-1-2-3-4-5-",
+            "1-2-3-4-5-",
+            "age-1-2-3-4-5-",
+            "name-1-2-3-4-5",
+            "name-1-2-3-4-x-",
+            "name-100-2-3-4-5-",
+            "name--1-2-3-4-5-",
+            "name-1-2-3-4-5-6",
+            "name-1-2-3-4-5-6x",
+            "name-1-2-3-4-5-ff",
+            "name-1-2-3-4-5-ü",
+            "name-1-2-3-4-5-61-",
         ] {
-            assert_eq!(text.parse::<Key>(), Err(()), "{text}");
+            assert_eq!(text.parse::<End>(), Err(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_page_in_another_order_is_refused() {
+        let text = end().to_string();
+        assert!(parse(&[("after", &text), ("sort", "name")]).is_ok());
+        for other in [
+            &[("after", text.as_str())][..],
+            &[("sort", "pid"), ("after", &text)],
+        ] {
+            let refused = parse(other).unwrap_err();
+            assert!(format!("{refused:?}").contains("sort=name"), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_state_may_be_given_twice() {
+        assert!(parse(&[("state", "alive"), ("state", "late")]).is_ok());
+        for twice in ["pid", "limit"] {
+            let refused = parse(&[(twice, "1"), (twice, "2")]).unwrap_err();
+            assert!(
+                format!("{refused:?}").contains("give it once"),
+                "{refused:?}"
+            );
         }
     }
 

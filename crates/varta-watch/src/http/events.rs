@@ -23,7 +23,7 @@ use tokio_stream::wrappers::WatchStream;
 use varta_core::{Counter, Counters};
 
 use super::Stage;
-use super::agents::{limit, number, unknown};
+use super::agents::{each_once, limit, number, unknown};
 use super::connection::closing;
 use super::problem::Refusal;
 use crate::api::v1::PAGE_MAX;
@@ -71,6 +71,7 @@ impl EventsQuestion {
                 _ => return Err(unknown(key, "after, limit and follow")),
             }
         }
+        each_once(parameters, &[])?;
         Ok(question)
     }
 

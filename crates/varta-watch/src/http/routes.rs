@@ -20,7 +20,7 @@ use varta_core::Gauge;
 
 use super::Stage;
 use super::accept::{EVENT_STREAM, GZIP, OPENMETRICS};
-use super::agents::{AgentsQuestion, find};
+use super::agents::{AgentsQuestion, find, unknown};
 use super::connection::Line;
 use super::events::{EventsQuestion, FOLLOWERS_MAX, follow, page_text, resumed};
 use super::metrics::{self, AgentSeries, Format};
@@ -157,12 +157,15 @@ pub(super) fn stops() -> Refusal {
 
 /// Everything that is answered.
 pub(crate) fn router(answers: Arc<Answers>) -> Router {
-    let api = Router::new()
+    let plain = Router::new()
         .route("/info", get(info))
-        .route("/agents", get(agents))
         .route("/agents/{id}", get(agent))
+        .merge(pause::routes())
+        .route_layer(from_fn(no_parameters));
+    let api = Router::new()
+        .route("/agents", get(agents))
         .route("/events", get(events))
-        .merge(pause::routes());
+        .merge(plain);
     Router::new()
         .route("/", get(FRONT_PAGE))
         .route("/healthz", get(healthz))
@@ -188,6 +191,18 @@ async fn as_it_is_now(request: Request, next: Next) -> Response {
             .insert(name, HeaderValue::from_static(value));
     }
     response
+}
+
+/// Whoever gives a parameter means something by it.
+async fn no_parameters(
+    Query(parameters): Parameters,
+    request: Request,
+    next: Next,
+) -> Result<Response, Refusal> {
+    match parameters.first() {
+        Some((key, _)) => Err(unknown(key, "none")),
+        None => Ok(next.run(request).await),
+    }
 }
 
 async fn nothing_there() -> Refusal {
