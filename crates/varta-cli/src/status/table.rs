@@ -1,8 +1,8 @@
 //! Agents as a table: a line each, as wide as the terminal at most.
 //!
-//! Where there is not enough room the longest heading gives way first, then names, then pauses, then what became of a
-//! recovery, then addresses; what does not fit even so is cut off at the right. Columns for which nobody has a
-//! value are not shown where they are seldom needed.
+//! Where there is not enough room the longest heading gives way first, then names and reasons; then whole columns
+//! go, those that can be missed most easily before the others ([`GIVES_WAY`]). What does not fit even so is cut
+//! off at the right. Columns for which nobody has a value are not shown where they are seldom needed.
 
 use ratatui::crossterm::style::{ContentStyle, Stylize};
 use varta_watch::api::printable;
@@ -45,19 +45,46 @@ enum Side {
 }
 
 const NAME: &str = "NAME";
+const PID: &str = "PID";
+const UID: &str = "UID";
 const SILENCE: &str = "SILENCE / THRESHOLD";
+const STATUS: &str = "STATUS";
+const PAYLOAD: &str = "PAYLOAD";
+const BEATS: &str = "BEATS/S";
 const RECOVERY: &str = "RECOVERY";
-const SOURCE: &str = "SOURCE";
 const PAUSED: &str = "PAUSED";
+const SOURCE: &str = "SOURCE";
 
-/// Who gives way, the first one first.
-const GIVES_WAY: [&str; 5] = [SILENCE, NAME, PAUSED, RECOVERY, SOURCE];
+/// How a column gives way.
+#[derive(PartialEq, Eq)]
+enum Way {
+    /// It is cut, as far as is needed and can be.
+    Cut(&'static str),
+    /// It goes.
+    Go(&'static str),
+}
+
+/// What is done about too little room, the first one first. Who it is, how long silent, and that recovery gave up
+/// stay to the last.
+const GIVES_WAY: [Way; 11] = [
+    Way::Cut(SILENCE),
+    Way::Cut(NAME),
+    Way::Cut(PAUSED),
+    Way::Go(PAYLOAD),
+    Way::Go(UID),
+    Way::Go(BEATS),
+    Way::Cut(RECOVERY),
+    Way::Go(STATUS),
+    Way::Go(PID),
+    Way::Go(SOURCE),
+    Way::Go(PAUSED),
+];
 
 const COLUMNS: [Column; 11] = [
     column("STATE", Side::Left, |agent| state(agent.state)),
     column(NAME, Side::Left, |agent| known(agent.name.as_deref())),
-    column("PID", Side::Right, |agent| plain(agent.pid.to_string())),
-    column("UID", Side::Right, |agent| {
+    column(PID, Side::Right, |agent| plain(agent.pid.to_string())),
+    column(UID, Side::Right, |agent| {
         known(agent.uid.map(|uid| uid.to_string()).as_deref())
     }),
     column(SILENCE, Side::Right, |agent| {
@@ -67,11 +94,11 @@ const COLUMNS: [Column; 11] = [
             duration(agent.threshold)
         ))
     }),
-    column("STATUS", Side::Left, status),
-    column("PAYLOAD", Side::Right, |agent| {
+    column(STATUS, Side::Left, status),
+    column(PAYLOAD, Side::Right, |agent| {
         plain(agent.payload.to_string())
     }),
-    column("BEATS/S", Side::Right, |agent| {
+    column(BEATS, Side::Right, |agent| {
         plain(rate(agent.beats_per_second))
     }),
     column(RECOVERY, Side::Left, recovery),
@@ -106,47 +133,91 @@ pub(super) fn lines(agents: &[AgentView], look: Look) -> Vec<String> {
         let cells = shown.iter().map(|column| (column.cell)(agent));
         cells.collect()
     }));
-    let widths = widths(&shown, &rows, look.width);
-    rows.iter()
-        .map(|row| line(row, &shown, &widths, look))
-        .collect()
+    let fitted = fitted(&shown, &rows, look.width);
+    rows.iter().map(|row| line(row, &fitted, look)).collect()
 }
 
-/// What each column needs, or less where that is too much altogether.
-fn widths(shown: &[&Column], rows: &[Vec<Cell>], width_max: Option<usize>) -> Vec<usize> {
+/// A column that is shown.
+struct Fitted<'a> {
+    column: &'a Column,
+    /// Its place in a row.
+    at: usize,
+    width: usize,
+    /// It can be cut to this.
+    least: usize,
+}
+
+/// What each column needs, or less and fewer of them where that is too much altogether.
+fn fitted<'a>(
+    shown: &[&'a Column],
+    rows: &[Vec<Cell>],
+    width_max: Option<usize>,
+) -> Vec<Fitted<'a>> {
+    let width_max = width_max.unwrap_or(usize::MAX);
     let widest = |rows: &[Vec<Cell>], at: usize| {
         let widths = rows.iter().map(|row| columns(&row[at].text));
         widths.max().unwrap_or_default()
     };
-    let mut widths: Vec<usize> = (0..shown.len()).map(|at| widest(rows, at)).collect();
-    let Some(width_max) = width_max else {
-        return widths;
-    };
-    for heading in GIVES_WAY {
-        let Some(at) = shown.iter().position(|column| column.heading == heading) else {
-            continue;
-        };
-        let least = match heading {
-            // A number that is cut is another number.
-            SILENCE => widest(&rows[1..], at),
-            _ => widths[at].min(CUT_COLUMNS_MIN),
-        };
-        let total = widths.iter().sum::<usize>() + GAP * (shown.len() - 1);
-        let less = widths[at].saturating_sub(total.saturating_sub(width_max));
-        widths[at] = less.max(least);
+    let needs: Vec<(usize, usize)> = (0..shown.len())
+        .map(|at| {
+            let width = widest(rows, at);
+            let least = match shown[at].heading {
+                // A number that is cut is another number.
+                SILENCE => widest(&rows[1..], at),
+                _ => width.min(CUT_COLUMNS_MIN),
+            };
+            (width, least)
+        })
+        .collect();
+    let mut fitted = Vec::new();
+    for ways in 0..=GIVES_WAY.len() {
+        let ways = &GIVES_WAY[..ways];
+        let columns = shown.iter().zip(&needs).enumerate();
+        let columns = columns.map(|(at, (column, &(width, least)))| Fitted {
+            column,
+            at,
+            width,
+            least,
+        });
+        // First, so that the others are cut no further than is needed without them.
+        let stays = |fitted: &Fitted<'_>| !ways.contains(&Way::Go(fitted.column.heading));
+        fitted = columns.filter(stays).collect();
+        for way in ways {
+            if let Way::Cut(heading) = way {
+                shorten(&mut fitted, heading, width_max);
+            }
+        }
+        if total(&fitted) <= width_max {
+            break;
+        }
     }
-    widths
+    fitted
 }
 
-fn line(row: &[Cell], shown: &[&Column], widths: &[usize], look: Look) -> String {
+fn shorten(fitted: &mut [Fitted<'_>], heading: &str, width_max: usize) {
+    let excess = total(fitted).saturating_sub(width_max);
+    let mut columns = fitted.iter_mut();
+    if let Some(column) = columns.find(|fitted| fitted.column.heading == heading) {
+        column.width = column.width.saturating_sub(excess).max(column.least);
+    }
+}
+
+/// Columns of the terminal for all of them.
+fn total(fitted: &[Fitted<'_>]) -> usize {
+    let widths = fitted.iter().map(|fitted| fitted.width).sum::<usize>();
+    widths + GAP * fitted.len().saturating_sub(1)
+}
+
+fn line(row: &[Cell], fitted: &[Fitted<'_>], look: Look) -> String {
     let mut line = String::new();
     let mut left = look.width.unwrap_or(usize::MAX);
-    for (at, ((cell, column), width)) in row.iter().zip(shown).zip(widths).enumerate() {
-        let gap = if at == 0 { 0 } else { GAP };
+    for (place, fitted) in fitted.iter().enumerate() {
+        let gap = if place == 0 { 0 } else { GAP };
         if left <= gap {
             break;
         }
-        let width = (*width).min(left - gap);
+        let cell = &row[fitted.at];
+        let width = fitted.width.min(left - gap);
         let text = cut(&cell.text, width);
         let padding = " ".repeat(width - columns(&text));
         let painted = match look.colours {
@@ -154,7 +225,7 @@ fn line(row: &[Cell], shown: &[&Column], widths: &[usize], look: Look) -> String
             false => text,
         };
         line.push_str(&" ".repeat(gap));
-        match column.side {
+        match fitted.column.side {
             Side::Left => line.extend([painted, padding]),
             Side::Right => line.extend([padding, painted]),
         }
@@ -265,7 +336,7 @@ alive    ev?[2Jil         4194304     -        0.4 s / 2.0 s  degraded  42949672
     }
 
     #[test]
-    fn where_there_is_little_room_names_give_way_first() {
+    fn where_there_is_little_room_names_give_way_first_and_then_columns_go_whole() {
         let at = |width| {
             let look = Look {
                 width: Some(width),
@@ -283,16 +354,37 @@ alive    ev?[2Jil         4194304     -   0.4 s / 2.0 s  degraded  4294967295   
         assert_eq!(
             at(98),
             "\
-STATE    NAME          PID   UID  SILENCE / THR…  STATUS       PAYLOAD  BEATS/S  RECOVERY
-STALLED  a-name-…        7  1000  2m 10s / 2.0 s  ok                 0      2.0  refused_cross_na…
-alive    ev?[2Jil  4194304     -   0.4 s / 2.0 s  degraded  4294967295      2.0  -"
+STATE    NAME                PID   UID  SILENCE / THR…  STATUS    BEATS/S  RECOVERY
+STALLED  a-name-too-lo…        7  1000  2m 10s / 2.0 s  ok            2.0  refused_cross_namespace
+alive    ev?[2Jil        4194304     -   0.4 s / 2.0 s  degraded      2.0  -"
         );
         assert_eq!(
-            at(64),
+            at(80),
             "\
-STATE    NAME          PID   UID  SILENCE / THR…  STATUS    PAY…
-STALLED  a-name-…        7  1000  2m 10s / 2.0 s  ok           0
-alive    ev?[2Jil  4194304     -   0.4 s / 2.0 s  degraded  429…"
+STATE    NAME             PID  SILENCE / THR…  STATUS    RECOVERY
+STALLED  a-name-too…        7  2m 10s / 2.0 s  ok        refused_cross_namespace
+alive    ev?[2Jil     4194304   0.4 s / 2.0 s  degraded  -"
+        );
+        assert_eq!(
+            at(60),
+            "\
+STATE    NAME          PID  SILENCE / THR…  RECOVERY
+STALLED  a-name-…        7  2m 10s / 2.0 s  refused_cross_n…
+alive    ev?[2Jil  4194304   0.4 s / 2.0 s  -"
+        );
+        assert_eq!(
+            at(50),
+            "\
+STATE    NAME      SILENCE / THR…  RECOVERY
+STALLED  a-name-…  2m 10s / 2.0 s  refused_cross_…
+alive    ev?[2Jil   0.4 s / 2.0 s  -"
+        );
+        assert_eq!(
+            at(24),
+            "\
+STATE    NAME      SILE…
+STALLED  a-name-…  2m 1…
+alive    ev?[2Jil  0.4 …"
         );
         for width in 0..130 {
             let too_wide = at(width).lines().any(|line| columns(line) > width);
