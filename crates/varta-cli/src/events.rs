@@ -14,6 +14,7 @@ use varta_watch::api::{human_line, printable};
 
 use crate::Failure;
 use crate::ask::{LiveEvents, Message, Observer, ObserverArguments, Position, Unanswered};
+use crate::terminal::is_read;
 
 /// What an observer tells at once.
 const LIMIT_MAX: u64 = PAGE_MAX as u64;
@@ -94,9 +95,7 @@ pub(crate) fn run(arguments: &EventsArguments) -> Result<(), Failure> {
     };
     match end {
         End::Unanswered(why) => Err(Failure::Run(why.to_string())),
-        // 'varta events | head' is no failure.
-        End::Unread(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        End::Unread(error) => Err(Failure::Run(format!("standard output: {error}"))),
+        End::Unread(error) => is_read(Err(error)).map(drop),
     }
 }
 

@@ -15,6 +15,7 @@ use varta_watch::api::v1::{AgentView, PAUSE_SECONDS_MAX, PauseRequest, REASON_CH
 
 use crate::ask::{Observer, ObserverArguments, Unanswered};
 use crate::pattern::Pattern;
+use crate::terminal::is_read;
 use crate::units::duration;
 
 const NOBODY: u8 = 1;
@@ -155,11 +156,8 @@ fn change(
             }
         }
     }
-    if let Err(error) = done.print(json) {
-        return refused(
-            &format!("cannot write to standard output: {error}"),
-            NOT_DONE,
-        );
+    if let Err(failure) = is_read(done.print(json)) {
+        return refused(&failure, NOT_DONE);
     }
     match failure {
         Some(why) => refused(&why, NOT_DONE),

@@ -12,6 +12,18 @@ use rustix::termios::{
 };
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
+use crate::Failure;
+
+/// Whether somebody still reads standard output, after something was written to it. Who has seen enough, as in
+/// 'varta status | head -1', is no failure.
+pub(crate) fn is_read(written: io::Result<()>) -> Result<bool, Failure> {
+    match written {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::Run(format!("standard output: {error}"))),
+    }
+}
+
 /// How many columns a text takes.
 pub(crate) fn columns(text: &str) -> usize {
     text.width()

@@ -323,6 +323,18 @@ fn each_question_names_a_host_and_asks_for_json() {
     }
 }
 
+#[test]
+fn a_reader_that_has_seen_enough_gets_the_verdict_and_no_complaint() {
+    for flags in [&[][..], &["--json"], &["--watch=0.1"]] {
+        let fake = observer(vec![agent(7, "web", "stalled")]);
+        let mut command = varta(&["status", "--socket"]);
+        let mut child = command.arg(fake.socket()).args(flags).spawn().unwrap();
+        drop(child.stdout.take());
+        let (code, _, error) = told(child.wait_with_output().unwrap());
+        assert_eq!((code, error.as_str()), (Some(1), ""), "{flags:?}");
+    }
+}
+
 /// One that has an agent that is stalled, and refuses the second look.
 fn observer_with_a_hiccup() -> Fake {
     let looks = AtomicUsize::new(0);

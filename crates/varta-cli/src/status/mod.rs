@@ -118,17 +118,18 @@ fn explain(verdict: &Verdict) {
 fn judge(arguments: &StatusArguments) -> Result<Verdict, Failure> {
     let observer = Observer::find(&arguments.observer)?;
     match arguments.watch {
-        None => look(&observer, arguments),
+        None => look(&observer, arguments).map(|(verdict, _)| verdict),
         Some(every) => watch(&observer, arguments, every),
     }
 }
 
-/// Asks once, and prints what can be told and why the rest cannot.
-fn look(observer: &Observer, arguments: &StatusArguments) -> Result<Verdict, Failure> {
+/// Asks once, and prints what can be told and why the rest cannot. `true` if that is still read.
+fn look(observer: &Observer, arguments: &StatusArguments) -> Result<(Verdict, bool), Failure> {
     let pattern = arguments.agent.as_ref();
+    let mut is_read = true;
     let verdict = match Report::ask(observer, pattern) {
         Ok(report) if arguments.json => {
-            print(&report.json())?;
+            is_read = print(&report.json())?;
             report.verdict(pattern)
         }
         Ok(report) => {
@@ -136,13 +137,13 @@ fn look(observer: &Observer, arguments: &StatusArguments) -> Result<Verdict, Fai
                 width: terminal::size().map(|(columns, _)| columns),
                 colours: terminal::has_colours(),
             };
-            print(&report.lines(pattern, look).join("\n"))?;
+            is_read = print(&report.lines(pattern, look).join("\n"))?;
             report.verdict(pattern)
         }
         Err(why) => Verdict::Unknown(why.to_string()),
     };
     explain(&verdict);
-    Ok(verdict)
+    Ok((verdict, is_read))
 }
 
 /// Asks again and again until a signal comes; the verdict is the last one.
@@ -174,12 +175,12 @@ fn watch_in_lines(
     stopped: &Receiver<&'static str>,
 ) -> Result<Verdict, Failure> {
     loop {
-        let verdict = look(observer, arguments)?;
-        if is_stopped(stopped, every) {
+        let (verdict, is_read) = look(observer, arguments)?;
+        if !is_read || is_stopped(stopped, every) {
             return Ok(verdict);
         }
-        if !arguments.json {
-            print("")?;
+        if !arguments.json && !print("")? {
+            return Ok(verdict);
         }
     }
 }
@@ -361,9 +362,9 @@ fn worst_first(one: &AgentView, other: &AgentView) -> Ordering {
         .then_with(|| place(one).cmp(&place(other)))
 }
 
-fn print(text: &str) -> Result<(), Failure> {
-    writeln!(io::stdout(), "{text}")
-        .map_err(|error| Failure::Run(format!("standard output: {error}")))
+/// `true` if somebody still reads.
+fn print(text: &str) -> Result<bool, Failure> {
+    terminal::is_read(writeln!(io::stdout(), "{text}"))
 }
 
 #[cfg(test)]
