@@ -26,7 +26,8 @@ const EVERY_MAX: Duration = Duration::from_secs(86_400);
 /// its way back to one that was restarted. What the observer watches is this process, not its caller.
 #[derive(Debug, Args)]
 pub(crate) struct BeatArguments {
-    /// Socket of the observer [default: where varta-watch listens by default]
+    /// Socket of the observer [default: $VARTA_SOCKET, else where varta-watch listens by
+    /// default]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 

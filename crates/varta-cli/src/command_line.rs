@@ -205,6 +205,20 @@ mod tests {
     }
 
     #[test]
+    fn seconds_between_looks_follow_the_flag_in_either_way() {
+        for arguments in [&["status", "--watch=x"][..], &["status", "--watch", "x"]] {
+            let error = error_of(arguments);
+            assert!(error.contains("say a number of seconds"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_told_in_words() {
+        let error = error_of(&["events", "--after=x"]);
+        assert!(error.contains("write a number, 0 or more"), "{error}");
+    }
+
+    #[test]
     fn what_is_missing_is_named() {
         for (arguments, missing) in [
             (&["key", "new"][..], "<FILE|--print>"),

@@ -45,7 +45,7 @@ pub(crate) struct EventsArguments {
     limit: u64,
 
     /// Begin after the event with this id, as --json tells it, instead of with the latest ones
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = event_id)]
     after: Option<u64>,
 
     /// Print one JSON object per event and line
@@ -54,6 +54,10 @@ pub(crate) struct EventsArguments {
 
     #[command(flatten)]
     observer: ObserverArguments,
+}
+
+fn event_id(text: &str) -> Result<u64, &'static str> {
+    text.parse().map_err(|_| "write a number, 0 or more")
 }
 
 /// Why there are no more events.

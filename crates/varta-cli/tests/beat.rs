@@ -86,6 +86,7 @@ fn without_a_flag_it_says_ok_to_the_default_socket() {
     let output = Command::new(env!("CARGO_BIN_EXE_varta"))
         .arg("beat")
         .env("RUNTIME_DIRECTORY", receiver.directory.path())
+        .env_remove("VARTA_SOCKET")
         .output()
         .unwrap();
     assert_eq!(code_and_error(&output), (Some(0), String::new()));
@@ -230,6 +231,7 @@ fn nowhere_to_look_is_a_question_for_a_flag() {
     let output = Command::new(env!("CARGO_BIN_EXE_varta"))
         .arg("beat")
         .env_remove("RUNTIME_DIRECTORY")
+        .env_remove("VARTA_SOCKET")
         .env_remove("XDG_RUNTIME_DIR")
         .output()
         .unwrap();

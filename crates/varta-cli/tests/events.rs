@@ -149,6 +149,22 @@ fn following_goes_on_after_what_was_shown() {
 }
 
 #[test]
+fn a_stream_that_is_cut_is_told_of_in_words() {
+    let streams = AtomicUsize::new(0);
+    let fake = observer(move || {
+        let mut answer = stream(&(message(8, "a") + &message(9, "a")));
+        if streams.fetch_add(1, Ordering::Relaxed) == 0 {
+            answer.truncate(answer.len() - 1);
+        }
+        answer
+    });
+    // The second one is of the second stream.
+    let (_, error) = follow(&fake, &["--limit=0"], 2);
+    let words = "the observer has ended or the connection broke";
+    assert!(error.contains(words), "{error}");
+}
+
+#[test]
 fn without_the_past_nothing_is_shown_that_has_happened() {
     let fake = observer(|| stream(&message(8, "a")));
     let (shown, _) = follow(&fake, &["--limit=0", "--json"], 1);

@@ -213,6 +213,10 @@ fn the_observer_is_found_where_agents_find_it() {
         .arg(control_socket_beside(&fake.socket()))
         .output();
     assert_eq!(told(named.unwrap()).0, Some(0));
+    let by_environment = varta(&["status"])
+        .env("VARTA_SOCKET", fake.socket())
+        .output();
+    assert_eq!(told(by_environment.unwrap()).0, Some(0));
 }
 
 #[test]

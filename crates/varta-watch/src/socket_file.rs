@@ -19,10 +19,8 @@ use rustix::net::{
     sockopt,
 };
 
+use crate::api::SOCKET_PATH_BYTES_MAX;
 use crate::config::users::SocketAccess;
-
-/// Longest socket path in bytes: the kernel's 108 less the final zero.
-const PATH_MAX_BYTES: usize = 107;
 
 /// Connections that may wait to be accepted at the control socket.
 const CONNECTIONS_WAITING: i32 = 64;
@@ -82,7 +80,7 @@ impl fmt::Display for BindError {
         match &self.problem {
             BindProblem::PathTooLong => write!(
                 f,
-                "socket path {path} is {} bytes long, the kernel takes {PATH_MAX_BYTES}; choose a shorter {flag}",
+                "socket path {path} is {} bytes long, the kernel takes {SOCKET_PATH_BYTES_MAX}; choose a shorter {flag}",
                 self.path.as_os_str().len()
             ),
             BindProblem::NoDirectory => write!(
@@ -152,7 +150,7 @@ impl BoundSocket {
     }
 
     fn take(path: &Path, access: SocketAccess, purpose: Purpose) -> Result<Self, BindProblem> {
-        if path.as_os_str().len() > PATH_MAX_BYTES {
+        if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
             return Err(BindProblem::PathTooLong);
         }
         let fail = |step| move |error: Errno| BindProblem::Io(step, error.into());

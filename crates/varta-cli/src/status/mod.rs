@@ -47,7 +47,6 @@ pub(crate) struct StatusArguments {
         long,
         value_name = "SECONDS",
         num_args = 0..=1,
-        require_equals = true,
         default_missing_value = "1",
         value_parser = every
     )]

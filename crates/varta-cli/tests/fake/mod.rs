@@ -115,6 +115,8 @@ pub(crate) fn varta(arguments: &[&str]) -> Command {
     command
         .args(arguments)
         .env_remove("RUNTIME_DIRECTORY")
+        .env_remove("VARTA_SOCKET")
+        .env_remove("VARTA_CONTROL_SOCKET")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

@@ -17,6 +17,9 @@ pub const SOCKET_NAME: &str = "varta.sock";
 /// What the name of the control socket has more than that of the beat socket.
 pub const CONTROL_SOCKET_SUFFIX: &str = ".control";
 
+/// Longest path of a socket in bytes: the kernel's 108 less the final zero.
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
 /// Where the observer answers questions on the TCP loopback unless told otherwise.
 pub const HTTP_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8278);
 

@@ -3,6 +3,7 @@
 //! Who may own the file and read it is decided where secret files are read ([`varta_sys::secret_file`]).
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
@@ -34,6 +35,11 @@ pub(crate) enum TokenError {
 impl fmt::Display for TokenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Unreadable(error) if is_missing(error) => write!(
+                f,
+                "{FLAG}: {error}; check the path, or make a file there: 'openssl rand -hex 32 | install -m 600 \
+                 /dev/stdin PATH'"
+            ),
             Self::Unreadable(error) => write!(f, "{FLAG}: {error}"),
             Self::Length(path, bytes) => write!(
                 f,
@@ -49,6 +55,10 @@ impl fmt::Display for TokenError {
             ),
         }
     }
+}
+
+fn is_missing(error: &SecretFileError) -> bool {
+    matches!(error, SecretFileError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
 impl std::error::Error for TokenError {}
@@ -168,6 +178,15 @@ mod tests {
             assert!(error.contains("cannot carry"), "{error}");
             assert!(!error.contains("0123"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_token_file_that_is_missing_is_told_with_the_way_to_make_one() {
+        let (_directory, path) = file(b"0123456789abcdef");
+        std::fs::remove_file(&path).unwrap();
+        let error = Token::read(&path).unwrap_err().to_string();
+        assert!(error.contains(FLAG), "{error}");
+        assert!(error.contains("openssl rand -hex 32"), "{error}");
     }
 
     #[test]
