@@ -149,7 +149,8 @@ impl Observer {
         self.receiver.signal(Signal::USR1)?;
         while let Some(line) = self.next_line(ANSWER_WAIT) {
             if let Some(counters) = line.log.fields.counters {
-                return Ok(counters.get(series).copied().unwrap_or(0));
+                let count = counters.get(series).and_then(serde_json::Number::as_u64);
+                return Ok(count.unwrap_or(0));
             }
         }
         Err("the observer does not tell its counters".into())

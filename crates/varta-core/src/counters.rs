@@ -113,8 +113,8 @@ series! {
     "varta_observer_clock_regression_total" "Clock readings that went backwards." { ClockRegressions }
     "varta_observer_clock_jump_forward_total" "Gaps of more than 5 s in the observer's attention." { ClockJumps }
     "varta_observer_gaps_total" "Times the observer came later than it had promised; counted against nobody." { Gaps }
-    "varta_observer_gap_nanoseconds_total" "Time that counts against nobody because the observer was not watching." { GapNanoseconds }
-    "varta_observer_doubt_nanoseconds_total" "Time that counts a sixteenth because more was read than the kernel queues, so beats may have been refused unheard." { DoubtNanoseconds }
+    "varta_observer_gap_seconds_total" "Time that counts against nobody because the observer was not watching." { GapNanoseconds }
+    "varta_observer_doubt_seconds_total" "Time that counts a sixteenth because more was read than the kernel queues, so beats may have been refused unheard." { DoubtNanoseconds }
     "varta_events_dropped_total" "Events that found the ring to the control thread full; stalls and watched exits are never among them." { EventsDropped }
     "varta_export_rows_dropped_total" "Rows the event file could not take." { RowsDropped }
     "varta_prom_auth_failures_total" "Requests over TCP refused because they did not bring the token." { HttpAuthFailures }
@@ -181,6 +181,13 @@ series! {
     "varta_agents_missing" "Agents that were expected by now and are not there." { AgentsMissing }
     "varta_observer_last_turn_seconds" "When the beat path began the last turn that it has ended, since the start; long ago if there was nothing to do." { LastTurn }
     "varta_observer_next_turn_seconds" "By when the beat path has said to turn again, since the start; +Inf while only input wakes it." { NextTurn }
+}
+
+impl Counter {
+    /// The value is kept in nanoseconds and told in seconds.
+    pub const fn is_time(self) -> bool {
+        matches!(self, Self::GapNanoseconds | Self::DoubtNanoseconds)
+    }
 }
 
 impl Gauge {
@@ -393,6 +400,10 @@ mod tests {
         assert!(Timing::ALL.iter().all(|timing| is_time(timing.info())));
         for gauge in Gauge::ALL {
             assert_eq!(gauge.is_time(), is_time(gauge.info()), "{gauge:?}");
+        }
+        for counter in Counter::ALL {
+            let is_time = counter.info().name.ends_with("_seconds_total");
+            assert_eq!(counter.is_time(), is_time, "{counter:?}");
         }
     }
 

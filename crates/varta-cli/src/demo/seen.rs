@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::{Number, Value, json};
 use varta_watch::api::{Fields, LogEvent, LogLine};
 
 use super::THRESHOLD;
@@ -77,7 +77,7 @@ pub(super) struct Seen {
     pub(super) observer_pid: u32,
     pub(super) agents: Vec<AgentSeen>,
     /// The observer's own counters, once it has stopped.
-    counters: BTreeMap<String, u64>,
+    counters: BTreeMap<String, Number>,
     /// Zero of the observer's clock.
     observer_start: Option<Instant>,
 }
@@ -218,7 +218,7 @@ impl Seen {
 
     /// Beats the observer has accepted; by its own counter, once it has stopped.
     pub(super) fn beats(&self) -> u64 {
-        let counted = self.counters.get(BEATS_ACCEPTED).copied();
+        let counted = self.counters.get(BEATS_ACCEPTED).and_then(Number::as_u64);
         counted.unwrap_or_else(|| self.agents.iter().map(|agent| agent.beats).sum())
     }
 

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Number;
 
 pub use human::{human_line, printable};
 
@@ -230,9 +231,9 @@ pub struct Fields {
     /// How an agent elsewhere was first heard: `udp` or `secure_udp`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transport: Option<String>,
-    /// All counters that are not zero, by series.
+    /// All counters that are not zero, by series, as the metrics tell them: times in seconds, the others whole.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub counters: Option<BTreeMap<String, u64>>,
+    pub counters: Option<BTreeMap<String, Number>>,
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde_json::Number;
 use varta_core::event::UID_UNKNOWN;
 use varta_core::{Counter, Counters, ExitStatus, Home};
 use varta_vlp::Status;
@@ -14,6 +15,7 @@ use varta_vlp::Status;
 use super::log::Log;
 use super::rulebook::Missing;
 use crate::api::{Fields, LogEvent};
+use crate::http::view;
 use crate::identity::facts::Facts;
 
 /// How an agent is called.
@@ -369,17 +371,8 @@ pub(super) fn complete(log: &Log, what: &str) {
     log.info(LogEvent::Missing, msg, fields);
 }
 
-/// All counters that are not zero.
+/// All counters that are not zero, as the metrics tell them.
 pub(crate) fn counters(log: &Log, event: LogEvent, when: &str, counters: &Counters) {
-    let series: BTreeMap<String, u64> = Counter::ALL
-        .iter()
-        .map(|counter| (counter.info(), counters.get(*counter)))
-        .filter(|(_, value)| *value > 0)
-        .map(|(info, value)| match info.label {
-            Some((key, label)) => (format!("{}{{{key}=\"{label}\"}}", info.name), value),
-            None => (info.name.to_owned(), value),
-        })
-        .collect();
     let msg = format!(
         "{when}: {} of {}, {}, {}",
         number_of(counters.get(Counter::BeatsAccepted), "beat"),
@@ -388,8 +381,46 @@ pub(crate) fn counters(log: &Log, event: LogEvent, when: &str, counters: &Counte
         number_of(counters.get(Counter::Returns), "return"),
     );
     let fields = Fields {
-        counters: Some(series),
+        counters: Some(series(counters)),
         ..Fields::default()
     };
     log.info(event, msg, fields);
+}
+
+fn series(counters: &Counters) -> BTreeMap<String, Number> {
+    let counted = Counter::ALL
+        .iter()
+        .map(|counter| (counter, counters.get(*counter)))
+        .filter(|(_, value)| *value > 0);
+    let told = counted.filter_map(|(counter, value)| {
+        let info = counter.info();
+        let name = match info.label {
+            Some((key, label)) => format!("{}{{{key}=\"{label}\"}}", info.name),
+            None => info.name.to_owned(),
+        };
+        let value = match counter.is_time() {
+            true => Number::from_f64(view::seconds(value))?,
+            false => value.into(),
+        };
+        Some((name, value))
+    });
+    told.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_told_under_the_names_and_in_the_units_of_the_metrics() {
+        let counters = Counters::default();
+        counters.add(Counter::BeatsAccepted, 3);
+        counters.add(Counter::ExitsLeft, 2);
+        counters.add(Counter::GapNanoseconds, 1_500_000_000);
+        counters.add(Counter::DoubtNanoseconds, 1_000_000_000);
+        assert_eq!(
+            serde_json::to_string(&series(&counters)).unwrap(),
+            r#"{"varta_observer_beats_total":3,"varta_observer_doubt_seconds_total":1.0,"varta_observer_exits_total{how=\"left\"}":2,"varta_observer_gap_seconds_total":1.5}"#
+        );
+    }
 }

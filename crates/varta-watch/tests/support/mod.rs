@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Number;
 use tempfile::TempDir;
 use varta_client::{Frame, Status};
 use varta_watch::api::{LogEvent, LogLine};
@@ -161,11 +162,11 @@ impl Observer {
         signal_pid(self.child.id(), signal);
     }
 
-    /// The counters as they are now.
+    /// The counters as they are now, but for those that tell times.
     pub(crate) fn counters(&self) -> BTreeMap<String, u64> {
         self.signal(Signal::USR1);
         let line = self.wait_for(LogEvent::Notice, |line| line.fields.counters.is_some());
-        line.fields.counters.unwrap()
+        whole(line.fields.counters.unwrap())
     }
 
     /// Waits until a counter is that high, for as long as it goes on rising.
@@ -203,9 +204,15 @@ impl Observer {
         let status = self.child.wait().unwrap();
         assert_eq!(status.code(), Some(0));
         assert!(!self.socket.exists(), "the socket file was left behind");
+        let counters = stop.fields.counters.unwrap_or_default();
         Stopped {
             lines: self.seen.borrow().clone(),
-            counters: stop.fields.counters.unwrap_or_default(),
+            seconds: counters
+                .iter()
+                .filter(|(_, value)| value.is_f64())
+                .filter_map(|(series, value)| Some((series.clone(), value.as_f64()?)))
+                .collect(),
+            counters: whole(counters),
         }
     }
 
@@ -339,11 +346,24 @@ pub(crate) struct Stopped {
     pub(crate) lines: Vec<LogLine>,
     /// Those that are not zero.
     pub(crate) counters: BTreeMap<String, u64>,
+    /// Those of them that tell times.
+    seconds: BTreeMap<String, f64>,
+}
+
+fn whole(counters: BTreeMap<String, Number>) -> BTreeMap<String, u64> {
+    let counters = counters.into_iter();
+    counters
+        .filter_map(|(series, value)| Some((series, value.as_u64()?)))
+        .collect()
 }
 
 impl Stopped {
     pub(crate) fn counter(&self, series: &str) -> u64 {
         self.counters.get(series).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn seconds(&self, series: &str) -> f64 {
+        self.seconds.get(series).copied().unwrap_or(0.0)
     }
 
     pub(crate) fn count(&self, event: LogEvent) -> usize {

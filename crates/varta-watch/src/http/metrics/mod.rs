@@ -114,9 +114,9 @@ impl Moment<'_> {
 
     fn total(&self, counter: Counter) -> Number {
         let total = self.view.counters.get(counter);
-        match table::name_in_seconds(counter) {
-            Some(_) => Number::Real(seconds(total)),
-            None => Number::Whole(total),
+        match counter.is_time() {
+            true => Number::Real(seconds(total)),
+            false => Number::Whole(total),
         }
     }
 

@@ -222,16 +222,6 @@ fn never(family: &str) -> &'static [Label] {
     }
 }
 
-/// Counters of nanoseconds are told in seconds, as the rules of Prometheus ask for; the name says so. The log
-/// has the whole number.
-pub(super) fn name_in_seconds(counter: Counter) -> Option<&'static str> {
-    match counter {
-        Counter::GapNanoseconds => Some("varta_observer_gap_seconds_total"),
-        Counter::DoubtNanoseconds => Some("varta_observer_doubt_seconds_total"),
-        _ => None,
-    }
-}
-
 /// All families.
 pub(super) fn families() -> Vec<Family> {
     let mut families: Vec<Family> = OF_AGENTS.iter().map(declared).collect();
@@ -266,10 +256,9 @@ fn declared((name, kind, help, samples): &Declared) -> Family {
 fn of_counters() -> impl Iterator<Item = Family> {
     let alike = Counter::ALL.chunk_by(|a, b| a.info().name == b.info().name);
     alike.filter_map(|counted| {
-        let first = *counted.first()?;
-        let info = first.info();
+        let info = counted.first()?.info();
         Some(Family {
-            name: name_in_seconds(first).unwrap_or(info.name),
+            name: info.name,
             kind: Kind::Counter,
             help: info.help,
             samples: Samples::Counters {
