@@ -283,6 +283,28 @@ fn an_observer_that_never_has_room_is_told_of_in_its_own_words() {
     assert!(fake.questions.try_iter().count() > 3, "it was asked again");
 }
 
+/// What is heard of who hangs up.
+const HUNG_UP: &[u8] = b"HTTP/1.1";
+
+#[test]
+fn an_observer_that_hangs_up_because_many_ask_it_is_asked_again() {
+    let hung_up = AtomicUsize::new(0);
+    let fake = Fake::new(move |question| match question.path.as_str() {
+        "/api/v1/info" => json(INFO),
+        "/healthz" if hung_up.fetch_add(1, Ordering::Relaxed) < 2 => HUNG_UP.to_vec(),
+        "/healthz" => json(HEALTHY),
+        _ => page(&[agent(7, "web", "alive")], None),
+    });
+    let (code, _, error) = status(&fake, &[]);
+    assert_eq!((code, error.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn who_only_hangs_up_is_told_of() {
+    let error = cannot_tell(&observer_but("/api/v1/info", HUNG_UP.to_vec()), &[]);
+    assert!(error.contains("hangs up without an answer"), "{error}");
+}
+
 #[test]
 fn an_answer_that_is_none_is_never_taken_for_good_news() {
     let long_line = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "x".repeat(1_000_000));

@@ -1,8 +1,8 @@
 //! Asking the observer: questions and requests over its control socket, answers as the types of [`v1`].
 //!
 //! Each question has a connection of its own, so an observer that was restarted in between does not matter.
-//! An observer that has no room for it now is asked again. An answer may take [`ANSWER_WAIT`] and be [`ANSWER_BYTES_MAX`] long. Whatever cannot be had is told with
-//! the socket's name and what to do about it.
+//! An observer that has no room for it now is asked again. An answer may take [`ANSWER_WAIT`] and be
+//! [`ANSWER_BYTES_MAX`] long. Whatever cannot be had is told with the socket's name and what to do about it.
 
 mod event_stream;
 
@@ -233,7 +233,8 @@ impl Observer {
         self.get(&format!("{}/events?limit={limit}{after}", v1::PREFIX))
     }
 
-    /// What happens after a position, from what is remembered to what is still to come.
+    /// What happens after a position, from what is remembered to what is still to come. It is asked for once: who
+    /// follows comes again anyway.
     pub(crate) fn follow(&self, position: &Position) -> Result<LiveEvents<'_>, Unanswered> {
         let path = format!("{}/events", v1::PREFIX);
         let request = match position {
@@ -244,7 +245,9 @@ impl Observer {
         };
         let request = request.header(ACCEPT, event_stream::CONTENT_TYPE);
         self.in_time(async {
-            let response = self.send(request, Bytes::new()).await?;
+            let request = self.complete(request, Bytes::new())?;
+            let response = self.send_once(request).await?;
+            let response = response.ok_or_else(|| self.hung_up())?;
             match response.status() {
                 StatusCode::OK => Ok(LiveEvents {
                     observer: self,
@@ -332,24 +335,34 @@ impl Observer {
         request: hyper::http::request::Builder,
         body: Bytes,
     ) -> Result<Response<Incoming>, Unanswered> {
-        let request = request
-            .header(HOST, "localhost")
-            .body(Full::new(body))
-            .map_err(|error| self.no_observer(&error))?;
+        let request = self.complete(request, body)?;
         let asked = Instant::now();
         loop {
             let response = self.send_once(request.clone()).await?;
-            if !is_busy(&response) || asked.elapsed() + BUSY_PAUSE >= ANSWER_WAIT {
-                return Ok(response);
+            let has_time = asked.elapsed() + BUSY_PAUSE < ANSWER_WAIT;
+            match response {
+                Some(response) if !(is_busy(&response) && has_time) => return Ok(response),
+                None if !has_time => return Err(self.hung_up()),
+                Some(_) | None => sleep(BUSY_PAUSE).await,
             }
-            sleep(BUSY_PAUSE).await;
         }
     }
 
+    fn complete(
+        &self,
+        request: hyper::http::request::Builder,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, Unanswered> {
+        let request = request.header(HOST, "localhost").body(Full::new(body));
+        request.map_err(|error| self.no_observer(&error))
+    }
+
+    /// `None` if the other end hung up, as an observer with too many connections does: what it says then is lost
+    /// with a question that is still being sent.
     async fn send_once(
         &self,
         request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, Unanswered> {
+    ) -> Result<Option<Response<Incoming>>, Unanswered> {
         let stream = UnixStream::connect(&self.control)
             .await
             .map_err(|error| self.not_connected(&error))?;
@@ -359,8 +372,18 @@ impl Observer {
             .map_err(|error| self.no_observer(&error))?;
         // It ends with the connection. What goes wrong on it the answer says.
         tokio::spawn(connection);
-        let response = sender.send_request(request).await;
-        response.map_err(|error| self.no_observer(&error))
+        match sender.send_request(request).await {
+            Ok(response) => Ok(Some(response)),
+            Err(error) if error.is_parse() => Err(self.no_observer(&error)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn hung_up(&self) -> Unanswered {
+        let given_by = self.given_by;
+        self.unanswered(&format!(
+            "it hangs up without an answer; too many may be asking it, or it is no observer: check {given_by}"
+        ))
     }
 
     fn no_observer(&self, error: &dyn fmt::Display) -> Unanswered {
