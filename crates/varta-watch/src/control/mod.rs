@@ -439,7 +439,10 @@ impl Control {
         let mut is_excused = false;
         if self.recoveries.book.note_patience(agent, patience, known) {
             self.given.orders.add(Order::Patience(agent, patience));
-            is_excused = slot.state.is_latched() && silence_ns < patience.threshold_ns;
+            // A pause that the beat path has not heard of yet ends the stall by itself, and must not be cut short.
+            is_excused = slot.state.is_latched()
+                && silence_ns < patience.threshold_ns
+                && !self.is_paused(agent);
         }
         let rule = self.recoveries.book.rule_of(&policy, agent);
         let limit = match rule.and_then(|rule| rule.max_beat_rate) {
