@@ -209,7 +209,7 @@ impl Control {
                 return false;
             }
             Step::Signal(signal) => match self.may_touch(hook.agent) {
-                true => self.recoveries.runner.signal(signal, hook.agent),
+                true => self.signal(signal, hook.agent).map(|_| ()),
                 false => Err(StartError::CrossNamespace),
             },
             Step::Run(run) => {

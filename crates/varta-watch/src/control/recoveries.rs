@@ -21,8 +21,8 @@ use super::hooks::{Hook, Hooks, Occasion};
 use super::rulebook::{Missing, Rulebook};
 use super::{Control, nanoseconds, pressure, story};
 use crate::http::view::attention_now_ns;
-use crate::policy::{Ladder, Mode, Policy, Step};
-use crate::recovery::{Ended, How, Runner, StartError, Subject};
+use crate::policy::{Ladder, Mode, Policy, SignalStep, Step};
+use crate::recovery::{Ended, Hits, How, Runner, StartError, Subject};
 
 /// Why a ladder is climbed, as placeholders call it.
 const STALL: &str = "stall";
@@ -465,7 +465,9 @@ impl Control {
             Ok(Some(end)) => self.end_action(action, end, now_ns),
             Err(error) => {
                 let (counter, end) = match &error {
-                    StartError::TargetGone | StartError::Unidentified => {
+                    StartError::TargetGone
+                    | StartError::Unidentified
+                    | StartError::OthersNow { .. } => {
                         (Counter::RecoveryTargetGone, ActionEnd::TargetGone)
                     }
                     StartError::CrossNamespace => {
@@ -511,9 +513,9 @@ impl Control {
         match step {
             Step::Wait(_) => Ok(Some(ActionEnd::Handled)),
             Step::Signal(signal) => {
-                self.recoveries.runner.signal(signal, agent)?;
+                let hits = self.signal(signal, agent)?;
                 self.count_outcome(agent, Counter::RecoverySignalled);
-                story::recovery::signalled(&self.given.log, who, &shown);
+                story::recovery::signalled(&self.given.log, who, signal, hits);
                 Ok(Some(ActionEnd::Handled))
             }
             Step::Run(run) => {
@@ -536,6 +538,12 @@ impl Control {
                 Ok(None)
             }
         }
+    }
+
+    /// Sends a step's signal to an agent as the user that it joined as could.
+    pub(super) fn signal(&self, step: &SignalStep, agent: Agent) -> Result<Hits, StartError> {
+        let joined = self.slot_of(agent).ok_or(StartError::TargetGone)?;
+        self.recoveries.runner.signal(step, agent, joined.uid)
     }
 
     fn end_action(&mut self, action: Action, end: ActionEnd, now_ns: u64) {

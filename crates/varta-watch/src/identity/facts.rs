@@ -74,6 +74,11 @@ impl Facts {
     }
 }
 
+/// Whether a process is the first one of its pid namespace, whose end is the end of all others in it.
+pub(crate) fn is_init(pid: u32) -> bool {
+    namespace_pids(&read(pid, "status")).last() == Some(&1)
+}
+
 fn name_of(comm: &str) -> String {
     printable(comm.strip_suffix('\n').unwrap_or(comm))
 }

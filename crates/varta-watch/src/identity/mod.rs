@@ -5,6 +5,7 @@
 //! after: the pidfd's inode on Linux 6.9 and newer, the start time before.
 
 pub(crate) mod facts;
+pub(crate) mod rights;
 
 use std::fs::File;
 use std::io::{self, Read, Write};

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::process::{Signal, pidfd_send_signal};
 
+use super::target::Hits;
 use crate::identity;
 
 /// Name of a child's control group, before a number.
@@ -18,6 +19,9 @@ const CHILD_PREFIX: &str = "varta-recovery-";
 
 /// Directories below one another that are visited; deeper ones are not reached by other signals than KILL.
 const DEPTH_MAX: usize = 64;
+
+/// In place of the pid of a process that this pid namespace has no number for.
+pub(super) const UNSEEN: u32 = 0;
 
 /// Path of a process's control group. Fails with `NotFound` where there is no unified hierarchy.
 pub(super) fn path_of(pid: u32) -> io::Result<String> {
@@ -33,6 +37,25 @@ pub(super) fn is_within(path: &str, ancestor: &str) -> bool {
     let ancestor = ancestor.trim_end_matches('/');
     let rest = path.strip_prefix(ancestor);
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Why a control group is not to be hit for one process in it: it holds a whole login, everything of a user,
+/// or many services. Groups below one of these have a purpose of their own and may be hit.
+pub(super) fn shared_by_many(path: &str) -> Option<&'static str> {
+    let name = path.trim_end_matches('/').rsplit('/').next()?;
+    if name.is_empty() {
+        Some("it is in the root control group, with everything else")
+    } else if name.ends_with(".slice") {
+        Some("its control group is a slice, with services and sessions in it")
+    } else if name.starts_with("session-") && name.ends_with(".scope") {
+        Some("its control group is a login session")
+    } else if name.starts_with("user@") && name.ends_with(".service") {
+        Some("its control group is that of everything a user runs")
+    } else if name == "init.scope" {
+        Some("its control group is that of a service manager")
+    } else {
+        None
+    }
 }
 
 /// The directory of a control group.
@@ -61,33 +84,43 @@ pub(super) fn kill(directory: &Path) -> io::Result<()> {
 }
 
 /// Sends a signal to everything in a control group and below it, one process after the other, each through
-/// its pidfd. What is started meanwhile may be missed.
-pub(super) fn signal_members(directory: &Path, path: &str, signal: Signal) -> io::Result<()> {
-    let mut result = Err(rustix::io::Errno::SRCH.into());
-    for pid in members(directory, DEPTH_MAX)? {
+/// its pidfd. What is started meanwhile may be missed. Fails if it could be sent to nobody.
+pub(super) fn signal_members(directory: &Path, path: &str, signal: Signal) -> io::Result<Hits> {
+    let mut hits = Hits::default();
+    let mut refusal = rustix::io::Errno::SRCH.into();
+    for pid in members(directory)? {
         let Ok(pidfd) = identity::open(pid) else {
             continue;
         };
         // Between these two the number could have changed hands, but not the descriptor.
         let is_member = path_of(pid).is_ok_and(|own| is_within(&own, path));
         if is_member && !identity::has_ended(&pidfd) {
-            let sent = pidfd_send_signal(&pidfd, signal).map_err(io::Error::from);
-            if result.is_err() {
-                result = sent;
+            match pidfd_send_signal(&pidfd, signal) {
+                Ok(()) => hits.signalled += 1,
+                Err(error) => {
+                    hits.spared += 1;
+                    refusal = error.into();
+                }
             }
         }
     }
-    result
+    match hits.signalled {
+        0 => Err(refusal),
+        _ => Ok(hits),
+    }
 }
 
-/// Pids in a control group and below it. A process that this pid namespace has no number for is left out.
-fn members(directory: &Path, depth: usize) -> io::Result<Vec<u32>> {
+/// Pids in a control group and below it, [`UNSEEN`] for a process that this pid namespace has no number for.
+pub(super) fn members(directory: &Path) -> io::Result<Vec<u32>> {
+    members_to(directory, DEPTH_MAX)
+}
+
+fn members_to(directory: &Path, depth: usize) -> io::Result<Vec<u32>> {
     let procs = fs::read_to_string(directory.join("cgroup.procs"))?;
     let mut pids: Vec<u32> = procs.lines().filter_map(|pid| pid.parse().ok()).collect();
-    pids.retain(|pid| *pid != 0);
     for entry in fs::read_dir(directory)?.flatten() {
         if depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            pids.extend(members(&entry.path(), depth - 1).unwrap_or_default());
+            pids.extend(members_to(&entry.path(), depth - 1).unwrap_or_default());
         }
     }
     Ok(pids)
@@ -169,7 +202,7 @@ pub(super) struct ChildCgroup {
 impl ChildCgroup {
     /// Whether the child has arrived.
     pub(super) fn is_populated(&self) -> bool {
-        members(&self.directory, 0).is_ok_and(|pids| !pids.is_empty())
+        members_to(&self.directory, 0).is_ok_and(|pids| !pids.is_empty())
     }
 
     pub(super) fn kill(&self) {

@@ -13,6 +13,7 @@ mod cgroup;
 mod child;
 mod command;
 mod environment;
+mod group;
 mod output;
 mod target;
 #[cfg(test)]
@@ -30,7 +31,7 @@ pub(crate) use child::{Ended, Force, How};
 pub(crate) use command::{SOURCE_PLACEHOLDER, Subject};
 pub(crate) use environment::CHILD_PATH;
 use output::LeftOpen;
-pub(crate) use target::StartError;
+pub(crate) use target::{Hits, StartError};
 
 /// What all steps share.
 pub(crate) struct Runner {
@@ -52,9 +53,15 @@ impl Runner {
         }
     }
 
-    /// Sends a step's signal to this very process, or to its group, or says why not.
-    pub(crate) fn signal(&self, step: &SignalStep, agent: Agent) -> Result<(), StartError> {
-        target::signal(step, agent, self.means)
+    /// Sends a step's signal to this very process, or to its group, or says why not. The agent joined as
+    /// `user`: what that user may not signal itself is spared.
+    pub(crate) fn signal(
+        &self,
+        step: &SignalStep,
+        agent: Agent,
+        user: u32,
+    ) -> Result<Hits, StartError> {
+        target::signal(step, agent, user, self.means)
     }
 
     /// Ends all children: TERM now, KILL after `grace`. Whoever waits for them hears when each has gone.

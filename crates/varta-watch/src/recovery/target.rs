@@ -1,22 +1,33 @@
 //! Aiming: at the process instance that fell silent and nobody else.
 //!
-//! Every signal goes through a pidfd, or to a group whose number is the target's for as long as the target
-//! is in it. What must never be hit is refused: pid 1, the observer, and any group with one of them in it.
+//! Every signal goes through a pidfd, to a process that the user of the agent could signal itself; only a
+//! whole control group, where membership takes rights, is hit whoever is in it. What must never be hit is
+//! refused: pid 1, the observer, and any group with one of them in it.
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use rustix::process::{Pid, Signal, getpgrp, kill_process_group, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 use varta_core::Agent;
 
-use super::cgroup;
+use super::{cgroup, group};
+use crate::identity::rights::Owners;
 use crate::identity::{self, Means};
 use crate::policy::{SignalStep, Target};
 
 /// The first process of a pid namespace, whose end is the end of all others in it.
-const INIT: u32 = 1;
+pub(super) const INIT: u32 = 1;
+
+/// Whom a signal was sent to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Hits {
+    /// Processes that got it, the agent's own among them.
+    pub(crate) signalled: usize,
+    /// Processes of the group that the agent or the observer may not signal.
+    pub(crate) spared: usize,
+}
 
 /// Why an action did not start.
 #[derive(Debug)]
@@ -27,6 +38,13 @@ pub(crate) enum StartError {
     CrossNamespace,
     /// Nothing proves which process the pid belongs to.
     Unidentified,
+    /// It is another user's by now, whom the user that it joined as may not signal.
+    OthersNow {
+        /// The real user now.
+        user: u32,
+        /// As which it joined.
+        joined_as: u32,
+    },
     /// It lives on another host, where no signal reaches.
     NotHere,
     /// The signal would hit what must not be hit.
@@ -48,6 +66,10 @@ impl fmt::Display for StartError {
             Self::Unidentified => write!(
                 f,
                 "nothing started, it cannot be proved which process it is"
+            ),
+            Self::OthersNow { user, joined_as } => write!(
+                f,
+                "not signalled, it runs as uid {user} by now and uid {joined_as}, as which it joined, may not signal it"
             ),
             Self::NotHere => write!(
                 f,
@@ -100,8 +122,13 @@ pub(super) fn hold(
     Ok(target.pidfd)
 }
 
-/// Sends a step's signal to this very process, or to its group, or says why not.
-pub(super) fn signal(step: &SignalStep, agent: Agent, means: Means) -> Result<(), StartError> {
+/// Sends a step's signal to this very process, or to its group, or says why not. The agent joined as `user`.
+pub(super) fn signal(
+    step: &SignalStep,
+    agent: Agent,
+    user: u32,
+    means: Means,
+) -> Result<Hits, StartError> {
     if agent.is_remote() {
         return Err(StartError::NotHere);
     }
@@ -114,14 +141,36 @@ pub(super) fn signal(step: &SignalStep, agent: Agent, means: Means) -> Result<()
         return Err(StartError::Forbidden("it is the observer itself"));
     }
     let target = hold(agent, means, StartError::Signal)?;
+    if !means.proc {
+        return Err(StartError::Forbidden(
+            "/proc does not show whose process it is",
+        ));
+    }
+    let owners = Owners::of(agent.pid);
+    still_there(&target)?;
+    let owners = owners.map_err(|_| {
+        StartError::Forbidden("whose process it is, is not for the observer to see")
+    })?;
+    if !owners.let_signal(user) {
+        return Err(StartError::OthersNow {
+            user: owners.real,
+            joined_as: user,
+        });
+    }
     match step.to {
-        Target::Process => sent(pidfd_send_signal(&target, step.signal)),
-        Target::Group => signal_group(agent.pid, &target, step.signal),
+        Target::Process => {
+            sent(pidfd_send_signal(&target, step.signal))?;
+            Ok(Hits {
+                signalled: 1,
+                spared: 0,
+            })
+        }
+        Target::Group => group::signal(agent.pid, &target, user, step.signal),
         Target::Cgroup => signal_cgroup(agent.pid, &target, step.signal),
     }
 }
 
-fn sent<E: Into<io::Error>>(result: Result<(), E>) -> Result<(), StartError> {
+pub(super) fn sent<E: Into<io::Error>>(result: Result<(), E>) -> Result<(), StartError> {
     result.map_err(|error| {
         let error = error.into();
         if identity::is_gone(&error) {
@@ -140,45 +189,7 @@ fn still_there(target: &OwnedFd) -> Result<(), StartError> {
     }
 }
 
-fn signal_group(pid: u32, target: &OwnedFd, signal: Signal) -> Result<(), StartError> {
-    let process = number(pid).ok_or(StartError::TargetGone)?;
-    let group = group_of(pid).ok_or(StartError::Forbidden(
-        "its process group is not for the observer to see",
-    ))?;
-    if group == getpgrp() {
-        return Err(StartError::Forbidden(
-            "the observer is in its process group",
-        ));
-    }
-    if Some(group) == number(INIT) || Some(group) == group_of(INIT) {
-        return Err(StartError::Forbidden(
-            "the first process of the system is in its process group",
-        ));
-    }
-    if group == process {
-        let by_leader = varta_sys::process::signal_group(target.as_fd(), signal.as_raw());
-        let is_unknown = |error: &io::Error| error.kind() == io::ErrorKind::InvalidInput;
-        if !by_leader.as_ref().is_err_and(is_unknown) {
-            return sent(by_leader);
-        }
-    }
-    // The number stays the group's for as long as the target is in it, dead or alive, until it is reaped.
-    still_there(target)?;
-    sent(kill_process_group(group, signal))
-}
-
-fn number(pid: u32) -> Option<Pid> {
-    i32::try_from(pid).ok().and_then(Pid::from_raw)
-}
-
-/// The process group of a process; `None` if there is no such process, or if the group has no number in the
-/// observer's pid namespace.
-fn group_of(pid: u32) -> Option<Pid> {
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).ok()?);
-    Pid::from_raw(nix::unistd::getpgid(Some(pid)).ok()?.as_raw())
-}
-
-fn signal_cgroup(pid: u32, target: &OwnedFd, signal: Signal) -> Result<(), StartError> {
+fn signal_cgroup(pid: u32, target: &OwnedFd, signal: Signal) -> Result<Hits, StartError> {
     let failed = |error| match identity::has_ended(target) {
         true => StartError::TargetGone,
         false => StartError::Signal(error),
@@ -186,10 +197,8 @@ fn signal_cgroup(pid: u32, target: &OwnedFd, signal: Signal) -> Result<(), Start
     let path = cgroup::path_of(pid).map_err(failed)?;
     let directory = cgroup::directory_of(&path).map_err(failed)?;
     still_there(target)?;
-    if path == "/" {
-        return Err(StartError::Forbidden(
-            "it is in the root control group, with everything else",
-        ));
+    if let Some(why) = cgroup::shared_by_many(&path) {
+        return Err(StartError::Forbidden(why));
     }
     // Where the first process is, is not for everybody to know; whoever may not know may not signal it.
     let holds = |pid| cgroup::path_of(pid).map(|of_pid| cgroup::is_within(&of_pid, &path));
@@ -203,10 +212,24 @@ fn signal_cgroup(pid: u32, target: &OwnedFd, signal: Signal) -> Result<(), Start
             "the first process of the system is in its control group",
         ));
     }
-    let killed = (signal == Signal::KILL).then(|| cgroup::kill(&directory));
-    match killed {
-        Some(Ok(())) => Ok(()),
-        // Before Linux 5.14, or not ours to write.
-        Some(Err(_)) | None => sent(cgroup::signal_members(&directory, &path, signal)),
+    let members = cgroup::members(&directory).map_err(failed)?;
+    if members.contains(&cgroup::UNSEEN) {
+        return Err(StartError::Forbidden(
+            "a process outside of the observer's pid namespace, perhaps the first of the host, is in its control group",
+        ));
     }
+    let is_other_init = |member: &u32| *member != pid && identity::facts::is_init(*member);
+    if members.iter().any(is_other_init) {
+        return Err(StartError::Forbidden(
+            "the first process of a container is in its control group, whose end is the end of everything in it",
+        ));
+    }
+    if signal == Signal::KILL && cgroup::kill(&directory).is_ok() {
+        return Ok(Hits {
+            signalled: members.len(),
+            spared: 0,
+        });
+    }
+    // Before Linux 5.14, or not ours to write.
+    cgroup::signal_members(&directory, &path, signal).map_err(failed)
 }

@@ -10,8 +10,8 @@ use super::{Who, ms, number_of};
 use crate::api::{Fields, LogEvent};
 use crate::control::hooks::Occasion;
 use crate::control::log::Log;
-use crate::policy::Restraint;
-use crate::recovery::{Ended, Force, How, StartError};
+use crate::policy::{Restraint, SignalStep, Target, signal_name};
+use crate::recovery::{Ended, Force, Hits, How, StartError};
 
 fn recovery(who: &Who, outcome: &str) -> Fields {
     Fields {
@@ -37,8 +37,22 @@ pub(in crate::control) fn spawned(log: &Log, who: &Who, child_pid: u32, command:
     );
 }
 
-pub(in crate::control) fn signalled(log: &Log, who: &Who, shown: &str) {
-    let msg = format!("{who}: sent {shown}");
+pub(in crate::control) fn signalled(log: &Log, who: &Who, step: &SignalStep, hits: Hits) {
+    let name = signal_name(step.signal);
+    let whom = |what: &str| match hits.signalled {
+        1 => format!("1 process of its {what}"),
+        many => format!("{many} processes of its {what}"),
+    };
+    let whom = match step.to {
+        Target::Process => "it".to_owned(),
+        Target::Group => whom("process group"),
+        Target::Cgroup => whom("control group"),
+    };
+    let spared = match hits.spared {
+        0 => String::new(),
+        spared => format!(", spared {spared} of another user"),
+    };
+    let msg = format!("{who}: sent signal {name} to {whom}{spared}");
     log.info(LogEvent::Recover, msg, recovery(who, "signalled"));
 }
 
@@ -53,7 +67,7 @@ pub(in crate::control) fn not_started(log: &Log, who: &Who, error: &StartError) 
         StartError::TargetGone => {
             log.info(LogEvent::Recover, msg, recovery(who, "target_gone"));
         }
-        StartError::Unidentified => {
+        StartError::Unidentified | StartError::OthersNow { .. } => {
             log.warn(LogEvent::Recover, msg, recovery(who, "target_gone"));
         }
         StartError::CrossNamespace => {

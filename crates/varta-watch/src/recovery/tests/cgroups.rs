@@ -52,13 +52,14 @@ impl Drop for Cgroup {
     }
 }
 
-fn send(signal: Signal, agent: Agent) -> Result<(), StartError> {
+fn send(signal: Signal, agent: Agent) -> Result<Hits, StartError> {
     let step = SignalStep {
         signal,
         to: Target::Cgroup,
         wait: Duration::ZERO,
     };
-    Runner::new(means()).signal(&step, agent)
+    let user = rustix::process::getuid().as_raw();
+    Runner::new(means()).signal(&step, agent, user)
 }
 
 /// Whom a signal to the control group of one process reaches: itself, one beside it and one below.
@@ -71,7 +72,12 @@ fn reaches_all(name: &str, signal: Signal) {
     group.add(processes[0].id());
     group.add(processes[1].id());
     below.add(processes[2].id());
-    send(signal, agent(processes[0].id())).unwrap();
+    let hits = send(signal, agent(processes[0].id())).unwrap();
+    let all = Hits {
+        signalled: 3,
+        spared: 0,
+    };
+    assert_eq!(hits, all);
     for process in &mut processes {
         assert_eq!(process.wait().unwrap().signal(), Some(signal.as_raw()));
     }
@@ -96,6 +102,91 @@ fn the_control_group_that_the_observer_is_in_is_not_signalled() {
     match result.unwrap_err() {
         StartError::Forbidden(why) => assert!(why.contains("control group"), "{why}"),
         error => println!("skipped: no unified hierarchy: {error}"),
+    }
+}
+
+/// Tries a signal to the control group of a process that is there with what `script` starts. The script
+/// gets a line to begin with once it is in the group.
+fn send_beside(name: &str, script: &str, is_ready: impl Fn(&Cgroup) -> bool) {
+    use std::io::Write;
+    let Some(group) = Cgroup::make(name) else {
+        return;
+    };
+    let mut process = bystander(&mut sleeper());
+    group.add(process.id());
+    let mut other = Command::new("sh")
+        .args(["-c", &format!("read x; {script}")])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    group.add(other.id());
+    other.stdin.take().unwrap().write_all(b"\n").unwrap();
+    while !is_ready(&group) {
+        assert_eq!(other.try_wait().unwrap(), None, "{script}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let result = send(Signal::KILL, agent(process.id()));
+    cgroup::kill(&group.0).unwrap();
+    process.wait().unwrap();
+    other.wait().unwrap();
+    let error = result.unwrap_err();
+    assert!(matches!(error, StartError::Forbidden(_)), "{error}");
+}
+
+#[test]
+fn the_control_group_that_a_containers_first_process_is_in_is_not_signalled() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root makes pid namespaces");
+        return;
+    }
+    let has_init = |group: &Cgroup| {
+        let members = cgroup::members(&group.0).unwrap();
+        members.into_iter().any(crate::identity::facts::is_init)
+    };
+    send_beside("init", "exec unshare --pid --fork sleep 600", has_init);
+}
+
+#[test]
+fn groups_that_hold_a_login_or_many_services_are_not_hit_and_those_below_them_are() {
+    for path in [
+        "/",
+        "/system.slice",
+        "/user.slice/user-1000.slice",
+        "/user.slice/user-1000.slice/session-3.scope",
+        "/user.slice/user-1000.slice/user@1000.service",
+        "/user.slice/user-1000.slice/user@1000.service/init.scope",
+        "/init.scope",
+    ] {
+        assert!(cgroup::shared_by_many(path).is_some(), "{path}");
+    }
+    for path in [
+        "/system.slice/web.service",
+        "/system.slice/web.service/worker",
+        "/user.slice/user-1000.slice/session-3.scope/job",
+        "/user.slice/user-1000.slice/user@1000.service/app.slice/web.service",
+        "/system.slice/docker-0123.scope",
+        "/varta-test",
+    ] {
+        assert_eq!(cgroup::shared_by_many(path), None, "{path}");
+    }
+}
+
+#[test]
+fn a_session_is_not_signalled() {
+    let Some(group) = Cgroup::make("login") else {
+        return;
+    };
+    let session = group.below("session-3.scope");
+    let mut processes = [(); 2].map(|()| bystander(&mut sleeper()));
+    for process in &processes {
+        session.add(process.id());
+    }
+    let error = send(Signal::KILL, agent(processes[0].id())).unwrap_err();
+    assert!(error.to_string().contains("login session"), "{error}");
+    for process in &mut processes {
+        assert_eq!(process.try_wait().unwrap(), None);
+        process.kill().unwrap();
+        process.wait().unwrap();
     }
 }
 
