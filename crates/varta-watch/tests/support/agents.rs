@@ -112,6 +112,7 @@ impl Agent<'_> {
     /// - `turnstile TIMES`: beats and says goodbye, again and again;
     /// - `crash`: the last frame of a process that panics;
     /// - `leave`: the last frame of a process that says goodbye;
+    /// - `move GROUP`: moves into this process group;
     /// - `adopt`: beats through the socket that is standard input from here on;
     /// - `exec PROGRAM`: becomes another program, which gets the `later` orders;
     /// - `nap MS`: waits;
@@ -133,6 +134,10 @@ impl Agent<'_> {
             }
             ["crash"] => self.end(0),
             ["leave"] => self.end(PAYLOAD_GOODBYE),
+            ["move", group] => {
+                let group = Pid::from_raw(group.parse().unwrap());
+                rustix::process::setpgid(None, group).unwrap();
+            }
             ["adopt"] => {
                 let stdin = std::io::stdin();
                 let stdin = stdin.as_fd().try_clone_to_owned().unwrap();
