@@ -401,7 +401,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         }
         let interval_ns = now_ns.saturating_sub(known.last_ns);
         self.counters.observe(Timing::BeatInterval, interval_ns);
-        facts.status = beat.frame.status;
+        facts.status = beat.frame.condition();
         facts.payload = beat.frame.payload;
         facts.last_ns = now_ns.max(known.last_ns);
         facts.state = SlotState::Alive;
@@ -471,7 +471,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             origin: beat.origin,
             uid: beat.uid,
             ns_inode: beat.ns_inode,
-            status: beat.frame.status,
+            status: beat.frame.condition(),
             payload: beat.frame.payload,
             last_nonce: (!terminal).then_some(beat.frame.nonce),
             session: beat.session.filter(|_| !terminal),

@@ -375,7 +375,8 @@ fn judge(path: &Path, metadata: &Metadata) -> Result<(), SecretFileError> {
     Ok(())
 }
 
-fn kind(metadata: &Metadata) -> &'static str {
+/// What is there, for an error text: `a directory`, `a FIFO`, ...
+pub fn kind(metadata: &Metadata) -> &'static str {
     match metadata.file_type() {
         kind if kind.is_dir() => "a directory",
         kind if kind.is_fifo() => "a FIFO",
@@ -392,6 +393,16 @@ fn is_trusted(uid: u32) -> bool {
 
 fn permission_bits(metadata: &Metadata) -> u32 {
     metadata.mode() & 0o7777
+}
+
+/// Where a path leads, without any link in it. Links are followed by the rules of this module: only where no
+/// other user could have changed one.
+///
+/// # Errors
+///
+/// As [`read`] for the way; what is at its end is not judged.
+pub fn follow(path: &Path) -> Result<PathBuf, SecretFileError> {
+    resolve(path).map(|(found, _)| found)
 }
 
 /// Follows a path to what is neither a link nor passed on the way to it, and says what is there.

@@ -84,6 +84,16 @@ impl Frame {
         self.is_terminal() && self.payload == PAYLOAD_GOODBYE
     }
 
+    /// The condition that the sender reports: the status, but [`Status::Ok`] for a [goodbye](Self::is_goodbye),
+    /// whose status byte is critical only because every terminal frame has to say that.
+    pub const fn condition(&self) -> Status {
+        if self.is_goodbye() {
+            Status::Ok
+        } else {
+            self.status
+        }
+    }
+
     /// Writes the frame and its checksum, little-endian on every host.
     pub fn encode(&self, out: &mut [u8; FRAME_BYTES]) {
         // The head goes out as one word because the checksum reads words: narrower stores would make

@@ -227,6 +227,9 @@ pub(crate) struct OrderSender {
     bell: Arc<OwnedFd>,
     /// What found no room, oldest first.
     waiting: std::collections::VecDeque<Order>,
+    /// How many orders there have been.
+    added: u64,
+    done: Arc<AtomicU64>,
 }
 
 /// Finds out whether the beat path turns: wakes it and looks whether it did.
@@ -237,6 +240,7 @@ pub(crate) struct Pulse {
     raw: RawClock,
     /// When it was asked last; 0 before the first time.
     asked_ns: Arc<AtomicU64>,
+    done: Arc<AtomicU64>,
 }
 
 /// Who asks within this time of somebody else shares the answer: 1 ms. However many ask, the beat path is woken
@@ -259,6 +263,12 @@ impl Pulse {
         asked_ns
     }
 
+    /// Whether the beat path has carried out the order with this number, see [`OrderSender::add`]. What it has
+    /// changed in the table can be seen then.
+    pub(crate) fn has_done(&self, order: u64) -> bool {
+        self.done.load(Ordering::Acquire) >= order
+    }
+
     /// Whether a turn that it has begun since it was asked is over.
     pub(crate) fn has_turned_since(&self, asked_ns: u64) -> bool {
         self.counters.level(Gauge::LastTurn) >= asked_ns
@@ -269,19 +279,25 @@ impl Pulse {
 pub(crate) struct OrderReceiver {
     ring: rtrb::Consumer<Order>,
     bell: Arc<OwnedFd>,
+    /// How many orders have been carried out. They are carried out in the order of their numbers.
+    done: Arc<AtomicU64>,
 }
 
 pub(crate) fn orders() -> rustix::io::Result<(OrderSender, OrderReceiver)> {
     let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let (producer, consumer) = rtrb::RingBuffer::new(RING_ORDERS);
+    let done = Arc::<AtomicU64>::default();
     let sender = OrderSender {
         ring: producer,
         bell: Arc::clone(&bell),
         waiting: std::collections::VecDeque::new(),
+        added: 0,
+        done: Arc::clone(&done),
     };
     let receiver = OrderReceiver {
         ring: consumer,
         bell,
+        done,
     };
     Ok((sender, receiver))
 }
@@ -294,12 +310,16 @@ impl OrderSender {
             counters,
             raw,
             asked_ns: Arc::default(),
+            done: Arc::clone(&self.done),
         }
     }
 
-    /// Takes an order; it goes out with the next [`Self::send`].
-    pub(crate) fn add(&mut self, order: Order) {
+    /// Takes an order; it goes out with the next [`Self::send`]. Returns its number, counted from 1: whoever has
+    /// to know when it was carried out asks [`Pulse::has_done`].
+    pub(crate) fn add(&mut self, order: Order) -> u64 {
         self.waiting.push_back(order);
+        self.added += 1;
+        self.added
     }
 
     /// Sends what waits, as far as there is room, and rings the bell.
@@ -323,6 +343,13 @@ impl OrderReceiver {
     /// The next order, if there is one.
     pub(crate) fn pop(&mut self) -> Option<Order> {
         self.ring.pop().ok()
+    }
+
+    /// The order that was popped last has been carried out.
+    pub(crate) fn done(&self) {
+        // This thread alone writes it.
+        let done = self.done.load(Ordering::Relaxed) + 1;
+        self.done.store(done, Ordering::Release);
     }
 
     /// Rings for what was left over.
@@ -389,6 +416,21 @@ mod tests {
         let later_ns = 5_000 + PULSE_SHARED_NS;
         assert_eq!(pulse.ask_at(later_ns), later_ns);
         assert_eq!(rings(), 1);
+    }
+
+    #[test]
+    fn each_order_is_done_when_it_was_carried_out_and_not_before() {
+        let (mut sender, mut receiver) = orders().unwrap();
+        let pulse = sender.pulse(Arc::default(), RawClock::start());
+        let numbers = [1, 2].map(|pid_max| sender.add(Order::PidMax(pid_max)));
+        sender.send();
+        let done = || numbers.map(|number| pulse.has_done(number));
+        assert_eq!(done(), [false, false]);
+        for expected in [[true, false], [true, true]] {
+            receiver.pop().unwrap();
+            receiver.done();
+            assert_eq!(done(), expected);
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod ingest;
 mod journal;
 mod keys;
 mod lifecycle;
+mod own_file;
 mod policy;
 mod recovery;
 mod replay_file;

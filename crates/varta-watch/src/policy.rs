@@ -118,6 +118,8 @@ pub(crate) struct RunStep {
     pub(crate) program: PathBuf,
     /// With placeholders.
     pub(crate) arguments: Vec<String>,
+    /// The file that the words come from if only its owner may read it: they are shown to nobody then.
+    pub(crate) private_file: Option<PathBuf>,
     /// `None`: as long as it likes.
     pub(crate) timeout: Option<Duration>,
     /// How long the agent may take to come back after exit code 0.

@@ -9,9 +9,9 @@
 //! One observer at a time may use a file. A file that is not one of ours is left alone.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
@@ -19,6 +19,8 @@ use rustix::fs::{FlockOperation, OFlags, flock, fstatfs};
 use rustix::io::Errno;
 use varta_core::replay::{ReplayError, ReplayGuard, ReplayOptions};
 use varta_sys::map::SharedWords;
+
+use crate::own_file::{self, OwnFileError};
 
 /// What is added to the name of the file for the one that will take its place.
 const NEXT_SUFFIX: &str = ".next";
@@ -66,7 +68,7 @@ pub(crate) struct Opened {
 pub(crate) enum ReplayFileError {
     Io(PathBuf, &'static str, io::Error),
     InUse(PathBuf),
-    NotOurs(PathBuf, &'static str),
+    NotOurs(PathBuf, String),
     Content(PathBuf, ReplayError),
 }
 
@@ -85,7 +87,7 @@ impl fmt::Display for ReplayFileError {
             ),
             Self::NotOurs(path, why) => write!(
                 f,
-                "the replay file {} {why}; move it away, or name another with --replay-file",
+                "the replay file {} cannot be used: {why}; move it away, or name another with --replay-file",
                 path.display()
             ),
             Self::Content(path, error) => write!(f, "the replay file {}: {error}", path.display()),
@@ -135,33 +137,25 @@ struct Old {
 
 fn read_old(path: &Path) -> Result<Option<Old>, ReplayFileError> {
     let failed = |error| ReplayFileError::Io(path.to_owned(), "read", error);
-    let not_ours = |why| Err(ReplayFileError::NotOurs(path.to_owned(), why));
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags(careful());
-    let mut file = match options.open(path) {
+    let not_ours = |why: &str| Err(ReplayFileError::NotOurs(path.to_owned(), why.to_owned()));
+    let mut file = match own_file::open(path, OFlags::RDONLY, 0) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
+        Err(OwnFileError::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(refused(path, "read", error)),
     };
     let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() {
-        return not_ours("is not a regular file");
-    }
-    if metadata.uid() != rustix::process::geteuid().as_raw() {
-        return not_ours("belongs to another user");
-    }
     if metadata.permissions().mode() & 0o022 != 0 {
-        return not_ours("may be written by others");
+        return not_ours("it may be written by others");
     }
     if metadata.len() > FILE_BYTES_MAX {
-        return not_ours("is too large for one");
+        return not_ours("it is too large for one");
     }
     lock(&file, path)?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).map_err(failed)?;
     let (words, rest) = bytes.as_chunks();
     if !rest.is_empty() {
-        return not_ours("is no replay file");
+        return not_ours("it is no replay file");
     }
     Ok(Some(Old {
         words: words.iter().map(|word| u64::from_ne_bytes(*word)).collect(),
@@ -177,26 +171,23 @@ struct Next<'a> {
 }
 
 impl<'a> Next<'a> {
-    /// Creates it, or takes over what a start that was killed has left; nobody else has it then.
+    /// Creates it and locks it. What a start that was killed has left is removed before: it may have other names,
+    /// or have been opened while others could write to it.
     fn hold(path: &'a Path) -> Result<Self, ReplayFileError> {
         let next_path = next_to(path);
-        let failed = |error| ReplayFileError::Io(path.to_owned(), "create", error);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        options.mode(0o600).custom_flags(careful());
-        let file = options.open(&next_path).map_err(failed)?;
+        let create = || own_file::open(&next_path, CREATE_NEW, 0o600);
+        let created = match create() {
+            Err(OwnFileError::Io(error)) if error.kind() == io::ErrorKind::AlreadyExists => {
+                remove_leftover(path, &next_path)?;
+                create()
+            }
+            created => created,
+        };
+        let file = created.map_err(|error| refused(&next_path, "create", error))?;
         lock(&file, path)?;
-        // Whoever had the lock before may have renamed what was opened here.
-        let opened = file.metadata().map_err(failed)?;
-        let named = fs::symlink_metadata(&next_path);
-        let is_same =
-            named.is_ok_and(|named| (named.dev(), named.ino()) == (opened.dev(), opened.ino()));
-        if !is_same {
+        // Another start may have taken it for a leftover before it was locked.
+        if !is_at(&file, &next_path) {
             return Err(ReplayFileError::InUse(path.to_owned()));
-        }
-        if opened.uid() != rustix::process::geteuid().as_raw() || !opened.is_file() {
-            let why = "has a neighbour with the suffix .next that belongs to another user";
-            return Err(ReplayFileError::NotOurs(path.to_owned(), why));
         }
         Ok(Self {
             path,
@@ -235,10 +226,39 @@ impl Drop for Next<'_> {
     }
 }
 
-/// No symbolic link is followed, and no FIFO waited for.
-fn careful() -> i32 {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    flags.bits().cast_signed()
+/// A file that was not there before.
+const CREATE_NEW: OFlags = OFlags::RDWR.union(OFlags::CREATE).union(OFlags::EXCL);
+
+/// Removes the name of a file that a start has left that was killed. Nobody else has it then.
+fn remove_leftover(path: &Path, next_path: &Path) -> Result<(), ReplayFileError> {
+    let failed = |error| ReplayFileError::Io(next_path.to_owned(), "replace", error);
+    let leftover = match own_file::open(next_path, OFlags::RDONLY, 0) {
+        // However many names it has: this one is removed, and its content stays as it is.
+        Err(OwnFileError::Names(_)) => return fs::remove_file(next_path).map_err(failed),
+        Err(OwnFileError::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(|error| refused(next_path, "replace", error))?,
+    };
+    lock(&leftover, path)?;
+    match is_at(&leftover, next_path) {
+        true => fs::remove_file(next_path).map_err(failed),
+        false => Err(ReplayFileError::InUse(path.to_owned())),
+    }
+}
+
+/// Whether an open file still has this name.
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(opened), Ok(named)) => id(opened) == id(named),
+        _ => false,
+    }
+}
+
+fn refused(path: &Path, what: &'static str, error: OwnFileError) -> ReplayFileError {
+    match error {
+        OwnFileError::Io(error) => ReplayFileError::Io(path.to_owned(), what, error),
+        error => ReplayFileError::NotOurs(path.to_owned(), error.to_string()),
+    }
 }
 
 fn lock(file: &File, path: &Path) -> Result<(), ReplayFileError> {
@@ -381,6 +401,42 @@ mod tests {
         let path = directory.path().join("replay");
         fs::write(next_to(&path), b"half").unwrap();
         assert!(open(&path, OPTIONS, 0).is_ok());
+    }
+
+    #[test]
+    fn the_successor_is_a_new_file_whatever_has_its_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("replay");
+        let precious = directory.path().join("precious");
+        fs::write(&precious, "precious").unwrap();
+        let wide = directory.path().join("wide");
+        fs::write(&wide, "half").unwrap();
+        fs::set_permissions(&wide, fs::Permissions::from_mode(0o666)).unwrap();
+        // Who opened it while he could would be able to cut it short.
+        let held = File::options().write(true).open(&wide).unwrap();
+        for leftover in [&precious, &wide] {
+            fs::hard_link(leftover, next_to(&path)).unwrap();
+            if leftover == &wide {
+                fs::remove_file(&wide).unwrap();
+            }
+            let opened = open(&path, OPTIONS, 0).unwrap();
+            drop(opened);
+            let metadata = fs::metadata(&path).unwrap();
+            assert_eq!((metadata.nlink(), metadata.mode() & 0o7777), (1, 0o600));
+        }
+        assert_eq!(fs::read(&precious).unwrap(), b"precious");
+        held.set_len(0).unwrap();
+        assert_ne!(fs::metadata(&path).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_successor_is_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("replay");
+        let victim = directory.path().join("victim");
+        std::os::unix::fs::symlink(&victim, next_to(&path)).unwrap();
+        assert!(error_of(&path).contains("it is a symbolic link"));
+        assert!(!victim.exists());
     }
 
     #[test]

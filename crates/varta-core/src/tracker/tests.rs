@@ -708,6 +708,25 @@ fn turning_critical_is_noticed_and_staying_critical_is_not() {
 }
 
 #[test]
+fn a_goodbye_is_not_critical_and_a_last_frame_without_one_is() {
+    for (payload, is_critical) in [(PAYLOAD_GOODBYE, false), (1, true)] {
+        let last = |pid| Beat {
+            frame: Frame::new(Status::Critical, pid, 9, NONCE_TERMINAL, payload),
+            ..beat(pid, 9)
+        };
+        let mut tracker = strict(4);
+        tracker.update(beat(100, 1), 0);
+        for (pid, what) in [(100, "its last word"), (101, "its first word")] {
+            let recorded = tracker.record(&last(pid), 0, T);
+            assert_eq!(recorded.turned_critical, is_critical, "{what}");
+            let slot = recorded.agent.unwrap().slot;
+            let shown = tracker.facts_in(slot).unwrap().status;
+            assert_eq!(shown == Status::Critical, is_critical, "{what}");
+        }
+    }
+}
+
+#[test]
 fn silence_that_is_restarted_counts_from_there_and_a_reported_stall_stays_reported() {
     let mut tracker = strict(4);
     tracker.update(beat(100, 1), 0);

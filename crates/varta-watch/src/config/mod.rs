@@ -84,6 +84,8 @@ pub(crate) struct Config {
     /// Rules, ladders and restraint.
     pub(crate) policy: Policy,
     pub(crate) export_file: Option<PathBuf>,
+    /// Whatever that leads to.
+    pub(crate) allow_any_export_file: bool,
     pub(crate) export_events: ExportEvents,
     pub(crate) log_format: LogFormat,
     pub(crate) shutdown_after: Option<Duration>,
@@ -251,6 +253,7 @@ impl Flags {
             recovery_exec: exec,
             policy,
             export_file: self.export_file,
+            allow_any_export_file: self.allow_any_export_file,
             export_events: self.export_events,
             log_format: self.log_format,
             shutdown_after: self.shutdown_after_secs.map(Duration::from_secs),

@@ -158,15 +158,27 @@ impl Flags {
         defaults: &Defaults,
         problems: &mut Problems,
     ) -> Option<Ladder> {
-        let key = match self.recovery.recovery_exec {
-            Some(_) => "recovery-exec",
-            None => "recovery-exec-file",
+        let private_file = self.recovery.recovery_exec_file.clone();
+        let key = match private_file {
+            None => "recovery-exec",
+            Some(_) => "recovery-exec-file",
+        };
+        // What is wrong with a word is said without the word if only the owner of its file may read it.
+        let discreet = |text: String, without_words: String| match &private_file {
+            None => text,
+            Some(file) => format!("{}: {without_words}", file.display()),
         };
         let mut words = command.split_whitespace().enumerate();
         let mut read = |(index, word)| match steps::argument(index, word) {
             Ok(word) => Some(word),
             Err(text) => {
-                problems.about(key, &[], text);
+                let without_words = format!(
+                    "word {} cannot be used: no word may hold a NUL character, the program no placeholder, an \
+                     argument only {}",
+                    index + 1,
+                    steps::PLACEHOLDERS.join(" ")
+                );
+                problems.about(key, &[], discreet(text, without_words));
                 None
             }
         };
@@ -179,7 +191,9 @@ impl Flags {
                 true => &[],
                 false => &["recovery-env"],
             };
-            problems.about(key, others, text);
+            let without_words = "the program, its first word, was not found or is no executable file for this \
+                                 user; give its full path";
+            problems.about(key, others, discreet(text, without_words.to_owned()));
         });
         let (program, arguments) = (program.ok()?, arguments.into_iter().collect::<Option<_>>()?);
         Some(Ladder {
@@ -187,6 +201,7 @@ impl Flags {
             steps: vec![Step::Run(RunStep {
                 program,
                 arguments,
+                private_file,
                 timeout: defaults.steps.timeout,
                 wait: defaults.steps.wait,
             })],

@@ -103,6 +103,7 @@ fn one(step: &Section<'_>, defaults: &StepDefaults, problems: &mut Problems) -> 
             Some(Step::Run(RunStep {
                 program,
                 arguments,
+                private_file: None,
                 timeout: timeout.or(defaults.timeout),
                 wait: wait.unwrap_or(defaults.wait),
             }))

@@ -192,9 +192,17 @@ pub(super) struct Flags {
 
     /// Append events to this file
     ///
-    /// One tab-separated row each.
+    /// One tab-separated row each. The file is made with mode 0640 at most, and one that is there loses what it has
+    /// beyond that. It must be a regular file of this user, under one name.
     #[arg(long, value_name = "PATH", help_heading = "Evidence")]
     pub(super) export_file: Option<PathBuf>,
+
+    /// Append them to whatever --export-file leads to
+    ///
+    /// Through links, to a FIFO, a device such as /dev/stdout, or a file of another user. Whoever may write to a
+    /// directory on the way then decides which file is written to.
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_short_help = true, help_heading = "Evidence")]
+    pub(super) allow_any_export_file: bool,
 
     /// Which events the file gets
     ///
@@ -259,6 +267,9 @@ pub(super) struct RecoveryFlags {
     pub(super) recovery_exec: Option<String>,
 
     /// File with the command for --recovery-exec, readable by its owner only
+    ///
+    /// Its words are shown nowhere: the log and --print-config name the file. While the command runs, its command
+    /// line can be read like any other's.
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(super) recovery_exec_file: Option<PathBuf>,
 

@@ -248,7 +248,7 @@ impl Control {
             return self.recoveries.hooks.go_on(hook);
         }
         let program = match &hook.steps[hook.taken] {
-            Step::Run(run) => run.program.display().to_string(),
+            Step::Run(run) => run.called(),
             Step::Signal(_) | Step::Wait(_) => String::new(),
         };
         let problem = format!("{program}: {}", story::recovery::end_of(ended));

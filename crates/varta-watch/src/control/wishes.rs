@@ -39,8 +39,9 @@ pub(crate) enum Wish {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Gone;
 
-/// Tells whoever wished what became of it.
-pub(crate) type Reply = oneshot::Sender<Result<(), Gone>>;
+/// Answers with the number of the order to the beat path; its effect can be seen once that
+/// [is done](crate::handoff::Pulse::has_done).
+pub(crate) type Reply = oneshot::Sender<Result<u64, Gone>>;
 
 /// The way to the control thread.
 pub(crate) fn channel() -> (mpsc::Sender<Wish>, mpsc::Receiver<Wish>) {
@@ -106,9 +107,9 @@ impl Control {
         };
     }
 
-    fn pause(&mut self, agent: Agent, time: Duration, reason: Option<String>) -> Result<(), Gone> {
+    fn pause(&mut self, agent: Agent, time: Duration, reason: Option<String>) -> Result<u64, Gone> {
         self.look_for(agent)?;
-        self.given.orders.add(Order::Pause(agent, time));
+        let order = self.given.orders.add(Order::Pause(agent, time));
         self.pauses.add(agent, Instant::now() + time);
         // Whatever was to be done about its silence is not any more.
         self.settled(agent);
@@ -116,16 +117,16 @@ impl Control {
         story::paused(&self.given.log, &who, time, reason.as_deref());
         let roster = &self.given.roster;
         roster.amend(agent, |person| person.pause_reason = reason);
-        Ok(())
+        Ok(order)
     }
 
-    fn resume(&mut self, agent: Agent) -> Result<(), Gone> {
+    fn resume(&mut self, agent: Agent) -> Result<u64, Gone> {
         self.look_for(agent)?;
-        self.given.orders.add(Order::Resume(agent));
+        let order = self.given.orders.add(Order::Resume(agent));
         if self.pauses.forget(agent) {
             self.tell_resumed(agent, "resumed: its silence counts from now on");
         }
-        Ok(())
+        Ok(order)
     }
 
     fn look_for(&self, agent: Agent) -> Result<(), Gone> {

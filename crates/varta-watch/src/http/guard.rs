@@ -2,7 +2,7 @@
 //!
 //! The control socket has no guard: its permissions are its protection.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -146,7 +146,7 @@ fn check_host(request: &Request) -> Result<(), Refusal> {
     let refused = |status, detail: &str| Err(Refusal::new(status, detail));
     match host(request) {
         Ok(None) => Ok(()),
-        Ok(Some(host)) if is_own(host.host()) => Ok(()),
+        Ok(Some(host)) if is_own(host.as_str()) => Ok(()),
         Ok(Some(_)) => refused(
             StatusCode::MISDIRECTED_REQUEST,
             "without --http-token-file this is answered under an IP address or as localhost only",
@@ -171,11 +171,21 @@ fn host(request: &Request) -> Result<Option<Authority>, ()> {
     }
 }
 
-fn is_own(host: &str) -> bool {
-    let bare = host
+/// Whether a host, with or without a port, is an IP address or `localhost`. The whole text must be just that:
+/// nothing may stand before the host, or between it and the port.
+fn is_own(authority: &str) -> bool {
+    let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if is_port(port) => host,
+        _ => authority,
+    };
+    let bracketed = host
         .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    host.eq_ignore_ascii_case("localhost") || bare.unwrap_or(host).parse::<IpAddr>().is_ok()
+        .and_then(|rest| rest.strip_suffix(']'));
+    match bracketed {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => host.eq_ignore_ascii_case("localhost") || host.parse::<Ipv4Addr>().is_ok(),
+    }
 }
 
 #[cfg(test)]
@@ -237,7 +247,13 @@ mod tests {
 
     #[test]
     fn addresses_and_localhost_are_answered_and_names_are_not() {
-        for host in ["127.0.0.1:8278", "10.0.0.7", "[::1]:8278", "LocalHost:1"] {
+        for host in [
+            "127.0.0.1:8278",
+            "10.0.0.7",
+            "[::1]:8278",
+            "[::1]",
+            "LocalHost:1",
+        ] {
             assert_eq!(hosts("/", Version::HTTP_11, &[host]), None, "{host}");
         }
         for host in [
@@ -245,6 +261,14 @@ mod tests {
             "localhost.evil.example:8278",
             "127.0.0.1.example",
             "127.0.0.1@evil.example",
+            "evil@127.0.0.1",
+            "evil:1@127.0.0.1:8278",
+            "evil@localhost",
+            "[::1].evil.example",
+            "[::1].evil.example:8278",
+            "[::1]evil",
+            "[127.0.0.1]",
+            "localhost.",
         ] {
             let refused = Some(StatusCode::MISDIRECTED_REQUEST);
             assert_eq!(hosts("/", Version::HTTP_11, &[host]), refused, "{host}");

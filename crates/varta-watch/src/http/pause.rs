@@ -25,9 +25,7 @@ use super::guard::Onlooker;
 use super::problem::Refusal;
 use super::routes::{AgentId, Answers, Shared, nobody, stops};
 use super::view::Seen;
-use crate::api::v1::{
-    PAUSE_SECONDS_MAX, PauseRequest, REASON_CHARS_MAX, ResumeRequest, State as Is,
-};
+use crate::api::v1::{PAUSE_SECONDS_MAX, PauseRequest, REASON_CHARS_MAX, ResumeRequest};
 use crate::control::wishes::{Gone, Wish};
 
 /// A request is a hundred bytes long; a reason takes 800 at most.
@@ -81,12 +79,7 @@ async fn pause(
         reason,
         reply,
     };
-    wished(&answers, wish, granted).await?;
-    let before_ns = seen.facts.paused_until_ns;
-    done(&answers, &seen, |now| {
-        now.facts.paused_until_ns != before_ns
-    })
-    .await
+    wished(&answers, &seen, wish, granted).await
 }
 
 async fn resume(
@@ -102,39 +95,32 @@ async fn resume(
         agent: seen.agent,
         reply,
     };
-    wished(&answers, wish, granted).await?;
-    done(&answers, &seen, |now| now.state != Is::Paused).await
+    wished(&answers, &seen, wish, granted).await
 }
 
-/// Has the control thread do something.
+/// Has something done about an agent, and shows the agent once the beat path has done it. What others have asked
+/// for at the same moment may be done by then, too, and is not waited for.
 async fn wished(
     answers: &Answers,
+    seen: &Seen,
     wish: Wish,
-    granted: oneshot::Receiver<Result<(), Gone>>,
-) -> Result<(), Refusal> {
+    granted: oneshot::Receiver<Result<u64, Gone>>,
+) -> Result<Response, Refusal> {
     answers.wishes.send(wish).await.map_err(|_| stops())?;
     let granted = granted.await.map_err(|_| stops())?;
-    granted.map_err(|Gone| nobody())
-}
-
-/// The agent, once it is as it was wished.
-async fn done(
-    answers: &Answers,
-    seen: &Seen,
-    is_so: impl Fn(&Seen) -> bool,
-) -> Result<Response, Refusal> {
+    let order = granted.map_err(|Gone| nobody())?;
     let asked = Instant::now();
-    while asked.elapsed() < DONE_WAIT {
-        let now = answers.view.again(seen.agent).ok_or_else(nobody)?;
-        if is_so(&now) {
-            return Ok(Json(answers.view.show(&now)).into_response());
+    while !answers.view.pulse.has_done(order) {
+        if asked.elapsed() > DONE_WAIT {
+            return Err(Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the beat path has not done it within a second, and will when it turns again; see /healthz",
+            ));
         }
         tokio::time::sleep(DONE_PAUSE).await;
     }
-    Err(Refusal::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "the beat path has not done it within a second, and will when it turns again; see /healthz",
-    ))
+    let now = answers.view.again(seen.agent).ok_or_else(nobody)?;
+    Ok(Json(answers.view.show(&now)).into_response())
 }
 
 async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Refusal> {

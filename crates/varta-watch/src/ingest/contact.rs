@@ -500,7 +500,7 @@ impl Ingest {
             agent,
             home,
             nonce: frame.nonce,
-            status: frame.status,
+            status: frame.condition(),
             payload: frame.payload,
         });
     }
@@ -510,12 +510,8 @@ impl Ingest {
         let Some(agent) = recorded.agent else {
             return self.refuse_recorded(sender, recorded);
         };
-        let Frame {
-            status,
-            payload,
-            nonce,
-            ..
-        } = beat.frame;
+        let Frame { payload, nonce, .. } = beat.frame;
+        let status = beat.frame.condition();
         if recorded.new_session {
             self.send(EventKind::Session {
                 agent,
@@ -544,7 +540,7 @@ impl Ingest {
             self.send(EventKind::Beat {
                 agent,
                 nonce,
-                status,
+                status: beat.frame.status,
                 payload,
             });
         }

@@ -22,6 +22,7 @@ impl Ingest {
                 return;
             };
             self.obey(order);
+            self.lines.orders.done();
         }
         // There may be more, and the bell has been quieted.
         self.lines.orders.ring_again();

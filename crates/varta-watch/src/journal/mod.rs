@@ -3,6 +3,10 @@
 //! A row is in the file whole or not at all. When the disk is full, the part of a row that made it
 //! is cut off again, and whole rows wait in memory (to a bound) until there is room. Rows are
 //! handed to the kernel within a tenth of a second and to the disk within a second.
+//!
+//! Rows name processes and users, and are written by root as a rule: unless the operator says that anything will
+//! do, the file is one of this user's own ([`crate::own_file`]) that only its owner can write to and only its group
+//! can read.
 
 mod row;
 
@@ -20,6 +24,7 @@ use rustix::io::Errno;
 
 use crate::api::{Fields, LogEvent};
 use crate::control::log::Log;
+use crate::own_file::{self, OwnFileError};
 pub(crate) use row::{ExportEvents, append_row};
 
 /// Rows are collected this long before they are written, so that a busy observer writes tens of
@@ -41,6 +46,9 @@ const QUEUE_BATCHES: usize = 256;
 /// How long the end of the program waits for the last rows to be written.
 const CLOSE_WAIT: Duration = Duration::from_millis(150);
 
+/// The most permissions of the file: written by its owner, read by its group.
+const FILE_MODE: u32 = 0o640;
+
 enum Message {
     Rows(Vec<u8>),
     Reopen,
@@ -54,14 +62,16 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Opens the file and starts the writing thread. The error text names the file.
-    pub(crate) fn open(path: &Path, log: Log) -> Result<Self, String> {
-        let file = open_file(path)?;
+    /// Opens the file, whatever it is if `allow_any`, and starts the writing thread. The error text names the file.
+    pub(crate) fn open(path: &Path, allow_any: bool, log: Log) -> Result<Self, String> {
+        let (file, narrowed) = open_file(path, allow_any)?;
+        tell_narrowed(&log, path, narrowed);
         let (queue, messages) = sync_channel(QUEUE_BATCHES);
         let (closing, closed) = sync_channel(1);
         let dropped = Arc::new(AtomicU64::new(0));
         let mut writer = Writer {
             path: path.to_owned(),
+            allow_any,
             rows: PendingRows::new(file),
             log,
             dropped: Arc::clone(&dropped),
@@ -115,24 +125,20 @@ fn count_rows(rows: &[u8]) -> u64 {
 }
 
 /// Opens for appending. A row that a crash left unfinished at the end is cut off, so that the next
-/// one does not continue it.
-fn open_file(path: &Path) -> Result<EventFile, String> {
+/// one does not continue it. Returns the permissions that the file had if they were too many, too.
+fn open_file(path: &Path, allow_any: bool) -> Result<(EventFile, Option<u32>), String> {
     let fail = |error: io::Error| format!("cannot open --export-file {}: {error}", path.display());
-    let file = OpenOptions::new()
-        .read(true)
-        .append(true)
-        .create(true)
-        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
-        .open(path)
-        .or_else(|_| {
-            // A pipe or a terminal may be write-only.
-            OpenOptions::new()
-                .append(true)
-                .create(true)
-                .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
-                .open(path)
-        })
-        .map_err(fail)?;
+    let file = match allow_any {
+        true => open_any(path).map_err(fail)?,
+        false => own_file::open(path, APPEND, FILE_MODE).map_err(|error| match error {
+            OwnFileError::Io(error) => fail(error),
+            error => format!(
+                "cannot use --export-file {}: {error}; name another file, or allow this one with \
+                 --allow-any-export-file",
+                path.display()
+            ),
+        })?,
+    };
     // File systems without locks are used without.
     if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
         return Err(format!(
@@ -140,11 +146,38 @@ fn open_file(path: &Path) -> Result<EventFile, String> {
             path.display()
         ));
     }
+    let narrowed = match allow_any {
+        true => None,
+        false => own_file::narrow(&file, FILE_MODE).map_err(fail)?,
+    };
     let mut file = EventFile { file };
     if file.file.metadata().map_err(fail)?.is_file() {
         cut_unfinished_row(&mut file).map_err(fail)?;
     }
-    Ok(file)
+    Ok((file, narrowed))
+}
+
+const APPEND: OFlags = OFlags::RDWR.union(OFlags::APPEND).union(OFlags::CREATE);
+
+fn open_any(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(FILE_MODE);
+    options.custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    let both = options.clone().read(true).open(path);
+    // A pipe or a terminal may be write-only.
+    both.or_else(|_| options.open(path))
+}
+
+fn tell_narrowed(log: &Log, path: &Path, narrowed: Option<u32>) {
+    let Some(had) = narrowed else {
+        return;
+    };
+    let msg = format!(
+        "--export-file {} had mode {had:04o} and has {:04o} now: it names processes and users",
+        path.display(),
+        had & FILE_MODE
+    );
+    log.info(LogEvent::Notice, msg, Fields::default());
 }
 
 fn cut_unfinished_row(file: &mut EventFile) -> io::Result<()> {
@@ -183,9 +216,14 @@ struct EventFile {
 }
 
 impl EventFile {
-    fn is_at(&self, path: &Path) -> bool {
+    /// Whether this is the file under a name, or behind it if links are followed.
+    fn is_at(&self, path: &Path, follow: bool) -> bool {
         let id = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-        match (self.file.metadata(), std::fs::metadata(path)) {
+        let named = match follow {
+            true => std::fs::metadata(path),
+            false => std::fs::symlink_metadata(path),
+        };
+        match (self.file.metadata(), named) {
             (Ok(open), Ok(named)) => id(open) == id(named),
             _ => false,
         }
@@ -268,6 +306,8 @@ impl<S: Sink> PendingRows<S> {
 
 struct Writer {
     path: PathBuf,
+    /// The operator has said that any file will do.
+    allow_any: bool,
     rows: PendingRows<EventFile>,
     log: Log,
     dropped: Arc<AtomicU64>,
@@ -327,13 +367,16 @@ impl Writer {
 
     /// Moves on to the file that now has the name, unless that is the open one still.
     fn reopen(&mut self) {
-        if self.rows.sink.is_at(&self.path) {
+        if self.rows.sink.is_at(&self.path, self.allow_any) {
             return;
         }
         self.write();
         self.sync(true);
-        match open_file(&self.path) {
-            Ok(file) => self.rows.sink = file,
+        match open_file(&self.path, self.allow_any) {
+            Ok((file, narrowed)) => {
+                tell_narrowed(&self.log, &self.path, narrowed);
+                self.rows.sink = file;
+            }
             Err(error) => self.say(error),
         }
     }
@@ -383,6 +426,8 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     /// A disk with room for so many bytes, that may refuse to shorten files.
@@ -474,12 +519,12 @@ mod tests {
             (b"1\t2", b"1\t2\n"),
         ] {
             std::fs::write(&path, before).unwrap();
-            drop(open_file(&path).unwrap());
+            drop(open_file(&path, false).unwrap());
             assert_eq!(std::fs::read(&path).unwrap(), after);
         }
         let long = vec![b'x'; 5000];
         std::fs::write(&path, &long).unwrap();
-        drop(open_file(&path).unwrap());
+        drop(open_file(&path, false).unwrap());
         assert_eq!(std::fs::read(&path).unwrap(), [&long[..], b"\n"].concat());
     }
 
@@ -487,8 +532,8 @@ mod tests {
     fn two_writers_of_one_file_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events.tsv");
-        let _first = open_file(&path).unwrap();
-        let Err(error) = open_file(&path) else {
+        let _first = open_file(&path, false).unwrap();
+        let Err(error) = open_file(&path, false) else {
             panic!("opened twice");
         };
         assert!(error.contains("another program writes"), "{error}");
@@ -498,20 +543,58 @@ mod tests {
     fn a_file_is_at_its_name_until_it_is_moved() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events.tsv");
-        let file = open_file(&path).unwrap();
-        assert!(file.is_at(&path));
+        let (file, _) = open_file(&path, false).unwrap();
+        assert!(file.is_at(&path, false));
         std::fs::rename(&path, directory.path().join("events.tsv.1")).unwrap();
-        assert!(!file.is_at(&path));
-        drop(open_file(&path).unwrap());
-        assert!(!file.is_at(&path), "another file has the name");
+        assert!(!file.is_at(&path, false));
+        drop(open_file(&path, false).unwrap());
+        assert!(!file.is_at(&path, false), "another file has the name");
     }
 
     #[test]
     fn what_cannot_be_written_is_named() {
         let directory = tempfile::tempdir().unwrap();
-        let Err(error) = open_file(directory.path()) else {
+        let Err(error) = open_file(directory.path(), true) else {
             panic!("opened a directory");
         };
         assert!(error.starts_with("cannot open --export-file /"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_ours_is_left_alone_unless_it_is_allowed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, victim) = (
+            directory.path().join("link"),
+            directory.path().join("victim"),
+        );
+        std::fs::write(&victim, "7\tbeat").unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        let Err(error) = open_file(&path, false) else {
+            panic!("followed a link");
+        };
+        assert!(error.contains("it is a symbolic link"), "{error}");
+        assert!(error.contains("--allow-any-export-file"), "{error}");
+        assert_eq!(std::fs::read(&victim).unwrap(), b"7\tbeat");
+        drop(open_file(&path, true).unwrap());
+        assert_eq!(std::fs::read(&victim).unwrap(), b"", "allowed, and cut");
+        open_file(Path::new("/dev/null"), true).unwrap();
+    }
+
+    #[test]
+    fn the_file_has_mode_0640_at_most_and_never_more_than_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.tsv");
+        for (before, told, after) in [
+            (0o644, Some(0o644), 0o640),
+            (0o666, Some(0o666), 0o640),
+            (0o600, None, 0o600),
+        ] {
+            std::fs::write(&path, "").unwrap();
+            let permissions = std::fs::Permissions::from_mode(before);
+            std::fs::set_permissions(&path, permissions).unwrap();
+            let (file, narrowed) = open_file(&path, false).unwrap();
+            assert_eq!(narrowed, told);
+            assert_eq!(file.file.metadata().unwrap().mode() & 0o7777, after);
+        }
     }
 }

@@ -123,7 +123,10 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     let doors = Doors::open(&config.http)?;
     // Last, so that an observer that cannot start has written to no event file.
     let journal = match &config.export_file {
-        Some(path) => Some(Journal::open(path, log.clone())?),
+        Some(path) => {
+            let any = config.allow_any_export_file;
+            Some(Journal::open(path, any, log.clone())?)
+        }
         None => None,
     };
 

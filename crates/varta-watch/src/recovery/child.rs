@@ -85,7 +85,7 @@ impl Runner {
     ) -> Result<Running, StartError> {
         let failed = |error| {
             StartError::Spawn(SpawnError {
-                program: step.program.clone(),
+                program: step.called(),
                 error,
             })
         };

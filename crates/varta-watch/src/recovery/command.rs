@@ -32,9 +32,12 @@ pub(crate) struct Subject {
 
 impl RunStep {
     /// The command line for people to read: with its placeholders, or filled in for somebody. Words are
-    /// not quoted.
+    /// not quoted, and those of a private file are left out.
     pub(crate) fn shown(&self, subject: Option<&Subject>) -> String {
-        let mut shown = self.program.display().to_string();
+        let mut shown = self.called();
+        if self.private_file.is_some() {
+            return shown;
+        }
         for argument in &self.arguments {
             shown.push(' ');
             match subject {
@@ -43,6 +46,14 @@ impl RunStep {
             }
         }
         shown
+    }
+
+    /// The program for people to read.
+    pub(crate) fn called(&self) -> String {
+        match &self.private_file {
+            Some(file) => format!("the command in {}", file.display()),
+            None => self.program.display().to_string(),
+        }
     }
 }
 

@@ -7,7 +7,6 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use rustix::process::{Signal, pidfd_send_signal};
 use varta_core::Agent;
@@ -87,13 +86,13 @@ impl std::error::Error for StartError {}
 /// Which program could not be started, and why.
 #[derive(Debug)]
 pub(crate) struct SpawnError {
-    pub(super) program: PathBuf,
+    pub(super) program: String,
     pub(super) error: io::Error,
 }
 
 impl fmt::Display for SpawnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot start {}: {}", self.program.display(), self.error)
+        write!(f, "cannot start {}: {}", self.program, self.error)
     }
 }
 

@@ -43,6 +43,7 @@ fn run(program: &str, arguments: &[&str], timeout: Option<u64>, wait: u64) -> St
     Step::Run(RunStep {
         program: program.into(),
         arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
+        private_file: None,
         timeout: timeout.map(Duration::from_secs),
         wait: Duration::from_secs(wait),
     })
@@ -212,6 +213,12 @@ fn a_mistyped_placeholder_in_the_old_flags_is_refused_with_the_nearest_one() {
         .unwrap_err()
         .text;
     assert_eq!(text.lines().count(), 3, "{text}");
+    for word in ["/no/such", "pidd", "nmae"] {
+        assert!(
+            !text.contains(word),
+            "{word} is for the owner of the file only: {text}"
+        );
+    }
 }
 
 #[test]

@@ -70,6 +70,7 @@ fn step(program: &str, arguments: &[&str]) -> RunStep {
     RunStep {
         program: program.into(),
         arguments: arguments.iter().map(|&argument| argument.into()).collect(),
+        private_file: None,
         timeout: None,
         wait: Duration::ZERO,
     }

@@ -74,6 +74,17 @@ fn a_program_is_never_filled_in() {
     assert_eq!(shown, "/bin/{pid} 7");
 }
 
+#[test]
+fn the_words_of_a_private_file_are_not_shown() {
+    let step = RunStep {
+        private_file: Some("/etc/varta/command".into()),
+        ..step("/bin/secret", &["secret", "{pid}"])
+    };
+    for subject in [None, Some(&somebody())] {
+        assert_eq!(step.shown(subject), "the command in /etc/varta/command");
+    }
+}
+
 /// What a child would see of this environment of the observer's.
 fn seen(children: &Children, own: &[(&str, &str)]) -> BTreeMap<String, String> {
     let own = own
