@@ -3,13 +3,14 @@
 mod support;
 
 use rustix::process::Signal;
-use support::agents::{AgentProcess, joined, me};
+use support::agents::{AgentProcess, Puppet, joined, me};
 use support::ladders::{
     HOOKS_DONE, HOOKS_DROPPED, HOOKS_FAILED, HOOKS_WITHDRAWN, Marks, QUIET, REAPED_ZERO, RECOVERED,
     all_hooks, ladder,
 };
-use support::network::{PID, socket_at};
+use support::network::{PID, last_frame, socket_at};
 use support::{BEATS, Observer, critical_of, frame, frame_of};
+use varta_vlp::PAYLOAD_GOODBYE;
 use varta_watch::api::v1::AgentsPage;
 use varta_watch::api::{LogEvent, LogLine};
 
@@ -80,6 +81,45 @@ fn a_clean_exit_is_no_occasion() {
     observer.wait_for_pid(LogEvent::Exit, agent.pid);
     assert_eq!(observer.count_within(LogEvent::Hook, QUIET), 0);
     assert_eq!(marks.read(), [""; 0]);
+}
+
+#[test]
+fn a_goodbye_is_no_critical_occasion_here_or_elsewhere_also_as_a_first_word() {
+    let marks = Marks::new();
+    let flags = [&IN_CLEAR[..], &[ACTED_ON]].concat();
+    let observer = marks.observer(&on_critical(&[marks.mark("critical", "")]), &flags);
+    let mut known = joined(&observer);
+    known.tell("leave");
+    observer.wait_for_pid(LogEvent::Exit, known.pid);
+    let mut stranger = Puppet::start(&observer.socket);
+    stranger.tell("leave");
+    observer.wait_for_pid(LogEvent::Exit, stranger.pid);
+    let elsewhere = socket_at("127.0.0.1");
+    for pid in [PID, PID + 1] {
+        if pid == PID {
+            observer.hear(&elsewhere, &frame_of(pid, 1));
+        }
+        observer.hear(&elsewhere, &last_frame(pid, PAYLOAD_GOODBYE, 1));
+        observer.told(LogEvent::Exit, |line| line.fields.pid == Some(pid));
+    }
+    // A last frame without a goodbye is an alarm, and comes after all the others.
+    known.tell("beat self 2");
+    known.tell("crash");
+    observer.wait_for_pid(LogEvent::Critical, known.pid);
+    marks.wait_for(1);
+    let stopped = observer.stop();
+    assert_eq!(stopped.count(LogEvent::Critical), 1, "{:#?}", stopped.lines);
+    let status_of = |line: &LogLine| line.fields.status.clone();
+    let joins = stopped
+        .lines
+        .iter()
+        .filter(|line| line.event == LogEvent::Join);
+    assert!(
+        joins
+            .map(status_of)
+            .all(|status| status.as_deref() == Some("ok"))
+    );
+    assert_eq!(marks.read(), ["critical"]);
 }
 
 #[test]

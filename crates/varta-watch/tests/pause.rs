@@ -109,6 +109,30 @@ fn a_resumed_agent_is_judged_again_and_has_its_full_threshold() {
 }
 
 #[test]
+fn requests_at_the_same_moment_wait_each_for_its_own_effect() {
+    let observer = start(&["--threshold-ms=60000"]);
+    let (paths, bodies) = (
+        ["pause", "resume", "pause"].map(|what| path(&observer, what)),
+        [r#"{"for":60}"#, "{}", r#"{"for":60}"#],
+    );
+    for round in 0..50 {
+        // All three are sent before any answer is read.
+        let mut streams = [0, 1, 2].map(|i| {
+            let mut stream = observer.connect_control();
+            stream
+                .write_all(&post(&paths[i], &[JSON], bodies[i]))
+                .unwrap();
+            stream
+        });
+        let replies = streams
+            .each_mut()
+            .map(|stream| Reply::parse(&read_all(stream)));
+        let statuses = replies.each_ref().map(|reply| reply.status);
+        assert_eq!(statuses, [200; 3], "round {round}: {replies:?}");
+    }
+}
+
+#[test]
 fn the_last_pause_counts() {
     let me = std::process::id();
     let observer = start(&["--threshold-ms=200"]);

@@ -20,6 +20,18 @@ fn agent_process() {
     support::agents::be_an_agent_if_told();
 }
 
+#[test]
+fn a_command_that_runs_when_the_observer_is_killed_goes_on() {
+    let marks = Marks::new();
+    let step = marks.gated("begun", "echo done >> marks");
+    let mut observer = marks.observer(&ladder(100, &[step], ""), &[]);
+    observer.send(&frame(1));
+    marks.wait_for(1);
+    observer.kill();
+    marks.open_gate();
+    assert_eq!(marks.wait_for(2), ["begun", "done"]);
+}
+
 fn only_agent(observer: &Observer) -> AgentView {
     let page: AgentsPage = observer.ask("/api/v1/agents").json();
     assert_eq!(page.agents.len(), 1);
