@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 
 use proptest::prelude::*;
-use varta_vlp::{Frame, NONCE_TERMINAL, Status};
+use varta_vlp::{Frame, NONCE_TERMINAL, PAYLOAD_GOODBYE, Status};
 
 use super::*;
 use crate::event::UID_UNKNOWN;
