@@ -15,10 +15,11 @@ use crate::http::view::About;
 
 const THRESHOLD_NS: u64 = 1_000_000_000;
 
-/// An observer without threads.
+/// An observer without threads. Its tracker has a clock of its own, which goes on when a test says so.
 struct Observer {
     view: View,
     tracker: Tracker,
+    now_ns: u64,
 }
 
 /// The same with a beat path that was to turn an hour ago.
@@ -60,21 +61,24 @@ impl Observer {
                 .pulse(Arc::clone(&counters), raw),
             raw,
         };
-        let tracker = Tracker::new(table, counters, options);
-        Self { view, tracker }
+        Self {
+            view,
+            tracker: Tracker::new(table, counters, options),
+            now_ns: 0,
+        }
     }
 
     fn hear(&mut self, key: AgentKey, pid: u32, status: Status, person: Person) -> Agent {
-        let now_ns = self.view.raw.now_ns();
+        self.now_ns += 1;
         let beat = Beat {
             key,
-            frame: Frame::new(status, pid, 1, now_ns, 0),
+            frame: Frame::new(status, pid, 1, self.now_ns, 0),
             origin: BeatOrigin::KernelAttested,
             ns_inode: None,
             uid: 0,
             session: None,
         };
-        let recorded = self.tracker.record(&beat, now_ns, THRESHOLD_NS);
+        let recorded = self.tracker.record(&beat, self.now_ns, THRESHOLD_NS);
         let agent = recorded.agent.unwrap();
         self.view.roster.enter(agent, person);
         agent
@@ -99,11 +103,12 @@ impl Observer {
         self.hear(AgentKey::Network { source, pid }, pid, Status::Ok, person)
     }
 
-    /// Lets everybody that there is fall silent.
+    /// Lets everybody that there is fall silent for two thresholds: a wheel may be a tick late with the first.
     fn silence(&mut self) {
-        let late_ns = self.view.raw.now_ns() + THRESHOLD_NS;
+        self.now_ns += 2 * THRESHOLD_NS;
         let take = |_: &_| ControlFlow::Continue(());
-        self.tracker.drain_stalled_slots(late_ns, u32::MAX, take);
+        self.tracker
+            .drain_stalled_slots(self.now_ns, u32::MAX, take);
     }
 
     fn page(&self, format: Format) -> Vec<Sample> {
