@@ -48,7 +48,7 @@ impl Place {
 
     /// It listens when this returns.
     fn observer(&self) -> Running {
-        let arguments = ["__observer", "--http=off", "--threshold-ms=1000"];
+        let arguments = ["__observer", "--http=off", "--threshold-ms=2000"];
         let mut child = varta(&arguments, &self.socket()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         let mut lines = log.lines().map(Result::unwrap);

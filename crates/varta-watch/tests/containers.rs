@@ -249,7 +249,7 @@ fn recovery_leaves_containers_alone_unless_allowed() {
     if !may_make_pid_namespaces() {
         return;
     }
-    let observer = Observer::start(&["--threshold-ms=200", "--recovery-exec=kill -KILL {pid}"]);
+    let observer = Observer::start(&["--threshold-ms=1500", "--recovery-exec=kill -KILL {pid}"]);
     let mut agent = first_in_container(&observer);
     agent.tell("beat self 1");
     observer.wait_for_pid(LogEvent::Stall, agent.pid);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
 use support::agents::agent_command;
+use support::network::PATIENT;
 use support::{BEATS, Observer, Stopped, wait_until_judged};
 use varta_watch::api::LogEvent;
 
@@ -116,7 +117,7 @@ fn five_thousand_agents_that_leave_together_have_all_left() {
     if !has_room_for(agents as u64) {
         return;
     }
-    let observer = Observer::start(&["--threshold-ms=60000", "--tracker-capacity=6000"]);
+    let observer = Observer::start(&[PATIENT, "--tracker-capacity=6000"]);
     let (hold, let_go) = std::io::pipe().unwrap();
     let mut processes: Vec<Child> = Vec::with_capacity(agents);
     let mut beats = 0;

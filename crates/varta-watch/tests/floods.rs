@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use support::Observer;
-use support::agents::{AgentProcess, agent_command};
+use support::agents::{AgentProcess, agent_command, me};
+use varta_client::{BeatOutcome, Status, Varta};
 use varta_watch::api::{LogEvent, LogLine};
 
 /// How long a flood lasts, in milliseconds.
@@ -49,7 +50,7 @@ impl Drop for Flood {
 /// Agents beat 20 times a second next to a flood; none of them is called stalled. Returns what the
 /// observer said.
 fn neighbours_of_a_flood_of(kind: impl Fn(&AgentProcess) -> String) -> (support::Stopped, u32) {
-    let observer = Observer::start(&["--threshold-ms=1000"]);
+    let observer = Observer::start(&["--threshold-ms=2000"]);
     let agents: Vec<_> = (0..3)
         .map(|_| AgentProcess::start(&observer.socket))
         .collect();
@@ -61,7 +62,7 @@ fn neighbours_of_a_flood_of(kind: impl Fn(&AgentProcess) -> String) -> (support:
     let pid = flood.pid();
     drop(flood);
     // Long enough for a silence that began at the end.
-    observer.count_within(LogEvent::Stall, Duration::from_millis(1_200));
+    observer.count_within(LogEvent::Stall, Duration::from_millis(2_200));
     let stopped = observer.stop();
     let stalled = |line: &&LogLine| {
         line.event == LogEvent::Stall && agents.iter().any(|a| Some(a.pid()) == line.fields.pid)
@@ -77,7 +78,7 @@ fn says_flood_of(line: &LogLine, pid: Option<u32>) -> bool {
 #[test]
 fn a_flood_of_beats_is_shed_and_its_neighbours_are_heard() {
     let (stopped, pid) = neighbours_of_a_flood_of(|_| "own".to_owned());
-    assert!(stopped.counter(SHED) > 10_000, "{}", stopped.counter(SHED));
+    assert!(stopped.counter(SHED) > 1_000, "{}", stopped.counter(SHED));
     let told = |line: &&LogLine| says_flood_of(line, Some(pid));
     assert!(stopped.lines.iter().any(|line| told(&line)));
     assert_eq!(stopped.count(LogEvent::Stall), 0, "nor is the flooder");
@@ -86,14 +87,14 @@ fn a_flood_of_beats_is_shed_and_its_neighbours_are_heard() {
 #[test]
 fn a_flood_of_junk_is_shed_and_its_neighbours_are_heard() {
     let (stopped, _) = neighbours_of_a_flood_of(|_| "junk".to_owned());
-    assert!(stopped.counter(SHED) > 10_000, "{}", stopped.counter(SHED));
+    assert!(stopped.counter(SHED) > 1_000, "{}", stopped.counter(SHED));
     assert!(stopped.lines.iter().any(|line| says_flood_of(line, None)));
 }
 
 #[test]
 fn a_flood_of_last_frames_is_shed_and_its_neighbours_are_heard() {
     let (stopped, pid) = neighbours_of_a_flood_of(|_| "last".to_owned());
-    assert!(stopped.counter(SHED) > 10_000, "{}", stopped.counter(SHED));
+    assert!(stopped.counter(SHED) > 1_000, "{}", stopped.counter(SHED));
     let told = |line: &&LogLine| says_flood_of(line, Some(pid));
     assert!(stopped.lines.iter().any(|line| told(&line)));
 }
@@ -101,7 +102,7 @@ fn a_flood_of_last_frames_is_shed_and_its_neighbours_are_heard() {
 #[test]
 fn a_flood_in_the_name_of_nobody_is_shed_and_its_neighbours_are_heard() {
     let (stopped, _) = neighbours_of_a_flood_of(|_| "stranger".to_owned());
-    assert!(stopped.counter(SHED) > 10_000, "{}", stopped.counter(SHED));
+    assert!(stopped.counter(SHED) > 1_000, "{}", stopped.counter(SHED));
 }
 
 #[test]
@@ -127,7 +128,7 @@ fn a_stall_is_noticed_in_the_midst_of_a_flood_that_cannot_be_shed() {
 #[test]
 fn a_flood_that_is_over_is_said_to_be_and_costs_nothing_later() {
     let observer = Observer::start(&["--threshold-ms=60000"]);
-    let mut flood = Flood::start(&observer, "own", 1_000);
+    let mut flood = Flood::start(&observer, "own", 2_000);
     let pid = flood.pid();
     let is_news = |line: &LogLine| says_flood_of(line, Some(pid));
     observer.wait_for(LogEvent::Refuse, is_news);
@@ -144,7 +145,11 @@ fn who_leaves_and_comes_back_without_end_is_stopped_at_some_time() {
         .spawn()
         .unwrap();
     turnstile.wait().unwrap();
-    observer.count_within(LogEvent::Exit, Duration::from_millis(500));
+    // Whoever is heard now is heard after all of it.
+    let mut last = Varta::connect(&observer.socket).unwrap();
+    assert_eq!(last.beat(Status::Ok, 0), BeatOutcome::Sent);
+    assert_eq!(last.leave(), BeatOutcome::Sent);
+    observer.wait_for_pid(LogEvent::Exit, me());
     let stopped = observer.stop();
     let joins = stopped.counter("varta_observer_joins_total");
     assert!((5..1_000).contains(&joins), "{joins} joins");

@@ -181,7 +181,7 @@ fn start(is_sealed: bool, flags: &[&str], wrapper: &[&str]) -> Observer {
 /// Two agents with the same pid on two hosts; one falls silent and comes back.
 fn tell_hosts_apart(seal: Seal) {
     let is_sealed = !matches!(seal, Seal::Clear);
-    let world = World::new(is_sealed, &["--threshold-ms=500"]);
+    let world = World::new(is_sealed, &["--threshold-ms=2000"]);
     let observer = &world.observer;
     let beat = |host: usize, series| Beating::start(observer, &world.hosts[host].socket, series);
     let first = beat(0, Series::new(seal, PID, "host 1"));
@@ -257,7 +257,7 @@ fn a_sender_whose_port_is_translated_anew_is_the_same_agent() {
 #[test]
 fn a_sender_whose_address_changes_is_the_same_agent() {
     for seal in SEALS {
-        let world = World::new(true, &["--threshold-ms=500"]);
+        let world = World::new(true, &["--threshold-ms=2000"]);
         let [old, new] = &world.hosts;
         let mut agent = Series::new(seal, PID, "moves");
         let capture = agent.beats(5);

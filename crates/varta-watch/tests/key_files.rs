@@ -440,7 +440,7 @@ fn no_beat_under_a_kept_key_is_lost_while_keys_are_reloaded() {
 
 #[test]
 fn an_agent_that_beats_does_not_notice_reloads() {
-    let observer = start_sealed(&["--threshold-ms=500"]);
+    let observer = start_sealed(&["--threshold-ms=5000"]);
     let agents = SEALS.map(|seal| Series::new(seal, PID, "live"));
     let agents = agents.map(|agent| Beating::start(&observer, &socket(), agent));
     for round in 1..=10 {

@@ -66,9 +66,9 @@ fn a_paused_agent_is_not_stalled_and_when_the_pause_is_over_it_may_stall_again()
     let me = std::process::id();
     let observer = start(&["--threshold-ms=200"]);
     observer.wait_for_pid(LogEvent::Stall, me);
-    let paused: AgentView = pause(&observer, r#"{"for":0.5,"reason":"deploy"}"#).json();
+    let paused: AgentView = pause(&observer, r#"{"for":2,"reason":"deploy"}"#).json();
     assert_eq!((paused.state, paused.stalls), (State::Paused, 1));
-    assert!(paused.paused_for.is_some_and(|seconds| seconds <= 0.5));
+    assert!(paused.paused_for.is_some_and(|seconds| seconds <= 2.0));
     assert_eq!(paused.pause_reason.as_deref(), Some("deploy"));
     let line = observer.wait_for_pid(LogEvent::Pause, me);
     assert_eq!(line.fields.reason.as_deref(), Some("deploy"));
@@ -89,7 +89,7 @@ fn a_paused_agent_is_not_stalled_and_when_the_pause_is_over_it_may_stall_again()
 #[test]
 fn a_resumed_agent_is_judged_again_and_has_its_full_threshold() {
     let me = std::process::id();
-    let observer = start(&["--threshold-ms=300"]);
+    let observer = start(&["--threshold-ms=1500"]);
     let paused: AgentView = pause(&observer, r#"{"for":2592000}"#).json();
     assert_eq!(paused.state, State::Paused);
     assert!(

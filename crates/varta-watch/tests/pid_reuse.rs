@@ -156,7 +156,7 @@ fn a_bystander_with_the_pid_of_a_dead_sender_is_not_taken_for_it() {
     stopped.assert_counters(&[(BEATS, 5), (STALLS, 0)]);
 }
 
-/// A recovery command that writes down for which pid it was called.
+/// A recovery command that writes down for which pid it was called, and then waits at a gate.
 struct Calls {
     directory: tempfile::TempDir,
     exec: String,
@@ -164,13 +164,13 @@ struct Calls {
 }
 
 impl Calls {
-    /// `then` is what the command does afterwards.
-    fn new(then: &str) -> Self {
+    fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let script = directory.path().join("recover");
         let file = directory.path().join("calls");
-        let text = format!("echo $1 >> {}\n{then}\n", file.display());
-        fs::write(&script, text).unwrap();
+        let gate = directory.path().join("gate");
+        let wait = format!("while ! test -e {}; do sleep 0.02; done", gate.display());
+        fs::write(&script, format!("echo $1 >> {}\n{wait}\n", file.display())).unwrap();
         Self {
             exec: format!("sh {} {{pid}}", script.display()),
             directory,
@@ -186,6 +186,10 @@ impl Calls {
             &self.exec,
             &format!("--recovery-debounce-ms={debounce_ms}"),
         ])
+    }
+
+    fn open_gate(&self) {
+        fs::write(self.directory.path().join("gate"), "").unwrap();
     }
 
     fn count(&self) -> usize {
@@ -215,13 +219,14 @@ fn a_recovery_that_is_due_later_is_not_done_to_a_successor() {
     if !inside_a_pid_namespace("a_recovery_that_is_due_later_is_not_done_to_a_successor") {
         return;
     }
-    let calls = Calls::new("");
-    let observer = calls.observer(3_000);
+    let calls = Calls::new();
+    calls.open_gate();
+    let observer = calls.observer(5_000);
     stall_twice(&observer);
     kill();
     start_bystander();
     observer.wait_for_pid(LogEvent::Exit, PID);
-    std::thread::sleep(Duration::from_millis(3_500));
+    std::thread::sleep(Duration::from_millis(5_000));
     assert_eq!(calls.count(), 1);
     observer.stop().assert_counters(&[(SPAWNED, 1)]);
     kill();
@@ -234,11 +239,12 @@ fn a_recovery_that_waits_for_the_one_before_is_not_done_to_a_successor() {
     ) {
         return;
     }
-    let calls = Calls::new("sleep 3");
+    let calls = Calls::new();
     let observer = calls.observer(100);
     stall_twice(&observer);
     kill();
     start_bystander();
+    calls.open_gate();
     observer.wait_for(LogEvent::Recover, has_outcome("reaped_zero"));
     std::thread::sleep(Duration::from_millis(700));
     assert_eq!(calls.count(), 1);
@@ -253,13 +259,14 @@ fn a_recovery_that_became_due_while_nobody_looked_is_not_done_to_a_successor() {
     ) {
         return;
     }
-    let calls = Calls::new("");
-    let observer = calls.observer(2_500);
+    let calls = Calls::new();
+    calls.open_gate();
+    let observer = calls.observer(4_500);
     stall_twice(&observer);
     observer.signal(Signal::STOP);
     kill();
     start_bystander();
-    std::thread::sleep(Duration::from_millis(3_000));
+    std::thread::sleep(Duration::from_millis(4_500));
     // Both are overdue now: to learn of the exit, and to act.
     observer.signal(Signal::CONT);
     observer.wait_for_pid(LogEvent::Exit, PID);

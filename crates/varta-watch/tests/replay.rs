@@ -137,7 +137,7 @@ fn a_datagram_that_comes_again_after_a_thousand_newer_ones_is_refused() {
 
 #[test]
 fn a_datagram_that_comes_again_after_a_stall_does_not_end_it() {
-    let observer = start_sealed(&["--threshold-ms=300"]);
+    let observer = start_sealed(&["--threshold-ms=1500"]);
     for mut agent in agents("stall") {
         let capture = agent.beats(3);
         observer.hear_all(&socket(), &capture);
@@ -406,7 +406,7 @@ fn a_last_frame_that_was_recorded_unheard_cannot_come_after_a_newer_one() {
 #[test]
 fn a_process_that_was_started_anew_is_heard_before_anybody_calls_it_stalled() {
     for seal in SEALS {
-        let observer = start_sealed(&["--threshold-ms=1000"]);
+        let observer = start_sealed(&["--threshold-ms=3000"]);
         let socket = socket();
         let mut first = Series::new(seal, PID, "first");
         first.nonce = 999;

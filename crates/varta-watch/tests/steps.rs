@@ -16,7 +16,7 @@ use varta_watch::api::LogLine;
 use varta_watch::api::v1::AgentsPage;
 
 /// Time for a program to begin on a busy machine, before it is ended.
-const BEGUN: &str = ", timeout = \"2s\", wait = \"1h\"";
+const BEGUN: &str = ", timeout = \"3s\", wait = \"1h\"";
 
 const SPAWN_FAILED: &str = "spawn_failed";
 
@@ -95,7 +95,7 @@ fn an_observer_that_waits_for_its_programs_says_that_it_stops() {
     let marks = Marks::new();
     let stubborn = "trap '' TERM; echo begun >> marks; while :; do sleep 600; done";
     let text = ladder(200, &[marks.shell(stubborn, ", wait = \"1h\"")], "");
-    let observer = marks.observer(&text, &["--recovery-grace=3s"]);
+    let observer = marks.observer(&text, &["--recovery-grace=6s"]);
     observer.send(&frame(1));
     marks.wait_for(1);
     let agents: AgentsPage = observer.ask("/api/v1/agents").json();

@@ -47,9 +47,9 @@ fn an_agent_elsewhere_joins_stalls_comes_back_and_says_goodbye() {
     assert_eq!((join.uid, join.name, join.exe), (None, None, None));
     let stall = observer.told(LogEvent::Stall, is_from("127.0.0.2")).fields;
     assert_eq!((stall.pid, stall.nonce), (Some(PID), Some(1)));
-    observer.hear(&socket, &frame_of(PID, 2));
+    let last = [frame_of(PID, 2), last_frame(PID, PAYLOAD_GOODBYE, 1)];
+    observer.hear_all(&socket, &last.map(Vec::from));
     observer.told(LogEvent::Return, is_from("127.0.0.2"));
-    observer.hear(&socket, &last_frame(PID, PAYLOAD_GOODBYE, 1));
     let exit = observer.told(LogEvent::Exit, is_from("127.0.0.2")).fields;
     assert_eq!(exit.how.as_deref(), Some("left"));
     observer.stop().assert_counters(&[
@@ -65,8 +65,8 @@ fn an_agent_elsewhere_joins_stalls_comes_back_and_says_goodbye() {
 fn who_said_goodbye_elsewhere_is_no_stall_and_may_come_again() {
     let observer = start_in_clear(&["--threshold-ms=300"]);
     let socket = socket();
-    observer.hear(&socket, &frame_of(PID, 1));
-    observer.hear(&socket, &last_frame(PID, PAYLOAD_GOODBYE, 1));
+    let life = [frame_of(PID, 1), last_frame(PID, PAYLOAD_GOODBYE, 1)];
+    observer.hear_all(&socket, &life.map(Vec::from));
     observer.told(LogEvent::Exit, |_| true);
     assert_eq!(
         observer.count_within(LogEvent::Stall, Duration::from_millis(700)),
@@ -196,7 +196,7 @@ fn an_old_beat_is_refused_while_newer_ones_come() {
 
 #[test]
 fn the_beats_of_a_local_agent_do_not_count_for_its_namesake_elsewhere() {
-    let observer = start_in_clear(&["--threshold-ms=500"]);
+    let observer = start_in_clear(&["--threshold-ms=2000"]);
     let local = AgentProcess::start(&observer.socket);
     observer.told(LogEvent::Join, is_local);
     let remote = Beating::start(&observer, &socket(), series(local.pid()));
@@ -209,7 +209,7 @@ fn the_beats_of_a_local_agent_do_not_count_for_its_namesake_elsewhere() {
 
 #[test]
 fn the_beats_of_an_agent_elsewhere_do_not_count_for_its_local_namesake() {
-    let observer = start_in_clear(&["--threshold-ms=500"]);
+    let observer = start_in_clear(&["--threshold-ms=2000"]);
     let local = AgentProcess::start(&observer.socket);
     observer.told(LogEvent::Join, is_local);
     let remote = Beating::start(&observer, &socket(), series(local.pid()));
@@ -278,7 +278,7 @@ fn agents_elsewhere_that_fill_their_table_take_no_room_from_local_ones() {
 
 #[test]
 fn an_agent_elsewhere_takes_no_slot_of_a_local_one_that_is_silent() {
-    let observer = start_in_clear(&["--threshold-ms=100", "--tracker-capacity=2"]);
+    let observer = start_in_clear(&["--threshold-ms=200", "--tracker-capacity=2"]);
     let socket = socket();
     let mut locals: Vec<_> = (0..2).map(|_| Puppet::start(&observer.socket)).collect();
     for local in &mut locals {
@@ -290,9 +290,8 @@ fn an_agent_elsewhere_takes_no_slot_of_a_local_one_that_is_silent() {
     let mut tries = 0;
     while observer.seen_of(LogEvent::Join, newcomer.pid) == 0 {
         tries += 1;
-        for pid in 100..104 {
-            observer.hear(&socket, &frame_of(pid, tries));
-        }
+        let frames = (100..104).map(|pid| frame_of(pid, tries).to_vec());
+        observer.hear_all(&socket, &frames.collect::<Vec<_>>());
         newcomer.tell(&format!("beat self {tries}"));
         observer.count_within(LogEvent::Join, Duration::from_millis(50));
     }
