@@ -296,6 +296,8 @@ fn the_event_file_holds_no_beats_when_only_changes_are_asked_for() {
     agent.tell("beat self 2");
     agent.leave(0);
     let rows = rows_when(&file, |rows| rows.iter().any(|row| row[1] == "exit"));
+    // A busy machine makes gaps.
+    let rows: Vec<_> = rows.iter().filter(|row| row[1] != "gap").collect();
     let kinds: Vec<_> = rows.iter().map(|row| row[1].as_str()).collect();
     assert_eq!(kinds, ["join", "stall", "return", "exit"]);
     assert_eq!(rows[3][4..], ["left", "code=0"]);
@@ -371,7 +373,7 @@ fn a_full_disk_costs_one_log_line_and_tears_no_row() {
         .unwrap();
     observer.wait_for(LogEvent::Notice, |line| line.msg.contains("written again"));
     let rows = rows_when(&file, |rows| {
-        rows.last().is_some_and(|row| row[3] == beats.to_string())
+        rows.iter().any(|row| row[3] == beats.to_string())
     });
     let nonces: Vec<u64> = rows
         .iter()
@@ -531,9 +533,7 @@ fn a_log_nobody_reads_does_not_stop_the_observer() {
         sender.send(&frame(nonce)).unwrap();
         std::thread::sleep(Duration::from_micros(200));
     }
-    rows_when(&file, |rows| {
-        rows.last().is_some_and(|row| row[3] == "1500")
-    });
+    rows_when(&file, |rows| rows.iter().any(|row| row[3] == "1500"));
     signal_pid(child.id(), Signal::TERM);
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
