@@ -10,9 +10,8 @@ use support::ladders::{
     HOOKS_DONE, HOOKS_DROPPED, HOOKS_FAILED, HOOKS_WITHDRAWN, Marks, QUIET, REAPED_ZERO, RECOVERED,
     all_hooks, ladder,
 };
-use support::network::{PID, last_frame, socket_at};
+use support::network::{PID, socket_at};
 use support::{BEATS, Observer, critical_of, frame, frame_of};
-use varta_vlp::PAYLOAD_GOODBYE;
 use varta_watch::api::v1::AgentsPage;
 use varta_watch::api::{LogEvent, LogLine};
 
@@ -41,6 +40,14 @@ fn on_critical(steps: &[String]) -> String {
     format!("threshold-ms = 60000\n[[agent]]\nname = \"*\"\non-critical = [{steps}]\n")
 }
 
+/// Nothing happens to the only agent any more.
+fn pause(observer: &Observer) {
+    let page: AgentsPage = observer.ask("/api/v1/agents").json();
+    assert_eq!(page.agents.len(), 1);
+    let path = format!("/api/v1/agents/{}/pause", page.agents[0].id);
+    assert_eq!(observer.wish(&path, r#"{"for":3600}"#).status, 200);
+}
+
 /// The hook ends without its last step, for this reason.
 fn withdrawn(observer: &Observer, why: &str) -> LogLine {
     let line = observer.told(LogEvent::Hook, |line| line.msg.contains("no more of on-"));
@@ -61,8 +68,7 @@ fn each_occasion_has_its_hook_once_with_its_reason() {
     );
     observer.send(&frame(2));
     assert_eq!(marks.wait_for(5)[4], "recovered");
-    observer.send(&last_frame(me(), PAYLOAD_GOODBYE, 1));
-    observer.wait_for_pid(LogEvent::Exit, me());
+    pause(&observer);
     let mut other = joined(&observer);
     other.leave(3);
     observer.wait_for(LogEvent::Hook, |line| {
@@ -210,12 +216,7 @@ fn ended_by(happens: impl FnOnce(&Observer, &Marks), why: &str) {
 
 #[test]
 fn a_pause_ends_a_hook_before_its_next_step() {
-    let pause = |observer: &Observer, _: &Marks| {
-        let page: AgentsPage = observer.ask("/api/v1/agents").json();
-        let path = format!("/api/v1/agents/{}/pause", page.agents[0].id);
-        assert_eq!(observer.wish(&path, r#"{"for":3600}"#).status, 200);
-    };
-    ended_by(pause, "the agent is paused");
+    ended_by(|observer, _| pause(observer), "the agent is paused");
 }
 
 #[test]
@@ -233,9 +234,7 @@ fn a_paused_agent_has_no_hooks() {
     let observer = marks.observer(&on_critical(&[marks.mark("critical", "")]), &[]);
     observer.send(&frame(1));
     observer.wait_for_pid(LogEvent::Join, me());
-    let page: AgentsPage = observer.ask("/api/v1/agents").json();
-    let path = format!("/api/v1/agents/{}/pause", page.agents[0].id);
-    assert_eq!(observer.wish(&path, r#"{"for":3600}"#).status, 200);
+    pause(&observer);
     observer.send(&critical_of(me(), 2));
     observer.wait_for_pid(LogEvent::Critical, me());
     assert_eq!(observer.count_within(LogEvent::Hook, QUIET), 0);
