@@ -10,8 +10,9 @@ use support::ladders::{
     HOOKS_DONE, HOOKS_DROPPED, HOOKS_FAILED, HOOKS_WITHDRAWN, Marks, QUIET, REAPED_ZERO, RECOVERED,
     all_hooks, ladder,
 };
-use support::network::{PID, socket_at};
+use support::network::{PID, last_frame, socket_at};
 use support::{BEATS, Observer, critical_of, frame, frame_of};
+use varta_vlp::PAYLOAD_GOODBYE;
 use varta_watch::api::v1::AgentsPage;
 use varta_watch::api::{LogEvent, LogLine};
 
