@@ -109,7 +109,7 @@ fn pointers<'a>(strings: impl Iterator<Item = &'a CStr>) -> Vec<*const c_char> {
 }
 
 /// A handler that ran in the child would change memory of this process.
-fn with_signals_blocked<T>(act: impl FnOnce() -> T) -> T {
+pub(crate) fn with_signals_blocked<T>(act: impl FnOnce() -> T) -> T {
     let mut all = MaybeUninit::<libc::sigset_t>::uninit();
     let mut before = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: fills the set it is given.

@@ -10,6 +10,8 @@
 #[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod child;
 pub mod counting_alloc;
+#[cfg(all(feature = "observer", target_os = "linux"))]
+pub mod deep_socket;
 #[cfg(unix)]
 pub mod entropy;
 #[cfg(all(feature = "observer", target_os = "linux"))]

@@ -1,0 +1,552 @@
+//! A datagram socket whose queue is as deep as its owner wants.
+//!
+//! How many datagrams a Unix socket queues is `net.unix.max_dgram_qlen` of the network namespace in which it is made,
+//! read when it is made. A socket that is bound to a path is found from every network namespace. So a helper
+//! process moves to a new network namespace (and to a new user namespace, if it may not do the former alone), sets the
+//! depth there, makes the socket and hands it back over `SCM_RIGHTS`. The setting of this process's own namespace is
+//! not touched. The new namespaces live as long as the socket.
+//!
+//! The helper is a copy of the calling process, which may have many threads: a lock that another thread holds stays
+//! locked in the copy for ever. The helper therefore makes system calls only and allocates nothing. It does
+//! not share this process's memory, because it must be possible to give it up: making a network namespace can wait
+//! for others that are being taken down.
+//!
+//! Bounds: one helper per call, which has ended and was waited for when the call returns. One that has not reported in
+//! time is killed.
+
+use std::ffi::{CStr, CString, c_int, c_long};
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::time::Duration;
+
+use crate::child::with_signals_blocked;
+
+/// Where a process reads and sets the depth for the network namespace it is in.
+const SETTING: &CStr = c"/proc/sys/net/unix/max_dgram_qlen";
+
+/// More digits than a depth has.
+const DIGITS_MAX: usize = 32;
+
+/// Room for one descriptor in a control message, aligned: a header and an integer.
+const CONTROL_UNITS: usize = 4;
+
+/// What the helper was about to do when it was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Step {
+    /// Start the helper.
+    Start,
+    /// Move to a new user namespace, since it may not make a network namespace without.
+    UserNamespace,
+    /// Move to a new network namespace.
+    NetworkNamespace,
+    /// Open the setting there. `ENOENT` before Linux 5.17 if a user namespace was needed.
+    OpenSetting,
+    /// Write the depth.
+    WriteSetting,
+    /// Read it back.
+    ReadSetting,
+    /// Make the socket.
+    MakeSocket,
+    /// Hand it back.
+    HandBack,
+}
+
+impl Step {
+    const ALL: [Self; 8] = [
+        Self::Start,
+        Self::UserNamespace,
+        Self::NetworkNamespace,
+        Self::OpenSetting,
+        Self::WriteSetting,
+        Self::ReadSetting,
+        Self::MakeSocket,
+        Self::HandBack,
+    ];
+}
+
+/// Why there is no deep socket.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum DeepSocketError {
+    /// The kernel refused a step.
+    Refused(Step, io::Error),
+    /// A signal ended the helper before it had reported: `SIGSYS` if a system call filter kills instead of refusing.
+    Killed(i32),
+    /// The helper did not report in time and was killed.
+    TimedOut,
+}
+
+impl fmt::Display for DeepSocketError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (step, error) = match self {
+            Self::Refused(step, error) => (step, error),
+            Self::Killed(signal) => {
+                return write!(f, "signal {signal} ended the helper process");
+            }
+            Self::TimedOut => return f.write_str("the helper process did not report in time"),
+        };
+        let setting = SETTING.to_string_lossy();
+        match step {
+            Step::Start => write!(f, "cannot start a helper process: {error}"),
+            Step::UserNamespace => write!(f, "cannot make a user namespace: {error}"),
+            Step::NetworkNamespace => write!(f, "cannot make a network namespace: {error}"),
+            Step::OpenSetting => write!(
+                f,
+                "cannot open {setting} in a new network namespace: {error}"
+            ),
+            Step::WriteSetting => write!(
+                f,
+                "cannot write {setting} in a new network namespace: {error}"
+            ),
+            Step::ReadSetting => write!(f, "{setting} does not keep what is written to it"),
+            Step::MakeSocket => write!(
+                f,
+                "cannot make a socket in a new network namespace: {error}"
+            ),
+            Step::HandBack => write!(f, "cannot hand over a socket: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for DeepSocketError {}
+
+/// Makes an unbound, non-blocking Unix datagram socket that queues `datagrams` (at least 1), and waits for it no longer
+/// than `patience`.
+///
+/// Credentials and pidfds of senders are those of the process that receives, wherever the socket was made. The socket
+/// cannot be reached by an abstract name, and tools that list the sockets of this network namespace do not list it.
+///
+/// # Errors
+///
+/// One of [`DeepSocketError`]; nothing is left behind then.
+pub fn deep_socket(datagrams: u32, patience: Duration) -> Result<OwnedFd, DeepSocketError> {
+    // The kernel queues one more than the setting says.
+    let depth = datagrams.saturating_sub(1).to_string();
+    // Digits are no null byte.
+    let depth = CString::new(depth).unwrap_or_default();
+    ask_helper(patience, || make(&depth))
+}
+
+/// Runs `act` in a copy of this process, and returns the socket that it has made there. `act` may do only what is
+/// async-signal-safe.
+fn ask_helper(
+    patience: Duration,
+    act: impl FnOnce() -> Result<c_int, (Step, c_int)>,
+) -> Result<OwnedFd, DeepSocketError> {
+    let start = |error| DeepSocketError::Refused(Step::Start, error);
+    let (ours, theirs) = channel(patience).map_err(start)?;
+    // A handler of this process must not run in the copy, and the wait is not to be interrupted.
+    with_signals_blocked(|| {
+        let pid = fork();
+        if pid == 0 {
+            report(theirs.as_raw_fd(), act());
+            // SAFETY: ends the copy without running anything of the process it was copied from.
+            unsafe { libc::_exit(0) }
+        }
+        if pid < 0 {
+            return Err(start(io::Error::last_os_error()));
+        }
+        // So that the end of the helper ends the wait.
+        drop(theirs);
+        let received = receive(&ours);
+        if received.is_err() {
+            // SAFETY: two integers; the helper was not waited for, so the number is its own.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        let signal = wait_for(pid);
+        match received {
+            Ok(Some(result)) => result,
+            Ok(None) => Err(DeepSocketError::Killed(signal)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(DeepSocketError::TimedOut)
+            }
+            Err(error) => Err(DeepSocketError::Refused(Step::HandBack, error)),
+        }
+    })
+}
+
+/// Two connected sockets; who receives from the first one waits no longer than `patience`.
+fn channel(patience: Duration) -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut fds = [-1; 2];
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+    // SAFETY: the kernel writes two integers of ours.
+    checked(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) })?;
+    // SAFETY: the call has just made these descriptors for us.
+    let [ours, theirs] = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let limit = libc::timeval {
+        tv_sec: patience.as_secs() as _,
+        tv_usec: patience.subsec_micros() as _,
+    };
+    use std::os::fd::AsFd;
+    crate::socket_option::set(ours.as_fd(), libc::SO_RCVTIMEO, &limit)?;
+    Ok((ours, theirs))
+}
+
+/// `fork` without the handlers that libraries have registered. The copy has this process's descriptors. Its end is
+/// signalled to nobody, and a wait for any child does not find it.
+fn fork() -> libc::pid_t {
+    const NO_FLAGS: c_long = 0;
+    const UNUSED: c_long = 0;
+    // SAFETY: without flags the copy shares no memory with this process, so nothing it does reaches this one. Both
+    // architectures expect flags first and take 0 for all that is not used. What the copy does is up to the caller,
+    // `ask_helper`.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, NO_FLAGS, UNUSED, UNUSED, UNUSED, UNUSED) };
+    pid as libc::pid_t
+}
+
+/// Waits for the helper. Returns the signal that ended it, 0 if none did.
+fn wait_for(pid: libc::pid_t) -> c_int {
+    let mut status = 0;
+    loop {
+        // SAFETY: waits for a child of this process and writes an integer of ours.
+        let result = unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
+        if result != -1 {
+            return match libc::WIFSIGNALED(status) {
+                true => libc::WTERMSIG(status),
+                false => 0,
+            };
+        }
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return 0;
+        }
+    }
+}
+
+/// In the helper: a socket with this depth.
+fn make(depth: &CStr) -> Result<c_int, (Step, c_int)> {
+    // A system call filter may end the helper with a core dump, which would be one of this process's memory.
+    // SAFETY: integers only; changes the copy, not the process it was copied from.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+    enter_namespaces()?;
+    set_depth(depth)?;
+    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: integers only.
+    step(Step::MakeSocket, unsafe {
+        libc::socket(libc::AF_UNIX, kind, 0)
+    })
+}
+
+fn enter_namespaces() -> Result<(), (Step, c_int)> {
+    // SAFETY: an integer; concerns the copy alone.
+    let unshare = |flag| unsafe { libc::unshare(flag) };
+    if unshare(libc::CLONE_NEWNET) == 0 {
+        return Ok(());
+    }
+    if errno() == libc::EPERM {
+        step(Step::UserNamespace, unshare(libc::CLONE_NEWUSER))?;
+        step(Step::NetworkNamespace, unshare(libc::CLONE_NEWNET))?;
+        return Ok(());
+    }
+    Err((Step::NetworkNamespace, errno()))
+}
+
+/// `/proc/sys/net` is that of the network namespace of whoever opens it.
+fn set_depth(depth: &CStr) -> Result<(), (Step, c_int)> {
+    let depth = depth.to_bytes();
+    // SAFETY: a string with its end.
+    let setting = unsafe { libc::open(SETTING.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
+    let setting = step(Step::OpenSetting, setting)?;
+    // SAFETY: the kernel reads as many bytes as there are.
+    let written = unsafe { libc::pwrite(setting, depth.as_ptr().cast(), depth.len(), 0) };
+    step(Step::WriteSetting, written as c_int)?;
+    let mut kept = [0_u8; DIGITS_MAX];
+    // SAFETY: the kernel writes no more bytes than there are.
+    let length = unsafe { libc::pread(setting, kept.as_mut_ptr().cast(), kept.len(), 0) };
+    let length = step(Step::ReadSetting, length as c_int)?;
+    let kept = &kept[..length as usize];
+    match kept.strip_suffix(b"\n").unwrap_or(kept) == depth {
+        true => Ok(()),
+        false => Err((Step::ReadSetting, libc::EINVAL)),
+    }
+}
+
+/// In the helper: reports what has come of it, and sends the socket along. Nobody is left to be told that this
+/// fails; the other side notices the helper's end.
+fn report(channel: c_int, result: Result<c_int, (Step, c_int)>) {
+    let (word, socket) = match result {
+        Ok(socket) => ([0, 0], Some(socket)),
+        Err((step, errno)) => ([step as c_int, errno], None),
+    };
+    if let Err(error) = send(channel, word, socket)
+        && socket.is_some()
+    {
+        let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
+        let _ = send(channel, [Step::HandBack as c_int, errno], None);
+    }
+}
+
+fn send(channel: c_int, mut word: [c_int; 2], socket: Option<c_int>) -> io::Result<()> {
+    let mut control = [0_u64; CONTROL_UNITS];
+    let mut data = libc::iovec {
+        iov_base: word.as_mut_ptr().cast(),
+        iov_len: size_of_val(&word),
+    };
+    let mut message = message(&mut data);
+    if let Some(socket) = socket {
+        message.msg_control = control.as_mut_ptr().cast();
+        // SAFETY: computes a size.
+        message.msg_controllen = unsafe { libc::CMSG_SPACE(size_of::<c_int>() as u32) } as _;
+        // SAFETY: the control buffer is aligned for a header and larger than the length stated, which is that of a
+        // header and an integer, so both can be written.
+        unsafe {
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(size_of::<c_int>() as u32) as _;
+            libc::CMSG_DATA(header)
+                .cast::<c_int>()
+                .write_unaligned(socket);
+        }
+    }
+    // SAFETY: the message points to one buffer of data and one of control messages, of the lengths stated.
+    let sent = unsafe { libc::sendmsg(channel, &raw const message, libc::MSG_NOSIGNAL) };
+    checked(sent as c_int).map(|_| ())
+}
+
+/// What the helper reports: `None` if it has ended without a word.
+fn receive(channel: &OwnedFd) -> io::Result<Option<Result<OwnedFd, DeepSocketError>>> {
+    let mut word: [c_int; 2] = [0; 2];
+    let mut control = [0_u64; CONTROL_UNITS];
+    let mut data = libc::iovec {
+        iov_base: word.as_mut_ptr().cast(),
+        iov_len: size_of_val(&word),
+    };
+    let mut message = message(&mut data);
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    let length = loop {
+        // SAFETY: the message points to one buffer of data and one of control messages, both ours, of the lengths
+        // stated.
+        let length = unsafe {
+            libc::recvmsg(
+                channel.as_raw_fd(),
+                &raw mut message,
+                libc::MSG_CMSG_CLOEXEC,
+            )
+        };
+        match checked(length as c_int) {
+            // It was stopped and goes on.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => break result?,
+        }
+    };
+    if length == 0 {
+        return Ok(None);
+    }
+    let [step, errno] = word;
+    if errno != 0 {
+        let step = Step::ALL.into_iter().find(|one| *one as c_int == step);
+        let step = step.unwrap_or(Step::HandBack);
+        let error = io::Error::from_raw_os_error(errno);
+        return Ok(Some(Err(DeepSocketError::Refused(step, error))));
+    }
+    // SAFETY: the kernel has filled the control buffer up to the length it states.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message).as_ref() };
+    let is_socket = |header: &&libc::cmsghdr| {
+        header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS
+    };
+    let Some(header) = header.filter(is_socket) else {
+        // This process's table of descriptors is full.
+        return Err(io::Error::from_raw_os_error(libc::EMFILE));
+    };
+    // SAFETY: the message brings one descriptor, which the kernel has just made for us.
+    let socket = unsafe {
+        let fd = libc::CMSG_DATA(header).cast::<c_int>().read_unaligned();
+        OwnedFd::from_raw_fd(fd)
+    };
+    Ok(Some(Ok(socket)))
+}
+
+/// A message with this data and nothing else.
+fn message(data: &mut libc::iovec) -> libc::msghdr {
+    // SAFETY: `msghdr` is plain data for which all zeroes is a valid value; it is not built field by field because
+    // musl has private padding in it.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_iov = ptr::from_mut(data);
+    message.msg_iovlen = 1;
+    message
+}
+
+fn errno() -> c_int {
+    io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+fn step(step: Step, result: c_int) -> Result<c_int, (Step, c_int)> {
+    checked(result).map_err(|_| (step, errno()))
+}
+
+fn checked(result: c_int) -> io::Result<c_int> {
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        result => Ok(result),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixDatagram;
+    use std::path::Path;
+
+    use crate::receive::{DatagramBatch, pass_pidfd};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// `None` where namespaces may not be made.
+    fn deep(datagrams: u32) -> Option<OwnedFd> {
+        match deep_socket(datagrams, PATIENCE) {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                println!("skipped: no deep socket here: {error}");
+                None
+            }
+        }
+    }
+
+    fn bound_to(socket: OwnedFd, path: &Path) -> UnixDatagram {
+        let address = rustix::net::SocketAddrUnix::new(path).unwrap();
+        rustix::net::bind(&socket, &address).unwrap();
+        socket.into()
+    }
+
+    /// How many datagrams fit while nobody reads. Each sender's own buffer is bounded, so there are many.
+    fn depth_of(path: &Path) -> usize {
+        let mut senders = Vec::new();
+        let mut queued = 0;
+        loop {
+            let sender = UnixDatagram::unbound().unwrap();
+            sender.set_nonblocking(true).unwrap();
+            let sent = (0..)
+                .take_while(|_| sender.send_to(&[7; 32], path).is_ok())
+                .count();
+            senders.push(sender);
+            queued += sent;
+            if sent == 0 {
+                return queued;
+            }
+        }
+    }
+
+    fn setting() -> String {
+        std::fs::read_to_string(SETTING.to_str().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_deep_socket_queues_what_was_asked_for_and_the_setting_of_the_host_stays() {
+        let before = setting();
+        for datagrams in [1, 100, 8192] {
+            let Some(socket) = deep(datagrams) else {
+                return;
+            };
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("s");
+            let _socket = bound_to(socket, &path);
+            assert_eq!(depth_of(&path), datagrams as usize);
+        }
+        assert_eq!(setting(), before);
+    }
+
+    #[test]
+    fn senders_are_named_as_this_process_knows_them() {
+        let Some(socket) = deep(100) else {
+            return;
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        rustix::net::sockopt::set_socket_passcred(&socket, true).unwrap();
+        let has_pidfds = pass_pidfd(socket.as_fd(), true).is_ok();
+        let socket = bound_to(socket, &path);
+        UnixDatagram::unbound()
+            .unwrap()
+            .send_to(b"x", &path)
+            .unwrap();
+        let mut batch = DatagramBatch::new(1, 40);
+        assert_eq!(batch.receive(socket.as_fd(), 1, drop).unwrap(), 1);
+        let sender = batch.datagram(0).unwrap().credentials.unwrap();
+        let own = (
+            std::process::id(),
+            rustix::process::getuid().as_raw(),
+            rustix::process::getgid().as_raw(),
+        );
+        assert_eq!((sender.pid, sender.uid, sender.gid), own);
+        let Some(pidfd) = batch.take_pidfd(0) else {
+            assert!(!has_pidfds);
+            return;
+        };
+        let info = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+        let info = std::fs::read_to_string(info).unwrap();
+        assert!(info.contains(&format!("Pid:\t{}\n", own.0)), "{info}");
+    }
+
+    #[test]
+    fn a_deep_socket_is_not_inherited_and_does_not_block() {
+        let Some(socket) = deep(100) else {
+            return;
+        };
+        let flags = rustix::io::fcntl_getfd(&socket).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        let flags = rustix::fs::fcntl_getfl(&socket).unwrap();
+        assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
+    }
+
+    fn children() -> String {
+        std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default()
+    }
+
+    #[test]
+    fn no_helper_is_left_behind() {
+        drop(deep(100));
+        assert_eq!(children(), "");
+    }
+
+    #[test]
+    fn a_helper_that_hangs_is_killed() {
+        let hang = || loop {
+            // SAFETY: no argument; waits for a signal.
+            unsafe { libc::pause() };
+        };
+        let asked = ask_helper(Duration::from_millis(50), hang);
+        assert!(matches!(asked, Err(DeepSocketError::TimedOut)), "{asked:?}");
+        assert_eq!(children(), "");
+    }
+
+    #[test]
+    fn a_helper_that_is_killed_is_told_from_one_that_was_refused() {
+        let die = || {
+            // SAFETY: integers; the copy kills itself.
+            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+            Ok(0)
+        };
+        let asked = ask_helper(PATIENCE, die);
+        assert!(
+            matches!(asked, Err(DeepSocketError::Killed(libc::SIGKILL))),
+            "{asked:?}"
+        );
+        assert_eq!(children(), "");
+    }
+
+    #[test]
+    fn the_step_that_was_refused_is_reported_with_its_reason() {
+        for step in Step::ALL {
+            let asked = ask_helper(PATIENCE, || Err((step, libc::EROFS)));
+            let Err(DeepSocketError::Refused(refused, error)) = asked else {
+                panic!("{asked:?}");
+            };
+            assert_eq!((refused, error.raw_os_error()), (step, Some(libc::EROFS)));
+        }
+    }
+
+    #[test]
+    fn a_descriptor_that_is_none_cannot_be_handed_back() {
+        let asked = ask_helper(PATIENCE, || Ok(-1));
+        let Err(DeepSocketError::Refused(Step::HandBack, error)) = asked else {
+            panic!("{asked:?}");
+        };
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+    }
+}
