@@ -153,7 +153,8 @@ fn why_not_sent(socket: &Path, outcome: BeatOutcome) -> Result<(), String> {
             Err(no_observer(socket))
         }
         BeatOutcome::Dropped(DropReason::KernelQueueFull) => Err(format!(
-            "the observer on {} does not keep up, its queue is full; see net.unix.max_dgram_qlen",
+            "the observer on {} does not keep up, its queue is full; 'varta status' shows how deep that \
+             is and what helps",
             socket.display()
         )),
         BeatOutcome::Dropped(reason @ DropReason::StorageFull) => {

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+mod beat_queue;
 mod clock;
 mod config;
 mod control;

@@ -142,20 +142,39 @@ impl BoundSocket {
         access: SocketAccess,
         purpose: Purpose,
     ) -> Result<Self, BindError> {
-        Self::take(path, access, purpose).map_err(|problem| BindError {
+        let socket = new_socket(purpose).map_err(|errno| BindError {
+            purpose,
+            path: path.to_owned(),
+            problem: BindProblem::Io("socket", errno.into()),
+        })?;
+        Self::bind_made(socket, path, access, purpose)
+    }
+
+    /// The same with a socket that was made for it.
+    pub(crate) fn bind_made(
+        socket: OwnedFd,
+        path: &Path,
+        access: SocketAccess,
+        purpose: Purpose,
+    ) -> Result<Self, BindError> {
+        Self::take(socket, path, access, purpose).map_err(|problem| BindError {
             purpose,
             path: path.to_owned(),
             problem,
         })
     }
 
-    fn take(path: &Path, access: SocketAccess, purpose: Purpose) -> Result<Self, BindProblem> {
+    fn take(
+        socket: OwnedFd,
+        path: &Path,
+        access: SocketAccess,
+        purpose: Purpose,
+    ) -> Result<Self, BindProblem> {
         if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
             return Err(BindProblem::PathTooLong);
         }
         let fail = |step| move |error: Errno| BindProblem::Io(step, error.into());
         let address = SocketAddrUnix::new(path).map_err(fail("socket path"))?;
-        let socket = new_socket(purpose).map_err(fail("socket"))?;
         if purpose == Purpose::Beats {
             sockopt::set_socket_passcred(&socket, true).map_err(fail("SO_PASSCRED"))?;
         }
@@ -214,7 +233,8 @@ impl Drop for BoundSocket {
     }
 }
 
-fn new_socket(purpose: Purpose) -> rustix::io::Result<OwnedFd> {
+/// Makes a socket without a name.
+pub(crate) fn new_socket(purpose: Purpose) -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     socket_with(AddressFamily::UNIX, purpose.socket_type(), flags, None)
 }

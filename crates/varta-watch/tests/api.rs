@@ -74,6 +74,7 @@ fn the_shapes_of_the_answers_are_fixed() {
         "threshold",
         "capacity",
         "socket",
+        "queue_datagrams",
         "agents",
         "missing",
         "attention_lag",

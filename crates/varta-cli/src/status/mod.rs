@@ -288,13 +288,21 @@ impl Report {
 
     /// For a person: a summary, and the table if there is anybody to be shown.
     fn lines(&self, pattern: Option<&Pattern>, look: Look) -> Vec<String> {
+        let queue = match self.info.queue_datagrams {
+            0 => String::new(),
+            datagrams => format!(", queue {datagrams}"),
+        };
         let summary = format!(
-            "varta-watch {}, up {}: {}",
+            "varta-watch {}, up {}{queue}: {}",
             printable(&self.info.version),
             duration(self.info.uptime),
             self.census(pattern)
         );
-        let mut lines = wrapped(&summary, look.width.unwrap_or(usize::MAX));
+        let width = look.width.unwrap_or(usize::MAX);
+        let mut lines = wrapped(&summary, width);
+        if let Some(shallow) = &self.info.queue_shallow {
+            lines.extend(wrapped(&printable(shallow), width));
+        }
         if !self.agents.is_empty() {
             lines.push(String::new());
             lines.extend(table::lines(&self.agents, look));
@@ -410,6 +418,8 @@ pub(crate) mod tests {
                 capacity: 64,
                 socket: "/s".to_owned(),
                 udp: None,
+                queue_datagrams: 0,
+                queue_shallow: None,
                 agents: Census::default(),
                 missing: 0,
                 attention_lag: 0.0,
@@ -559,6 +569,16 @@ pub(crate) mod tests {
             summary(&report(vec![]), None),
             "varta-watch 0.3.0, up 2m 10s: no agents; 'varta beat' sends beats"
         );
+    }
+
+    #[test]
+    fn the_depth_of_the_queue_is_told_and_what_helps_if_it_is_shallow() {
+        let mut report = report(vec![]);
+        report.info.queue_datagrams = 11;
+        report.info.queue_shallow = Some("cause; remedy".to_owned());
+        let lines = report.lines(None, Look::default());
+        assert!(lines[0].starts_with("varta-watch 0.3.0, up 2m 10s, queue 11: no agents"));
+        assert_eq!(lines[1..], ["cause; remedy"]);
     }
 
     #[test]

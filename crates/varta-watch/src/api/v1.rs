@@ -35,6 +35,13 @@ pub struct Info {
     /// Where beats from elsewhere are taken.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub udp: Option<String>,
+    /// Beats of all agents of this host together that the kernel queues before it refuses one; 0 if that is
+    /// not said.
+    #[serde(default)]
+    pub queue_datagrams: usize,
+    /// Why that is less than it should be, and what helps.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub queue_shallow: Option<String>,
     /// How many agents there are, by state.
     pub agents: Census,
     /// Agents that rules expect by now and that are not there.

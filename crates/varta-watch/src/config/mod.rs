@@ -31,6 +31,7 @@ use clap::{ArgMatches, FromArgMatches};
 use varta_core::{AllowedUsers, EvictionPolicy, LimitOptions, Rate};
 
 use crate::api;
+use crate::beat_queue;
 use crate::control::log::LogFormat;
 use crate::http::metrics;
 use crate::http::token::Token;
@@ -66,6 +67,8 @@ pub(crate) struct Config {
     /// The socket's directory is ours to create.
     pub(crate) socket_is_default: bool,
     pub(crate) socket_access: SocketAccess,
+    /// Datagrams the kernel is to queue on the socket, at least; `None`: what it offers will do.
+    pub(crate) queue_datagrams: Option<u32>,
     pub(crate) users: AllowedUsers,
     /// Agents of other pid namespaces are refused.
     pub(crate) refuse_foreign: bool,
@@ -233,6 +236,10 @@ impl Flags {
             socket,
             socket_is_default,
             socket_access,
+            queue_datagrams: match self.queue_datagrams {
+                Wish::Off => None,
+                Wish::At(datagrams) => Some(datagrams),
+            },
             users,
             refuse_foreign: self.strict_namespace_check && !self.allow_cross_namespace_agents,
             real_time: self.real_time,
@@ -281,7 +288,10 @@ impl Config {
 
     fn said_ok(&self, file: Option<&Parsed<'_>>) -> String {
         let mut text = String::new();
-        for notice in &self.notices {
+        let queue = beat_queue::make_socket(self.queue_datagrams);
+        let queue = queue.map(|(_, depth)| depth.to_string());
+        let queue = queue.unwrap_or_else(|error| format!("cannot make the beat socket: {error}"));
+        for notice in self.notices.iter().chain([&queue]) {
             text.push_str(&format!("note: {notice}\n"));
         }
         let checked = file.map_or(Path::new("varta-watch").display(), |file| {

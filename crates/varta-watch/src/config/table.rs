@@ -19,6 +19,7 @@ use super::http::HttpFlags;
 use super::network::NetworkFlags;
 use super::problems::nearest;
 use super::{old_flags, units, users};
+use crate::beat_queue;
 use crate::control::log::LogFormat;
 use crate::http::metrics::AgentSeries;
 use crate::journal::ExportEvents;
@@ -69,6 +70,13 @@ pub(super) struct Flags {
     /// Unless given: as open as --allow-uid and --allow-gid need it.
     #[arg(long, value_name = "MODE", value_parser = units::octal_mode, hide_short_help = true, help_heading = "Listening")]
     pub(super) socket_mode: Option<u32>,
+
+    /// Beats of all agents together that the kernel queues on the socket, at least; or off
+    ///
+    /// 16 to 65536. Off: as many as the kernel offers, eleven unless net.unix.max_dgram_qlen says otherwise. A beat
+    /// that finds the queue full is lost. A full queue of 8192 takes 6 MiB of kernel memory.
+    #[arg(long, value_name = "N|off", value_parser = units::queue_datagrams, default_value = beat_queue::DEPTH_DEFAULT, hide_short_help = true, help_heading = "Listening")]
+    pub(super) queue_datagrams: Wish<u32>,
 
     /// Stop cleanly after this many seconds
     #[arg(
@@ -553,7 +561,11 @@ pub(super) fn kind(arg: &Arg) -> Kind {
         Kind::Integer
     } else if is(&[TypeId::of::<Duration>()]) {
         Kind::Duration
-    } else if is(&[TypeId::of::<Wish<f64>>(), TypeId::of::<AgentSeries>()]) {
+    } else if is(&[
+        TypeId::of::<Wish<f64>>(),
+        TypeId::of::<Wish<u32>>(),
+        TypeId::of::<AgentSeries>(),
+    ]) {
         Kind::NumberOrText
     } else {
         Kind::Text

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Wish;
+use crate::beat_queue::{DEPTH_MAX, DEPTH_MIN};
 
 /// The word for doing without.
 pub(super) const OFF: &str = "off";
@@ -81,6 +82,21 @@ pub(super) fn percent(text: &str) -> Result<Wish<f64>, String> {
     part_or_off(text, 100.0).ok_or_else(|| {
         format!(
             "{} is no percentage; write a number above 0 and up to 100, or \"off\"",
+            quoted(text)
+        )
+    })
+}
+
+/// Datagrams that the beat socket is to queue; or off.
+pub(super) fn queue_datagrams(text: &str) -> Result<Wish<u32>, String> {
+    if text == OFF {
+        return Ok(Wish::Off);
+    }
+    let number = text.parse().ok();
+    let number = number.filter(|number| (DEPTH_MIN..=DEPTH_MAX).contains(number));
+    number.map(Wish::At).ok_or_else(|| {
+        format!(
+            "{} is no depth of a queue; write a number from {DEPTH_MIN} to {DEPTH_MAX}, or \"off\"",
             quoted(text)
         )
     })

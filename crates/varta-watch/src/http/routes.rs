@@ -359,6 +359,7 @@ mod tests {
 
     use super::*;
     use crate::api::v1::Info;
+    use crate::beat_queue::Depth;
     use crate::clock::RawClock;
     use crate::control::history::History;
     use crate::handoff;
@@ -375,6 +376,10 @@ mod tests {
                 capacity: 1,
                 socket: String::new(),
                 udp: None,
+                queue: Depth {
+                    datagrams: 8192,
+                    shallow: None,
+                },
             },
             table: Arc::new(SlotTable::on_heap(1)),
             roster: Arc::default(),

@@ -10,6 +10,7 @@ use varta_core::slot::Slot;
 use varta_core::{Agent, Counters, Gauge, SlotState, SlotTable};
 
 use crate::api::v1::{AgentView, Census, Info, State};
+use crate::beat_queue::Depth;
 use crate::clock::RawClock;
 use crate::control::history::History;
 use crate::control::roster::{Person, Roster};
@@ -26,6 +27,7 @@ pub(crate) struct About {
     pub(crate) capacity: usize,
     pub(crate) socket: String,
     pub(crate) udp: Option<String>,
+    pub(crate) queue: Depth,
 }
 
 /// Everything a question can be about.
@@ -161,6 +163,8 @@ impl View {
             capacity: self.about.capacity,
             socket: self.about.socket.clone(),
             udp: self.about.udp.clone(),
+            queue_datagrams: self.about.queue.datagrams,
+            queue_shallow: self.about.queue.shallow.clone(),
             agents: self.census(),
             missing: self.counters.level(Gauge::AgentsMissing) as usize,
             attention_lag: seconds(self.counters.level(Gauge::AttentionLag)),

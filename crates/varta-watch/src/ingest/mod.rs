@@ -65,7 +65,7 @@ const CALM_NS: u64 = 1_000_000;
 const ONE_BY_ONE_MIN: usize = 256;
 const ONE_BY_ONE_MAX: usize = 1024;
 
-/// Fewest datagrams one turn is ready to read. The real budget is also larger than the kernel's
+/// Fewest datagrams one turn is ready to read. The real budget is no smaller than the kernel's
 /// queue, so that all that was queued when the turn began is read before anybody is judged.
 const RECEIVE_BUDGET_MIN: usize = 1024;
 
@@ -96,7 +96,7 @@ pub(crate) struct IngestConfig {
     pub(crate) refuse_foreign: bool,
     /// Run in real time if this user may.
     pub(crate) real_time: bool,
-    /// Datagrams the kernel queues on one socket.
+    /// Datagrams the kernel queues on this socket before it refuses one.
     pub(crate) queue_datagrams: usize,
     /// Agents that may be held by a descriptor.
     pub(crate) descriptor_budget: usize,
@@ -194,8 +194,8 @@ impl Ingest {
             // One byte more than a frame, so that a longer datagram can be told from one.
             batch: DatagramBatch::new(BATCH, FRAME_BYTES + 1),
             closer: Closer::start()?,
-            receive_budget: (config.queue_datagrams + 1).max(RECEIVE_BUDGET_MIN),
-            one_by_one: (config.queue_datagrams + 1).clamp(ONE_BY_ONE_MIN, ONE_BY_ONE_MAX),
+            receive_budget: config.queue_datagrams.max(RECEIVE_BUDGET_MIN),
+            one_by_one: config.queue_datagrams.clamp(ONE_BY_ONE_MIN, ONE_BY_ONE_MAX),
             attention: AttentionClock::new(raw.now_ns(), config.threshold_ns),
             horizon: Horizon::new(config.queue_datagrams),
             config,
@@ -346,11 +346,11 @@ impl Ingest {
         }
     }
 
-    /// Reads what local agents have sent, and doubts the time before if that was more than the kernel
+    /// Reads what local agents have sent, and doubts the time before if that was as much as the kernel
     /// queues.
     fn drain_local(&mut self, fetched: &mut Fetched, began_ns: u64) -> io::Result<()> {
         let empty_ns = self.horizon.empty_ns;
-        if self.drain_socket(fetched)? > self.config.queue_datagrams {
+        if self.drain_socket(fetched)? >= self.config.queue_datagrams {
             self.look();
             let doubt_ns = self.attention.doubt(empty_ns, began_ns);
             self.counters.add(Counter::DoubtNanoseconds, doubt_ns);

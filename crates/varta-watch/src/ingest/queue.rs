@@ -78,7 +78,7 @@ impl Horizon {
             self.next_ns = looked_ns;
         }
         self.read_since += count;
-        if self.read_since > self.queue_datagrams {
+        if self.read_since >= self.queue_datagrams {
             self.proved_ns = self.proved_ns.max(self.next_ns);
             self.read_since = 0;
         }

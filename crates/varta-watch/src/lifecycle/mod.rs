@@ -5,7 +5,7 @@
 //! file, log; each of them is waited for no longer than a bound.
 
 use std::fmt::Display;
-use std::fs::{DirBuilder, read_to_string};
+use std::fs::DirBuilder;
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::net::{SocketAddr, UdpSocket};
@@ -23,6 +23,7 @@ use varta_core::{
 };
 
 use crate::api::{Fields, LogEvent};
+use crate::beat_queue::{self, Depth};
 use crate::clock::RawClock;
 use crate::config::Config;
 use crate::config::network::UdpConfig;
@@ -39,15 +40,6 @@ use crate::policy::{Mode, Policy};
 use crate::recovery::SOURCE_PLACEHOLDER;
 use crate::replay_file;
 use crate::socket_file::{BoundSocket, Purpose};
-
-/// Where the kernel says how many datagrams it queues on one socket.
-const QUEUE_LIMIT_FILE: &str = "/proc/sys/net/unix/max_dgram_qlen";
-
-/// The kernel's own default, assumed if the file cannot be read.
-const QUEUE_LIMIT_DEFAULT: usize = 10;
-
-/// Below this a burst of ordinary size overflows the queue.
-const QUEUE_LIMIT_LOW: usize = 64;
 
 /// With fewer beats per threshold one that comes late is one too few.
 const BEATS_PER_THRESHOLD_LOW: f64 = 2.0;
@@ -108,11 +100,13 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         Signals::install().map_err(failure("cannot answer signals"))?
     };
     raise_descriptor_limit();
-    let queue_limit = queue_limit();
     if config.socket_is_default {
         create_directory(&config.socket)?;
     }
-    let socket = BoundSocket::bind(&config.socket, config.socket_access, Purpose::Beats)
+    let (socket, queue) = beat_queue::make_socket(config.queue_datagrams)
+        .map_err(failure("cannot make the beat socket"))?;
+    let access = config.socket_access;
+    let socket = BoundSocket::bind_made(socket, &config.socket, access, Purpose::Beats)
         .map_err(|error| error.to_string())?;
     let means = Means::find(&socket);
     let raw = RawClock::start();
@@ -159,7 +153,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         every_beat: journal.is_some() && config.export_events == ExportEvents::All,
         refuse_foreign: config.refuse_foreign,
         real_time: config.real_time,
-        queue_datagrams: queue_limit,
+        queue_datagrams: queue.datagrams,
         descriptor_budget: descriptor_budget(),
     };
     let lines = Lines {
@@ -190,6 +184,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
             capacity: config.capacity,
             socket: config.socket.display().to_string(),
             udp: udp_address.map(|address| address.to_string()),
+            queue: queue.clone(),
         },
         table: Arc::clone(&table),
         roster: Arc::clone(&roster),
@@ -236,7 +231,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
             log.warn(LogEvent::Notice, msg, Fields::default());
         }
         tell(log, config.notices.clone());
-        notices(config, log, queue_limit, means);
+        notices(config, log, queue, means);
         udp_notices(config, log, network_notices.unwrap_or_default());
         let reason = control
             .run(signals, config.shutdown_after, &mut ingest_end)
@@ -339,11 +334,6 @@ fn raise_descriptor_limit() {
             maximum: limit.maximum,
         },
     );
-}
-
-fn queue_limit() -> usize {
-    let text = read_to_string(QUEUE_LIMIT_FILE).unwrap_or_default();
-    text.trim().parse().unwrap_or(QUEUE_LIMIT_DEFAULT)
 }
 
 /// Descriptors that agents may be held by: what is left of the limit, less a reserve for recovery
@@ -474,15 +464,10 @@ impl Display for Whose<'_> {
 }
 
 /// Says what this system or these settings make worse than it could be, each in one line.
-fn notices(config: &Config, log: &Log, queue_limit: usize, means: Means) {
+fn notices(config: &Config, log: &Log, queue: Depth, means: Means) {
     let say = |msg: String| log.info(LogEvent::Notice, msg, Fields::default());
-    if queue_limit < QUEUE_LIMIT_LOW {
-        say(format!(
-            "net.unix.max_dgram_qlen is {queue_limit}: the kernel holds {} beats of all agents \
-             together and refuses more until they are read; with many agents raise it (sysctl -w \
-             net.unix.max_dgram_qlen=512) before the observer starts",
-            queue_limit + 1
-        ));
+    if let Some(shallow) = queue.shallow {
+        say(shallow);
     }
     if !means.proc {
         say("/proc shows another pid namespace than this observer's: agents have no names, and those \

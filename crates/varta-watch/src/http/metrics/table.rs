@@ -114,6 +114,12 @@ const OF_THE_OBSERVER: &[Declared] = &[
         || Samples::Observer(|moment| Number::from(moment.view.about.capacity)),
     ),
     (
+        "varta_observer_queue_datagrams",
+        Kind::Gauge,
+        "Beats of all agents of this host together that the kernel queues before it refuses one.",
+        || Samples::Observer(|moment| Number::from(moment.view.about.queue.datagrams)),
+    ),
+    (
         "varta_watch_pids_tracked",
         Kind::Gauge,
         "Agents that are tracked, here and elsewhere.",

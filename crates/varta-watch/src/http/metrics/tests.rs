@@ -7,6 +7,7 @@ use varta_core::{Agent, BeatOrigin, Counters, SlotTable, Timing, Tracker, Tracke
 use varta_vlp::{Frame, Status};
 
 use super::*;
+use crate::beat_queue::Depth;
 use crate::clock::RawClock;
 use crate::control::history::History;
 use crate::control::roster::{Person, Roster};
@@ -50,6 +51,10 @@ impl Observer {
                 capacity,
                 socket: "/s".to_owned(),
                 udp: None,
+                queue: Depth {
+                    datagrams: 8192,
+                    shallow: None,
+                },
             },
             table: Arc::clone(&table),
             roster: Arc::new(Roster::default()),

@@ -1,0 +1,209 @@
+//! The depth of the kernel's queue for beats: what it is, who may have it, and what is said where it is refused.
+
+#![forbid(unsafe_code)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use support::agents::{Puppet, be_an_agent_if_told};
+use support::{AS_NOBODY, Observer, copy_program, may_become_nobody, public_directory, wrapped};
+use varta_watch::api::LogEvent;
+
+const SETTING: &str = "/proc/sys/net/unix/max_dgram_qlen";
+
+/// How deep the queue is unless told otherwise.
+const DEEP: usize = 8192;
+
+const WRONG_LENGTH: &str = "varta_truncated_datagrams_total";
+
+/// Not a test: what this program does as an agent of the tests below.
+#[test]
+fn agent_process() {
+    be_an_agent_if_told();
+}
+
+fn setting() -> String {
+    fs::read_to_string(SETTING).unwrap()
+}
+
+/// How many datagrams a socket in this network namespace queues.
+fn depth_here() -> usize {
+    setting().trim().parse::<usize>().unwrap() + 1
+}
+
+fn observer_program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_varta-watch"))
+}
+
+/// What `--check-config` says under this wrapper; empty if the wrapper does not work here.
+fn check(wrapper: &[&str], program: &Path) -> String {
+    let mut command = Command::new(program);
+    command.args(["--socket=/s", "--check-config"]);
+    let output = wrapped(wrapper, &command).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Whether this machine lets an observer under this wrapper have a deep socket; says so if not.
+fn may_be_deep(wrapper: &[&str], program: &Path) -> bool {
+    let said = check(wrapper, program);
+    let may = said.contains(&format!("queues {DEEP} beats"));
+    if !may {
+        println!("skipped: no deep socket here: {said}");
+    }
+    may
+}
+
+/// How many datagrams others can send to an observer that is stopped meanwhile. Each sender's own buffer is bounded,
+/// so there are many.
+fn fill(observer: &Observer) -> usize {
+    observer.signal(Signal::STOP);
+    let stat = format!("/proc/{}/stat", observer.pid());
+    while !fs::read_to_string(&stat).unwrap().contains(") T ") {
+        std::thread::yield_now();
+    }
+    let mut senders = Vec::new();
+    let mut queued = 0;
+    loop {
+        let sender = UnixDatagram::unbound().unwrap();
+        sender.set_nonblocking(true).unwrap();
+        let sent = (0..).take_while(|_| sender.send_to(&[7; 31], &observer.socket).is_ok());
+        let sent = sent.count();
+        senders.push(sender);
+        queued += sent;
+        if sent == 0 {
+            observer.signal(Signal::CONT);
+            return queued;
+        }
+    }
+}
+
+/// What it says about its queue, to whoever asks.
+fn told(observer: &Observer) -> (usize, Option<String>) {
+    let info: Value = observer.ask("/api/v1/info").json();
+    let depth = info["queue_datagrams"].as_u64().unwrap() as usize;
+    let gauge = format!("varta_observer_queue_datagrams {depth}");
+    let page = observer.ask("/metrics").text();
+    assert!(page.lines().any(|line| line == gauge), "{page}");
+    let shallow = info["queue_shallow"].as_str();
+    (depth, shallow.map(str::to_owned))
+}
+
+#[test]
+fn the_queue_is_as_deep_as_told_and_the_setting_of_the_host_is_left_alone() {
+    if !may_be_deep(&[], observer_program()) {
+        return;
+    }
+    let before = setting();
+    for (flags, depth) in [(&[][..], DEEP), (&["--queue-datagrams=500"], 500)] {
+        let observer = Observer::start(flags);
+        assert_eq!(told(&observer), (depth, None));
+        assert_eq!(fill(&observer), depth);
+        let stopped = observer.stop_when(WRONG_LENGTH, depth as u64);
+        assert_eq!(stopped.counter(WRONG_LENGTH), depth as u64);
+    }
+    assert_eq!(setting(), before);
+}
+
+#[test]
+fn switched_off_the_queue_is_what_the_kernel_offers_and_the_remedy_is_told() {
+    let observer = Observer::start(&["--queue-datagrams=off"]);
+    let (depth, shallow) = told(&observer);
+    assert_eq!(depth, depth_here());
+    assert_eq!(fill(&observer), depth);
+    let is_shallow = depth < 64;
+    assert_eq!(shallow.is_some(), is_shallow);
+    if is_shallow {
+        let line = observer.wait_for(LogEvent::Notice, |line| line.msg.contains("queues"));
+        assert_eq!(Some(line.msg), shallow);
+    }
+}
+
+#[test]
+fn an_ordinary_users_observer_has_a_deep_queue_and_knows_its_agents() {
+    if !may_become_nobody() {
+        return;
+    }
+    let directory = public_directory();
+    std::os::unix::fs::chown(directory.path(), Some(65534), Some(65534)).unwrap();
+    let program = directory.path().join("observer");
+    copy_program(observer_program(), &program);
+    if !may_be_deep(&AS_NOBODY, &program) {
+        return;
+    }
+    let agent = directory.path().join("agent");
+    copy_program(&std::env::current_exe().unwrap(), &agent);
+    let observer = Observer::start_in(directory, &[], |command| {
+        let mut copy = Command::new(&program);
+        copy.args(command.get_args());
+        wrapped(&AS_NOBODY, &copy)
+    });
+    assert_eq!(told(&observer), (DEEP, None));
+    let mut agent = Puppet::start_under(&AS_NOBODY, &agent, &observer.socket);
+    agent.tell("beat self 1");
+    let join = observer.wait_for_pid(LogEvent::Join, agent.pid);
+    assert_eq!(join.fields.uid, Some(65534));
+    assert_eq!(fill(&observer), DEEP);
+}
+
+/// The observer goes on with the queue there is, and says in one line what is in the way and what helps.
+fn assert_told(script: &str, words: [&str; 2]) {
+    let script = format!("{script} && exec \"$0\" \"$@\"");
+    let wrapper = ["unshare", "--map-root-user", "--mount", "sh", "-c", &script];
+    let said = check(&wrapper, observer_program());
+    if said.is_empty() {
+        println!("skipped: this machine does not allow '{script}'");
+        return;
+    }
+    let line = said.lines().next().unwrap();
+    assert!(
+        line.contains("beats of all agents together instead of 8192"),
+        "{said}"
+    );
+    assert!(
+        line.contains("set net.unix.max_dgram_qlen to 8192"),
+        "{said}"
+    );
+    for word in words {
+        assert!(line.contains(word), "{word}: {said}");
+    }
+}
+
+#[test]
+fn a_read_only_proc_is_told() {
+    let script = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys";
+    assert_told(script, ["mounted read-only", "ProtectKernelTunables="]);
+}
+
+#[test]
+fn a_missing_proc_is_told() {
+    let script = "mount -t tmpfs none /proc";
+    assert_told(script, ["/proc is not mounted", "or mount it"]);
+}
+
+#[test]
+fn a_limit_of_user_namespaces_is_told() {
+    let script = "echo 0 > /proc/sys/user/max_user_namespaces && \
+                  exec setpriv --bounding-set=-all \"$0\" \"$@\"";
+    assert_told(
+        script,
+        ["limit of user namespaces", "raise user.max_user_namespaces"],
+    );
+}
+
+#[test]
+fn a_limit_of_network_namespaces_is_told() {
+    let script = "echo 0 > /proc/sys/user/max_net_namespaces";
+    assert_told(
+        script,
+        [
+            "limit of network namespaces",
+            "raise user.max_net_namespaces",
+        ],
+    );
+}
