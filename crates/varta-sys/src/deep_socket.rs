@@ -18,20 +18,18 @@ use std::ffi::{CStr, CString, c_int, c_long};
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::time::Duration;
 
 use crate::child::with_signals_blocked;
+use crate::socket_option;
 
 /// Where a process reads and sets the depth for the network namespace it is in.
 const SETTING: &CStr = c"/proc/sys/net/unix/max_dgram_qlen";
 
 /// More digits than a depth has.
 const DIGITS_MAX: usize = 32;
-
-/// Room for one descriptor in a control message, aligned: a header and an integer.
-const CONTROL_UNITS: usize = 4;
 
 /// What the helper was about to do when it was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,8 +179,7 @@ fn channel(patience: Duration) -> io::Result<(OwnedFd, OwnedFd)> {
         tv_sec: patience.as_secs() as _,
         tv_usec: patience.subsec_micros() as _,
     };
-    use std::os::fd::AsFd;
-    crate::socket_option::set(ours.as_fd(), libc::SO_RCVTIMEO, &limit)?;
+    socket_option::set(ours.as_fd(), libc::SO_RCVTIMEO, &limit)?;
     Ok((ours, theirs))
 }
 
@@ -279,30 +276,50 @@ fn report(channel: c_int, result: Result<c_int, (Step, c_int)>) {
     }
 }
 
+/// A control message with one descriptor, as the kernel lays it out.
+#[repr(C)]
+struct DescriptorMessage {
+    header: libc::cmsghdr,
+    descriptor: c_int,
+}
+
+impl DescriptorMessage {
+    /// Bytes of header and descriptor, without what aligns the next message.
+    const BYTES: usize = size_of::<libc::cmsghdr>() + size_of::<c_int>();
+
+    fn empty() -> Self {
+        // SAFETY: integers, for which all zeroes is a valid value; it is not built field by field because musl has
+        // private padding in the header.
+        unsafe { MaybeUninit::zeroed().assume_init() }
+    }
+
+    fn with(descriptor: c_int) -> Self {
+        let mut message = Self::empty();
+        message.header.cmsg_len = Self::BYTES as _;
+        message.header.cmsg_level = libc::SOL_SOCKET;
+        message.header.cmsg_type = libc::SCM_RIGHTS;
+        message.descriptor = descriptor;
+        message
+    }
+
+    /// The descriptor, if one came.
+    fn descriptor(&self) -> Option<c_int> {
+        let is_descriptor = self.header.cmsg_level == libc::SOL_SOCKET
+            && self.header.cmsg_type == libc::SCM_RIGHTS
+            && self.header.cmsg_len == Self::BYTES as _;
+        is_descriptor.then_some(self.descriptor)
+    }
+}
+
+/// Sends two numbers, and a socket if there is one.
 fn send(channel: c_int, mut word: [c_int; 2], socket: Option<c_int>) -> io::Result<()> {
-    let mut control = [0_u64; CONTROL_UNITS];
+    let mut control = socket.map(DescriptorMessage::with);
     let mut data = libc::iovec {
         iov_base: word.as_mut_ptr().cast(),
         iov_len: size_of_val(&word),
     };
-    let mut message = message(&mut data);
-    if let Some(socket) = socket {
-        message.msg_control = control.as_mut_ptr().cast();
-        // SAFETY: computes a size.
-        message.msg_controllen = unsafe { libc::CMSG_SPACE(size_of::<c_int>() as u32) } as _;
-        // SAFETY: the control buffer is aligned for a header and larger than the length stated, which is that of a
-        // header and an integer, so both can be written.
-        unsafe {
-            let header = libc::CMSG_FIRSTHDR(&raw const message);
-            (*header).cmsg_level = libc::SOL_SOCKET;
-            (*header).cmsg_type = libc::SCM_RIGHTS;
-            (*header).cmsg_len = libc::CMSG_LEN(size_of::<c_int>() as u32) as _;
-            libc::CMSG_DATA(header)
-                .cast::<c_int>()
-                .write_unaligned(socket);
-        }
-    }
-    // SAFETY: the message points to one buffer of data and one of control messages, of the lengths stated.
+    let message = message(&mut data, control.as_mut());
+    // SAFETY: the message points to one buffer of data and to no or one control message, of the lengths stated.
     let sent = unsafe { libc::sendmsg(channel, &raw const message, libc::MSG_NOSIGNAL) };
     checked(sent as c_int).map(|_| ())
 }
@@ -310,17 +327,15 @@ fn send(channel: c_int, mut word: [c_int; 2], socket: Option<c_int>) -> io::Resu
 /// What the helper reports: `None` if it has ended without a word.
 fn receive(channel: &OwnedFd) -> io::Result<Option<Result<OwnedFd, DeepSocketError>>> {
     let mut word: [c_int; 2] = [0; 2];
-    let mut control = [0_u64; CONTROL_UNITS];
+    let mut control = DescriptorMessage::empty();
     let mut data = libc::iovec {
         iov_base: word.as_mut_ptr().cast(),
         iov_len: size_of_val(&word),
     };
-    let mut message = message(&mut data);
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = size_of_val(&control) as _;
+    let mut message = message(&mut data, Some(&mut control));
     let length = loop {
-        // SAFETY: the message points to one buffer of data and one of control messages, both ours, of the lengths
-        // stated.
+        // SAFETY: the message points to one buffer of data and to room for one control message, both ours, of the
+        // lengths stated.
         let length = unsafe {
             libc::recvmsg(
                 channel.as_raw_fd(),
@@ -344,30 +359,25 @@ fn receive(channel: &OwnedFd) -> io::Result<Option<Result<OwnedFd, DeepSocketErr
         let error = io::Error::from_raw_os_error(errno);
         return Ok(Some(Err(DeepSocketError::Refused(step, error))));
     }
-    // SAFETY: the kernel has filled the control buffer up to the length it states.
-    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message).as_ref() };
-    let is_socket = |header: &&libc::cmsghdr| {
-        header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS
-    };
-    let Some(header) = header.filter(is_socket) else {
+    let Some(socket) = control.descriptor() else {
         // This process's table of descriptors is full.
         return Err(io::Error::from_raw_os_error(libc::EMFILE));
     };
     // SAFETY: the message brings one descriptor, which the kernel has just made for us.
-    let socket = unsafe {
-        let fd = libc::CMSG_DATA(header).cast::<c_int>().read_unaligned();
-        OwnedFd::from_raw_fd(fd)
-    };
-    Ok(Some(Ok(socket)))
+    Ok(Some(Ok(unsafe { OwnedFd::from_raw_fd(socket) })))
 }
 
-/// A message with this data and nothing else.
-fn message(data: &mut libc::iovec) -> libc::msghdr {
+/// A message with this data and this control message.
+fn message(data: &mut libc::iovec, control: Option<&mut DescriptorMessage>) -> libc::msghdr {
     // SAFETY: `msghdr` is plain data for which all zeroes is a valid value; it is not built field by field because
     // musl has private padding in it.
     let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
     message.msg_iov = ptr::from_mut(data);
     message.msg_iovlen = 1;
+    if let Some(control) = control {
+        message.msg_control = ptr::from_mut(control).cast();
+        message.msg_controllen = size_of::<DescriptorMessage>() as _;
+    }
     message
 }
 
@@ -389,7 +399,6 @@ fn checked(result: c_int) -> io::Result<c_int> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
     use std::os::unix::net::UnixDatagram;
     use std::path::Path;
 
@@ -518,8 +527,9 @@ mod tests {
     #[test]
     fn a_helper_that_is_killed_is_told_from_one_that_was_refused() {
         let die = || {
-            // SAFETY: integers; the copy kills itself.
-            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+            let own = std::process::id().cast_signed();
+            // SAFETY: two integers; the copy kills itself.
+            unsafe { libc::kill(own, libc::SIGKILL) };
             Ok(0)
         };
         let asked = ask_helper(PATIENCE, die);
