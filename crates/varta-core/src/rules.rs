@@ -16,8 +16,10 @@ pub struct Known<'a> {
     pub exe: Option<&'a str>,
     /// Its path in the control group hierarchy.
     pub cgroup: Option<&'a str>,
-    /// Its service manager's unit.
+    /// Its unit of the system's service manager.
     pub unit: Option<&'a str>,
+    /// Its unit of its own user's service manager.
+    pub user_unit: Option<&'a str>,
     /// Its user id.
     pub uid: Option<u32>,
     /// Where its process lives.
@@ -59,8 +61,10 @@ pub struct Selector {
     pub exe: Option<String>,
     /// Glob over the control group path.
     pub cgroup: Option<String>,
-    /// Glob over the unit.
+    /// Glob over the unit of the system's service manager.
     pub unit: Option<String>,
+    /// Glob over the unit of its user's service manager.
+    pub user_unit: Option<String>,
     /// User id.
     pub uid: Option<u32>,
     /// Pid namespace.
@@ -79,6 +83,7 @@ impl Selector {
             && fits(self.exe.as_deref(), known.exe)
             && fits(self.cgroup.as_deref(), known.cgroup)
             && fits(self.unit.as_deref(), known.unit)
+            && fits(self.user_unit.as_deref(), known.user_unit)
             && is(self.uid, known.uid)
             && is(self.namespace, known.namespace)
             && is(self.origin, Some(known.transport()))
@@ -198,6 +203,7 @@ mod tests {
         exe: None,
         cgroup: None,
         unit: None,
+        user_unit: None,
         uid: None,
         namespace: None,
         origin: BeatOrigin::KernelAttested,
@@ -210,6 +216,7 @@ mod tests {
         exe: Some("/usr/bin/web"),
         cgroup: Some("/system.slice/web.service"),
         unit: Some("web.service"),
+        user_unit: Some("web-dev.service"),
         uid: Some(33),
         namespace: Some(Namespace::Own),
         origin: BeatOrigin::KernelAttested,
@@ -239,6 +246,10 @@ mod tests {
             },
             Selector {
                 unit: text("web.service"),
+                ..all()
+            },
+            Selector {
+                user_unit: text("web-*.service"),
                 ..all()
             },
             Selector {

@@ -75,6 +75,7 @@ fn finding_the_rule_of_an_agent_allocates_nothing() {
         exe: None,
         cgroup: None,
         unit: None,
+        user_unit: None,
         uid: None,
         namespace: None,
         origin: BeatOrigin::NetworkUnverified,

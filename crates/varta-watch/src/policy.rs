@@ -213,13 +213,23 @@ impl AgentRule {
             exe,
             cgroup,
             unit,
+            user_unit,
             uid,
             namespace: _,
             origin: _,
             source,
         } = &self.selector;
         let uid = uid.map(|uid| format!("uid {uid}"));
-        let title = [&self.label, name, unit, exe, cgroup, source, &uid];
+        let title = [
+            &self.label,
+            name,
+            unit,
+            user_unit,
+            exe,
+            cgroup,
+            source,
+            &uid,
+        ];
         let title = title.into_iter().flatten().next();
         title.map_or_else(|| "agents".to_owned(), Clone::clone)
     }

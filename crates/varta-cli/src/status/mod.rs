@@ -388,6 +388,7 @@ pub(crate) mod tests {
             name: Some(name.to_owned()),
             uid: Some(1000),
             unit: None,
+            user_unit: None,
             source: None,
             transport: "unix".to_owned(),
             status: "ok".to_owned(),

@@ -147,9 +147,12 @@ pub struct Fields {
     /// Its path in the control group hierarchy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,
-    /// Its service manager's unit.
+    /// Its unit of the system's service manager.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
+    /// Its unit of its own user's service manager.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_unit: Option<String>,
     /// When it started, clock ticks since boot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_ticks: Option<u64>,

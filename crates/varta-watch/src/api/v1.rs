@@ -93,9 +93,12 @@ pub struct AgentView {
     /// Its user id.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub uid: Option<u32>,
-    /// Its service manager's unit.
+    /// Its unit of the system's service manager.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub unit: Option<String>,
+    /// Its unit of its own user's service manager.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub user_unit: Option<String>,
     /// The address of an agent elsewhere.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub source: Option<String>,

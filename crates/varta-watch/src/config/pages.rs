@@ -175,8 +175,8 @@ const RULES: &str = "
 ## Rules for agents
 
 Each rule is a block `[[agent]]` in the file. The first rule that an agent matches holds for it, so the most
-general one comes last. Everything that is given of `name`, `exe`, `cgroup`, `unit`, `uid`, `namespace`, `origin` and
-`source` must match; what is unknown of an agent matches nothing, not even `*`. In a glob `*` stands for any number
+general one comes last. Everything that is given of `name`, `exe`, `cgroup`, `unit`, `user-unit`, `uid`, `namespace`,
+`origin` and `source` must match; what is unknown of an agent matches nothing, not even `*`. In a glob `*` stands for any number
 of characters and everything else for itself.
 
 ```toml
@@ -223,8 +223,8 @@ Ladders and the `on-...` keys of rules are arrays of steps:
 | `{ wait = \"30s\" }` | does nothing for so long |
 
 `wait` is how long the agent may take to come back after the step went well; `recovery-wait` unless given. In arguments
-`{pid}`, `{name}`, `{status}`, `{silence-ms}`, `{unit}`, `{reason}` and `{source}` are replaced; other lower-case words
-in braces are mistakes, and the program itself is never replaced. Programs are looked up in the command's own `PATH`,
+`{pid}`, `{name}`, `{status}`, `{silence-ms}`, `{unit}`, `{user-unit}`, `{reason}` and `{source}` are replaced; other
+lower-case words in braces are mistakes, and the program itself is never replaced. Programs are looked up in the command's own `PATH`,
 `/usr/bin:/bin` unless `recovery-env` says otherwise, and must be there when the file is read. A name is the agent's
 own choice and may look like an option: put `\"--\"` before it. [recovery.md](recovery.md) tells what becomes of steps.
 

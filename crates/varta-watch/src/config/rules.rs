@@ -39,7 +39,11 @@ pub(super) const AGENT_KEYS: &[(&str, &str)] = &[
         "cgroup",
         "glob over its path in the control group hierarchy",
     ),
-    ("unit", "glob over its service manager's unit"),
+    ("unit", "glob over its unit of the system's service manager"),
+    (
+        "user-unit",
+        "glob over its unit of its own user's service manager",
+    ),
     ("uid", "its user, by name or number"),
     (
         "namespace",
@@ -508,6 +512,7 @@ fn selector(
         exe: section.read("exe", glob, problems),
         cgroup: section.read("cgroup", glob, problems),
         unit: section.read("unit", glob, problems),
+        user_unit: section.read("user-unit", glob, problems),
         uid: match problems.is_full() {
             true => None,
             false => section.read("uid", |value| user(value, users), problems),

@@ -23,6 +23,7 @@ pub(super) const PLACEHOLDERS: &[&str] = &[
     "{status}",
     "{silence-ms}",
     "{unit}",
+    "{user-unit}",
     "{reason}",
     "{source}",
 ];

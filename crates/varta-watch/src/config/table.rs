@@ -269,8 +269,8 @@ pub(super) struct RecoveryFlags {
     /// Command to run when an agent stalls
     ///
     /// Program and arguments, split at white space; no shell is involved. In arguments {pid}, {name}, {status},
-    /// {silence-ms}, {unit}, {reason} and {source} are replaced, and other lower-case words in braces are
-    /// mistakes. A ladder of this one step is the default then.
+    /// {silence-ms}, {unit}, {user-unit}, {reason} and {source} are replaced, and other lower-case words in braces
+    /// are mistakes. A ladder of this one step is the default then.
     #[arg(long, value_name = "COMMAND")]
     pub(super) recovery_exec: Option<String>,
 

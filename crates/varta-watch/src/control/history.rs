@@ -61,6 +61,7 @@ impl Told {
         fields.exe = exe.map(|path| cut(path.to_string_lossy().into_owned()).into());
         fields.cgroup = fields.cgroup.take().map(cut);
         fields.unit = fields.unit.take().map(cut);
+        fields.user_unit = fields.user_unit.take().map(cut);
         let head = format!("id: {}-{id}\ndata: ", line.session_id);
         let json = serde_json::to_string(&EventView { id, line }).unwrap_or_default();
         let message = Bytes::from(format!("{head}{json}\n\n"));

@@ -309,6 +309,7 @@ mod tests {
                 status: String::new(),
                 silence_ms: 0,
                 unit: None,
+                user_unit: None,
                 reason: occasion.name(),
                 is_target: false,
                 source: None,

@@ -302,7 +302,8 @@ impl Control {
                 let person = Person {
                     name: who.name.clone(),
                     joined_as: who.name.clone(),
-                    unit: facts.and_then(|facts| facts.unit.clone()),
+                    unit: facts.and_then(|facts| facts.units.system.clone()),
+                    user_unit: facts.and_then(|facts| facts.units.user.clone()),
                     address: who.address,
                     sealed: matches!(home, Home::Network { sealed: true, .. }),
                     ..Person::default()

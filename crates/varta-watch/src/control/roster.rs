@@ -19,7 +19,10 @@ pub(crate) struct Person {
     /// Its command name when it joined: that of its series unless its rule has another, for it must not make
     /// more of them by changing its name.
     pub(crate) joined_as: String,
+    /// Its unit of the system's service manager.
     pub(crate) unit: Option<String>,
+    /// Its unit of its own user's service manager.
+    pub(crate) user_unit: Option<String>,
     /// Where it lives, if not here.
     pub(crate) address: Option<IpAddr>,
     /// A key vouches for its beats.

@@ -100,7 +100,8 @@ impl Rulebook {
             name: facts.map_or("", |facts| &facts.name),
             exe: exe.and_then(std::path::Path::to_str),
             cgroup: facts.and_then(|facts| facts.cgroup.as_deref()),
-            unit: facts.and_then(|facts| facts.unit.as_deref()),
+            unit: facts.and_then(|facts| facts.units.system.as_deref()),
+            user_unit: facts.and_then(|facts| facts.units.user.as_deref()),
             uid: newcomer.uid,
             namespace: facts.filter(|facts| !facts.pids.is_empty()).map(|facts| {
                 match facts.is_foreign() {

@@ -17,6 +17,7 @@ use super::rulebook::Missing;
 use crate::api::{Fields, LogEvent};
 use crate::http::view;
 use crate::identity::facts::Facts;
+use crate::identity::units::Units;
 
 /// How an agent is called.
 #[derive(Clone, Debug)]
@@ -95,7 +96,8 @@ pub(super) fn join(
         ..who.fields()
     };
     if let Some(facts) = facts {
-        if let Some(unit) = &facts.unit {
+        let Units { system, user } = &facts.units;
+        for unit in [system, user].into_iter().flatten() {
             about.push_str(&format!(", {unit}"));
         }
         if let Some(inner) = facts.inner_pid() {
@@ -104,7 +106,8 @@ pub(super) fn join(
         fields = Fields {
             exe: facts.exe.clone(),
             cgroup: facts.cgroup.clone(),
-            unit: facts.unit.clone(),
+            unit: system.clone(),
+            user_unit: user.clone(),
             start_ticks: facts.start_ticks,
             pid_ns: facts.pid_ns,
             inner_pid: facts.inner_pid(),

@@ -132,6 +132,7 @@ impl View {
             name: (!person.name.is_empty()).then_some(person.name),
             uid: (facts.uid != UID_UNKNOWN).then_some(facts.uid),
             unit: person.unit,
+            user_unit: person.user_unit,
             source: person.address.map(|address| address.to_string()),
             transport: transport.to_owned(),
             status: facts.status.to_string(),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use varta_core::Claims;
 
+use super::units::Units;
 use super::{Means, start_time};
 use crate::api::printable;
 
@@ -24,8 +25,8 @@ pub(crate) struct Facts {
     pub(crate) exe: Option<PathBuf>,
     /// Path in the control group hierarchy.
     pub(crate) cgroup: Option<String>,
-    /// The service manager's unit, from the control group.
-    pub(crate) unit: Option<String>,
+    /// The units of service managers, from the control group.
+    pub(crate) units: Units,
     /// Clock ticks since boot.
     pub(crate) start_ticks: Option<u64>,
     /// The process's pid in each pid namespace from the observer's inwards; empty if unknown.
@@ -41,12 +42,12 @@ impl Facts {
             return None;
         }
         let status = read(pid, "status");
-        let cgroup = cgroup_path(&read(pid, "cgroup"));
+        let cgroup = CgroupPath::of(&read(pid, "cgroup"));
         let facts = Self {
             name: name_of(&read(pid, "comm")),
             exe: fs::read_link(format!("/proc/{pid}/exe")).ok().map(readable),
-            unit: cgroup.as_deref().and_then(unit_of),
-            cgroup,
+            units: cgroup.units(real_uid(&status)),
+            cgroup: cgroup.shown,
             start_ticks: start_time(pid).ok(),
             pids: namespace_pids(&status),
             pid_ns: fs::metadata(format!("/proc/{pid}/ns/pid"))
@@ -104,10 +105,23 @@ fn namespace_pids(status: &str) -> Vec<u32> {
     pids.map_while(|pid| pid.parse().ok()).collect()
 }
 
-/// The path in the unified hierarchy, else in that of systemd, else the first one that is no root.
-fn cgroup_path(cgroup: &str) -> Option<String> {
-    let paths = || {
-        cgroup.lines().filter_map(|line| {
+/// The real user in `/proc/PID/status`.
+fn real_uid(status: &str) -> Option<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    line?.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// Where a process is in the control group hierarchies, from `/proc/PID/cgroup`. Being in a root says nothing.
+struct CgroupPath {
+    /// In the unified hierarchy, else in that of systemd, else in the first one.
+    shown: Option<String>,
+    /// Whether the hierarchy is one that a service manager keeps.
+    is_managed: bool,
+}
+
+impl CgroupPath {
+    fn of(cgroup: &str) -> Self {
+        let paths = cgroup.lines().filter_map(|line| {
             let (hierarchy, rest) = line.split_once(':')?;
             let (controllers, path) = rest.split_once(':')?;
             let rank = match (hierarchy, controllers) {
@@ -117,16 +131,18 @@ fn cgroup_path(cgroup: &str) -> Option<String> {
                 _ => 2,
             };
             Some((rank, path))
-        })
-    };
-    let path = paths().min_by_key(|(rank, _)| *rank);
-    path.map(|(_, path)| path.to_owned())
-}
+        });
+        let best = paths.min_by_key(|(rank, _)| *rank);
+        Self {
+            shown: best.map(|(_, path)| path.to_owned()),
+            is_managed: best.is_some_and(|(rank, _)| rank < 2),
+        }
+    }
 
-/// The innermost service or scope of a path such as `/system.slice/web.service/worker`.
-fn unit_of(cgroup: &str) -> Option<String> {
-    let is_unit = |part: &&str| part.ends_with(".service") || part.ends_with(".scope");
-    cgroup.rsplit('/').find(is_unit).map(str::to_owned)
+    fn units(&self, uid: Option<u32>) -> Units {
+        let path = self.shown.as_deref().filter(|_| self.is_managed);
+        path.map(|path| Units::on(path, uid)).unwrap_or_default()
+    }
 }
 
 #[cfg(test)]
@@ -196,15 +212,26 @@ mod tests {
     }
 
     #[test]
-    fn the_unit_comes_from_whichever_hierarchy_knows_it() {
-        let unified = "0::/system.slice/web.service/worker\n";
-        let path = cgroup_path(unified).unwrap();
-        assert_eq!(unit_of(&path).as_deref(), Some("web.service"));
+    fn the_real_user_is_the_first_of_the_four() {
+        assert_eq!(
+            real_uid("Name:\tx\nUid:\t1000\t0\t0\t0\nGid:\t5\n"),
+            Some(1000)
+        );
+        assert_eq!(real_uid("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn units_come_from_whichever_hierarchy_a_manager_keeps() {
+        let unit = |cgroup: &str| CgroupPath::of(cgroup).units(None).system;
+        let unified = "9:name=systemd:/b.service\n0::/system.slice/web.service/worker\n";
+        assert_eq!(unit(unified).as_deref(), Some("web.service"));
         let legacy = "9:name=systemd:/user.slice/session-3.scope\n4:memory:/a\n0::/\n";
-        let path = cgroup_path(legacy).unwrap();
-        assert_eq!(unit_of(&path).as_deref(), Some("session-3.scope"));
-        assert_eq!(cgroup_path("0::/\n"), None);
-        assert_eq!(cgroup_path("garbage"), None);
-        assert_eq!(unit_of("/docker/abc"), None);
+        assert_eq!(unit(legacy).as_deref(), Some("session-3.scope"));
+        let own = "9:name=systemd:/\n4:memory:/system.slice/sshd.service\n0::/\n";
+        assert_eq!(unit(own), None);
+        let path = CgroupPath::of(own).shown;
+        assert_eq!(path.as_deref(), Some("/system.slice/sshd.service"));
+        assert_eq!(CgroupPath::of("0::/\n").shown, None);
+        assert_eq!(CgroupPath::of("garbage").shown, None);
     }
 }

@@ -6,6 +6,7 @@
 
 pub(crate) mod facts;
 pub(crate) mod rights;
+pub(crate) mod units;
 
 use std::fs::File;
 use std::io::{self, Read, Write};

@@ -20,8 +20,10 @@ pub(crate) struct Subject {
     pub(crate) name: String,
     pub(crate) status: String,
     pub(crate) silence_ms: u64,
-    /// The service manager's unit.
+    /// The unit of the system's service manager.
     pub(crate) unit: Option<String>,
+    /// The unit of the user's own service manager.
+    pub(crate) user_unit: Option<String>,
     /// What has happened: `stall`, `late` and so on.
     pub(crate) reason: &'static str,
     /// What is done is aimed at its process, which must be there. Else it is told of, dead or alive.
@@ -78,7 +80,7 @@ impl Step {
 
 impl Subject {
     /// Each fact with what it is called in an argument and in the environment.
-    fn facts(&self) -> [(&'static str, &'static str, String); 7] {
+    fn facts(&self) -> [(&'static str, &'static str, String); 8] {
         let source = self.source.map(|source| source.to_string());
         [
             ("{pid}", "VARTA_PID", self.agent.pid.to_string()),
@@ -93,6 +95,11 @@ impl Subject {
                 "{unit}",
                 "VARTA_UNIT",
                 harmless(self.unit.as_deref().unwrap_or_default()),
+            ),
+            (
+                "{user-unit}",
+                "VARTA_USER_UNIT",
+                harmless(self.user_unit.as_deref().unwrap_or_default()),
             ),
             ("{reason}", "VARTA_REASON", self.reason.to_owned()),
             (

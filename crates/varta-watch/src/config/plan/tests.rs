@@ -66,6 +66,7 @@ const WEB: &str = r#"
     exe = "/usr/*"
     cgroup = "*/web"
     unit = "web@*.service"
+    user-unit = "dev.scope"
     uid = 0
     namespace = "other"
     origin = "secure-udp"
@@ -118,6 +119,7 @@ fn rules_say_who_is_meant_and_what_holds() {
             exe: text("/usr/*"),
             cgroup: text("*/web"),
             unit: text("web@*.service"),
+            user_unit: text("dev.scope"),
             uid: Some(0),
             namespace: Some(Namespace::Other),
             origin: Some(Transport::SecureUdp),

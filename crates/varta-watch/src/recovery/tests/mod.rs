@@ -60,6 +60,7 @@ fn subject(agent: Agent) -> Subject {
         status: "degraded".to_owned(),
         silence_ms: 1500,
         unit: None,
+        user_unit: None,
         reason: "stall",
         is_target: true,
         source: None,

@@ -81,6 +81,7 @@ fn a_program_sees_nothing_of_the_observers_environment() {
         "VARTA_SOURCE",
         "VARTA_STATUS",
         "VARTA_UNIT",
+        "VARTA_USER_UNIT",
     ];
     assert_eq!(names, expected.map(str::to_owned).into());
 }

@@ -14,6 +14,7 @@ fn somebody() -> Subject {
             ..elsewhere()
         },
         unit: Some("web.service".to_owned()),
+        user_unit: Some("dev.scope".to_owned()),
         source: Some("10.0.0.7".parse().unwrap()),
         ..subject(elsewhere())
     }
@@ -21,16 +22,20 @@ fn somebody() -> Subject {
 
 #[test]
 fn every_placeholder_is_filled_in_every_argument() {
-    let all = "{pid} {name} {status} {silence-ms} {unit} {reason} {source} x{pid}y{pid}";
+    let all =
+        "{pid} {name} {status} {silence-ms} {unit} {user-unit} {reason} {source} x{pid}y{pid}";
     assert_eq!(
         filled(all, &somebody()),
-        "7 web degraded 1500 web.service stall 10.0.0.7 x7y7"
+        "7 web degraded 1500 web.service dev.scope stall 10.0.0.7 x7y7"
     );
 }
 
 #[test]
 fn what_is_not_known_is_empty() {
-    assert_eq!(filled("[{unit}][{source}]", &subject(elsewhere())), "[][]");
+    assert_eq!(
+        filled("[{unit}][{user-unit}][{source}]", &subject(elsewhere())),
+        "[][][]"
+    );
 }
 
 #[test]
