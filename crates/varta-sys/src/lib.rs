@@ -33,3 +33,5 @@ mod socket_option;
 pub mod spawn;
 #[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod udp;
+#[cfg(unix)]
+pub mod users;

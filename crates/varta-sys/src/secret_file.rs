@@ -26,6 +26,8 @@ use std::path::{Component, Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use crate::users::{self, effective_uid};
+
 /// As many as the kernel follows. More is a loop.
 const MOST_LINKS: usize = 40;
 
@@ -74,10 +76,6 @@ const O_NONBLOCK: i32 = if cfg!(not(any(target_os = "linux", target_os = "androi
     target_os = "openbsd"
 )))]
 compile_error!("the numbers of O_NOFOLLOW and O_NONBLOCK of this system are not known");
-
-unsafe extern "C" {
-    safe fn geteuid() -> u32;
-}
 
 /// Why a secret file was not read. The text names the path as it was given and how to mend it.
 #[derive(Debug)]
@@ -165,7 +163,8 @@ pub enum SecretFileError {
 
 impl fmt::Display for SecretFileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let own_uid = geteuid();
+        let own_uid = effective_uid();
+        let whose = users::shown_uid;
         match self {
             Self::Io { path, at, source } if path == at => {
                 write!(f, "{}: {source}", path.display())
@@ -180,10 +179,10 @@ impl fmt::Display for SecretFileError {
             ),
             Self::LinkOwner { path, link, uid } => write!(
                 f,
-                "{}: the symbolic link {} belongs to uid {uid}, not to root or uid {own_uid}; \
-                 chown -h it",
+                "{}: the symbolic link {} belongs to {}, not to root or uid {own_uid}; chown -h it",
                 path.display(),
-                link.display()
+                link.display(),
+                whose(*uid)
             ),
             Self::DirectoryOwner {
                 path,
@@ -193,11 +192,12 @@ impl fmt::Display for SecretFileError {
             } => write!(
                 f,
                 "{}: the symbolic link {} could have been changed by another user: directory {} \
-                 belongs to uid {uid}, not to root or uid {own_uid}; chown it, or name the file \
+                 belongs to {}, not to root or uid {own_uid}; chown it, or name the file \
                  without symbolic links",
                 path.display(),
                 link.display(),
-                directory.display()
+                directory.display(),
+                whose(*uid)
             ),
             Self::DirectoryMode {
                 path,
@@ -219,8 +219,9 @@ impl fmt::Display for SecretFileError {
             }
             Self::Owner { path, uid } => write!(
                 f,
-                "{}: belongs to uid {uid}, not to root or uid {own_uid}; chown it",
-                path.display()
+                "{}: belongs to {}, not to root or uid {own_uid}; chown it",
+                path.display(),
+                whose(*uid)
             ),
             Self::Mode { path, mode } => write!(
                 f,
@@ -388,7 +389,7 @@ pub fn kind(metadata: &Metadata) -> &'static str {
 }
 
 fn is_trusted(uid: u32) -> bool {
-    uid == 0 || uid == geteuid()
+    !users::is_unmapped_uid(uid) && (uid == 0 || uid == effective_uid())
 }
 
 fn permission_bits(metadata: &Metadata) -> u32 {

@@ -13,6 +13,7 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 use varta_sys::secret_file::{self, SecretFileError};
+use varta_sys::users;
 
 /// Why a file is not used. The text goes on after the name of the file.
 #[derive(Debug)]
@@ -41,8 +42,9 @@ impl fmt::Display for OwnFileError {
             Self::Kind(kind) => write!(f, "it is {kind}, not a regular file"),
             Self::Owner(uid) => write!(
                 f,
-                "it belongs to uid {uid}, not to uid {}",
-                rustix::process::geteuid().as_raw()
+                "it belongs to {}, not to uid {}",
+                users::shown_uid(*uid),
+                users::effective_uid()
             ),
             Self::Names(names) => write!(f, "it has {names} names (hard links)"),
         }
@@ -94,7 +96,8 @@ fn judge(file: &File) -> Result<(), OwnFileError> {
     if !metadata.is_file() {
         return Err(OwnFileError::Kind(secret_file::kind(&metadata)));
     }
-    if metadata.uid() != rustix::process::geteuid().as_raw() {
+    let is_own = metadata.uid() == users::effective_uid();
+    if !is_own || users::is_unmapped_uid(metadata.uid()) {
         return Err(OwnFileError::Owner(metadata.uid()));
     }
     match metadata.nlink() {

@@ -82,7 +82,7 @@ fn an_unseen_sender_of_another_user_is_nobody_either() {
     if !may_make_pid_namespaces() || !may_become_nobody() {
         return;
     }
-    let observer = enclosed_observer(&["--socket-mode=666", "--allow-uid=65534"]);
+    let observer = enclosed_observer(&["--socket-mode=666", "--allow-uid=64000"]);
     let agent = observer.directory.path().join("agent");
     copy_program(&std::env::current_exe().unwrap(), &agent);
     let mut nobody = Puppet::start_under(&AS_NOBODY, &agent, &observer.socket);

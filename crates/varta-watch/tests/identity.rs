@@ -25,8 +25,8 @@ const SESSIONS: &str = "varta_session_restarts_total";
 /// Starts what follows as another user of that group.
 const AS_GROUP_MEMBER: [&str; 4] = [
     "setpriv",
-    "--reuid=65533",
-    "--regid=65534",
+    "--reuid=64001",
+    "--regid=64000",
     "--clear-groups",
 ];
 
@@ -123,19 +123,13 @@ fn a_user_who_may_not_speak_is_refused_although_the_socket_is_open() {
 
 #[test]
 fn a_user_who_is_named_may_speak_and_even_root_may_not_unless_named() {
-    let known = nix::unistd::User::from_name("nobody");
-    let name = match known {
-        Ok(Some(user)) if user.uid.as_raw() == 65534 => "nobody",
-        _ => "65534",
-    };
-    let flag = format!("--allow-uid={name}");
-    let Some((observer, mut nobody)) = meet_other_user(&[&flag], &AS_NOBODY) else {
+    let Some((observer, mut nobody)) = meet_other_user(&["--allow-uid=64000"], &AS_NOBODY) else {
         return;
     };
     assert_eq!(observer.socket_mode(), 0o666);
     nobody.tell("beat self 1");
     let join = observer.wait_for_pid(LogEvent::Join, nobody.pid);
-    assert_eq!(join.fields.uid, Some(65534));
+    assert_eq!(join.fields.uid, Some(64000));
     observer.send(&frame(1));
     observer.wait_for_refusal("foreign_uid");
     observer
@@ -145,14 +139,14 @@ fn a_user_who_is_named_may_speak_and_even_root_may_not_unless_named() {
 
 #[test]
 fn a_group_that_is_named_may_speak_whoever_the_user_is() {
-    let flags = ["--allow-gid=65534"];
+    let flags = ["--allow-gid=64000"];
     let Some((observer, mut member)) = meet_other_user(&flags, &AS_GROUP_MEMBER) else {
         return;
     };
     assert_eq!(observer.socket_mode(), 0o660);
     member.tell("beat self 1");
     let join = observer.wait_for_pid(LogEvent::Join, member.pid);
-    assert_eq!(join.fields.uid, Some(65533));
+    assert_eq!(join.fields.uid, Some(64001));
     // Root gets past the permissions of the file, and no further.
     observer.send(&frame(1));
     observer.wait_for_refusal("foreign_uid");
@@ -181,7 +175,7 @@ fn the_observer_of_a_user_listens_to_that_user_only() {
     };
     let program = directory.path().join("observer");
     copy_program(Path::new(env!("CARGO_BIN_EXE_varta-watch")), &program);
-    std::os::unix::fs::chown(directory.path(), Some(65534), Some(65534)).unwrap();
+    std::os::unix::fs::chown(directory.path(), Some(64000), Some(64000)).unwrap();
     let observer = Observer::start_in(directory, &[], |command| {
         let mut copy = Command::new(program);
         copy.args(command.get_args());
@@ -193,7 +187,7 @@ fn the_observer_of_a_user_listens_to_that_user_only() {
     let mut own = Puppet::start_under(&AS_NOBODY, &agent, &observer.socket);
     own.tell("beat self 1");
     let join = observer.wait_for_pid(LogEvent::Join, own.pid);
-    assert_eq!(join.fields.uid, Some(65534));
+    assert_eq!(join.fields.uid, Some(64000));
     // It may tell how its own agents end, too.
     own.leave(3);
     let exit = observer.wait_for_pid(LogEvent::Exit, own.pid);

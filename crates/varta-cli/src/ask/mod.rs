@@ -397,7 +397,8 @@ fn is_busy<B>(response: &Response<B>) -> bool {
 /// own socket.
 fn may_answer(peer: u32, own: u32, owner: u32) -> bool {
     const ROOT: u32 = 0;
-    peer == own || peer == ROOT || (own == ROOT && peer == owner)
+    let is_known = peer == own || peer == ROOT || (own == ROOT && peer == owner);
+    is_known && !varta_sys::users::is_unmapped_uid(peer)
 }
 
 /// A value for a query, whatever is in it.

@@ -204,6 +204,9 @@ impl AllowedUsers {
 pub struct LocalGate {
     /// Whose processes may speak.
     pub users: AllowedUsers,
+    /// The user id that is nobody's, who may not speak whoever else may: the kernel's overflow id, the number of
+    /// every user that a namespace does not map.
+    pub nobody: u32,
     /// The largest pid this host gives out.
     pub pid_max: u32,
 }
@@ -225,7 +228,7 @@ impl LocalGate {
         if sender.pid == 0 {
             return Err(Refusal::UnseenSender);
         }
-        if !self.users.contain(sender) {
+        if !self.lets_in(sender) {
             return Err(Refusal::ForeignUser {
                 uid: sender.uid,
                 gid: sender.gid,
@@ -240,7 +243,7 @@ impl LocalGate {
 
     /// Whether the sender's user or group may speak.
     pub fn lets_in(&self, sender: Credentials) -> bool {
-        self.users.contain(sender)
+        sender.uid != self.nobody && self.users.contain(sender)
     }
 
     /// Whether a process with the kernel's `pid` may call itself `claimed`. `Ok(false)`: that depends on
@@ -284,6 +287,7 @@ mod tests {
                 uids: uids.into(),
                 gids: gids.into(),
             },
+            nobody: 65_534,
             pid_max: 32_768,
         }
     }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use toml::Spanned;
 use toml::de::DeTable;
+use varta_sys::users;
 
 use super::positions::{Position, Positions};
 use super::problems::{Origin, Place, Problems};
@@ -161,15 +162,17 @@ fn judge(metadata: &Metadata) -> Result<(), String> {
 fn judge_writers(uid: u32, gid: u32, mode: u32) -> Result<(), String> {
     let own_uid = rustix::process::geteuid().as_raw();
     let own_gid = rustix::process::getegid().as_raw();
-    let problem = if uid != 0 && uid != own_uid {
+    let is_own_group = (gid == 0 || gid == own_gid) && !users::is_unmapped_gid(gid);
+    let problem = if users::is_unmapped_uid(uid) || (uid != 0 && uid != own_uid) {
         format!(
-            "this file belongs to uid {uid}, neither to root nor to this user (uid {own_uid}), and it says which \
-             programs to run; mend it with chown root"
+            "this file belongs to {}, neither to root nor to this user (uid {own_uid}), and it says which \
+             programs to run; mend it with chown root",
+            users::shown_uid(uid)
         )
     } else if mode & WRITABLE_BY_OTHERS != 0 {
         "everybody may write to this file, and it says which programs to run; mend it with chmod o-w"
             .to_owned()
-    } else if mode & WRITABLE_BY_GROUP != 0 && gid != 0 && gid != own_gid {
+    } else if mode & WRITABLE_BY_GROUP != 0 && !is_own_group {
         format!(
             "group {gid} may write to this file, and it says which programs to run; mend it with chmod g-w"
         )

@@ -3,6 +3,7 @@
 
 use nix::unistd::{Group, User};
 use varta_core::AllowedUsers;
+use varta_sys::users;
 
 use super::units::quoted;
 
@@ -21,6 +22,27 @@ pub(super) fn user_id(text: &str) -> Result<u32, String> {
         let user = User::from_name(name).map_err(nix::errno::Errno::desc)?;
         Ok(user.map(|user| user.uid.as_raw()))
     })
+}
+
+/// A user whose processes may speak.
+pub(super) fn allowed_user(text: &str) -> Result<u32, String> {
+    somebody(user_id(text)?, "user", users::overflow_uid())
+}
+
+/// A group whose processes may speak.
+pub(super) fn allowed_group(text: &str) -> Result<u32, String> {
+    somebody(group_id(text)?, "group", users::overflow_gid())
+}
+
+/// An id, unless it is the overflow id.
+fn somebody(id: u32, what: &str, overflow_id: u32) -> Result<u32, String> {
+    match id == overflow_id {
+        true => Err(format!(
+            "{what} {id} is nobody and is never let in: the kernel shows every {what} that a user namespace does not \
+             map under that number; run the agent as a {what} of its own and name that"
+        )),
+        false => Ok(id),
+    }
 }
 
 /// The number of a group given by number or name.
@@ -52,20 +74,42 @@ fn id(
     }
 }
 
-/// Who may speak: whom the operator names, else the observer's own user, and everyone if that is root.
-pub(super) fn allowed(uids: Vec<u32>, gids: Vec<u32>, own_uid: u32) -> AllowedUsers {
+/// Who may speak: whom the operator names, else everyone if the observer is root, else its own user, unless that is
+/// nobody.
+pub(super) fn allowed(
+    uids: Vec<u32>,
+    gids: Vec<u32>,
+    own_uid: u32,
+    is_root: bool,
+) -> Result<AllowedUsers, String> {
     if uids.is_empty() && gids.is_empty() {
-        if own_uid == 0 {
-            return AllowedUsers::Everyone;
+        if is_root {
+            return Ok(AllowedUsers::Everyone);
         }
-        return AllowedUsers::Only {
+        if own_uid == users::overflow_uid() {
+            return Err(format!(
+                "this observer runs as user {own_uid}, which is nobody, and may let nobody in; run it as a user of \
+                 its own, or name the users of its agents"
+            ));
+        }
+        return Ok(AllowedUsers::Only {
             uids: [own_uid].into(),
             gids: [].into(),
-        };
+        });
     }
-    AllowedUsers::Only {
+    Ok(AllowedUsers::Only {
         uids: uids.into(),
         gids: gids.into(),
+    })
+}
+
+/// Whether processes of more than one user may join.
+pub(super) fn may_be_several(users: &AllowedUsers) -> bool {
+    match users {
+        AllowedUsers::Everyone => true,
+        AllowedUsers::Only { uids, gids } => {
+            !gids.is_empty() || uids.iter().any(|uid| Some(uid) != uids.first())
+        }
     }
 }
 
@@ -105,23 +149,38 @@ mod tests {
 
     #[test]
     fn unless_told_otherwise_a_user_watches_its_own_and_root_everyone() {
-        let own = AllowedUsers::Only {
-            uids: [1000].into(),
+        let own = |uid| AllowedUsers::Only {
+            uids: [uid].into(),
             gids: [].into(),
         };
-        assert_eq!(allowed(vec![], vec![], 1000), own);
-        assert_eq!(allowed(vec![], vec![], 0), AllowedUsers::Everyone);
+        assert_eq!(allowed(vec![], vec![], 1000, false), Ok(own(1000)));
+        assert_eq!(allowed(vec![], vec![], 0, true), Ok(AllowedUsers::Everyone));
+        // Root of a user namespace is an ordinary user.
+        assert_eq!(allowed(vec![], vec![], 0, false), Ok(own(0)));
         let named = AllowedUsers::Only {
             uids: [33].into(),
             gids: [44].into(),
         };
-        assert_eq!(allowed(vec![33], vec![44], 0), named);
+        assert_eq!(allowed(vec![33], vec![44], 0, true), Ok(named));
+    }
+
+    #[test]
+    fn nobody_is_let_in_neither_by_name_nor_as_the_observers_own_user() {
+        let (uid, gid) = (users::overflow_uid(), users::overflow_gid());
+        let error = allowed_user(&uid.to_string()).unwrap_err();
+        assert!(error.contains("is nobody and is never let in"), "{error}");
+        assert!(allowed_group(&gid.to_string()).is_err());
+        assert_eq!(allowed_user("1000"), Ok(1000));
+        assert_eq!(allowed_group("1000"), Ok(1000));
+        let error = allowed(vec![], vec![], uid, false).unwrap_err();
+        assert!(error.contains("which is nobody"), "{error}");
+        assert!(allowed(vec![1000], vec![], uid, false).is_ok());
     }
 
     #[test]
     fn the_socket_is_open_to_whom_it_must_and_to_nobody_else() {
         let access = |uids: &[u32], gids: &[u32], own| {
-            let users = allowed(uids.to_vec(), gids.to_vec(), own);
+            let users = allowed(uids.to_vec(), gids.to_vec(), own, own == 0).unwrap();
             let access = socket_access(&users, own);
             (access.mode, access.gid)
         };

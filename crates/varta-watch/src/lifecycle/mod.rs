@@ -21,6 +21,7 @@ use varta_core::replay::ReplayOptions;
 use varta_core::{
     AllowedUsers, BeatOrigin, Counters, Limits, LocalGate, SlotTable, Tracker, TrackerOptions,
 };
+use varta_sys::users;
 
 use crate::api::{Fields, LogEvent};
 use crate::beat_queue::{self, Depth};
@@ -143,6 +144,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         handoff::orders().map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
     let gate = LocalGate {
         users: config.users.clone(),
+        nobody: users::overflow_uid(),
         pid_max: identity::pid_max(),
     };
     let limits = Limits::new(slots, config.limits, raw.now_ns());
@@ -231,6 +233,9 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
             log.warn(LogEvent::Notice, msg, Fields::default());
         }
         tell(log, config.notices.clone());
+        for warning in &config.warnings {
+            log.warn(LogEvent::Notice, warning.clone(), Fields::default());
+        }
         notices(config, log, queue, means);
         udp_notices(config, log, network_notices.unwrap_or_default());
         let reason = control
@@ -359,11 +364,7 @@ fn create_directory(socket: &Path) -> Result<(), Failure> {
     let Some(directory) = socket.parent() else {
         return Ok(());
     };
-    let mode = if rustix::process::geteuid().is_root() {
-        0o755
-    } else {
-        0o700
-    };
+    let mode = if users::is_root() { 0o755 } else { 0o700 };
     let mut builder = DirBuilder::new();
     let created = builder.recursive(true).mode(mode).create(directory);
     created.map_err(|error| {
@@ -466,6 +467,13 @@ impl Display for Whose<'_> {
 /// Says what this system or these settings make worse than it could be, each in one line.
 fn notices(config: &Config, log: &Log, queue: Depth, means: Means) {
     let say = |msg: String| log.info(LogEvent::Notice, msg, Fields::default());
+    if users::effective_uid() == 0 && !users::is_root() {
+        say(
+            "uid 0 is not the root of this host but an ordinary user here (/proc/self/uid_map is not the whole range \
+             or cannot be read): unless --allow-uid or --allow-gid says otherwise, only its own processes may join"
+                .to_owned(),
+        );
+    }
     if let Some(shallow) = queue.shallow {
         say(shallow);
     }

@@ -281,11 +281,11 @@ pub(crate) fn send_with_descriptors(sender: &UnixDatagram, bytes: &[u8], count: 
     sendmsg(sender, &data, &mut control, SendFlags::empty()).unwrap();
 }
 
-/// Starts what follows as a user and a group without any rights.
+/// Starts what follows as a user and a group without any rights. Not as the kernel's nobody, who is never let in.
 pub(crate) const AS_NOBODY: [&str; 4] = [
     "setpriv",
-    "--reuid=65534",
-    "--regid=65534",
+    "--reuid=64000",
+    "--regid=64000",
     "--clear-groups",
 ];
 

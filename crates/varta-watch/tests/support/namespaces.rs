@@ -49,3 +49,24 @@ pub(crate) fn inside_a_pid_namespace(test: &str) -> bool {
     assert!(text.contains("1 passed"), "there is no test {test}");
     false
 }
+
+/// Starts what follows as root of a user namespace that maps nobody but its user.
+pub(crate) const AS_ROOT_OF_A_USER_NAMESPACE: [&str; 3] = ["unshare", "--user", "--map-root-user"];
+
+/// Says so where a test has to be skipped: whether a user without rights may make user and mount namespaces.
+pub(crate) fn may_make_user_namespaces() -> bool {
+    if !super::may_become_nobody() {
+        return false;
+    }
+    let [unshare, flags @ ..] = AS_ROOT_OF_A_USER_NAMESPACE;
+    let mut made = Command::new(unshare);
+    made.args(flags).args(["--mount", "true"]);
+    let made = super::wrapped(&super::AS_NOBODY, &made)
+        .stderr(Stdio::null())
+        .status();
+    let may = made.is_ok_and(|status| status.success());
+    if !may {
+        println!("skipped: a user of this host may not make user namespaces");
+    }
+    may
+}
