@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use varta_core::rules::Selector;
+use varta_core::rules::{Selector, glob};
 
 /// All of it; replaced as a whole on SIGHUP.
 #[derive(Clone, Debug, PartialEq)]
@@ -197,6 +197,17 @@ pub(crate) struct Children {
     pub(crate) capture_bytes: usize,
     /// Time between the polite and the final signal.
     pub(crate) grace: Duration,
+}
+
+impl Policy {
+    /// Whether a rule asks for the program at this path.
+    pub(crate) fn names_program(&self, path: &str) -> bool {
+        let mut patterns = self
+            .rules
+            .iter()
+            .filter_map(|rule| rule.selector.exe.as_deref());
+        patterns.any(|pattern| glob(pattern, path))
+    }
 }
 
 impl AgentRule {

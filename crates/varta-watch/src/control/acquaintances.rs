@@ -13,7 +13,7 @@ use super::story::Who;
 use crate::clock::RawClock;
 use crate::handoff::{Acquaintance, Introduction, Question};
 use crate::identity::facts::Facts;
-use crate::identity::{self, Means, UNIDENTIFIED};
+use crate::identity::{self, Means, UNIDENTIFIED, program};
 
 /// How often unwatched agents are looked at.
 const SEARCH_PAUSE: Duration = Duration::from_millis(250);
@@ -136,6 +136,24 @@ impl Acquaintances {
         }
     }
 
+    /// Compares the program of an agent with the file that is at its path here, if the operator has named that path in
+    /// a rule. Other paths are not looked up: the agent has chosen them.
+    pub(super) fn check_program(&mut self, agent: Agent, is_named: impl FnOnce(&str) -> bool) {
+        let Some((known, facts)) = self.known.get_mut(&agent.slot) else {
+            return;
+        };
+        if *known != agent {
+            return;
+        }
+        facts.exe = facts.program.clone().filter(|path| {
+            let is_asked_for = path.to_str().is_some_and(is_named);
+            !is_asked_for
+                || (program::runs(agent.pid, path)
+                    // Whoever has the pid now has had it since before it was looked at.
+                    && self.means.hold(agent.pid).is_ok_and(|held| held.instance == agent.instance))
+        });
+    }
+
     /// An agent is gone.
     pub(super) fn forget(&mut self, agent: Agent) {
         if self.facts_of(agent).is_some() {
@@ -152,15 +170,17 @@ impl Acquaintances {
         (*known == agent).then_some(*address)
     }
 
-    /// Whether an agent lives in a pid namespace below the observer's, or nobody can tell although
-    /// `/proc` could.
-    pub(super) fn may_be_foreign(&mut self, agent: Agent) -> bool {
+    /// Whether an agent lives in a pid namespace below the observer's; `None` if `/proc` shows it to others only.
+    pub(super) fn is_foreign(&mut self, agent: Agent) -> Option<bool> {
         let is_unknown = |facts: Option<&Facts>| facts.is_none_or(|facts| facts.pids.is_empty());
         if is_unknown(self.facts_of(agent)) {
             self.review(agent);
         }
         let facts = self.facts_of(agent);
-        facts.is_some_and(Facts::is_foreign) || (self.means.proc && is_unknown(facts))
+        match self.means.proc && is_unknown(facts) {
+            true => None,
+            false => Some(facts.is_some_and(Facts::is_foreign)),
+        }
     }
 
     pub(super) fn facts_of(&self, agent: Agent) -> Option<&Facts> {
@@ -232,6 +252,7 @@ fn acquaintance_with(facts: &Facts) -> Acquaintance {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
     use std::process::{Child, Command};
 
     fn means() -> Means {
@@ -334,6 +355,24 @@ mod tests {
     }
 
     #[test]
+    fn a_path_that_a_rule_names_is_compared_and_no_other_is_looked_up() {
+        let mut all = acquaintances(means());
+        let me = agent(0, std::process::id());
+        all.join(me, true);
+        let own = std::env::current_exe().ok();
+        let exe = |all: &Acquaintances| all.facts_of(me).unwrap().exe.clone();
+        all.check_program(me, |_| true);
+        assert_eq!(exe(&all), own);
+        // What another process would see there.
+        let elsewhere = Some(PathBuf::from("/bin/sh"));
+        all.known.get_mut(&0).unwrap().1.program = elsewhere.clone();
+        all.check_program(me, |_| true);
+        assert_eq!(exe(&all), None);
+        all.check_program(me, |path| path != "/bin/sh");
+        assert_eq!(exe(&all), elsewhere);
+    }
+
+    #[test]
     fn a_slot_that_changed_hands_has_no_facts_of_the_one_before() {
         let mut all = acquaintances(means());
         let me = agent(0, std::process::id());
@@ -349,14 +388,14 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_called_a_neighbour_who_cannot_be_looked_at() {
+    fn where_a_process_lives_that_cannot_be_looked_at_is_unknown() {
         let mut all = acquaintances(means());
         let me = agent(0, std::process::id());
-        assert!(!all.may_be_foreign(me), "looked at when asked");
+        assert_eq!(all.is_foreign(me), Some(false), "looked at when asked");
         let gone = Agent {
             instance: me.instance + 1,
             ..me
         };
-        assert!(all.may_be_foreign(gone));
+        assert_eq!(all.is_foreign(gone), None);
     }
 }

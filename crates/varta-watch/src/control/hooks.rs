@@ -16,7 +16,7 @@ use varta_core::{Agent, Counter};
 use super::recoveries::{Work, is_success};
 use super::{Control, story};
 use crate::policy::{self, Mode, Step};
-use crate::recovery::{Ended, StartError, Subject};
+use crate::recovery::{Ended, Subject};
 
 /// Hooks of a kind under way at the same time; more are dropped and counted.
 const HOOKS_MAX: usize = 1024;
@@ -208,10 +208,10 @@ impl Control {
                 self.recoveries.hooks.wait(hook, end);
                 return false;
             }
-            Step::Signal(signal) => match self.may_touch(hook.agent) {
-                true => self.signal(signal, hook.agent).map(|_| ()),
-                false => Err(StartError::CrossNamespace),
-            },
+            Step::Signal(signal) => self
+                .check_reach(hook.agent)
+                .and_then(|()| self.signal(signal, hook.agent))
+                .map(|_| ()),
             Step::Run(run) => {
                 let policy = &self.recoveries.policy;
                 let runner = &self.recoveries.runner;

@@ -418,6 +418,9 @@ impl Control {
             .roster
             .get(agent)
             .is_some_and(|person| person.sealed);
+        let policy = Arc::clone(&self.recoveries.policy);
+        self.acquaintances
+            .check_program(agent, |path| policy.names_program(path));
         let newcomer = Newcomer {
             agent,
             facts: self.acquaintances.facts_of(agent),
@@ -426,7 +429,6 @@ impl Control {
             sealed,
             address: self.acquaintances.address_of(agent),
         };
-        let policy = Arc::clone(&self.recoveries.policy);
         if let Some(complete) = self.recoveries.book.enter(&policy, &newcomer) {
             story::complete(&self.given.log, &complete);
         }

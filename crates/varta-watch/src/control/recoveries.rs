@@ -318,10 +318,16 @@ impl Control {
         refusal(origin).map(|(outcome, reason)| (origin, outcome, reason))
     }
 
-    /// Whether an agent lives where recovery may touch it: here, not in a container, unless that is allowed.
-    pub(super) fn may_touch(&mut self, agent: Agent) -> bool {
-        let may_touch_all = self.recoveries.policy.recover_foreign || agent.is_remote();
-        may_touch_all || !self.acquaintances.may_be_foreign(agent)
+    /// Fails unless an agent lives where recovery may touch it: here, not in a container, unless that is allowed.
+    pub(super) fn check_reach(&mut self, agent: Agent) -> Result<(), StartError> {
+        if self.recoveries.policy.recover_foreign || agent.is_remote() {
+            return Ok(());
+        }
+        match self.acquaintances.is_foreign(agent) {
+            Some(false) => Ok(()),
+            Some(true) => Err(StartError::CrossNamespace),
+            None => Err(StartError::Hidden),
+        }
     }
 
     pub(super) fn subject(&self, agent: Agent, who: &story::Who, reason: &'static str) -> Subject {
@@ -471,7 +477,7 @@ impl Control {
                     | StartError::OthersNow { .. } => {
                         (Counter::RecoveryTargetGone, ActionEnd::TargetGone)
                     }
-                    StartError::CrossNamespace => {
+                    StartError::CrossNamespace | StartError::Hidden => {
                         self.given.counters.count(Counter::RefusedCrossNamespace);
                         (Counter::RecoveryCrossNamespace, ActionEnd::Refused)
                     }
@@ -501,9 +507,7 @@ impl Control {
         let (Some(step), true) = (step, still_silent) else {
             return Err(StartError::TargetGone);
         };
-        if !self.may_touch(agent) {
-            return Err(StartError::CrossNamespace);
-        }
+        self.check_reach(agent)?;
         let subject = self.subject(agent, who, STALL);
         let shown = step.shown(Some(&subject));
         if self.is_rehearsal() {

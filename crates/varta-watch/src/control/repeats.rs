@@ -210,6 +210,9 @@ impl Reason {
             Refusal::UnseenSender => {
                 "its sender lives outside this pid namespace, so nobody vouches for it".to_owned()
             }
+            Refusal::ForeignUser { uid, .. } if uid == varta_sys::users::overflow_uid() => format!(
+                "user {uid} is nobody: every user that is not mapped has that number; run the agent as another user"
+            ),
             Refusal::ForeignUser { uid, gid } => {
                 format!("user {uid}, group {gid} may not speak here (--allow-uid, --allow-gid)")
             }
@@ -219,7 +222,9 @@ impl Reason {
                 format!("it claims to be pid {claimed}, which no process of this host can have")
             }
             Refusal::UnverifiedClaim { claimed } => {
-                format!("it claims to be pid {claimed}, and nobody can look whether that is so")
+                format!(
+                    "it claims to be pid {claimed}, and /proc does not show whether that is so: it has ended, or is hidden from this user (hidepid)"
+                )
             }
             Refusal::UnprovedSender => {
                 "it cannot be proved that whoever has the pid has sent it".to_owned()

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use varta_core::Claims;
 
+use super::program::Program;
+use super::rights::Owners;
 use super::units::Units;
 use super::{Means, start_time};
 use crate::api::printable;
@@ -21,7 +23,9 @@ pub(crate) struct Facts {
     /// Command name, at most 15 characters; empty if unknown. The process chooses it, so it is cleaned once and
     /// for all: whatever shows it, it stays on its line.
     pub(crate) name: String,
-    /// The program file.
+    /// The program file, by a path in the process's own mount namespace, which its user may choose.
+    pub(crate) program: Option<PathBuf>,
+    /// The same, unless a rule asks for it and that file is not the one that the observer finds there.
     pub(crate) exe: Option<PathBuf>,
     /// Path in the control group hierarchy.
     pub(crate) cgroup: Option<String>,
@@ -43,10 +47,12 @@ impl Facts {
         }
         let status = read(pid, "status");
         let cgroup = CgroupPath::of(&read(pid, "cgroup"));
+        let program = Program::of(pid).map(|program| readable(program.path));
         let facts = Self {
             name: name_of(&read(pid, "comm")),
-            exe: fs::read_link(format!("/proc/{pid}/exe")).ok().map(readable),
-            units: cgroup.units(real_uid(&status)),
+            exe: program.clone(),
+            program,
+            units: cgroup.units(Owners::in_status(&status).map(|owners| owners.real)),
             cgroup: cgroup.shown,
             start_ticks: start_time(pid).ok(),
             pids: namespace_pids(&status),
@@ -103,12 +109,6 @@ fn namespace_pids(status: &str) -> Vec<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
     let pids = line.unwrap_or_default().split_ascii_whitespace();
     pids.map_while(|pid| pid.parse().ok()).collect()
-}
-
-/// The real user in `/proc/PID/status`.
-fn real_uid(status: &str) -> Option<u32> {
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-    line?.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// Where a process is in the control group hierarchies, from `/proc/PID/cgroup`. Being in a root says nothing.
@@ -209,15 +209,6 @@ mod tests {
         };
         assert_eq!((unknown.claims(), unknown.inner_pid()), (None, None));
         assert!(!unknown.is_foreign());
-    }
-
-    #[test]
-    fn the_real_user_is_the_first_of_the_four() {
-        assert_eq!(
-            real_uid("Name:\tx\nUid:\t1000\t0\t0\t0\nGid:\t5\n"),
-            Some(1000)
-        );
-        assert_eq!(real_uid("Name:\tx\n"), None);
     }
 
     #[test]

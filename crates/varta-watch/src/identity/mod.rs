@@ -5,6 +5,7 @@
 //! after: the pidfd's inode on Linux 6.9 and newer, the start time before.
 
 pub(crate) mod facts;
+pub(crate) mod program;
 pub(crate) mod rights;
 pub(crate) mod units;
 

@@ -30,7 +30,7 @@ impl Owners {
     }
 
     /// The line `Uid` of `/proc/PID/status`: real, effective, saved, file system.
-    fn in_status(status: &str) -> Option<Self> {
+    pub(super) fn in_status(status: &str) -> Option<Self> {
         let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
         let mut users = line.split_ascii_whitespace().map(str::parse);
         Some(Self {

@@ -35,6 +35,8 @@ pub(crate) enum StartError {
     TargetGone,
     /// It lives in another pid namespace, and the operator has not allowed that.
     CrossNamespace,
+    /// Nobody can tell where it lives, because `/proc` does not show it to the observer's user.
+    Hidden,
     /// Nothing proves which process the pid belongs to.
     Unidentified,
     /// It is another user's by now, whom the user that it joined as may not signal.
@@ -61,6 +63,11 @@ impl fmt::Display for StartError {
             Self::CrossNamespace => write!(
                 f,
                 "nothing started, it lives in another pid namespace (--allow-cross-namespace-agents)"
+            ),
+            Self::Hidden => write!(
+                f,
+                "nothing started, /proc does not show it to the observer's user (mount option hidepid), so it may live \
+                 in another pid namespace; run the observer as root, or mount /proc without hidepid"
             ),
             Self::Unidentified => write!(
                 f,

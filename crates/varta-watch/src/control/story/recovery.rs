@@ -70,7 +70,7 @@ pub(in crate::control) fn not_started(log: &Log, who: &Who, error: &StartError) 
         StartError::Unidentified | StartError::OthersNow { .. } => {
             log.warn(LogEvent::Recover, msg, recovery(who, "target_gone"));
         }
-        StartError::CrossNamespace => {
+        StartError::CrossNamespace | StartError::Hidden => {
             let fields = recovery(who, "refused_cross_namespace");
             log.warn(LogEvent::Recover, msg, fields);
         }
