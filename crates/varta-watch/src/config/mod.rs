@@ -21,6 +21,7 @@ mod sources;
 mod steps;
 mod table;
 mod units;
+mod unvouched;
 pub(crate) mod users;
 
 use std::path::{Path, PathBuf};
@@ -96,6 +97,8 @@ pub(crate) struct Config {
     pub(crate) shutdown_grace: Duration,
     /// What is to be said once: settings without effect, unknown variables.
     pub(crate) notices: Vec<String>,
+    /// What works as it is written, and not only for whom it is meant.
+    pub(crate) warnings: Vec<String>,
     settings: Vec<Setting>,
     sources: Sources,
 }
@@ -214,7 +217,19 @@ impl Flags {
         mut notices: Vec<String>,
     ) -> Option<Config> {
         let exec = plan::command(&self.recovery, problems);
-        let policy = self.policy(given.file, exec.as_deref(), given.inherited_path, problems);
+        let own_uid = rustix::process::geteuid().as_raw();
+        let is_root = varta_sys::users::is_root();
+        let (uids, gids) = (self.allow_uid.clone(), self.allow_gid.clone());
+        let users = users::allowed(uids, gids, own_uid, is_root);
+        let users = users.map_err(|text| problems.about("allow-uid", &[], text));
+        let several_may_join = users.as_ref().is_ok_and(users::may_be_several);
+        let policy = self.policy(
+            given.file,
+            exec.as_deref(),
+            given.inherited_path,
+            several_may_join,
+            problems,
+        );
         let socket_is_default = self.socket.is_none();
         let Some(socket) = self.socket.or_else(api::default_socket_path) else {
             let text = "no place for it: XDG_RUNTIME_DIR is not set; say where with --socket PATH";
@@ -223,8 +238,7 @@ impl Flags {
         };
         let udp = self.network.check(&socket, problems, &mut notices);
         let http = self.http.check(&socket, problems);
-        let own_uid = rustix::process::geteuid().as_raw();
-        let users = users::allowed(self.allow_uid, self.allow_gid, own_uid);
+        let users = users.ok()?;
         let socket_access = match self.socket_mode {
             Some(mode) => SocketAccess { mode, gid: None },
             None => users::socket_access(&users, own_uid),
@@ -266,6 +280,7 @@ impl Flags {
             shutdown_after: self.shutdown_after_secs.map(Duration::from_secs),
             shutdown_grace: Duration::from_millis(self.shutdown_grace_ms),
             notices,
+            warnings: problems.warnings(),
             settings: given.settings,
             sources: given.sources,
         })
@@ -294,10 +309,18 @@ impl Config {
         for notice in self.notices.iter().chain([&queue]) {
             text.push_str(&format!("note: {notice}\n"));
         }
+        for warning in &self.warnings {
+            text.push_str(&format!("warning: {warning}\n"));
+        }
+        let warnings = match self.warnings.len() {
+            0 => String::new(),
+            1 => ", 1 warning".to_owned(),
+            many => format!(", {many} warnings"),
+        };
         let checked = file.map_or(Path::new("varta-watch").display(), |file| {
             file.document.path.display()
         });
-        text.push_str(&format!("{checked}: ok\n"));
+        text.push_str(&format!("{checked}: ok{warnings}\n"));
         text
     }
 }

@@ -182,6 +182,7 @@ of characters and everything else for itself.
 ```toml
 [[agent]]
 name = \"web-*\"
+uid = 33
 threshold = \"500ms\"
 late = \"200ms\"
 first-beat-within = \"1m\"
@@ -224,9 +225,10 @@ Ladders and the `on-...` keys of rules are arrays of steps:
 
 `wait` is how long the agent may take to come back after the step went well; `recovery-wait` unless given. In arguments
 `{pid}`, `{name}`, `{status}`, `{silence-ms}`, `{unit}`, `{user-unit}`, `{reason}` and `{source}` are replaced; other
-lower-case words in braces are mistakes, and the program itself is never replaced. Programs are looked up in the command's own `PATH`,
-`/usr/bin:/bin` unless `recovery-env` says otherwise, and must be there when the file is read. A name is the agent's
-own choice and may look like an option: put `\"--\"` before it. [recovery.md](recovery.md) tells what becomes of steps.
+lower-case words in braces are mistakes, and the program itself is never replaced. Programs are looked up in the
+command's own `PATH`, `/usr/bin:/bin` unless `recovery-env` says otherwise, and must be there when the file is read. A
+name is the agent's own choice and may look like an option: put `\"--\"` before it. [recovery.md](recovery.md) tells
+what becomes of steps, [security.md](security.md) who vouches for which selector and placeholder.
 
 ## Flags of 0.2.0
 

@@ -56,9 +56,10 @@ impl Flags {
         file: Option<&Parsed<'_>>,
         command: Option<&str>,
         inherited_path: Option<String>,
+        several_may_join: bool,
         problems: &mut Problems,
     ) -> Policy {
-        let defaults = self.defaults(inherited_path);
+        let defaults = self.defaults(inherited_path, several_may_join);
         self.check_tiers(problems);
         let mut written = file.map_or_else(rules::Written::default, |file| {
             rules::read(file, &defaults, problems)
@@ -104,7 +105,7 @@ impl Flags {
     }
 
     /// What rules and ladders start from.
-    fn defaults(&self, inherited_path: Option<String>) -> Defaults {
+    fn defaults(&self, inherited_path: Option<String>, several_may_join: bool) -> Defaults {
         let flags = &self.recovery;
         Defaults {
             ladder: Ladder {
@@ -124,6 +125,7 @@ impl Flags {
             },
             threshold: Duration::from_millis(self.threshold_ms),
             late: self.late_ms.map(Duration::from_millis),
+            several_may_join,
         }
     }
 

@@ -60,6 +60,8 @@ pub(super) struct Problems {
     broken: BTreeSet<String>,
     /// Lines that are no TOML: what seems to be wrong there besides is a guess.
     unreadable: BTreeSet<usize>,
+    /// What is no mistake and may still not be what is meant; the first ones, at most [`SHOWN_MAX`].
+    warnings: Vec<Problem>,
 }
 
 impl Problems {
@@ -94,6 +96,22 @@ impl Problems {
             key: shortened(key),
             text: shortened(&text()),
         });
+    }
+
+    /// Something works as it is written, and perhaps not as it is meant.
+    pub(super) fn warn(&mut self, origin: Origin, key: &str, text: String) {
+        if self.warnings.len() < SHOWN_MAX {
+            self.warnings.push(Problem {
+                origin,
+                key: key.to_owned(),
+                text,
+            });
+        }
+    }
+
+    /// The warnings as lines, in the order of the file.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.warnings.iter().map(ToString::to_string).collect()
     }
 
     /// A line of the file cannot be read. The first such problem on a line is the only one there.

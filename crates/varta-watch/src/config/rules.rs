@@ -13,6 +13,7 @@ use super::section::{Section, glob, kind, label, text, user};
 use super::steps::{self, StepDefaults};
 use super::table;
 use super::units::{self, quoted};
+use super::unvouched;
 use crate::policy::{AgentRule, Expectation, Hooks, Ladder, LadderChoice, Step};
 
 /// The word for no ladder.
@@ -139,6 +140,8 @@ pub(super) struct Defaults {
     pub(super) steps: StepDefaults,
     pub(super) threshold: Duration,
     pub(super) late: Option<Duration>,
+    /// Processes of more than one user may be agents.
+    pub(super) several_may_join: bool,
 }
 
 /// What the file says about agents.
@@ -341,6 +344,13 @@ impl<'a> Reader<'a> {
                 self.wrong(block, "agent", text);
             } else if is_known && rule.selector.is_everybody() {
                 self.everybody = Some(self.document.shown_place(&block.span()));
+            }
+            if is_known
+                && self.defaults.several_may_join
+                && let Some(text) = unvouched::warning(&rule, self.defaults.threshold)
+            {
+                let origin = self.document.origin(&block.span());
+                self.problems.warn(origin, "agent", text);
             }
             self.written.rules.push(rule);
         }

@@ -95,14 +95,16 @@ pub(super) struct Flags {
 
     /// User whose processes may be agents; repeatable
     ///
-    /// By name or number. Unless given: this user; everyone if this is root.
-    #[arg(long, value_name = "USER", value_parser = users::user_id, help_heading = "Who may join")]
+    /// By name or number. Unless given: this user; everyone if this is root, and not only of a user namespace.
+    /// The overflow id, 65534 or nobody, is never let in: every user that is not mapped has it.
+    #[arg(long, value_name = "USER", value_parser = users::allowed_user, help_heading = "Who may join")]
     pub(super) allow_uid: Vec<u32>,
 
     /// Group whose processes may be agents; repeatable
     ///
-    /// By name or number. Meant is the real group of a process, not its supplementary ones.
-    #[arg(long, value_name = "GROUP", value_parser = users::group_id, help_heading = "Who may join")]
+    /// By name or number. Meant is the real group of a process, not its supplementary ones. The overflow id, 65534, is
+    /// refused as for --allow-uid.
+    #[arg(long, value_name = "GROUP", value_parser = users::allowed_group, help_heading = "Who may join")]
     pub(super) allow_gid: Vec<u32>,
 
     /// Refuse agents in containers
@@ -233,8 +235,8 @@ pub(super) struct ConfigurationFlags {
 
     /// Say everything that is wrong with the configuration, and exit
     ///
-    /// Each problem with file, line, column and how to mend it; exit code 2 if there is any, else 0. Key and
-    /// token files are read too, sockets are not opened.
+    /// Each problem with file, line, column and how to mend it; exit code 2 if there is any, else 0. Warnings are said
+    /// as well and leave the exit code at 0. Key and token files are read too, sockets are not opened.
     #[arg(long)]
     pub(super) check_config: bool,
 

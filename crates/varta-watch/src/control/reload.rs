@@ -81,6 +81,11 @@ impl Control {
             done.push(format!("changed, but only after a restart: {restart}"));
         }
         done.push("settings, rules and ladders are in force".to_owned());
+        let known = &self.in_force.warnings;
+        for warning in config.warnings.iter().filter(|new| !known.contains(new)) {
+            let log = &self.given.log;
+            log.warn(LogEvent::Notice, warning.clone(), Fields::default());
+        }
         let threshold_ns = nanoseconds(config.threshold);
         self.given.counters.set(Gauge::Threshold, threshold_ns);
         self.given.orders.add(Order::Threshold(threshold_ns));

@@ -1,0 +1,193 @@
+//! Rules that processes of any user could have applied to themselves. They are warned of and hold as they are
+//! written: the operator may know who the users are.
+//!
+//! A name is what a process calls itself. The program file says nothing of the code that its user has put into the
+//! process, and a unit says nothing of who lives below it. Only `uid` says whose process it is.
+
+use std::time::Duration;
+
+use varta_core::rules::{Selector, Transport};
+
+use super::units;
+use crate::policy::{AgentRule, Hooks, LadderChoice};
+
+/// What is to be said of a rule while several users may join: what selects, what any of them could get, and how to
+/// mend it. `threshold` holds for agents without a rule.
+pub(super) fn warning(rule: &AgentRule, threshold: Duration) -> Option<String> {
+    let selects_by = selects_by(&rule.selector);
+    let gives = gives(rule, threshold);
+    if selects_by.is_empty() || gives.is_empty() {
+        return None;
+    }
+    Some(format!(
+        "several users may join, and a process of any of them can match this rule: it selects by {} and by no uid. \
+         Such a process could {}. Add uid = \"USER\" to the rule, or let one user join only (allow-uid)",
+        selects_by.join(", "),
+        gives.join("; "),
+    ))
+}
+
+/// The selectors that let processes of any user match; none if the rule says whose they are, or means agents of other
+/// hosts only.
+fn selects_by(selector: &Selector) -> Vec<&'static str> {
+    let is_remote = !matches!(selector.origin, None | Some(Transport::Unix));
+    if selector.uid.is_some() || is_remote || selector.source.is_some() {
+        return Vec::new();
+    }
+    let given = [
+        ("name", &selector.name),
+        ("exe", &selector.exe),
+        ("unit", &selector.unit),
+        ("user-unit", &selector.user_unit),
+    ];
+    // What is true of everybody takes nobody at its word.
+    let tells_apart = |pattern: &String| pattern.chars().any(|char| char != '*');
+    let given = given
+        .into_iter()
+        .filter(|(_, pattern)| pattern.as_ref().is_some_and(tells_apart));
+    given.map(|(key, _)| key).collect()
+}
+
+/// What a process gets from a rule that it would not have without.
+fn gives(rule: &AgentRule, threshold: Duration) -> Vec<String> {
+    let Hooks {
+        on_late,
+        on_critical,
+        on_exit,
+        on_recovered,
+        on_gave_up,
+    } = &rule.hooks;
+    let hooks = [on_late, on_critical, on_exit, on_recovered, on_gave_up];
+    let shorter = rule.threshold.filter(|own| *own < threshold);
+    let mut gives = Vec::new();
+    if matches!(rule.ladder, LadderChoice::Named(_)) {
+        gives.push("have its recovery run".to_owned());
+    }
+    if hooks.iter().any(|steps| !steps.is_empty()) {
+        gives.push("have its hooks run".to_owned());
+    }
+    if rule.expectation.is_some() {
+        gives.push("stand in for an agent that is expected and missing".to_owned());
+    }
+    if let Some(own) = shorter {
+        gives.push(format!("be watched as closely as {}", units::shown(own)));
+    }
+    gives
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::parse;
+
+    const SEVERAL: &[&str] = &["--allow-uid=0", "--allow-uid=1000"];
+
+    fn warnings(rule: &str, who: &[&str]) -> Vec<String> {
+        use std::io::Write;
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let ladder = "recovery.kill.steps = [{ signal = \"KILL\" }]";
+        write!(file, "{ladder}\n[[agent]]\n{rule}\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let flags = ["--socket=/s", "--threshold-ms=2000", "--config", path];
+        parse(&[&flags, who].concat()).unwrap().warnings
+    }
+
+    fn is_warned_of(rule: &str) -> bool {
+        let found = warnings(rule, SEVERAL);
+        assert!(found.len() < 2, "{found:?}");
+        !found.is_empty()
+    }
+
+    #[test]
+    fn a_rule_that_gives_something_to_who_only_says_its_name_is_warned_of() {
+        for selector in [
+            "name = \"a\"",
+            "exe = \"/bin/a\"",
+            "unit = \"a.service\"",
+            "user-unit = \"a.service\"",
+            "name = \"a\"\norigin = \"unix\"\ncgroup = \"/system.slice/*\"\nnamespace = \"own\"",
+        ] {
+            for given in [
+                "recovery = \"kill\"",
+                "recovery = [{ signal = \"TERM\" }]",
+                "threshold = \"1999ms\"",
+                "first-beat-within = \"1m\"",
+                "first-beat-within = \"1m\"\nexpect = 2",
+                "on-late = [{ signal = \"TERM\" }]\nlate = \"1s\"",
+                "on-critical = [{ signal = \"TERM\" }]",
+                "on-exit = [{ run = [\"/bin/sh\"] }]",
+                "on-recovered = [{ signal = \"TERM\" }]",
+                "on-gave-up = [{ signal = \"TERM\" }]",
+            ] {
+                assert!(
+                    is_warned_of(&format!("{selector}\n{given}")),
+                    "{selector} {given}"
+                );
+                assert!(
+                    !is_warned_of(&format!("{selector}\nuid = 1000\n{given}")),
+                    "{selector} {given}"
+                );
+            }
+            for given in [
+                "",
+                "recovery = \"none\"",
+                "threshold = \"2s\"",
+                "as = \"b\"",
+                "late = \"1s\"",
+            ] {
+                assert!(
+                    !is_warned_of(&format!("{selector}\n{given}")),
+                    "{selector} {given}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_rule_for_everybody_or_for_other_hosts_is_not() {
+        for selector in [
+            "",
+            "cgroup = \"/system.slice/*\"",
+            "name = \"*\"",
+            "name = \"a\"\norigin = \"udp\"",
+            "name = \"a\"\nsource = \"192.0.2.*\"",
+        ] {
+            assert!(
+                !is_warned_of(&format!("{selector}\nrecovery = \"kill\"")),
+                "{selector}"
+            );
+        }
+    }
+
+    #[test]
+    fn where_one_user_may_join_there_is_nothing_to_warn_of() {
+        let rule = "name = \"a\"\nrecovery = \"kill\"";
+        for who in [
+            &["--allow-uid=0"][..],
+            &["--allow-uid=33", "--allow-uid=33"],
+        ] {
+            assert_eq!(warnings(rule, who), [""; 0]);
+        }
+        for who in [&["--allow-gid=0"][..], &["--allow-uid=0", "--allow-gid=33"]] {
+            assert_eq!(warnings(rule, who).len(), 1, "{who:?}");
+        }
+    }
+
+    #[test]
+    fn a_warning_says_where_what_for_whom_and_how_to_mend_it() {
+        let rule = "name = \"a\"\nexe = \"/b\"\nrecovery = \"kill\"\nthreshold = \"500ms\"";
+        let [warning] = &warnings(rule, SEVERAL)[..] else {
+            panic!("one rule");
+        };
+        assert!(
+            warning.contains(":2:1: agent: several users may join"),
+            "{warning}"
+        );
+        for words in [
+            "it selects by name, exe and by no uid",
+            "have its recovery run; be watched as closely as 500ms",
+            "Add uid = \"USER\"",
+        ] {
+            assert!(warning.contains(words), "{warning}");
+        }
+    }
+}
