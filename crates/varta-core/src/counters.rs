@@ -112,9 +112,10 @@ series! {
     "varta_io_errors_total" "Receive calls that failed." { ReceiveErrors }
     "varta_observer_clock_regression_total" "Clock readings that went backwards." { ClockRegressions }
     "varta_observer_clock_jump_forward_total" "Gaps of more than 5 s in the observer's attention." { ClockJumps }
-    "varta_observer_gaps_total" "Times the observer came later than it had promised; counted against nobody." { Gaps }
-    "varta_observer_gap_seconds_total" "Time that counts against nobody because the observer was not watching." { GapNanoseconds }
-    "varta_observer_doubt_seconds_total" "Time that counts a sixteenth because more was read than the kernel queues, so beats may have been refused unheard." { DoubtNanoseconds }
+    "varta_observer_gaps_total" "Times the observer came later than it had promised, by more than the most impatient agent tolerates." { Gaps }
+    "varta_observer_gap_seconds_total" "By how much it came later: time that counts against no agent that does not tolerate it." { GapNanoseconds }
+    "varta_observer_queue_full_total" "Turns of the beat path that read as many datagrams as the socket's queue holds, so that beats may have been refused." { QueueFull }
+    "varta_observer_stalls_put_off_total" "Times a stall was put off because a full queue may have refused the agent's beats." { StallsPutOff }
     "varta_events_dropped_total" "Events that found the ring to the control thread full; stalls and watched exits are never among them." { EventsDropped }
     "varta_export_rows_dropped_total" "Rows the event file could not take." { RowsDropped }
     "varta_prom_auth_failures_total" "Requests over TCP refused because they did not bring the token." { HttpAuthFailures }
@@ -186,7 +187,7 @@ series! {
 impl Counter {
     /// The value is kept in nanoseconds and told in seconds.
     pub const fn is_time(self) -> bool {
-        matches!(self, Self::GapNanoseconds | Self::DoubtNanoseconds)
+        matches!(self, Self::GapNanoseconds)
     }
 }
 

@@ -170,11 +170,13 @@ pub enum EventKind {
         /// One in this many is let through; 1 when it is over.
         one_in: u32,
     },
-    /// More was read than the kernel queues: beats may have been refused unheard, so time counted a
-    /// sixteenth.
-    Doubt {
-        /// How long, nanoseconds, since it was told last.
-        doubt_ns: u64,
+    /// An agent is silent for its threshold, but a full queue may have refused its beats, so its stall is put
+    /// off.
+    PutOff {
+        /// Who.
+        agent: Agent,
+        /// Attention time since its last accepted beat, nanoseconds.
+        silence_ns: u64,
     },
     /// The kernel dropped datagrams from the network because their queue was full: the silence of agents
     /// elsewhere starts anew.
@@ -182,9 +184,10 @@ pub enum EventKind {
         /// How many.
         count: u64,
     },
-    /// The observer itself was stopped, starved or asleep (law 2): this time counts against nobody.
+    /// The observer itself was stopped, starved or suspended (law 2): this time counts against no agent that
+    /// does not tolerate it.
     Gap {
-        /// Length of the gap, nanoseconds.
+        /// By how much it came later than it had promised, nanoseconds.
         gap_ns: u64,
     },
 }

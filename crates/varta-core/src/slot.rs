@@ -256,6 +256,8 @@ pub enum Tier {
     Late,
     /// Beyond its threshold.
     Stalled,
+    /// Beyond its threshold, but a full queue may have refused its beats: its stall is put off.
+    PutOff,
 }
 
 /// How an accepted beat continues what is known.

@@ -11,8 +11,10 @@
 //! either judged or armed again. An armed deadline is therefore never later than the true one.
 
 mod amend;
+mod excuses;
 mod reclaim;
 mod taken;
+mod thresholds;
 mod types;
 
 use std::ops::ControlFlow;
@@ -21,12 +23,15 @@ use std::sync::atomic::AtomicU64;
 
 use varta_vlp::{Frame, Status};
 
+use crate::admission::Reach;
 use crate::counters::{Counter, Counters, Timing};
 use crate::event::Agent;
 use crate::index::{BoundedIndex, PidIndex};
 use crate::slot::{BeatOrigin, Slot, SlotState, SlotTable, Step, Tier};
 use crate::wheel::Wheel;
+use excuses::{RecentGaps, Restart};
 use reclaim::{Reclaimable, Victims};
+use thresholds::Thresholds;
 
 pub use types::{
     AgentKey, Beat, Displaced, EvictionPolicy, Patience, Recorded, Silence, TrackerOptions, Update,
@@ -43,10 +48,6 @@ const MAX_SLOTS: usize = 2 * MAX_CAPACITY;
 
 /// Slots looked at per attempt to evict under [`EvictionPolicy::Balanced`].
 pub const DEFAULT_EVICTION_SCAN_WINDOW: usize = 256;
-
-/// Thresholds by which dropped datagrams may put off the stall of a network agent: as many as a flood on the
-/// local socket (see [`crate::attention`]).
-const RESTART_THRESHOLDS: u64 = 16;
 
 /// The ledger. `W` is what holds the words of the slot table.
 #[derive(Debug)]
@@ -70,12 +71,12 @@ pub struct Tracker<W = Box<[AtomicU64]>> {
     network_len: usize,
     local_capacity: usize,
     network_capacity: usize,
-    /// No network agent's silence counts before this time.
-    network_restarted_ns: u64,
     latched: usize,
-    shortest_threshold_ns: u64,
-    /// Nobody's silence counts before this time.
-    restarted_ns: u64,
+    thresholds: Thresholds,
+    gaps: RecentGaps,
+    /// Of local agents, and of network agents.
+    local_restart: Restart,
+    network_restart: Restart,
     evicted_pid: Option<u32>,
 }
 
@@ -108,10 +109,11 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             network_len: 0,
             local_capacity: options.local_capacity,
             network_capacity: options.network_capacity,
-            network_restarted_ns: 0,
             latched: 0,
-            shortest_threshold_ns: u64::MAX,
-            restarted_ns: 0,
+            thresholds: Thresholds::new(),
+            gaps: RecentGaps::new(),
+            local_restart: Restart::default(),
+            network_restart: Restart::default(),
             evicted_pid: None,
             table,
             counters,
@@ -162,6 +164,9 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     ///
     /// Stalls use `silence >= threshold`. At most `budget` timers are looked at; what is left over
     /// is due at the next call.
+    ///
+    /// A stall that is put off because a full queue may have refused the agent's beats is offered as
+    /// [`Tier::PutOff`], for information: each time that it would be due otherwise.
     pub fn drain_stalled_slots(
         &mut self,
         now_ns: u64,
@@ -173,15 +178,23 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
                 self.counters.count(Counter::InvariantViolations);
                 continue;
             };
-            if !facts.state.is_latched() {
-                let restarted_ns = self.restarted_ns.max(self.network_restart_of(&facts));
-                facts.paused_until_ns = facts.paused_until_ns.max(restarted_ns);
+            let unbelieved = facts.due_tier(self.judged_ns(&facts, now_ns));
+            let is_put_off = self.restart(&mut facts);
+            let judged_ns = self.judged_ns(&facts, now_ns);
+            let due = facts.due_tier(judged_ns);
+            let is_put_off =
+                is_put_off && unbelieved == Some(Tier::Stalled) && due != Some(Tier::Stalled);
+            if is_put_off {
+                self.counters.count(Counter::StallsPutOff);
             }
-            if let Some(tier) = facts.due_tier(now_ns) {
+            if let Some(tier) = due.or(is_put_off.then_some(Tier::PutOff)) {
                 let silence = Silence {
                     agent: facts.agent(slot),
                     tier,
-                    silence_ns: facts.silence_ns(now_ns),
+                    silence_ns: match tier {
+                        Tier::PutOff => now_ns.saturating_sub(facts.last_ns),
+                        Tier::Late | Tier::Stalled => facts.silence_ns(judged_ns),
+                    },
                     slot: facts,
                 };
                 if hand_over(&silence).is_break() {
@@ -189,24 +202,30 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
                     return;
                 }
                 match tier {
-                    Tier::Late => facts.state = SlotState::Late,
+                    Tier::PutOff => {}
+                    Tier::Late => {
+                        facts.state = SlotState::Late;
+                        self.table.store(slot, &facts);
+                    }
                     Tier::Stalled => {
                         facts.state = SlotState::Stalled;
                         facts.stalls = facts.stalls.saturating_add(1);
+                        self.table.store(slot, &facts);
                         self.latched += 1;
                         self.counters.count(Counter::Stalls);
                         let lateness_ns = silence.silence_ns.saturating_sub(facts.threshold_ns);
                         self.counters.observe(Timing::Lateness, lateness_ns);
                     }
                 }
-                self.table.store(slot, &facts);
             } else if facts.state == SlotState::Stalled && facts.is_reclaimable(now_ns) {
                 facts.state = SlotState::Reclaimable;
                 self.table.store(slot, &facts);
                 self.reclaimable.push(slot, facts.local);
                 continue;
             }
-            self.wheel.arm(slot, facts.next_look_ns());
+            let excused_ns = now_ns - self.judged_ns(&facts, now_ns);
+            let look_ns = facts.next_look_ns().saturating_add(excused_ns);
+            self.wheel.arm(slot, look_ns);
         }
     }
 
@@ -227,26 +246,45 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         }
     }
 
-    /// Counts nobody's silence before `now_ns`: beats may have been lost that nobody could take. Who
-    /// has been reported as stalled stays so.
-    pub fn restart_silence(&mut self, now_ns: u64) {
-        self.restarted_ns = self.restarted_ns.max(now_ns);
+    /// The observer came later by `gap_ns` than it had promised, until `now_ns`. Agents that do not tolerate so much
+    /// ([`crate::attention::tolerance_ns`]) are given it back. For gaps that are on the attention clock.
+    pub fn excuse(&mut self, now_ns: u64, gap_ns: u64) {
+        self.gaps.push(now_ns, gap_ns);
     }
 
-    /// The same for network agents alone: the kernel has dropped datagrams, and theirs may have been among
-    /// them. Whoever drops may do so without end, so an agent has sixteen thresholds of that at most.
-    pub fn restart_network_silence(&mut self, now_ns: u64) {
-        self.network_restarted_ns = self.network_restarted_ns.max(now_ns);
+    /// Beats of these agents may have been refused before `now_ns` by a queue that was full, so their silence
+    /// restarts there: until the given number of thresholds after an agent's last beat at most, since somebody may
+    /// keep a queue full without end. Stalls that were reported stay reported.
+    pub fn restart_silence(&mut self, reach: Reach, now_ns: u64, thresholds: u64) {
+        let restart = match reach {
+            Reach::Local => &mut self.local_restart,
+            Reach::Remote => &mut self.network_restart,
+        };
+        restart.at_ns = restart.at_ns.max(now_ns);
+        restart.thresholds = thresholds;
     }
 
-    fn network_restart_of(&self, facts: &Slot) -> u64 {
-        let longest_ns = facts.threshold_ns.saturating_mul(RESTART_THRESHOLDS);
-        match facts.local {
-            true => 0,
-            false => self
-                .network_restarted_ns
-                .min(facts.last_ns.saturating_add(longest_ns)),
+    /// Has the silence of an agent begin where a full queue makes it begin. True if that is later than before.
+    fn restart(&self, facts: &mut Slot) -> bool {
+        let restart = match facts.local {
+            true => self.local_restart,
+            false => self.network_restart,
+        };
+        let from_ns = restart.for_agent(facts);
+        let is_later = from_ns > facts.heard_ns() && !facts.state.is_latched();
+        if is_later {
+            facts.paused_until_ns = from_ns;
         }
+        is_later
+    }
+
+    /// The time by which an agent's silence is judged: now, less what is excused of it.
+    fn judged_ns(&self, facts: &Slot, now_ns: u64) -> u64 {
+        let excused_ns = match facts.state.is_latched() {
+            true => 0,
+            false => self.gaps.excused_ns(facts.heard_ns(), facts.threshold_ns),
+        };
+        now_ns.saturating_sub(excused_ns)
     }
 
     /// When [`Self::drain_stalled_slots`] should be called next; `None` while nothing is armed.
@@ -255,9 +293,10 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.wheel.next_deadline_ns()
     }
 
-    /// A lower bound of the thresholds in use; `None` while nobody is tracked.
+    /// The shortest threshold of the agents that are there now, to within an eighth: none is shorter.
+    /// `None` while nobody is tracked.
     pub fn shortest_threshold_ns(&self) -> Option<u64> {
-        (self.len > 0).then_some(self.shortest_threshold_ns)
+        self.thresholds.shortest_ns()
     }
 
     /// The agent known under a local pid.
@@ -488,10 +527,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         };
         self.table.store(slot, &facts);
         self.wheel.arm(slot, facts.next_look_ns());
-        if self.len == 0 {
-            self.shortest_threshold_ns = u64::MAX;
-        }
-        self.shortest_threshold_ns = self.shortest_threshold_ns.min(threshold_ns);
+        self.thresholds.add(threshold_ns);
         self.len += 1;
         self.network_len += usize::from(!local);
         self.counters.count(Counter::BeatsAccepted);
@@ -557,6 +593,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         if facts.state.is_latched() {
             self.latched -= 1;
         }
+        self.thresholds.remove(facts.threshold_ns);
         self.table.clear(slot);
         self.free.push(slot);
         self.len -= 1;

@@ -16,6 +16,8 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         let Some(mut facts) = self.facts_of(agent) else {
             return false;
         };
+        self.thresholds.remove(facts.threshold_ns);
+        self.thresholds.add(patience.threshold_ns);
         facts.threshold_ns = patience.threshold_ns;
         facts.late_ns = patience.late_ns;
         let silence_ns = facts.silence_ns(now_ns);
@@ -36,7 +38,6 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
                 }
             }
         }
-        self.shortest_threshold_ns = self.shortest_threshold_ns.min(facts.threshold_ns);
         self.rearm(agent, &facts);
         true
     }

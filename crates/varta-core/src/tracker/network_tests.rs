@@ -254,7 +254,9 @@ fn a_local_newcomer_without_a_quota_gets_the_slot_that_has_been_free_to_take_for
 fn stalls_at(tracker: &mut Tracker, now_ns: u64) -> Vec<bool> {
     let mut remote = Vec::new();
     tracker.drain_stalled_slots(now_ns, u32::MAX, |silence| {
-        remote.push(!silence.slot.local);
+        if silence.tier == Tier::Stalled {
+            remote.push(!silence.slot.local);
+        }
         ControlFlow::Continue(())
     });
     remote
@@ -265,7 +267,7 @@ fn dropped_datagrams_put_off_the_stalls_of_network_agents_and_of_nobody_else() {
     let mut tracker = room(2);
     tracker.hear(local(100), 0);
     tracker.hear(plain(100, 1), 0);
-    tracker.restart_network_silence(T / 2);
+    tracker.restart_silence(Reach::Remote, T / 2, 16);
     assert_eq!(stalls_at(&mut tracker, T), [false], "the local one");
     assert_eq!(stalls_at(&mut tracker, T + T / 2 - 1), []);
     assert_eq!(stalls_at(&mut tracker, T + T / 2), [true]);
@@ -273,12 +275,14 @@ fn dropped_datagrams_put_off_the_stalls_of_network_agents_and_of_nobody_else() {
 
 #[test]
 fn no_flood_puts_off_a_stall_for_ever() {
-    let mut tracker = room(2);
-    tracker.hear(plain(100, 1), 0);
-    for tick in 1..=16 {
-        tracker.restart_network_silence(tick * T);
-        assert_eq!(stalls_at(&mut tracker, tick * T + T - 1), []);
+    for (reach, beat) in [(Reach::Local, local(100)), (Reach::Remote, plain(100, 1))] {
+        let mut tracker = room(2);
+        tracker.hear(beat, 0);
+        for tick in 1..=16 {
+            tracker.restart_silence(reach, tick * T, 16);
+            assert_eq!(stalls_at(&mut tracker, tick * T + T - 1), []);
+        }
+        tracker.restart_silence(reach, 17 * T, 16);
+        assert_eq!(stalls_at(&mut tracker, 17 * T).len(), 1);
     }
-    tracker.restart_network_silence(17 * T);
-    assert_eq!(stalls_at(&mut tracker, 17 * T), [true]);
 }

@@ -81,7 +81,9 @@ impl Tracker {
     }
 
     pub(super) fn stalled_pids(&mut self, now_ns: u64) -> Vec<u32> {
-        self.drain(now_ns).iter().map(|s| s.agent.pid).collect()
+        let stalls = self.drain(now_ns).into_iter();
+        let stalls = stalls.filter(|silence| silence.tier == Tier::Stalled);
+        stalls.map(|silence| silence.agent.pid).collect()
     }
 
     fn fill(&mut self, count: u32, now_ns: u64) {
@@ -732,10 +734,52 @@ fn silence_that_is_restarted_counts_from_there_and_a_reported_stall_stays_report
     tracker.update(beat(100, 1), 0);
     tracker.update(beat(101, 1), T / 2);
     assert_eq!(tracker.stalled_pids(T), [100]);
-    tracker.restart_silence(T);
+    tracker.restart_silence(Reach::Local, T, 16);
     assert_eq!(tracker.stalled_pids(2 * T - 1), []);
     assert_eq!(tracker.stalled_pids(2 * T), [101]);
     assert_eq!(tracker.latched(), 2);
+    tracker.check_invariants();
+}
+
+#[test]
+fn a_gap_is_given_back_to_those_that_do_not_tolerate_it_and_to_nobody_else() {
+    let mut tracker = strict(4);
+    let ms = 1_000_000;
+    tracker.record(&beat(100, 1), 0, 80 * ms);
+    tracker.record(&beat(101, 1), 0, 800 * ms);
+    tracker.excuse(50 * ms, 20 * ms);
+    assert_eq!(tracker.stalled_pids(99 * ms), [], "10 ms are tolerated");
+    assert_eq!(tracker.stalled_pids(101 * ms), [100]);
+    assert_eq!(tracker.stalled_pids(799 * ms), []);
+    assert_eq!(tracker.stalled_pids(801 * ms), [101]);
+    tracker.check_invariants();
+}
+
+#[test]
+fn a_gap_before_the_last_beat_excuses_nothing() {
+    let mut tracker = strict(4);
+    let ms = 1_000_000;
+    tracker.record(&beat(100, 1), 0, 80 * ms);
+    tracker.excuse(50 * ms, 20 * ms);
+    tracker.record(&beat(100, 2), 50 * ms, 80 * ms);
+    assert_eq!(tracker.stalled_pids(131 * ms), [100]);
+}
+
+#[test]
+fn a_stall_that_a_full_queue_puts_off_is_offered_as_such_and_counted() {
+    let mut tracker = strict(4);
+    tracker.update(beat(100, 1), 0);
+    tracker.restart_silence(Reach::Local, T / 2, 16);
+    let offered = tracker.drain(T);
+    let [silence] = offered.as_slice() else {
+        panic!("{offered:?}");
+    };
+    assert_eq!((silence.tier, silence.silence_ns), (Tier::PutOff, T));
+    assert_eq!(tracker.get(&key(100)).unwrap().silence_ns(T), T, "as shown");
+    assert_eq!(tracker.counters.get(Counter::StallsPutOff), 1);
+    assert_eq!(tracker.stalled_pids(T + T / 2 - 1), []);
+    assert_eq!(tracker.stalled_pids(T + T / 2), [100]);
+    assert_eq!(tracker.counters.get(Counter::StallsPutOff), 1);
     tracker.check_invariants();
 }
 

@@ -377,7 +377,10 @@ impl Control {
                 self.repeats.add_refusal(Instant::now(), sender, reason);
             }
             EventKind::Flood { pid, one_in } => story::flood(&self.given.log, pid, one_in),
-            EventKind::Doubt { doubt_ns } => self.repeats.add_doubt(Instant::now(), doubt_ns),
+            EventKind::PutOff { agent, silence_ns } => {
+                let who = self.name_of(agent);
+                self.repeats.add_put_off(Instant::now(), who, silence_ns);
+            }
             EventKind::NetworkDrops { count } => self.repeats.add_drops(Instant::now(), count),
             EventKind::Gap { gap_ns } => self.repeats.add_gap(Instant::now(), gap_ns),
         }

@@ -17,7 +17,7 @@ const QUIET: Duration = Duration::from_secs(1);
 pub(crate) struct Repeats {
     refusals: Vec<Reason>,
     gaps: Option<Gaps>,
-    doubts: Option<Gaps>,
+    put_off: Option<PutOff>,
     drops: Option<Waiting>,
     sessions: Option<Sessions>,
 }
@@ -60,6 +60,13 @@ impl Gaps {
 #[derive(Debug)]
 struct Sessions {
     last: story::Who,
+    waiting: Waiting,
+}
+
+/// Stalls that were put off.
+#[derive(Debug)]
+struct PutOff {
+    last: (story::Who, u64),
     waiting: Waiting,
 }
 
@@ -109,10 +116,19 @@ impl Repeats {
         self.gaps.get_or_insert_with(|| Gaps::from(now)).add(gap_ns);
     }
 
-    pub(crate) fn add_doubt(&mut self, now: Instant, doubt_ns: u64) {
-        self.doubts
-            .get_or_insert_with(|| Gaps::from(now))
-            .add(doubt_ns);
+    pub(crate) fn add_put_off(&mut self, now: Instant, who: story::Who, silence_ns: u64) {
+        let last = (who, silence_ns);
+        match &mut self.put_off {
+            Some(put_off) => {
+                put_off.last = last;
+                put_off.waiting.count += 1;
+            }
+            none => {
+                let mut waiting = Waiting::from(now);
+                waiting.count = 1;
+                *none = Some(PutOff { last, waiting });
+            }
+        }
     }
 
     pub(crate) fn add_drops(&mut self, now: Instant, count: u64) {
@@ -145,10 +161,11 @@ impl Repeats {
         {
             story::gaps(log, count, std::mem::take(&mut gaps.total_ns));
         }
-        if let Some(doubts) = &mut self.doubts
-            && doubts.waiting.take_due(now).is_some()
+        if let Some(put_off) = &mut self.put_off
+            && let Some(count) = put_off.waiting.take_due(now)
         {
-            story::doubts(log, std::mem::take(&mut doubts.total_ns));
+            let (who, silence_ns) = &put_off.last;
+            story::put_off(log, count, who, *silence_ns);
         }
         if let Some(drops) = &mut self.drops
             && let Some(count) = drops.take_due(now)
@@ -168,12 +185,12 @@ impl Repeats {
     }
 
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        let gaps = self.gaps.iter().chain(&self.doubts);
-        let gaps = gaps.map(|gaps| &gaps.waiting);
+        let gaps = self.gaps.iter().map(|gaps| &gaps.waiting);
+        let put_off = self.put_off.iter().map(|put_off| &put_off.waiting);
         let sessions = self.sessions.iter().map(|sessions| &sessions.waiting);
         let refusals = self.refusals.iter().map(|reason| &reason.waiting);
-        let all = refusals.chain(gaps).chain(sessions).chain(&self.drops);
-        all.filter_map(Waiting::next_due).min()
+        let all = refusals.chain(gaps).chain(put_off).chain(sessions);
+        all.chain(&self.drops).filter_map(Waiting::next_due).min()
     }
 }
 

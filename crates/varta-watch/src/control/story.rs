@@ -273,16 +273,23 @@ pub(super) fn evicted(log: &Log, who: &Who) {
     log.warn(LogEvent::Evict, msg, who.fields());
 }
 
-pub(super) fn doubts(log: &Log, total_ns: u64) {
+/// Stalls were put off `count` times, last that of `who`.
+pub(super) fn put_off(log: &Log, count: u64, who: &Who, silence_ns: u64) {
     let fields = Fields {
-        duration_ms: Some(ms(total_ns)),
+        count: Some(count),
+        silence_ms: Some(ms(silence_ns)),
         reason: Some("queue_full".to_owned()),
-        ..Fields::default()
+        ..who.fields()
+    };
+    let remedy = match who.address {
+        None => "--queue-datagrams",
+        Some(_) => "net.core.rmem_max",
     };
     let msg = format!(
-        "the kernel's queue may have been full for {}: beats may have been refused unheard, so that \
-         time counts a sixteenth",
-        seconds(total_ns)
+        "{} put off, last that of {who}, not heard for {}: the queue was full, so its beats may have been \
+         refused; make it deeper ({remedy})",
+        number_of(count, "stall"),
+        seconds(silence_ns)
     );
     log.warn(LogEvent::Notice, msg, fields);
 }
@@ -420,10 +427,10 @@ mod tests {
         counters.add(Counter::BeatsAccepted, 3);
         counters.add(Counter::ExitsLeft, 2);
         counters.add(Counter::GapNanoseconds, 1_500_000_000);
-        counters.add(Counter::DoubtNanoseconds, 1_000_000_000);
+        counters.add(Counter::QueueFull, 1);
         assert_eq!(
             serde_json::to_string(&series(&counters)).unwrap(),
-            r#"{"varta_observer_beats_total":3,"varta_observer_doubt_seconds_total":1.0,"varta_observer_exits_total{how=\"left\"}":2,"varta_observer_gap_seconds_total":1.5}"#
+            r#"{"varta_observer_beats_total":3,"varta_observer_exits_total{how=\"left\"}":2,"varta_observer_gap_seconds_total":1.5,"varta_observer_queue_full_total":1}"#
         );
     }
 }

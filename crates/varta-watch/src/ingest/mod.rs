@@ -27,15 +27,17 @@ mod shed;
 mod sleep;
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use varta_core::attention::{AttentionClock, Gap, longest_sleep_ns, tolerance_ns};
 use varta_core::event::Agent;
 use varta_core::slot::Tier;
 use varta_core::tracker::Silence;
 use varta_core::{
-    AttentionClock, Claims, Counter, Counters, Credentials, Event, EventKind, ExitStatus, Gauge,
-    Limits, LocalGate, Timing, Tracker,
+    Claims, Counter, Counters, Credentials, Event, EventKind, ExitStatus, Gauge, Limits, LocalGate,
+    Reach, ReceiveQueue, Timing, Tracker,
 };
 use varta_sys::filter;
 use varta_sys::receive::{DatagramBatch, Peeked, SenderCredentials, pass_pidfd, peek_sender};
@@ -76,10 +78,6 @@ const NETWORK_ROUNDS: usize = 12;
 /// Timers looked at per turn: 4096 take less than a millisecond, so that beats never wait longer
 /// than that for a mass stall.
 const TIMER_BUDGET: u32 = 4096;
-
-/// Doubtful time is told when it has come to this, or there is time again: 50 ms, since in a flood there is some
-/// in every turn.
-const DOUBT_TOLD_NS: u64 = 50_000_000;
 
 /// How long a stall that found the ring full waits before it is offered again: 1 ms, so that a slow
 /// reader costs no busy loop.
@@ -146,8 +144,6 @@ pub(crate) struct Ingest {
     flood: Flood,
     /// Datagrams refused so far.
     refusals: u64,
-    /// Doubtful time that was not told yet.
-    untold_doubt_ns: u64,
     /// When this turn began, on the raw clock.
     woken_ns: u64,
     /// Datagrams of this turn.
@@ -161,6 +157,8 @@ pub(crate) struct Ingest {
     /// How many of them have a descriptor.
     held_descriptors: usize,
     horizon: Horizon,
+    /// Whether local beats may have been refused.
+    queue: ReceiveQueue,
     lines: Lines,
     /// A stall or an exit could not be handed over in the last turn.
     ring_was_full: bool,
@@ -196,8 +194,9 @@ impl Ingest {
             closer: Closer::start()?,
             receive_budget: config.queue_datagrams.max(RECEIVE_BUDGET_MIN),
             one_by_one: config.queue_datagrams.clamp(ONE_BY_ONE_MIN, ONE_BY_ONE_MAX),
-            attention: AttentionClock::new(raw.now_ns(), config.threshold_ns),
+            attention: AttentionClock::new(raw.now_ns()),
             horizon: Horizon::new(config.queue_datagrams),
+            queue: ReceiveQueue::new(config.queue_datagrams),
             config,
             tracker,
             limits,
@@ -206,7 +205,6 @@ impl Ingest {
             inner_pids: InnerPids::new(),
             flood: Flood::default(),
             refusals: 0,
-            untold_doubt_ns: 0,
             woken_ns: raw.now_ns(),
             turn_read: 0,
             counters,
@@ -227,7 +225,6 @@ impl Ingest {
         while !self.ready.stop {
             self.turn(&mut fetched, &mut precedence)?;
         }
-        self.tell_doubt();
         Ok(())
     }
 
@@ -247,21 +244,17 @@ impl Ingest {
         self.drain_orders();
         // Everything sent before this moment is in the queue by now, so silence up to it is proved
         // once the queue has been read; unless the queue was full and something was refused.
-        self.drain_local(fetched, woken_ns)?;
+        self.drain_local(fetched)?;
         for _ in 0..NETWORK_ROUNDS {
             if !self.drain_network() {
                 break;
             }
-            let began_ns = self.look();
-            self.drain_local(fetched, began_ns)?;
+            self.look();
+            self.drain_local(fetched)?;
         }
-        let judged_ns = self.attention.judged_ns().min(heard_ns);
         self.shed_floods();
         self.drain_exits();
-        self.judge(judged_ns);
-        if is_calm || self.untold_doubt_ns >= DOUBT_TOLD_NS {
-            self.tell_doubt();
-        }
+        self.judge(heard_ns);
         Ok(())
     }
 
@@ -284,7 +277,7 @@ impl Ingest {
         if self.ring_was_full {
             wake_ns = wake_ns.max(now_ns + RING_FULL_PAUSE_NS);
         }
-        let wake_ns = wake_ns.min(now_ns + self.attention.longest_sleep_ns());
+        let wake_ns = wake_ns.min(now_ns + longest_sleep_ns(self.shortest_threshold_ns()));
         let wake_ns = self.sleeper.wake_at(now_ns, wake_ns)?;
         self.promise(wake_ns);
         Ok(now_ns)
@@ -318,7 +311,7 @@ impl Ingest {
     }
 
     fn put_up_lag(&self, now_ns: u64) {
-        let lag_ns = now_ns.saturating_sub(self.attention.judged_ns());
+        let lag_ns = now_ns.saturating_sub(self.attention.now_ns());
         self.counters.set(Gauge::AttentionLag, lag_ns);
     }
 
@@ -326,11 +319,7 @@ impl Ingest {
     fn look(&mut self) -> u64 {
         let raw_ns = self.raw.now_ns();
         if let Some(gap) = self.attention.look(raw_ns) {
-            self.counters.count(Counter::Gaps);
-            self.counters.add(Counter::GapNanoseconds, gap.gap_ns);
-            // The kernel's queue may have been full meanwhile.
-            self.tracker.restart_silence(self.attention.now_ns());
-            self.send(EventKind::Gap { gap_ns: gap.gap_ns });
+            self.take_note_of_gap(gap);
         }
         let regressions = self.attention.take_regressions();
         self.counters.add(Counter::ClockRegressions, regressions);
@@ -339,28 +328,41 @@ impl Ingest {
         raw_ns
     }
 
-    fn tell_doubt(&mut self) {
-        let doubt_ns = std::mem::take(&mut self.untold_doubt_ns);
-        if doubt_ns > 0 {
-            self.send(EventKind::Doubt { doubt_ns });
+    fn take_note_of_gap(&mut self, gap: Gap) {
+        let gap_ns = gap.gap_ns;
+        if !gap.is_off_the_clock {
+            self.tracker.excuse(self.attention.now_ns(), gap_ns);
+        }
+        if gap_ns > tolerance_ns(self.shortest_threshold_ns()) {
+            self.counters.count(Counter::Gaps);
+            self.counters.add(Counter::GapNanoseconds, gap_ns);
+            self.send(EventKind::Gap { gap_ns });
         }
     }
 
-    /// Reads what local agents have sent, and doubts the time before if that was as much as the kernel
-    /// queues.
-    fn drain_local(&mut self, fetched: &mut Fetched, began_ns: u64) -> io::Result<()> {
-        let empty_ns = self.horizon.empty_ns;
-        if self.drain_socket(fetched)? >= self.config.queue_datagrams {
+    /// That of the most impatient agent, or of a newcomer.
+    fn shortest_threshold_ns(&self) -> u64 {
+        let shortest_ns = self.tracker.shortest_threshold_ns();
+        shortest_ns.unwrap_or(self.config.threshold_ns)
+    }
+
+    /// Reads what local agents have sent. If their queue may have been full, beats may have been refused: that
+    /// silence does not count.
+    fn drain_local(&mut self, fetched: &mut Fetched) -> io::Result<()> {
+        self.drain_socket(fetched)?;
+        if self.queue.take_may_have_been_full() {
             self.look();
-            let doubt_ns = self.attention.doubt(empty_ns, began_ns);
-            self.counters.add(Counter::DoubtNanoseconds, doubt_ns);
-            self.untold_doubt_ns += doubt_ns;
+            self.counters.count(Counter::QueueFull);
+            let now_ns = self.attention.now_ns();
+            let thresholds = self.queue.restart_thresholds();
+            self.tracker
+                .restart_silence(Reach::Local, now_ns, thresholds);
         }
         Ok(())
     }
 
-    /// Reads until the queue is empty, or the budget used up. Returns how many datagrams were read.
-    fn drain_socket(&mut self, fetched: &mut Fetched) -> io::Result<usize> {
+    /// Reads until the queue is empty, or the budget used up.
+    fn drain_socket(&mut self, fetched: &mut Fetched) -> io::Result<()> {
         let mut read = 0;
         let mut is_empty = false;
         if self.config.means.sender_pidfd && !self.flood.is_here {
@@ -371,7 +373,7 @@ impl Ingest {
         }
         self.flood.read += read;
         self.turn_read += read;
-        Ok(read)
+        Ok(())
     }
 
     /// Looks at the sender of each datagram before it is taken. True once the queue is empty.
@@ -380,7 +382,7 @@ impl Ingest {
         while *read < self.one_by_one {
             match peek_sender(self.socket.as_fd()) {
                 Ok(Peeked::Empty) => {
-                    self.horizon.saw_empty_queue(looked_ns);
+                    self.saw_empty_queue(looked_ns);
                     return true;
                 }
                 Ok(Peeked::Sender(sender)) => self.take_one(sender.map(credentials_of)),
@@ -389,6 +391,7 @@ impl Ingest {
                     return true;
                 }
             }
+            self.queue.has_read(1);
             *read += 1;
             if read.is_multiple_of(BATCH) {
                 self.look();
@@ -411,13 +414,20 @@ impl Ingest {
             }
             (0..received).for_each(|i| self.hear(i));
             *read += received;
+            self.queue.has_read(received);
             if received < BATCH {
-                self.horizon.saw_empty_queue(looked_ns);
+                self.saw_empty_queue(looked_ns);
                 return Ok(());
             }
             self.horizon.has_read(received, looked_ns);
         }
         Ok(())
+    }
+
+    /// The queue of local agents was empty at some time after `looked_ns`.
+    fn saw_empty_queue(&mut self, looked_ns: u64) {
+        self.horizon.saw_empty_queue(looked_ns);
+        self.queue.saw_empty();
     }
 
     /// Takes the datagram that was looked at; a stranger's together with its sender.
@@ -528,16 +538,22 @@ impl Ingest {
         self.lines.events.send(event, process);
     }
 
-    fn judge(&mut self, judged_ns: u64) {
+    fn judge(&mut self, heard_ns: u64) {
         let events = &mut self.lines.events;
         let observer_ns = self.raw.now_ns();
         let mut ring_was_full = false;
         self.tracker
-            .drain_stalled_slots(judged_ns, TIMER_BUDGET, |silence| {
-                let taken = events.offer(Event {
+            .drain_stalled_slots(heard_ns, TIMER_BUDGET, |silence| {
+                let event = Event {
                     observer_ns,
                     kind: kind_of(silence),
-                });
+                };
+                if silence.tier == Tier::PutOff {
+                    // It will be put off again, or be a stall.
+                    events.send(event, None);
+                    return ControlFlow::Continue(());
+                }
+                let taken = events.offer(event);
                 ring_was_full = taken.is_break();
                 taken
             });
@@ -574,5 +590,6 @@ fn kind_of(silence: &Silence) -> EventKind {
             silence_ns,
             threshold_ns: silence.slot.threshold_ns,
         },
+        Tier::PutOff => EventKind::PutOff { agent, silence_ns },
     }
 }

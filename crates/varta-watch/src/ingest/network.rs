@@ -13,9 +13,12 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
+use rustix::net::sockopt::{
+    set_socket_recv_buffer_size, set_socket_recv_buffer_size_force, socket_recv_buffer_size,
+};
 use varta_core::admission::network_frame;
 use varta_core::event::{Agent, NO_KEY, UID_UNKNOWN, remote_source};
+use varta_core::overflow::restart_thresholds;
 use varta_core::replay::{Arrival, ReplayGuard, ReplayRefusal, SessionKey};
 use varta_core::tracker::{AgentKey, Beat};
 use varta_core::{BeatOrigin, Counter, EventKind, Home, Reach, Refusal, Sender};
@@ -38,9 +41,12 @@ const PER_TURN: usize = 4 * BATCH;
 /// The longest datagram that means something, and one byte more, so that a longer one can be told from it.
 const DATAGRAM_BYTES: usize = MASTER_ENVELOPE_BYTES + 1;
 
-/// What the kernel may queue, in bytes: it doubles that and counts about 770 for a beat, so that 2700 are
-/// queued, of a fleet whose clocks tick together.
+/// What the kernel may queue, in bytes: it doubles that, so that 2700 beats are queued, of a fleet whose clocks
+/// tick together.
 const QUEUE_BYTES: usize = 1 << 20;
+
+/// What the kernel counts for a beat in a queue, in bytes.
+const QUEUED_BEAT_BYTES: usize = 770;
 
 /// Every series of beats begins with it (client spec 2).
 const FIRST_NONCE: u64 = 1;
@@ -55,6 +61,8 @@ pub(crate) struct Network {
     seal: Option<Seal>,
     /// Datagrams the kernel had dropped when it was asked last.
     drops: u32,
+    /// Thresholds by which drops may put off a stall.
+    restart_thresholds: u64,
     /// Agents that said goodbye, with the time of their own clocks.
     departed: Remembered<(u64, u32), u64>,
 }
@@ -110,7 +118,9 @@ impl Network {
         if set_socket_recv_buffer_size_force(&socket, QUEUE_BYTES).is_err() {
             let _ = set_socket_recv_buffer_size(&socket, QUEUE_BYTES);
         }
+        let queue_bytes = socket_recv_buffer_size(&socket).unwrap_or(0);
         Self {
+            restart_thresholds: restart_thresholds(queue_bytes / QUEUED_BEAT_BYTES),
             socket,
             batch: UdpBatch::new(BATCH, DATAGRAM_BYTES),
             origin,
@@ -278,14 +288,16 @@ impl Ingest {
         }
     }
 
-    /// Beats of anybody elsewhere may have been among what the kernel dropped: that silence is not theirs.
+    /// Beats of any agent elsewhere may have been among what the kernel dropped: that silence is not theirs.
     fn take_note_of_drops(&mut self, count: u64) {
-        if count > 0 {
-            self.counters.add(Counter::UdpDrops, count);
-            self.tracker
-                .restart_network_silence(self.attention.now_ns());
-            self.send(EventKind::NetworkDrops { count });
-        }
+        let Some(network) = self.network.as_ref().filter(|_| count > 0) else {
+            return;
+        };
+        let (now_ns, thresholds) = (self.attention.now_ns(), network.restart_thresholds);
+        self.tracker
+            .restart_silence(Reach::Remote, now_ns, thresholds);
+        self.counters.add(Counter::UdpDrops, count);
+        self.send(EventKind::NetworkDrops { count });
     }
 
     /// Whether a beat may be credited, and the slot of its agent if that is known. What begins a session costs

@@ -3,7 +3,7 @@
 //! A bounded number per turn; an order about an agent that has left by now is void.
 
 use varta_core::event::Agent;
-use varta_core::{BeatLimit, LimitOptions, Patience};
+use varta_core::{BeatLimit, LimitOptions};
 
 use super::Ingest;
 use crate::handoff::Order;
@@ -28,10 +28,9 @@ impl Ingest {
         self.lines.orders.ring_again();
     }
 
-    /// Does what the control thread has decided. Silence is judged by the judged clock, so rules and pauses
-    /// begin by it, too. An order about an agent that has left by now is void.
+    /// Does what the control thread has decided. An order about an agent that has left by now is void.
     fn obey(&mut self, order: Order) {
-        let now_ns = self.attention.judged_ns();
+        let now_ns = self.attention.now_ns();
         match order {
             Order::Introduce(introduction) => self.introduce(introduction),
             Order::Know(agent, acquaintance) => self.get_to_know(agent, &acquaintance),
@@ -46,7 +45,9 @@ impl Ingest {
                     network.replace_keys(ring);
                 }
             }
-            Order::Patience(agent, patience) => self.hold_to(agent, patience, now_ns),
+            Order::Patience(agent, patience) => {
+                self.tracker.set_patience(agent, patience, now_ns);
+            }
             Order::Pause(agent, time) => {
                 let time_ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
                 let until_ns = now_ns.saturating_add(time_ns);
@@ -57,16 +58,7 @@ impl Ingest {
             }
             Order::BeatRate(agent, limit) => self.limit(agent, limit),
             Order::Limits(options) => self.replace_limits(options),
-            Order::Threshold(threshold_ns) => {
-                self.config.threshold_ns = threshold_ns;
-                self.attention.heed(threshold_ns);
-            }
-        }
-    }
-
-    fn hold_to(&mut self, agent: Agent, patience: Patience, now_ns: u64) {
-        if self.tracker.set_patience(agent, patience, now_ns) {
-            self.attention.heed(patience.threshold_ns);
+            Order::Threshold(threshold_ns) => self.config.threshold_ns = threshold_ns,
         }
     }
 

@@ -45,8 +45,6 @@ impl Flood {
 #[derive(Debug)]
 pub(super) struct Horizon {
     queue_datagrams: usize,
-    /// The queue was empty at some time after this.
-    pub(super) empty_ns: u64,
     pub(super) proved_ns: u64,
     /// A later time, which will be proved when a queue's worth has been read after it.
     next_ns: u64,
@@ -57,7 +55,6 @@ impl Horizon {
     pub(super) fn new(queue_datagrams: usize) -> Self {
         Self {
             queue_datagrams,
-            empty_ns: 0,
             proved_ns: 0,
             next_ns: 0,
             read_since: 0,
@@ -66,7 +63,6 @@ impl Horizon {
 
     /// The queue was empty at some time after `looked_ns`.
     pub(super) fn saw_empty_queue(&mut self, looked_ns: u64) {
-        self.empty_ns = looked_ns;
         self.proved_ns = self.proved_ns.max(looked_ns);
         self.next_ns = self.proved_ns;
         self.read_since = 0;

@@ -134,7 +134,7 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
         // The beat that says so has a row of its own.
         EventKind::Critical { .. }
         | EventKind::Flood { .. }
-        | EventKind::Doubt { .. }
+        | EventKind::PutOff { .. }
         | EventKind::NetworkDrops { .. } => Ok(()),
     };
 }

@@ -51,7 +51,7 @@ const JUDGEMENTS: [&str; 10] = [
 ];
 
 /// Series that grow by themselves on a busy machine.
-pub(crate) const NOISE: [&str; 2] = ["varta_observer_gap", "varta_observer_doubt"];
+pub(crate) const NOISE: [&str; 2] = ["varta_observer_gap", "varta_observer_queue_full"];
 
 /// Datagrams sent at once: fewer than the smallest queue of a UDP socket holds.
 const AT_ONCE: usize = 100;
