@@ -18,7 +18,7 @@ use varta_sys::filter::Instruction;
 const WINDOW_NS: u64 = 100_000_000;
 
 /// Refusals of one kind per window, in so many windows in a row, that make a flood: 3000 per second, with
-/// which somebody who sends them in bursts can keep the queue in doubt. A burst is over before it is one.
+/// which somebody who sends them in bursts can keep the queue full. A burst is over before it is one.
 const FLOOD_REFUSALS: u64 = 300;
 const FLOOD_WINDOWS: u32 = 3;
 
