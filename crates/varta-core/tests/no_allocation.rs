@@ -6,7 +6,9 @@ use varta_core::recovery::{ActionEnd, Ladder, Limits, Next, Recovery, Step};
 use varta_core::replay::{Arrival, LIVE_NS, ReplayGuard, ReplayOptions, ReplayRefusal, SessionKey};
 use varta_core::rules::{Known, Selector, first_match};
 use varta_core::tracker::{AgentKey, Beat};
-use varta_core::{AttentionClock, BeatOrigin, EvictionPolicy, Patience, Tracker, TrackerOptions};
+use varta_core::{
+    AttentionClock, BeatOrigin, EvictionPolicy, Patience, Reach, Tracker, TrackerOptions,
+};
 use varta_sys::counting_alloc::{CountingAllocator, allocations_on_this_thread};
 use varta_vlp::{Frame, NONCE_TERMINAL, Status};
 
@@ -95,7 +97,7 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
             ..TrackerOptions::default()
         };
         let mut tracker = Tracker::with_capacity(256, options);
-        let mut clock = AttentionClock::new(0, THRESHOLD_NS);
+        let mut clock = AttentionClock::new(0);
         let ladder = Ladder {
             tag: 0,
             steps: vec![
@@ -124,9 +126,15 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
         let before = allocations_on_this_thread();
         for _ in 0..100_000 {
             raw_ns += next(&mut random) % 100_000_000;
-            clock.look(raw_ns);
-            clock.promise(raw_ns + 100_000_000);
+            let gap = clock.look(raw_ns);
+            clock.promise(raw_ns + 50_000_000);
             let now_ns = clock.now_ns();
+            if let Some(gap) = gap {
+                tracker.excuse(now_ns, gap.gap_ns);
+            }
+            if next(&mut random).is_multiple_of(100) {
+                tracker.restart_silence(Reach::Local, now_ns, 4);
+            }
             let recorded = tracker.record(&beat(&mut random), now_ns, THRESHOLD_NS);
             if let (Some(agent), Some(_)) = (recorded.agent, recorded.returned_after_ns) {
                 recovery.on_settled(agent, now_ns);
