@@ -21,7 +21,8 @@ const UNLINKED: &[u8] = b" (deleted)";
 pub(crate) struct Program {
     /// Where it is, or was, in the mount namespace that it was opened in.
     pub(crate) path: PathBuf,
-    file: Statx,
+    /// `None` if the observer may not look at it, as at a file that only its user may see (FUSE).
+    file: Option<Statx>,
     /// It was unlinked or replaced since, so it is not at its path any more.
     is_unlinked: bool,
 }
@@ -31,14 +32,13 @@ impl Program {
     pub(crate) fn of(pid: u32) -> Option<Self> {
         let link = PathBuf::from(format!("/proc/{pid}/exe"));
         let shown = fs::read_link(&link).ok()?;
-        let file = look_at(&link)?;
+        let file = look_at(&link);
         // Else it has become another program, or its file has another name now.
         let is_same = fs::read_link(&link).is_ok_and(|again| again == shown);
         // A file with links left may really be called so.
-        let former = match file.stx_nlink {
-            0 => shown.as_os_str().as_bytes().strip_suffix(UNLINKED),
-            _ => None,
-        };
+        let has_no_link = file.is_some_and(|file| file.stx_nlink == 0);
+        let former = shown.as_os_str().as_bytes().strip_suffix(UNLINKED);
+        let former = former.filter(|_| has_no_link);
         let former = former.map(|path| std::ffi::OsString::from_vec(path.to_owned()).into());
         is_same.then_some(Self {
             is_unlinked: former.is_some(),
@@ -50,9 +50,12 @@ impl Program {
     /// Whether its path means this file for the observer, too: that very file is there, or it was there before it was
     /// unlinked. Looks the path up.
     fn is_here(&self) -> bool {
+        let Some(file) = &self.file else {
+            return false;
+        };
         match self.is_unlinked {
-            true => has_mount(&self.file),
-            false => look_at(&self.path).is_some_and(|there| is_same_file(&there, &self.file)),
+            true => has_mount(file),
+            false => look_at(&self.path).is_some_and(|there| is_same_file(&there, file)),
         }
     }
 }
@@ -189,15 +192,11 @@ mod tests {
         let memory = memfd_create("bin/program", MemfdFlags::empty()).unwrap();
         let file = Program {
             path: PathBuf::from("/memfd:bin/program"),
-            file: statx(
-                &memory,
-                "",
-                AtFlags::EMPTY_PATH,
-                StatxFlags::NLINK | StatxFlags::MNT_ID,
-            )
-            .unwrap(),
+            file: statx(&memory, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok(),
             is_unlinked: true,
         };
-        assert!(!file.is_here());
+        assert!(file.file.is_some() && !file.is_here());
+        let hidden = Program { file: None, ..file };
+        assert!(!hidden.is_here());
     }
 }

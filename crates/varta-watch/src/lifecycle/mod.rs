@@ -364,7 +364,11 @@ fn create_directory(socket: &Path) -> Result<(), Failure> {
     let Some(directory) = socket.parent() else {
         return Ok(());
     };
-    let mode = if users::is_root() { 0o755 } else { 0o700 };
+    let mode = if rustix::process::geteuid().is_root() {
+        0o755
+    } else {
+        0o700
+    };
     let mut builder = DirBuilder::new();
     let created = builder.recursive(true).mode(mode).create(directory);
     created.map_err(|error| {
