@@ -503,6 +503,55 @@ mod tests {
         assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
     }
 
+    /// In a helper: has the kernel answer `unshare` like this from now on.
+    fn filter_unshare(answer: u32) {
+        let statement = |code: u32, k, jt, jf| libc::sock_filter {
+            code: code as u16,
+            jt,
+            jf,
+            k,
+        };
+        let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+        let is_equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+        let mut program = [
+            // The number of the system call comes first.
+            statement(load, 0, 0, 0),
+            statement(is_equal, libc::SYS_unshare as u32, 0, 1),
+            statement(libc::BPF_RET, answer, 0, 0),
+            statement(libc::BPF_RET, libc::SECCOMP_RET_ALLOW, 0, 0),
+        ];
+        let program = libc::sock_fprog {
+            len: program.len() as u16,
+            filter: program.as_mut_ptr(),
+        };
+        // SAFETY: integers only.
+        unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+        let mode = libc::SECCOMP_MODE_FILTER;
+        // SAFETY: the kernel reads the program, which has the length stated.
+        unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) };
+    }
+
+    fn make_under_filter(answer: u32) -> Result<OwnedFd, DeepSocketError> {
+        ask_helper(PATIENCE, || {
+            filter_unshare(answer);
+            make(c"99")
+        })
+    }
+
+    #[test]
+    fn a_system_call_filter_that_refuses_is_told_from_one_that_kills() {
+        let refused = make_under_filter(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32);
+        let Err(DeepSocketError::Refused(Step::UserNamespace, error)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+        let killed = make_under_filter(libc::SECCOMP_RET_KILL_PROCESS);
+        assert!(
+            matches!(killed, Err(DeepSocketError::Killed(libc::SIGSYS))),
+            "{killed:?}"
+        );
+    }
+
     fn children() -> String {
         std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default()
     }

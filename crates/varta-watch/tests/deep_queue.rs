@@ -151,11 +151,19 @@ fn an_ordinary_users_observer_has_a_deep_queue_and_knows_its_agents() {
     assert_eq!(fill(&observer), DEEP);
 }
 
+/// Root of a user and mount namespace of its own.
+const AS_ROOT_INSIDE: [&str; 3] = ["unshare", "--map-root-user", "--mount"];
+
 /// The observer goes on with the queue there is, and says in one line what is in the way and what helps.
 fn assert_told(script: &str, words: [&str; 2]) {
+    assert_told_to(&AS_ROOT_INSIDE, observer_program(), script, words);
+}
+
+/// The same for somebody else.
+fn assert_told_to(who: &[&str], program: &Path, script: &str, words: [&str; 2]) {
     let script = format!("{script} && exec \"$0\" \"$@\"");
-    let wrapper = ["unshare", "--map-root-user", "--mount", "sh", "-c", &script];
-    let said = check(&wrapper, observer_program());
+    let wrapper = [who, &["sh", "-c", &script]].concat();
+    let said = check(&wrapper, program);
     if said.is_empty() {
         println!("skipped: this machine does not allow '{script}'");
         return;
@@ -206,4 +214,16 @@ fn a_limit_of_network_namespaces_is_told() {
             "raise user.max_net_namespaces",
         ],
     );
+}
+
+#[test]
+fn a_limit_of_processes_is_told() {
+    if !may_become_nobody() {
+        return;
+    }
+    let directory = public_directory();
+    let program = directory.path().join("observer");
+    copy_program(observer_program(), &program);
+    let words = ["limit of processes", "raise RLIMIT_NPROC"];
+    assert_told_to(&AS_NOBODY, &program, "ulimit -u 0", words);
 }

@@ -21,7 +21,7 @@ pub(super) const IGNORED: &[(&str, &str)] = &[
     ("read-timeout-ms", "the observer wakes up when it has to"),
     (
         "uds-rcvbuf-bytes",
-        "Linux bounds the queue by net.unix.max_dgram_qlen instead",
+        "Linux counts datagrams, not bytes: --queue-datagrams",
     ),
     ("audit-sync-interval-ms", ONE_THREAD),
     ("audit-fsync-budget-ms", ONE_THREAD),
