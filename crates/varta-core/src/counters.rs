@@ -105,8 +105,8 @@ series! {
     }
     "varta_frame_auth_failures_total" "Frames that name another pid than the kernel does." { PidMismatch }
     "varta_frame_decrypt_failures_total" "Datagrams of the length of an envelope that no loaded key opens." { DecryptFailures }
-    "varta_secure_replay_refused_total" "Envelopes refused because they were heard before, belong to a session that is over, or begin one with old words." { ReplayRefused }
-    "varta_sender_state_full_total" "Envelopes of new sessions refused because no more sessions can be remembered." { SenderStateFull }
+    "varta_secure_replay_refused_total" "Envelopes refused because they were heard before, or because they begin a session with a last frame older than their agent's last one." { ReplayRefused }
+    "varta_sender_state_full_total" "Envelopes refused because they open a session and their agent has too many in use, or no more can be remembered." { SenderStateFull }
     "varta_udp_receive_drops_total" "Datagrams that the kernel dropped because the UDP socket's queue was full." { UdpDrops }
     "varta_descriptors_closed_total" "Descriptors that came attached to datagrams and were closed." { DescriptorsClosed }
     "varta_io_errors_total" "Receive calls that failed." { ReceiveErrors }

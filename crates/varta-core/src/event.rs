@@ -88,6 +88,14 @@ pub enum EventKind {
         /// Its payload.
         payload: u32,
     },
+    /// An agent elsewhere beats over several sessions at once: it has several handles, or several processes share its
+    /// key, address and pid. Or that is over.
+    Sessions {
+        /// Who.
+        agent: Agent,
+        /// How many; fewer than two when it is over.
+        count: usize,
+    },
     /// An accepted beat. Only made when somebody asked for every beat.
     Beat {
         /// Who.

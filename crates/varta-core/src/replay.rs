@@ -5,23 +5,32 @@
 //! which accepts it or says why not. Accepting and remembering are one step; a refusal changes nothing.
 //! The guard neither decrypts nor judges what a datagram says; it reads no clock and never panics.
 //!
-//! Per open session it remembers the highest counter and which of the 63 below have been heard. A session
-//! belongs for good to the agent that the first datagram heard over it spoke for. Those that follow pass
-//! the window whomever they speak for, and move no session to another agent: an address is easily forged.
-//! An agent has at most one *current* session, and one *farewell* session, over which only terminal
-//! datagrams of it came: the last frame of a panicking process has a prefix of its own, and the process
-//! may well survive and go on, even over that session, which is its current one then. What a newer session
-//! replaces is *closed*: nothing is accepted over it again, heard or unheard. The sessions of an agent that
-//! has *departed* stay open, and are the first to be closed when room is needed.
+//! *Sessions.* An agent has up to [`SESSIONS_PER_AGENT`] *current* sessions at a time, since a process may hold
+//! several handles, and one *farewell* session, over which only terminal datagrams came: the last frame of a
+//! panicking process has a prefix of its own. If the process survives and goes on over that session, it becomes
+//! a current one. A session belongs to the agent that its first datagram spoke for, and no later datagram moves it
+//! to another agent: an address is easily forged. Per open session the guard remembers the highest counter and
+//! which of the 63 below were heard. Counters order the datagrams of one session; nothing is compared between
+//! sessions.
 //!
-//! Bounds: memory is 64 bytes per session and 8 per closed one, handed in, and of its own at most 200
-//! per session and 64 per closed one, reserved at construction. A call costs a few look-ups, and a look
-//! at 64 records more if there is no room. The last `closed` closed sessions are remembered, and older
-//! ones forgotten: who kept a datagram for so long can replay it once more. A session of which nothing
-//! was heard when it was sent, since it was held back or there was no guard yet, passes for a new one
-//! whenever it comes, and closes the present one: only what its frames say can tell that they are old.
-//! Under a key that agents share, a copy of the first datagram of a session that comes before it, from
-//! another agent's address, opens the session for that agent and closes the one it had.
+//! *Closing.* An open session that is silent for half its agent's threshold, or has *departed* (its agent left,
+//! or went on over another session), may be closed when the agent begins one session too many. When the table is
+//! full, so may sessions of other agents that have departed or are silent for [`LIVE_NS`]. A closed session is
+//! remembered by its highest counter. A datagram beyond that is none that was heard, so it opens the session again;
+//! any other one is refused. So a replay is refused however old its session is, and no agent that beats
+//! is ever shut out: at worst it waits until one of its other sessions is silent for half a threshold.
+//!
+//! *What a replay can do.* Datagrams that were heard are refused. Datagrams that were recorded and not heard (no
+//! observer was listening, or somebody on the way held them back) are accepted once, as what they are: beats of
+//! their agent. They close no session that beats and move no other session's window. So they can make a dead agent
+//! look alive for as many datagrams as were recorded, and no longer.
+//!
+//! *Bounds.* Memory is 64 bytes per open session and 24 per closed one, handed in, and of its own at most 200
+//! per open session and 64 per closed one, reserved at construction. A call costs a few look-ups; one that opens a
+//! session also looks at the agent's other sessions, and at 64 records more if there is no room. The last `closed`
+//! closed sessions are remembered and older ones forgotten: a capture that is older than that can be replayed
+//! once more. Under a key that agents share, a copy of the first datagram of a session that comes before it, from
+//! another agent's address, opens the session for that agent.
 //!
 //! The facts live in a row of atomic words. If these are a mapped file, the memory survives the process:
 //! a kill between any two stores leaves at most more refusals than needed, never a datagram that can be
@@ -30,23 +39,28 @@
 
 #[cfg(test)]
 mod crash;
+mod error;
 mod memory;
+mod places;
 #[cfg(test)]
 mod tests;
 
 use std::cmp::Reverse;
-use std::error::Error;
-use std::fmt;
 use std::sync::atomic::AtomicU64;
 
 use crate::index::{BoundedIndex, IndexKey};
 
-use memory::{Heritage, Layout, Memory, Owner, Record, Role, Window};
+pub use error::ReplayError;
+use memory::{Closed, Heritage, Layout, Memory, Owner, Record, Role, Window};
+use places::{Place, Quiet};
 
-/// Silence after which a session may be closed to make room for a newcomer: 10 min. Hardly an agent beats
-/// that seldom, so who beats is no victim; who does, and finds its session closed since the table was
-/// full, is heard again when it reconnects. A shorter time would make victims of agents in a short outage;
-/// a longer one would keep the places of those that ended without a word.
+/// Current sessions of an agent: 4. Two handles are common and four are not; each costs a record, and a look
+/// when the agent begins another one.
+pub const SESSIONS_PER_AGENT: usize = 4;
+
+/// Silence after which a session may be closed to make room for another agent: 10 min. A shorter time would
+/// close the sessions of agents in a short outage; a longer one would keep the records of those that ended
+/// without a word.
 pub const LIVE_NS: u64 = 600_000_000_000;
 
 /// Records looked at per attempt to make room. It bounds the work of a newcomer to a full table, at the
@@ -94,13 +108,6 @@ struct Agent {
     pid: u32,
 }
 
-impl IndexKey for Owner {
-    fn hash(&self, seed: u64) -> u64 {
-        let role = u64::from(self.role == Role::Farewell);
-        (u64::from(self.agent.pid) | role << 32).hash(self.agent.source.hash(seed))
-    }
-}
-
 /// One authenticated datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
@@ -114,6 +121,9 @@ pub struct Arrival {
     pub pid: u32,
     /// It carries a terminal frame.
     pub is_terminal: bool,
+    /// If it begins a session: what it says goes on where the agent's last beat ended, as when a handle
+    /// reconnects. The session of that beat has departed then, until it is heard again.
+    pub continues: bool,
 }
 
 impl Arrival {
@@ -124,14 +134,35 @@ impl Arrival {
         }
     }
 
-    /// What a session that begins with this datagram is.
-    fn owner(&self) -> Owner {
-        if self.is_terminal {
-            Owner::farewell(self.agent())
-        } else {
-            Owner::current(self.agent())
+    /// What a session that begins with this datagram is to its agent.
+    fn role(&self) -> Role {
+        match self.is_terminal {
+            true => Role::Farewell,
+            false => Role::Current,
         }
     }
+}
+
+/// Where an accepted datagram stands among those of its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It begins the session.
+    First,
+    /// It is newer than all that were heard.
+    Newest,
+    /// A newer one came before it.
+    Overtaken,
+}
+
+/// What is known of the session of a datagram before it is admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Where the agent lives that the session belongs to; `None` for one that nobody has heard of. A datagram over
+    /// it is that agent's, whatever address it came from: a copy may overtake the original.
+    pub source: Option<u64>,
+    /// The datagram would open the session: one that nobody has heard of, or a closed one. The caller may have
+    /// conditions for that.
+    pub opens: bool,
 }
 
 /// Why a datagram was refused.
@@ -139,17 +170,17 @@ impl Arrival {
 pub enum ReplayRefusal {
     /// It was heard before, or is too old to tell.
     Seen,
-    /// Its session is older than the sender's present one.
-    Closed,
-    /// It begins a session, and there is room for none.
+    /// It opens a session, and its agent has as many as it may have, all of them in use.
+    TooMany,
+    /// It opens a session, and there is room for none.
     Full,
 }
 
 /// Sizes and seed of a guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplayOptions {
-    /// Open sessions, 1 to [`MAX_SESSIONS`], else clamped. An agent needs one, and a second one from its
-    /// first terminal frame on.
+    /// Open sessions, 1 to [`MAX_SESSIONS`], else clamped. An agent needs one per handle, up to
+    /// [`SESSIONS_PER_AGENT`], and one more from its first terminal frame on.
     pub sessions: usize,
     /// Closed sessions remembered, 1 to [`MAX_SESSIONS`], else clamped.
     pub closed: usize,
@@ -167,53 +198,6 @@ impl ReplayOptions {
     }
 }
 
-/// Words that cannot be a guard's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReplayError {
-    /// Fewer words than it takes.
-    TooShort {
-        /// Words it takes.
-        needed: usize,
-        /// Words there are.
-        given: usize,
-    },
-    /// They were not written by a guard on a machine of this kind.
-    NotAReplayMemory,
-    /// A guard of another version wrote them.
-    UnknownVersion(u8),
-    /// Their seed is not that of the guard which should take over from them.
-    OtherSeed,
-    /// The guard which should take over from them has heard datagrams of its own.
-    InUse,
-}
-
-impl fmt::Display for ReplayError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooShort { needed, given } => write!(
-                f,
-                "a replay memory of {needed} words was cut short to {given}; move it away to start afresh"
-            ),
-            Self::NotAReplayMemory => f.write_str(
-                "not a replay memory of this kind of machine; move it away to start afresh",
-            ),
-            Self::UnknownVersion(version) => write!(
-                f,
-                "replay memory of version {version}, which this program does not know; \
-                 run the program that wrote it, or move it away to start afresh"
-            ),
-            Self::OtherSeed => f.write_str(
-                "replay memory with another seed than that of its successor; give both the same",
-            ),
-            Self::InUse => {
-                f.write_str("a replay memory must be restored before the first datagram is heard")
-            }
-        }
-    }
-}
-
-impl Error for ReplayError {}
-
 /// The guard. `W` is what holds its words; it must be their only writer.
 #[derive(Debug)]
 pub struct ReplayGuard<W = Box<[AtomicU64]>> {
@@ -221,14 +205,12 @@ pub struct ReplayGuard<W = Box<[AtomicU64]>> {
     seed: u64,
     /// Session to record. Each record stands in it once or is in `free`.
     open: BoundedIndex<SessionHash>,
-    /// Agents' current and farewell sessions to records.
-    owners: BoundedIndex<Owner>,
-    /// Hash of a closed session to its latest place in the ring.
+    /// Agents' places to the records of the sessions in them.
+    places: BoundedIndex<Place>,
+    /// Hash of a closed session to its latest entry in the ring.
     closed: BoundedIndex<SessionHash>,
     /// Sessions closed since the words were new.
     closings: u64,
-    /// Serial of the newest session.
-    serial: u64,
     /// Records of no session.
     free: Vec<u32>,
     /// The record to look at next for making room.
@@ -246,7 +228,7 @@ impl ReplayGuard {
         )
     }
 
-    /// Words a guard of these sizes takes: 8, and 8 per session, and 1 per closed session.
+    /// Words a guard of these sizes takes: 8, and 8 per open session, and 3 per closed one.
     pub fn words_needed(options: ReplayOptions) -> usize {
         options.layout().words()
     }
@@ -284,28 +266,25 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
             memory: Memory::new(words, layout, seed),
             seed,
             open: BoundedIndex::with_capacity(sessions, seed),
-            owners: BoundedIndex::with_capacity(sessions, seed),
+            places: BoundedIndex::with_capacity(sessions, seed),
             closed: BoundedIndex::with_capacity(layout.closed as usize, seed),
             closings: 0,
-            serial: 0,
             free: (0..layout.sessions).rev().collect(),
             cursor: 0,
         }
     }
 
     /// Takes over what an earlier guard remembered, from a copy of its words. The sizes may differ: of
-    /// too many open sessions those of departed agents and then those silent for longest are closed, of
+    /// too many open sessions those that have departed and then those silent for longest are closed, of
     /// too many closed ones the oldest are forgotten. All that is open counts as heard at `now_ns`, but
-    /// who has departed stays so. To be called before anything is heard; it allocates. Until it has
+    /// what has departed stays so. To be called before anything is heard; it allocates. Until it has
     /// returned the earlier words are the only memory: keep them.
-    ///
-    /// Returns how many sessions were closed for want of room.
     ///
     /// # Errors
     ///
     /// [`ReplayError`] if this guard has heard something already, or the words are not a replay memory of
     /// a version known here and of this guard's seed; nothing has changed then.
-    pub fn restore(&mut self, old: &[u64], now_ns: u64) -> Result<usize, ReplayError> {
+    pub fn restore(&mut self, old: &[u64], now_ns: u64) -> Result<(), ReplayError> {
         let heritage = Heritage::read(old)?;
         if heritage.seed != self.seed {
             return Err(ReplayError::OtherSeed);
@@ -313,66 +292,83 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         if !self.open.is_empty() || self.closings != 0 {
             return Err(ReplayError::InUse);
         }
-        for hash in heritage.closed() {
-            self.remember(SessionHash(hash));
+        for closed in heritage.closed() {
+            self.remember(&closed);
         }
         let mut records: Vec<Record> = heritage.records().collect();
-        records.sort_unstable_by_key(|record| record.serial);
-        for record in &mut records {
-            self.serial += 1;
-            record.serial = self.serial;
-        }
         // `None`, the departed, is less than any time.
-        records.sort_unstable_by_key(|record| Reverse(record.heard_ns));
+        records.sort_by_key(|record| Reverse(record.heard_ns));
         for record in &records {
             self.take_back(&Record {
                 heard_ns: record.heard_ns.map(|_| now_ns),
                 ..*record
             });
         }
-        Ok(records.len() - self.open.len())
+        Ok(())
     }
 
     /// Whether a datagram is heard for the first time; if so, it has been heard now. It must have been
-    /// authenticated, and is not to be shown again.
+    /// authenticated, and is not to be shown again. `threshold_ns` is that of its agent.
     ///
     /// # Errors
     ///
     /// [`ReplayRefusal`] if it is not to be believed; no word has changed then.
-    pub fn admit(&mut self, arrival: &Arrival, now_ns: u64) -> Result<(), ReplayRefusal> {
+    pub fn admit(
+        &mut self,
+        arrival: &Arrival,
+        threshold_ns: u64,
+        now_ns: u64,
+    ) -> Result<Heard, ReplayRefusal> {
         let hash = self.hash(&arrival.session);
+        let quiet = Quiet::of(threshold_ns, now_ns);
         match self.open.get(&hash) {
-            Some(number) => self.go_on(number, arrival, now_ns),
-            None => self.begin(hash, arrival, now_ns),
+            Some(number) => self.go_on(number, arrival, quiet),
+            None => self.begin(hash, arrival, quiet),
         }
     }
 
-    /// Whether a session is open or remembered as closed. A datagram over any other one would begin it, so
-    /// the caller should see first that what it says is newer than what the agent has said (wire spec
-    /// 10.6): a session that was recorded while nobody listened is new to the guard as well.
-    pub fn knows(&self, session: &SessionKey) -> bool {
+    /// What is known of the session of a datagram.
+    pub fn look_up(&self, session: &SessionKey, counter: u32) -> Known {
         let hash = self.hash(session);
-        self.open.get(&hash).is_some() || self.closed.get(&hash).is_some()
+        if let Some(number) = self.open.get(&hash) {
+            let known = self.load_as(number, session);
+            return Known {
+                source: known.map(|known| known.owner.agent.source),
+                opens: false,
+            };
+        }
+        let closed = self.closed_session(hash);
+        Known {
+            source: closed.map(|closed| closed.source),
+            opens: closed.is_none_or(|closed| counter > closed.top),
+        }
     }
 
-    /// Where the agent lives that an open session belongs to; `None` if it is not open. A datagram over it
-    /// is that agent's, whatever address it came from: a copy may overtake the original.
-    pub fn source_of(&self, session: &SessionKey) -> Option<u64> {
-        let number = self.open.get(&self.hash(session))?;
-        let known = self.load_as(number, session)?;
-        Some(known.owner.agent.source)
+    /// A session has departed: its sender said goodbye. It stays open, for the sender may go on over it, but is
+    /// the first to be closed when room is needed. The next datagram beyond all others over it makes it live again.
+    pub fn depart_session(&mut self, session: &SessionKey) {
+        if let Some(number) = self.open.get(&self.hash(session))
+            && self.load_as(number, session).is_some()
+        {
+            self.memory.set_heard(number, None);
+        }
     }
 
-    /// An agent has left: it took its leave, or nothing is known of it any more. Its sessions stay open,
-    /// for it may come back over them, but are the first to be closed when room is needed, however short
-    /// the silence. The next datagram accepted over one of them makes that one live again.
+    /// An agent has left, or nothing is known of it any more: all its sessions have departed.
     pub fn depart(&mut self, source: u64, pid: u32) {
-        let agent = Agent { source, pid };
-        for role in [Role::Current, Role::Farewell] {
-            if let Some((number, _)) = self.session_of(&Owner { agent, role }) {
+        for place in (Agent { source, pid }).places() {
+            if let Some((number, _)) = self.session_in(&place) {
                 self.memory.set_heard(number, None);
             }
         }
+    }
+
+    /// Current sessions of an agent that were heard at `since_ns` or later and have not departed.
+    pub fn live_sessions(&self, source: u64, pid: u32, since_ns: u64) -> usize {
+        let places = Agent { source, pid }.places_for(Role::Current);
+        let records = places.filter_map(|place| self.session_in(&place));
+        let live = records.filter(|(_, record)| record.heard_ns >= Some(since_ns));
+        live.count()
     }
 
     /// The seed of the hashes.
@@ -391,73 +387,106 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
     }
 
     /// A datagram over an open session.
-    fn go_on(&mut self, number: u32, arrival: &Arrival, now_ns: u64) -> Result<(), ReplayRefusal> {
+    fn go_on(
+        &mut self,
+        number: u32,
+        arrival: &Arrival,
+        quiet: Quiet,
+    ) -> Result<Heard, ReplayRefusal> {
         let known = self
             .load_as(number, &arrival.session)
-            .ok_or(ReplayRefusal::Closed)?;
+            .ok_or(ReplayRefusal::Seen)?;
         let window = known
             .window
             .with(arrival.counter)
             .ok_or(ReplayRefusal::Seen)?;
-        if !arrival.is_terminal && known.owner == Owner::farewell(arrival.agent()) {
-            self.make_current(number, &known)?;
+        let Owner { agent, role } = known.owner;
+        if !arrival.is_terminal && role == Role::Farewell && agent == arrival.agent() {
+            self.make_current(number, agent, quiet)?;
         }
         self.memory.set_window(number, known.window, window);
-        let heard_ns = known.heard_ns.max(Some(now_ns));
-        self.memory.set_heard(number, heard_ns);
-        Ok(())
-    }
-
-    /// Makes an agent's farewell session its current one, unless it has a newer one.
-    fn make_current(&mut self, number: u32, known: &Record) -> Result<(), ReplayRefusal> {
-        let current = Owner::current(known.owner.agent);
-        if let Some((older, record)) = self.session_of(&current) {
-            if record.serial > known.serial {
-                return Err(ReplayRefusal::Closed);
-            }
-            self.close(older);
+        if window.top == known.window.top {
+            return Ok(Heard::Overtaken);
         }
-        self.owners.remove(&known.owner);
-        self.memory.set_role(number, known.serial, Role::Current);
-        self.own(number, &current);
+        let heard_ns = known.heard_ns.max(Some(quiet.now_ns));
+        self.memory.set_heard(number, heard_ns);
+        Ok(Heard::Newest)
+    }
+
+    /// Makes an agent's farewell session a current one.
+    fn make_current(
+        &mut self,
+        number: u32,
+        agent: Agent,
+        quiet: Quiet,
+    ) -> Result<(), ReplayRefusal> {
+        let place = match self.free_place(agent, Role::Current) {
+            Some(place) => place,
+            None => {
+                let victim = self.quiet_session(agent, Role::Current, None, quiet);
+                let (place, victim) = victim.ok_or(ReplayRefusal::TooMany)?;
+                self.close(victim);
+                place
+            }
+        };
+        self.leave_place(number, agent);
+        self.memory.set_role(number, Role::Current);
+        self.take_place(number, &place);
         Ok(())
     }
 
-    /// A datagram over a session that is not open. The newest session of its owner closes the one before;
-    /// by then it is certain that the newcomer will be accepted.
+    /// A datagram over a session that is not open.
     fn begin(
         &mut self,
         hash: SessionHash,
         arrival: &Arrival,
-        now_ns: u64,
-    ) -> Result<(), ReplayRefusal> {
-        if self.closed.get(&hash).is_some() {
-            return Err(ReplayRefusal::Closed);
+        quiet: Quiet,
+    ) -> Result<Heard, ReplayRefusal> {
+        let (heard, window) = match self.closed_session(hash) {
+            None => (Heard::First, Window::starting_with(arrival.counter)),
+            Some(closed) => {
+                let window = Window::closed_at(closed.top).with(arrival.counter);
+                (Heard::Newest, window.ok_or(ReplayRefusal::Seen)?)
+            }
+        };
+        let (agent, role) = (arrival.agent(), arrival.role());
+        let continued = match heard {
+            Heard::First if arrival.continues => self.latest_session(agent),
+            _ => None,
+        };
+        let victim = self.quiet_session(agent, role, continued, quiet);
+        let place = match (self.free_place(agent, role), victim) {
+            (Some(place), _) => place,
+            (None, Some((place, victim))) => {
+                self.close(victim);
+                place
+            }
+            (None, None) => return Err(ReplayRefusal::TooMany),
+        };
+        if self.free.is_empty() {
+            self.make_room(quiet.now_ns);
         }
-        let owner = arrival.owner();
-        if let Some((older, _)) = self.session_of(&owner) {
-            self.close(older);
-        } else if self.free.is_empty() {
-            self.make_room(now_ns);
+        if self.free.is_empty()
+            && let Some((_, victim)) = victim
+        {
+            self.close(victim);
         }
         let number = self.free.pop().ok_or(ReplayRefusal::Full)?;
-        self.serial += 1;
-        self.place(
-            number,
-            hash,
-            &Record {
-                session: arrival.session,
-                serial: self.serial,
-                owner,
-                window: Window::starting_with(arrival.counter),
-                heard_ns: Some(now_ns),
-            },
-        );
-        Ok(())
+        if let Some(continued) = continued.filter(|continued| *continued != number) {
+            self.memory.set_heard(continued, None);
+        }
+        let record = Record {
+            session: arrival.session,
+            owner: Owner { agent, role },
+            window,
+            heard_ns: Some(quiet.now_ns),
+        };
+        self.open_in(&place, number, hash, &record);
+        Ok(heard)
     }
 
-    /// Closes a session of an agent that has departed, or else has been silent for long, if one is found
-    /// at once. The next attempt begins behind it.
+    /// Closes a session that has departed, or else is silent for [`LIVE_NS`], if one is found at once. The next
+    /// attempt begins behind it.
     fn make_room(&mut self, now_ns: u64) {
         let mut victim = None;
         for _ in 0..SCAN_RECORDS.min(self.memory.layout.sessions) {
@@ -489,23 +518,28 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
     /// was killed does too: what was to replace it has not been heard.
     fn take_back(&mut self, record: &Record) {
         let hash = self.hash(&record.session);
-        // No guard wrote such words, but nothing in them is trusted.
-        let is_double = self.open.get(&hash).is_some() || self.owners.get(&record.owner).is_some();
-        match self.free.pop_if(|_| !is_double) {
-            Some(number) => self.place(number, hash, record),
-            None => self.remember(hash),
+        let Owner { agent, role } = record.owner;
+        // No guard wrote one session twice, but nothing in the words is trusted.
+        let is_double = self.open.get(&hash).is_some();
+        let place = self.free_place(agent, role).filter(|_| !is_double);
+        match place.zip(self.free.last().copied()) {
+            Some((place, number)) => {
+                self.free.pop();
+                self.open_in(&place, number, hash, record);
+            }
+            None => self.remember(&closed(hash, record)),
         }
     }
 
-    /// Opens a session in a free record.
-    fn place(&mut self, number: u32, hash: SessionHash, record: &Record) {
+    /// Opens a session in a free place and a free record.
+    fn open_in(&mut self, place: &Place, number: u32, hash: SessionHash, record: &Record) {
         self.memory.fill(number, record);
         // Neither index can refuse: no more records than its capacity are in it.
         let _ = self.open.insert(hash, number);
-        self.own(number, &record.owner);
+        self.take_place(number, place);
     }
 
-    /// Closes a session for good. It is remembered as closed before its record is free.
+    /// Closes a session. It is remembered as closed before its record is free.
     fn close(&mut self, number: u32) {
         let Some(record) = self.memory.load(number) else {
             return;
@@ -514,24 +548,28 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         if self.open.get(&hash) != Some(number) {
             return;
         }
-        self.remember(hash);
+        self.remember(&closed(hash, &record));
         self.memory.free(number);
         self.open.remove(&hash);
-        self.owners.remove(&record.owner);
+        self.leave_place(number, record.owner.agent);
         self.free.push(number);
     }
 
     /// Remembers a closed session in place of the one closed longest ago.
-    fn remember(&mut self, hash: SessionHash) {
+    fn remember(&mut self, closed: &Closed) {
         let place = self.memory.layout.place(self.closings);
-        if let Some(oldest) = self.memory.closed_at(place).map(SessionHash)
-            && self.closed.get(&oldest) == Some(place)
+        if let Some(oldest) = self.memory.closed_at(place)
+            && self.closed.get(&SessionHash(oldest.hash)) == Some(place)
         {
-            self.closed.remove(&oldest);
+            self.closed.remove(&SessionHash(oldest.hash));
         }
-        self.memory.remember(self.closings, hash.0);
+        self.memory.remember(self.closings, closed);
         self.closings += 1;
-        let _ = self.closed.insert(hash, place);
+        let _ = self.closed.insert(SessionHash(closed.hash), place);
+    }
+
+    fn closed_session(&self, hash: SessionHash) -> Option<Closed> {
+        self.memory.closed_at(self.closed.get(&hash)?)
     }
 
     fn hash(&self, session: &SessionKey) -> SessionHash {
@@ -544,15 +582,13 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         let record = self.memory.load(number)?;
         (record.session == *session).then_some(record)
     }
+}
 
-    /// An agent's session in a role.
-    fn session_of(&self, owner: &Owner) -> Option<(u32, Record)> {
-        let number = self.owners.get(owner)?;
-        let record = self.memory.load(number)?;
-        (record.owner == *owner).then_some((number, record))
-    }
-
-    fn own(&mut self, number: u32, owner: &Owner) {
-        let _ = self.owners.insert(*owner, number);
+/// What is remembered of an open session once it is closed.
+fn closed(hash: SessionHash, record: &Record) -> Closed {
+    Closed {
+        hash: hash.0,
+        top: record.window.top,
+        source: record.owner.agent.source,
     }
 }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use varta_vlp::{Frame, Status};
 
 use crate::event::Agent;
+use crate::replay::Heard;
 use crate::tracker::Beat;
 
 /// Words of one slot: 128 bytes, two cache lines, so that slots never share one.
@@ -30,10 +31,6 @@ const NONCE_WRAP_DISTANCE: u64 = 1 << 20;
 /// Silence, in parts of the threshold, after which any lower nonce of a process is taken for a
 /// new session: a quarter, so that an agent that beats as seldom as it may still gets through in time.
 const SESSION_QUIET_PARTS: u64 = 4;
-
-/// Silence, in parts of the threshold, after which a session that nobody knows may begin with old words: a
-/// half, since an agent that beats less often than twice per threshold is called stalled now and then anyway.
-const UNKNOWN_SESSION_QUIET_PARTS: u64 = 2;
 
 /// How a beat reached the observer; pinned by an agent's first beat (observer spec 4.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,10 +90,8 @@ pub struct Slot {
     pub status: Status,
     /// Payload of the last accepted beat.
     pub payload: u32,
-    /// Highest nonce of the current session; `None` while only a terminal frame was heard.
+    /// Nonce of the last regular beat; `None` while only a terminal frame was heard.
     pub last_nonce: Option<u64>,
-    /// The session of the last regular beat, for an agent that a key vouches for.
-    pub session: Option<u64>,
     /// The agent's own timestamp in its last regular beat, nanoseconds on its own clock.
     pub last_timestamp: u64,
     /// The agent's own timestamp in its last terminal frame; 0 before the first.
@@ -122,7 +117,6 @@ pub struct Slot {
 const HAS_NONCE: u64 = 1;
 const HAS_NAMESPACE: u64 = 2;
 const LOCAL: u64 = 4;
-const HAS_SESSION: u64 = 8;
 
 impl Slot {
     /// Silence so far: time since the last beat or the end of the last pause.
@@ -156,9 +150,6 @@ impl Slot {
         if self.local {
             flags |= LOCAL;
         }
-        if self.session.is_some() {
-            flags |= HAS_SESSION;
-        }
         let head = u64::from(self.pid)
             | (self.state as u64) << 32
             | (self.status as u64) << 40
@@ -180,7 +171,7 @@ impl Slot {
             self.terminal_timestamp,
             self.paused_until_ns,
             u64::from(self.stalls) | u64::from(self.session_restarts) << 32,
-            self.session.unwrap_or(0),
+            0,
         ]
     }
 
@@ -210,7 +201,6 @@ impl Slot {
             },
             payload: words[6] as u32,
             last_nonce: (flags & HAS_NONCE != 0).then_some(words[3]),
-            session: (flags & HAS_SESSION != 0).then_some(words[15]),
             last_timestamp: words[5],
             terminal_timestamp: words[12],
             last_ns: words[4],
@@ -278,8 +268,9 @@ impl Slot {
     /// Terminal frames carry a nonce that says nothing about order, so they neither read nor move the
     /// nonce mark; their own timestamps order them.
     ///
-    /// A beat over a proved session was never heard before, so one with a lower nonce was overtaken, or
-    /// begins another series if the session is another one.
+    /// A beat over a session that a key vouches for was never heard before, and the session tells its order. Its
+    /// nonce is compared with that of another session only to tell a new series from one that goes on, which
+    /// decides nothing but what is counted.
     ///
     /// Where the kernel vouches for the sender nobody else can replay its beats, so a nonce that does not
     /// grow is a new session of the same process: at once if the timestamp restarts too (a new handle,
@@ -296,17 +287,16 @@ impl Slot {
         let Some(last_nonce) = self.last_nonce else {
             return Some(Step::Next);
         };
-        if frame.nonce > last_nonce {
-            return Some(Step::Next);
-        }
-        if last_nonce >= u64::MAX - NONCE_WRAP_DISTANCE && frame.nonce < NONCE_WRAP_DISTANCE {
-            return Some(Step::Wrap);
-        }
-        if beat.session.is_some() {
-            return Some(match beat.session == self.session {
-                true => Step::Overtaken,
-                false => Step::NewSession,
-            });
+        let is_newer = frame.nonce > last_nonce;
+        let wraps =
+            last_nonce >= u64::MAX - NONCE_WRAP_DISTANCE && frame.nonce < NONCE_WRAP_DISTANCE;
+        match beat.session {
+            Some(Heard::Overtaken) => return Some(Step::Overtaken),
+            _ if is_newer => return Some(Step::Next),
+            _ if wraps => return Some(Step::Wrap),
+            Some(Heard::Newest) => return Some(Step::Next),
+            Some(Heard::First) => return Some(Step::NewSession),
+            None => {}
         }
         let is_ordered = beat.origin == BeatOrigin::KernelAttested;
         let restarts = is_ordered && frame.timestamp < self.last_timestamp;
@@ -315,15 +305,12 @@ impl Slot {
             .then_some(Step::NewSession)
     }
 
-    /// Whether a beat of this agent may begin a session that nobody knows: it must be newer than what was
-    /// said before, or the agent must have been quiet for a while, as after a restart (wire spec 10.6). It
-    /// makes a session that was recorded while nobody listened a poor means to silence an agent that beats.
-    pub(crate) fn may_begin_session(&self, frame: &Frame, now_ns: u64) -> bool {
-        if frame.is_terminal() {
-            return self.terminal_timestamp == 0 || frame.timestamp > self.terminal_timestamp;
-        }
-        let is_newer = self.last_nonce.is_none_or(|last| frame.nonce > last);
-        is_newer || self.was_quiet(UNKNOWN_SESSION_QUIET_PARTS, now_ns)
+    /// Whether a frame of this agent may begin a session that nobody has heard of. A terminal frame must be newer
+    /// than the last one: it may have been recorded while no observer listened (wire spec 10.6).
+    pub fn may_begin_session(&self, frame: &Frame) -> bool {
+        !frame.is_terminal()
+            || self.terminal_timestamp == 0
+            || frame.timestamp > self.terminal_timestamp
     }
 
     fn was_quiet(&self, parts: u64, now_ns: u64) -> bool {
@@ -516,7 +503,6 @@ mod tests {
             status: Status::Critical,
             payload: u32::MAX,
             last_nonce: Some(0),
-            session: Some(0),
             last_timestamp: 1,
             terminal_timestamp: 2,
             last_ns: 3,

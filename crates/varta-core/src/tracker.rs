@@ -21,12 +21,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use varta_vlp::{Frame, Status};
+use varta_vlp::Status;
 
 use crate::admission::Reach;
 use crate::counters::{Counter, Counters, Timing};
 use crate::event::Agent;
 use crate::index::{BoundedIndex, PidIndex};
+use crate::replay::Heard;
 use crate::slot::{BeatOrigin, Slot, SlotState, SlotTable, Step, Tier};
 use crate::wheel::Wheel;
 use excuses::{RecentGaps, Restart};
@@ -326,13 +327,6 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             || self.policy == EvictionPolicy::Balanced
     }
 
-    /// Whether a beat of the agent in a slot may begin a session that nobody knows: not if it is older than
-    /// what an agent that beats has said (wire spec 10.6).
-    pub fn may_begin_session(&self, slot: u32, frame: &Frame, now_ns: u64) -> bool {
-        let facts = self.table.load(slot);
-        facts.is_none_or(|facts| facts.may_begin_session(frame, now_ns))
-    }
-
     /// The facts in a slot.
     pub fn facts_in(&self, slot: u32) -> Option<Slot> {
         self.table.load(slot)
@@ -432,11 +426,10 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         if step != Step::Terminal {
             facts.last_nonce = Some(beat.frame.nonce);
             facts.last_timestamp = beat.frame.timestamp;
-            if facts.session != beat.session {
+            if beat.session == Some(Heard::First) {
                 // Perhaps another process: its last frames have a time of their own.
                 facts.terminal_timestamp = 0;
             }
-            facts.session = beat.session;
         }
         let interval_ns = now_ns.saturating_sub(known.last_ns);
         self.counters.observe(Timing::BeatInterval, interval_ns);
@@ -513,7 +506,6 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             status: beat.frame.condition(),
             payload: beat.frame.payload,
             last_nonce: (!terminal).then_some(beat.frame.nonce),
-            session: beat.session.filter(|_| !terminal),
             last_timestamp: if terminal { 0 } else { beat.frame.timestamp },
             terminal_timestamp: if terminal { beat.frame.timestamp } else { 0 },
             last_ns: now_ns,

@@ -5,9 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
-use varta_core::replay::{Arrival, LIVE_NS, ReplayGuard, ReplayOptions, ReplayRefusal, SessionKey};
+use varta_core::replay::{
+    Arrival, Heard, LIVE_NS, ReplayGuard, ReplayOptions, ReplayRefusal, SESSIONS_PER_AGENT,
+    SessionKey,
+};
 
 const WINDOW: u32 = 64;
+
+/// Threshold of all agents: sessions are quiet after half of it.
+const T: u64 = 100_000_000_000;
+
+/// No counter is higher, so that one of this would open any closed session.
+const COUNTER_MAX: u32 = u32::MAX - 1;
 
 /// Tables no larger than what one attempt to make room looks at, so that one to be closed is found.
 const SESSIONS_MAX: usize = 12;
@@ -18,11 +27,13 @@ type Words = Arc<[AtomicU64]>;
 struct Session {
     key: SessionKey,
     heard: HashSet<u32>,
+    /// Of a session that was closed: what may have been heard before then.
+    floor: Option<u32>,
     top: u32,
     agent: (u64, u32),
     is_farewell: bool,
-    has_departed: bool,
-    heard_ns: u64,
+    /// `None` if it has departed.
+    heard_ns: Option<u64>,
 }
 
 impl Session {
@@ -31,62 +42,136 @@ impl Session {
         let is_own = self.agent == (arrival.source, arrival.pid);
         is_own && self.is_farewell && !arrival.is_terminal
     }
+
+    fn is_quiet(&self, now_ns: u64) -> bool {
+        let silence_ns = |heard_ns| now_ns.saturating_sub(heard_ns);
+        self.heard_ns.is_none_or(|ns| silence_ns(ns) >= T / 2)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Closed {
+    key: SessionKey,
+    top: u32,
+    source: u64,
 }
 
 /// What the guard should know.
 #[derive(Debug)]
 struct Model {
-    /// In the order of their opening.
     open: Vec<Session>,
     /// The latest last.
-    closed: VecDeque<SessionKey>,
+    closed: VecDeque<Closed>,
     closings: usize,
     options: ReplayOptions,
 }
 
-/// What the guard should do, and for whom it should make room: any one of these.
-type Expected = Result<Vec<SessionKey>, ReplayRefusal>;
+/// What the guard should do, and which sessions it should close one of.
+type Expected = Result<(Heard, Vec<SessionKey>), ReplayRefusal>;
 
 impl Model {
-    fn find(&self, key: &SessionKey) -> Option<usize> {
-        self.open.iter().position(|session| session.key == *key)
+    fn find(&self, key: &SessionKey) -> Option<&Session> {
+        self.open.iter().find(|session| session.key == *key)
     }
 
-    fn owned(&self, arrival: &Arrival) -> Option<usize> {
+    fn find_mut(&mut self, key: &SessionKey) -> Option<&mut Session> {
+        self.open.iter_mut().find(|session| session.key == *key)
+    }
+
+    fn find_closed(&self, key: &SessionKey) -> Option<&Closed> {
+        self.closed.iter().rev().find(|closed| closed.key == *key)
+    }
+
+    fn of(&self, agent: (u64, u32), is_farewell: bool) -> impl Iterator<Item = &Session> {
+        self.open
+            .iter()
+            .filter(move |session| session.agent == agent && session.is_farewell == is_farewell)
+    }
+
+    /// The current sessions over which an agent was heard last; several after a restart.
+    fn latest(&self, agent: (u64, u32)) -> Vec<SessionKey> {
+        let latest = self.of(agent, false).map(|session| session.heard_ns).max();
+        let sessions = self.of(agent, false);
+        let latest = sessions.filter(|session| Some(session.heard_ns) == latest);
+        latest.map(|session| session.key).collect()
+    }
+
+    /// The session that ends because another one goes on where it was.
+    fn continued(&self, arrival: &Arrival) -> Option<SessionKey> {
+        let is_first =
+            self.find(&arrival.session).is_none() && self.find_closed(&arrival.session).is_none();
+        let latest = self.latest((arrival.source, arrival.pid));
+        latest
+            .first()
+            .copied()
+            .filter(|_| is_first && arrival.continues)
+    }
+
+    /// Of an agent's sessions that may be closed for another one, those silent for longest.
+    fn quietest(&self, arrival: &Arrival, is_farewell: bool, now_ns: u64) -> Vec<SessionKey> {
+        let continued = self.continued(arrival);
         let agent = (arrival.source, arrival.pid);
-        self.open.iter().position(|session| {
-            session.agent == agent && session.is_farewell == arrival.is_terminal
-        })
+        let quiet = self.of(agent, is_farewell).filter_map(|session| {
+            let is_continued = continued == Some(session.key);
+            let may_go = is_farewell || is_continued || session.is_quiet(now_ns);
+            let heard_ns = session.heard_ns.filter(|_| !is_continued);
+            may_go.then_some((heard_ns, session.key))
+        });
+        let quiet: Vec<_> = quiet.collect();
+        let longest = quiet.iter().map(|(heard_ns, _)| *heard_ns).min();
+        let quietest = quiet.iter().filter(|(ns, _)| Some(*ns) == longest);
+        quietest.map(|(_, key)| *key).collect()
+    }
+
+    fn has_place(&self, arrival: &Arrival, is_farewell: bool) -> bool {
+        let agent = (arrival.source, arrival.pid);
+        let places = if is_farewell { 1 } else { SESSIONS_PER_AGENT };
+        self.of(agent, is_farewell).count() < places
     }
 
     fn expected(&self, arrival: &Arrival, now_ns: u64) -> Expected {
-        if let Some(place) = self.find(&arrival.session) {
-            let session = &self.open[place];
+        if let Some(session) = self.find(&arrival.session) {
             let too_old = arrival.counter < session.top && session.top - arrival.counter >= WINDOW;
-            if too_old || session.heard.contains(&arrival.counter) {
+            let below_floor = session.floor.is_some_and(|floor| arrival.counter <= floor);
+            if too_old || below_floor || session.heard.contains(&arrival.counter) {
                 return Err(ReplayRefusal::Seen);
             }
-            let is_newest = self.owned(arrival).is_none_or(|current| current < place);
-            if session.is_promoted_by(arrival) && !is_newest {
-                return Err(ReplayRefusal::Closed);
+            let heard = match arrival.counter > session.top {
+                true => Heard::Newest,
+                false => Heard::Overtaken,
+            };
+            if !session.is_promoted_by(arrival) || self.has_place(arrival, false) {
+                return Ok((heard, Vec::new()));
             }
-            return Ok(Vec::new());
+            let quietest = self.quietest(arrival, false, now_ns);
+            return match quietest.is_empty() {
+                true => Err(ReplayRefusal::TooMany),
+                false => Ok((heard, quietest)),
+            };
         }
-        if self.closed.contains(&arrival.session) {
-            return Err(ReplayRefusal::Closed);
+        let heard = match self.find_closed(&arrival.session) {
+            Some(closed) if arrival.counter <= closed.top => return Err(ReplayRefusal::Seen),
+            Some(_) => Heard::Newest,
+            None => Heard::First,
+        };
+        let quietest = self.quietest(arrival, arrival.is_terminal, now_ns);
+        if !self.has_place(arrival, arrival.is_terminal) {
+            return match quietest.is_empty() {
+                true => Err(ReplayRefusal::TooMany),
+                false => Ok((heard, quietest)),
+            };
         }
-        if self.owned(arrival).is_some() || self.open.len() < self.options.sessions {
-            return Ok(Vec::new());
+        if self.open.len() < self.options.sessions {
+            return Ok((heard, Vec::new()));
         }
-        let departed = self.keys_of(|session| session.has_departed);
-        if !departed.is_empty() {
-            return Ok(departed);
-        }
-        let silent = self.keys_of(|session| now_ns.saturating_sub(session.heard_ns) > LIVE_NS);
-        if silent.is_empty() {
-            return Err(ReplayRefusal::Full);
-        }
-        Ok(silent)
+        let departed = self.keys_of(|session| session.heard_ns.is_none());
+        let silent = self.keys_of(|session| {
+            let silence_ns = |heard_ns| now_ns.saturating_sub(heard_ns);
+            session.heard_ns.is_some_and(|ns| silence_ns(ns) > LIVE_NS)
+        });
+        let victims = [departed, silent, quietest];
+        let victims = victims.into_iter().find(|victims| !victims.is_empty());
+        Ok((heard, victims.ok_or(ReplayRefusal::Full)?))
     }
 
     fn keys_of(&self, is_meant: impl Fn(&Session) -> bool) -> Vec<SessionKey> {
@@ -94,38 +179,36 @@ impl Model {
         meant.map(|session| session.key).collect()
     }
 
-    /// The datagram was accepted, and `victim` had to make room for it.
+    /// The datagram was accepted, and `victim` was closed for it.
     fn accept(&mut self, arrival: &Arrival, victim: Option<SessionKey>, now_ns: u64) {
-        if let Some(place) = victim.and_then(|key| self.find(&key)) {
-            self.close(place);
+        let floor = self.find_closed(&arrival.session).map(|closed| closed.top);
+        if let Some(session) = self
+            .continued(arrival)
+            .and_then(|continued| self.find_mut(&continued))
+        {
+            session.heard_ns = None;
         }
-        let known = self.find(&arrival.session);
-        let replaces = known.is_none_or(|place| self.open[place].is_promoted_by(arrival));
-        if let Some(older) = self.owned(arrival).filter(|_| replaces) {
-            self.close(older);
+        if let Some(victim) = victim {
+            self.close(&victim);
         }
-        let place = self.find(&arrival.session).unwrap_or_else(|| {
+        if self.find(&arrival.session).is_none() {
             self.open.push(Session {
                 key: arrival.session,
                 heard: HashSet::new(),
+                floor,
                 top: arrival.counter,
                 agent: (arrival.source, arrival.pid),
                 is_farewell: arrival.is_terminal,
-                has_departed: false,
-                heard_ns: now_ns,
+                heard_ns: Some(now_ns),
             });
-            self.open.len() - 1
-        });
-        let session = &mut self.open[place];
+        }
+        let session = self.find_mut(&arrival.session).unwrap();
         session.is_farewell &= !session.is_promoted_by(arrival);
         session.heard.insert(arrival.counter);
-        session.top = session.top.max(arrival.counter);
-        session.heard_ns = if session.has_departed {
-            now_ns
-        } else {
-            session.heard_ns.max(now_ns)
-        };
-        session.has_departed = false;
+        if arrival.counter > session.top {
+            session.top = arrival.counter;
+            session.heard_ns = session.heard_ns.max(Some(now_ns));
+        }
     }
 
     fn depart(&mut self, agent: (u64, u32)) {
@@ -133,11 +216,23 @@ impl Model {
             .open
             .iter_mut()
             .filter(|session| session.agent == agent);
-        of_agent.for_each(|session| session.has_departed = true);
+        of_agent.for_each(|session| session.heard_ns = None);
     }
 
-    fn close(&mut self, place: usize) {
-        self.closed.push_back(self.open.remove(place).key);
+    fn live_sessions(&self, agent: (u64, u32), since_ns: u64) -> usize {
+        let live = self.of(agent, false);
+        live.filter(|session| session.heard_ns >= Some(since_ns))
+            .count()
+    }
+
+    fn close(&mut self, key: &SessionKey) {
+        let place = self.open.iter().position(|session| session.key == *key);
+        let session = self.open.remove(place.unwrap());
+        self.closed.push_back(Closed {
+            key: *key,
+            top: session.top,
+            source: session.agent.0,
+        });
         self.closings += 1;
         self.forget();
     }
@@ -169,6 +264,7 @@ enum Step {
         source: u64,
         pid: u32,
     },
+    DepartSession(SessionKey),
     /// Seconds; negative for a clock that goes back.
     Pass(i64),
     /// Into a table with so many records to spare, and so many remembered.
@@ -178,21 +274,27 @@ enum Step {
     },
 }
 
-fn arrival() -> impl Strategy<Value = Arrival> {
-    let session = (0..2_u64, 0..2_u32, 0..10_u64).prop_map(|(key, pid, prefix)| SessionKey {
+fn session() -> impl Strategy<Value = SessionKey> {
+    (0..2_u64, 0..2_u32, 0..10_u64).prop_map(|(key, pid, prefix)| SessionKey {
         key,
         pid,
         prefix: prefix.to_be_bytes(),
-    });
-    (session, 0..2_u64, 0..4_u32, prop::bool::weighted(0.2)).prop_map(
-        |(session, source, pid, is_terminal)| Arrival {
+    })
+}
+
+fn arrival() -> impl Strategy<Value = Arrival> {
+    let agent = (0..2_u64, 0..3_u32);
+    let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.2));
+    (session(), agent, flags).prop_map(|(session, (source, pid), (is_terminal, continues))| {
+        Arrival {
             session,
             counter: 0,
             source,
             pid,
             is_terminal,
-        },
-    )
+            continues,
+        }
+    })
 }
 
 fn counter() -> impl Strategy<Value = Counter> {
@@ -200,14 +302,16 @@ fn counter() -> impl Strategy<Value = Counter> {
         4 => (1..4_u32).prop_map(Counter::Ahead),
         2 => (1..200_u32).prop_map(Counter::Ahead),
         4 => (0..80_u32).prop_map(Counter::Behind),
-        1 => prop::sample::select(vec![0, 1, u32::MAX - 1, u32::MAX]).prop_map(Counter::At),
+        1 => prop::sample::select(vec![0, 1, COUNTER_MAX - 1, COUNTER_MAX]).prop_map(Counter::At),
     ]
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         40 => (arrival(), counter()).prop_map(|(arrival, counter)| Step::Arrive { arrival, counter }),
-        2 => (0..2_u64, 0..4_u32).prop_map(|(source, pid)| Step::Depart { source, pid }),
+        2 => (0..2_u64, 0..3_u32).prop_map(|(source, pid)| Step::Depart { source, pid }),
+        2 => session().prop_map(Step::DepartSession),
+        4 => (0..60_i64).prop_map(Step::Pass),
         4 => (0..700_i64).prop_map(Step::Pass),
         1 => (-1_400..0_i64).prop_map(Step::Pass),
         1 => (0..3_usize, 1..12_usize).prop_map(|(spare, closed)| Step::Restart { spare, closed }),
@@ -231,27 +335,6 @@ fn copy(words: &Words) -> Vec<u64> {
         .collect()
 }
 
-/// Which of the sessions is closed, asked of a successor so that the guard itself is left in peace.
-fn closed_one(
-    sessions: &[SessionKey],
-    words: &[u64],
-    options: ReplayOptions,
-) -> Option<SessionKey> {
-    let (mut successor, _) = guard(options);
-    successor.restore(words, 0).unwrap();
-    let is_closed = |session: &&SessionKey| {
-        let probe = Arrival {
-            session: **session,
-            counter: u32::MAX,
-            source: 99,
-            pid: 99,
-            is_terminal: true,
-        };
-        successor.admit(&probe, 0) == Err(ReplayRefusal::Closed)
-    };
-    sessions.iter().find(is_closed).copied()
-}
-
 proptest! {
     #[test]
     fn the_guard_keeps_its_rules(
@@ -273,37 +356,49 @@ proptest! {
                     guarded.depart(source, pid);
                     model.depart((source, pid));
                 }
+                Step::DepartSession(session) => {
+                    guarded.depart_session(&session);
+                    if let Some(session) = model.find_mut(&session) {
+                        session.heard_ns = None;
+                    }
+                }
                 Step::Restart { spare, closed } => {
                     options.sessions = (model.open.len() + spare).max(1);
                     options.closed = closed;
                     let (mut successor, new_words) = guard(options);
-                    prop_assert_eq!(successor.restore(&copy(&words), now_ns), Ok(0));
+                    prop_assert_eq!(successor.restore(&copy(&words), now_ns), Ok(()));
                     (guarded, words) = (successor, new_words);
                     model.options = options;
                     model.forget();
                     for session in &mut model.open {
-                        session.heard_ns = now_ns;
+                        session.heard_ns = session.heard_ns.map(|_| now_ns);
                     }
                     fewest_remembered = fewest_remembered.min(closed);
                 }
                 Step::Arrive { mut arrival, counter } => {
-                    let known = model.find(&arrival.session);
-                    let top = known.map_or(0, |place| model.open[place].top);
+                    // No two datagrams come at the same time.
+                    now_ns += 1;
+                    // Which of several has ended is not said.
+                    arrival.continues &= model.latest((arrival.source, arrival.pid)).len() < 2;
+                    let closed = model.find_closed(&arrival.session).map(|closed| closed.top);
+                    let open = model.find(&arrival.session).map(|session| session.top);
+                    let top = open.or(closed).unwrap_or(0);
                     arrival.counter = match counter {
-                        Counter::Ahead(distance) => top.saturating_add(distance),
+                        Counter::Ahead(distance) => top.saturating_add(distance).min(COUNTER_MAX),
                         Counter::Behind(distance) => top.saturating_sub(distance),
                         Counter::At(counter) => counter,
                     };
                     let before = copy(&words);
                     let expected = model.expected(&arrival, now_ns);
-                    let result = guarded.admit(&arrival, now_ns);
-                    prop_assert_eq!(result, expected.clone().map(|_| ()), "{:?}", arrival);
-                    let after = copy(&words);
-                    let Ok(victims) = expected else {
-                        prop_assert_eq!(before, after, "a refusal changes nothing");
+                    let result = guarded.admit(&arrival, T, now_ns);
+                    let heard_as = expected.clone().map(|(heard, _)| heard);
+                    prop_assert_eq!(result, heard_as, "{:?}", arrival);
+                    let Ok((_, victims)) = expected else {
+                        prop_assert_eq!(before, copy(&words), "a refusal changes nothing");
                         continue;
                     };
-                    let victim = closed_one(&victims, &after, options);
+                    let is_closed = |key: &&SessionKey| guarded.look_up(key, u32::MAX).opens;
+                    let victim = victims.iter().find(is_closed).copied();
                     prop_assert_eq!(victim.is_some(), !victims.is_empty());
                     model.accept(&arrival, victim, now_ns);
                     let datagram = (arrival.session, arrival.counter);
@@ -313,11 +408,25 @@ proptest! {
                 }
             }
             prop_assert_eq!(guarded.open(), model.open.len());
-            for session in &model.open {
-                prop_assert_eq!(guarded.source_of(&session.key), Some(session.agent.0));
+            for Closed { key, .. } in &model.closed {
+                let source = match model.find(key) {
+                    Some(session) => session.agent.0,
+                    None => model.find_closed(key).unwrap().source,
+                };
+                prop_assert_eq!(guarded.look_up(key, 0).source, Some(source));
             }
-            let remembered: HashSet<_> = model.closed.iter().collect();
-            prop_assert!(guarded.closed() == remembered.len());
+            for session in &model.open {
+                let known = guarded.look_up(&session.key, u32::MAX);
+                prop_assert_eq!((known.source, known.opens), (Some(session.agent.0), false));
+                let since_ns = now_ns.saturating_sub(T);
+                let (source, pid) = session.agent;
+                prop_assert_eq!(
+                    guarded.live_sessions(source, pid, since_ns),
+                    model.live_sessions(session.agent, since_ns)
+                );
+            }
+            let remembered: HashSet<_> = model.closed.iter().map(|closed| closed.key).collect();
+            prop_assert_eq!(guarded.closed(), remembered.len());
         }
     }
 
@@ -338,8 +447,9 @@ proptest! {
                 source: 0,
                 pid: 0,
                 is_terminal: false,
+                continues: false,
             };
-            let is_accepted = guard.admit(&arrival, 0).is_ok();
+            let is_accepted = guard.admit(&arrival, T, 0).is_ok();
             prop_assert!(!is_accepted || heard.insert(counter), "{} twice", counter);
             prop_assert!(is_accepted || top.is_some_and(|top| counter <= top));
             top = top.max(Some(counter));
@@ -366,7 +476,7 @@ proptest! {
             prop_assert_eq!((guarded.open(), guarded.closed()), (0, 0));
         }
         for arrival in arrivals {
-            let _ = guarded.admit(&arrival, 0);
+            let _ = guarded.admit(&arrival, T, 0);
         }
     }
 }

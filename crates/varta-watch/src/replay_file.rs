@@ -56,8 +56,6 @@ pub(crate) struct Opened {
     pub(crate) guard: ReplayGuard<ReplayWords>,
     /// There was no file: nothing is known of what was heard before.
     pub(crate) is_new: bool,
-    /// Sessions of the old file that found no room.
-    pub(crate) closed: usize,
     /// It is on a tmpfs.
     pub(crate) is_in_memory: bool,
 }
@@ -116,15 +114,13 @@ pub(crate) fn open(
     let words = next.map(ReplayGuard::words_needed(options))?;
     let is_in_memory = words.is_in_memory();
     let mut guard = ReplayGuard::new(words, options).map_err(content)?;
-    let closed = match &old {
-        Some(old) => guard.restore(&old.words, now_ns).map_err(content)?,
-        None => 0,
-    };
+    if let Some(old) = &old {
+        guard.restore(&old.words, now_ns).map_err(content)?;
+    }
     next.take_its_place()?;
     Ok(Opened {
         guard,
         is_new: old.is_none(),
-        closed,
         is_in_memory,
     })
 }
@@ -277,7 +273,7 @@ fn next_to(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use varta_core::replay::{Arrival, ReplayRefusal, SessionKey};
+    use varta_core::replay::{Arrival, Heard, ReplayRefusal, SessionKey};
 
     use super::*;
 
@@ -286,6 +282,9 @@ mod tests {
         closed: 16,
         seed: 7,
     };
+
+    /// Threshold of all agents.
+    const T: u64 = 1_000_000_000;
 
     fn arrival(counter: u32) -> Arrival {
         Arrival {
@@ -298,6 +297,7 @@ mod tests {
             source: 5,
             pid: 42,
             is_terminal: false,
+            continues: false,
         }
     }
 
@@ -313,7 +313,7 @@ mod tests {
         let path = directory.path().join("replay");
         let mut first = open(&path, OPTIONS, 0).unwrap();
         assert!(first.is_new);
-        assert_eq!(first.guard.admit(&arrival(5), 0), Ok(()));
+        assert_eq!(first.guard.admit(&arrival(5), T, 0), Ok(Heard::First));
         drop(first);
         let options = ReplayOptions {
             sessions: 64,
@@ -324,8 +324,8 @@ mod tests {
         assert!(!second.is_new);
         assert_eq!(second.guard.seed(), 7);
         let refused = Err(ReplayRefusal::Seen);
-        assert_eq!(second.guard.admit(&arrival(5), 0), refused);
-        assert_eq!(second.guard.admit(&arrival(6), 0), Ok(()));
+        assert_eq!(second.guard.admit(&arrival(5), T, 0), refused);
+        assert_eq!(second.guard.admit(&arrival(6), T, 0), Ok(Heard::Newest));
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o600);
         assert!(!next_to(&path).exists());
@@ -336,11 +336,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("replay");
         let mut first = open(&path, OPTIONS, 0).unwrap();
-        first.guard.admit(&arrival(1), 0).unwrap();
+        first.guard.admit(&arrival(1), T, 0).unwrap();
         assert!(error_of(&path).contains("another observer"));
         drop(first);
         let mut second = open(&path, OPTIONS, 0).unwrap();
-        assert!(second.guard.admit(&arrival(1), 0).is_err());
+        assert!(second.guard.admit(&arrival(1), T, 0).is_err());
     }
 
     #[test]
@@ -355,11 +355,11 @@ mod tests {
             });
             let first = opened.iter_mut().flatten().next().expect("one of the two");
             let guard = &mut first.guard;
-            guard.admit(&arrival(1), 0).unwrap();
+            guard.admit(&arrival(1), T, 0).unwrap();
             assert_eq!(opened.iter().flatten().count(), 1);
             drop(opened);
             let mut next = open(&path, OPTIONS, 0).unwrap();
-            assert!(next.guard.admit(&arrival(1), 0).is_err(), "remembered");
+            assert!(next.guard.admit(&arrival(1), T, 0).is_err(), "remembered");
         }
     }
 

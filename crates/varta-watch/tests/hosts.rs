@@ -304,3 +304,37 @@ fn a_session_that_comes_from_two_addresses_by_turns_is_one_agents() {
         stopped.assert_counters(&[(JOINS, 1), (BEATS, 12), (REPLAYED, 0), (STALLS, 0)]);
     }
 }
+
+#[test]
+fn an_address_that_passes_to_another_host_takes_nobodys_beats_and_nobodys_life() {
+    for seal in SEALS {
+        let world = World::new(true, &["--threshold-ms=1000"]);
+        let [old, new] = &world.hosts;
+        let mut first = Series::new(seal, PID, "first");
+        first.nonce = 99;
+        world.observer.hear_all(&old.socket, &first.beats(3));
+        world.observer.hear_all(&new.socket, &first.beats(3));
+        // Another host with the same pid has the address now.
+        let mut second = Series::new(seal, PID, "second");
+        for _ in 0..20 {
+            world.observer.hear(&old.socket, &second.beat());
+            world.observer.hear(&new.socket, &first.beat());
+        }
+        let is_shared = |line: &LogLine| line.fields.reason.as_deref() == Some("several_sessions");
+        world.observer.told(LogEvent::Session, is_shared);
+        world
+            .observer
+            .hear(&old.socket, &second.last(PAYLOAD_GOODBYE, 1 << 40));
+        world.observer.hear_all(&new.socket, &first.beats(3));
+        // It hangs, which is noticed.
+        world.told(LogEvent::Stall, 0);
+        let stopped = world.observer.stop();
+        stopped.assert_counters(&[
+            (JOINS, 1),
+            (LEFT, 0),
+            (STALLS, 1),
+            (REPLAYED, 0),
+            (BEATS, 50),
+        ]);
+    }
+}

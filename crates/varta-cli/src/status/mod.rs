@@ -390,6 +390,7 @@ pub(crate) mod tests {
             unit: None,
             user_unit: None,
             source: None,
+            sessions: None,
             transport: "unix".to_owned(),
             status: "ok".to_owned(),
             payload: 0,

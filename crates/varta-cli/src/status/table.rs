@@ -103,7 +103,7 @@ const COLUMNS: [Column; 11] = [
     }),
     column(RECOVERY, Side::Left, recovery),
     column(PAUSED, Side::Left, pause),
-    column(SOURCE, Side::Left, |agent| known(agent.source.as_deref())),
+    column(SOURCE, Side::Left, source),
 ];
 
 const fn column(heading: &'static str, side: Side, cell: fn(&AgentView) -> Cell) -> Column {
@@ -246,6 +246,18 @@ fn known(text: Option<&str>) -> Cell {
     plain(printable(text.unwrap_or("-")))
 }
 
+/// The address, and over how many sessions the agent beats if not over one.
+fn source(agent: &AgentView) -> Cell {
+    let Some(sessions) = agent.sessions else {
+        return known(agent.source.as_deref());
+    };
+    let address = printable(agent.source.as_deref().unwrap_or("-"));
+    Cell {
+        text: format!("{address}, {sessions} sessions"),
+        style: ContentStyle::new().dark_yellow(),
+    }
+}
+
 fn state(state: State) -> Cell {
     let style = ContentStyle::new();
     let (text, style) = match state {
@@ -322,6 +334,19 @@ mod tests {
 
     fn shown(agents: &[AgentView], look: Look) -> String {
         lines(agents, look).join("\n")
+    }
+
+    #[test]
+    fn an_agent_that_beats_over_several_sessions_is_seen_beside_its_address() {
+        let mut one = agent("one", 7);
+        one.source = Some("10.0.0.1".to_owned());
+        let mut shared = agent("shared", 8);
+        shared.source = Some("10.0.0.2".to_owned());
+        shared.sessions = Some(2);
+        let table = shown(&[one, shared], Look::default());
+        let ends: Vec<&str> = table.lines().skip(1).collect();
+        assert!(ends[0].ends_with("  10.0.0.1"), "{table}");
+        assert!(ends[1].ends_with("  10.0.0.2, 2 sessions"), "{table}");
     }
 
     #[test]

@@ -96,10 +96,10 @@ pub enum Refusal {
     Undecryptable,
     /// An envelope that was heard before, or is too old to tell.
     Replayed,
-    /// An envelope of a session that its sender has replaced by a newer one.
-    SessionClosed,
-    /// An envelope of a session that nobody knows, with words older than those of its sender's present one.
+    /// An envelope that begins a session with a terminal frame older than the last one of its agent.
     SessionNotNewer,
+    /// An envelope of another session than those its agent beats over, which are as many as it may have.
+    TooManySessions,
     /// An envelope of a new session, and no more sessions can be remembered.
     SendersFull,
 }
@@ -128,8 +128,8 @@ impl Refusal {
             Self::OutOfOrder => Counter::OutOfOrder,
             Self::CapacityExceeded => Counter::CapacityExceeded,
             Self::Undecryptable => Counter::DecryptFailures,
-            Self::Replayed | Self::SessionClosed | Self::SessionNotNewer => Counter::ReplayRefused,
-            Self::SendersFull => Counter::SenderStateFull,
+            Self::Replayed | Self::SessionNotNewer => Counter::ReplayRefused,
+            Self::TooManySessions | Self::SendersFull => Counter::SenderStateFull,
             Self::Decode(error) => match error {
                 DecodeError::BadMagic => Counter::DecodeBadMagic,
                 DecodeError::BadVersion => Counter::DecodeBadVersion,
@@ -167,8 +167,8 @@ impl Refusal {
             Self::CapacityExceeded => "capacity_exceeded",
             Self::Undecryptable => "undecryptable",
             Self::Replayed => "replayed",
-            Self::SessionClosed => "session_closed",
             Self::SessionNotNewer => "session_not_newer",
+            Self::TooManySessions => "too_many_sessions",
             Self::SendersFull => "senders_full",
             Self::Decode(error) => error.kind(),
         }

@@ -1,6 +1,6 @@
 //! The words a replay guard keeps its facts in, and the order in which they change.
 //!
-//! A header, one record of eight words per session, and a ring of the hashes of closed sessions. The
+//! A header, one record of eight words per open session, and a ring of three words per closed one. The
 //! process may be killed between any two stores, and whatever the words say then must not let a datagram
 //! be heard twice. What order makes each change safe is said where it is made. Every store is a `Release`
 //! store, so none overtakes an earlier one.
@@ -12,7 +12,9 @@ use super::{Agent, ReplayError, SessionKey};
 /// First word of the memory: a name of seven bytes, then the version. Bytes of another order (another
 /// kind of machine) or another version are another number, and their content is not guessed at.
 const MAGIC: u64 = u64::from_be_bytes(*b"varta-r\x00");
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
+/// Its ring has only the hashes of closed sessions: nothing is accepted over one of those again.
+const VERSION_OF_HASHES: u64 = 1;
 const VERSION_MASK: u64 = 0xff;
 
 /// One cache line, so that records, one line each, begin on a line where the memory does.
@@ -32,13 +34,18 @@ const TOP: usize = 5;
 const SEEN: usize = 6;
 const HEARD: usize = 7;
 
-/// Low bits of the state word; the serial stands above them. A free record is 0 altogether.
+/// Low bits of the state word. Version 1 has a number above them, which nobody reads.
 const FREE: u64 = 0;
 const CURRENT: u64 = 1;
 const FAREWELL: u64 = 2;
-const ROLE_BITS: u32 = 2;
+const ROLE_MASK: u64 = 3;
 
-/// The time word of a session whose agent has departed. A time is written as one more than it is, so that
+const RING_WORDS: usize = 3;
+const CLOSED_HASH: usize = 0;
+const CLOSED_TOP: usize = 1;
+const CLOSED_SOURCE: usize = 2;
+
+/// The time word of a session that has departed. A time is written as one more than it is, so that
 /// not even that of a clock which has just started is taken for it.
 const DEPARTED: u64 = 0;
 
@@ -51,27 +58,11 @@ pub(super) enum Role {
     Farewell,
 }
 
-/// Whose session it is: closed when the same agent opens the next one in the same role.
+/// Whose session it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Owner {
     pub(super) agent: Agent,
     pub(super) role: Role,
-}
-
-impl Owner {
-    pub(super) const fn current(agent: Agent) -> Self {
-        Self {
-            agent,
-            role: Role::Current,
-        }
-    }
-
-    pub(super) const fn farewell(agent: Agent) -> Self {
-        Self {
-            agent,
-            role: Role::Farewell,
-        }
-    }
 }
 
 /// Which counters of a session have been heard.
@@ -90,6 +81,11 @@ impl Window {
             top: counter,
             seen: 1,
         }
+    }
+
+    /// Of a closed session: whatever its window had not heard up to the highest one is too old now.
+    pub(super) const fn closed_at(top: u32) -> Self {
+        Self { top, seen: !0 }
     }
 
     /// The window once `counter` has been heard too; `None` if it was, or is too old to tell.
@@ -113,12 +109,20 @@ impl Window {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) session: SessionKey,
-    /// Grows from session to session in the order of their opening.
-    pub(super) serial: u64,
     pub(super) owner: Owner,
     pub(super) window: Window,
-    /// When a datagram last came over it; `None` if its agent has departed since.
+    /// When a datagram last came over it; `None` if it has departed since.
     pub(super) heard_ns: Option<u64>,
+}
+
+/// A closed session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Closed {
+    pub(super) hash: u64,
+    /// The highest counter that was heard.
+    pub(super) top: u32,
+    /// Where its agent lives.
+    pub(super) source: u64,
 }
 
 impl Record {
@@ -128,7 +132,7 @@ impl Record {
             source: words[SOURCE],
             pid: (words[PIDS] >> 32) as u32,
         };
-        let role = match words[STATE] & ((1 << ROLE_BITS) - 1) {
+        let role = match words[STATE] & ROLE_MASK {
             FREE => return None,
             CURRENT => Role::Current,
             // No guard writes another one, but whatever it was, it may not be heard again.
@@ -140,7 +144,6 @@ impl Record {
                 pid: words[PIDS] as u32,
                 prefix: words[PREFIX].to_le_bytes(),
             },
-            serial: words[STATE] >> ROLE_BITS,
             owner: Owner { agent, role },
             window: Window {
                 top: words[TOP] as u32,
@@ -152,12 +155,11 @@ impl Record {
 }
 
 /// The state word of an open session.
-fn state(serial: u64, role: Role) -> u64 {
-    let role = match role {
+fn state(role: Role) -> u64 {
+    match role {
         Role::Current => CURRENT,
         Role::Farewell => FAREWELL,
-    };
-    serial << ROLE_BITS | role
+    }
 }
 
 /// The time word of an open session.
@@ -178,7 +180,12 @@ pub(super) struct Layout {
 
 impl Layout {
     pub(super) fn words(self) -> usize {
-        self.ring().saturating_add(self.closed as usize)
+        self.words_with(RING_WORDS)
+    }
+
+    fn words_with(self, ring_words: usize) -> usize {
+        let ring = (self.closed as usize).saturating_mul(ring_words);
+        self.ring().saturating_add(ring)
     }
 
     fn ring(self) -> usize {
@@ -247,7 +254,7 @@ impl<W: AsRef<[AtomicU64]>> Memory<W> {
         self.set(start + TOP, u64::from(record.window.top));
         self.set(start + SEEN, record.window.seen);
         self.set(start + HEARD, heard(record.heard_ns));
-        self.set(start + STATE, state(record.serial, role));
+        self.set(start + STATE, state(role));
     }
 
     /// Marks a counter as heard. A window that moves counts as full meanwhile, so neither the old bits
@@ -261,31 +268,41 @@ impl<W: AsRef<[AtomicU64]>> Memory<W> {
         self.set(start + SEEN, window.seen);
     }
 
-    /// `None`: its agent has departed.
+    /// `None`: it has departed.
     pub(super) fn set_heard(&self, number: u32, heard_ns: Option<u64>) {
         self.set(self.layout.record(number) + HEARD, heard(heard_ns));
     }
 
     /// Changes what an open session is to its agent, by one store.
-    pub(super) fn set_role(&self, number: u32, serial: u64, role: Role) {
-        self.set(self.layout.record(number) + STATE, state(serial, role));
+    pub(super) fn set_role(&self, number: u32, role: Role) {
+        self.set(self.layout.record(number) + STATE, state(role));
     }
 
-    /// Remembers a closed session as the `closing`-th. Until it is counted its entry passes for the
-    /// oldest one, which it replaces.
-    pub(super) fn remember(&self, closing: u64, hash: u64) {
-        let place = self.layout.place(closing) as usize;
-        self.set(self.layout.ring() + place, hash);
+    /// Remembers a closed session as the `closing`-th. Its entry replaces the oldest one, whose hash goes
+    /// first: no old hash stands beside a counter that is not its own. A new hash may, but its session is
+    /// open still, and so are its windows.
+    pub(super) fn remember(&self, closing: u64, closed: &Closed) {
+        let start = self.ring_entry(self.layout.place(closing));
+        self.set(start + CLOSED_HASH, closed.hash);
+        self.set(start + CLOSED_TOP, u64::from(closed.top));
+        self.set(start + CLOSED_SOURCE, closed.source);
         self.set(CLOSINGS, closing.wrapping_add(1));
     }
 
     /// What the ring holds at a place; `None` beyond its end.
-    pub(super) fn closed_at(&self, place: u32) -> Option<u64> {
-        let word = self
-            .words
-            .as_ref()
-            .get(self.layout.ring() + place as usize)?;
-        Some(word.load(Ordering::Relaxed))
+    pub(super) fn closed_at(&self, place: u32) -> Option<Closed> {
+        let words = self.words.as_ref().get(self.ring_entry(place)..)?;
+        let words: &[AtomicU64; RING_WORDS] = words.first_chunk()?;
+        let word = |index: usize| words[index].load(Ordering::Relaxed);
+        Some(Closed {
+            hash: word(CLOSED_HASH),
+            top: word(CLOSED_TOP) as u32,
+            source: word(CLOSED_SOURCE),
+        })
+    }
+
+    fn ring_entry(&self, place: u32) -> usize {
+        self.layout.ring() + place as usize * RING_WORDS
     }
 
     /// Empties a record whose session has been remembered as closed.
@@ -320,6 +337,8 @@ impl<W: AsRef<[AtomicU64]>> Memory<W> {
 pub(super) struct Heritage<'a> {
     words: &'a [u64],
     layout: Layout,
+    /// Words of an entry of the ring.
+    ring_words: usize,
     closings: u64,
     pub(super) seed: u64,
 }
@@ -335,34 +354,43 @@ impl<'a> Heritage<'a> {
         if header[MARK] & !VERSION_MASK != MAGIC {
             return Err(ReplayError::NotAReplayMemory);
         }
-        let version = header[MARK] & VERSION_MASK;
-        if version != VERSION {
-            return Err(ReplayError::UnknownVersion(version as u8));
-        }
+        let ring_words = match header[MARK] & VERSION_MASK {
+            VERSION => RING_WORDS,
+            VERSION_OF_HASHES => 1,
+            version => return Err(ReplayError::UnknownVersion(version as u8)),
+        };
         let layout = Layout {
             sessions: header[SIZES] as u32,
             closed: (header[SIZES] >> 32) as u32,
         };
-        if words.len() < layout.words() {
-            return Err(ReplayError::TooShort {
-                needed: layout.words(),
-                given: words.len(),
-            });
+        let needed = layout.words_with(ring_words);
+        if words.len() < needed {
+            let given = words.len();
+            return Err(ReplayError::TooShort { needed, given });
         }
         Ok(Self {
             words,
             layout,
+            ring_words,
             closings: header[CLOSINGS],
             seed: header[SEED],
         })
     }
 
-    /// The hashes of the closed sessions that are remembered, the oldest first.
-    pub(super) fn closed(&self) -> impl Iterator<Item = u64> + '_ {
+    /// The closed sessions that are remembered, the oldest first.
+    pub(super) fn closed(&self) -> impl Iterator<Item = Closed> + '_ {
         let count = self.closings.min(u64::from(self.layout.closed));
         let ring = &self.words[self.layout.ring()..];
-        (self.closings - count..self.closings)
-            .filter_map(move |closing| ring.get(self.layout.place(closing) as usize).copied())
+        (self.closings - count..self.closings).filter_map(move |closing| {
+            let start = self.layout.place(closing) as usize * self.ring_words;
+            let words = ring.get(start..start + self.ring_words)?;
+            let top = words.get(CLOSED_TOP).map_or(u32::MAX, |top| *top as u32);
+            Some(Closed {
+                hash: words[CLOSED_HASH],
+                top,
+                source: words.get(CLOSED_SOURCE).copied().unwrap_or(0),
+            })
+        })
     }
 
     /// The open sessions.

@@ -5,6 +5,8 @@ use varta_vlp::{Frame, NONCE_TERMINAL, Status};
 use super::*;
 use crate::event::UID_UNKNOWN;
 
+use Heard::{First, Newest, Overtaken};
+
 const T: u64 = 64 << crate::wheel::TICK_SHIFT;
 
 /// Room for so many local agents and as many from a network.
@@ -43,17 +45,17 @@ fn plain(pid: u32, nonce: u64) -> Beat {
 }
 
 /// A beat over encrypted UDP that was never heard before.
-fn sealed(session: u64, nonce: u64) -> Beat {
+fn sealed(heard: Heard, nonce: u64) -> Beat {
     Beat {
-        session: Some(session),
+        session: Some(heard),
         ..plain(100, nonce)
     }
 }
 
-fn last_of(session: u64, timestamp: u64) -> Beat {
+fn last_frame(timestamp: u64) -> Beat {
     Beat {
         frame: Frame::new(Status::Critical, 100, timestamp, NONCE_TERMINAL, 0),
-        ..sealed(session, 0)
+        ..sealed(First, 0)
     }
 }
 
@@ -81,21 +83,21 @@ fn room(capacity: usize) -> Tracker {
 #[test]
 fn an_overtaken_beat_counts_and_proves_no_life() {
     let mut tracker = room(4);
-    tracker.hear(sealed(7, 10), 0);
-    tracker.hear(sealed(7, 12), 1);
-    assert_eq!(tracker.hear(sealed(7, 11), 5), Update::Reordered);
+    tracker.hear(sealed(First, 10), 0);
+    tracker.hear(sealed(Newest, 12), 1);
+    assert_eq!(tracker.hear(sealed(Overtaken, 11), 5), Update::Reordered);
     let facts = tracker.facts(100);
     assert_eq!((facts.beats, facts.last_ns), (3, 1));
     assert_eq!((facts.last_nonce, facts.payload), (Some(12), 12));
-    assert_eq!(tracker.hear(sealed(7, 13), 6), Update::Refreshed);
+    assert_eq!(tracker.hear(sealed(Newest, 13), 6), Update::Refreshed);
 }
 
 #[test]
 fn an_overtaken_beat_does_not_end_a_stall() {
     let mut tracker = room(4);
-    tracker.hear(sealed(7, 10), 0);
+    tracker.hear(sealed(First, 10), 0);
     tracker.drain_stalled_slots(T, u32::MAX, |_| ControlFlow::Continue(()));
-    let recorded = tracker.record(&sealed(7, 9), T, T);
+    let recorded = tracker.record(&sealed(Overtaken, 9), T, T);
     assert_eq!(recorded.returned_after_ns, None);
     assert_eq!(tracker.latched(), 1);
     tracker.check_invariants();
@@ -104,52 +106,60 @@ fn an_overtaken_beat_does_not_end_a_stall() {
 #[test]
 fn another_session_may_start_its_nonces_again_at_once() {
     let mut tracker = room(4);
-    tracker.hear(sealed(7, 5_000), 0);
-    let recorded = tracker.record(&sealed(8, 1), 1, T);
+    tracker.hear(sealed(First, 5_000), 0);
+    let recorded = tracker.record(&sealed(First, 1), 1, T);
     assert!(recorded.new_session);
-    assert_eq!(tracker.hear(sealed(8, 2), 2), Update::Refreshed);
+    assert_eq!(tracker.hear(sealed(Newest, 2), 2), Update::Refreshed);
     assert_eq!(tracker.facts(100).session_restarts, 1);
 }
 
 #[test]
 fn a_new_session_whose_nonces_go_on_is_not_counted_as_a_restart() {
     let mut tracker = room(4);
-    tracker.hear(sealed(7, 5_000), 0);
-    tracker.hear(sealed(8, 5_001), 1);
+    tracker.hear(sealed(First, 5_000), 0);
+    tracker.hear(sealed(First, 5_001), 1);
     assert_eq!(tracker.facts(100).session_restarts, 0);
-    assert_eq!(tracker.hear(sealed(8, 5_000), 2), Update::Reordered);
+}
+
+#[test]
+fn beats_over_two_sessions_by_turns_all_prove_life_and_count_as_one_restart() {
+    let mut tracker = room(4);
+    tracker.hear(sealed(First, 5_000), 0);
+    tracker.hear(sealed(First, 1), 1);
+    for turn in 1..100 {
+        let nonce = [5_000 + turn, 1 + turn][turn as usize % 2];
+        assert_eq!(
+            tracker.hear(sealed(Newest, nonce), 1 + turn),
+            Update::Refreshed
+        );
+        let facts = tracker.facts(100);
+        assert_eq!((facts.last_ns, facts.last_nonce), (1 + turn, Some(nonce)));
+    }
+    assert_eq!(tracker.facts(100).session_restarts, 1);
 }
 
 #[test]
 fn a_last_frame_over_a_session_of_its_own_leaves_the_series_as_it_was() {
     let mut tracker = room(4);
-    tracker.hear(sealed(7, 10), 0);
-    assert_eq!(tracker.hear(last_of(9, 5), 1), Update::Refreshed);
-    assert_eq!(tracker.hear(sealed(7, 11), 2), Update::Refreshed);
-    assert_eq!(tracker.hear(last_of(9, 4), 3), Update::Refreshed);
-    assert_eq!(tracker.hear(sealed(7, 10), 4), Update::Reordered);
+    tracker.hear(sealed(First, 10), 0);
+    assert_eq!(tracker.hear(last_frame(5), 1), Update::Refreshed);
+    assert_eq!(tracker.hear(sealed(Newest, 11), 2), Update::Refreshed);
+    assert_eq!(tracker.hear(last_frame(4), 3), Update::Refreshed);
+    assert_eq!(tracker.facts(100).last_nonce, Some(11));
     assert_eq!(tracker.facts(100).session_restarts, 0);
 }
 
 #[test]
-fn a_session_nobody_knows_cannot_begin_with_old_words_while_its_agent_beats() {
+fn a_last_frame_that_begins_a_session_must_be_newer_than_the_one_before() {
     let mut tracker = room(4);
-    tracker.hear(sealed(7, 10), 0);
-    let may_begin = |tracker: &Tracker, beat: Beat, now_ns| {
-        let slot = tracker.slot_of(&beat.key).unwrap();
-        tracker.may_begin_session(slot, &beat.frame, now_ns)
-    };
-    assert!(!may_begin(&tracker, sealed(8, 10), 1));
-    assert!(!may_begin(&tracker, sealed(8, 1), T / 2 - 1));
-    assert!(may_begin(&tracker, sealed(8, 11), 1));
-    assert!(
-        may_begin(&tracker, sealed(8, 1), T / 2),
-        "it may have been restarted"
-    );
-    assert!(may_begin(&tracker, last_of(9, 1), 1));
-    tracker.hear(last_of(9, 5), 1);
-    assert!(!may_begin(&tracker, last_of(10, 5), T));
-    assert!(may_begin(&tracker, last_of(10, 6), 1));
+    tracker.hear(sealed(First, 10), 0);
+    let may_begin =
+        |tracker: &Tracker, beat: Beat| tracker.facts(100).may_begin_session(&beat.frame);
+    assert!(may_begin(&tracker, last_frame(1)));
+    tracker.hear(last_frame(5), 1);
+    assert!(!may_begin(&tracker, last_frame(5)));
+    assert!(may_begin(&tracker, last_frame(6)));
+    assert!(may_begin(&tracker, sealed(First, 1)), "no last frame");
 }
 
 #[test]
@@ -176,19 +186,20 @@ fn a_process_that_nobody_vouches_for_may_start_over_once_it_has_been_quiet() {
 #[test]
 fn a_last_frame_of_a_restarted_process_is_newer_than_those_of_the_one_before() {
     let mut tracker = room(4);
-    tracker.hear(sealed(7, 10), 0);
-    tracker.hear(last_of(9, 60), 0);
-    tracker.hear(sealed(8, 11), 1);
-    let slot = tracker.slot_of(&sealed(8, 1).key).unwrap();
-    assert!(tracker.may_begin_session(slot, &last_of(10, 1).frame, 1));
+    tracker.hear(sealed(First, 10), 0);
+    tracker.hear(last_frame(60), 0);
+    tracker.hear(sealed(Newest, 11), 1);
+    assert!(!tracker.facts(100).may_begin_session(&last_frame(1).frame));
+    tracker.hear(sealed(First, 12), 1);
+    assert!(tracker.facts(100).may_begin_session(&last_frame(1).frame));
 }
 
 #[test]
 fn a_last_frame_that_comes_late_does_not_move_the_mark_back() {
     let mut tracker = room(4);
-    tracker.hear(sealed(7, 10), 0);
-    tracker.hear(last_of(9, 60), 0);
-    tracker.hear(last_of(9, 5), 0);
+    tracker.hear(sealed(First, 10), 0);
+    tracker.hear(last_frame(60), 0);
+    tracker.hear(last_frame(5), 0);
     assert_eq!(tracker.facts(100).terminal_timestamp, 60);
 }
 

@@ -4,6 +4,7 @@ use varta_vlp::Frame;
 
 use super::DEFAULT_EVICTION_SCAN_WINDOW;
 use crate::event::Agent;
+use crate::replay::Heard;
 use crate::slot::{BeatOrigin, Slot, Tier};
 
 /// Whom a full table may evict. Victims are always silent for more than ten thresholds.
@@ -70,9 +71,8 @@ pub struct Beat {
     pub ns_inode: Option<u64>,
     /// The sender's user where known, else [`crate::event::UID_UNKNOWN`].
     pub uid: u32,
-    /// The session it came over, if a key proves that and [`crate::replay`] that it was never heard before.
-    /// Nonces are compared within a session only.
-    pub session: Option<u64>,
+    /// Where it stands among the datagrams of its session, if a key vouches for it: then its nonce tells no order.
+    pub session: Option<Heard>,
 }
 
 /// How much silence an agent is given.

@@ -104,6 +104,10 @@ pub struct AgentView {
     pub source: Option<String>,
     /// How it is heard: `unix`, `udp`, `secure_udp`.
     pub transport: String,
+    /// Over how many sessions it beats at once, if that is more than one: several handles of one process, or several
+    /// processes that cannot be told apart.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sessions: Option<usize>,
     /// Status of its last beat: `ok`, `degraded`, `critical`.
     pub status: String,
     /// Payload of its last beat.

@@ -322,6 +322,12 @@ impl Control {
                 self.repeats
                     .add_session(Instant::now(), self.name_of(agent));
             }
+            EventKind::Sessions { agent, count } => {
+                self.given
+                    .roster
+                    .amend(agent, |person| person.sessions = count);
+                story::several_sessions(&self.given.log, &self.name_of(agent), count);
+            }
             EventKind::Critical {
                 agent,
                 nonce,

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use varta_core::replay::SESSIONS_PER_AGENT;
 use varta_core::{Limit, Refusal, Sender};
 
 use super::{log::Log, story};
@@ -211,10 +212,12 @@ impl Reason {
             }
             Refusal::Undecryptable => "no loaded key opens it (--key-file)".to_owned(),
             Refusal::Replayed => "it was heard before".to_owned(),
-            Refusal::SessionClosed => "its sender has begun a newer session since".to_owned(),
             Refusal::SessionNotNewer => {
-                "it begins a session with older words than its sender's last ones".to_owned()
+                "it is a last frame that is older than its agent's last one".to_owned()
             }
+            Refusal::TooManySessions => format!(
+                "its agent beats over {SESSIONS_PER_AGENT} other sessions; let the process use fewer handles"
+            ),
             Refusal::SendersFull => {
                 "too many sessions are open to remember another (--tracker-capacity)".to_owned()
             }
@@ -263,17 +266,21 @@ impl Reason {
             Refusal::OutOfOrder => "its nonce is old".to_owned(),
             Refusal::CapacityExceeded => "the table is full; raise --tracker-capacity".to_owned(),
         };
-        log.warn(
-            LogEvent::Refuse,
-            format!("{count} {beats} refused, last from {sender}: {why}"),
-            Fields {
-                pid: (pid != 0).then_some(pid),
-                source,
-                reason: Some(self.label.to_owned()),
-                count: Some(count),
-                ..Fields::default()
-            },
-        );
+        let msg = format!("{count} {beats} refused, last from {sender}: {why}");
+        let fields = Fields {
+            pid: (pid != 0).then_some(pid),
+            source,
+            reason: Some(self.label.to_owned()),
+            count: Some(count),
+            ..Fields::default()
+        };
+        match refusal {
+            // A key vouches for the sender, and it lives.
+            Refusal::TooManySessions | Refusal::SendersFull => {
+                log.error(LogEvent::Refuse, msg, fields);
+            }
+            _ => log.warn(LogEvent::Refuse, msg, fields),
+        }
     }
 }
 

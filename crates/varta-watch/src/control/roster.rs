@@ -27,6 +27,8 @@ pub(crate) struct Person {
     pub(crate) address: Option<IpAddr>,
     /// A key vouches for its beats.
     pub(crate) sealed: bool,
+    /// Over how many sessions it beats at once, if that is more than one.
+    pub(crate) sessions: usize,
     /// What became of the last recovery.
     pub(crate) recovery: Option<&'static str>,
     /// Recovery has tried everything for this silence.

@@ -133,6 +133,28 @@ pub(super) fn sessions(log: &Log, count: u64, last: &Who) {
     log.info(LogEvent::Session, msg, fields);
 }
 
+pub(super) fn several_sessions(log: &Log, who: &Who, count: usize) {
+    let fields = Fields {
+        count: Some(count as u64),
+        reason: Some("several_sessions".to_owned()),
+        ..who.fields()
+    };
+    match count {
+        0 | 1 => {
+            let msg = format!("{who}: beats over one session again; the others are silent or left");
+            log.info(LogEvent::Session, msg, fields);
+        }
+        count => {
+            let msg = format!(
+                "{who}: beats over {count} sessions at once: several handles of one process, or several \
+                 processes with its key, address and pid, which cannot be told apart; one that hangs while \
+                 another one beats is not noticed"
+            );
+            log.warn(LogEvent::Session, msg, fields);
+        }
+    }
+}
+
 pub(super) fn critical(log: &Log, who: &Who, nonce: u64, payload: u32) {
     let fields = Fields {
         status: Some(Status::Critical.to_string()),

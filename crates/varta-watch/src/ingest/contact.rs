@@ -27,6 +27,7 @@ use varta_sys::receive::Received;
 use varta_vlp::{FRAME_BYTES, Frame, MAGIC, NONCE_TERMINAL, VERSION};
 
 use super::introductions::{Admitted, Rejected};
+use super::network::Senders;
 use super::shed::Kind;
 use super::{Held, Ingest, credentials_of};
 use crate::handoff::{Acquaintance, Introduction, Question};
@@ -445,6 +446,7 @@ impl Ingest {
             claims: acquaintance.claims,
             pid_ns: acquaintance.pid_ns,
             critical_from_ns: 0,
+            senders: Senders::default(),
         };
         let home = Home::Here {
             uid: sender.uid,

@@ -51,6 +51,7 @@ use crate::socket_file::BoundSocket;
 use closer::Closer;
 use introductions::Introductions;
 pub(crate) use network::Network;
+use network::Senders;
 use precedence::Precedence;
 use queue::{Flood, Horizon};
 use shed::{InnerPids, Kind, Shed};
@@ -125,6 +126,8 @@ struct Held {
     pid_ns: Option<u64>,
     /// That it is critical is not told before, raw time.
     critical_from_ns: u64,
+    /// Of an agent elsewhere.
+    senders: Senders,
 }
 
 /// The ingest thread's state.

@@ -5,8 +5,14 @@
 //! and a local process with that pid, are somebody else. A session keeps the address it began at. Nothing
 //! is ever sent back.
 //!
+//! Processes that share key, address and pid are one agent: several handles of one process, or processes that
+//! nobody can tell apart. Under a key each has a session of its own, and nothing is compared between sessions. A
+//! goodbye ends the session that it came over, and the agent only if no other session of it was heard within its
+//! threshold, or if nothing else came over that session. That an agent beats over several sessions at once is reported ([`EventKind::Sessions`]), because one
+//! of its senders can hang unnoticed while another one beats.
+//!
 //! The order of the checks is that of wire spec 10.4, with two changes: what is in an envelope must be a
-//! frame before its counter is used up, and who may not begin a session, or finds no room in the table, is
+//! frame before its counter is used up, and who may not open a session, or finds no room in the table, is
 //! refused before the guard remembers anything.
 
 use std::io;
@@ -19,8 +25,9 @@ use rustix::net::sockopt::{
 use varta_core::admission::network_frame;
 use varta_core::event::{Agent, NO_KEY, UID_UNKNOWN, remote_source};
 use varta_core::overflow::restart_thresholds;
-use varta_core::replay::{Arrival, ReplayGuard, ReplayRefusal, SessionKey};
-use varta_core::tracker::{AgentKey, Beat};
+use varta_core::replay::{self, Arrival, ReplayGuard, ReplayRefusal, SessionKey};
+use varta_core::slot::Slot;
+use varta_core::tracker::{AgentKey, Beat, Recorded};
 use varta_core::{BeatOrigin, Counter, EventKind, Home, Reach, Refusal, Sender};
 use varta_sys::udp::{self, UdpBatch};
 use varta_vlp::Frame;
@@ -50,6 +57,10 @@ const QUEUED_BEAT_BYTES: usize = 770;
 
 /// Every series of beats begins with it (client spec 2).
 const FIRST_NONCE: u64 = 1;
+
+/// Over how many sessions an agent beats is reported once in this time at most: 1 s. One whose senders come and
+/// go all the time would fill the ring.
+const SESSIONS_PAUSE_NS: u64 = 1_000_000_000;
 
 /// The UDP socket, and what its datagrams are worth.
 pub(crate) struct Network {
@@ -87,8 +98,19 @@ struct Heard {
     address: SocketAddr,
     /// To be shown to the replay guard.
     arrival: Option<Arrival>,
-    /// Nobody has heard of its session.
-    begins_session: bool,
+    /// Its session is not open.
+    opens_session: bool,
+}
+
+/// Over which sessions an agent beats.
+#[derive(Default)]
+pub(super) struct Senders {
+    /// Prefix of the session of the last beat.
+    latest: Option<[u8; 8]>,
+    /// How many sessions were in use when that was reported last; 0 for one.
+    reported: usize,
+    /// Nothing more is reported before, raw time.
+    report_from_ns: u64,
 }
 
 impl Network {
@@ -163,12 +185,9 @@ impl Network {
     /// that changes changes nothing, and neither does a copy from elsewhere that overtakes its original.
     fn attribute(&self, read: &Read, address: &SocketAddr) -> Heard {
         let frame = read.frame;
-        let guard = self.seal.as_ref().map(|seal| &seal.guard);
-        let session = read.session.map(|(session, _)| session);
-        let known = guard.zip(session);
-        let opened_at = known.and_then(|(guard, session)| guard.source_of(&session));
-        let begins_session =
-            opened_at.is_none() && known.is_some_and(|(guard, session)| !guard.knows(&session));
+        let known = self.guard().zip(read.session);
+        let known = known.map(|(guard, (session, counter))| guard.look_up(&session, counter));
+        let opened_at = known.and_then(|known| known.source);
         let source = opened_at.unwrap_or_else(|| remote_source(read.key, address, self.seed));
         let beat = Beat {
             key: AgentKey::Network {
@@ -179,7 +198,7 @@ impl Network {
             origin: self.origin,
             ns_inode: None,
             uid: UID_UNKNOWN,
-            session: session.map(|session| u64::from_le_bytes(session.prefix)),
+            session: None,
         };
         let arrival = read.session.map(|(session, counter)| Arrival {
             session,
@@ -187,25 +206,49 @@ impl Network {
             source,
             pid: frame.pid,
             is_terminal: frame.is_terminal(),
+            continues: false,
         });
         Heard {
             beat,
             address: *address,
             arrival,
-            begins_session,
+            opens_session: known.is_some_and(|known| known.opens),
         }
     }
 
-    /// Whether a beat is heard for the first time. In clear nobody can tell.
-    fn admit(&mut self, heard: &Heard, now_ns: u64) -> Result<(), Refusal> {
-        let (Some(seal), Some(arrival)) = (&mut self.seal, &heard.arrival) else {
-            return Ok(());
+    fn guard(&self) -> Option<&ReplayGuard<ReplayWords>> {
+        self.seal.as_ref().map(|seal| &seal.guard)
+    }
+
+    fn guard_mut(&mut self) -> Option<&mut ReplayGuard<ReplayWords>> {
+        self.seal.as_mut().map(|seal| &mut seal.guard)
+    }
+
+    /// Whether a beat is heard for the first time, and its place in its session. In clear nobody can tell.
+    fn admit(
+        &mut self,
+        arrival: Option<&Arrival>,
+        threshold_ns: u64,
+        now_ns: u64,
+    ) -> Result<Option<replay::Heard>, Refusal> {
+        let (Some(guard), Some(arrival)) = (self.guard_mut(), arrival) else {
+            return Ok(None);
         };
-        let admitted = seal.guard.admit(arrival, now_ns);
-        admitted.map_err(|refusal| match refusal {
+        let admitted = guard.admit(arrival, threshold_ns, now_ns);
+        admitted.map(Some).map_err(|refusal| match refusal {
             ReplayRefusal::Seen => Refusal::Replayed,
-            ReplayRefusal::Closed => Refusal::SessionClosed,
+            ReplayRefusal::TooMany => Refusal::TooManySessions,
             ReplayRefusal::Full => Refusal::SendersFull,
+        })
+    }
+
+    /// Over how many sessions an agent beats.
+    fn live_sessions(&self, facts: &Slot, now_ns: u64) -> usize {
+        let since_ns = now_ns.saturating_sub(facts.threshold_ns);
+        // What an earlier observer heard is no proof of life.
+        let since_ns = since_ns.max(facts.joined_ns);
+        self.guard().map_or(0, |guard| {
+            guard.live_sessions(facts.instance, facts.pid, since_ns)
         })
     }
 
@@ -277,15 +320,79 @@ impl Ingest {
         let Some((sender, read)) = self.network.as_mut().and_then(|network| network.read(i)) else {
             return;
         };
-        match read.and_then(|heard| Ok((self.let_in(&heard)?, heard))) {
+        let read = read.and_then(|mut heard| Ok((self.let_in(&mut heard)?, heard)));
+        match read {
             Err(reason) => self.refuse_from(sender, reason),
             Ok((Some(_), heard)) => {
                 let recorded = self.record(&heard.beat);
-                self.tell(sender, &heard.beat, &recorded);
-                self.take_leave(&heard.beat.frame, &recorded);
+                self.hear_beat(sender, &heard, &recorded);
             }
             Ok((None, heard)) => self.join_from_network(sender, &heard),
         }
+    }
+
+    /// Takes note of a beat that was recorded.
+    fn hear_beat(&mut self, sender: Sender, heard: &Heard, recorded: &Recorded) {
+        self.tell(sender, &heard.beat, recorded);
+        if let Some(agent) = recorded.agent {
+            self.note_session(agent, heard);
+            self.take_goodbye(agent, heard, recorded);
+        }
+    }
+
+    /// Takes note of the session of a beat. That an earlier session is heard again shows that more than one is in
+    /// use; from then on they are counted with each beat, until there is one left.
+    fn note_session(&mut self, agent: Agent, heard: &Heard) {
+        let Some(arrival) = heard.arrival.filter(|arrival| !arrival.is_terminal) else {
+            return;
+        };
+        let senders = &mut self.held[agent.slot as usize].senders;
+        let latest = senders.latest.replace(arrival.session.prefix);
+        let is_another = latest.is_some_and(|latest| latest != arrival.session.prefix);
+        let is_earlier = is_another && heard.beat.session == Some(replay::Heard::Newest);
+        if is_earlier || senders.reported > 1 {
+            self.report_sessions(agent);
+        }
+    }
+
+    /// Reports over how many sessions an agent beats, if that has changed.
+    fn report_sessions(&mut self, agent: Agent) {
+        let now_ns = self.attention.now_ns();
+        let (Some(network), Some(facts)) = (&self.network, self.tracker.facts_in(agent.slot))
+        else {
+            return;
+        };
+        let count = network.live_sessions(&facts, now_ns);
+        let senders = &mut self.held[agent.slot as usize].senders;
+        let raw_ns = self.attention.raw_now_ns();
+        if count.max(1) == senders.reported.max(1) || raw_ns < senders.report_from_ns {
+            return;
+        }
+        senders.reported = count;
+        senders.report_from_ns = raw_ns.saturating_add(SESSIONS_PAUSE_NS);
+        self.send(EventKind::Sessions { agent, count });
+    }
+
+    /// A goodbye ends its session, and the agent if no other session of it lives. One over a session that never beat
+    /// has no other meaning than to end the agent.
+    fn take_goodbye(&mut self, agent: Agent, heard: &Heard, recorded: &Recorded) {
+        let frame = &heard.beat.frame;
+        if !frame.is_goodbye() {
+            return;
+        }
+        let now_ns = self.attention.now_ns();
+        if let Some(arrival) = &heard.arrival
+            && let Some(network) = &mut self.network
+            && let Some(guard) = network.guard_mut()
+            && let Some(facts) = self.tracker.facts_in(agent.slot)
+            && heard.beat.session != Some(replay::Heard::First)
+        {
+            guard.depart_session(&arrival.session);
+            if network.live_sessions(&facts, now_ns) > 0 {
+                return self.report_sessions(agent);
+            }
+        }
+        self.take_leave(frame, recorded);
     }
 
     /// Beats of any agent elsewhere may have been among what the kernel dropped: that silence is not theirs.
@@ -300,30 +407,33 @@ impl Ingest {
         self.send(EventKind::NetworkDrops { count });
     }
 
-    /// Whether a beat may be credited, and the slot of its agent if that is known. What begins a session costs
+    /// Whether a beat may be credited, and the slot of its agent if that is known. What opens a session costs
     /// a token before the guard remembers it; anything else only once it is known to be no copy, since
     /// copies are anybody's to send.
-    fn let_in(&mut self, heard: &Heard) -> Result<Option<u32>, Refusal> {
-        let now_ns = self.attention.raw_now_ns();
+    fn let_in(&mut self, heard: &mut Heard) -> Result<Option<u32>, Refusal> {
+        let raw_ns = self.attention.raw_now_ns();
         let slot = self.tracker.slot_of(&heard.beat.key);
+        let facts = slot.and_then(|slot| self.tracker.facts_in(slot));
         if slot.is_none() {
             self.look_for_room(heard)?;
         }
-        if heard.begins_session {
-            self.let_session_begin(slot, heard, now_ns)?;
+        if heard.opens_session {
+            self.let_session_open(slot, facts.as_ref(), heard, raw_ns)?;
         }
+        let threshold_ns = facts.map_or(self.config.threshold_ns, |facts| facts.threshold_ns);
+        let now_ns = self.attention.now_ns();
         if let Some(network) = &mut self.network {
-            network.admit(heard, now_ns)?;
+            heard.beat.session = network.admit(heard.arrival.as_ref(), threshold_ns, now_ns)?;
         }
         match slot {
-            None if self.is_overtaken_by_goodbye(heard, now_ns) => Err(Refusal::OutOfOrder),
-            None if heard.begins_session => Ok(None),
-            None => self.let_stranger_in(heard, now_ns).map(|()| None),
+            None if self.is_overtaken_by_goodbye(heard, raw_ns) => Err(Refusal::OutOfOrder),
+            None if heard.opens_session => Ok(None),
+            None => self.let_stranger_in(heard, raw_ns).map(|()| None),
             Some(slot) => {
                 let is_terminal = heard.beat.frame.is_terminal();
                 let limit = self
                     .limits
-                    .let_beat_in(slot, Reach::Remote, is_terminal, now_ns);
+                    .let_beat_in(slot, Reach::Remote, is_terminal, raw_ns);
                 limit.map_err(Refusal::RateLimited)?;
                 Ok(Some(slot))
             }
@@ -341,20 +451,24 @@ impl Ingest {
         Ok(())
     }
 
-    /// Whether a session that nobody has heard of may begin.
-    fn let_session_begin(
+    /// Whether a session may be opened.
+    fn let_session_open(
         &mut self,
         slot: Option<u32>,
-        heard: &Heard,
+        facts: Option<&Slot>,
+        heard: &mut Heard,
         now_ns: u64,
     ) -> Result<(), Refusal> {
-        let Some(slot) = slot else {
+        let (Some(slot), Some(facts)) = (slot, facts) else {
             return self.let_stranger_in(heard, now_ns);
         };
-        let attention_ns = self.attention.now_ns();
         let frame = &heard.beat.frame;
-        if !self.tracker.may_begin_session(slot, frame, attention_ns) {
+        if !facts.may_begin_session(frame) {
             return Err(Refusal::SessionNotNewer);
+        }
+        if let Some(arrival) = &mut heard.arrival {
+            let is_newer = facts.last_nonce.is_some_and(|last| frame.nonce > last);
+            arrival.continues = is_newer && !frame.is_terminal();
         }
         let limit = self.limits.let_session_begin(slot, now_ns);
         limit.map_err(Refusal::RateLimited)
@@ -377,13 +491,17 @@ impl Ingest {
         self.network.as_ref()?.departed.get((source, pid), now_ns)
     }
 
-    /// A beat from before the goodbye that came first. It brings nobody back; another session does, and in
-    /// clear another series.
+    /// A beat from before the goodbye that came first. It brings nobody back; a newer one of its session does,
+    /// or another session, and in clear another series.
     fn is_overtaken_by_goodbye(&self, heard: &Heard, now_ns: u64) -> bool {
         let frame = &heard.beat.frame;
-        let begins = heard.begins_session || frame.nonce == FIRST_NONCE;
-        let left_at_ns = self.left_at_ns(heard, now_ns);
-        !begins && left_at_ns.is_some_and(|left_at_ns| frame.timestamp <= left_at_ns)
+        let Some(left_at_ns) = self.left_at_ns(heard, now_ns) else {
+            return false;
+        };
+        match heard.beat.session {
+            Some(place) => place == replay::Heard::Overtaken,
+            None => frame.nonce != FIRST_NONCE && frame.timestamp <= left_at_ns,
+        }
     }
 
     /// An agent elsewhere has said goodbye, at `timestamp_ns` of its own clock.
@@ -397,12 +515,9 @@ impl Ingest {
 
     /// An agent has lost its slot. If it lives elsewhere its sessions are the first to make room.
     pub(super) fn forget_elsewhere(&mut self, agent: Agent) {
-        let seal = self
-            .network
-            .as_mut()
-            .and_then(|network| network.seal.as_mut());
-        if let Some(seal) = seal.filter(|_| agent.is_remote()) {
-            seal.guard.depart(agent.instance, agent.pid);
+        let guard = self.network.as_mut().and_then(Network::guard_mut);
+        if let Some(guard) = guard.filter(|_| agent.is_remote()) {
+            guard.depart(agent.instance, agent.pid);
         }
     }
 
@@ -423,7 +538,6 @@ impl Ingest {
             sealed: heard.arrival.is_some(),
         };
         self.tell_join(agent, &beat.frame, home);
-        self.tell(sender, beat, &recorded);
-        self.take_leave(&beat.frame, &recorded);
+        self.hear_beat(sender, heard, &recorded);
     }
 }

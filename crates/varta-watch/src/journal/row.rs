@@ -127,12 +127,13 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
             | Refusal::Crowded
             | Refusal::Undecryptable
             | Refusal::Replayed
-            | Refusal::SessionClosed
             | Refusal::SessionNotNewer
+            | Refusal::TooManySessions
             | Refusal::SendersFull => Ok(()),
         },
         // The beat that says so has a row of its own.
         EventKind::Critical { .. }
+        | EventKind::Sessions { .. }
         | EventKind::Flood { .. }
         | EventKind::PutOff { .. }
         | EventKind::NetworkDrops { .. } => Ok(()),

@@ -49,9 +49,9 @@ const BEATS_PER_THRESHOLD_LOW: f64 = 2.0;
 const DESCRIPTOR_RESERVE_MIN: usize = 8;
 const DESCRIPTOR_RESERVE_MAX: usize = 2048;
 
-/// Open sessions that are remembered: one per agent and one for its last frames, and as many again of agents
-/// that have come and gone.
-const SESSIONS_PER_AGENT: usize = 4;
+/// Open sessions that are remembered: as many as an agent may have ([`varta_core::replay::SESSIONS_PER_AGENT`]), one
+/// for its last frames, and some of agents that have come and gone.
+const SESSIONS_PER_AGENT: usize = 8;
 const SESSIONS_MIN: usize = 16_384;
 
 /// Closed sessions that are remembered; who keeps a capture for longer can replay it once.
@@ -301,13 +301,6 @@ fn listen(
         notices.push(format!(
             "{shown} did not exist: nothing is known of what was heard before, so what was captured before now \
              can be heard once"
-        ));
-    }
-    if replay.closed > 0 {
-        notices.push(format!(
-            "{shown} held more sessions than there is room for now: {} agents elsewhere must reconnect to be \
-             heard again (--tracker-capacity)",
-            replay.closed
         ));
     }
     if !replay.is_in_memory {
