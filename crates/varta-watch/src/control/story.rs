@@ -361,7 +361,7 @@ pub(super) fn gaps(log: &Log, count: u64, total_ns: u64) {
         count => format!(" in {count} gaps"),
     };
     let msg = format!(
-        "this observer was not watching for up to {}{times}; that time counts against nobody",
+        "this observer was late by {}{times} (stopped, starved or suspended); that time makes no agent stalled",
         seconds(total_ns)
     );
     log.warn(LogEvent::Gap, msg, fields);
