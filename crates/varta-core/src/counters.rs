@@ -70,6 +70,7 @@ series! {
     "varta_origin_conflict_total" "Frames refused because a known agent was heard over another kind of transport." { OriginConflicts }
     "varta_tracker_namespace_conflict_total" "Frames refused because a known agent was heard from another pid namespace." { NamespaceConflicts }
     "varta_tracker_capacity_exceeded_total" "Frames of new agents refused because the table was full." { CapacityExceeded }
+    "varta_tracker_user_share_exceeded_total" "Frames of new agents refused because their user has as many agents as one user may have (--max-agents-per-user)." { UserShareExceeded }
     "varta_tracker_evicted_total" "Silent agents that gave their slot to a newcomer." { Evictions }
     "varta_tracker_eviction_scan_truncated_total" "Newcomers refused because no slot could be reclaimed." { EvictionScanTruncated }
     "varta_tracker_invariant_violations_total" "Self-checks of the tracker that failed; always 0 in a healthy observer." { InvariantViolations }
@@ -176,6 +177,7 @@ series! {
     "varta_observer_receive_high_water" "Most datagrams that were read in one turn." { ReceiveHighWater }
     "varta_observer_attention_lag_seconds" "Time since the start that counts against nobody." { AttentionLag }
     "varta_observer_real_time" "1 while the beat path runs in real time, 0 if it may not or has too much to do for that." { RealTime }
+    "varta_tracker_local_agents" "Slots that agents of this host have." { LocalAgents }
     "varta_recovery_in_flight" "Recovery commands and hooks that run now." { RecoveryInFlight }
     "varta_recovery_held" "1 while fire is held because the host is the suspect, else 0." { RecoveryHeld }
     "varta_stall_threshold_seconds" "Silence that makes a stall, unless a rule says otherwise." { Threshold }

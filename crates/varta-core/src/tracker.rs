@@ -16,6 +16,7 @@ mod reclaim;
 mod taken;
 mod thresholds;
 mod types;
+mod users;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use std::sync::atomic::AtomicU64;
 use varta_vlp::Status;
 
 use crate::admission::Reach;
-use crate::counters::{Counter, Counters, Timing};
+use crate::counters::{Counter, Counters, Gauge, Timing};
 use crate::event::Agent;
 use crate::index::{BoundedIndex, PidIndex};
 use crate::replay::Heard;
@@ -33,6 +34,9 @@ use crate::wheel::Wheel;
 use excuses::{RecentGaps, Restart};
 use reclaim::{Reclaimable, Victims};
 use thresholds::Thresholds;
+#[cfg(test)]
+use users::Tally;
+use users::Users;
 
 pub use types::{
     AgentKey, Beat, Displaced, EvictionPolicy, Patience, Recorded, Silence, TrackerOptions, Update,
@@ -63,6 +67,7 @@ pub struct Tracker<W = Box<[AtomicU64]>> {
     scan_cursor: usize,
     local: PidIndex,
     network: BoundedIndex<(u64, u32)>,
+    users: Users,
     wheel: Wheel,
     reclaimable: Reclaimable,
     /// Slots nobody has; the last one is given out next.
@@ -103,6 +108,11 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             local: PidIndex::new(),
             // One more than the table holds: a newcomer is indexed before its victim leaves.
             network: BoundedIndex::with_capacity(capacity + 1, options.seed),
+            users: Users::new(
+                capacity.min(options.local_capacity),
+                options.user_capacity,
+                options.seed,
+            ),
             wheel: Wheel::new(capacity),
             reclaimable: Reclaimable::new(capacity),
             free: (0..capacity as u32).rev().collect(),
@@ -148,7 +158,12 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             // The pid was recycled: whoever had it has exited, and nothing of it carries over.
             let agent = known.agent(slot);
             self.remove(slot, &known);
-            let mut recorded = self.insert(beat, now_ns, threshold_ns);
+            // That has made room for it, unless its user has its share: then it takes the place of another of
+            // its user's with its next beat, for one beat displaces one agent.
+            let mut recorded = match self.has_free_slot_for(Some(beat.uid)) {
+                true => self.insert(beat, now_ns, threshold_ns),
+                false => self.refuse(Update::UserShareExceeded { uid: beat.uid }),
+            };
             recorded.displaced = Some(Displaced {
                 agent,
                 last_nonce: known.last_nonce.unwrap_or(0),
@@ -221,7 +236,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             } else if facts.state == SlotState::Stalled && facts.is_reclaimable(now_ns) {
                 facts.state = SlotState::Reclaimable;
                 self.table.store(slot, &facts);
-                self.reclaimable.push(slot, facts.local);
+                self.line_up(slot, &facts);
                 continue;
             }
             let excused_ns = now_ns - self.judged_ns(&facts, now_ns);
@@ -316,14 +331,13 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.local.get(pid)
     }
 
-    /// Whether a newcomer has a chance, in O(1): who has none need not be looked at.
-    pub fn may_have_room_for(&self, key: &AgentKey) -> bool {
-        let is_local = matches!(key, AgentKey::Local { .. });
-        self.has_free_slot_for(is_local)
-            || self
-                .reclaimable
-                .oldest(self.victims_for(is_local))
-                .is_some()
+    /// Whether a newcomer has a chance, in O(1): who has none need not be looked at. `user` is that of a local
+    /// agent, and `None` for a network agent.
+    pub fn may_have_room_for(&self, user: Option<u32>) -> bool {
+        let victims = self.victims_for(user);
+        self.has_free_slot_for(user)
+            || self.reclaimable.oldest(victims).is_some()
+            || matches!(victims, Victims::OfUser(user) if self.users.tally(user).reclaimable > 0)
             || self.policy == EvictionPolicy::Balanced
     }
 
@@ -381,6 +395,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         let counter = match update {
             Update::OutOfOrder => Counter::OutOfOrder,
             Update::CapacityExceeded => Counter::CapacityExceeded,
+            Update::UserShareExceeded { .. } => Counter::UserShareExceeded,
             Update::OriginConflict => Counter::OriginConflicts,
             Update::NamespaceConflict => Counter::NamespaceConflicts,
             Update::Inserted | Update::Refreshed | Update::Reordered => {
@@ -446,7 +461,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             facts.status == Status::Critical && known.status != Status::Critical;
         if known.state.is_latched() {
             self.latched -= 1;
-            self.reclaimable.remove(slot);
+            self.leave_line(slot, &known);
             self.counters.count(Counter::Returns);
             recorded.returned_after_ns = Some(known.silence_ns(now_ns));
         }
@@ -459,11 +474,18 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     /// Table rows 10 to 15: a beat of an unknown agent. Nothing changes before the newcomer stands
     /// in the index, so a refusal leaves the table exactly as it was.
     fn insert(&mut self, beat: &Beat, now_ns: u64, threshold_ns: u64) -> Recorded {
-        let is_local = matches!(beat.key, AgentKey::Local { .. });
-        let victim = if self.has_free_slot_for(is_local) {
+        let user = match beat.key {
+            AgentKey::Local { .. } => Some(beat.uid),
+            AgentKey::Network { .. } => None,
+        };
+        let victim = if self.has_free_slot_for(user) {
             None
         } else {
-            let Some(victim) = self.find_victim(now_ns, is_local) else {
+            let victims = self.victims_for(user);
+            let Some(victim) = self.find_victim(now_ns, victims) else {
+                if let Victims::OfUser(uid) = victims {
+                    return self.refuse(Update::UserShareExceeded { uid });
+                }
                 self.counters.count(Counter::EvictionScanTruncated);
                 return self.refuse(Update::CapacityExceeded);
             };
@@ -521,7 +543,11 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.wheel.arm(slot, facts.next_look_ns());
         self.thresholds.add(threshold_ns);
         self.len += 1;
-        self.network_len += usize::from(!local);
+        match user {
+            Some(uid) => self.users.join(uid),
+            None => self.network_len += 1,
+        }
+        self.publish_len();
         self.counters.count(Counter::BeatsAccepted);
         self.counters.count(Counter::Joins);
         let mut recorded = Recorded::accepted(Update::Inserted, facts.agent(slot));
@@ -530,33 +556,40 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         recorded
     }
 
-    fn has_free_slot_for(&self, is_local: bool) -> bool {
-        !self.free.is_empty() && self.is_within_quota(is_local)
+    fn has_free_slot_for(&self, user: Option<u32>) -> bool {
+        let is_within_quotas = match user {
+            Some(user) => self.has_local_room() && self.users.has_room(user),
+            None => self.network_len < self.network_capacity,
+        };
+        !self.free.is_empty() && is_within_quotas
     }
 
-    /// Whether there may be one more of a kind.
-    fn is_within_quota(&self, is_local: bool) -> bool {
-        match is_local {
-            true => self.len - self.network_len < self.local_capacity,
-            false => self.network_len < self.network_capacity,
-        }
+    /// Whether there may be one more local agent.
+    fn has_local_room(&self) -> bool {
+        self.len - self.network_len < self.local_capacity
     }
 
-    /// The slot a newcomer may have: the one reclaimable for the longest time, in O(1); under
-    /// Balanced else the first silent enough within a bounded window from the rotating cursor. A
-    /// network agent takes nothing from a local one.
-    fn find_victim(&mut self, now_ns: u64, is_local: bool) -> Option<u32> {
-        let victims = self.victims_for(is_local);
+    /// The slot a newcomer may have: the one reclaimable for the longest time, in O(1); else, for one whose
+    /// user has its share or under Balanced, the first silent enough within a bounded window from the rotating
+    /// cursor. A network agent takes nothing from a local one.
+    fn find_victim(&mut self, now_ns: u64, victims: Victims) -> Option<u32> {
         if let Some(oldest) = self.reclaimable.oldest(victims) {
             return Some(oldest);
         }
-        if self.policy == EvictionPolicy::Strict || self.capacity == 0 {
+        let is_balanced = self.policy == EvictionPolicy::Balanced;
+        let has_own = |user| self.users.tally(user).reclaimable > 0;
+        let may_search = is_balanced || matches!(victims, Victims::OfUser(user) if has_own(user));
+        if !may_search || self.capacity == 0 {
             return None;
         }
+        let may_go = |facts: Slot| {
+            let is_silent = facts.state == SlotState::Reclaimable
+                || is_balanced && facts.is_reclaimable(now_ns);
+            is_silent && victims.include(&facts)
+        };
         for _ in 0..self.scan_window {
             let slot = self.scan_cursor as u32;
             self.scan_cursor = (self.scan_cursor + 1) % self.capacity;
-            let may_go = |facts: Slot| facts.is_reclaimable(now_ns) && victims.include(facts.local);
             if self.table.load(slot).is_some_and(may_go) {
                 return Some(slot);
             }
@@ -564,13 +597,35 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         None
     }
 
-    /// Whose slot a newcomer may have: its own kind's, and a local one that is short of slots only because
-    /// network agents have them, anybody's.
-    fn victims_for(&self, is_local: bool) -> Victims {
-        match is_local {
-            true if self.is_within_quota(true) => Victims::Anybody,
-            true => Victims::Local,
-            false => Victims::Network,
+    /// Whose slot a newcomer may have: its own kind's, a local one that is short of slots only because network
+    /// agents have them, anybody's, and one whose user has its share, that user's.
+    fn victims_for(&self, user: Option<u32>) -> Victims {
+        match user {
+            Some(user) if !self.users.has_room(user) => Victims::OfUser(user),
+            Some(_) if self.has_local_room() => Victims::Anybody,
+            Some(_) => Victims::Local,
+            None => Victims::Network,
+        }
+    }
+
+    /// For who must not look at every slot to find out whether there is room.
+    fn publish_len(&self) {
+        let local = self.len - self.network_len;
+        self.counters.set(Gauge::LocalAgents, local as u64);
+    }
+
+    /// A slot gets in line for newcomers.
+    fn line_up(&mut self, slot: u32, facts: &Slot) {
+        self.reclaimable.push(slot, facts.local);
+        if facts.local {
+            self.users.line_up(facts.uid);
+        }
+    }
+
+    /// A slot leaves the line, if it is in it.
+    fn leave_line(&mut self, slot: u32, facts: &Slot) {
+        if self.reclaimable.remove(slot) && facts.local {
+            self.users.leave_line(facts.uid);
         }
     }
 
@@ -581,7 +636,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             self.unindex(&key);
         }
         self.wheel.cancel(slot);
-        self.reclaimable.remove(slot);
+        self.leave_line(slot, facts);
         if facts.state.is_latched() {
             self.latched -= 1;
         }
@@ -589,7 +644,11 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.table.clear(slot);
         self.free.push(slot);
         self.len -= 1;
-        self.network_len -= usize::from(!facts.local);
+        match facts.local {
+            true => self.users.leave(facts.uid),
+            false => self.network_len -= 1,
+        }
+        self.publish_len();
     }
 
     fn facts_of(&self, agent: Agent) -> Option<Slot> {
@@ -624,6 +683,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         let mut used = 0;
         let mut latched = 0;
         let mut network = 0;
+        let mut users = std::collections::HashMap::<u32, Tally>::new();
         for slot in 0..self.capacity as u32 {
             let Some(facts) = self.table.load(slot) else {
                 assert!(!self.wheel.is_armed(slot), "a free slot is armed");
@@ -632,6 +692,11 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             used += 1;
             latched += usize::from(facts.state.is_latched());
             network += usize::from(!facts.local);
+            if facts.local && facts.uid != 0 && self.users.counts() {
+                let tally = users.entry(facts.uid).or_default();
+                tally.agents += 1;
+                tally.reclaimable += u32::from(facts.state == SlotState::Reclaimable);
+            }
             assert_eq!(self.find(&key_of(&facts)), Some(slot), "unreachable slot");
             assert_eq!(
                 self.wheel.is_armed(slot),
@@ -642,6 +707,12 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         }
         assert_eq!(used, self.len);
         assert_eq!(network, self.network_len);
+        let local = self.counters.level(Gauge::LocalAgents) as usize;
+        assert_eq!(used - network, local);
+        assert_eq!(users.len(), self.users.len());
+        for (user, tally) in users {
+            assert_eq!(self.users.tally(user), tally, "user {user}");
+        }
         assert_eq!(self.free.len(), self.capacity - used);
         assert_eq!(
             latched, self.latched,
@@ -679,3 +750,5 @@ mod amend_tests;
 mod network_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod users_tests;

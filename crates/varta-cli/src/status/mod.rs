@@ -1,8 +1,8 @@
 //! `varta status`: how everybody is, as a table, as JSON and as an exit code.
 //!
 //! The observer is asked over its control socket and what it answers is shown, the worst first; nothing is
-//! judged here. Exit code 0 means that nobody is stalled, given up or missing, 1 that somebody is, 2 that nobody can tell:
-//! there is no observer, it does not answer, it is not watching, or there is no such agent.
+//! judged here. Exit code 0 means that nobody is stalled, given up or missing, and no newcomer found the
+//! table full; 1 that somebody is or did, 2 that nobody can tell: there is no observer, it does not answer, it is not watching, or there is no such agent.
 
 mod table;
 
@@ -15,7 +15,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 use varta_watch::api::printable;
-use varta_watch::api::v1::{AgentView, Health, Info, State};
+use varta_watch::api::v1::{AgentView, Health, Info, NoRoom, State};
 
 use crate::ask::{Observer, ObserverArguments, Unanswered};
 use crate::pattern::Pattern;
@@ -33,7 +33,8 @@ const EVERY_MAX: f64 = 3600.0;
 /// Show how everybody is: a table of the agents, and a health check
 ///
 /// Asks the observer over its control socket. Exit code 0 if all is well, 1 if an agent is stalled,
-/// recovery gave it up, or one that a rule expects is missing, 2 if that cannot be told: no observer,
+/// recovery gave it up, one that a rule expects is missing, or a newcomer was refused within the
+/// last minute for want of room, 2 if that cannot be told: no observer,
 /// no answer within 3 s, an observer that is not watching, no agent that is meant.
 #[derive(Debug, Args)]
 pub(crate) struct StatusArguments {
@@ -266,7 +267,8 @@ impl Report {
             ));
         }
         let in_trouble = |agent: &AgentView| agent.state == State::Stalled || agent.gave_up;
-        match self.missing(pattern) > 0 || self.agents.iter().any(in_trouble) {
+        let is_unwatched = pattern.is_none() && !self.info.no_room.is_empty();
+        match is_unwatched || self.missing(pattern) > 0 || self.agents.iter().any(in_trouble) {
             true => Verdict::Trouble,
             false => Verdict::Well,
         }
@@ -310,6 +312,20 @@ impl Report {
         lines
     }
 
+    /// Whether there is room for newcomers, in words. Who they are nobody knows, so with a pattern none are meant.
+    fn room(&self, pattern: Option<&Pattern>) -> String {
+        if pattern.is_some() {
+            return String::new();
+        }
+        let no_room = &self.info.no_room;
+        let full = match self.info.full && !no_room.iter().any(NoRoom::is_table) {
+            true => "; the table is full".to_owned(),
+            false => String::new(),
+        };
+        let no_room = no_room.iter().map(|no_room| format!("; {no_room}"));
+        std::iter::once(full).chain(no_room).collect()
+    }
+
     /// How many agents there are, in words.
     fn census(&self, pattern: Option<&Pattern>) -> String {
         let total = self.agents.len();
@@ -341,7 +357,11 @@ impl Report {
         let gave_up = count("given up", &|agent| agent.gave_up);
         let stalled = in_state(State::Stalled);
         let rest = [State::Late, State::Paused, State::Alive].map(in_state);
-        format!("{who}{which}{stalled}{gave_up}{}{missing}", rest.concat())
+        let room = self.room(pattern);
+        format!(
+            "{who}{which}{stalled}{gave_up}{}{missing}{room}",
+            rest.concat()
+        )
     }
 }
 
@@ -377,7 +397,7 @@ fn print(text: &str) -> Result<bool, Failure> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use varta_watch::api::v1::Census;
+    use varta_watch::api::v1::{Census, SHARE_FULL, TABLE_FULL};
 
     /// One that is alive.
     pub(crate) fn agent(name: &str, pid: u32) -> AgentView {
@@ -423,6 +443,8 @@ pub(crate) mod tests {
                 queue_datagrams: 0,
                 queue_shallow: None,
                 agents: Census::default(),
+                full: false,
+                no_room: Vec::new(),
                 missing: 0,
                 attention_lag: 0.0,
             },
@@ -499,6 +521,34 @@ pub(crate) mod tests {
         assert_eq!(report.verdict(Some(&web)), Verdict::Well);
         report.agents.clear();
         assert_eq!(report.verdict(None), Verdict::Trouble);
+    }
+
+    #[test]
+    fn a_newcomer_that_found_no_room_is_trouble_and_is_told_of_unless_others_are_meant() {
+        let web = Pattern::parse("web").unwrap();
+        let mut report = report(vec![agent("web", 7)]);
+        let summary = |report: &Report, pattern| report.lines(pattern, Look::default()).remove(0);
+        report.info.full = true;
+        assert_eq!(report.verdict(None), Verdict::Well, "nobody was refused");
+        assert!(summary(&report, None).ends_with("1 alive; the table is full"));
+        let no_room = |reason: &str, uid, limit| NoRoom {
+            reason: reason.to_owned(),
+            uid,
+            limit,
+            elsewhere: false,
+        };
+        report.info.no_room = vec![
+            no_room(TABLE_FULL, None, 256),
+            no_room(SHARE_FULL, Some(1000), 192),
+        ];
+        assert_eq!(report.verdict(None), Verdict::Trouble);
+        let expected = "1 alive; the table is full (256 agents), newcomers are not watched \
+                        (--tracker-capacity); uid 1000 has its share of 192 agents, newcomers of it are \
+                        not watched (--max-agents-per-user)";
+        let told = summary(&report, None);
+        assert!(told.ends_with(expected), "{told}");
+        assert_eq!(report.verdict(Some(&web)), Verdict::Well);
+        assert!(summary(&report, Some(&web)).ends_with("1 alive"));
     }
 
     #[test]

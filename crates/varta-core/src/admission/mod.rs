@@ -92,6 +92,11 @@ pub enum Refusal {
     OutOfOrder,
     /// The table is full and nobody may be evicted.
     CapacityExceeded,
+    /// The sender's user has as many agents as one user may have, and none of them may be evicted.
+    UserShareExceeded {
+        /// The user.
+        uid: u32,
+    },
     /// An envelope that no loaded key has sealed.
     Undecryptable,
     /// An envelope that was heard before, or is too old to tell.
@@ -127,6 +132,7 @@ impl Refusal {
             Self::NamespaceConflict => Counter::NamespaceConflicts,
             Self::OutOfOrder => Counter::OutOfOrder,
             Self::CapacityExceeded => Counter::CapacityExceeded,
+            Self::UserShareExceeded { .. } => Counter::UserShareExceeded,
             Self::Undecryptable => Counter::DecryptFailures,
             Self::Replayed | Self::SessionNotNewer => Counter::ReplayRefused,
             Self::TooManySessions | Self::SendersFull => Counter::SenderStateFull,
@@ -165,6 +171,7 @@ impl Refusal {
             Self::NamespaceConflict => "namespace_conflict",
             Self::OutOfOrder => "out_of_order",
             Self::CapacityExceeded => "capacity_exceeded",
+            Self::UserShareExceeded { .. } => "user_share_exceeded",
             Self::Undecryptable => "undecryptable",
             Self::Replayed => "replayed",
             Self::SessionNotNewer => "session_not_newer",

@@ -25,7 +25,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             SlotState::Reclaimable => {
                 // Whether it still is one is for the wheel to find out.
                 facts.state = SlotState::Stalled;
-                self.reclaimable.remove(agent.slot);
+                self.leave_line(agent.slot, &facts);
             }
             SlotState::Stalled | SlotState::Free => {}
             SlotState::Alive | SlotState::Late => {
@@ -51,7 +51,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         };
         if facts.state.is_latched() {
             self.latched -= 1;
-            self.reclaimable.remove(agent.slot);
+            self.leave_line(agent.slot, &facts);
         }
         facts.state = SlotState::Alive;
         facts.paused_until_ns = until_ns.max(now_ns);

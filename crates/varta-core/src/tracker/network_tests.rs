@@ -212,9 +212,9 @@ fn neither_kind_of_agent_can_lock_out_the_other() {
             true => Update::Inserted,
             false => Update::CapacityExceeded,
         };
-        assert_eq!(tracker.may_have_room_for(&plain(pid, 1).key), fits);
+        assert_eq!(tracker.may_have_room_for(None), fits);
         assert_eq!(tracker.hear(plain(pid, 1), 0), expected);
-        assert_eq!(tracker.may_have_room_for(&local(pid).key), fits);
+        assert_eq!(tracker.may_have_room_for(Some(local(pid).uid)), fits);
         assert_eq!(tracker.hear(local(pid), 0), expected);
     }
     assert_eq!(tracker.len(), 8);

@@ -2,20 +2,24 @@
 //! of their own, because not everybody may take from everybody (law 3).
 
 use crate::fifo::Fifo;
+use crate::slot::Slot;
 
 /// Whose slot a newcomer may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Victims {
     Local,
+    /// Local agents of this user.
+    OfUser(u32),
     Network,
     Anybody,
 }
 
 impl Victims {
-    pub(super) fn include(self, is_local: bool) -> bool {
+    pub(super) fn include(self, facts: &Slot) -> bool {
         match self {
-            Self::Local => is_local,
-            Self::Network => !is_local,
+            Self::Local => facts.local,
+            Self::OfUser(user) => facts.local && facts.uid == user,
+            Self::Network => !facts.local,
             Self::Anybody => true,
         }
     }
@@ -51,15 +55,21 @@ impl Reclaimable {
         line.push(slot);
     }
 
-    pub(super) fn remove(&mut self, slot: u32) {
-        self.local.remove(slot);
-        self.network.remove(slot);
+    /// False if it was in no line.
+    pub(super) fn remove(&mut self, slot: u32) -> bool {
+        self.local.remove(slot) || self.network.remove(slot)
     }
 
-    /// Who has waited longest among them.
+    /// Who has waited longest among them. A single user has no line of its own.
     pub(super) fn oldest(&self, victims: Victims) -> Option<u32> {
-        let local = self.local.front().filter(|_| victims.include(true));
-        let network = self.network.front().filter(|_| victims.include(false));
+        let (takes_local, takes_network) = match victims {
+            Victims::Local => (true, false),
+            Victims::Network => (false, true),
+            Victims::Anybody => (true, true),
+            Victims::OfUser(_) => (false, false),
+        };
+        let local = self.local.front().filter(|_| takes_local);
+        let network = self.network.front().filter(|_| takes_network);
         let heads = local.into_iter().chain(network);
         heads.min_by_key(|slot| self.tickets[*slot as usize])
     }

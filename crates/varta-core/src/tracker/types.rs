@@ -32,6 +32,11 @@ pub enum Update {
     OutOfOrder,
     /// Refused: no room.
     CapacityExceeded,
+    /// Refused: the user has as many agents as one user may have.
+    UserShareExceeded {
+        /// The user.
+        uid: u32,
+    },
     /// Refused: a known agent over another kind of transport.
     OriginConflict,
     /// Refused: a known agent from another pid namespace.
@@ -157,6 +162,9 @@ pub struct TrackerOptions {
     pub seed: u64,
     /// Slots that local agents may take at most.
     pub local_capacity: usize,
+    /// Slots that local agents of one user may take at most, root's aside: then a newcomer of that user takes
+    /// the place of another agent of it or none.
+    pub user_capacity: usize,
     /// Slots that network agents may take at most. If both fit into the table together, neither kind can
     /// lock out the other (law 3).
     pub network_capacity: usize,
@@ -169,6 +177,7 @@ impl Default for TrackerOptions {
             scan_window: DEFAULT_EVICTION_SCAN_WINDOW,
             seed: 0,
             local_capacity: usize::MAX,
+            user_capacity: usize::MAX,
             network_capacity: usize::MAX,
         }
     }

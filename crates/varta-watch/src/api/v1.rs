@@ -2,6 +2,8 @@
 //!
 //! Durations are seconds as decimal numbers, times are Unix seconds; what does not apply is absent.
 
+use std::fmt;
+
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -44,11 +46,65 @@ pub struct Info {
     pub queue_shallow: Option<String>,
     /// How many agents there are, by state.
     pub agents: Census,
+    /// Agents of this host have all slots there are for them.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub full: bool,
+    /// What there was no room in for a newcomer within the last minute: nobody watches those.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub no_room: Vec<NoRoom>,
     /// Agents that rules expect by now and that are not there.
     #[serde(default)]
     pub missing: usize,
     /// Time that counts against nobody because the observer was not watching, since its start.
     pub attention_lag: f64,
+}
+
+/// There was no room for a newcomer. Displayed as a person would say it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoRoom {
+    /// In what: [`TABLE_FULL`] or [`SHARE_FULL`], as in the log.
+    pub reason: String,
+    /// The user whose share it is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub uid: Option<u32>,
+    /// How many agents fit.
+    pub limit: usize,
+    /// It is the table of agents elsewhere.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub elsewhere: bool,
+}
+
+/// Agents have every slot of the table, and none gives way.
+pub const TABLE_FULL: &str = "capacity_exceeded";
+
+/// A user has as many agents as one user may have, and none gives way.
+pub const SHARE_FULL: &str = "user_share_exceeded";
+
+impl NoRoom {
+    /// Whether it is the table of agents of this host.
+    pub fn is_table(&self) -> bool {
+        self.reason == TABLE_FULL && !self.elsewhere
+    }
+}
+
+impl fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let limit = self.limit;
+        match (self.uid, self.elsewhere) {
+            (Some(uid), _) => write!(
+                f,
+                "uid {uid} has its share of {limit} agents, newcomers of it are not watched (--max-agents-per-user)"
+            ),
+            (None, true) => write!(
+                f,
+                "the table of agents elsewhere is full ({limit}), newcomers there are not watched (--tracker-capacity)"
+            ),
+            (None, false) => write!(
+                f,
+                "the table is full ({limit} agents), newcomers are not watched (--tracker-capacity)"
+            ),
+        }
+    }
 }
 
 /// How many agents there are.

@@ -54,6 +54,10 @@ pub(crate) const EXIT_USAGE: u8 = 2;
 /// Seconds' worth of beats an agent may send at once unless told otherwise.
 const MAX_BEAT_BURST_SECONDS: u32 = 10;
 
+/// Part of the table that no single user gets unless told otherwise: a quarter, so that one user that fills
+/// its share leaves the others enough to be watched by.
+const UNSHARED_PART: usize = 4;
+
 /// A setting that can also be switched off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Wish<T> {
@@ -82,6 +86,8 @@ pub(crate) struct Config {
     /// Silence that makes an agent late; shorter than the threshold.
     pub(crate) late: Option<Duration>,
     pub(crate) capacity: usize,
+    /// Slots that agents of one user may have, root aside.
+    pub(crate) agents_per_user: usize,
     pub(crate) eviction_policy: EvictionPolicy,
     pub(crate) eviction_scan_window: usize,
     pub(crate) recovery_exec: Option<String>,
@@ -246,6 +252,12 @@ impl Flags {
         let agent_burst = self
             .max_beat_burst
             .unwrap_or_else(|| self.max_beat_rate.saturating_mul(MAX_BEAT_BURST_SECONDS));
+        let capacity = self.tracker_capacity as usize;
+        let share = match users::may_be_several(&users) {
+            true => capacity - capacity / UNSHARED_PART,
+            false => capacity,
+        };
+        let agents_per_user = self.max_agents_per_user.map_or(share, |most| most as usize);
         Some(Config {
             socket,
             socket_is_default,
@@ -265,7 +277,8 @@ impl Flags {
             http,
             threshold: Duration::from_millis(self.threshold_ms),
             late: self.late_ms.map(Duration::from_millis),
-            capacity: self.tracker_capacity as usize,
+            capacity,
+            agents_per_user,
             eviction_policy: match self.tracker_eviction_policy {
                 Eviction::Strict => EvictionPolicy::Strict,
                 Eviction::Balanced => EvictionPolicy::Balanced,

@@ -119,6 +119,13 @@ pub(super) struct Flags {
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", help_heading = "Who may join")]
     pub(super) allow_cross_namespace_agents: bool,
 
+    /// Agents that one user may have at the same time, root aside
+    ///
+    /// Of this host. Unless given: three quarters of --tracker-capacity where processes of several users may
+    /// join, so that one user cannot take every slot, else no limit.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_CAPACITY as u64), hide_short_help = true, help_heading = "Who may join")]
+    pub(super) max_agents_per_user: Option<u64>,
+
     /// Beats per second taken from one agent; 0 for no limit
     #[arg(long, value_name = "N", default_value_t = MAX_BEAT_RATE, hide_short_help = true, help_heading = "Who may join")]
     pub(super) max_beat_rate: u32,

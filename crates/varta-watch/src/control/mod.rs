@@ -8,6 +8,7 @@ mod acquaintances;
 pub(crate) mod history;
 mod hooks;
 pub(crate) mod log;
+pub(crate) mod no_room;
 mod pressure;
 mod recoveries;
 mod reload;
@@ -48,6 +49,7 @@ use crate::recovery::Runner;
 use acquaintances::Acquaintances;
 use hooks::Occasion;
 use log::Log;
+use no_room::NoRoom;
 use recoveries::Recoveries;
 use repeats::Repeats;
 use roster::{Person, Roster};
@@ -88,6 +90,7 @@ pub(crate) struct ControlConfig {
     pub(crate) token: Option<Arc<TokenFile>>,
     pub(crate) table: Arc<SlotTable>,
     pub(crate) roster: Arc<Roster>,
+    pub(crate) no_room: Arc<NoRoom>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) raw: RawClock,
     pub(crate) means: Means,
@@ -380,7 +383,9 @@ impl Control {
                 self.forget(agent);
             }
             EventKind::Refused { sender, reason } => {
-                self.repeats.add_refusal(Instant::now(), sender, reason);
+                let now = Instant::now();
+                self.given.no_room.note(sender, reason, now.into_std());
+                self.repeats.add_refusal(now, sender, reason);
             }
             EventKind::Flood { pid, one_in } => story::flood(&self.given.log, pid, one_in),
             EventKind::PutOff { agent, silence_ns } => {

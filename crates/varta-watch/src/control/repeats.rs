@@ -265,6 +265,9 @@ impl Reason {
             Refusal::NamespaceConflict => "its agent is known in another namespace".to_owned(),
             Refusal::OutOfOrder => "its nonce is old".to_owned(),
             Refusal::CapacityExceeded => "the table is full; raise --tracker-capacity".to_owned(),
+            Refusal::UserShareExceeded { uid } => format!(
+                "uid {uid} has as many agents as one user may have; raise --max-agents-per-user"
+            ),
         };
         let msg = format!("{count} {beats} refused, last from {sender}: {why}");
         let fields = Fields {

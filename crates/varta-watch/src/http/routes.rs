@@ -28,7 +28,7 @@ use super::pause;
 use super::problem::Refusal;
 use super::view::{Seen, View, seconds};
 use super::work::Work;
-use crate::api::v1::{Health, PREFIX};
+use crate::api::v1::{Health, NoRoom, PREFIX};
 use crate::control::wishes::Wish;
 
 /// How long the beat path may take to turn when it is asked to. It takes microseconds.
@@ -46,7 +46,7 @@ const VARY_BY_FORM: &str = "accept, accept-encoding";
 const FRONT_PAGE: &str = r#"varta-watch: notices silence
 
 /healthz               does it watch? (200, else 503)
-/readyz                has it started? (200, else 503)
+/readyz                has it started, and room for newcomers? (200, else 503)
 /metrics               for Prometheus: text format 0.0.4, or OpenMetrics 1.0
 /api/v1/info           the observer
 /api/v1/agents         its agents: ?state=&name=&pid=&sort=&after=&limit=
@@ -243,12 +243,26 @@ async fn healthz(State(answers): Shared) -> Response {
     (status(healthy), Json(health)).into_response()
 }
 
-/// Nothing is answered before everything has started, so this tells of the end only.
+/// Nothing is answered before everything has started. Not ready is an observer that stops, and one whose table
+/// is full while newcomers beat. One user that has its share makes nothing unready for the others, so that is
+/// only said.
 async fn readyz(State(answers): Shared) -> Response {
     match *answers.stage.borrow() {
-        Stage::Running => "ready\n".into_response(),
-        Stage::Stopping | Stage::Closing => stops().into_response(),
+        Stage::Running => {}
+        Stage::Stopping | Stage::Closing => return stops().into_response(),
     }
+    let is_full = answers.view.is_full();
+    let no_room = answers.view.no_room();
+    let is_ready = !(is_full && no_room.iter().any(NoRoom::is_table));
+    let mut text = match (is_ready, is_full) {
+        (true, false) => "ready\n".to_owned(),
+        (true, true) => "ready\nthe table is full\n".to_owned(),
+        (false, _) => "not ready\n".to_owned(),
+    };
+    for no_room in no_room {
+        text.push_str(&format!("{no_room}\n"));
+    }
+    (status(is_ready), text).into_response()
 }
 
 fn status(well: bool) -> StatusCode {
@@ -355,7 +369,7 @@ mod tests {
     use hyper::service::Service;
     use hyper_util::service::TowerToHyperService;
     use serde::de::DeserializeOwned;
-    use varta_core::{Counter, Counters, SlotTable};
+    use varta_core::{Counter, Counters, Refusal as Refused, SlotTable};
 
     use super::*;
     use crate::api::v1::Info;
@@ -374,6 +388,7 @@ mod tests {
                 session_id: "run".to_owned(),
                 started: SystemTime::UNIX_EPOCH,
                 capacity: 1,
+                agents_per_user: 6,
                 socket: String::new(),
                 udp: None,
                 queue: Depth {
@@ -383,6 +398,7 @@ mod tests {
             },
             table: Arc::new(SlotTable::on_heap(1)),
             roster: Arc::default(),
+            no_room: Arc::default(),
             counters: Arc::clone(&counters),
             history: Arc::new(History::default()),
             pulse: orders.pulse(counters, raw),
@@ -437,6 +453,44 @@ mod tests {
         stage.send(Stage::Stopping).unwrap();
         let status = status_of(&answers, "/readyz").await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    async fn text_of(answers: &Arc<Answers>, path: &str) -> (StatusCode, String) {
+        let response = ask(answers, path).await;
+        let status = response.status();
+        let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_observer_whose_table_is_full_while_newcomers_beat_is_not_ready_and_says_why() {
+        let (answers, _stage) = answers();
+        let view = &answers.view;
+        let sender = varta_core::Sender {
+            pid: 7,
+            source: None,
+        };
+        let refuse = |reason| view.no_room.note(sender, reason, std::time::Instant::now());
+        refuse(Refused::UserShareExceeded { uid: 1000 });
+        let share = "uid 1000 has its share of 6 agents, newcomers of it are not watched \
+                     (--max-agents-per-user)\n";
+        let said = text_of(&answers, "/readyz").await;
+        assert_eq!(said, (StatusCode::OK, format!("ready\n{share}")));
+        let capacity = view.about.capacity;
+        view.counters.set(Gauge::LocalAgents, capacity as u64);
+        let (status, text) = text_of(&answers, "/readyz").await;
+        assert_eq!(status, StatusCode::OK, "nobody was refused for that");
+        assert!(text.starts_with("ready\nthe table is full\n"), "{text}");
+        refuse(Refused::CapacityExceeded);
+        let (status, text) = text_of(&answers, "/readyz").await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        let full =
+            format!("not ready\nthe table is full ({capacity} agents), newcomers are not watched");
+        assert!(text.starts_with(&full), "{text}");
+        view.counters.set(Gauge::LocalAgents, capacity as u64 - 1);
+        assert_eq!(status_of(&answers, "/readyz").await, StatusCode::OK);
+        let info: Info = json_of(ask(&answers, "/api/v1/info").await).await;
+        assert_eq!((info.full, info.no_room.len()), (false, 2));
     }
 
     #[tokio::test]

@@ -4,15 +4,16 @@
 //! that only the control thread shares. Nothing here can hold up a beat.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use varta_core::slot::Slot;
 use varta_core::{Agent, Counters, Gauge, SlotState, SlotTable};
 
-use crate::api::v1::{AgentView, Census, Info, State};
+use crate::api::v1::{self, AgentView, Census, Info, State};
 use crate::beat_queue::Depth;
 use crate::clock::RawClock;
 use crate::control::history::History;
+use crate::control::no_room::{Full, NoRoom};
 use crate::control::roster::{Person, Roster};
 use crate::handoff::Pulse;
 
@@ -25,6 +26,8 @@ pub(crate) struct About {
     pub(crate) session_id: String,
     pub(crate) started: SystemTime,
     pub(crate) capacity: usize,
+    /// Agents of this host that one user may have, root aside.
+    pub(crate) agents_per_user: usize,
     pub(crate) socket: String,
     pub(crate) udp: Option<String>,
     pub(crate) queue: Depth,
@@ -36,6 +39,7 @@ pub(crate) struct View {
     pub(crate) about: About,
     pub(crate) table: Arc<SlotTable>,
     pub(crate) roster: Arc<Roster>,
+    pub(crate) no_room: Arc<NoRoom>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) history: Arc<History>,
     pub(crate) pulse: Pulse,
@@ -152,6 +156,31 @@ impl View {
         }
     }
 
+    /// Whether agents of this host have all slots there are for them.
+    pub(crate) fn is_full(&self) -> bool {
+        self.counters.level(Gauge::LocalAgents) >= self.about.capacity as u64
+    }
+
+    /// What there was lately no room in for a newcomer.
+    pub(crate) fn no_room(&self) -> Vec<v1::NoRoom> {
+        let lately = self.no_room.lately(Instant::now());
+        let shown = lately.into_iter().map(|full| match full {
+            Full::Table | Full::RemoteTable => v1::NoRoom {
+                reason: v1::TABLE_FULL.to_owned(),
+                uid: None,
+                limit: self.about.capacity,
+                elsewhere: full == Full::RemoteTable,
+            },
+            Full::Share(uid) => v1::NoRoom {
+                reason: v1::SHARE_FULL.to_owned(),
+                uid: Some(uid),
+                limit: self.about.agents_per_user,
+                elsewhere: false,
+            },
+        });
+        shown.collect()
+    }
+
     /// The observer itself.
     pub(crate) fn info(&self) -> Info {
         let started = self.about.started.duration_since(UNIX_EPOCH);
@@ -168,6 +197,8 @@ impl View {
             queue_datagrams: self.about.queue.datagrams,
             queue_shallow: self.about.queue.shallow.clone(),
             agents: self.census(),
+            full: self.is_full(),
+            no_room: self.no_room(),
             missing: self.counters.level(Gauge::AgentsMissing) as usize,
             attention_lag: seconds(self.counters.level(Gauge::AttentionLag)),
         }

@@ -56,7 +56,7 @@ impl Ingest {
             None => {
                 let now_ns = self.attention.raw_now_ns();
                 self.config.gate.lets_in(sender)
-                    && self.tracker.may_have_room_for(&key_of(sender))
+                    && self.tracker.may_have_room_for(Some(sender.uid))
                     && !self.introductions.is_noisy(sender.pid, now_ns)
             }
         }
@@ -205,7 +205,7 @@ impl Ingest {
     /// A beat of a process that nobody knows yet.
     fn meet(&mut self, frame: Frame, sender: Credentials, process: Option<OwnedFd>) {
         let pid = sender.pid;
-        if !self.tracker.may_have_room_for(&key_of(sender)) {
+        if !self.tracker.may_have_room_for(Some(sender.uid)) {
             // Refused without a look at the sender: it costs what an accepted beat costs.
             let refused = self.record(&first_beat(frame, sender, UNIDENTIFIED, None));
             return self.refuse_recorded(local(pid), &refused);
@@ -566,6 +566,7 @@ impl Ingest {
             Update::OriginConflict => Refusal::OriginConflict,
             Update::NamespaceConflict => Refusal::NamespaceConflict,
             Update::CapacityExceeded => Refusal::CapacityExceeded,
+            Update::UserShareExceeded { uid } => Refusal::UserShareExceeded { uid },
             Update::OutOfOrder | Update::Inserted | Update::Refreshed | Update::Reordered => {
                 Refusal::OutOfOrder
             }

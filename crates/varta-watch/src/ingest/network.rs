@@ -415,7 +415,7 @@ impl Ingest {
         let slot = self.tracker.slot_of(&heard.beat.key);
         let facts = slot.and_then(|slot| self.tracker.facts_in(slot));
         if slot.is_none() {
-            self.look_for_room(heard)?;
+            self.look_for_room()?;
         }
         if heard.opens_session {
             self.let_session_open(slot, facts.as_ref(), heard, raw_ns)?;
@@ -441,8 +441,8 @@ impl Ingest {
     }
 
     /// Whether one more agent has a chance.
-    fn look_for_room(&self, heard: &Heard) -> Result<(), Refusal> {
-        if !self.tracker.may_have_room_for(&heard.beat.key) {
+    fn look_for_room(&self) -> Result<(), Refusal> {
+        if !self.tracker.may_have_room_for(None) {
             return Err(Refusal::CapacityExceeded);
         }
         if !self.lines.events.has_room_for_join() {

@@ -122,6 +122,7 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
             Refusal::WrongLength
             | Refusal::OutOfOrder
             | Refusal::CapacityExceeded
+            | Refusal::UserShareExceeded { .. }
             | Refusal::PidAboveMax { .. }
             | Refusal::RateLimited(_)
             | Refusal::Crowded

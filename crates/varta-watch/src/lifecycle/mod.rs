@@ -134,6 +134,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         scan_window: config.eviction_scan_window,
         seed: random_number(),
         local_capacity: config.capacity,
+        user_capacity: config.agents_per_user,
         network_capacity: config.capacity,
     };
     let tracker = Tracker::new(Arc::clone(&table), Arc::clone(&counters), options);
@@ -179,17 +180,20 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     .map_err(failure("cannot set up the beat path"))?;
 
     let roster = Arc::default();
+    let no_room = Arc::default();
     let view = View {
         about: About {
             session_id: log.session_id().to_owned(),
             started: SystemTime::now(),
             capacity: config.capacity,
+            agents_per_user: config.agents_per_user,
             socket: config.socket.display().to_string(),
             udp: udp_address.map(|address| address.to_string()),
             queue: queue.clone(),
         },
         table: Arc::clone(&table),
         roster: Arc::clone(&roster),
+        no_room: Arc::clone(&no_room),
         counters: Arc::clone(&counters),
         history: log.history(),
         pulse: order_sender.pulse(Arc::clone(&counters), raw),
@@ -209,6 +213,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         table,
         token: doors.token(),
         roster,
+        no_room,
         counters: Arc::clone(&counters),
         raw,
         means,

@@ -49,6 +49,7 @@ impl Observer {
                 session_id: "0".repeat(16),
                 started: SystemTime::now(),
                 capacity,
+                agents_per_user: capacity,
                 socket: "/s".to_owned(),
                 udp: None,
                 queue: Depth {
@@ -58,6 +59,7 @@ impl Observer {
             },
             table: Arc::clone(&table),
             roster: Arc::new(Roster::default()),
+            no_room: Arc::default(),
             counters: Arc::clone(&counters),
             history: Arc::new(History::default()),
             pulse: handoff::orders()
