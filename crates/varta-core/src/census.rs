@@ -8,8 +8,10 @@
 //! less often is silent for that long as a matter of course; it counts only once it is silent for longer than it
 //! usually is.
 //!
-//! Pure: one pass over the table, no state, nothing allocated. 100 000 agents take less than a millisecond.
+//! Pure: one pass over the table, no state. 100 000 agents take a few milliseconds. Allocated is one count per
+//! user.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use crate::slot::{Rhythm, SlotTable};
@@ -43,13 +45,31 @@ pub struct Census {
     pub threshold_ns: u64,
 }
 
-/// Counts the agents of a table as of `now_ns`, attention time, from any thread: those of this host, and those
-/// elsewhere, whose silence says nothing about this host (law 3).
-pub fn census<W: AsRef<[AtomicU64]>>(table: &SlotTable<W>, now_ns: u64) -> [Census; 2] {
-    let mut censuses = [Census::default(); 2];
+/// How many agents there are, by where they live and whose they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Censuses {
+    /// Agents of this host.
+    pub local: Census,
+    /// Agents elsewhere, whose silence says nothing about this host (law 3).
+    pub remote: Census,
+    /// Agents of this host, by user.
+    pub users: BTreeMap<u32, Census>,
+}
+
+/// Counts the agents of a table as of `now_ns`, attention time, from any thread.
+pub fn census<W: AsRef<[AtomicU64]>>(table: &SlotTable<W>, now_ns: u64) -> Censuses {
+    let mut censuses = Censuses::default();
     for slot in 0..table.capacity() as u32 {
-        if let Some(rhythm) = table.read_rhythm(slot) {
-            censuses[usize::from(!rhythm.is_local)].count(&rhythm, now_ns);
+        let Some(rhythm) = table.read_rhythm(slot) else {
+            continue;
+        };
+        match rhythm.is_local {
+            true => {
+                censuses.local.count(&rhythm, now_ns);
+                let users = censuses.users.entry(rhythm.uid);
+                users.or_default().count(&rhythm, now_ns);
+            }
+            false => censuses.remote.count(&rhythm, now_ns),
         }
     }
     censuses

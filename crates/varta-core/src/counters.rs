@@ -133,6 +133,7 @@ series! {
         RecoverySpawned "outcome" = "spawned",
         RecoveryDebounced "outcome" = "debounced",
         RecoveryWaiting "outcome" = "waiting",
+        RecoveryUserBudget "outcome" = "user_budget_spent",
         RecoverySpawnFailed "outcome" = "spawn_failed",
         RecoveryReapedZero "outcome" = "reaped_zero",
         RecoveryReapedNonzero "outcome" = "reaped_nonzero",

@@ -29,7 +29,7 @@ pub mod wheel;
 pub use admission::{AllowedUsers, Claims, Credentials, Limit, LimitOptions, Limits, LocalGate};
 pub use admission::{BeatLimit, Rate, Reach, Refusal};
 pub use attention::AttentionClock;
-pub use census::{Census, census};
+pub use census::{Census, Censuses, census};
 pub use counters::{Counter, Counters, Gauge, Timing};
 pub use event::{Agent, Event, EventKind, ExitStatus, Home, Sender};
 pub use index::{BoundedIndex, PidIndex, ProbeExhausted};

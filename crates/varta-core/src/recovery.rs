@@ -12,16 +12,18 @@
 //! - At most one action is in flight per agent and a fixed number altogether, of which agents elsewhere may
 //!   have half, so that nobody there takes what local agents need (law 3).
 //!
-//! Nothing is allocated after construction.
+//! Nothing is allocated after construction but the list of users for whom fire is held.
 
 mod estate;
 mod hold;
+mod holds;
 mod ladder;
 mod permits;
 mod reload;
 mod starts;
 #[cfg(test)]
 mod tests;
+mod users;
 
 use crate::event::Agent;
 use crate::fifo::Fifo;
@@ -29,11 +31,15 @@ use crate::wheel::Wheel;
 use estate::{Estate, Estates};
 use permits::{Permits, Purpose};
 use starts::Starts;
+use users::UserStarts;
 
+pub use estate::Lineage;
 pub use hold::{HoldChange, HoldFire, HoldOptions, HoldReason, Pressure};
+pub use holds::{Holds, Scope};
 pub use ladder::{Ladder, Step};
 pub use permits::{Kind, Limits};
 pub use starts::BUDGET_MAX;
+pub use users::UserBudget;
 
 /// How an action ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +75,9 @@ pub enum Next {
     Act(Action),
     /// The next step for this agent is due and waits until the limits for all leave room for it: say so.
     Waits(Agent),
+    /// As many actions as allowed were started for agents of this user: the next step for this agent waits until
+    /// there may be more. Said once per silence.
+    UserWaits(Agent, u32),
     /// Nothing more will be done in this silence: say so.
     GaveUp(Agent, GaveUp),
 }
@@ -122,6 +131,10 @@ enum Phase {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     agent: Agent,
+    /// The user of an agent of this host, where it is known.
+    user: Option<u32>,
+    /// It was told in this silence that the budget of its user is spent.
+    user_waits_told: bool,
     ladder: u32,
     step: u32,
     phase: Phase,
@@ -145,9 +158,11 @@ struct Entry {
 const NO_LADDER: u32 = u32::MAX;
 
 impl Entry {
-    const fn of(agent: Agent) -> Self {
+    const fn of(agent: Agent, user: Option<u32>) -> Self {
         Self {
             agent,
+            user,
+            user_waits_told: false,
             ladder: NO_LADDER,
             step: 0,
             phase: Phase::Idle,
@@ -180,7 +195,11 @@ pub struct Recovery {
     /// Those of them that nobody was told of.
     untold: [Fifo; 2],
     permits: Permits,
+    user_starts: UserStarts,
     held: [bool; 2],
+    held_users: Vec<u32>,
+    /// Agents whose time has come, or whose turn it was, while fire was held for their user.
+    parked: Fifo,
     seed: u64,
 }
 
@@ -194,28 +213,31 @@ impl Recovery {
         };
         Self {
             ladders: ladders.into_boxed_slice(),
-            entries: vec![Entry::of(nobody); capacity].into_boxed_slice(),
+            entries: vec![Entry::of(nobody, None); capacity].into_boxed_slice(),
             starts: vec![Starts::NONE; capacity].into_boxed_slice(),
             estates: Estates::new(),
             wheels: [Wheel::new(capacity), Wheel::new(capacity)],
             ready: [(); 2].map(|()| [Fifo::new(capacity), Fifo::new(capacity)]),
             untold: [Fifo::new(capacity), Fifo::new(capacity)],
             permits: Permits::new(limits),
+            user_starts: UserStarts::new(limits.user_budget),
             held: [false; 2],
+            held_users: Vec::new(),
+            parked: Fifo::new(capacity),
             seed,
         }
     }
 
-    /// A new agent. If one of the same `lineage` (whatever makes two processes the same service) has left
-    /// after it was acted on, the newcomer takes over its debts, so that a service that is restarted into
-    /// the next stall spends one budget and not one per process.
-    pub fn on_join(&mut self, agent: Agent, lineage: u64) {
+    /// A new agent. If one of the same `lineage` has left after it was acted on, the newcomer takes over its
+    /// debts, so that a service that is restarted into the next stall spends one budget and not one per process.
+    pub fn on_join(&mut self, agent: Agent, lineage: Lineage) {
         let slot = agent.slot as usize;
         if slot >= self.entries.len() {
             return;
         }
         self.clear_timer(agent.slot);
-        let before = std::mem::replace(&mut self.entries[slot], Entry::of(agent));
+        let new = Entry::of(agent, lineage.user);
+        let before = std::mem::replace(&mut self.entries[slot], new);
         if before.last_start_ns != 0 {
             self.starts[slot] = Starts::NONE;
         }
@@ -235,7 +257,7 @@ impl Recovery {
         };
         if entry.agent != agent {
             // An action still running for the slot's last owner says nothing about this one.
-            self.on_join(agent, 0);
+            self.on_join(agent, Lineage::default());
         }
         let entry = &mut self.entries[agent.slot as usize];
         if entry.silent && entry.in_flight {
@@ -248,6 +270,7 @@ impl Recovery {
         entry.silent = true;
         entry.acts = 0;
         entry.gave_up = false;
+        entry.user_waits_told = false;
         entry.ladder = ladder.unwrap_or(NO_LADDER);
         let Some(ladder) = self.ladders.get(entry.ladder as usize) else {
             return Plan::Nothing;
@@ -286,7 +309,7 @@ impl Recovery {
     }
 
     /// The agent is gone: its silence is over, and its debts go to the next of its `lineage`.
-    pub fn on_gone(&mut self, agent: Agent, lineage: u64, now_ns: u64) -> Settled {
+    pub fn on_gone(&mut self, agent: Agent, lineage: Lineage, now_ns: u64) -> Settled {
         let settled = self.on_settled(agent, now_ns);
         if let Some(entry) = self.entry_of(agent).map(|entry| *entry)
             && entry.last_start_ns != 0
@@ -313,11 +336,26 @@ impl Recovery {
         self.held[kind as usize] = held;
     }
 
+    /// The same for the agents of this host of one user.
+    pub fn hold_user(&mut self, user: u32, held: bool) {
+        match self.held_users.iter().position(|known| *known == user) {
+            None if held => self.held_users.push(user),
+            Some(place) if !held => {
+                self.held_users.swap_remove(place);
+                self.unpark(user);
+            }
+            _ => {}
+        }
+    }
+
     /// The next thing to do now.
     pub fn next(&mut self, now_ns: u64) -> Option<Next> {
         for kind in self.free_kinds() {
             let mut budget = u32::MAX;
             while let Some(slot) = self.wheels[kind as usize].pop_due(now_ns, &mut budget) {
+                if self.is_parked(slot) {
+                    continue;
+                }
                 if let Some(agent) = self.time_has_come(slot, now_ns) {
                     return Some(Next::GaveUp(agent, GaveUp::StepsExhausted));
                 }
@@ -477,9 +515,9 @@ impl Recovery {
     }
 
     fn start_first(&mut self, kind: Kind, takes_place: bool, now_ns: u64) -> Option<Next> {
-        let slot = self.ready[kind as usize][usize::from(takes_place)].front()?;
+        let slot = self.first_ready(kind, takes_place)?;
         let entry = self.entries.get_mut(slot as usize)?;
-        let agent = entry.agent;
+        let (agent, user) = (entry.agent, entry.user);
         let starts = &mut self.starts[slot as usize];
         let ladder = self.ladders.get(entry.ladder as usize)?;
         if starts.have_spent(ladder.budget, ladder.window_ns, now_ns) {
@@ -488,6 +526,18 @@ impl Recovery {
             entry.phase = Phase::Idle;
             entry.gave_up = true;
             return Some(Next::GaveUp(agent, GaveUp::BudgetSpent));
+        }
+        let user_may_ns = self.user_starts.start_at_ns(user);
+        if let Some(user) = user.filter(|_| user_may_ns > now_ns) {
+            self.leave_line(slot);
+            let entry = &mut self.entries[slot as usize];
+            entry.phase = Phase::Due;
+            let was_told = std::mem::replace(&mut entry.user_waits_told, true);
+            self.arm(agent, user_may_ns);
+            return match was_told {
+                false => Some(Next::UserWaits(agent, user)),
+                true => self.start_first(kind, takes_place, now_ns),
+            };
         }
         let may_start = match takes_place {
             true => self.permits.take(kind, Purpose::Ladder, now_ns),
@@ -500,6 +550,7 @@ impl Recovery {
         let entry = &mut self.entries[slot as usize];
         let starts = &mut self.starts[slot as usize];
         starts.add(now_ns);
+        self.user_starts.add(user, now_ns);
         entry.phase = Phase::Acting;
         entry.in_flight = true;
         entry.last_start_ns = starts.last_ns();
@@ -515,10 +566,56 @@ impl Recovery {
         }))
     }
 
+    /// The action that has waited longest; those of users for whom fire is held step aside.
+    fn first_ready(&mut self, kind: Kind, takes_place: bool) -> Option<u32> {
+        loop {
+            let slot = self.ready[kind as usize][usize::from(takes_place)].front()?;
+            if !self.is_parked(slot) {
+                return Some(slot);
+            }
+        }
+    }
+
+    /// Whether fire is held for the user of an agent whose time has come. Then it steps aside until it is free.
+    fn is_parked(&mut self, slot: u32) -> bool {
+        let user = self.entries.get(slot as usize).and_then(|entry| entry.user);
+        let is_held = user.is_some_and(|user| self.held_users.contains(&user));
+        if is_held {
+            self.leave_line(slot);
+            self.parked.push(slot);
+        }
+        is_held
+    }
+
+    /// Fire is free for a user: its agents go on where they stepped aside, in that order.
+    fn unpark(&mut self, user: u32) {
+        let mut parked = Vec::new();
+        while let Some(slot) = self.parked.front() {
+            self.parked.remove(slot);
+            parked.push(slot);
+        }
+        for slot in parked {
+            let entry = &mut self.entries[slot as usize];
+            if entry.user != Some(user) {
+                self.parked.push(slot);
+                continue;
+            }
+            if entry.phase == Phase::Ready {
+                // The step is the same when its time comes again.
+                entry.phase = Phase::Due;
+            }
+            let agent = entry.agent;
+            self.arm(agent, 0);
+        }
+    }
+
     /// Somebody for whom there is no room and of whom that was not told.
     fn tell_waiting(&mut self) -> Option<Next> {
         let mut kinds = self.free_kinds();
         let slot = kinds.find_map(|kind| self.untold[kind as usize].front())?;
+        if self.is_parked(slot) {
+            return self.tell_waiting();
+        }
         let agent = self.entries.get(slot as usize)?.agent;
         self.untold[Kind::of(agent) as usize].remove(slot);
         Some(Next::Waits(agent))
@@ -549,6 +646,7 @@ impl Recovery {
         for kind in Kind::ALL {
             self.wheels[kind as usize].cancel(slot);
         }
+        self.parked.remove(slot);
         self.leave_line(slot);
     }
 

@@ -232,6 +232,7 @@ fn state_in(head: u64) -> Option<SlotState> {
 pub(crate) struct Rhythm {
     pub(crate) is_latched: bool,
     pub(crate) is_local: bool,
+    pub(crate) uid: u32,
     pub(crate) last_ns: u64,
     pub(crate) joined_ns: u64,
     pub(crate) beats: u64,
@@ -434,15 +435,17 @@ impl<W: AsRef<[AtomicU64]>> SlotTable<W> {
         let [
             head,
             last_ns,
+            payload_and_uid,
             beats,
             threshold_ns,
             joined_ns,
             paused_until_ns,
-        ] = consistent(words, [1, 4, 7, 8, 11, 13])?;
+        ] = consistent(words, [1, 4, 6, 7, 8, 11, 13])?;
         let state = state_in(head)?;
         (state != SlotState::Free).then_some(Rhythm {
             is_latched: state.is_latched(),
             is_local: head >> 56 & LOCAL != 0,
+            uid: (payload_and_uid >> 32) as u32,
             last_ns,
             joined_ns,
             beats,

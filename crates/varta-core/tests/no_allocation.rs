@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use varta_core::recovery::{ActionEnd, Ladder, Limits, Next, Recovery, Step};
+use varta_core::recovery::{ActionEnd, Ladder, Limits, Lineage, Next, Recovery, Step, UserBudget};
 use varta_core::replay::{
     Arrival, Heard, LIVE_NS, ReplayGuard, ReplayOptions, ReplayRefusal, SessionKey,
 };
@@ -54,7 +54,7 @@ fn beat(random: &mut u64) -> Beat {
             BeatOrigin::KernelAttested
         },
         ns_inode: next(random).is_multiple_of(30).then_some(1),
-        uid: 0,
+        uid: pid % 3,
         session: (network && next(random).is_multiple_of(2))
             .then(|| [Heard::First, Heard::Newest, Heard::Overtaken][next(random) as usize % 3]),
     }
@@ -96,6 +96,7 @@ fn finding_the_rule_of_an_agent_allocates_nothing() {
 fn tracking_judging_evicting_and_recovering_allocate_nothing() {
     for policy in [EvictionPolicy::Strict, EvictionPolicy::Balanced] {
         let options = TrackerOptions {
+            user_capacity: 100,
             policy,
             ..TrackerOptions::default()
         };
@@ -120,6 +121,11 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
         let limits = Limits {
             max_in_flight: 8,
             starts_per_second: 100,
+            user_budget: UserBudget {
+                starts: 100,
+                window_ns: 1_000_000_000,
+                exempt: 7,
+            },
         };
         let mut recovery = Recovery::new(256, vec![ladder], limits, 7);
         let mut random = 7;
@@ -162,7 +168,12 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
                 tracker.set_patience(agent, patience, now_ns);
                 tracker.pause(agent, now_ns + THRESHOLD_NS, now_ns);
                 tracker.resume(agent, now_ns);
-                recovery.on_gone(agent, 1, now_ns);
+                let lineage = Lineage {
+                    service: 1,
+                    kin: 1,
+                    user: Some(5),
+                };
+                recovery.on_gone(agent, lineage, now_ns);
                 tracker.retire(agent);
             }
             evictions += tracker.take_evictions();

@@ -1,15 +1,26 @@
 //! The ladder under random times, ends, refusals, pauses, held fire, reloads and rehearsals, against a model that
 //! knows only what was asked of it and what came out: never two in flight per agent, never over budget, no step
-//! skipped, nothing during a pause or while fire is held, and every stall comes to an end.
+//! skipped, nothing during a pause or while fire is held for all or for a user, no user beyond its bound, and every
+//! stall comes to an end.
 
 use std::collections::HashMap;
 
 use varta_core::Agent;
-use varta_core::recovery::{Action, ActionEnd, GaveUp, Kind, Ladder, Limits, Next, Recovery, Step};
+use varta_core::recovery::{
+    Action, ActionEnd, GaveUp, Kind, Ladder, Limits, Lineage, Next, Recovery, Step, UserBudget,
+};
 
 const S: u64 = 1_000_000_000;
 const AGENTS: u32 = 12;
 const IN_FLIGHT: usize = 3;
+
+/// Whose agents they are, in turns: those of two users with a bound, root's, and the observer's own user's.
+const USERS: [u32; 4] = [5, 6, 0, 7];
+const USER_BUDGET: UserBudget = UserBudget {
+    starts: 12,
+    window_ns: 60 * S,
+    exempt: 7,
+};
 
 /// Steps of the random walk in all seeds together.
 const STEPS: usize = 1_200_000;
@@ -63,6 +74,7 @@ fn limits() -> Limits {
     Limits {
         max_in_flight: IN_FLIGHT,
         starts_per_second: 0,
+        user_budget: USER_BUDGET,
     }
 }
 
@@ -71,6 +83,8 @@ fn limits() -> Limits {
 struct Seen {
     silent: bool,
     gave_up: bool,
+    /// That its user has spent its budget was said in this silence.
+    user_waits: bool,
     /// A step may not be acted on again, or at all, in this silence.
     refused: bool,
     ladder: Option<u32>,
@@ -89,6 +103,9 @@ struct Model {
     seen: HashMap<Agent, Seen>,
     running: Vec<Action>,
     held: bool,
+    held_users: Vec<u32>,
+    /// When actions were started, by user.
+    user_starts_ns: HashMap<u32, Vec<u64>>,
     now_ns: u64,
     instances: u64,
 }
@@ -109,6 +126,8 @@ impl Model {
             seen: HashMap::new(),
             running: Vec::new(),
             held: false,
+            held_users: Vec::new(),
+            user_starts_ns: HashMap::new(),
             now_ns: S,
             instances: 1000,
         };
@@ -119,7 +138,11 @@ impl Model {
     }
 
     fn join(&mut self, agent: Agent) {
-        self.recovery.on_join(agent, 0);
+        let lineage = Lineage {
+            user: Some(user_of(agent)),
+            ..Lineage::default()
+        };
+        self.recovery.on_join(agent, lineage);
         self.seen.insert(agent, Seen::default());
     }
 
@@ -146,10 +169,21 @@ impl Model {
             }
             46 => self.reload(),
             47 => self.forget_rehearsal(),
-            48..70 => self.end_one(),
+            48..50 => self.hold_some_user(),
+            50..70 => self.end_one(),
             _ => self.now_ns += self.dice.below(4 * S),
         }
         self.take_all();
+    }
+
+    fn hold_some_user(&mut self) {
+        let user = USERS[self.dice.below(USERS.len() as u64) as usize];
+        let is_held = self.held_users.contains(&user);
+        self.held_users.retain(|held| *held != user);
+        if !is_held {
+            self.held_users.push(user);
+        }
+        self.recovery.hold_user(user, !is_held);
     }
 
     fn stall(&mut self) {
@@ -180,7 +214,7 @@ impl Model {
 
     fn replace_process(&mut self) {
         let old = self.some_agent();
-        self.recovery.on_gone(old, 0, self.now_ns);
+        self.recovery.on_gone(old, Lineage::default(), self.now_ns);
         self.seen.get_mut(&old).unwrap().silent = false;
         self.instances += 1;
         let new = agent(old.slot, self.instances);
@@ -225,6 +259,7 @@ impl Model {
     fn forget_rehearsal(&mut self) {
         let since_ns = self.now_ns.saturating_sub(self.dice.below(60) * S);
         self.recovery.forget_rehearsal(since_ns);
+        self.user_starts_ns.clear();
         for seen in self.seen.values_mut() {
             seen.starts_ns.retain(|start_ns| *start_ns < since_ns);
             *seen = Seen {
@@ -267,9 +302,18 @@ impl Model {
     fn take_all(&mut self) {
         while let Some(next) = self.recovery.next(self.now_ns) {
             assert!(!self.held, "{next:?} while fire is held");
+            let agent = match next {
+                Next::Act(action) => action.agent,
+                Next::Waits(agent) | Next::UserWaits(agent, _) | Next::GaveUp(agent, _) => agent,
+            };
+            assert!(
+                !self.held_users.contains(&user_of(agent)),
+                "{next:?} while fire is held for its user"
+            );
             match next {
                 Next::Act(action) => self.acted(action),
                 Next::Waits(agent) => self.waits(agent),
+                Next::UserWaits(agent, user) => self.user_waits(agent, user),
                 Next::GaveUp(agent, reason) => self.gave_up(agent, reason),
             }
         }
@@ -294,8 +338,30 @@ impl Model {
         assert!(!self.running.iter().any(|other| other.agent == agent));
     }
 
+    /// Starts of a user within the last window.
+    fn starts_of(&self, user: u32) -> usize {
+        let since_ns = self.now_ns.saturating_sub(USER_BUDGET.window_ns);
+        let starts = self.user_starts_ns.get(&user).into_iter().flatten();
+        starts.filter(|start_ns| **start_ns > since_ns).count()
+    }
+
+    fn user_waits(&mut self, agent: Agent, user: u32) {
+        assert_eq!(user, user_of(agent));
+        assert!(self.starts_of(user) >= USER_BUDGET.starts as usize);
+        let seen = self.seen.get_mut(&agent).unwrap();
+        assert!(seen.silent && !seen.gave_up && !seen.refused, "{agent:?}");
+        assert!(!seen.user_waits, "said twice in a silence");
+        seen.user_waits = true;
+    }
+
     fn acted(&mut self, action: Action) {
         let agent = action.agent;
+        let user = user_of(agent);
+        let starts = self.user_starts_ns.entry(user).or_default();
+        starts.push(self.now_ns);
+        let is_bounded = user != 0 && user != USER_BUDGET.exempt;
+        let most = 2 * USER_BUDGET.starts as usize;
+        assert!(!is_bounded || self.starts_of(user) <= most, "user {user}");
         let is_busy = self.running.iter().any(|other| other.agent == agent);
         assert!(!is_busy, "two in flight for {agent:?}");
         let seen = self.seen.get_mut(&agent).unwrap();
@@ -381,6 +447,10 @@ impl Model {
     fn converge(&mut self) {
         self.held = false;
         self.recovery.hold(Kind::Local, false);
+        for user in USERS {
+            self.recovery.hold_user(user, false);
+        }
+        self.held_users.clear();
         for _ in 0..10_000 {
             self.take_all();
             while let Some(action) = self.running.pop() {
@@ -408,6 +478,10 @@ fn agent(slot: u32, instance: u64) -> Agent {
         pid: 100 + slot,
         instance,
     }
+}
+
+fn user_of(agent: Agent) -> u32 {
+    USERS[agent.slot as usize % USERS.len()]
 }
 
 #[test]

@@ -175,6 +175,9 @@ pub(crate) struct Restraint {
     pub(crate) max_in_flight: usize,
     /// Actions started per second; 0 for no limit.
     pub(crate) starts_per_second: u32,
+    /// Actions started for the agents of one user within `user_window`, as many at once; 0 for no limit.
+    pub(crate) user_budget: u32,
+    pub(crate) user_window: Duration,
     /// Hold fire when more than this part of all agents falls silent together; `None`: never.
     pub(crate) mass_stall_share: Option<f64>,
     /// Fewer silent agents than this are never a mass stall.

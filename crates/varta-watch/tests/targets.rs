@@ -5,26 +5,17 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::os::unix::process::ExitStatusExt;
-use support::agents::Puppet;
 use support::ladders::{Marks, ladder};
-use support::{Observer, copy_program, may_become_nobody, public_directory, wrapped};
+use support::users::{AS_USER, Place};
+use support::{copy_program, wrapped};
 use varta_watch::api::{Level, LogEvent};
 
 const SIGNALLED: &str = "varta_recovery_outcomes_total{outcome=\"signalled\"}";
 const TARGET_GONE: &str = "varta_recovery_outcomes_total{outcome=\"target_gone\"}";
-
-/// Starts what follows as a user without any rights.
-const AS_USER: [&str; 4] = [
-    "setpriv",
-    "--reuid=65533",
-    "--regid=65533",
-    "--clear-groups",
-];
 
 /// Not a test: what the agents run.
 #[test]
@@ -32,30 +23,10 @@ fn agent_process() {
     support::agents::be_an_agent_if_told();
 }
 
-/// An observer that every user can reach, and the program that agents of other users run.
-struct Place {
-    marks: Marks,
-    observer: Observer,
-    agent: PathBuf,
-}
-
 /// With this threshold and a ladder of one step; `None` where this user cannot become another.
 fn place(threshold_ms: u32, step: &str) -> Option<Place> {
-    if !may_become_nobody() {
-        return None;
-    }
-    let directory = public_directory();
-    let agent = directory.path().join("agent");
-    copy_program(&std::env::current_exe().unwrap(), &agent);
-    let marks = Marks::new();
-    marks.configure(&ladder(threshold_ms, &[step.to_owned()], ""));
-    let config = format!("--config={}", marks.config().display());
-    let observer = Observer::start_in(directory, &[&config], |command| command);
-    Some(Place {
-        marks,
-        observer,
-        agent,
-    })
+    let text = ladder(threshold_ms, &[step.to_owned()], "");
+    Place::with(Marks::new(), &text, &[])
 }
 
 /// Ends a process that nothing has ended yet, and shows that by what it dies of.
@@ -76,7 +47,7 @@ fn an_agent_that_moves_into_the_group_of_a_root_process_takes_nobody_but_itself_
         command
     };
     let daemon = sleeper().process_group(0).spawn().unwrap();
-    let mut agent = Puppet::start_under(&AS_USER, &place.agent, &place.observer.socket);
+    let mut agent = place.puppet();
     agent.tell(&format!("move {}", daemon.id()));
     agent.tell("beat self 1");
     place.observer.wait_for_pid(LogEvent::Exit, agent.pid);
@@ -124,7 +95,7 @@ fn an_agent_that_has_become_roots_through_a_setuid_program_is_not_signalled() {
         return;
     }
 
-    let mut agent = Puppet::start_under(&AS_USER, &place.agent, &place.observer.socket);
+    let mut agent = place.puppet();
     agent.tell("beat self 1");
     place.observer.wait_for_pid(LogEvent::Join, agent.pid);
     agent.tell(&format!("exec {}", script.display()));

@@ -58,9 +58,11 @@ impl Agents {
     }
 
     fn census(&self, now_ns: u64) -> Census {
-        let [local, elsewhere] = census(&self.table, now_ns);
-        assert_eq!(elsewhere, Census::default());
-        local
+        let censuses = census(&self.table, now_ns);
+        assert_eq!(censuses.remote, Census::default());
+        let of_user = censuses.users.get(&UID_UNKNOWN).copied();
+        assert_eq!(of_user.unwrap_or_default(), censuses.local);
+        censuses.local
     }
 }
 

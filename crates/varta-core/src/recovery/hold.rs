@@ -102,10 +102,12 @@ impl HoldFire {
         self.reason
     }
 
-    /// Looks at the agents and the host, `now_ns` in attention time.
+    /// Looks at the agents and the host, `now_ns` in attention time. A mass stall that does not count holds
+    /// nothing.
     pub fn judge(
         &mut self,
         census: &Census,
+        mass_counts: bool,
         pressure: Pressure,
         now_ns: u64,
     ) -> Option<HoldChange> {
@@ -113,7 +115,8 @@ impl HoldFire {
         if !is_mass {
             self.mass_since_ns = now_ns;
         }
-        let mass = self.mass_stall(census);
+        self.silent_before = self.silent_before(census);
+        let mass = self.mass_stall(census).filter(|_| mass_counts);
         let mass_ns = now_ns.saturating_sub(self.mass_since_ns);
         let is_old = |max_ns| is_mass && mass_ns >= max_ns;
         if mass.is_some() && self.options.mass_max_ns.is_some_and(is_old) {
@@ -138,18 +141,21 @@ impl HoldFire {
         }
     }
 
-    fn mass_stall(&mut self, census: &Census) -> Option<HoldReason> {
-        let share = self.options.share?;
-        let is_held = matches!(self.reason, Some(HoldReason::MassStall { .. }));
-        if !is_held {
-            self.silent_before = census.silent.saturating_sub(census.fresh);
+    /// Agents that were silent before the others: fixed while a mass stall holds fire.
+    fn silent_before(&self, census: &Census) -> u32 {
+        match self.reason {
+            Some(HoldReason::MassStall { .. }) => self.silent_before,
+            _ => census.silent.saturating_sub(census.fresh),
         }
-        // Once held, whoever has been silent with the others counts, however long by now.
-        let silent = match is_held {
-            true => census.silent.saturating_sub(self.silent_before),
-            false => census.fresh,
-        };
-        let of = census.watched.saturating_sub(self.silent_before);
+    }
+
+    /// Whether too many have fallen silent together. Once held, whoever has been silent with the others counts,
+    /// however long by now.
+    pub(super) fn mass_stall(&self, census: &Census) -> Option<HoldReason> {
+        let share = self.options.share?;
+        let silent_before = self.silent_before(census);
+        let silent = census.silent.saturating_sub(silent_before);
+        let of = census.watched.saturating_sub(silent_before);
         let too_many = silent >= self.options.min && f64::from(silent) > share * f64::from(of);
         too_many.then_some(HoldReason::MassStall { silent, of })
     }
@@ -203,22 +209,26 @@ mod tests {
     #[test]
     fn more_than_the_share_falling_silent_together_holds_fire_until_they_are_back() {
         let mut hold = hold();
-        assert_eq!(hold.judge(&crowd(100, 50, 50), CALM, 0), None, "just half");
+        assert_eq!(
+            hold.judge(&crowd(100, 50, 50), true, CALM, 0),
+            None,
+            "just half"
+        );
         let reason = HoldReason::MassStall {
             silent: 51,
             of: 100,
         };
-        let held = hold.judge(&crowd(100, 51, 51), CALM, 0);
+        let held = hold.judge(&crowd(100, 51, 51), true, CALM, 0);
         assert_eq!(held, Some(HoldChange::Held(reason)));
-        assert_eq!(hold.judge(&crowd(100, 100, 40), CALM, 0), None);
+        assert_eq!(hold.judge(&crowd(100, 100, 40), true, CALM, 0), None);
         assert_eq!(
-            hold.judge(&crowd(100, 100, 0), CALM, 0),
+            hold.judge(&crowd(100, 100, 0), true, CALM, 0),
             None,
             "long silent now"
         );
         assert!(hold.reason().is_some());
         assert_eq!(
-            hold.judge(&crowd(100, 50, 0), CALM, 0),
+            hold.judge(&crowd(100, 50, 0), true, CALM, 0),
             Some(HoldChange::Resumed)
         );
     }
@@ -234,10 +244,13 @@ mod tests {
             };
             let mut hold = hold();
             hold.options.mass_max_ns = None;
-            assert!(hold.judge(&crowd(60), CALM, S).is_some());
-            assert_eq!(hold.judge(&crowd(51), CALM, 5 * S), None);
-            assert_eq!(hold.judge(&crowd(50), CALM, 5 * S + settle_ns - 1), None);
-            let resumed = hold.judge(&crowd(1), CALM, 5 * S + settle_ns);
+            assert!(hold.judge(&crowd(60), true, CALM, S).is_some());
+            assert_eq!(hold.judge(&crowd(51), true, CALM, 5 * S), None);
+            assert_eq!(
+                hold.judge(&crowd(50), true, CALM, 5 * S + settle_ns - 1),
+                None
+            );
+            let resumed = hold.judge(&crowd(1), true, CALM, 5 * S + settle_ns);
             assert_eq!(resumed, Some(HoldChange::Resumed));
         }
     }
@@ -249,24 +262,36 @@ mod tests {
             ..crowd(100, silent, silent)
         };
         let mut hold = hold();
-        assert!(hold.judge(&crowd(60), CALM, 100).is_some());
-        assert_eq!(hold.judge(&crowd(40), CALM, 105), None);
-        assert_eq!(hold.judge(&crowd(60), CALM, 109), None);
-        assert_eq!(hold.judge(&crowd(40), CALM, 115), None);
-        assert_eq!(hold.judge(&crowd(40), CALM, 119), Some(HoldChange::Resumed));
+        assert!(hold.judge(&crowd(60), true, CALM, 100).is_some());
+        assert_eq!(hold.judge(&crowd(40), true, CALM, 105), None);
+        assert_eq!(hold.judge(&crowd(60), true, CALM, 109), None);
+        assert_eq!(hold.judge(&crowd(40), true, CALM, 115), None);
+        assert_eq!(
+            hold.judge(&crowd(40), true, CALM, 119),
+            Some(HoldChange::Resumed)
+        );
     }
 
     #[test]
     fn who_is_silent_for_good_holds_fire_for_a_bounded_time() {
         let mut hold = hold();
         let since_ns = 1_000;
-        assert!(hold.judge(&crowd(100, 60, 60), CALM, since_ns).is_some());
-        assert_eq!(hold.judge(&crowd(100, 60, 0), CALM, since_ns + 99), None);
-        let expired = hold.judge(&crowd(100, 60, 0), CALM, since_ns + 100);
+        assert!(
+            hold.judge(&crowd(100, 60, 60), true, CALM, since_ns)
+                .is_some()
+        );
+        assert_eq!(
+            hold.judge(&crowd(100, 60, 0), true, CALM, since_ns + 99),
+            None
+        );
+        let expired = hold.judge(&crowd(100, 60, 0), true, CALM, since_ns + 100);
         assert_eq!(expired, Some(HoldChange::Expired));
-        assert_eq!(hold.judge(&crowd(100, 60, 0), CALM, since_ns + 101), None);
+        assert_eq!(
+            hold.judge(&crowd(100, 60, 0), true, CALM, since_ns + 101),
+            None
+        );
         assert_eq!(hold.reason(), None);
-        let again = hold.judge(&crowd(100, 85, 25), CALM, since_ns + 102);
+        let again = hold.judge(&crowd(100, 85, 25), true, CALM, since_ns + 102);
         assert!(again.is_some(), "25 of the other 40");
     }
 
@@ -277,11 +302,14 @@ mod tests {
             ..CALM
         };
         let mut hold = hold();
-        assert!(hold.judge(&crowd(100, 60, 60), starving, 1_000).is_some());
+        assert!(
+            hold.judge(&crowd(100, 60, 60), true, starving, 1_000)
+                .is_some()
+        );
         let starved = HoldChange::Held(HoldReason::Memory(50.0));
-        let switched = hold.judge(&crowd(100, 60, 0), starving, 1_100);
+        let switched = hold.judge(&crowd(100, 60, 0), true, starving, 1_100);
         assert_eq!(switched, Some(starved));
-        let resumed = hold.judge(&crowd(100, 60, 0), CALM, 1_200);
+        let resumed = hold.judge(&crowd(100, 60, 0), true, CALM, 1_200);
         assert_eq!(resumed, Some(HoldChange::Resumed));
     }
 
@@ -292,11 +320,11 @@ mod tests {
             memory_percent: Some(50.0),
             ..CALM
         };
-        assert!(hold.judge(&crowd(100, 60, 60), CALM, 0).is_some());
+        assert!(hold.judge(&crowd(100, 60, 60), true, CALM, 0).is_some());
         let starved = HoldChange::Held(HoldReason::Memory(50.0));
         let few = crowd(100, 1, 1);
-        assert_eq!(hold.judge(&few, starving, 1), Some(starved));
-        assert_eq!(hold.judge(&few, starving, 2), None);
+        assert_eq!(hold.judge(&few, true, starving, 1), Some(starved));
+        assert_eq!(hold.judge(&few, true, starving, 2), None);
     }
 
     #[test]
@@ -306,10 +334,10 @@ mod tests {
             threshold_ns: 50,
             ..crowd(100, silent, silent)
         };
-        assert!(hold.judge(&crowd(60), CALM, 1_000).is_some());
-        assert_eq!(hold.judge(&crowd(60), CALM, 1_090), None);
-        assert_eq!(hold.judge(&crowd(10), CALM, 1_110), None, "settles");
-        let resumed = hold.judge(&crowd(10), CALM, 1_140);
+        assert!(hold.judge(&crowd(60), true, CALM, 1_000).is_some());
+        assert_eq!(hold.judge(&crowd(60), true, CALM, 1_090), None);
+        assert_eq!(hold.judge(&crowd(10), true, CALM, 1_110), None, "settles");
+        let resumed = hold.judge(&crowd(10), true, CALM, 1_140);
         assert_eq!(resumed, Some(HoldChange::Resumed));
     }
 
@@ -320,28 +348,28 @@ mod tests {
             threshold_ns: 10,
             ..crowd(100, 60, 60)
         };
-        assert!(hold.judge(&crowd, CALM, 100).is_some());
+        assert!(hold.judge(&crowd, true, CALM, 100).is_some());
         hold.set_options(HoldOptions {
             share: None,
             ..hold.options
         });
-        let resumed = hold.judge(&crowd, CALM, 101);
+        let resumed = hold.judge(&crowd, true, CALM, 101);
         assert_eq!(resumed, Some(HoldChange::Resumed));
     }
 
     #[test]
     fn few_agents_are_never_a_mass() {
-        assert_eq!(hold().judge(&crowd(4, 4, 4), CALM, 0), None);
-        assert!(hold().judge(&crowd(5, 5, 5), CALM, 0).is_some());
+        assert_eq!(hold().judge(&crowd(4, 4, 4), true, CALM, 0), None);
+        assert!(hold().judge(&crowd(5, 5, 5), true, CALM, 0).is_some());
     }
 
     #[test]
     fn agents_that_were_silent_before_count_on_neither_side() {
         let mut hold = hold();
-        assert_eq!(hold.judge(&crowd(100, 80, 0), CALM, 0), None);
-        assert!(hold.judge(&crowd(100, 91, 11), CALM, 0).is_some());
+        assert_eq!(hold.judge(&crowd(100, 80, 0), true, CALM, 0), None);
+        assert!(hold.judge(&crowd(100, 91, 11), true, CALM, 0).is_some());
         assert_eq!(
-            hold.judge(&crowd(100, 90, 0), CALM, 0),
+            hold.judge(&crowd(100, 90, 0), true, CALM, 0),
             Some(HoldChange::Resumed)
         );
     }
@@ -354,17 +382,20 @@ mod tests {
             ..CALM
         };
         let few = crowd(10, 1, 1);
-        assert_eq!(hold.judge(&few, memory(19.9), 0), None);
+        assert_eq!(hold.judge(&few, true, memory(19.9), 0), None);
         let held = HoldChange::Held(HoldReason::Memory(20.0));
-        assert_eq!(hold.judge(&few, memory(20.0), 0), Some(held));
-        assert_eq!(hold.judge(&few, memory(16.1), 0), None);
-        assert_eq!(hold.judge(&few, memory(15.9), 0), Some(HoldChange::Resumed));
+        assert_eq!(hold.judge(&few, true, memory(20.0), 0), Some(held));
+        assert_eq!(hold.judge(&few, true, memory(16.1), 0), None);
+        assert_eq!(
+            hold.judge(&few, true, memory(15.9), 0),
+            Some(HoldChange::Resumed)
+        );
         let io = Pressure {
             io_percent: Some(60.0),
             ..CALM
         };
         let held = HoldChange::Held(HoldReason::Io(60.0));
-        assert_eq!(hold.judge(&few, io, 0), Some(held));
+        assert_eq!(hold.judge(&few, true, io, 0), Some(held));
     }
 
     #[test]
@@ -380,6 +411,6 @@ mod tests {
             memory_percent: Some(100.0),
             io_percent: Some(100.0),
         };
-        assert_eq!(hold.judge(&crowd(100, 100, 100), pressure, 0), None);
+        assert_eq!(hold.judge(&crowd(100, 100, 100), true, pressure, 0), None);
     }
 }

@@ -1,6 +1,7 @@
 //! Limits for all actions together: how many at a time, how many per second. What is done at once takes no
 //! place among those at a time.
 
+use super::users::UserBudget;
 use crate::event::Agent;
 
 /// Part of the actions in flight that agents elsewhere may have.
@@ -19,7 +20,7 @@ pub(super) enum Purpose {
 }
 
 /// What an agent is, as far as limits are concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// On this host.
     Local = 0,
@@ -47,6 +48,8 @@ pub struct Limits {
     pub max_in_flight: usize,
     /// Most actions started per second, as many at once; 0 for no limit.
     pub starts_per_second: u32,
+    /// Most actions started for the agents of one user.
+    pub user_budget: UserBudget,
 }
 
 #[derive(Debug)]
@@ -143,6 +146,7 @@ mod tests {
         Permits::new(Limits {
             max_in_flight,
             starts_per_second,
+            user_budget: UserBudget::default(),
         })
     }
 

@@ -15,6 +15,7 @@ impl Recovery {
     ) {
         let old = std::mem::replace(&mut self.ladders, ladders.into_boxed_slice());
         self.permits.set_limits(limits);
+        self.user_starts.set_budget(limits.user_budget);
         for slot in 0..self.entries.len() as u32 {
             let entry = &mut self.entries[slot as usize];
             if !entry.silent {
@@ -43,9 +44,10 @@ impl Recovery {
     /// about who is silent, which the caller tells anew with [`Self::on_stall`].
     pub fn forget_rehearsal(&mut self, since_ns: u64) {
         self.estates.forget_starts(since_ns);
+        self.user_starts.forget();
         for slot in 0..self.entries.len() as u32 {
             let entry = &mut self.entries[slot as usize];
-            let (agent, in_flight) = (entry.agent, entry.in_flight);
+            let (agent, user, in_flight) = (entry.agent, entry.user, entry.in_flight);
             if entry.last_start_ns < since_ns && !entry.silent {
                 continue;
             }
@@ -56,7 +58,7 @@ impl Recovery {
                 climbs: entry.climbs.min(starts.count()),
                 last_start_ns: starts.last_ns(),
                 settled_ns: entry.settled_ns,
-                ..Entry::of(agent)
+                ..Entry::of(agent, user)
             };
             self.clear_timer(slot);
         }

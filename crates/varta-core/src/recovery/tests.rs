@@ -22,6 +22,13 @@ fn elsewhere(slot: u32) -> Agent {
     }
 }
 
+fn service(service: u64) -> Lineage {
+    Lineage {
+        service,
+        ..Lineage::default()
+    }
+}
+
 fn act(patience_s: u64) -> Step {
     Step::Act {
         patience_ns: patience_s * S,
@@ -54,6 +61,7 @@ fn recovery_with(max_in_flight: usize, ladder: Ladder) -> Recovery {
     let limits = Limits {
         max_in_flight,
         starts_per_second: 0,
+        user_budget: UserBudget::default(),
     };
     Recovery::new(16, vec![ladder], limits, 7)
 }
@@ -206,7 +214,7 @@ fn no_more_than_the_limit_are_in_flight_and_nobody_is_forgotten() {
             match next {
                 Next::Act(action) => running.push(action),
                 Next::Waits(agent) => waited.push(agent.slot),
-                Next::GaveUp(..) => panic!("{next:?}"),
+                Next::GaveUp(..) | Next::UserWaits(..) => panic!("{next:?}"),
             }
         }
         assert!(recovery.in_flight() <= 3);
@@ -234,6 +242,7 @@ fn what_is_done_at_once_waits_for_no_place() {
     let limits = Limits {
         max_in_flight: 1,
         starts_per_second: 0,
+        user_budget: UserBudget::default(),
     };
     let mut recovery = Recovery::new(16, vec![commands, signals], limits, 7);
     for slot in 0..2 {
@@ -261,6 +270,7 @@ fn what_is_done_at_once_counts_against_the_rate() {
     let limits = Limits {
         max_in_flight: 1,
         starts_per_second: 2,
+        user_budget: UserBudget::default(),
     };
     let mut recovery = Recovery::new(16, vec![ladder(&[signal(10)])], limits, 7);
     for slot in 0..3 {
@@ -317,17 +327,17 @@ fn a_rehearsal_leaves_no_debts_to_successors() {
             ..ladder(&[act(10)])
         },
     );
-    recovery.on_join(agent(0), 7);
+    recovery.on_join(agent(0), service(7));
     recovery.on_stall(agent(0), Some(0), S);
     recovery.next(S + SLACK);
-    recovery.on_gone(agent(0), 7, 2 * S);
+    recovery.on_gone(agent(0), service(7), 2 * S);
     recovery.on_end(action(agent(0), 0), ActionEnd::Handled, 2 * S);
     recovery.forget_rehearsal(S);
     let successor = Agent {
         instance: 2,
         ..agent(0)
     };
-    recovery.on_join(successor, 7);
+    recovery.on_join(successor, service(7));
     assert_eq!(recovery.on_stall(successor, Some(0), 3 * S), Plan::Now);
     assert_eq!(recovery.next(3 * S + SLACK), acts(successor, 0));
 }
@@ -399,7 +409,7 @@ fn a_service_that_hangs_after_every_restart_spends_one_budget() {
             instance,
             ..agent((instance % 4) as u32)
         };
-        recovery.on_join(agent, 99);
+        recovery.on_join(agent, service(99));
         recovery.on_stall(agent, Some(0), now_ns);
         now_ns += 20 * S;
         match recovery.next(now_ns) {
@@ -409,7 +419,7 @@ fn a_service_that_hangs_after_every_restart_spends_one_budget() {
             }
             next => assert_eq!(next, Some(Next::GaveUp(agent, GaveUp::BudgetSpent))),
         }
-        recovery.on_gone(agent, 99, now_ns);
+        recovery.on_gone(agent, service(99), now_ns);
     }
     assert_eq!(acted, budget);
 }
@@ -441,6 +451,7 @@ fn a_reload_goes_on_where_the_ladder_is_the_same_and_begins_anew_where_it_is_not
     let limits = Limits {
         max_in_flight: 8,
         starts_per_second: 0,
+        user_budget: UserBudget::default(),
     };
     recovery.on_stall(agent(0), Some(0), 0);
     recovery.next(SLACK);
@@ -463,6 +474,7 @@ fn a_reload_that_takes_the_ladder_of_an_agent_away_ends_what_is_done_about_it() 
     let limits = Limits {
         max_in_flight: 8,
         starts_per_second: 0,
+        user_budget: UserBudget::default(),
     };
     for slot in 0..2 {
         recovery.on_stall(agent(slot), Some(0), 0);

@@ -216,6 +216,8 @@ impl Flags {
         Restraint {
             max_in_flight: flags.recovery_max_in_flight as usize,
             starts_per_second: flags.recovery_starts_per_second,
+            user_budget: flags.recovery_user_budget,
+            user_window: self.recovery.recovery_window,
             mass_stall_share: unless_off(&flags.mass_stall_share),
             mass_stall_min: flags.mass_stall_min,
             mass_stall_hold: unless_off(&flags.mass_stall_hold),

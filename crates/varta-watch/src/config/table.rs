@@ -31,6 +31,10 @@ const MAX_BEAT_RATE: u32 = 100;
 /// Most actions on one agent within a window. Who needs more has a service manager for that.
 pub(super) const BUDGET_MAX: i64 = varta_core::recovery::BUDGET_MAX as i64;
 
+/// Actions for the agents of one user within the window. A table of agents can have a step each of that, and a
+/// second one for some; a user that has its agents fall silent without end gets one command in two seconds.
+const USER_BUDGET: u32 = 300;
+
 /// What a child may have kept of its output, as in 0.2.0; 8 of them at a time.
 const CAPTURE_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -374,9 +378,16 @@ pub(super) struct RestraintFlags {
     #[arg(long, value_name = "N", default_value_t = 100, hide_short_help = true)]
     pub(super) recovery_starts_per_second: u32,
 
+    /// Recovery actions started for the agents of one user within --recovery-window; 0 for no limit
+    ///
+    /// As many at once, whatever the agents are called; what is due beyond that waits. Root and the observer's own
+    /// user have no limit.
+    #[arg(long, value_name = "N", default_value_t = USER_BUDGET, hide_short_help = true)]
+    pub(super) recovery_user_budget: u32,
+
     /// Hold fire when more than this part of all agents stalls together
     ///
-    /// Above 0, up to 1; or off. More than all cannot be, so 1 is the same as off.
+    /// All agents of this host, or those of one user, for whom alone it is held then. Above 0, up to 1; or off. More than all cannot be, so 1 is the same as off.
     #[arg(long, value_name = "SHARE|off", value_parser = units::share, default_value = "0.5")]
     pub(super) mass_stall_share: Wish<f64>,
 
@@ -437,6 +448,7 @@ const RELOADED: &[&str] = &[
     "recovery-capture-bytes",
     "recovery-max-in-flight",
     "recovery-starts-per-second",
+    "recovery-user-budget",
     "mass-stall-share",
     "mass-stall-min",
     "mass-stall-hold",

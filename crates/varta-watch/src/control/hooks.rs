@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use varta_core::recovery::Kind;
 use varta_core::{Agent, Counter};
 
-use super::recoveries::{Work, is_success};
+use super::recoveries::{Recoveries, Work, is_success};
 use super::{Control, story};
 use crate::policy::{self, Mode, Step};
 use crate::recovery::{Ended, Subject};
@@ -57,6 +57,8 @@ impl Occasion {
 /// The steps for an occasion.
 pub(super) struct Hook {
     agent: Agent,
+    /// The user of an agent of this host.
+    user: Option<u32>,
     who: story::Who,
     occasion: Occasion,
     subject: Subject,
@@ -99,9 +101,17 @@ impl Hooks {
         is_new
     }
 
-    /// The hook whose turn it is.
-    pub(super) fn first(&self, kind: Kind) -> Option<&Hook> {
-        self.ready[kind as usize].front()
+    /// The hook whose turn it is, of those of users for whom fire is not held.
+    pub(super) fn first(&self, kind: Kind, is_held: impl Fn(u32) -> bool) -> Option<&Hook> {
+        let mut ready = self.ready[kind as usize].iter();
+        ready.find(|hook| !hook.user.is_some_and(&is_held))
+    }
+
+    /// Takes out that hook.
+    fn take(&mut self, kind: Kind, is_held: impl Fn(u32) -> bool) -> Option<Hook> {
+        let ready = &mut self.ready[kind as usize];
+        let is_first = |hook: &Hook| !hook.user.is_some_and(&is_held);
+        ready.remove(ready.iter().position(is_first)?)
     }
 
     /// When the next wait is over.
@@ -157,6 +167,7 @@ impl Control {
         };
         let is_new = self.recoveries.hooks.add(Hook {
             agent,
+            user: self.recoveries.book.lineage_of(agent).user,
             who,
             occasion,
             subject,
@@ -173,14 +184,18 @@ impl Control {
     pub(super) fn take_hook_steps(&mut self, now_ns: u64) {
         for kind in Kind::ALL {
             while !self.recoveries.is_held(kind)
-                && let Some(hook) = self.recoveries.hooks.first(kind)
+                && let Some(hook) = self
+                    .recoveries
+                    .hooks
+                    .first(kind, |user| self.recoveries.is_held_for(user))
             {
                 let agent = hook.agent;
                 let needs_place = hook.needs_place() && self.withdrawal(hook).is_none();
                 if needs_place && !self.recoveries.core().take_hook_permit(agent, now_ns) {
                     break;
                 }
-                let hook = self.recoveries.hooks.ready[kind as usize].pop_front();
+                let Recoveries { hooks, holds, .. } = &mut self.recoveries;
+                let hook = hooks.take(kind, |user| holds.is_held_for(user));
                 let runs = hook.is_some_and(|hook| self.take_hook_step(hook));
                 if needs_place && !runs {
                     self.recoveries.core().give_back_hook(agent);
@@ -297,6 +312,7 @@ mod tests {
         };
         Hook {
             agent,
+            user: Some(instance as u32),
             who: story::Who {
                 pid: agent.pid,
                 name: String::new(),
@@ -336,6 +352,20 @@ mod tests {
         assert!(!hooks.add(hook(1, Occasion::Late)), "runs");
         hooks.end(&hook(1, Occasion::Late));
         assert!(hooks.add(hook(1, Occasion::Late)));
+    }
+
+    #[test]
+    fn hooks_of_users_for_whom_fire_is_held_keep_no_others_waiting() {
+        let mut hooks = Hooks::default();
+        hooks.add(hook(1, Occasion::Late));
+        hooks.add(hook(2, Occasion::Late));
+        let taken = |hooks: &mut Hooks, held: u32| {
+            let hook = hooks.take(Kind::Local, |user| user == held)?;
+            Some(hook.agent.instance)
+        };
+        assert_eq!(taken(&mut hooks, 1), Some(2));
+        assert_eq!(taken(&mut hooks, 1), None);
+        assert_eq!(taken(&mut hooks, 2), Some(1));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use varta_core::census::census;
 use varta_core::recovery::{
-    self as ladder, Action, ActionEnd, GaveUp, HoldChange, HoldFire, HoldOptions, HoldReason, Kind,
-    Limits, Next, Plan, Recovery, Settled,
+    self as ladder, Action, ActionEnd, GaveUp, HoldChange, HoldOptions, HoldReason, Holds, Kind,
+    Limits, Next, Plan, Recovery, Scope, Settled, UserBudget,
 };
 use varta_core::slot::SlotState;
 use varta_core::{Agent, BeatOrigin, Counter, Gauge, Timing};
@@ -43,8 +43,7 @@ pub(super) struct Recoveries {
     seed: u64,
     /// Made when it is first needed: most observers only watch.
     core: Option<Recovery>,
-    /// For local agents, and for those elsewhere: neither says anything about the other.
-    hold: [HoldFire; 2],
+    pub(super) holds: Holds,
     next_look: Instant,
     pub(super) hooks: Hooks,
     pub(super) working: JoinSet<Work>,
@@ -81,7 +80,7 @@ impl Recoveries {
         let mut book = Rulebook::default();
         book.open(&[], &policy, now);
         Self {
-            hold: [(); 2].map(|()| HoldFire::new(hold_options(&policy))),
+            holds: Holds::new(hold_options(&policy)),
             policy,
             book,
             runner: Arc::new(runner),
@@ -108,9 +107,7 @@ impl Recoveries {
     /// Another policy. Every agent is to be entered in the book anew, and then comes [`Self::replace_ladders`].
     pub(super) fn replace_policy(&mut self, policy: Arc<Policy>, now_ns: u64) {
         let before = std::mem::replace(&mut self.policy, policy);
-        for hold in &mut self.hold {
-            hold.set_options(hold_options(&self.policy));
-        }
+        self.holds.set_options(hold_options(&self.policy));
         self.book.open(&before.rules, &self.policy, Instant::now());
         match (before.mode, self.policy.mode) {
             (Mode::DryRun, Mode::DryRun) => {}
@@ -144,8 +141,14 @@ impl Recoveries {
             let ladders = ladders_of(&self.policy);
             let limits = limits_of(&self.policy);
             let mut core = Recovery::new(self.slots, ladders, limits, self.seed);
+            for (agent, lineage) in self.book.lineages() {
+                core.on_join(agent, lineage);
+            }
             for kind in Kind::ALL {
-                core.hold(kind, self.hold[kind as usize].reason().is_some());
+                core.hold(kind, self.holds.is_held(kind));
+            }
+            for user in self.holds.users() {
+                core.hold_user(user, true);
             }
             core
         })
@@ -153,12 +156,17 @@ impl Recoveries {
 
     /// Whether fire is held for agents of a kind.
     pub(super) fn is_held(&self, kind: Kind) -> bool {
-        self.hold[kind as usize].reason().is_some()
+        self.holds.is_held(kind)
+    }
+
+    /// Whether fire is held for the agents of a user.
+    pub(super) fn is_held_for(&self, user: u32) -> bool {
+        self.holds.is_held_for(user)
     }
 
     /// When it is to be looked whether held fire may be free again.
     fn next_held_look(&self) -> Option<Instant> {
-        let is_held = Kind::ALL.into_iter().any(|kind| self.is_held(kind));
+        let is_held = self.holds.is_any_held();
         is_held.then(|| self.next_look + HELD_PAUSE)
     }
 
@@ -167,7 +175,7 @@ impl Recoveries {
         let ladders = self.core.as_ref().and_then(Recovery::next_due_ns);
         let free = Kind::ALL.into_iter().filter(|kind| !self.is_held(*kind));
         let hooks = free.filter_map(|kind| {
-            let hook = self.hooks.first(kind)?;
+            let hook = self.hooks.first(kind, |user| self.is_held_for(user))?;
             // Without a core nobody has a place yet.
             let core = self.core.as_ref().filter(|_| hook.needs_place());
             core.map_or(Some(0), |core| core.hook_room_at_ns(hook.agent()))
@@ -223,6 +231,11 @@ fn limits_of(policy: &Policy) -> Limits {
     Limits {
         max_in_flight: policy.restraint.max_in_flight,
         starts_per_second: policy.restraint.starts_per_second,
+        user_budget: UserBudget {
+            starts: policy.restraint.user_budget,
+            window_ns: nanoseconds(policy.restraint.user_window),
+            exempt: rustix::process::geteuid().as_raw(),
+        },
     }
 }
 
@@ -402,6 +415,7 @@ impl Control {
             match next {
                 Next::Act(action) => self.climb(action, now_ns),
                 Next::Waits(agent) => self.wait_for_room(agent),
+                Next::UserWaits(agent, user) => self.wait_for_user(agent, user),
                 Next::GaveUp(agent, why) => self.give_up(agent, why),
             }
         }
@@ -432,26 +446,23 @@ impl Control {
         let now_ns = attention_now_ns(self.given.raw, &self.given.counters);
         let censuses = census(&self.given.table, now_ns);
         let pressure = pressure::read();
-        for (kind, census) in Kind::ALL.into_iter().zip(censuses) {
-            let hold = &mut self.recoveries.hold[kind as usize];
-            let change = hold.judge(&census, pressure, now_ns);
-            let is_held = hold.reason().is_some();
+        for (scope, change) in self.recoveries.holds.judge(&censuses, pressure, now_ns) {
+            let is_held = matches!(change, HoldChange::Held(_));
             if let Some(core) = &mut self.recoveries.core {
-                core.hold(kind, is_held);
+                match scope {
+                    Scope::All(kind) => core.hold(kind, is_held),
+                    Scope::User(user) => core.hold_user(user, is_held),
+                }
             }
-            if let Some(change) = change {
-                self.tell_hold(kind, change);
-            }
+            self.tell_hold(scope, change);
         }
         let now = Instant::now();
         self.recoveries.next_look = now + LOOK_PAUSE.max((now - begun) * LOOK_PARTS);
     }
 
-    fn tell_hold(&self, kind: Kind, change: HoldChange) {
+    fn tell_hold(&self, scope: Scope, change: HoldChange) {
         let counters = &self.given.counters;
-        let is_held = Kind::ALL
-            .into_iter()
-            .any(|kind| self.recoveries.is_held(kind));
+        let is_held = self.recoveries.holds.is_any_held();
         counters.set(Gauge::RecoveryHeld, u64::from(is_held));
         if let HoldChange::Held(reason) = change {
             counters.count(match reason {
@@ -460,7 +471,7 @@ impl Control {
                 HoldReason::Io(_) => Counter::HoldsIo,
             });
         }
-        story::recovery::hold(&self.given.log, kind, change);
+        story::recovery::hold(&self.given.log, scope, change);
     }
 
     /// Takes a step for an agent that is silent still.
@@ -561,6 +572,12 @@ impl Control {
         self.count_outcome(agent, Counter::RecoveryWaiting);
         let restraint = &self.recoveries.policy.restraint;
         story::recovery::waits(&self.given.log, &self.name_of(agent), restraint);
+    }
+
+    fn wait_for_user(&self, agent: Agent, user: u32) {
+        self.count_outcome(agent, Counter::RecoveryUserBudget);
+        let restraint = &self.recoveries.policy.restraint;
+        story::recovery::user_waits(&self.given.log, &self.name_of(agent), user, restraint);
     }
 
     fn give_up(&mut self, agent: Agent, why: GaveUp) {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use varta_core::recovery::Lineage;
 use varta_core::rules::{Known, Namespace, first_match};
 use varta_core::{Agent, BeatLimit, BeatOrigin, Patience};
 
@@ -27,7 +28,7 @@ pub(super) struct Newcomer<'a> {
 struct Entry {
     agent: Agent,
     rule: Option<usize>,
-    lineage: u64,
+    lineage: Lineage,
     origin: BeatOrigin,
     /// What it may send, as the beat path was told.
     limit: BeatLimit,
@@ -114,13 +115,10 @@ impl Rulebook {
             source: newcomer.address,
         };
         let rule = first_match(policy.rules.iter().map(|rule| &rule.selector), &known);
-        let mut hasher = DefaultHasher::new();
-        (known.name, known.exe, known.unit, known.uid, known.source).hash(&mut hasher);
         let entry = Entry {
             agent: newcomer.agent,
             rule,
-            // 0 is nobody's.
-            lineage: hasher.finish() | 1,
+            lineage: lineage_of(&known),
             origin: newcomer.origin,
             limit: BeatLimit::Common,
             patience: None,
@@ -207,8 +205,15 @@ impl Rulebook {
     }
 
     /// What an agent has in common with its predecessors and successors.
-    pub(super) fn lineage_of(&self, agent: Agent) -> u64 {
-        self.entry_of(agent).map_or(0, |entry| entry.lineage)
+    pub(super) fn lineage_of(&self, agent: Agent) -> Lineage {
+        let entry = self.entry_of(agent);
+        entry.map_or_else(Lineage::default, |entry| entry.lineage)
+    }
+
+    /// Every agent with what it has in common with others.
+    pub(super) fn lineages(&self) -> impl Iterator<Item = (Agent, Lineage)> {
+        let entries = self.entries.values();
+        entries.map(|entry| (entry.agent, entry.lineage))
     }
 
     /// When the next expectation runs out.
@@ -250,5 +255,24 @@ impl Rulebook {
     fn entry_of(&self, agent: Agent) -> Option<&Entry> {
         let entry = self.entries.get(&agent.slot);
         entry.filter(|entry| entry.agent == agent)
+    }
+}
+
+/// What an agent has in common with others. Any user but root is free to call its processes what it likes, and to
+/// run any program, so what it cannot choose makes its agents kin.
+fn lineage_of(known: &Known<'_>) -> Lineage {
+    // 0 is nobody's.
+    let hash = |what: &dyn Fn(&mut DefaultHasher)| {
+        let mut hasher = DefaultHasher::new();
+        what(&mut hasher);
+        hasher.finish() | 1
+    };
+    let user = known.uid.filter(|uid| *uid != 0);
+    Lineage {
+        service: hash(&|hasher| {
+            (known.name, known.exe, known.unit, known.uid, known.source).hash(hasher);
+        }),
+        kin: user.map_or(0, |user| hash(&|hasher| (user, known.unit).hash(hasher))),
+        user: known.uid,
     }
 }

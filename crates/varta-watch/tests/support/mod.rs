@@ -8,6 +8,7 @@ pub(crate) mod http;
 pub(crate) mod ladders;
 pub(crate) mod namespaces;
 pub(crate) mod network;
+pub(crate) mod users;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use varta_core::BeatOrigin;
-use varta_core::recovery::{GaveUp, HoldChange, HoldReason, Kind};
+use varta_core::recovery::{GaveUp, HoldChange, HoldReason, Kind, Scope};
 
 use super::{Who, ms, number_of};
 use crate::api::{Fields, LogEvent};
@@ -109,6 +109,17 @@ pub(in crate::control) fn waits(log: &Log, who: &Who, restraint: &Restraint) {
     log.info(LogEvent::Recover, msg, recovery(who, "waiting"));
 }
 
+/// As many actions as allowed were started for agents of this user; the next one comes when there may be more.
+pub(in crate::control) fn user_waits(log: &Log, who: &Who, user: u32, restraint: &Restraint) {
+    let msg = format!(
+        "{who}: its next step waits, {} actions were started for agents of uid {user} within {} \
+         (--recovery-user-budget)",
+        restraint.user_budget,
+        humantime::format_duration(restraint.user_window)
+    );
+    log.warn(LogEvent::Recover, msg, recovery(who, "user_budget_spent"));
+}
+
 /// Why, for programs and for people.
 fn reason_of(why: GaveUp) -> (&'static str, &'static str) {
     match why {
@@ -144,10 +155,11 @@ pub(in crate::control) fn would_give_up(log: &Log, who: &Who, why: GaveUp) {
     log.info(LogEvent::Recover, msg, fields);
 }
 
-pub(in crate::control) fn hold(log: &Log, kind: Kind, change: HoldChange) {
-    let (of_whom, suspect) = match kind {
-        Kind::Local => ("", "the host"),
-        Kind::Remote => (" of agents elsewhere", "what lies between"),
+pub(in crate::control) fn hold(log: &Log, scope: Scope, change: HoldChange) {
+    let (of_whom, suspect, uid) = match scope {
+        Scope::All(Kind::Local) => (String::new(), "the host", None),
+        Scope::All(Kind::Remote) => (" of agents elsewhere".to_owned(), "what lies between", None),
+        Scope::User(uid) => (format!(" of agents of uid {uid}"), "that user", Some(uid)),
     };
     let (reason, why) = match change {
         HoldChange::Held(HoldReason::MassStall { silent, of }) => (
@@ -167,6 +179,7 @@ pub(in crate::control) fn hold(log: &Log, kind: Kind, change: HoldChange) {
         HoldChange::Resumed => {
             let fields = Fields {
                 reason: Some("resumed".to_owned()),
+                uid,
                 ..Fields::default()
             };
             let msg = format!("recovery{of_whom} goes on: {suspect} is not the suspect any more");
@@ -175,6 +188,7 @@ pub(in crate::control) fn hold(log: &Log, kind: Kind, change: HoldChange) {
         HoldChange::Expired => {
             let fields = Fields {
                 reason: Some("expired".to_owned()),
+                uid,
                 ..Fields::default()
             };
             let msg = format!(
@@ -186,6 +200,7 @@ pub(in crate::control) fn hold(log: &Log, kind: Kind, change: HoldChange) {
     };
     let fields = Fields {
         reason: Some(reason.to_owned()),
+        uid,
         ..Fields::default()
     };
     let msg = format!("recovery{of_whom} holds its fire, {suspect} is the suspect: {why}");

@@ -1,0 +1,140 @@
+//! For whom fire is held: for all agents of this host, for all agents elsewhere, or for those of one user.
+//!
+//! When the agents of one user fall silent together and those of the others are well, that user is the suspect
+//! and not the host; else anybody who may join could have everybody's fire held. The host is the suspect when
+//! too many of all agents are silent, and those of the users that are no mass stall by themselves are silent,
+//! too. Where all agents are one user's, nobody can be told apart and it is the host as well.
+
+use std::collections::BTreeMap;
+
+use super::hold::{HoldChange, HoldFire, HoldOptions, HoldReason, Pressure};
+use super::permits::Kind;
+use crate::census::{Census, Censuses};
+
+/// Silent agents of other users that make the host the suspect besides those of one that is a mass stall by
+/// itself: two, since a single one may happen to hang at that time.
+const OTHERS_MIN: u32 = 2;
+
+/// Whose fire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// All agents of a kind.
+    All(Kind),
+    /// Agents of this host of one user.
+    User(u32),
+}
+
+/// For whom fire is held.
+#[derive(Debug)]
+pub struct Holds {
+    options: HoldOptions,
+    /// By kind: neither says anything about the other.
+    all: [HoldFire; 2],
+    /// Users for whom fire is held.
+    users: BTreeMap<u32, HoldFire>,
+}
+
+impl Holds {
+    /// For nobody.
+    pub fn new(options: HoldOptions) -> Self {
+        Self {
+            options,
+            all: [HoldFire::new(options), HoldFire::new(options)],
+            users: BTreeMap::new(),
+        }
+    }
+
+    /// Other options; what is held stays held until it is judged by them.
+    pub fn set_options(&mut self, options: HoldOptions) {
+        self.options = options;
+        for hold in self.all.iter_mut().chain(self.users.values_mut()) {
+            hold.set_options(options);
+        }
+    }
+
+    /// Whether fire is held for all agents of a kind.
+    pub fn is_held(&self, kind: Kind) -> bool {
+        self.all[kind as usize].reason().is_some()
+    }
+
+    /// Whether fire is held for the agents of a user.
+    pub fn is_held_for(&self, user: u32) -> bool {
+        self.users.contains_key(&user)
+    }
+
+    /// Users for whom fire is held.
+    pub fn users(&self) -> impl Iterator<Item = u32> {
+        self.users.keys().copied()
+    }
+
+    /// Whether fire is held for anybody.
+    pub fn is_any_held(&self) -> bool {
+        Kind::ALL.into_iter().any(|kind| self.is_held(kind)) || !self.users.is_empty()
+    }
+
+    /// Looks at the agents and the host, `now_ns` in attention time.
+    pub fn judge(
+        &mut self,
+        censuses: &Censuses,
+        pressure: Pressure,
+        now_ns: u64,
+    ) -> Vec<(Scope, HoldChange)> {
+        let mut changes = Vec::new();
+        let is_host = self.is_host_silent(censuses);
+        for (kind, census) in [
+            (Kind::Local, &censuses.local),
+            (Kind::Remote, &censuses.remote),
+        ] {
+            let counts = kind == Kind::Remote || is_host;
+            let change = self.all[kind as usize].judge(census, counts, pressure, now_ns);
+            changes.extend(change.map(|change| (Scope::All(kind), change)));
+        }
+        if censuses.users.len() > 1 {
+            for (user, census) in &censuses.users {
+                let is_mass = HoldFire::new(self.options).mass_stall(census).is_some();
+                if is_mass && !self.users.contains_key(user) {
+                    self.users.insert(*user, HoldFire::new(self.options));
+                }
+            }
+        }
+        let nobody = Census::default();
+        self.users.retain(|user, hold| {
+            let census = censuses.users.get(user).unwrap_or(&nobody);
+            let change = hold.judge(census, true, Pressure::default(), now_ns);
+            changes.extend(change.map(|change| (Scope::User(*user), change)));
+            hold.reason().is_some()
+        });
+        changes
+    }
+
+    /// Whether a mass stall of all agents of this host would not be one user's alone.
+    fn is_host_silent(&self, censuses: &Censuses) -> bool {
+        let is_mass = |user: &u32, census: &Census| match self.users.get(user) {
+            Some(hold) => hold.mass_stall(census).is_some(),
+            None => HoldFire::new(self.options).mass_stall(census).is_some(),
+        };
+        let others = censuses.users.iter();
+        let others = others.filter(|(user, census)| !is_mass(user, census));
+        let mut rest = Census::default();
+        for (_, census) in others {
+            rest.watched += census.watched;
+            rest.silent += census.silent;
+            rest.fresh += census.fresh;
+        }
+        if rest.watched == 0 || rest.watched == censuses.local.watched {
+            return true;
+        }
+        let is_held = matches!(
+            self.all[Kind::Local as usize].reason(),
+            Some(HoldReason::MassStall { .. })
+        );
+        // As long as fire is held whoever is silent counts, however long by now.
+        let silent = if is_held { rest.silent } else { rest.fresh };
+        let of = rest.watched - (rest.silent - silent);
+        let share = self.options.share.unwrap_or(1.0);
+        silent >= OTHERS_MIN && f64::from(silent) > share * f64::from(of)
+    }
+}
+
+#[cfg(test)]
+mod tests;
