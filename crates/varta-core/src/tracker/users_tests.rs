@@ -114,7 +114,7 @@ fn whatever_happens_no_user_exceeds_its_share_and_none_is_refused_below_it() {
             let pid = 1 + drawn(&mut state, 40) as u32;
             // A pid that comes back may be another user's.
             let uid = drawn(&mut state, 5) as u32;
-            let instance = Some(u64::from(uid) + 1);
+            let instance = u64::from(uid) + 1;
             let before = count(&tracker);
             match drawn(&mut state, 16) {
                 0 => {
@@ -132,7 +132,10 @@ fn whatever_happens_no_user_exceeds_its_share_and_none_is_refused_below_it() {
                     tracker.update(elsewhere(pid, nonce), now_ns);
                 }
                 _ => {
-                    let key = AgentKey::Local { pid, instance };
+                    let key = AgentKey::Local {
+                        pid,
+                        instance: Some(instance),
+                    };
                     let beat = Beat {
                         key,
                         ..of_user(uid, pid, nonce)
@@ -145,7 +148,7 @@ fn whatever_happens_no_user_exceeds_its_share_and_none_is_refused_below_it() {
                     let is_full = uid != 0 && before.get(&uid) == Some(&SHARE);
                     if recorded.update == Update::Inserted && is_full {
                         let own = recorded.displaced.unwrap().agent;
-                        assert_eq!(own.instance, instance.unwrap(), "one of its own");
+                        assert_eq!(own.instance, instance, "one of its own");
                     }
                 }
             }

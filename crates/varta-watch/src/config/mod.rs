@@ -253,7 +253,7 @@ impl Flags {
             .max_beat_burst
             .unwrap_or_else(|| self.max_beat_rate.saturating_mul(MAX_BEAT_BURST_SECONDS));
         let capacity = self.tracker_capacity as usize;
-        let share = match users::may_be_several(&users) {
+        let share = match several_may_join {
             true => capacity - capacity / UNSHARED_PART,
             false => capacity,
         };

@@ -234,6 +234,7 @@ impl Control {
                     Ok(running) => {
                         self.recoveries.working.spawn(async move {
                             let ended = running.wait().await;
+                            let hook = Box::new(hook);
                             Work::Hook { hook, ended }
                         });
                         return true;

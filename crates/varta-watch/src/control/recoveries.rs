@@ -69,7 +69,7 @@ pub(super) enum Work {
         ended: Ended,
     },
     Hook {
-        hook: Hook,
+        hook: Box<Hook>,
         ended: Ended,
     },
 }
@@ -603,7 +603,7 @@ impl Control {
                 child_pid,
                 ended,
             } => self.child_ended(action, &who, child_pid, &ended),
-            Work::Hook { hook, ended } => self.hook_program_ended(hook, &ended),
+            Work::Hook { hook, ended } => self.hook_program_ended(*hook, &ended),
         }
     }
 
