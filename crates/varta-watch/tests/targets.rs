@@ -74,12 +74,12 @@ fn an_agent_that_has_become_roots_through_a_setuid_program_is_not_signalled() {
     copy_program(setpriv.trim().as_ref(), &setuid);
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
     let setuid = setuid.display();
-    let script = directory.join("become-root");
-    let text = format!(
-        "exec {setuid} --reuid=0 --clear-groups {} \"$@\"",
-        place.agent.display()
-    );
-    fs::write(&script, format!("#!/bin/sh\n{text}\n")).unwrap();
+    // Copied, as every program that is run at once.
+    let (text, script) = (directory.join("text"), directory.join("become-root"));
+    let agent = place.agent.display();
+    let become_root = format!("exec {setuid} --reuid=0 --clear-groups {agent} \"$@\"");
+    fs::write(&text, format!("#!/bin/sh\n{become_root}\n")).unwrap();
+    copy_program(&text, &script);
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
     let mut tried = Command::new(&script);
     tried
