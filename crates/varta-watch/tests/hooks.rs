@@ -419,7 +419,7 @@ fn no_hook_is_started_while_fire_is_held_and_it_comes_after() {
 #[test]
 fn the_host_is_looked_at_before_a_hook_that_has_waited_goes_on() {
     let marks = Marks::new();
-    let steps = ["{ wait = \"1500ms\" }".to_owned(), marks.mark("on", "")];
+    let steps = ["{ wait = \"1900ms\" }".to_owned(), marks.mark("on", "")];
     let text = format!(
         "threshold-ms = 2000\n[[agent]]\norigin = \"udp\"\non-critical = [{}]\n",
         steps.join(", ")
