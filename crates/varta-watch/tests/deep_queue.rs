@@ -130,7 +130,7 @@ fn an_ordinary_users_observer_has_a_deep_queue_and_knows_its_agents() {
         return;
     }
     let directory = public_directory();
-    std::os::unix::fs::chown(directory.path(), Some(65534), Some(65534)).unwrap();
+    std::os::unix::fs::chown(directory.path(), Some(64000), Some(64000)).unwrap();
     let program = directory.path().join("observer");
     copy_program(observer_program(), &program);
     if !may_be_deep(&AS_NOBODY, &program) {
@@ -147,7 +147,7 @@ fn an_ordinary_users_observer_has_a_deep_queue_and_knows_its_agents() {
     let mut agent = Puppet::start_under(&AS_NOBODY, &agent, &observer.socket);
     agent.tell("beat self 1");
     let join = observer.wait_for_pid(LogEvent::Join, agent.pid);
-    assert_eq!(join.fields.uid, Some(65534));
+    assert_eq!(join.fields.uid, Some(64000));
     assert_eq!(fill(&observer), DEEP);
 }
 

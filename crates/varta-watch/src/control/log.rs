@@ -19,8 +19,10 @@ use crate::api::{Fields, Level, LogEvent, LogLine, human_line};
 /// Lines waiting to be written; about 1 MiB at most.
 const QUEUE_LINES: usize = 4096;
 
-/// How long the end of the program waits for the last lines to be written.
-const CLOSE_WAIT: Duration = Duration::from_millis(100);
+/// How long the end of the program waits for the last lines to be written: 2 s, within which any machine runs the
+/// thread that writes them. The last line says why the observer ends. A reader that does not read delays the end by
+/// this much.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
