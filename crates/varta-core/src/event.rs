@@ -136,6 +136,9 @@ pub enum EventKind {
         silence_ns: u64,
         /// The agent's threshold, nanoseconds.
         threshold_ns: u64,
+        /// Datagrams that a key proves to be the agent's, that were never heard before, and that a limit refused
+        /// since its last beat: it is alive, or was a moment ago.
+        refused: u32,
     },
     /// A stalled agent spoke again.
     Return {

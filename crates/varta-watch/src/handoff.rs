@@ -457,6 +457,7 @@ mod tests {
             last_nonce: 4,
             silence_ns: 5,
             threshold_ns: 5,
+            refused: 0,
         });
         for _ in 0..RESERVED_EVENTS {
             assert!(sender.offer(stall).is_continue());

@@ -202,3 +202,24 @@ fn a_goodbye_over_a_session_that_never_beat_ends_the_agent() {
     }
     observer.stop().assert_counters(&[(JOINS, 2), (LEFT, 2)]);
 }
+
+#[test]
+fn an_agent_whose_beats_were_refused_is_not_called_stalled_without_that_word() {
+    let limit = ["--max-beat-rate=1", "--max-beat-burst=1"];
+    let observer = start_sealed(&[&["--threshold-ms=500"], &limit[..]].concat());
+    for (pid, seal) in (PID..).zip(SEALS) {
+        let mut agent = Series::new(seal, pid, "limited");
+        observer.hear_all(&socket(), &agent.beats(10));
+        let stall = observer.told(LogEvent::Stall, |line| line.fields.pid == Some(pid));
+        assert_eq!(stall.fields.reason.as_deref(), Some("beats_refused"));
+        assert!(stall.fields.count.is_some_and(|refused| refused > 0));
+        // From then on it is silent.
+        let before = observer.counters()[BEATS];
+        while observer.counters()[BEATS] == before {
+            observer.hear(&socket(), &agent.beat());
+        }
+        let is_another =
+            |line: &LogLine| line.fields.pid == Some(pid) && line.fields.reason.is_none();
+        observer.wait_for(LogEvent::Stall, is_another);
+    }
+}

@@ -350,9 +350,17 @@ impl Control {
                 last_nonce,
                 silence_ns,
                 threshold_ns,
+                refused,
             } => {
                 let who = self.name_of(agent);
-                story::stall(&self.given.log, &who, last_nonce, silence_ns, threshold_ns);
+                story::stall(
+                    &self.given.log,
+                    &who,
+                    last_nonce,
+                    silence_ns,
+                    threshold_ns,
+                    refused,
+                );
                 self.recover(agent, &who, event.observer_ns);
             }
             EventKind::Return {

@@ -196,17 +196,33 @@ pub(super) fn late(log: &Log, who: &Who, silence_ns: u64) {
     log.warn(LogEvent::Late, msg, fields);
 }
 
-pub(super) fn stall(log: &Log, who: &Who, last_nonce: u64, silence_ns: u64, threshold_ns: u64) {
+pub(super) fn stall(
+    log: &Log,
+    who: &Who,
+    last_nonce: u64,
+    silence_ns: u64,
+    threshold_ns: u64,
+    refused: u32,
+) {
     let lateness_ms = ms(silence_ns.saturating_sub(threshold_ns));
     let fields = Fields {
+        count: (refused > 0).then_some(refused.into()),
+        reason: (refused > 0).then(|| "beats_refused".to_owned()),
         silence_ms: Some(ms(silence_ns)),
         threshold_ms: Some(ms(threshold_ns)),
         lateness_ms: Some(lateness_ms),
         nonce: Some(last_nonce),
         ..who.fields()
     };
+    let although = match refused {
+        0 => String::new(),
+        refused => format!(
+            ", but {} of it refused meanwhile (see the lines before): it may be alive",
+            number_of(refused.into(), "datagram")
+        ),
+    };
     let msg = format!(
-        "{who}: silent for {} (threshold {}), noticed {lateness_ms:.3} ms after the deadline",
+        "{who}: silent for {} (threshold {}), noticed {lateness_ms:.3} ms after the deadline{although}",
         seconds(silence_ns),
         exact(threshold_ns)
     );

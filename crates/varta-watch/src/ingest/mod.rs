@@ -545,11 +545,12 @@ impl Ingest {
         let events = &mut self.lines.events;
         let observer_ns = self.raw.now_ns();
         let mut ring_was_full = false;
+        let held = &self.held;
         self.tracker
             .drain_stalled_slots(heard_ns, TIMER_BUDGET, |silence| {
                 let event = Event {
                     observer_ns,
-                    kind: kind_of(silence),
+                    kind: kind_of(silence, &held[silence.agent.slot as usize]),
                 };
                 if silence.tier == Tier::PutOff {
                     // It will be put off again, or be a stall.
@@ -577,7 +578,7 @@ fn credentials_of(sender: SenderCredentials) -> Credentials {
     }
 }
 
-fn kind_of(silence: &Silence) -> EventKind {
+fn kind_of(silence: &Silence, held: &Held) -> EventKind {
     let agent = silence.agent;
     let last_nonce = silence.slot.last_nonce.unwrap_or(0);
     let silence_ns = silence.silence_ns;
@@ -592,6 +593,7 @@ fn kind_of(silence: &Silence) -> EventKind {
             last_nonce,
             silence_ns,
             threshold_ns: silence.slot.threshold_ns,
+            refused: held.senders.refused(),
         },
         Tier::PutOff => EventKind::PutOff { agent, silence_ns },
     }

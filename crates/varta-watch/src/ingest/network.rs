@@ -102,15 +102,23 @@ struct Heard {
     opens_session: bool,
 }
 
-/// Over which sessions an agent beats.
+/// Over which sessions an agent beats, and what of it was refused.
 #[derive(Default)]
 pub(super) struct Senders {
+    /// Datagrams refused since the last beat.
+    refused: u32,
     /// Prefix of the session of the last beat.
     latest: Option<[u8; 8]>,
     /// How many sessions were in use when that was reported last; 0 for one.
     reported: usize,
     /// Nothing more is reported before, raw time.
     report_from_ns: u64,
+}
+
+impl Senders {
+    pub(super) fn refused(&self) -> u32 {
+        self.refused
+    }
 }
 
 impl Network {
@@ -320,14 +328,35 @@ impl Ingest {
         let Some((sender, read)) = self.network.as_mut().and_then(|network| network.read(i)) else {
             return;
         };
-        let read = read.and_then(|mut heard| Ok((self.let_in(&mut heard)?, heard)));
-        match read {
-            Err(reason) => self.refuse_from(sender, reason),
-            Ok((Some(_), heard)) => {
+        let mut heard = match read {
+            Ok(heard) => heard,
+            Err(reason) => return self.refuse_from(sender, reason),
+        };
+        match self.let_in(&mut heard) {
+            Err(reason) => {
+                self.note_refusal(&heard, reason);
+                self.refuse_from(sender, reason);
+            }
+            Ok(Some(_)) => {
                 let recorded = self.record(&heard.beat);
                 self.hear_beat(sender, &heard, &recorded);
             }
-            Ok((None, heard)) => self.join_from_network(sender, &heard),
+            Ok(None) => self.join_from_network(sender, &heard),
+        }
+    }
+
+    /// Takes note of a datagram that is the agent's and no copy, and was refused by a limit.
+    fn note_refusal(&mut self, heard: &Heard, reason: Refusal) {
+        let is_by_limit = matches!(
+            reason,
+            Refusal::TooManySessions | Refusal::SendersFull | Refusal::RateLimited(_)
+        );
+        if let Some(slot) = self.tracker.slot_of(&heard.beat.key)
+            && is_by_limit
+            && heard.arrival.is_some()
+        {
+            let refused = &mut self.held[slot as usize].senders.refused;
+            *refused = refused.saturating_add(1);
         }
     }
 
@@ -347,6 +376,7 @@ impl Ingest {
             return;
         };
         let senders = &mut self.held[agent.slot as usize].senders;
+        senders.refused = 0;
         let latest = senders.latest.replace(arrival.session.prefix);
         let is_another = latest.is_some_and(|latest| latest != arrival.session.prefix);
         let is_earlier = is_another && heard.beat.session == Some(replay::Heard::Newest);

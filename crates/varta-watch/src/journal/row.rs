@@ -197,6 +197,7 @@ mod tests {
             last_nonce: 7,
             silence_ns: 1,
             threshold_ns: 1,
+            refused: 0,
         };
         assert_eq!(row(stall), "5\tstall\t42\t7\tstall\t-\n");
         assert_eq!(
