@@ -154,7 +154,7 @@ fn explain(error: &DeepSocketError) -> (String, Option<&'static str>) {
             only("before Linux 5.17 root alone can set it")
         }
         (Step::OpenSetting, Some(Errno::NOENT | Errno::NOTDIR)) => {
-            because("/proc is not mounted", "mount it")
+            because("/proc is not mounted, or without sys", "mount it")
         }
         (Step::OpenSetting, Some(Errno::ROFS)) => because(
             "/proc/sys is mounted read-only, in a container or by ProtectKernelTunables= in the unit",

@@ -5,20 +5,32 @@
 mod support;
 
 use std::fs;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 
-use rustix::process::Signal;
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, UCred, sendmsg};
+use rustix::process::{Pid, Signal, getgid, getuid};
 use serde_json::Value;
 use support::agents::{Puppet, be_an_agent_if_told};
-use support::{AS_NOBODY, Observer, copy_program, may_become_nobody, public_directory, wrapped};
+use support::{
+    AS_NOBODY, BEATS, Observer, copy_program, frame_of, may_become_nobody, public_directory,
+    wrapped,
+};
 use varta_watch::api::LogEvent;
 
 const SETTING: &str = "/proc/sys/net/unix/max_dgram_qlen";
 
 /// How deep the queue is unless told otherwise.
 const DEEP: usize = 8192;
+
+/// Whom `AS_NOBODY` makes of a program.
+const NOBODY: u32 = 64_000;
+
+const JOINS: &str = "varta_observer_joins_total";
 
 const WRONG_LENGTH: &str = "varta_truncated_datagrams_total";
 
@@ -59,14 +71,19 @@ fn may_be_deep(wrapper: &[&str], program: &Path) -> bool {
     may
 }
 
-/// How many datagrams others can send to an observer that is stopped meanwhile. Each sender's own buffer is bounded,
-/// so there are many.
-fn fill(observer: &Observer) -> usize {
+/// Has it stand still until it is told to go on.
+fn stop(observer: &Observer) {
     observer.signal(Signal::STOP);
     let stat = format!("/proc/{}/stat", observer.pid());
     while !fs::read_to_string(&stat).unwrap().contains(") T ") {
         std::thread::yield_now();
     }
+}
+
+/// How many datagrams others can send to an observer that is stopped meanwhile. Each sender's own buffer is bounded,
+/// so there are many.
+fn fill(observer: &Observer) -> usize {
+    stop(observer);
     let mut senders = Vec::new();
     let mut queued = 0;
     loop {
@@ -130,7 +147,7 @@ fn an_ordinary_users_observer_has_a_deep_queue_and_knows_its_agents() {
         return;
     }
     let directory = public_directory();
-    std::os::unix::fs::chown(directory.path(), Some(64000), Some(64000)).unwrap();
+    std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY)).unwrap();
     let program = directory.path().join("observer");
     copy_program(observer_program(), &program);
     if !may_be_deep(&AS_NOBODY, &program) {
@@ -147,8 +164,67 @@ fn an_ordinary_users_observer_has_a_deep_queue_and_knows_its_agents() {
     let mut agent = Puppet::start_under(&AS_NOBODY, &agent, &observer.socket);
     agent.tell("beat self 1");
     let join = observer.wait_for_pid(LogEvent::Join, agent.pid);
-    assert_eq!(join.fields.uid, Some(64000));
+    assert_eq!(join.fields.uid, Some(NOBODY));
     assert_eq!(fill(&observer), DEEP);
+}
+
+/// Processes that do nothing, until the test ends.
+struct Sleepers(Vec<Child>);
+
+impl Sleepers {
+    fn start(count: usize) -> Self {
+        let start = |_| Command::new("sleep").arg("1000").spawn().unwrap();
+        Self((0..count).map(start).collect())
+    }
+}
+
+impl Drop for Sleepers {
+    fn drop(&mut self) {
+        for sleeper in &mut self.0 {
+            let _ = sleeper.kill();
+            let _ = sleeper.wait();
+        }
+    }
+}
+
+/// Sends the first beat of another process, as root may.
+fn send_as(pid: u32, socket: &Path) -> Result<(), Errno> {
+    let sender = UnixDatagram::unbound().unwrap();
+    sender.connect(socket).unwrap();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let credentials = UCred {
+        pid: Pid::from_raw(pid.cast_signed()).unwrap(),
+        uid: getuid(),
+        gid: getgid(),
+    };
+    assert!(control.push(SendAncillaryMessage::ScmCredentials(credentials)));
+    let frame = frame_of(pid, 1);
+    let data = [IoSlice::new(&frame)];
+    sendmsg(&sender, &data, &mut control, SendFlags::empty()).map(|_| ())
+}
+
+/// Their first beats are younger than the observer's last look at the queue: nothing but the processes that come
+/// along with them can prove who has sent them.
+#[test]
+fn a_crowd_of_newcomers_that_found_the_observer_away_is_let_in_as_a_whole() {
+    const NEWCOMERS: usize = 1_500;
+    if !may_be_deep(&[], observer_program()) {
+        return;
+    }
+    let observer = Observer::start(&["--threshold-ms=60000", "--tracker-capacity=2000"]);
+    stop(&observer);
+    let sleepers = Sleepers::start(NEWCOMERS);
+    for sleeper in &sleepers.0 {
+        match send_as(sleeper.id(), &observer.socket) {
+            Ok(()) => {}
+            Err(Errno::PERM) => return println!("skipped: this user cannot send for others"),
+            Err(errno) => panic!("{errno}"),
+        }
+    }
+    observer.signal(Signal::CONT);
+    let stopped = observer.stop_when(JOINS, NEWCOMERS as u64);
+    assert_eq!(stopped.counter(BEATS), NEWCOMERS as u64);
 }
 
 /// Root of a user and mount namespace of its own.

@@ -66,7 +66,7 @@ const CALM_NS: u64 = 1_000_000;
 /// Datagrams per turn whose sender is looked at before they are taken: what the kernel queues, within
 /// these bounds. While they are taken others come, in a crowd of newcomers many; only a flood goes beyond.
 const ONE_BY_ONE_MIN: usize = 256;
-const ONE_BY_ONE_MAX: usize = 1024;
+const ONE_BY_ONE_MAX: usize = 8192;
 
 /// Fewest datagrams one turn is ready to read. The real budget is no smaller than the kernel's
 /// queue, so that all that was queued when the turn began is read before anybody is judged.
