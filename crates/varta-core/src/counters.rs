@@ -93,6 +93,7 @@ series! {
         ForeignUser "reason" = "foreign_uid",
         UnverifiedClaim "reason" = "unverified_claim",
         UnprovedSender "reason" = "unproved_sender",
+        SenderEnded "reason" = "sender_ended",
         Crowded "reason" = "crowded",
     }
     "varta_frame_namespace_mismatch_total" "Frames refused because their sender lives in another pid namespace and --strict-namespace-check is on." { ForeignNamespace }
@@ -128,7 +129,10 @@ series! {
         HttpBusy "reason" = "busy",
     }
     "varta_http_events_missed_total" "Events that a reader of the live events was told to have missed because it came too late for them." { HttpEventsMissed }
-    "varta_log_suppressed_total" "Log lines that were left out because nobody read those before them (queue_full); nothing else is: what repeats is added up and told." { LogLinesSuppressed "kind" = "queue_full" }
+    "varta_log_suppressed_total" "Log lines that were left out: nobody read those before them (queue_full), or the agents of one user caused too many (user_rate), whose number the log tells once a second." {
+        LogLinesSuppressed "kind" = "queue_full",
+        LogLinesOverRate "kind" = "user_rate",
+    }
     "varta_recovery_outcomes_total" "Recovery decisions and how they ended." {
         RecoverySpawned "outcome" = "spawned",
         RecoveryDebounced "outcome" = "debounced",

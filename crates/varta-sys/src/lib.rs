@@ -33,5 +33,7 @@ mod socket_option;
 pub mod spawn;
 #[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod udp;
+#[cfg(all(feature = "observer", target_os = "linux"))]
+pub mod undumped;
 #[cfg(unix)]
 pub mod users;

@@ -5,9 +5,11 @@
 //! ([`varta_sys::secret_file`]); what their content means, in [`varta_vlp::secure`].
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use varta_sys::secret_file::{self, SecretFileError};
+use varta_sys::undumped::Undumped;
 use varta_vlp::secure::{Key, KeyTextError};
 
 /// Keys that may be in use at the same time. Every datagram is tried with each of them, at about 0.4 us a
@@ -31,12 +33,12 @@ pub(crate) struct KeyFiles {
 /// A key, and the number it is known by.
 #[derive(Debug)]
 pub(crate) struct NamedKey {
-    pub(crate) key: Box<Key>,
+    pub(crate) key: Undumped<Key>,
     pub(crate) id: u64,
 }
 
-/// The keys in force. Each lies in one place of the heap from the moment it was read, so that none leaves a
-/// copy behind when the ring changes hands.
+/// The keys in force. Each lies in one place, which no core dump contains, from the moment it was read, so that none
+/// leaves a copy behind when the ring changes hands.
 #[derive(Debug)]
 pub(crate) struct KeyRing {
     /// In the order in which they are tried.
@@ -50,6 +52,7 @@ pub(crate) struct KeyRing {
 pub(crate) enum KeyFileError {
     Unreadable(&'static str, SecretFileError),
     NotAKey(&'static str, PathBuf, KeyTextError),
+    NoPlace(&'static str, io::Error),
     NotOneKey(&'static str, PathBuf, usize),
     TooMany(PathBuf, usize),
     None(PathBuf),
@@ -150,12 +153,12 @@ fn keys(flag: &'static str, path: &Path) -> Result<Vec<NamedKey>, KeyFileError> 
     let mut keys = Vec::new();
     let mut keep = |key: Key| {
         let id = key.fingerprint().0;
-        let key = Box::new(key);
-        keys.push(NamedKey { key, id });
+        keys.push(Undumped::new(key).map(|key| NamedKey { key, id }));
     };
     Key::each_in(&content, &mut keep)
         .map_err(|error| KeyFileError::NotAKey(flag, path.to_owned(), error))?;
-    Ok(keys)
+    let keys: io::Result<_> = keys.into_iter().collect();
+    keys.map_err(|error| KeyFileError::NoPlace(flag, error))
 }
 
 impl fmt::Display for KeyFileError {
@@ -167,6 +170,10 @@ impl fmt::Display for KeyFileError {
                 "{flag}: {}: {error}; write one key per line, 64 hexadecimal digits, or 32 raw bytes and \
                  nothing else ('varta key new' makes one)",
                 path.display()
+            ),
+            Self::NoPlace(flag, error) => write!(
+                f,
+                "{flag}: no memory for a key that core dumps leave out: {error}"
             ),
             Self::NotOneKey(flag, path, 0) => write!(
                 f,

@@ -1,17 +1,30 @@
-//! The event file and what may have its name; and what is written nowhere.
+//! The log and the event file: what may have its name, what crowds nothing out, and what is written nowhere.
 
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, lchown, symlink};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 
-use rustix::process::Signal;
-use support::network::flag;
-use support::{Observer, frame, public_directory, refused_start, rows_when, wrapped};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, UCred, sendmsg};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
+use support::network::{
+    MASTER, PID, SHARED, Seal, Series, bytes_of, flag, key, last_frame, socket, start_sealed_in,
+    write_key,
+};
+use support::{
+    Observer, Stopped, frame, frame_of, public_directory, refused_start, rows_when,
+    wait_until_judged, wrapped,
+};
 use tempfile::TempDir;
+use varta_vlp::PAYLOAD_GOODBYE;
+use varta_vlp::secure::AgentKey;
 use varta_watch::api::LogEvent;
+use varta_watch::api::v1::EventsPage;
 
 /// Nobody stalls, and the file has all events.
 const PATIENT: &str = "--threshold-ms=60000";
@@ -169,4 +182,186 @@ fn write_command(directory: &TempDir, command: &str) -> String {
     fs::write(&path, command).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     flag("--recovery-exec-file", &path)
+}
+
+/// Fails unless the lines of a kind and those that were left out are so many, and told are the burst of one user or
+/// a few more.
+fn assert_left_out(stopped: &Stopped, event: LogEvent, name: &str, total: u64) {
+    let told = stopped.count(event) as u64;
+    let left_out: u64 = stopped
+        .lines
+        .iter()
+        .filter_map(|line| line.fields.left_out.as_ref()?.get(name))
+        .sum();
+    assert_eq!(
+        told + left_out,
+        total,
+        "{name}: {told} told, {left_out} left out"
+    );
+    assert!(told < total / 2, "{name}: {told} told");
+}
+
+#[test]
+fn joins_and_exits_without_end_are_a_line_a_second_and_a_stall_is_remembered_among_them() {
+    const AGENTS: u32 = 3_000;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("rows");
+    let flags = [
+        "--udp-port=0",
+        "--udp-bind-addr=127.0.0.1",
+        "--i-accept-plaintext-udp",
+        "--threshold-ms=200",
+        &export(&path),
+    ];
+    let observer = Observer::start_in(directory, &flags, |command| command);
+    observer.send(&frame(1));
+    let stall = observer.wait_for_pid(LogEvent::Stall, std::process::id());
+    let datagrams: Vec<_> = (0..AGENTS)
+        .flat_map(|i| {
+            [
+                frame_of(PID + i, 1),
+                last_frame(PID + i, PAYLOAD_GOODBYE, 1),
+            ]
+        })
+        .map(Vec::from)
+        .collect();
+    observer.hear_all(&socket(), &datagrams);
+    // Nobody else pays.
+    observer.send(&frame(2));
+    observer.wait_for_pid(LogEvent::Return, std::process::id());
+    let page: EventsPage = observer.ask("/api/v1/events?after=0&limit=1000").json();
+    let remembered = page.events.iter().map(|event| &event.line);
+    assert!(remembered.clone().any(|line| *line == stall), "{page:#?}");
+    let rows = rows_when(&path, |rows| {
+        rows.iter().filter(|row| row[1] == "exit").count() == AGENTS as usize
+    });
+    let joins = rows.iter().filter(|row| row[1] == "join").count();
+    assert_eq!(joins, AGENTS as usize + 1);
+    let stopped = observer.stop();
+    assert_left_out(&stopped, LogEvent::Join, "join", u64::from(AGENTS) + 1);
+    assert_left_out(&stopped, LogEvent::Exit, "exit", u64::from(AGENTS));
+    let counted = stopped.counter("varta_log_suppressed_total{kind=\"user_rate\"}");
+    let lines = stopped
+        .lines
+        .iter()
+        .filter(|line| line.fields.left_out.is_some());
+    let sum: u64 = lines.clone().filter_map(|line| line.fields.count).sum();
+    assert_eq!(counted, sum);
+    for line in lines {
+        assert_eq!(line.fields.source.as_deref(), Some("127.0.0.1"));
+    }
+}
+
+#[test]
+fn a_zombie_that_is_made_to_speak_again_and_again_joins_and_leaves_once() {
+    const ENDED: &str = "varta_frame_identity_refused_total{reason=\"sender_ended\"}";
+    const DATAGRAMS: u64 = 300;
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root may put another pid into its credentials");
+        return;
+    }
+    let observer = Observer::start(&[PATIENT]);
+    let mut child = Command::new("true").spawn().unwrap();
+    let pid = Pid::from_child(&child);
+    let has_ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    waitid(WaitId::Pid(pid), has_ended).unwrap();
+    let sender = observer.connect();
+    for nonce in 1..=DATAGRAMS {
+        send_as(&sender, pid, &frame_of(child.id(), nonce));
+        if nonce == 1 {
+            observer.wait_for_pid(LogEvent::Exit, child.id());
+        }
+    }
+    wait_until_judged(&observer, ENDED, DATAGRAMS);
+    child.wait().unwrap();
+    observer
+        .stop()
+        .assert_counters(&[("varta_observer_joins_total", 1), (ENDED, DATAGRAMS - 1)]);
+}
+
+/// Sends in the name of another process, which takes rights over its pid namespace.
+fn send_as(sender: &UnixDatagram, pid: Pid, bytes: &[u8]) {
+    let credentials = UCred {
+        pid,
+        uid: rustix::process::getuid(),
+        gid: rustix::process::getgid(),
+    };
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmCredentials(credentials)));
+    sendmsg(
+        sender,
+        &[IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::empty(),
+    )
+    .unwrap();
+}
+
+/// The memory of a process that is not backed by files: how often it holds these bytes, within pages that core
+/// dumps have and within pages that they leave out.
+fn times_in_memory(pid: u32, bytes: &[u8]) -> (usize, usize) {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut range = None;
+    let (mut dumped, mut left_out) = (0, 0);
+    for line in smaps.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let bounds = words[0].split_once('-').and_then(|(from, to)| {
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            Some((number(from)?, number(to)?))
+        });
+        if let Some((from, to)) = bounds {
+            let is_file = words.len() > 5 && !["[heap]", "[stack]"].contains(&words[5]);
+            range = Some((from, to)).filter(|_| !is_file && words[1].starts_with('r'));
+        } else if words[0] == "VmFlags:"
+            && let Some((from, to)) = range
+        {
+            let mut content = vec![0; (to - from) as usize];
+            memory.read_exact_at(&mut content, from).unwrap();
+            let first = bytes[0];
+            let starts = content
+                .iter()
+                .enumerate()
+                .filter(|(_, byte)| **byte == first);
+            let found = starts
+                .filter(|(i, _)| content[*i..].starts_with(bytes))
+                .count();
+            match words.contains(&"dd") {
+                true => left_out += found,
+                false => dumped += found,
+            }
+        }
+    }
+    (dumped, left_out)
+}
+
+#[test]
+fn keys_and_token_are_on_no_page_that_a_core_dump_has() {
+    const TOKEN: &str = "tok-0123456789abcdef";
+    let directory = tempfile::tempdir().unwrap();
+    let token = write_key(directory.path(), "token", format!("{TOKEN}\n"));
+    let token = flag("--http-token-file", &token);
+    let observer = start_sealed_in(directory, &[PATIENT, "--http=127.0.0.1:0", &token]);
+    if fs::File::open(format!("/proc/{}/mem", observer.pid())).is_err() {
+        println!("skipped: this user may not read the memory of another process");
+        return;
+    }
+    // The key of an agent that has proved to have it is kept.
+    observer.hear(
+        &socket(),
+        &Series::new(Seal::Master(MASTER), PID, "a").beat(),
+    );
+    let derived = AgentKey::derive(&key(MASTER), PID);
+    for (name, secret) in [
+        ("shared", &[SHARED; 32][..]),
+        ("master", &[MASTER; 32]),
+        ("derived", &bytes_of(derived.key())),
+        ("token", TOKEN.as_bytes()),
+    ] {
+        let (dumped, left_out) = times_in_memory(observer.pid(), secret);
+        assert_eq!(left_out, 1, "{name}");
+        // One that was derived a moment ago has left its traces on the stack.
+        assert!(dumped == 0 || name == "derived", "{name}: {dumped}");
+    }
 }

@@ -78,6 +78,8 @@ pub enum Refusal {
     },
     /// Somebody has the sender's pid, but it cannot be proved that it is the sender.
     UnprovedSender,
+    /// The sender has ended, and its end was told of already.
+    SenderEnded,
     /// Too many newcomers wait to be looked at.
     Crowded,
     /// The sender lives in another pid namespace, and the operator wants none of those.
@@ -122,6 +124,7 @@ impl Refusal {
             Self::PidMismatch { .. } => Counter::PidMismatch,
             Self::UnverifiedClaim { .. } => Counter::UnverifiedClaim,
             Self::UnprovedSender => Counter::UnprovedSender,
+            Self::SenderEnded => Counter::SenderEnded,
             Self::Crowded => Counter::Crowded,
             Self::ForeignNamespace => Counter::ForeignNamespace,
             Self::RateLimited(Limit::Agent) => Counter::RateLimitedAgent,
@@ -161,6 +164,7 @@ impl Refusal {
             Self::PidMismatch { .. } => "pid_mismatch",
             Self::UnverifiedClaim { .. } => "unverified_claim",
             Self::UnprovedSender => "unproved_sender",
+            Self::SenderEnded => "sender_ended",
             Self::Crowded => "crowded",
             Self::ForeignNamespace => "foreign_namespace",
             Self::RateLimited(Limit::Agent) => "rate_per_pid",

@@ -213,6 +213,9 @@ pub struct Fields {
     /// How many times.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
+    /// How many lines were left out, by their `event`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<BTreeMap<String, u64>>,
     /// Text of the operating system.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

@@ -1,5 +1,8 @@
 //! What has happened lately: the last log lines, numbered, for whoever asks and for whoever listens.
 //!
+//! What tells of stalls and of what was done about them keeps a share that nothing else takes, so it cannot be
+//! flooded away by agents that come and go. Some numbers in between are forgotten then.
+//!
 //! Each is written down once, in the forms it is told in; readers share the bytes. A listener that does not
 //! keep up loses lines and is told how many; nobody waits for it.
 
@@ -9,12 +12,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use axum::body::Bytes;
 use tokio::sync::watch;
 
-use crate::api::LogLine;
 use crate::api::v1::EventView;
+use crate::api::{LogEvent, LogLine};
 
 /// Events that are remembered. With paths of ordinary length about 2 MiB, with the longest ones that are kept
 /// about 10 MiB.
 const REMEMBERED_MAX: usize = 4096;
+
+/// How many of them, at the least, are stalls and what belongs to them, if there have been so many.
+const KEPT_MIN: usize = 1024;
 
 /// Bytes of a path that are remembered; the log has all of them. Strangers choose how long their paths are.
 const PATH_BYTES_MAX: usize = 512;
@@ -33,14 +39,22 @@ pub(crate) struct Told {
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) events: Vec<Told>,
-    /// How many before them are forgotten.
+    /// How many before the last of them are forgotten.
     pub(crate) missed: u64,
+}
+
+/// What is remembered, each part oldest first.
+#[derive(Debug, Default)]
+struct Recent {
+    /// Stalls, and what was done about them.
+    kept: VecDeque<Told>,
+    others: VecDeque<Told>,
 }
 
 /// The last events.
 #[derive(Debug)]
 pub(crate) struct History {
-    recent: Mutex<VecDeque<Told>>,
+    recent: Mutex<Recent>,
     /// The number of the last event; 0 before the first.
     last_id: watch::Sender<u64>,
 }
@@ -88,25 +102,25 @@ impl History {
     pub(crate) fn add(&self, line: LogLine) {
         let mut recent = self.locked();
         let id = self.last_id() + 1;
-        if recent.len() == REMEMBERED_MAX {
-            recent.pop_front();
-        }
-        recent.push_back(Told::new(id, line));
+        recent.make_room();
+        let part = match is_kept(line.event) {
+            true => &mut recent.kept,
+            false => &mut recent.others,
+        };
+        part.push_back(Told::new(id, line));
         // In the order of their numbers, so within the lock.
         self.last_id.send_replace(id);
     }
 
-    /// Up to `limit` events with a higher number than `after`, oldest first, and how many of those between
+    /// Up to `limit` events with a higher number than `after`, oldest first, and how many up to the last of them
     /// are forgotten.
     pub(crate) fn after(&self, after: u64, limit: usize) -> Page {
-        let recent = self.locked();
-        let next_id = after.saturating_add(1);
-        let first_id = recent.front().map_or(next_id, |event| event.id);
-        // Their numbers have no gaps.
-        let known = usize::try_from(next_id.saturating_sub(first_id)).unwrap_or(usize::MAX);
+        let events = self.locked().after(after, limit);
+        // What has a number was an event.
+        let numbers = events.last().map_or(0, |last| last.id - after);
         Page {
-            events: recent.iter().skip(known).take(limit).cloned().collect(),
-            missed: first_id.saturating_sub(next_id),
+            missed: numbers - events.len() as u64,
+            events,
         }
     }
 
@@ -121,22 +135,75 @@ impl History {
     }
 
     /// Nobody panics while holding it.
-    fn locked(&self) -> MutexGuard<'_, VecDeque<Told>> {
+    fn locked(&self) -> MutexGuard<'_, Recent> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a line tells of a stall or of what belongs to one.
+const fn is_kept(event: LogEvent) -> bool {
+    matches!(
+        event,
+        LogEvent::Stall
+            | LogEvent::Return
+            | LogEvent::Recover
+            | LogEvent::GaveUp
+            | LogEvent::Hold
+            | LogEvent::Missing
+    )
+}
+
+impl Recent {
+    /// Forgets the oldest event if there is no room for another: one that keeps its share only if there are
+    /// more of these.
+    fn make_room(&mut self) {
+        if self.kept.len() + self.others.len() < REMEMBERED_MAX {
+            return;
+        }
+        let oldest = |part: &VecDeque<Told>| part.front().map_or(u64::MAX, |told| told.id);
+        let is_kept_older = oldest(&self.kept) < oldest(&self.others);
+        match is_kept_older && self.kept.len() > KEPT_MIN {
+            true => self.kept.pop_front(),
+            false => self.others.pop_front(),
+        };
+    }
+
+    fn after(&self, after: u64, limit: usize) -> Vec<Told> {
+        let [mut kept, mut others] = [&self.kept, &self.others].map(|part| {
+            let first = part.partition_point(|told| told.id <= after);
+            part.range(first..).peekable()
+        });
+        let mut events = Vec::new();
+        while events.len() < limit {
+            let next = match (kept.peek(), others.peek()) {
+                (Some(one), Some(other)) if one.id < other.id => kept.next(),
+                (Some(_), None) => kept.next(),
+                _ => others.next(),
+            };
+            let Some(told) = next else {
+                break;
+            };
+            events.push(told.clone());
+        }
+        events
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Fields, Level, LogEvent};
+    use crate::api::{Fields, Level};
 
     fn line() -> LogLine {
+        line_of(LogEvent::Notice)
+    }
+
+    fn line_of(event: LogEvent) -> LogLine {
         LogLine {
             ts_ns: 0,
             session_id: "run".to_owned(),
             level: Level::Info,
-            event: LogEvent::Notice,
+            event,
             msg: String::new(),
             fields: Fields::default(),
         }
@@ -166,6 +233,53 @@ mod tests {
         let page = history.after(4, usize::MAX);
         assert_eq!((page.missed, page.events.len()), (6, REMEMBERED_MAX));
         assert_eq!(history.after(10, 1).missed, 0);
+    }
+
+    #[test]
+    fn stalls_outlast_a_flood_and_their_order_and_the_number_of_what_is_missing_are_right() {
+        let history = History::default();
+        history.add(line());
+        history.add(line_of(LogEvent::Stall));
+        history.add(line());
+        history.add(line_of(LogEvent::GaveUp));
+        (0..3 * REMEMBERED_MAX).for_each(|_| history.add(line()));
+        let last_id = history.last_id();
+        let first_id = last_id - (REMEMBERED_MAX as u64 - 2) + 1;
+        let page = history.after(0, 3);
+        assert_eq!(
+            (ids(&page), page.missed),
+            (vec![2, 4, first_id], first_id - 3)
+        );
+        // Whoever goes on behind each event in turn gets all of them once, and is told of each that is missing.
+        let (mut after, mut got, mut missed) = (0, 0, 0);
+        loop {
+            let page = history.after(after, 7);
+            let Some(last) = page.events.last() else {
+                break;
+            };
+            assert!(ids(&page).is_sorted());
+            after = last.id;
+            got += page.events.len() as u64;
+            missed += page.missed;
+        }
+        assert_eq!((got, got + missed), (REMEMBERED_MAX as u64, last_id));
+    }
+
+    #[test]
+    fn stalls_without_end_take_all_there_is_and_give_back_all_but_their_share() {
+        let history = History::default();
+        let kept = || {
+            let recent = history.locked();
+            (recent.kept.len(), recent.others.len())
+        };
+        (0..2 * REMEMBERED_MAX).for_each(|_| history.add(line_of(LogEvent::Stall)));
+        assert_eq!(kept(), (REMEMBERED_MAX, 0));
+        (0..2 * REMEMBERED_MAX).for_each(|_| history.add(line()));
+        assert_eq!(kept(), (KEPT_MIN, REMEMBERED_MAX - KEPT_MIN));
+        history.add(line_of(LogEvent::Stall));
+        assert_eq!(kept(), (KEPT_MIN + 1, REMEMBERED_MAX - KEPT_MIN - 1));
+        history.add(line());
+        assert_eq!(kept(), (KEPT_MIN, REMEMBERED_MAX - KEPT_MIN));
     }
 
     #[test]

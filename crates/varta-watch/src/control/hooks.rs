@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use varta_core::recovery::Kind;
 use varta_core::{Agent, Counter};
 
+use super::line_limit::{LineKind, Owner};
 use super::recoveries::{Recoveries, Work, is_success};
 use super::{Control, story};
 use crate::policy::{self, Mode, Step};
@@ -60,6 +61,7 @@ pub(super) struct Hook {
     /// The user of an agent of this host.
     user: Option<u32>,
     who: story::Who,
+    owner: Owner,
     occasion: Occasion,
     subject: Subject,
     steps: Vec<Step>,
@@ -155,11 +157,14 @@ impl Control {
         }
         let who = self.name_of(agent);
         if policy.mode == Mode::DryRun {
-            return story::recovery::would_hook(&self.given.log, &who, occasion);
+            if self.may_tell(agent, LineKind::Hook) {
+                story::recovery::would_hook(&self.given.log, &who, occasion);
+            }
+            return;
         }
+        let owner = self.owner_of(agent);
         if self.refusal_of(agent).is_some() {
-            self.given.counters.count(Counter::HooksWithdrawn);
-            return story::recovery::withdrawn(&self.given.log, &who, occasion, NOT_ALLOWED);
+            return self.withdrawn(&who, owner, occasion, NOT_ALLOWED);
         }
         let subject = Subject {
             is_target: matches!(occasion, Occasion::Late | Occasion::Critical),
@@ -169,6 +174,7 @@ impl Control {
             agent,
             user: self.recoveries.book.lineage_of(agent).user,
             who,
+            owner,
             occasion,
             subject,
             steps: steps.to_vec(),
@@ -212,8 +218,7 @@ impl Control {
         };
         if let Some(why) = self.withdrawal(&hook) {
             self.recoveries.hooks.end(&hook);
-            self.given.counters.count(Counter::HooksWithdrawn);
-            story::recovery::withdrawn(&self.given.log, &hook.who, hook.occasion, why);
+            self.withdrawn(&hook.who, hook.owner, hook.occasion, why);
             return false;
         }
         let result = match step {
@@ -279,7 +284,17 @@ impl Control {
         });
         let result = problem.map_or(Ok(hook.steps.len()), Err);
         let took = hook.begun.elapsed();
-        story::recovery::hooked(&self.given.log, &hook.who, hook.occasion, &result, took);
+        if result.is_err() || self.may_tell_of(hook.owner, LineKind::Hook) {
+            story::recovery::hooked(&self.given.log, &hook.who, hook.occasion, &result, took);
+        }
+    }
+
+    /// Nothing more is done for an occasion.
+    fn withdrawn(&mut self, who: &story::Who, owner: Owner, occasion: Occasion, why: &str) {
+        self.given.counters.count(Counter::HooksWithdrawn);
+        if self.may_tell_of(owner, LineKind::Hook) {
+            story::recovery::withdrawn(&self.given.log, who, occasion, why);
+        }
     }
 
     /// Why nothing more is done, if it is not what the operator wants by now or not what the agent needs.
@@ -319,6 +334,7 @@ mod tests {
                 name: String::new(),
                 address: None,
             },
+            owner: Owner::Others,
             occasion,
             subject: Subject {
                 agent,

@@ -7,6 +7,7 @@
 mod acquaintances;
 pub(crate) mod history;
 mod hooks;
+mod line_limit;
 pub(crate) mod log;
 pub(crate) mod no_room;
 mod pressure;
@@ -48,6 +49,7 @@ use crate::keys::KeyFiles;
 use crate::recovery::Runner;
 use acquaintances::Acquaintances;
 use hooks::Occasion;
+use line_limit::{LineKind, LineLimit, Owner};
 use log::Log;
 use no_room::NoRoom;
 use recoveries::Recoveries;
@@ -105,6 +107,7 @@ pub(crate) struct Control {
     /// What the operator wants now.
     in_force: Config,
     repeats: Repeats,
+    line_limit: LineLimit,
     pauses: Pauses,
     /// The operator knows that descriptors have run out.
     told_of_unwatched_exits: bool,
@@ -160,6 +163,7 @@ impl Control {
             given,
             next_pid_max: Instant::now() + PID_MAX_PAUSE,
             repeats: Repeats::default(),
+            line_limit: LineLimit::new(Instant::now()),
             pauses: Pauses::default(),
             told_of_unwatched_exits: false,
         }
@@ -203,6 +207,8 @@ impl Control {
             self.look_around(Instant::now());
             self.given.orders.send();
             self.repeats.tell_due(&self.given.log, Instant::now());
+            let left_out = self.line_limit.take_due(Instant::now());
+            story::left_out(&self.given.log, left_out);
             self.count_lost_lines();
         }
     }
@@ -214,6 +220,7 @@ impl Control {
         while self.given.wishes.try_recv().is_ok() {}
         while self.take_events() {}
         self.repeats.tell_all(&self.given.log);
+        story::left_out(&self.given.log, self.line_limit.take_all());
         let longest = self.given.config.shutdown_grace;
         let grace = self.recoveries.policy.children.grace.min(longest);
         self.recoveries.runner.stop(grace);
@@ -302,7 +309,12 @@ impl Control {
                 }
                 let who = self.name_of(agent);
                 let facts = self.acquaintances.facts_of(agent);
+                let uid = match home {
+                    Home::Here { uid, .. } => Some(uid).filter(|uid| *uid != UID_UNKNOWN),
+                    Home::Network { .. } => None,
+                };
                 let person = Person {
+                    uid,
                     name: who.name.clone(),
                     joined_as: who.name.clone(),
                     unit: facts.and_then(|facts| facts.units.system.clone()),
@@ -314,9 +326,11 @@ impl Control {
                 self.given.roster.enter(agent, person);
                 self.hold_to_rule(agent);
                 self.joined(agent);
-                let who = self.name_of(agent);
-                let facts = self.acquaintances.facts_of(agent);
-                story::join(&self.given.log, &who, facts, home, status, payload, nonce);
+                if self.may_tell(agent, LineKind::Join) {
+                    let who = self.name_of(agent);
+                    let facts = self.acquaintances.facts_of(agent);
+                    story::join(&self.given.log, &who, facts, home, status, payload, nonce);
+                }
                 self.tell_of_unwatched_exits();
             }
             EventKind::Session { agent, .. } => {
@@ -336,13 +350,17 @@ impl Control {
                 nonce,
                 payload,
             } => {
-                story::critical(&self.given.log, &self.name_of(agent), nonce, payload);
+                if self.may_tell(agent, LineKind::Critical) {
+                    story::critical(&self.given.log, &self.name_of(agent), nonce, payload);
+                }
                 self.hook(agent, Occasion::Critical);
             }
             EventKind::Late {
                 agent, silence_ns, ..
             } => {
-                story::late(&self.given.log, &self.name_of(agent), silence_ns);
+                if self.may_tell(agent, LineKind::Late) {
+                    story::late(&self.given.log, &self.name_of(agent), silence_ns);
+                }
                 self.hook(agent, Occasion::Late);
             }
             EventKind::Stall {
@@ -380,7 +398,9 @@ impl Control {
                     ExitStatus::Code(_) | ExitStatus::Signal(_) => Counter::ExitsDied,
                     ExitStatus::Unknown => Counter::ExitsUnknown,
                 });
-                story::exit(&self.given.log, &self.name_of(agent), status);
+                if self.may_tell(agent, LineKind::Exit) {
+                    story::exit(&self.given.log, &self.name_of(agent), status);
+                }
                 if !status.is_clean() {
                     self.hook(agent, Occasion::Exit);
                 }
@@ -410,6 +430,31 @@ impl Control {
             self.told_of_unwatched_exits = true;
             story::unwatched_exits(&self.given.log);
         }
+    }
+
+    /// Whose agent this is, as far as the log is concerned.
+    fn owner_of(&self, agent: Agent) -> Owner {
+        match self.given.roster.get(agent) {
+            Some(Person {
+                address: Some(address),
+                ..
+            }) => Owner::Address(address),
+            Some(Person { uid: Some(uid), .. }) => Owner::User(uid),
+            _ => Owner::Others,
+        }
+    }
+
+    /// Whether a line about an agent goes into the log, or is counted with those that its user causes too many of.
+    fn may_tell(&mut self, agent: Agent, kind: LineKind) -> bool {
+        self.may_tell_of(self.owner_of(agent), kind)
+    }
+
+    fn may_tell_of(&mut self, owner: Owner, kind: LineKind) -> bool {
+        let may = self.line_limit.admit(owner, kind, Instant::now());
+        if !may {
+            self.given.counters.count(Counter::LogLinesOverRate);
+        }
+        may
     }
 
     /// How an agent is called: as its rule says, else as it calls itself.
@@ -542,11 +587,14 @@ impl Control {
         let search = self.acquaintances.next_search();
         let pid_max = Some(self.next_pid_max);
         let (repeats, pauses) = (self.repeats.next_due(), self.pauses.next_due());
+        let left_out = self.line_limit.next_due();
         let (act, missing) = (self.next_act(), self.recoveries.book.next_due());
-        [act, missing, repeats, pauses, orders, search, pid_max]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            act, missing, repeats, left_out, pauses, orders, search, pid_max,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// What must be looked at now and then because nothing rings a bell.

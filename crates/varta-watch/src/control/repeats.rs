@@ -249,6 +249,7 @@ impl Reason {
             Refusal::UnprovedSender => {
                 "it cannot be proved that whoever has the pid has sent it".to_owned()
             }
+            Refusal::SenderEnded => "its process has ended, and has left already".to_owned(),
             Refusal::Crowded => "too many newcomers at once".to_owned(),
             Refusal::ForeignNamespace => {
                 "it lives in another pid namespace (--strict-namespace-check)".to_owned()

@@ -23,6 +23,8 @@ pub(crate) struct Person {
     pub(crate) unit: Option<String>,
     /// Its unit of its own user's service manager.
     pub(crate) user_unit: Option<String>,
+    /// By kernel credentials, if it came with them.
+    pub(crate) uid: Option<u32>,
     /// Where it lives, if not here.
     pub(crate) address: Option<IpAddr>,
     /// A key vouches for its beats.

@@ -12,6 +12,7 @@ use varta_core::event::UID_UNKNOWN;
 use varta_core::{Counter, Counters, ExitStatus, Home};
 use varta_vlp::Status;
 
+use super::line_limit::{self, LeftOut, Owner};
 use super::log::Log;
 use super::rulebook::Missing;
 use crate::api::{Fields, LogEvent};
@@ -344,6 +345,49 @@ pub(super) fn drops(log: &Log, count: u64) {
         number_of(count, "datagram")
     );
     log.warn(LogEvent::Notice, msg, fields);
+}
+
+/// Lines that were left out because one user caused too many.
+pub(super) fn left_out(log: &Log, all: Vec<(Owner, LeftOut)>) {
+    for (owner, LeftOut { since, counts }) in all {
+        let whose = match owner {
+            Owner::User(uid) => format!("agents of uid {uid}"),
+            Owner::Address(address) => format!("agents at {address}"),
+            Owner::Others => "agents of other users".to_owned(),
+        };
+        let duration_ms = (since.elapsed().as_secs_f64() * 1e3).round();
+        let lines = counts
+            .iter()
+            .map(|(kind, count)| number_of(*count, kind.name()));
+        let lines: Vec<String> = lines.collect();
+        let msg = format!(
+            "{whose} caused too many lines, more than {} per second: left out {} within {duration_ms} ms; stalls and \
+             recoveries never are",
+            line_limit::USER.per_second,
+            lines.join(", ")
+        );
+        let fields = Fields {
+            uid: match owner {
+                Owner::User(uid) => Some(uid),
+                Owner::Address(_) | Owner::Others => None,
+            },
+            source: match owner {
+                Owner::Address(address) => Some(address.to_string()),
+                Owner::User(_) | Owner::Others => None,
+            },
+            reason: Some("user_rate".to_owned()),
+            count: Some(counts.values().sum()),
+            left_out: Some(
+                counts
+                    .iter()
+                    .map(|(kind, count)| (kind.name().to_owned(), *count))
+                    .collect(),
+            ),
+            duration_ms: Some(duration_ms),
+            ..Fields::default()
+        };
+        log.warn(LogEvent::Notice, msg, fields);
+    }
 }
 
 pub(super) fn flood(log: &Log, pid: u32, one_in: u32) {

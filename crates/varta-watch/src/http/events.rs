@@ -171,7 +171,6 @@ impl Following {
         if page.missed == 0 {
             return self.next_waiting();
         }
-        self.after += page.missed;
         self.counters.add(Counter::HttpEventsMissed, page.missed);
         let missed = page.missed;
         Some(format!("event: missed\ndata: {{\"missed\":{missed}}}\n\n").into())

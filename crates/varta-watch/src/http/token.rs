@@ -9,6 +9,7 @@ use std::sync::{PoisonError, RwLock};
 
 use subtle::ConstantTimeEq;
 use varta_sys::secret_file::{self, SecretFileError};
+use varta_sys::undumped::Undumped;
 use zeroize::Zeroizing;
 
 /// Shorter ones could be guessed: at the 20 tries a second that are answered, 16 hexadecimal digits take
@@ -30,6 +31,7 @@ pub(crate) enum TokenError {
     Unreadable(SecretFileError),
     Length(PathBuf, usize),
     NotSendable(PathBuf),
+    NoPlace(io::Error),
 }
 
 impl fmt::Display for TokenError {
@@ -53,6 +55,10 @@ impl fmt::Display for TokenError {
                  write letters and digits",
                 path.display()
             ),
+            Self::NoPlace(error) => write!(
+                f,
+                "{FLAG}: no memory for a token that core dumps leave out: {error}"
+            ),
         }
     }
 }
@@ -63,14 +69,23 @@ fn is_missing(error: &SecretFileError) -> bool {
 
 impl std::error::Error for TokenError {}
 
-/// A secret that is compared without telling how much of a guess was right.
-pub(crate) struct Token(Zeroizing<Vec<u8>>);
+/// A secret that is compared without telling how much of a guess was right. No core dump contains it.
+pub(crate) struct Token {
+    /// What is in the file; the rest is zero.
+    content: Undumped<Zeroizing<[u8; FILE_BYTES_MAX]>>,
+    length: usize,
+}
 
 impl Token {
     /// Reads a token file; white space around the token is no part of it.
     pub(crate) fn read(path: &Path) -> Result<Self, TokenError> {
         let content = secret_file::read(path, FILE_BYTES_MAX).map_err(TokenError::Unreadable)?;
-        let token = Self(content);
+        let mut token = Self {
+            content: Undumped::new(Zeroizing::new([0; FILE_BYTES_MAX]))
+                .map_err(TokenError::NoPlace)?,
+            length: content.len(),
+        };
+        token.content[..content.len()].copy_from_slice(&content);
         let bytes = token.bytes();
         if !(BYTES_MIN..=BYTES_MAX).contains(&bytes.len()) {
             return Err(TokenError::Length(path.to_owned(), bytes.len()));
@@ -82,7 +97,7 @@ impl Token {
     }
 
     fn bytes(&self) -> &[u8] {
-        self.0.trim_ascii()
+        self.content[..self.length].trim_ascii()
     }
 
     /// Takes as long for any guess of the right length.

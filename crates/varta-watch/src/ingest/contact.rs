@@ -239,13 +239,22 @@ impl Ingest {
             Some(process) => Some(process),
             None => match identity::open(pid) {
                 Ok(process) => Some(process),
-                Err(error) if identity::is_gone(&error) => return self.bid_farewell(frame, sender),
+                Err(error) if identity::is_gone(&error) => {
+                    return match self.has_ended(pid, None) {
+                        true => self.refuse(pid, Refusal::SenderEnded),
+                        false => self.bid_farewell(frame, sender),
+                    };
+                }
                 Err(_) => None,
             },
         };
         let instance = process
             .as_ref()
             .and_then(|process| self.config.means.instance_of(process));
+        if instance.is_some() && self.has_ended(pid, instance) {
+            self.introductions.remember_noisy(pid, now_ns);
+            return self.refuse(pid, Refusal::SenderEnded);
+        }
         match instance {
             Some(instance) if came_along && frame.pid == pid && !self.config.refuse_foreign => {
                 let newcomer = Newcomer {
@@ -260,6 +269,11 @@ impl Ingest {
                 self.let_wait(frame, sender, instance, process, sent_after_ns);
             }
         }
+    }
+
+    /// Whether the end of this process was told; see [`Ended::contains`](super::ended::Ended::contains).
+    fn has_ended(&self, pid: u32, instance: Option<u64>) -> bool {
+        self.ended.contains(pid, instance, self.raw.now_ns())
     }
 
     /// A beat of a process that has ended and left its pid to nobody: it came, spoke and went.
@@ -338,6 +352,10 @@ impl Ingest {
             }
             if !proved {
                 self.refuse(sender.pid, Refusal::UnprovedSender);
+                continue;
+            }
+            if self.has_ended(sender.pid, Some(instance)) {
+                self.refuse(sender.pid, Refusal::SenderEnded);
                 continue;
             }
             match self.judge_introduced(&frame, sender, process.as_ref(), &acquaintance) {

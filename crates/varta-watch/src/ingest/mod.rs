@@ -16,6 +16,7 @@
 
 mod closer;
 mod contact;
+mod ended;
 mod introductions;
 mod network;
 mod open;
@@ -49,6 +50,7 @@ use crate::identity::{self, Means};
 use crate::socket_file::BoundSocket;
 
 use closer::Closer;
+use ended::Ended;
 use introductions::Introductions;
 pub(crate) use network::Network;
 use network::Senders;
@@ -142,6 +144,7 @@ pub(crate) struct Ingest {
     tracker: Tracker,
     limits: Limits,
     introductions: Introductions,
+    ended: Ended,
     shed: Shed,
     inner_pids: InnerPids,
     flood: Flood,
@@ -204,6 +207,7 @@ impl Ingest {
             tracker,
             limits,
             introductions: Introductions::new(),
+            ended: Ended::new(),
             shed,
             inner_pids: InnerPids::new(),
             flood: Flood::default(),
@@ -530,8 +534,12 @@ impl Ingest {
         process: Option<OwnedFd>,
     ) {
         let process = self.release(agent).or(process);
+        let observer_ns = self.raw.now_ns();
+        if status == ExitStatus::Unknown && !agent.is_remote() {
+            self.ended.add(agent.pid, agent.instance, observer_ns);
+        }
         let event = Event {
-            observer_ns: self.raw.now_ns(),
+            observer_ns,
             kind: EventKind::Exit {
                 agent,
                 last_nonce,

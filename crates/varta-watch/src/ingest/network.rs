@@ -134,13 +134,13 @@ impl Network {
         ring: KeyRing,
         agents: usize,
         guard: ReplayGuard<ReplayWords>,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let seed = guard.seed();
         let seal = Seal {
-            opener: Opener::new(ring, agents, seed),
+            opener: Opener::new(ring, agents, seed)?,
             guard,
         };
-        Self::new(socket, origin, seed, Some(seal))
+        Ok(Self::new(socket, origin, seed, Some(seal)))
     }
 
     fn new(socket: UdpSocket, origin: BeatOrigin, seed: u64, seal: Option<Seal>) -> Self {

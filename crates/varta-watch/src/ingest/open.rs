@@ -4,9 +4,12 @@
 //! does not tell which key it was (wire spec 10.4). It may tell whether a pid has proved to have its derived
 //! key already. Nothing is ever answered.
 
+use std::io;
+
 use varta_core::Refusal;
 use varta_core::index::BoundedIndex;
 use varta_core::replay::SessionKey;
+use varta_sys::undumped::Undumped;
 use varta_vlp::FRAME_BYTES;
 use varta_vlp::secure::{AgentKey, MasterEnvelope, SharedEnvelope};
 
@@ -32,11 +35,15 @@ pub(super) struct Opener {
 
 impl Opener {
     /// `agents` is how many derived keys are kept; the others are derived again for each datagram.
-    pub(super) fn new(ring: KeyRing, agents: usize, seed: u64) -> Self {
-        Self {
+    ///
+    /// # Errors
+    ///
+    /// No memory for those.
+    pub(super) fn new(ring: KeyRing, agents: usize, seed: u64) -> io::Result<Self> {
+        Ok(Self {
             ring,
-            agent_keys: AgentKeys::new(agents, seed),
-        }
+            agent_keys: AgentKeys::new(agents, seed)?,
+        })
     }
 
     /// Believes these keys from now on.
@@ -95,19 +102,19 @@ impl Opener {
 #[derive(Debug)]
 struct AgentKeys {
     index: BoundedIndex<u32>,
-    keys: Box<[Option<AgentKey>]>,
+    keys: Undumped<[Option<AgentKey>]>,
     /// Whose place is taken next once all are taken.
     next: usize,
 }
 
 impl AgentKeys {
-    fn new(capacity: usize, seed: u64) -> Self {
+    fn new(capacity: usize, seed: u64) -> io::Result<Self> {
         let capacity = capacity.max(1);
-        Self {
+        Ok(Self {
             index: BoundedIndex::with_capacity(capacity, seed),
-            keys: (0..capacity).map(|_| None).collect(),
+            keys: Undumped::row(capacity, || None)?,
             next: 0,
-        }
+        })
     }
 
     fn open(
@@ -154,7 +161,7 @@ mod tests {
 
     fn master() -> NamedKey {
         NamedKey {
-            key: Box::new(Key::from_bytes([1; 32])),
+            key: Undumped::new(Key::from_bytes([1; 32])).unwrap(),
             id: 7,
         }
     }
@@ -169,7 +176,7 @@ mod tests {
 
     #[test]
     fn more_agents_than_keys_are_kept_are_heard_all_the_same() {
-        let mut keys = AgentKeys::new(2, 0);
+        let mut keys = AgentKeys::new(2, 0).unwrap();
         for pid in [10, 11, 12, 10, 12, 11, 11] {
             let sealed = sealed_by(pid);
             let envelope = MasterEnvelope::from_datagram(sealed.as_bytes()).unwrap();
@@ -180,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_claim_that_proves_nothing_pushes_no_key_out() {
-        let mut keys = AgentKeys::new(1, 0);
+        let mut keys = AgentKeys::new(1, 0).unwrap();
         let good = sealed_by(10);
         let envelope = MasterEnvelope::from_datagram(good.as_bytes()).unwrap();
         keys.open(&master(), envelope).unwrap();
@@ -196,11 +203,11 @@ mod tests {
         let ring = |byte| KeyRing {
             shared: Vec::new(),
             master: Some(NamedKey {
-                key: Box::new(Key::from_bytes([byte; 32])),
+                key: Undumped::new(Key::from_bytes([byte; 32])).unwrap(),
                 id: u64::from(byte),
             }),
         };
-        let mut opener = Opener::new(ring(1), 4, 0);
+        let mut opener = Opener::new(ring(1), 4, 0).unwrap();
         let sealed = sealed_by(10);
         assert!(opener.open(sealed.as_bytes()).is_ok());
         opener.replace(ring(2));

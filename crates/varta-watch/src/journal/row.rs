@@ -125,6 +125,7 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
             | Refusal::UserShareExceeded { .. }
             | Refusal::PidAboveMax { .. }
             | Refusal::RateLimited(_)
+            | Refusal::SenderEnded
             | Refusal::Crowded
             | Refusal::Undecryptable
             | Refusal::Replayed

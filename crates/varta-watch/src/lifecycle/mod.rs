@@ -315,7 +315,7 @@ fn listen(
         ));
     }
     let network = Network::sealed(socket, origin, ring, capacity, replay.guard);
-    Ok((network, notices))
+    Ok((network.map_err(failure("no memory for keys"))?, notices))
 }
 
 fn key_files(config: &Config) -> Option<KeyFiles> {

@@ -81,6 +81,13 @@ pub(crate) fn key(byte: u8) -> Key {
     Key::from_bytes([byte; 32])
 }
 
+/// The secret itself.
+pub(crate) fn bytes_of(key: &Key) -> [u8; 32] {
+    let hex = key.to_hex();
+    let digits = std::str::from_utf8(&*hex).unwrap();
+    std::array::from_fn(|i| u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).unwrap())
+}
+
 /// A key as it is written to files.
 pub(crate) fn hex(byte: u8) -> String {
     format!("{byte:02x}").repeat(32)
@@ -322,10 +329,7 @@ pub(crate) fn sealed_by_hand(
     counter: u32,
     frame: &[u8; 32],
 ) -> Vec<u8> {
-    let hex = key.to_hex();
-    let digits = std::str::from_utf8(&*hex).unwrap();
-    let bytes: [u8; 32] =
-        std::array::from_fn(|i| u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).unwrap());
+    let bytes = bytes_of(key);
     let nonce = [&prefix[..], &counter.to_le_bytes()].concat();
     let nonce: [u8; 12] = nonce.try_into().unwrap();
     let mut sealed = *frame;
