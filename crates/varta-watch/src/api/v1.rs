@@ -254,7 +254,7 @@ pub struct EventView {
 pub struct EventsPage {
     /// Those that are remembered and newer than `after`.
     pub events: Vec<EventView>,
-    /// Events after `after` that are not remembered any more.
+    /// Events between `after` and the last one of `events` that are not remembered any more.
     pub missed: u64,
     /// The run whose events these are: numbers of another one mean others.
     #[serde(default)]
