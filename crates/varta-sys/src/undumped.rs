@@ -47,9 +47,12 @@ impl<T> Undumped<[T]> {
     pub fn row(length: usize, mut make: impl FnMut() -> T) -> io::Result<Self> {
         let first = map::<T>(length)?;
         for i in 0..length {
-            // SAFETY: mapped for writing and aligned for `length` values of which this is the `i`-th, and nothing is
-            // there yet. If `make` panics, the mapping and what was made so far are leaked.
-            unsafe { first.add(i).write(make()) };
+            let value = make();
+            // SAFETY: `i` is less than the number of values that are mapped.
+            let place = unsafe { first.add(i) };
+            // SAFETY: mapped for writing and aligned, and nothing is there yet. If `make` panics, the mapping and what
+            // was made so far are leaked.
+            unsafe { place.write(value) };
         }
         Ok(Self {
             place: NonNull::slice_from_raw_parts(first, length),

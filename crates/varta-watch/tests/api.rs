@@ -307,7 +307,7 @@ fn a_follower_that_returns_goes_on_where_it_was() {
 
 #[test]
 fn a_follower_that_does_not_read_delays_nobody_and_then_gets_everything_in_order() {
-    const AGENTS: u32 = 600;
+    const AGENTS: u32 = 400;
     let observer = start_in_clear(&["--threshold-ms=60000", "--tracker-capacity=1000"]);
     let mut follower = Follower::start(&observer, "/api/v1/events?follow=true&after=0", &[]);
     let from = socket();

@@ -11,7 +11,8 @@ use std::time::Duration;
 use rustix::process::{Resource, getrlimit};
 use support::agents::agent_command;
 use support::network::PATIENT;
-use support::{BEATS, Observer, Stopped, wait_until_judged};
+use support::{BEATS, Observer, Stopped, rows_when, wait_until_judged};
+use tempfile::TempDir;
 use varta_watch::api::LogEvent;
 
 const LEFT: &str = "varta_observer_exits_total{how=\"left\"}";
@@ -28,28 +29,56 @@ fn agent_process() {
     support::agents::be_an_agent_if_told();
 }
 
+/// An observer, and the file in which it keeps every join and exit, however many there are at once.
+struct Watched {
+    observer: Observer,
+    directory: TempDir,
+}
+
+impl Watched {
+    fn start(flags: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = format!("--export-file={}", directory.path().join("rows").display());
+        let kept = [PATIENT, "--export-events=changes", &file];
+        Self {
+            observer: Observer::start(&[&kept[..], flags].concat()),
+            directory,
+        }
+    }
+
+    /// Stops it when all have left, and returns what it has told of and kept.
+    fn stop_when_left(self, agents: usize) -> (Stopped, Vec<Vec<String>>) {
+        self.observer.wait_for_count(LEFT, agents as u64);
+        let exits = |rows: &[Vec<String>]| rows.iter().filter(|row| row[1] == "exit").count();
+        let file = self.directory.path().join("rows");
+        let rows = rows_when(&file, |rows| exits(rows) >= agents);
+        (self.observer.stop(), rows)
+    }
+}
+
 /// Fails unless each of so many agents came once and left once, with nothing else to be said of anybody.
 /// Except that in a crush the first beat of a process that has just begun may be refused, for want of proof
 /// who has sent it.
-fn assert_all_came_and_left(stopped: &Stopped, agents: usize, beats: u64) {
-    let mut stories: BTreeMap<u32, Vec<LogEvent>> = BTreeMap::new();
+fn assert_all_came_and_left(watched: Watched, agents: usize, beats: u64) -> Stopped {
+    let (stopped, rows) = watched.stop_when_left(agents);
     for line in &stopped.lines {
         match line.event {
-            LogEvent::Join | LogEvent::Exit => {
-                let pid = line.fields.pid.unwrap();
-                stories.entry(pid).or_default().push(line.event);
-                if line.event == LogEvent::Exit {
-                    assert_eq!(line.fields.how.as_deref(), Some("left"), "{line:?}");
-                }
-            }
+            LogEvent::Join | LogEvent::Exit => {}
             LogEvent::Start | LogEvent::Stop | LogEvent::Notice | LogEvent::Gap => {}
             LogEvent::Refuse if line.fields.reason.as_deref() == Some("unproved_sender") => {}
             _ => panic!("{line:?}"),
         }
     }
+    let mut stories: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for row in &rows {
+        if let "join" | "exit" = row[1].as_str() {
+            stories.entry(&row[2]).or_default().push(&row[1]);
+        }
+        assert!(row[1] != "exit" || row[4] == "left", "{row:?}");
+    }
     assert_eq!(stories.len(), agents);
     for (pid, story) in stories {
-        assert_eq!(story, [LogEvent::Join, LogEvent::Exit], "of {pid}");
+        assert_eq!(story, ["join", "exit"], "of {pid}");
     }
     let count = agents as u64;
     assert_eq!(stopped.counter(BEATS) + stopped.counter(UNPROVED), beats);
@@ -61,6 +90,7 @@ fn assert_all_came_and_left(stopped: &Stopped, agents: usize, beats: u64) {
         ("varta_tracker_invariant_violations_total", 0),
         ("varta_events_dropped_total", 0),
     ]);
+    stopped
 }
 
 /// Runs agents with these orders one after the other.
@@ -73,25 +103,23 @@ fn run(agents: usize, socket: &Path, orders: &str) {
 
 #[test]
 fn agents_that_end_right_after_their_last_beat_have_left() {
-    let observer = Observer::start(&["--threshold-ms=60000"]);
+    let watched = Watched::start(&[]);
     let agents = 200;
     run(
         agents,
-        &observer.socket,
+        &watched.observer.socket,
         "beat self 1 3;nap 5;beat self 4;exit 0",
     );
-    let stopped = observer.stop_when(LEFT, agents as u64);
-    assert_all_came_and_left(&stopped, agents, 4 * agents as u64);
+    let stopped = assert_all_came_and_left(watched, agents, 4 * agents as u64);
     assert_eq!(stopped.count(LogEvent::Refuse), 0);
 }
 
 #[test]
 fn processes_that_beat_once_and_end_have_come_and_left() {
-    let observer = Observer::start(&["--threshold-ms=60000"]);
+    let watched = Watched::start(&[]);
     let agents = 200;
-    run(agents, &observer.socket, "beat self 1;exit 0");
-    let stopped = observer.stop_when(LEFT, agents as u64);
-    assert_all_came_and_left(&stopped, agents, agents as u64);
+    run(agents, &watched.observer.socket, "beat self 1;exit 0");
+    let stopped = assert_all_came_and_left(watched, agents, agents as u64);
     assert_eq!(stopped.count(LogEvent::Refuse), 0);
 }
 
@@ -117,7 +145,8 @@ fn five_thousand_agents_that_leave_together_have_all_left() {
     if !has_room_for(agents as u64) {
         return;
     }
-    let observer = Observer::start(&[PATIENT, "--tracker-capacity=6000"]);
+    let watched = Watched::start(&["--tracker-capacity=6000"]);
+    let observer = &watched.observer;
     let (hold, let_go) = std::io::pipe().unwrap();
     let mut processes: Vec<Child> = Vec::with_capacity(agents);
     let mut beats = 0;
@@ -130,7 +159,7 @@ fn five_thousand_agents_that_leave_together_have_all_left() {
             processes.push(command.stderr(Stdio::null()).spawn().unwrap());
         }
         beats += 2 * WAVE;
-        wait_until_judged(&observer, UNPROVED, beats);
+        wait_until_judged(observer, UNPROVED, beats);
     }
     observer.wait_for_count(JOINS, agents as u64);
     drop(let_go);
@@ -140,5 +169,5 @@ fn five_thousand_agents_that_leave_together_have_all_left() {
     observer.wait_for_count(LEFT, agents as u64);
     // Whoever is told twice, or as something else, would be by now.
     std::thread::sleep(Duration::from_millis(500));
-    assert_all_came_and_left(&observer.stop(), agents, beats);
+    assert_all_came_and_left(watched, agents, beats);
 }
