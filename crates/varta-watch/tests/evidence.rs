@@ -13,8 +13,8 @@ use std::process::Command;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, UCred, sendmsg};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 use support::network::{
-    MASTER, PID, SHARED, Seal, Series, bytes_of, flag, key, last_frame, socket, start_sealed_in,
-    write_key,
+    MASTER, PATIENT, PID, SHARED, Seal, Series, bytes_of, flag, key, last_frame, socket,
+    start_sealed_in, write_key,
 };
 use support::{
     Observer, Stopped, frame, frame_of, public_directory, refused_start, rows_when,
@@ -25,9 +25,6 @@ use varta_vlp::PAYLOAD_GOODBYE;
 use varta_vlp::secure::AgentKey;
 use varta_watch::api::LogEvent;
 use varta_watch::api::v1::EventsPage;
-
-/// Nobody stalls, and the file has all events.
-const PATIENT: &str = "--threshold-ms=60000";
 
 fn export(path: &Path) -> String {
     flag("--export-file", path)
