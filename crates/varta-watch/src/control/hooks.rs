@@ -61,7 +61,6 @@ pub(super) struct Hook {
     /// The user of an agent of this host.
     user: Option<u32>,
     who: story::Who,
-    owner: Owner,
     occasion: Occasion,
     subject: Subject,
     steps: Vec<Step>,
@@ -72,6 +71,14 @@ pub(super) struct Hook {
 impl Hook {
     pub(super) const fn agent(&self) -> Agent {
         self.agent
+    }
+
+    /// Whose agent it is for.
+    fn owner(&self) -> Owner {
+        let address = self.who.address.map(Owner::Address);
+        address
+            .or(self.user.map(Owner::User))
+            .unwrap_or(Owner::Others)
     }
 
     /// Whether its next step takes a place.
@@ -162,8 +169,8 @@ impl Control {
             }
             return;
         }
-        let owner = self.owner_of(agent);
         if self.refusal_of(agent).is_some() {
+            let owner = self.owner_of(agent);
             return self.withdrawn(&who, owner, occasion, NOT_ALLOWED);
         }
         let subject = Subject {
@@ -174,7 +181,6 @@ impl Control {
             agent,
             user: self.recoveries.book.lineage_of(agent).user,
             who,
-            owner,
             occasion,
             subject,
             steps: steps.to_vec(),
@@ -218,7 +224,7 @@ impl Control {
         };
         if let Some(why) = self.withdrawal(&hook) {
             self.recoveries.hooks.end(&hook);
-            self.withdrawn(&hook.who, hook.owner, hook.occasion, why);
+            self.withdrawn(&hook.who, hook.owner(), hook.occasion, why);
             return false;
         }
         let result = match step {
@@ -284,7 +290,7 @@ impl Control {
         });
         let result = problem.map_or(Ok(hook.steps.len()), Err);
         let took = hook.begun.elapsed();
-        if result.is_err() || self.may_tell_of(hook.owner, LineKind::Hook) {
+        if result.is_err() || self.may_tell_of(hook.owner(), LineKind::Hook) {
             story::recovery::hooked(&self.given.log, &hook.who, hook.occasion, &result, took);
         }
     }
@@ -334,7 +340,6 @@ mod tests {
                 name: String::new(),
                 address: None,
             },
-            owner: Owner::Others,
             occasion,
             subject: Subject {
                 agent,
