@@ -18,6 +18,7 @@ mod estate;
 mod hold;
 mod holds;
 mod ladder;
+mod parked;
 mod permits;
 mod reload;
 mod starts;
@@ -336,18 +337,6 @@ impl Recovery {
         self.held[kind as usize] = held;
     }
 
-    /// The same for the agents of this host of one user.
-    pub fn hold_user(&mut self, user: u32, held: bool) {
-        match self.held_users.iter().position(|known| *known == user) {
-            None if held => self.held_users.push(user),
-            Some(place) if !held => {
-                self.held_users.swap_remove(place);
-                self.unpark(user);
-            }
-            _ => {}
-        }
-    }
-
     /// The next thing to do now.
     pub fn next(&mut self, now_ns: u64) -> Option<Next> {
         for kind in self.free_kinds() {
@@ -564,49 +553,6 @@ impl Recovery {
             step: entry.step,
             takes_place,
         }))
-    }
-
-    /// The action that has waited longest; those of users for whom fire is held step aside.
-    fn first_ready(&mut self, kind: Kind, takes_place: bool) -> Option<u32> {
-        loop {
-            let slot = self.ready[kind as usize][usize::from(takes_place)].front()?;
-            if !self.is_parked(slot) {
-                return Some(slot);
-            }
-        }
-    }
-
-    /// Whether fire is held for the user of an agent whose time has come. Then it steps aside until it is free.
-    fn is_parked(&mut self, slot: u32) -> bool {
-        let user = self.entries.get(slot as usize).and_then(|entry| entry.user);
-        let is_held = user.is_some_and(|user| self.held_users.contains(&user));
-        if is_held {
-            self.leave_line(slot);
-            self.parked.push(slot);
-        }
-        is_held
-    }
-
-    /// Fire is free for a user: its agents go on where they stepped aside, in that order.
-    fn unpark(&mut self, user: u32) {
-        let mut parked = Vec::new();
-        while let Some(slot) = self.parked.front() {
-            self.parked.remove(slot);
-            parked.push(slot);
-        }
-        for slot in parked {
-            let entry = &mut self.entries[slot as usize];
-            if entry.user != Some(user) {
-                self.parked.push(slot);
-                continue;
-            }
-            if entry.phase == Phase::Ready {
-                // The step is the same when its time comes again.
-                entry.phase = Phase::Due;
-            }
-            let agent = entry.agent;
-            self.arm(agent, 0);
-        }
     }
 
     /// Somebody for whom there is no room and of whom that was not told.
