@@ -90,7 +90,7 @@ fn a_process_with_one_handle_is_not_said_to_have_several() {
 #[test]
 fn a_helper_that_comes_and_goes_while_the_main_handle_is_busy_does_not_shut_it_out() {
     for seal in SEALS {
-        let observer = start_sealed(&["--threshold-ms=1000"]);
+        let observer = start_sealed(&["--threshold-ms=3000"]);
         let [main, mut helper] = two_handles(seal);
         let main = Beating::start(&observer, &socket(), main);
         observer.wait_for_count(BEATS, 3);
@@ -98,8 +98,8 @@ fn a_helper_that_comes_and_goes_while_the_main_handle_is_busy_does_not_shut_it_o
         assert_heard_somehow(&observer, &helper.beats(4));
         let heard = observer.counters()[BEATS];
         let main = Beating::start(&observer, &socket(), main);
-        // Much longer than a threshold.
-        observer.wait_for_count(BEATS, heard + 60);
+        // Longer than a threshold.
+        observer.wait_for_count(BEATS, heard + 70);
         main.stop();
         observer
             .stop()

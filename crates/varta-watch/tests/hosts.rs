@@ -308,7 +308,7 @@ fn a_session_that_comes_from_two_addresses_by_turns_is_one_agents() {
 #[test]
 fn an_address_that_passes_to_another_host_takes_nobodys_beats_and_nobodys_life() {
     for seal in SEALS {
-        let world = World::new(true, &["--threshold-ms=1000"]);
+        let world = World::new(true, &["--threshold-ms=3000"]);
         let [old, new] = &world.hosts;
         let mut first = Series::new(seal, PID, "first");
         first.nonce = 99;
