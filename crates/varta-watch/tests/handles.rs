@@ -220,6 +220,6 @@ fn an_agent_whose_beats_were_refused_is_not_called_stalled_without_that_word() {
         }
         let is_another =
             |line: &LogLine| line.fields.pid == Some(pid) && line.fields.reason.is_none();
-        observer.wait_for(LogEvent::Stall, is_another);
+        observer.told(LogEvent::Stall, is_another);
     }
 }
