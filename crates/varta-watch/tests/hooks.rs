@@ -389,7 +389,7 @@ fn no_hook_is_started_while_fire_is_held_and_it_comes_after() {
     let step = "{ run = [\"/bin/true\"], wait = \"1h\" }".to_owned();
     let text = format!(
         "{}[[agent]]\norigin = \"udp\"\non-critical = [{}]\n",
-        ladder(300, &[step], ""),
+        ladder(1_500, &[step], ""),
         marks.mark("$VARTA_PID", "")
     );
     let observer = marks.observer(&text, &[&IN_CLEAR[..], &[ACTED_ON]].concat());

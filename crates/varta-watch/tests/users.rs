@@ -87,7 +87,7 @@ fn a_mass_stall_of_one_users_agents_holds_nobody_elses_fire() {
     // Whoever has been silent for a new threshold already has all of it from the reload on: they stall together.
     std::thread::sleep(Duration::from_millis(300));
     place.marks.reload(observer, &soon);
-    let hold = observer.wait_for(LogEvent::Hold, |_| true);
+    let hold = observer.told(LogEvent::Hold, |_| true);
     assert_eq!(hold.fields.uid, Some(USER), "{hold:?}");
     assert_eq!(hold.fields.reason.as_deref(), Some("mass_stall"));
     assert_eq!(place.marks.wait_for(1), [victim.pid.to_string()]);

@@ -147,9 +147,9 @@ impl Observer {
             .count()
     }
 
-    /// Waits for the next line that says why something was refused.
+    /// Waits for a line that says why something was refused, or finds it among those that were read.
     pub(crate) fn wait_for_refusal(&self, reason: &str) -> LogLine {
-        self.wait_for(LogEvent::Refuse, |line| {
+        self.told(LogEvent::Refuse, |line| {
             line.fields.reason.as_deref() == Some(reason)
         })
     }
