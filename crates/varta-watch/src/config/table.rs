@@ -247,7 +247,8 @@ pub(super) struct ConfigurationFlags {
     /// Say everything that is wrong with the configuration, and exit
     ///
     /// Each problem with file, line, column and how to mend it; exit code 2 if there is any, else 0. Warnings are said
-    /// as well and leave the exit code at 0. Key and token files are read too, sockets are not opened.
+    /// as well and leave the exit code at 0. Key and token files are read too, nothing is listened on. Says how deep the queue of the beat socket is, and what helps
+    /// if that is little.
     #[arg(long)]
     pub(super) check_config: bool,
 
