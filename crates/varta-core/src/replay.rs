@@ -22,7 +22,9 @@
 //!
 //! *What a replay can do.* Datagrams that were heard are refused. Datagrams that were recorded and not heard (no
 //! observer was listening, or somebody on the way held them back) are accepted once, as what they are: beats of
-//! their agent. They close no session that beats and move no other session's window. So they can make a dead agent
+//! their agent. They move no other session's window. If their nonces go on where the agent's last beat ended, the
+//! session of that beat counts as departed until it is heard again: a place may have to become quiet first, which is
+//! sooner than the agent can be called stalled, since the places are in use. So they can make a dead agent
 //! look alive for as many datagrams as were recorded, and no longer.
 //!
 //! *Bounds.* Memory is 64 bytes per open session and 24 per closed one, handed in, and of its own at most 200

@@ -235,13 +235,22 @@ impl Limits {
         if is_in { Ok(()) } else { Err(Limit::Comebacks) }
     }
 
-    /// Whether a known agent may begin another session. Without a limit on its beats there is none on these.
-    pub fn let_session_begin(&mut self, slot: u32, now_ns: u64) -> Result<(), Limit> {
-        let Some(budget) = self.budgets.get_mut(slot as usize) else {
+    /// Whether a known agent may begin another session. Without a limit on its beats there is none on these. It
+    /// costs nothing until the session has begun, so a handle that is refused for another reason spends nothing.
+    pub fn may_begin_session(&self, slot: u32, now_ns: u64) -> Result<(), Limit> {
+        let Some(budget) = self.budgets.get(slot as usize) else {
             return Ok(());
         };
-        let is_in = budget.rate(self.agent).is_none() || budget.sessions.take(SESSIONS, now_ns);
+        let mut sessions = budget.sessions;
+        let is_in = budget.rate(self.agent).is_none() || sessions.take(SESSIONS, now_ns);
         if is_in { Ok(()) } else { Err(Limit::Agent) }
+    }
+
+    /// A known agent has begun another session.
+    pub fn begin_session(&mut self, slot: u32, now_ns: u64) {
+        if let Some(budget) = self.budgets.get_mut(slot as usize) {
+            budget.sessions.take(SESSIONS, now_ns);
+        }
     }
 
     /// A new agent has a slot, and no limit of its own yet: its bucket is full but for the beat that brought
@@ -442,7 +451,13 @@ mod tests {
         limits.welcome(1, 0);
         let begun = |limits: &mut Limits, slot, now_ns| {
             (0..1000)
-                .filter(|_| limits.let_session_begin(slot, now_ns).is_ok())
+                .filter(|_| {
+                    let may = limits.may_begin_session(slot, now_ns).is_ok();
+                    if may {
+                        limits.begin_session(slot, now_ns);
+                    }
+                    may
+                })
                 .count()
         };
         assert_eq!(begun(&mut limits, 0, 0), 100);

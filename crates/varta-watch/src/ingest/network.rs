@@ -437,7 +437,7 @@ impl Ingest {
         self.send(EventKind::NetworkDrops { count });
     }
 
-    /// Whether a beat may be credited, and the slot of its agent if that is known. What opens a session costs
+    /// Whether a beat may be credited, and the slot of its agent if that is known. What opens a session needs
     /// a token before the guard remembers it; anything else only once it is known to be no copy, since
     /// copies are anybody's to send.
     fn let_in(&mut self, heard: &mut Heard) -> Result<Option<u32>, Refusal> {
@@ -454,6 +454,9 @@ impl Ingest {
         let now_ns = self.attention.now_ns();
         if let Some(network) = &mut self.network {
             heard.beat.session = network.admit(heard.arrival.as_ref(), threshold_ns, now_ns)?;
+        }
+        if let Some(slot) = slot.filter(|_| heard.opens_session) {
+            self.limits.begin_session(slot, raw_ns);
         }
         match slot {
             None if self.is_overtaken_by_goodbye(heard, raw_ns) => Err(Refusal::OutOfOrder),
@@ -500,7 +503,7 @@ impl Ingest {
             let is_newer = facts.last_nonce.is_some_and(|last| frame.nonce > last);
             arrival.continues = is_newer && !frame.is_terminal();
         }
-        let limit = self.limits.let_session_begin(slot, now_ns);
+        let limit = self.limits.may_begin_session(slot, now_ns);
         limit.map_err(Refusal::RateLimited)
     }
 
