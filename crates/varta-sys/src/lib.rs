@@ -12,6 +12,7 @@ pub mod child;
 pub mod counting_alloc;
 #[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod deep_socket;
+pub mod discard;
 #[cfg(unix)]
 pub mod entropy;
 #[cfg(all(feature = "observer", target_os = "linux"))]

@@ -1,27 +1,33 @@
 //! Batched receive of datagrams with the sender's credentials.
 //!
 //! One `recvmmsg` fills up to a batch of datagrams without waiting. The buffers are made once;
-//! receiving allocates nothing. Descriptors that a sender attached are handed to whoever closes them:
-//! nobody asked for them, an open one would let any sender exhaust the table, and closing one can take
-//! as long as its sender has arranged (a lingering socket). The pidfd that the kernel attaches where
-//! [`pass_pidfd`] asked for it is kept for whoever takes it. What the datagrams mean is not judged
-//! here.
+//! receiving allocates nothing. There is room for credentials and for the pidfd that the kernel attaches where
+//! [`pass_pidfd`] asked for it, not for descriptors of a sender: the kernel drops those that find no room, and
+//! dropping the last reference to a file takes as long as its owner has arranged (a socket that lingers). So a
+//! caller that may not sleep asks the kernel for no descriptors ([`refuse_descriptors`]), or looks at each
+//! datagram before it takes it ([`peek`]) and leaves those that bring descriptors to [`crate::discard`]. What the
+//! datagrams mean is not judged here.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::socket_option;
 
-/// Room for what the kernel may attach to one datagram: credentials (32 bytes), a pidfd (24), and
-/// the 253 descriptors a sender may pass at most (1032). With less room the kernel would report
-/// truncation for a sender's whim.
-const CONTROL_BYTES: usize = 1152;
+/// Room for what the kernel attaches to one datagram: credentials (32 bytes) and a pidfd (24).
+const CONTROL_BYTES: usize = CREDENTIALS_BYTES + PIDFD_BYTES;
 
 /// Room for credentials and nothing else.
 const CREDENTIALS_BYTES: usize = (HEADER + 12).next_multiple_of(WORD);
 
+/// Room for a pidfd.
+const PIDFD_BYTES: usize = (HEADER + 4).next_multiple_of(WORD);
+
 /// `SCM_PIDFD` of Linux 6.5, which libc does not name yet.
 const SCM_PIDFD: i32 = 4;
+
+/// `SO_PASSRIGHTS` of Linux 6.16, which libc does not name yet. The number is that of x86-64, aarch64 and all
+/// other architectures with the generic socket options.
+const SO_PASSRIGHTS: libc::c_int = 83;
 
 /// The kernel's word about a sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,31 +40,51 @@ pub struct SenderCredentials {
     pub gid: u32,
 }
 
-/// What [`peek_sender`] found.
+/// What [`peek`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peeked {
     /// Nothing is queued.
     Empty,
-    /// A datagram is queued. Its sender is unknown if the socket does not pass credentials.
-    Sender(Option<SenderCredentials>),
+    /// A datagram is queued.
+    Datagram(Head),
 }
 
-/// Who sent the datagram that comes next, without waiting and without consuming it. `EINTR` is
-/// retried.
+/// The datagram that comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// How many of its bytes were copied.
+    pub len: usize,
+    /// It is longer than that.
+    pub truncated: bool,
+    /// Its sender; `None` if the socket does not pass credentials.
+    pub credentials: Option<SenderCredentials>,
+    /// Descriptors are attached to it.
+    pub has_descriptors: bool,
+}
+
+/// Looks at the datagram that comes next, without waiting and without consuming it. Its bytes are copied as far as
+/// there is room for them. `EINTR` is retried.
 ///
-/// On a socket that passes credentials (`SO_PASSCRED`) they come first and take all the room there
-/// is, so no descriptor is installed, neither one that the sender attached nor a pidfd. Without it up
-/// to four attached descriptors are installed, and closed again.
-pub fn peek_sender(socket: BorrowedFd<'_>) -> io::Result<Peeked> {
+/// On a socket that passes credentials (`SO_PASSCRED`) and no pidfds they take all the room there is, so no
+/// descriptor is installed, and the kernel says whether there are any (`MSG_CTRUNC`). The references that it takes
+/// and drops meanwhile are not the last ones, since the datagram stays where it is and has its own. Without
+/// credentials up to four attached descriptors are installed, and closed again.
+pub fn peek(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Peeked> {
     let mut control = Control([0; CREDENTIALS_BYTES]);
+    let mut iovec = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
     // SAFETY: `msghdr` is plain data for which all zeroes is a valid value; it is not built field by
     // field because musl has private padding in it.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    loop {
+    let len = loop {
+        header.msg_iov = &raw mut iovec;
+        header.msg_iovlen = 1;
         header.msg_control = control.0.as_mut_ptr().cast();
         header.msg_controllen = CREDENTIALS_BYTES as _;
-        // SAFETY: the header points to no data buffer and to one control buffer of the stated length,
-        // which is borrowed mutably and outlives the call.
+        // SAFETY: the header points to one data buffer and to one control buffer of the stated lengths, which
+        // are borrowed mutably and outlive the call.
         let result = unsafe {
             libc::recvmsg(
                 socket.as_raw_fd(),
@@ -66,8 +92,8 @@ pub fn peek_sender(socket: BorrowedFd<'_>) -> io::Result<Peeked> {
                 libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC,
             )
         };
-        if result >= 0 {
-            break;
+        if let Ok(len) = usize::try_from(result) {
+            break len;
         }
         let error = io::Error::last_os_error();
         match error.kind() {
@@ -75,12 +101,28 @@ pub fn peek_sender(socket: BorrowedFd<'_>) -> io::Result<Peeked> {
             io::ErrorKind::WouldBlock => return Ok(Peeked::Empty),
             _ => return Err(error),
         }
-    }
+    };
     #[allow(clippy::unnecessary_cast, reason = "32 bits wide on musl")]
     let control_len = (header.msg_controllen as usize).min(CREDENTIALS_BYTES);
+    let mut installed = 0;
     // SAFETY: the kernel has just written these messages for us.
-    let (credentials, _) = unsafe { take_over(&control.0[..control_len], drop) };
-    Ok(Peeked::Sender(credentials))
+    let (credentials, _) = unsafe { take_over(&control.0[..control_len], |_| installed += 1) };
+    Ok(Peeked::Datagram(Head {
+        len,
+        truncated: header.msg_flags & libc::MSG_TRUNC != 0,
+        credentials,
+        has_descriptors: installed > 0 || header.msg_flags & libc::MSG_CTRUNC != 0,
+    }))
+}
+
+/// Takes no descriptors from now on: who sends a datagram with descriptors to this socket gets `EPERM`, and nothing
+/// arrives. What is queued already stays as it is, and so are sockets that were accepted from this one before.
+///
+/// # Errors
+///
+/// `ENOPROTOOPT` before Linux 6.16.
+pub fn refuse_descriptors(socket: BorrowedFd<'_>) -> io::Result<()> {
+    socket_option::set(socket, SO_PASSRIGHTS, &0)
 }
 
 /// Has the kernel attach a pidfd of its sender to every datagram that is received from now on.
@@ -120,21 +162,19 @@ struct Meta {
 struct Control<const BYTES: usize>([u8; BYTES]);
 
 /// Reusable buffers for a batch of datagrams.
-///
-/// The headers point into the other boxes, which are never resized or replaced.
 pub struct DatagramBatch {
+    /// The pointers in them are set before each call, and mean nothing after it.
     headers: Box<[libc::mmsghdr]>,
+    iovecs: Box<[libc::iovec]>,
     data: Box<[u8]>,
     data_bytes: usize,
     control: Box<[Control<CONTROL_BYTES>]>,
     meta: Box<[Meta]>,
     pidfds: Box<[Option<OwnedFd>]>,
-    _iovecs: Box<[libc::iovec]>,
     received: usize,
 }
 
-// SAFETY: the pointers in the headers lead into boxes that move with the struct and that nothing else
-// refers to, so another thread may take all of them over at once.
+// SAFETY: no pointer in the headers and the vectors is followed but by the call that it was set for.
 unsafe impl Send for DatagramBatch {}
 
 impl std::fmt::Debug for DatagramBatch {
@@ -151,73 +191,66 @@ impl DatagramBatch {
     /// Buffers for `batch` datagrams of up to `data_bytes` each. Choose `data_bytes` larger than the
     /// longest datagram worth reading, else a longer one could not be told from it.
     pub fn new(batch: usize, data_bytes: usize) -> Self {
-        let mut data = vec![0; batch * data_bytes].into_boxed_slice();
-        let mut control = vec![Control([0; CONTROL_BYTES]); batch].into_boxed_slice();
-        let mut iovecs: Box<[libc::iovec]> = data
-            .chunks_exact_mut(data_bytes)
-            .map(|chunk| libc::iovec {
-                iov_base: chunk.as_mut_ptr().cast(),
-                iov_len: chunk.len(),
-            })
-            .collect();
-        let headers = iovecs
-            .iter_mut()
-            .zip(control.iter_mut())
-            .map(|(iovec, control)| {
-                // SAFETY: `mmsghdr` is plain data for which all zeroes is a valid value; it is not
-                // built field by field because musl has private padding in it.
-                let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
-                header.msg_hdr.msg_iov = iovec;
-                header.msg_hdr.msg_iovlen = 1;
-                header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
-                header.msg_hdr.msg_controllen = CONTROL_BYTES as _;
-                header
-            })
-            .collect();
         let nothing = Meta {
             len: 0,
             flags: 0,
             credentials: None,
         };
+        // SAFETY: both are plain data for which all zeroes is a valid value; `mmsghdr` is not built field by field
+        // because musl has private padding in it.
+        let (header, iovec) = unsafe { std::mem::zeroed::<(libc::mmsghdr, libc::iovec)>() };
         Self {
-            headers,
-            data,
+            headers: vec![header; batch].into_boxed_slice(),
+            iovecs: vec![iovec; batch].into_boxed_slice(),
+            data: vec![0; batch * data_bytes].into_boxed_slice(),
             data_bytes,
-            control,
+            control: vec![Control([0; CONTROL_BYTES]); batch].into_boxed_slice(),
             meta: vec![nothing; batch].into_boxed_slice(),
             pidfds: (0..batch).map(|_| None).collect(),
-            _iovecs: iovecs,
             received: 0,
         }
     }
 
-    /// Receives what is queued, up to `limit` datagrams and a batch, without waiting. 0 means nothing
-    /// was queued; fewer than asked for means the queue was empty for a moment. `EINTR` is retried.
-    /// Every descriptor that a sender attached is given to `unwanted`. The pidfds of the last batch
-    /// that were not taken are closed.
-    pub fn receive(
-        &mut self,
-        socket: BorrowedFd<'_>,
-        limit: usize,
-        mut unwanted: impl FnMut(OwnedFd),
-    ) -> io::Result<usize> {
-        for header in self.headers.iter_mut().take(self.received + 1) {
-            // The kernel shortened these to what it delivered last time; without a reset the next
-            // datagram would find less room and be reported as truncated.
-            header.msg_hdr.msg_controllen = CONTROL_BYTES as _;
-            header.msg_hdr.msg_flags = 0;
-        }
+    /// Forgets the datagrams of the batch. Their pidfds that were not taken are closed.
+    pub fn clear(&mut self) {
         self.pidfds[..self.received].fill_with(|| None);
         self.received = 0;
-        let limit = limit.min(self.headers.len());
+    }
+
+    /// How many datagrams there are.
+    pub fn len(&self) -> usize {
+        self.received
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.received == 0
+    }
+
+    /// Receives what is queued in place of what the batch held, see [`Self::receive_more`].
+    pub fn receive(&mut self, socket: BorrowedFd<'_>, limit: usize) -> io::Result<usize> {
+        self.clear();
+        self.receive_more(socket, limit)
+    }
+
+    /// Receives what is queued behind what the batch holds, up to `limit` datagrams and until it is full, without
+    /// waiting. Returns how many came: 0 means nothing was queued; fewer than there was room for means the queue was
+    /// empty for a moment. `EINTR` is retried.
+    ///
+    /// Descriptors of a sender are dropped by the kernel or closed here, which may take long: the module says how to
+    /// keep them away.
+    pub fn receive_more(&mut self, socket: BorrowedFd<'_>, limit: usize) -> io::Result<usize> {
+        let first = self.received;
+        let limit = limit.min(self.headers.len() - first);
+        self.aim(first, limit);
         let count = loop {
-            // SAFETY: there are at least `limit` headers; each points to one iovec and one control buffer of the stated length,
-            // all owned by `self`, at fixed addresses, and borrowed mutably for the call; the
-            // timeout may be null.
+            // SAFETY: there are `limit` headers; each points to one vector of one data buffer and to one control
+            // buffer of the stated length, all owned by `self` and borrowed mutably for the call; the timeout may
+            // be null.
             let count = unsafe {
                 libc::recvmmsg(
                     socket.as_raw_fd(),
-                    self.headers.as_mut_ptr(),
+                    self.headers[first..].as_mut_ptr(),
                     limit as _,
                     (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as _,
                     std::ptr::null_mut(),
@@ -233,13 +266,13 @@ impl DatagramBatch {
                 _ => return Err(error),
             }
         };
-        for i in 0..count {
+        for i in first..first + count {
             let header = &self.headers[i];
             #[allow(clippy::unnecessary_cast, reason = "32 bits wide on musl")]
             let control_len = (header.msg_hdr.msg_controllen as usize).min(CONTROL_BYTES);
             let control = &self.control[i].0[..control_len];
             // SAFETY: the kernel has just written these messages for us.
-            let (credentials, pidfd) = unsafe { take_over(control, &mut unwanted) };
+            let (credentials, pidfd) = unsafe { take_over(control, drop) };
             self.pidfds[i] = pidfd;
             self.meta[i] = Meta {
                 len: (header.msg_len as usize).min(self.data_bytes),
@@ -247,8 +280,27 @@ impl DatagramBatch {
                 credentials,
             };
         }
-        self.received = count;
+        self.received = first + count;
         Ok(count)
+    }
+
+    /// Has `count` headers from `first` on point to their buffers, with all the room there is.
+    fn aim(&mut self, first: usize, count: usize) {
+        let range = first..first + count;
+        let data = self.data.chunks_exact_mut(self.data_bytes);
+        let buffers = data.zip(&mut self.control).skip(first);
+        let headers = self.headers[range.clone()].iter_mut();
+        let headers = headers.zip(&mut self.iovecs[range]);
+        for ((header, iovec), (data, control)) in headers.zip(buffers) {
+            iovec.iov_base = data.as_mut_ptr().cast();
+            iovec.iov_len = data.len();
+            let header = &mut header.msg_hdr;
+            header.msg_iov = iovec;
+            header.msg_iovlen = 1;
+            header.msg_control = control.0.as_mut_ptr().cast();
+            header.msg_controllen = CONTROL_BYTES as _;
+            header.msg_flags = 0;
+        }
     }
 
     /// The pidfd that came with datagram `i` of the last [`Self::receive`], once. `None` also if the
@@ -482,14 +534,14 @@ mod tests {
     fn a_batch_holds_what_was_sent_in_order() {
         let (sender, receiver) = UnixDatagram::pair().unwrap();
         let mut batch = DatagramBatch::new(4, 40);
-        assert_eq!(batch.receive(receiver.as_fd(), ALL, drop).unwrap(), 0);
+        assert_eq!(batch.receive(receiver.as_fd(), ALL).unwrap(), 0);
         for len in [32, 0, 41] {
             sender.send(&vec![7; len]).unwrap();
         }
-        assert_eq!(batch.receive(receiver.as_fd(), ALL, drop).unwrap(), 3);
+        assert_eq!(batch.receive(receiver.as_fd(), ALL).unwrap(), 3);
         assert_eq!(lengths(&batch), [(32, false), (0, false), (40, true)]);
         assert!(datagrams(&batch).all(|d| d.credentials.is_none()));
-        assert_eq!(batch.receive(receiver.as_fd(), ALL, drop).unwrap(), 0);
+        assert_eq!(batch.receive(receiver.as_fd(), ALL).unwrap(), 0);
         assert_eq!(lengths(&batch), [], "the old batch is gone");
     }
 
@@ -500,8 +552,8 @@ mod tests {
         for len in [1, 2, 3] {
             sender.send(&vec![7; len]).unwrap();
         }
-        assert_eq!(batch.receive(receiver.as_fd(), ALL, drop).unwrap(), 2);
-        assert_eq!(batch.receive(receiver.as_fd(), ALL, drop).unwrap(), 1);
+        assert_eq!(batch.receive(receiver.as_fd(), ALL).unwrap(), 2);
+        assert_eq!(batch.receive(receiver.as_fd(), ALL).unwrap(), 1);
         assert_eq!(lengths(&batch), [(3, false)]);
     }
 
@@ -512,40 +564,91 @@ mod tests {
         for len in [1, 2, 3, 4] {
             sender.send(&vec![7; len]).unwrap();
         }
-        assert_eq!(batch.receive(receiver.as_fd(), 1, drop).unwrap(), 1);
+        assert_eq!(batch.receive(receiver.as_fd(), 1).unwrap(), 1);
         assert_eq!(lengths(&batch), [(1, false)]);
-        assert_eq!(batch.receive(receiver.as_fd(), 0, drop).unwrap(), 0);
+        assert_eq!(batch.receive(receiver.as_fd(), 0).unwrap(), 0);
         assert_eq!(lengths(&batch), []);
-        assert_eq!(batch.receive(receiver.as_fd(), 2, drop).unwrap(), 2);
+        assert_eq!(batch.receive(receiver.as_fd(), 2).unwrap(), 2);
         assert_eq!(lengths(&batch), [(2, false), (3, false)]);
+    }
+
+    fn head(receiver: &UnixDatagram, bytes: &mut [u8]) -> Head {
+        match peek(receiver.as_fd(), bytes).unwrap() {
+            Peeked::Datagram(head) => head,
+            Peeked::Empty => panic!("nothing is queued"),
+        }
     }
 
     #[test]
     fn peeking_names_the_sender_and_consumes_nothing() {
         let (sender, receiver) = UnixDatagram::pair().unwrap();
-        assert_eq!(peek_sender(receiver.as_fd()).unwrap(), Peeked::Empty);
+        assert_eq!(peek(receiver.as_fd(), &mut []).unwrap(), Peeked::Empty);
         sender.send(b"x").unwrap();
-        let unknown = Peeked::Sender(None);
-        assert_eq!(peek_sender(receiver.as_fd()).unwrap(), unknown);
+        assert_eq!(head(&receiver, &mut []).credentials, None);
 
         rustix::net::sockopt::set_socket_passcred(&receiver, true).unwrap();
         sender.send(&[]).unwrap();
         let mut batch = DatagramBatch::new(1, 40);
-        batch.receive(receiver.as_fd(), 1, drop).unwrap();
+        batch.receive(receiver.as_fd(), 1).unwrap();
         for _ in 0..2 {
-            let Peeked::Sender(Some(peeked)) = peek_sender(receiver.as_fd()).unwrap() else {
-                panic!("no sender");
-            };
-            assert_eq!(peeked.pid, std::process::id());
+            let peeked = head(&receiver, &mut []);
+            assert_eq!(peeked.credentials.unwrap().pid, std::process::id());
+            assert!(!peeked.has_descriptors);
         }
-        assert_eq!(batch.receive(receiver.as_fd(), 1, drop).unwrap(), 1);
-        assert_eq!(peek_sender(receiver.as_fd()).unwrap(), Peeked::Empty);
+        assert_eq!(batch.receive(receiver.as_fd(), 1).unwrap(), 1);
+        assert_eq!(peek(receiver.as_fd(), &mut []).unwrap(), Peeked::Empty);
+    }
+
+    #[test]
+    fn peeking_copies_what_there_is_room_for() {
+        let (sender, receiver) = UnixDatagram::pair().unwrap();
+        sender.send(b"beat").unwrap();
+        for (room, truncated) in [(5, false), (4, false), (3, true), (0, true)] {
+            let mut bytes = vec![0; room];
+            let head = head(&receiver, &mut bytes);
+            assert_eq!((head.len, head.truncated), (room.min(4), truncated));
+            assert_eq!(bytes[..head.len], b"beat"[..head.len]);
+        }
     }
 
     #[test]
     fn peeking_at_what_is_no_socket_is_an_error() {
         let file = File::open("/dev/null").unwrap();
-        assert!(peek_sender(file.as_fd()).is_err());
+        assert!(peek(file.as_fd(), &mut []).is_err());
+    }
+
+    #[test]
+    fn a_batch_grows_until_it_is_full() {
+        let (sender, receiver) = UnixDatagram::pair().unwrap();
+        let mut batch = DatagramBatch::new(3, 40);
+        for len in [1, 2, 3, 4] {
+            sender.send(&vec![7; len]).unwrap();
+        }
+        for received in [1, 2] {
+            assert_eq!(batch.receive_more(receiver.as_fd(), 1).unwrap(), 1);
+            assert_eq!(batch.len(), received);
+        }
+        assert_eq!(batch.receive_more(receiver.as_fd(), ALL).unwrap(), 1);
+        assert_eq!(lengths(&batch), [(1, false), (2, false), (3, false)]);
+        assert_eq!(batch.receive_more(receiver.as_fd(), ALL).unwrap(), 0, "full");
+        assert_eq!(batch.receive(receiver.as_fd(), ALL).unwrap(), 1);
+        assert_eq!(lengths(&batch), [(4, false)]);
+        batch.clear();
+        assert!(batch.is_empty());
+    }
+
+    #[test]
+    fn a_batch_may_move_to_another_thread_between_two_receives() {
+        let (sender, receiver) = UnixDatagram::pair().unwrap();
+        let mut batch = DatagramBatch::new(2, 40);
+        sender.send(b"x").unwrap();
+        batch.receive(receiver.as_fd(), ALL).unwrap();
+        sender.send(b"yy").unwrap();
+        let moved = std::thread::spawn(move || {
+            batch.receive(receiver.as_fd(), ALL).unwrap();
+            lengths(&batch)
+        });
+        assert_eq!(moved.join().unwrap(), [(2, false)]);
     }
 
     #[test]
@@ -553,7 +656,7 @@ mod tests {
         let file = File::open("/dev/null").unwrap();
         assert!(
             DatagramBatch::new(1, 40)
-                .receive(file.as_fd(), ALL, drop)
+                .receive(file.as_fd(), ALL)
                 .is_err()
         );
     }

@@ -45,19 +45,17 @@ pub struct FromNetwork<'a> {
 struct Name([u8; NAME_BYTES]);
 
 /// Reusable buffers for a batch of datagrams.
-///
-/// The headers point into the other boxes, which are never resized or replaced.
 pub struct UdpBatch {
+    /// The pointers in them are set before each call, and mean nothing after it.
     headers: Box<[libc::mmsghdr]>,
+    iovecs: Box<[libc::iovec]>,
     data: Box<[u8]>,
     data_bytes: usize,
     names: Box<[Name]>,
-    _iovecs: Box<[libc::iovec]>,
     received: usize,
 }
 
-// SAFETY: the pointers in the headers lead into boxes that move with the struct and that nothing else
-// refers to, so another thread may take all of them over at once.
+// SAFETY: no pointer in the headers and the vectors is followed but by the call that it was set for.
 unsafe impl Send for UdpBatch {}
 
 impl std::fmt::Debug for UdpBatch {
@@ -78,35 +76,16 @@ impl UdpBatch {
     ///
     /// If `data_bytes` is 0.
     pub fn new(batch: usize, data_bytes: usize) -> Self {
-        let mut data = vec![0; batch * data_bytes].into_boxed_slice();
-        let mut names = vec![Name([0; NAME_BYTES]); batch].into_boxed_slice();
-        let mut iovecs: Box<[libc::iovec]> = data
-            .chunks_exact_mut(data_bytes)
-            .map(|chunk| libc::iovec {
-                iov_base: chunk.as_mut_ptr().cast(),
-                iov_len: chunk.len(),
-            })
-            .collect();
-        let headers = iovecs
-            .iter_mut()
-            .zip(names.iter_mut())
-            .map(|(iovec, name)| {
-                // SAFETY: `mmsghdr` is plain data for which all zeroes is a valid value; it is not
-                // built field by field because musl has private padding in it.
-                let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
-                header.msg_hdr.msg_iov = iovec;
-                header.msg_hdr.msg_iovlen = 1;
-                header.msg_hdr.msg_name = name.0.as_mut_ptr().cast();
-                header.msg_hdr.msg_namelen = NAME_BYTES as _;
-                header
-            })
-            .collect();
+        assert!(data_bytes > 0, "no room for any byte");
+        // SAFETY: both are plain data for which all zeroes is a valid value; `mmsghdr` is not built field by field
+        // because musl has private padding in it.
+        let (header, iovec) = unsafe { std::mem::zeroed::<(libc::mmsghdr, libc::iovec)>() };
         Self {
-            headers,
-            data,
+            headers: vec![header; batch].into_boxed_slice(),
+            iovecs: vec![iovec; batch].into_boxed_slice(),
+            data: vec![0; batch * data_bytes].into_boxed_slice(),
             data_bytes,
-            names,
-            _iovecs: iovecs,
+            names: vec![Name([0; NAME_BYTES]); batch].into_boxed_slice(),
             received: 0,
         }
     }
@@ -119,16 +98,12 @@ impl UdpBatch {
     /// What the kernel says. On a connected socket that can be about a datagram sent earlier, and the
     /// next call goes on.
     pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        for header in self.headers.iter_mut().take(self.received + 1) {
-            // The kernel set this to the length of the last address; without a reset a longer one
-            // would be cut.
-            header.msg_hdr.msg_namelen = NAME_BYTES as _;
-        }
+        self.aim();
         self.received = 0;
         self.received = loop {
-            // SAFETY: there are as many headers as stated; each points to one iovec and one name
-            // buffer of the stated length, all owned by `self`, at fixed addresses, and borrowed
-            // mutably for the call; the timeout may be null.
+            // SAFETY: there are as many headers as stated; each points to one vector of one data buffer and to one
+            // name buffer of the stated length, all owned by `self` and borrowed mutably for the call; the timeout
+            // may be null.
             let count = unsafe {
                 libc::recvmmsg(
                     socket.as_raw_fd(),
@@ -149,6 +124,22 @@ impl UdpBatch {
             }
         };
         Ok(self.received)
+    }
+
+    /// Has each header point to its buffers, with all the room there is.
+    fn aim(&mut self) {
+        let data = self.data.chunks_exact_mut(self.data_bytes);
+        let buffers = data.zip(&mut self.names);
+        let headers = self.headers.iter_mut().zip(&mut self.iovecs);
+        for ((header, iovec), (data, name)) in headers.zip(buffers) {
+            iovec.iov_base = data.as_mut_ptr().cast();
+            iovec.iov_len = data.len();
+            let header = &mut header.msg_hdr;
+            header.msg_iov = iovec;
+            header.msg_iovlen = 1;
+            header.msg_name = name.0.as_mut_ptr().cast();
+            header.msg_namelen = NAME_BYTES as _;
+        }
     }
 
     /// Datagram `i` of the last [`Self::receive`], counted from 0, oldest first.

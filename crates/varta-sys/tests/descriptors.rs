@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use varta_sys::receive::{DatagramBatch, Peeked, pass_pidfd, peek_sender};
+use varta_sys::receive::{DatagramBatch, Head, Peeked, pass_pidfd, peek, refuse_descriptors};
 
 /// As many as the kernel lets a sender attach.
 const MOST_ATTACHED: usize = 253;
@@ -47,12 +47,19 @@ fn pair_with_pidfds() -> Option<(UnixDatagram, UnixDatagram)> {
 }
 
 fn send_with(sender: &UnixDatagram, attached: &[BorrowedFd<'_>]) {
+    try_send_with(sender, attached).unwrap();
+}
+
+fn try_send_with(
+    sender: &UnixDatagram,
+    attached: &[BorrowedFd<'_>],
+) -> rustix::io::Result<usize> {
     let mut room =
         [const { std::mem::MaybeUninit::uninit() }; rustix::cmsg_space!(ScmRights(MOST_ATTACHED))];
     let mut control = SendAncillaryBuffer::new(&mut room);
     assert!(control.push(SendAncillaryMessage::ScmRights(attached)));
     let data = [IoSlice::new(b"x")];
-    sendmsg(sender, &data, &mut control, SendFlags::empty()).unwrap();
+    sendmsg(sender, &data, &mut control, SendFlags::empty())
 }
 
 fn has_ended(pidfd: &OwnedFd) -> bool {
@@ -68,50 +75,82 @@ fn pid_of(pidfd: &OwnedFd) -> i64 {
     pid.expect("a pidfd").trim().parse().unwrap()
 }
 
+fn head(receiver: &UnixDatagram) -> Head {
+    match peek(receiver.as_fd(), &mut []).unwrap() {
+        Peeked::Datagram(head) => head,
+        Peeked::Empty => panic!("nothing is queued"),
+    }
+}
+
 #[test]
-fn peeking_installs_none_of_the_descriptors_that_are_attached() {
+fn peeking_installs_none_of_the_descriptors_that_are_attached_and_says_that_there_are_some() {
     let _turn = take_turn();
     let (sender, receiver) = pair();
-    // A pidfd must not slip in either.
-    let _ = pass_pidfd(receiver.as_fd(), true);
-    send_with(&sender, &[sender.as_fd(); 3]);
-    let before = open_descriptors();
-    for _ in 0..2 {
-        let peeked = peek_sender(receiver.as_fd()).unwrap();
-        assert!(matches!(peeked, Peeked::Sender(Some(_))), "{peeked:?}");
-        assert_eq!(open_descriptors(), before);
+    for attached in [1, 3, MOST_ATTACHED] {
+        send_with(&sender, &vec![sender.as_fd(); attached]);
+        let before = open_descriptors();
+        for _ in 0..2 {
+            let head = head(&receiver);
+            assert!(head.credentials.is_some() && head.has_descriptors);
+            assert_eq!(open_descriptors(), before);
+        }
+        receiver.recv(&mut []).unwrap();
     }
-    let mut attached = 0;
-    let mut batch = DatagramBatch::new(1, 8);
-    let count = |_| attached += 1;
-    assert_eq!(batch.receive(receiver.as_fd(), 1, count).unwrap(), 1);
-    assert_eq!(attached, 3);
 }
 
 #[test]
 fn peeking_without_credentials_closes_what_it_was_given() {
     let _turn = take_turn();
     let (sender, receiver) = UnixDatagram::pair().unwrap();
-    send_with(&sender, &[sender.as_fd(); 8]);
+    for attached in [1, 8] {
+        send_with(&sender, &vec![sender.as_fd(); attached]);
+        let before = open_descriptors();
+        let head = head(&receiver);
+        assert!(head.credentials.is_none() && head.has_descriptors);
+        assert_eq!(open_descriptors(), before);
+        receiver.recv(&mut []).unwrap();
+    }
+}
+
+#[test]
+fn who_sends_descriptors_to_a_socket_that_refuses_them_is_told_and_nothing_arrives() {
+    let _turn = take_turn();
+    let (sender, receiver) = pair();
+    if let Err(error) = refuse_descriptors(receiver.as_fd()) {
+        println!("skipped: this kernel cannot refuse descriptors: {error}");
+        return;
+    }
+    let sent = try_send_with(&sender, &[sender.as_fd()]);
+    assert_eq!(sent, Err(rustix::io::Errno::PERM));
+    assert_eq!(peek(receiver.as_fd(), &mut []).unwrap(), Peeked::Empty);
+    sender.send(b"x").unwrap();
+    assert!(!head(&receiver).has_descriptors);
+}
+
+#[test]
+fn what_is_received_in_spite_of_its_descriptors_leaves_none_open() {
+    let _turn = take_turn();
+    let (sender, receiver) = pair();
+    send_with(&sender, &[sender.as_fd(); MOST_ATTACHED]);
     let before = open_descriptors();
-    let peeked = peek_sender(receiver.as_fd()).unwrap();
-    assert_eq!(peeked, Peeked::Sender(None));
+    let mut batch = DatagramBatch::new(1, 8);
+    assert_eq!(batch.receive(receiver.as_fd(), 1).unwrap(), 1);
+    let datagram = batch.datagram(0).unwrap();
+    assert!(datagram.control_truncated && datagram.credentials.is_some());
     assert_eq!(open_descriptors(), before);
 }
 
 #[test]
-fn the_pidfd_of_the_sender_comes_along_and_what_it_attached_is_unwanted() {
+fn the_pidfd_of_the_sender_comes_along() {
     let _turn = take_turn();
     let Some((sender, receiver)) = pair_with_pidfds() else {
         return;
     };
-    send_with(&sender, &[sender.as_fd(); MOST_ATTACHED]);
-    sender.send(b"y").unwrap();
+    for _ in 0..2 {
+        sender.send(b"y").unwrap();
+    }
     let mut batch = DatagramBatch::new(2, 8);
-    let mut attached = 0;
-    let count = |_| attached += 1;
-    assert_eq!(batch.receive(receiver.as_fd(), 2, count).unwrap(), 2);
-    assert_eq!(attached, MOST_ATTACHED);
+    assert_eq!(batch.receive(receiver.as_fd(), 2).unwrap(), 2);
     for i in 0..2 {
         let pidfd = batch.take_pidfd(i).expect("a pidfd");
         assert_eq!(pid_of(&pidfd), i64::from(std::process::id()));
@@ -131,12 +170,12 @@ fn pidfds_come_only_while_asked_for() {
     pass_pidfd(receiver.as_fd(), false).unwrap();
     let mut batch = DatagramBatch::new(1, 8);
     sender.send(b"x").unwrap();
-    batch.receive(receiver.as_fd(), 1, drop).unwrap();
+    batch.receive(receiver.as_fd(), 1).unwrap();
     assert!(batch.take_pidfd(0).is_none());
     // What counts is the moment of the receive.
     sender.send(b"x").unwrap();
     pass_pidfd(receiver.as_fd(), true).unwrap();
-    batch.receive(receiver.as_fd(), 1, drop).unwrap();
+    batch.receive(receiver.as_fd(), 1).unwrap();
     assert!(batch.take_pidfd(0).is_some());
 }
 
@@ -151,14 +190,14 @@ fn pidfds_that_nobody_took_are_closed_with_the_next_receive_or_the_batch() {
     for _ in 0..3 {
         sender.send(b"x").unwrap();
     }
-    batch.receive(receiver.as_fd(), 4, drop).unwrap();
+    batch.receive(receiver.as_fd(), 4).unwrap();
     assert_eq!(open_descriptors(), before + 3);
     let taken = batch.take_pidfd(1);
-    batch.receive(receiver.as_fd(), 4, drop).unwrap();
+    batch.receive(receiver.as_fd(), 4).unwrap();
     assert_eq!(open_descriptors(), before + 1);
     drop(taken);
     sender.send(b"x").unwrap();
-    batch.receive(receiver.as_fd(), 4, drop).unwrap();
+    batch.receive(receiver.as_fd(), 4).unwrap();
     drop(batch);
     assert_eq!(open_descriptors(), before);
 }
@@ -177,7 +216,7 @@ fn a_full_descriptor_table_means_no_pidfd_and_the_datagram_all_the_same() {
         ..limits
     };
     setrlimit(Resource::Nofile, full).unwrap();
-    let received = batch.receive(receiver.as_fd(), 1, drop);
+    let received = batch.receive(receiver.as_fd(), 1);
     setrlimit(Resource::Nofile, limits).unwrap();
     assert_eq!(received.unwrap(), 1);
     assert_eq!(batch.datagram(0).unwrap().bytes, b"x");
@@ -209,7 +248,7 @@ fn the_pidfd_of_a_sender_that_was_reaped_is_ended_or_missing_and_never_leaks() {
     child.wait().unwrap();
 
     let mut batch = DatagramBatch::new(1, 8);
-    assert_eq!(batch.receive(receiver.as_fd(), 1, drop).unwrap(), 1);
+    assert_eq!(batch.receive(receiver.as_fd(), 1).unwrap(), 1);
     assert_eq!(batch.datagram(0).unwrap().credentials.unwrap().pid, pid);
     match batch.take_pidfd(0) {
         Some(pidfd) => {
