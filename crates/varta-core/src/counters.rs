@@ -86,7 +86,7 @@ series! {
         DecodeBadNonce "kind" = "bad_nonce",
     }
     "varta_truncated_datagrams_total" "Datagrams of a length that no frame has." { WrongLength }
-    "varta_ctrl_truncated_total" "Datagrams refused because their control data was cut short." { ControlTruncated }
+    "varta_ctrl_truncated_total" "Datagrams refused because descriptors were attached to them (since Linux 6.16 the sender gets EPERM instead, and nothing arrives)." { ControlTruncated }
     "varta_frame_identity_refused_total" "Datagrams refused because the kernel vouched for nobody, or for somebody who may not speak." {
         NoCredentials "reason" = "no_credentials",
         UnseenSender "reason" = "unseen_sender",
@@ -110,7 +110,6 @@ series! {
     "varta_secure_replay_refused_total" "Envelopes refused because they were heard before, or because they begin a session with a last frame older than their agent's last one." { ReplayRefused }
     "varta_sender_state_full_total" "Envelopes refused because they open a session and their agent has too many in use, or no more can be remembered." { SenderStateFull }
     "varta_udp_receive_drops_total" "Datagrams that the kernel dropped because the UDP socket's queue was full." { UdpDrops }
-    "varta_descriptors_closed_total" "Descriptors that came attached to datagrams and were closed." { DescriptorsClosed }
     "varta_io_errors_total" "Receive calls that failed." { ReceiveErrors }
     "varta_observer_clock_regression_total" "Clock readings that went backwards." { ClockRegressions }
     "varta_observer_clock_jump_forward_total" "Gaps of more than 5 s in the observer's attention." { ClockJumps }
@@ -139,6 +138,7 @@ series! {
         RecoveryWaiting "outcome" = "waiting",
         RecoveryUserBudget "outcome" = "user_budget_spent",
         RecoverySpawnFailed "outcome" = "spawn_failed",
+        RecoveryPostponed "outcome" = "postponed",
         RecoveryReapedZero "outcome" = "reaped_zero",
         RecoveryReapedNonzero "outcome" = "reaped_nonzero",
         RecoveryKilled "outcome" = "killed",
@@ -183,6 +183,10 @@ series! {
     "varta_observer_attention_lag_seconds" "Time since the start that counts against nobody." { AttentionLag }
     "varta_observer_real_time" "1 while the beat path runs in real time, 0 if it may not or has too much to do for that." { RealTime }
     "varta_tracker_local_agents" "Slots that agents of this host have." { LocalAgents }
+    "varta_observer_receive_errno" "Error number with which receiving over the Unix socket fails, 0 while it succeeds." { ReceiveErrnoUnix }
+    "varta_observer_udp_receive_errno" "Error number with which receiving over UDP fails, 0 while it succeeds." { ReceiveErrnoUdp }
+    "varta_observer_receive_blocked" "1 while a datagram that brings descriptors keeps local beats waiting, because all threads that could take it hang; else 0." { ReceiveBlocked }
+    "varta_observer_descriptor_threads" "Threads that hang letting go of descriptors that were attached to datagrams." { DescriptorThreads }
     "varta_recovery_in_flight" "Recovery commands and hooks that run now." { RecoveryInFlight }
     "varta_recovery_held" "1 while fire is held because the host is the suspect, else 0." { RecoveryHeld }
     "varta_stall_threshold_seconds" "Silence that makes a stall, unless a rule says otherwise." { Threshold }

@@ -49,6 +49,9 @@ pub enum ActionEnd {
     Handled,
     /// It could not be started, or failed.
     Failed,
+    /// The observer lacks what it takes to start it, descriptors or memory. It is tried again a second later, and nothing
+    /// was spent.
+    Postponed,
     /// The process it was meant for is gone or back: nothing to do.
     TargetGone,
     /// It may not be acted on this agent. Nothing more is tried in this silence, unless a reload changes
@@ -154,6 +157,9 @@ struct Entry {
     /// End of the last silence.
     settled_ns: u64,
 }
+
+/// When a step that was postponed is tried again: 1 s, long enough not to add to what the observer lacks.
+const POSTPONED_NS: u64 = 1_000_000_000;
 
 /// In place of a ladder's number.
 const NO_LADDER: u32 = u32::MAX;
@@ -365,6 +371,12 @@ impl Recovery {
             return;
         };
         entry.in_flight = false;
+        if end == ActionEnd::Postponed {
+            let starts = &mut self.starts[agent.slot as usize];
+            starts.take_back();
+            self.entries[agent.slot as usize].last_start_ns = starts.last_ns();
+        }
+        let entry = &mut self.entries[agent.slot as usize];
         if !entry.silent {
             return;
         }
@@ -378,7 +390,7 @@ impl Recovery {
         let entry = &mut self.entries[agent.slot as usize];
         let ladder = self.ladders.get(entry.ladder as usize);
         let is_done = matches!(end, ActionEnd::TargetGone | ActionEnd::Refused);
-        if is_done {
+        if is_done || end == ActionEnd::Postponed {
             // Nothing was.
             entry.acts = entry.acts.saturating_sub(1);
             entry.climbs -= u32::from(entry.acts == 0 && entry.climbs > 0);
@@ -391,6 +403,10 @@ impl Recovery {
             ActionEnd::Handled => {
                 entry.phase = Phase::Waiting;
                 now_ns.saturating_add(ladder.patience_ns(entry.step))
+            }
+            ActionEnd::Postponed => {
+                entry.phase = Phase::Due;
+                now_ns.saturating_add(POSTPONED_NS)
             }
             _ if entry.step < ladder.last_action() => {
                 entry.phase = Phase::Due;

@@ -278,7 +278,8 @@ impl Model {
         let end = match self.dice.below(20) {
             0 => ActionEnd::TargetGone,
             1 => ActionEnd::Refused,
-            2..10 => ActionEnd::Failed,
+            2..8 => ActionEnd::Failed,
+            8..10 => ActionEnd::Postponed,
             _ => ActionEnd::Handled,
         };
         self.end(action, end);
@@ -289,12 +290,15 @@ impl Model {
         let Some(seen) = self.seen.get_mut(&action.agent) else {
             return;
         };
+        if end == ActionEnd::Postponed {
+            seen.starts_ns.pop();
+        }
         if let Some((step, ended @ None)) = &mut seen.last
             && *step == action.step
         {
             *ended = Some((end, self.now_ns));
             seen.refused = matches!(end, ActionEnd::TargetGone | ActionEnd::Refused);
-            seen.acts -= u32::from(seen.refused);
+            seen.acts -= u32::from(seen.refused || end == ActionEnd::Postponed);
         }
     }
 
@@ -396,7 +400,10 @@ impl Model {
             Some((last, Some((end, ended_ns)))) => {
                 let before = acts.iter().position(|step| *step == last).unwrap();
                 let is_last = before + 1 == acts.len();
-                if end == ActionEnd::Failed && is_last {
+                if end == ActionEnd::Postponed {
+                    assert_eq!(place, before, "tried again");
+                    assert!(self.now_ns + TICK >= ended_ns + S, "no pause");
+                } else if end == ActionEnd::Failed && is_last {
                     assert_eq!(place, before, "tried again");
                     let least_ns = ladder.backoff_ns.min(ladder.backoff_max_ns);
                     assert!(self.now_ns + TICK >= ended_ns + least_ns, "no pause");

@@ -475,7 +475,7 @@ mod tests {
             .send_to(b"x", &path)
             .unwrap();
         let mut batch = DatagramBatch::new(1, 40);
-        assert_eq!(batch.receive(socket.as_fd(), 1, drop).unwrap(), 1);
+        assert_eq!(batch.receive(socket.as_fd(), 1).unwrap(), 1);
         let sender = batch.datagram(0).unwrap().credentials.unwrap();
         let own = (
             std::process::id(),

@@ -106,7 +106,11 @@ impl Discarder {
     /// # Errors
     ///
     /// The datagram is still in the queue, or there was none.
-    pub fn discard(&mut self, socket: BorrowedFd<'_>, hurry: Option<&Interrupter>) -> io::Result<()> {
+    pub fn discard(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        hurry: Option<&Interrupter>,
+    ) -> io::Result<()> {
         self.begin();
         let header = self.0.header.get();
         // No room for anything: no bytes, no name, no control data.

@@ -12,6 +12,9 @@ pub mod child;
 pub mod counting_alloc;
 #[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod deep_socket;
+#[cfg(all(feature = "testing", target_os = "linux"))]
+pub mod denial;
+#[cfg(all(feature = "observer", target_os = "linux"))]
 pub mod discard;
 #[cfg(unix)]
 pub mod entropy;

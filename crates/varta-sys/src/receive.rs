@@ -630,7 +630,11 @@ mod tests {
         }
         assert_eq!(batch.receive_more(receiver.as_fd(), ALL).unwrap(), 1);
         assert_eq!(lengths(&batch), [(1, false), (2, false), (3, false)]);
-        assert_eq!(batch.receive_more(receiver.as_fd(), ALL).unwrap(), 0, "full");
+        assert_eq!(
+            batch.receive_more(receiver.as_fd(), ALL).unwrap(),
+            0,
+            "full"
+        );
         assert_eq!(batch.receive(receiver.as_fd(), ALL).unwrap(), 1);
         assert_eq!(lengths(&batch), [(4, false)]);
         batch.clear();

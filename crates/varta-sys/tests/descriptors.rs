@@ -50,10 +50,7 @@ fn send_with(sender: &UnixDatagram, attached: &[BorrowedFd<'_>]) {
     try_send_with(sender, attached).unwrap();
 }
 
-fn try_send_with(
-    sender: &UnixDatagram,
-    attached: &[BorrowedFd<'_>],
-) -> rustix::io::Result<usize> {
+fn try_send_with(sender: &UnixDatagram, attached: &[BorrowedFd<'_>]) -> rustix::io::Result<usize> {
     let mut room =
         [const { std::mem::MaybeUninit::uninit() }; rustix::cmsg_space!(ScmRights(MOST_ATTACHED))];
     let mut control = SendAncillaryBuffer::new(&mut room);

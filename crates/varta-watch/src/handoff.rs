@@ -352,6 +352,11 @@ impl OrderReceiver {
         self.done.store(done, Ordering::Release);
     }
 
+    /// Wakes the beat path.
+    pub(crate) fn bell(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.bell)
+    }
+
     /// Rings for what was left over.
     pub(crate) fn ring_again(&self) {
         let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());

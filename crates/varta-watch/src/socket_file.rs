@@ -130,6 +130,7 @@ pub(crate) struct BoundSocket {
     socket: OwnedFd,
     path: PathBuf,
     file: FileId,
+    refuses_descriptors: bool,
 }
 
 /// What makes a file the same file.
@@ -178,6 +179,8 @@ impl BoundSocket {
         if purpose == Purpose::Beats {
             sockopt::set_socket_passcred(&socket, true).map_err(fail("SO_PASSCRED"))?;
         }
+        // Before it has a name, so that nothing with descriptors is queued.
+        let refuses_descriptors = varta_sys::receive::refuse_descriptors(socket.as_fd()).is_ok();
         // The file takes its permissions from the socket, so it is never wider than asked for; nobody but
         // the owner may use it before it belongs to the right group.
         let SocketAccess { mode, gid } = access;
@@ -202,6 +205,7 @@ impl BoundSocket {
             socket,
             path: path.to_owned(),
             file: file_id(&metadata),
+            refuses_descriptors,
         };
         if purpose == Purpose::Questions {
             listen(&bound.socket, CONNECTIONS_WAITING).map_err(fail("listen"))?;
@@ -215,6 +219,11 @@ impl BoundSocket {
                 .map_err(io_error("permissions"))?;
         }
         Ok(bound)
+    }
+
+    /// Who sends descriptors to it gets an error, and nothing arrives (Linux 6.16).
+    pub(crate) fn refuses_descriptors(&self) -> bool {
+        self.refuses_descriptors
     }
 }
 
@@ -449,7 +458,7 @@ mod tests {
             .send_to(&[1; 32], &path)
             .unwrap();
         let mut batch = varta_sys::receive::DatagramBatch::new(1, 40);
-        assert_eq!(batch.receive(bound.as_fd(), 1, drop).unwrap(), 1);
+        assert_eq!(batch.receive(bound.as_fd(), 1).unwrap(), 1);
         let sender = batch.datagram(0).unwrap().credentials.unwrap();
         assert_eq!(sender.pid, std::process::id());
     }

@@ -250,6 +250,13 @@ impl Report {
         if self.health.stopping {
             return Verdict::Unknown(format!("the observer (pid {}) is stopping", self.info.pid));
         }
+        if !self.health.healthy && !self.health.problems.is_empty() {
+            return Verdict::Unknown(format!(
+                "the observer (pid {}) does not hear all beats, so what it says of agents is old: {}; see its log",
+                self.info.pid,
+                self.health.problems.join("; ")
+            ));
+        }
         if !self.health.healthy {
             return Verdict::Unknown(format!(
                 "the observer (pid {}) has not taken beats for {}, so what it says of agents is old; is it \
@@ -450,6 +457,7 @@ pub(crate) mod tests {
             },
             health: Health {
                 healthy: true,
+                problems: Vec::new(),
                 turned_after: 0.001,
                 last_turn_age: 0.001,
                 stopping: false,

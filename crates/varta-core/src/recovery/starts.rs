@@ -16,6 +16,12 @@ impl Starts {
         self.0[0] = now_ns.max(1);
     }
 
+    /// Forgets the last one: nothing came of it.
+    pub(super) fn take_back(&mut self) {
+        self.0[0] = 0;
+        self.0.rotate_left(1);
+    }
+
     /// The last one; 0 if there is none.
     pub(super) fn last_ns(&self) -> u64 {
         self.0[0]

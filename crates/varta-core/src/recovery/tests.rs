@@ -107,6 +107,43 @@ fn the_ladder_is_climbed_step_by_step_and_then_given_up() {
 }
 
 #[test]
+fn what_the_observer_lacks_the_means_for_is_tried_again_and_spends_nothing() {
+    let mut recovery = recovery_with(
+        1,
+        Ladder {
+            budget: 2,
+            ..ladder(&[act(10), act(10)])
+        },
+    );
+    recovery.on_stall(agent(0), Some(0), S);
+    let mut now_ns = S + SLACK;
+    for _ in 0..100 {
+        assert_eq!(recovery.next(now_ns), acts(agent(0), 0), "the same step");
+        recovery.on_end(action(agent(0), 0), ActionEnd::Postponed, now_ns);
+        assert_eq!((recovery.next(now_ns), recovery.in_flight()), (None, 0));
+        now_ns += S + SLACK;
+    }
+    // The budget of two is whole.
+    for step in 0..2 {
+        assert_eq!(recovery.next(now_ns), acts(agent(0), step));
+        recovery.on_end(action(agent(0), step), ActionEnd::Handled, now_ns);
+        now_ns += 10 * S + SLACK;
+    }
+    assert!(recovery.on_settled(agent(0), now_ns).acted);
+}
+
+#[test]
+fn a_silence_in_which_everything_was_postponed_leaves_no_debts() {
+    let mut recovery = recovery(&[act(10)]);
+    recovery.on_stall(agent(0), Some(0), S);
+    recovery.next(S + SLACK);
+    recovery.on_end(action(agent(0), 0), ActionEnd::Postponed, 2 * S);
+    let settled = recovery.on_settled(agent(0), 3 * S);
+    assert!(!settled.acted);
+    assert_eq!(recovery.on_stall(agent(0), Some(0), 4 * S), Plan::Now);
+}
+
+#[test]
 fn an_agent_that_comes_back_in_its_time_is_left_alone_and_starts_at_the_foot_again() {
     let mut recovery = recovery(&[act(10), act(10)]);
     recovery.on_stall(agent(0), Some(0), S);

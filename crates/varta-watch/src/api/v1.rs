@@ -264,8 +264,11 @@ pub struct EventsPage {
 /// Whether the observer does its work: `GET /healthz`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Health {
-    /// The beat path has turned when it was asked to.
+    /// The beat path has turned when it was asked to, and can receive beats.
     pub healthy: bool,
+    /// What keeps beats from being received, or may soon, one sentence each.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub problems: Vec<String>,
     /// How long it took to, or how long was waited in vain.
     pub turned_after: f64,
     /// Since when the beat path has not begun a turn that it has ended: how long it hangs if it is not healthy.

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use varta_core::recovery::Kind;
@@ -21,6 +22,9 @@ use crate::recovery::{Ended, Subject};
 
 /// Hooks of a kind under way at the same time; more are dropped and counted.
 const HOOKS_MAX: usize = 1024;
+
+/// When a step is tried again that the observer lacked the means for.
+const POSTPONED: Duration = Duration::from_secs(1);
 
 /// When steps are taken besides those of a ladder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -258,6 +262,12 @@ impl Control {
             Ok(()) => {
                 hook.taken += 1;
                 self.recoveries.hooks.go_on(hook);
+            }
+            Err(error) if error.is_shortage() => {
+                let now = Instant::now();
+                self.repeats
+                    .add_postponed(now, &hook.who, error.to_string());
+                self.recoveries.hooks.wait(hook, now + POSTPONED);
             }
             Err(error) => self.end_hook(&hook, Some(error.to_string())),
         }

@@ -11,6 +11,7 @@ mod line_limit;
 pub(crate) mod log;
 pub(crate) mod no_room;
 mod pressure;
+pub(crate) mod receive_trouble;
 mod recoveries;
 mod reload;
 mod repeats;
@@ -52,6 +53,7 @@ use hooks::Occasion;
 use line_limit::{LineKind, LineLimit, Owner};
 use log::Log;
 use no_room::NoRoom;
+use receive_trouble::ReceiveTrouble;
 use recoveries::Recoveries;
 use repeats::Repeats;
 use roster::{Person, Roster};
@@ -110,6 +112,7 @@ pub(crate) struct Control {
     line_limit: LineLimit,
     pauses: Pauses,
     /// The operator knows that descriptors have run out.
+    receive_trouble: ReceiveTrouble,
     told_of_unwatched_exits: bool,
 }
 
@@ -165,6 +168,7 @@ impl Control {
             repeats: Repeats::default(),
             line_limit: LineLimit::new(Instant::now()),
             pauses: Pauses::default(),
+            receive_trouble: ReceiveTrouble::default(),
             told_of_unwatched_exits: false,
         }
     }
@@ -421,6 +425,10 @@ impl Control {
                 self.repeats.add_put_off(Instant::now(), who, silence_ns);
             }
             EventKind::NetworkDrops { count } => self.repeats.add_drops(Instant::now(), count),
+            EventKind::ReceiveTrouble => {
+                let (log, counters) = (&self.given.log, &self.given.counters);
+                self.receive_trouble.tell(log, counters, Instant::now());
+            }
             EventKind::Gap { gap_ns } => self.repeats.add_gap(Instant::now(), gap_ns),
         }
     }

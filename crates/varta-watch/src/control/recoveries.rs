@@ -481,6 +481,12 @@ impl Control {
         match self.take_step(action, &who) {
             Ok(None) => {}
             Ok(Some(end)) => self.end_action(action, end, now_ns),
+            Err(error) if error.is_shortage() => {
+                self.count_outcome(agent, Counter::RecoveryPostponed);
+                self.repeats
+                    .add_postponed(Instant::now(), &who, error.to_string());
+                self.end_action(action, ActionEnd::Postponed, now_ns);
+            }
             Err(error) => {
                 let (counter, end) = match &error {
                     StartError::TargetGone

@@ -21,6 +21,7 @@ pub(crate) struct Repeats {
     put_off: Option<PutOff>,
     drops: Option<Waiting>,
     sessions: Option<Sessions>,
+    postponed: Option<Postponed>,
 }
 
 /// Things of one kind that wait to be told.
@@ -68,6 +69,13 @@ struct Sessions {
 #[derive(Debug)]
 struct PutOff {
     last: (story::Who, u64),
+    waiting: Waiting,
+}
+
+/// Steps that the observer lacked the means for.
+#[derive(Debug)]
+struct Postponed {
+    last: (story::Who, String),
     waiting: Waiting,
 }
 
@@ -150,6 +158,16 @@ impl Repeats {
         }
     }
 
+    pub(crate) fn add_postponed(&mut self, now: Instant, who: &story::Who, error: String) {
+        let last = (who.clone(), error);
+        let postponed = self.postponed.get_or_insert_with(|| Postponed {
+            last: last.clone(),
+            waiting: Waiting::from(now),
+        });
+        postponed.last = last;
+        postponed.waiting.count += 1;
+    }
+
     /// Tells what has waited long enough.
     pub(crate) fn tell_due(&mut self, log: &Log, now: Instant) {
         for reason in &mut self.refusals {
@@ -178,6 +196,12 @@ impl Repeats {
         {
             story::sessions(log, count, &sessions.last);
         }
+        if let Some(postponed) = &mut self.postponed
+            && let Some(count) = postponed.waiting.take_due(now)
+        {
+            let (who, error) = &postponed.last;
+            story::postponed(log, count, who, error);
+        }
     }
 
     /// Tells everything, whether it is time or not.
@@ -190,8 +214,10 @@ impl Repeats {
         let put_off = self.put_off.iter().map(|put_off| &put_off.waiting);
         let sessions = self.sessions.iter().map(|sessions| &sessions.waiting);
         let refusals = self.refusals.iter().map(|reason| &reason.waiting);
+        let postponed = self.postponed.iter().map(|postponed| &postponed.waiting);
         let all = refusals.chain(gaps).chain(put_off).chain(sessions);
-        all.chain(&self.drops).filter_map(Waiting::next_due).min()
+        let all = all.chain(postponed).chain(&self.drops);
+        all.filter_map(Waiting::next_due).min()
     }
 }
 
@@ -224,7 +250,9 @@ impl Reason {
             Refusal::CapacityExceeded if source.is_some() => {
                 "the table is full of agents elsewhere; raise --tracker-capacity".to_owned()
             }
-            Refusal::ControlTruncated => "control data was cut short".to_owned(),
+            Refusal::ControlTruncated => {
+                "descriptors are attached to it, and no beat needs any".to_owned()
+            }
             Refusal::WrongLength => "a frame has 32 bytes".to_owned(),
             Refusal::NoCredentials => "it came without credentials".to_owned(),
             Refusal::UnseenSender => {

@@ -19,6 +19,7 @@ use crate::api::{Fields, LogEvent};
 use crate::http::view;
 use crate::identity::facts::Facts;
 use crate::identity::units::Units;
+use crate::ingest::THREADS_MAX;
 
 /// How an agent is called.
 #[derive(Clone, Debug)]
@@ -331,6 +332,89 @@ pub(super) fn put_off(log: &Log, count: u64, who: &Who, silence_ns: u64) {
         seconds(silence_ns)
     );
     log.warn(LogEvent::Notice, msg, fields);
+}
+
+pub(super) fn receiving_fails(log: &Log, transport: &str, error: &std::io::Error) {
+    let fields = Fields {
+        error: Some(error.to_string()),
+        reason: Some("receive_failed".to_owned()),
+        ..Fields::default()
+    };
+    let msg = format!(
+        "cannot receive beats over {transport}: {error}; tried again at least once a second, and until it succeeds no \
+         silence counts that could not be heard"
+    );
+    log.error(LogEvent::Notice, msg, fields);
+}
+
+pub(super) fn receives_again(log: &Log, transport: &str, after: Duration) {
+    let fields = Fields {
+        duration_ms: Some(after.as_secs_f64() * 1e3),
+        reason: Some("receive_works".to_owned()),
+        ..Fields::default()
+    };
+    let msg = format!(
+        "beats are received over {transport} again, after {:.1} s",
+        after.as_secs_f64()
+    );
+    log.info(LogEvent::Notice, msg, fields);
+}
+
+pub(super) fn receiving_is_blocked(log: &Log) {
+    let fields = Fields {
+        reason: Some("receive_blocked".to_owned()),
+        ..Fields::default()
+    };
+    let msg = "a datagram with descriptors keeps all local beats waiting: every thread that could take it out of the \
+               queue hangs over an earlier one; end the process that sends them, or restart the observer";
+    log.error(LogEvent::Notice, msg.to_owned(), fields);
+}
+
+/// Threads that hang, as a sentence.
+pub(super) fn hanging(count: u64) -> String {
+    format!(
+        "{} letting go of descriptors that were attached to datagrams (of {THREADS_MAX} that may)",
+        match count {
+            1 => "1 thread hangs".to_owned(),
+            count => format!("{count} threads hang"),
+        }
+    )
+}
+
+pub(super) fn descriptors_hang(log: &Log, count: u64) {
+    let fields = Fields {
+        count: Some(count),
+        reason: Some("descriptors_hang".to_owned()),
+        ..Fields::default()
+    };
+    match count {
+        0 => {
+            let msg = "no thread hangs over attached descriptors any more".to_owned();
+            log.info(LogEvent::Notice, msg, fields);
+        }
+        count => {
+            let msg = format!(
+                "{}; once all do, the next datagram with descriptors keeps local beats waiting; the line about refused \
+                 datagrams names the sender",
+                hanging(count)
+            );
+            log.warn(LogEvent::Notice, msg, fields);
+        }
+    }
+}
+
+pub(super) fn postponed(log: &Log, count: u64, who: &Who, error: &str) {
+    let fields = Fields {
+        count: Some(count),
+        error: Some(error.to_owned()),
+        ..recovery::recovery(who, "postponed")
+    };
+    let msg = format!(
+        "{} of recovery postponed for want of descriptors or memory, the last one for {who}: {error}; tried again in a \
+         second, and no budget is spent",
+        number_of(count, "step")
+    );
+    log.error(LogEvent::Recover, msg, fields);
 }
 
 pub(super) fn drops(log: &Log, count: u64) {

@@ -29,6 +29,7 @@ use super::problem::Refusal;
 use super::view::{Seen, View, seconds};
 use super::work::Work;
 use crate::api::v1::{Health, NoRoom, PREFIX};
+use crate::control::receive_trouble;
 use crate::control::wishes::Wish;
 
 /// How long the beat path may take to turn when it is asked to. It takes microseconds.
@@ -219,8 +220,8 @@ async fn wrong_method() -> Refusal {
     )
 }
 
-/// Whether the beat path turns. This thread is another one, so it can tell. While the observer stops that is
-/// known without asking.
+/// Whether the beat path turns and can receive. This thread is another one, so it can tell. While the observer stops that
+/// is known without asking.
 async fn healthz(State(answers): Shared) -> Response {
     let pulse = &answers.view.pulse;
     let asked = Instant::now();
@@ -233,9 +234,13 @@ async fn healthz(State(answers): Shared) -> Response {
         }
         tokio::time::sleep(PULSE_PAUSE).await;
     };
-    let turn_ns = answers.view.counters.level(Gauge::LastTurn);
+    let counters = &answers.view.counters;
+    let turn_ns = counters.level(Gauge::LastTurn);
+    let (fatal, others) = receive_trouble::problems(counters);
+    let healthy = healthy && fatal.is_empty();
     let health = Health {
         healthy,
+        problems: fatal.into_iter().chain(others).collect(),
         turned_after: asked.elapsed().as_secs_f64(),
         last_turn_age: seconds(answers.view.raw.now_ns().saturating_sub(turn_ns)),
         stopping,

@@ -96,7 +96,7 @@ impl Ingest {
 
     /// What flood a datagram belongs to if it is one of many. Only what cannot be another agent's: a frame
     /// about its own sender or about nobody who is known, or what is no frame.
-    fn flood_kind(&self, datagram: &Datagram<'_>) -> Option<Kind> {
+    pub(super) fn flood_kind(&self, datagram: &Datagram<'_>) -> Option<Kind> {
         let Ok(bytes) = <&[u8; FRAME_BYTES]>::try_from(datagram.bytes) else {
             return Some(Kind::Shapeless);
         };
@@ -594,7 +594,7 @@ impl Ingest {
     }
 
     /// Refuses a local process's datagram before the tracker has heard of it.
-    fn refuse(&mut self, pid: u32, reason: Refusal) {
+    pub(super) fn refuse(&mut self, pid: u32, reason: Refusal) {
         self.refuse_from(local(pid), reason);
     }
 

@@ -7,6 +7,9 @@
 //! a new series, when one ends, when a flood begins or ends, when the next deadline moves, and when the thread's
 //! precedence is used up or renewed.
 //!
+//! No descriptor of a sender is received or closed here, since closing one may hang: the kernel refuses them, or they are
+//! left to others, see [`receive`].
+//!
 //! As many datagrams as the kernel queues are taken one by one in each turn, after a look at who sent each:
 //! the datagram of a stranger is taken together with its sender's pidfd, which costs too much to ask for
 //! with every beat. What is left after them, and what comes when there is no time to sleep and no stranger
@@ -14,8 +17,8 @@
 //! network is taken in batches always, a bounded number of them before local agents get their turn again,
 //! see [`network`].
 
-mod closer;
 mod contact;
+mod discards;
 mod ended;
 mod introductions;
 mod network;
@@ -23,6 +26,7 @@ mod open;
 mod orders;
 mod precedence;
 mod queue;
+mod receive;
 mod remembered;
 mod shed;
 mod sleep;
@@ -41,21 +45,22 @@ use varta_core::{
     Reach, ReceiveQueue, Timing, Tracker,
 };
 use varta_sys::filter;
-use varta_sys::receive::{DatagramBatch, Peeked, SenderCredentials, pass_pidfd, peek_sender};
-use varta_vlp::FRAME_BYTES;
+use varta_sys::receive::{DatagramBatch, SenderCredentials};
 
 use crate::clock::RawClock;
 use crate::handoff::{EventSender, OrderReceiver, StopSignal};
 use crate::identity::{self, Means};
 use crate::socket_file::BoundSocket;
 
-use closer::Closer;
+use discards::Discards;
+pub(crate) use discards::THREADS_MAX;
 use ended::Ended;
 use introductions::Introductions;
 pub(crate) use network::Network;
 use network::Senders;
 use precedence::Precedence;
 use queue::{Flood, Horizon};
+use receive::{DATAGRAM_BYTES, Intake};
 use shed::{InnerPids, Kind, Shed};
 use sleep::{Fetched, Ready, Sleeper};
 
@@ -137,7 +142,10 @@ pub(crate) struct Ingest {
     socket: BoundSocket,
     network: Option<Network>,
     batch: DatagramBatch,
-    closer: Closer,
+    /// Where the kernel cannot refuse descriptors.
+    discards: Option<Discards>,
+    /// Of the local socket.
+    intake: Intake,
     config: IngestConfig,
     receive_budget: usize,
     one_by_one: usize,
@@ -192,12 +200,16 @@ impl Ingest {
         if let Some(network) = &sockets.network {
             sleeper.watch_input(network)?;
         }
+        let discards = match sockets.local.refuses_descriptors() {
+            true => None,
+            false => Some(Discards::start(&sockets.local, lines.orders.bell(), raw)?),
+        };
         Ok(Self {
             socket: sockets.local,
             network: sockets.network,
-            // One byte more than a frame, so that a longer datagram can be told from one.
-            batch: DatagramBatch::new(BATCH, FRAME_BYTES + 1),
-            closer: Closer::start()?,
+            batch: DatagramBatch::new(BATCH, DATAGRAM_BYTES),
+            discards,
+            intake: Intake::new(Gauge::ReceiveErrnoUnix),
             receive_budget: config.queue_datagrams.max(RECEIVE_BUDGET_MIN),
             one_by_one: config.queue_datagrams.clamp(ONE_BY_ONE_MIN, ONE_BY_ONE_MAX),
             attention: AttentionClock::new(raw.now_ns()),
@@ -261,7 +273,7 @@ impl Ingest {
         }
         self.shed_floods();
         self.drain_exits();
-        self.judge(heard_ns);
+        self.judge(self.provable_ns(heard_ns));
         Ok(())
     }
 
@@ -269,8 +281,13 @@ impl Ingest {
     fn promise_next_look(&mut self) -> io::Result<u64> {
         let now_ns = self.look();
         self.end_turn(now_ns);
-        let review_ns = self.shed.next_review_ns();
-        let mut wake_ns = match self.tracker.next_deadline_ns() {
+        self.tell_receive_trouble(now_ns);
+        self.heed_sockets()?;
+        let review_ns = [self.shed.next_review_ns(), self.next_try_ns(now_ns)];
+        let review_ns = review_ns.into_iter().flatten().min();
+        let deadline_ns = self.tracker.next_deadline_ns();
+        // Nobody is judged while nobody can be heard.
+        let mut wake_ns = match deadline_ns.filter(|_| self.intake.is_open()) {
             Some(deadline_ns) => self.attention.raw_at(deadline_ns),
             None if self.ring_was_full => now_ns,
             None if review_ns.is_some() => u64::MAX,
@@ -366,102 +383,6 @@ impl Ingest {
                 .restart_silence(Reach::Local, now_ns, thresholds);
         }
         Ok(())
-    }
-
-    /// Reads until the queue is empty, or the budget used up.
-    fn drain_socket(&mut self, fetched: &mut Fetched) -> io::Result<()> {
-        let mut read = 0;
-        let mut is_empty = false;
-        if self.config.means.sender_pidfd && !self.flood.is_here {
-            is_empty = self.take_one_by_one(&mut read);
-        }
-        if !is_empty {
-            self.take_batches(&mut read, fetched)?;
-        }
-        self.flood.read += read;
-        self.turn_read += read;
-        Ok(())
-    }
-
-    /// Looks at the sender of each datagram before it is taken. True once the queue is empty.
-    fn take_one_by_one(&mut self, read: &mut usize) -> bool {
-        let looked_ns = self.attention.raw_now_ns();
-        while *read < self.one_by_one {
-            match peek_sender(self.socket.as_fd()) {
-                Ok(Peeked::Empty) => {
-                    self.saw_empty_queue(looked_ns);
-                    return true;
-                }
-                Ok(Peeked::Sender(sender)) => self.take_one(sender.map(credentials_of)),
-                Err(_) => {
-                    self.counters.count(Counter::ReceiveErrors);
-                    return true;
-                }
-            }
-            self.queue.has_read(1);
-            *read += 1;
-            if read.is_multiple_of(BATCH) {
-                self.look();
-            }
-        }
-        false
-    }
-
-    /// Takes what is queued in batches, and looks who has ended by then.
-    fn take_batches(&mut self, read: &mut usize, fetched: &mut Fetched) -> io::Result<()> {
-        while *read < self.receive_budget {
-            let looked_ns = self.look();
-            let Some(received) = self.receive(BATCH) else {
-                return Ok(());
-            };
-            let known_exits = self.ready.exits.len();
-            self.sleeper.look(&mut self.ready, fetched)?;
-            for slot in &self.ready.exits[known_exits..] {
-                self.held[*slot as usize].has_ended = true;
-            }
-            (0..received).for_each(|i| self.hear(i));
-            *read += received;
-            self.queue.has_read(received);
-            if received < BATCH {
-                self.saw_empty_queue(looked_ns);
-                return Ok(());
-            }
-            self.horizon.has_read(received, looked_ns);
-        }
-        Ok(())
-    }
-
-    /// The queue of local agents was empty at some time after `looked_ns`.
-    fn saw_empty_queue(&mut self, looked_ns: u64) {
-        self.horizon.saw_empty_queue(looked_ns);
-        self.queue.saw_empty();
-    }
-
-    /// Takes the datagram that was looked at; a stranger's together with its sender.
-    fn take_one(&mut self, sender: Option<Credentials>) {
-        let with_sender = sender.is_some_and(|sender| self.wants_pidfd_of(sender))
-            && pass_pidfd(self.socket.as_fd(), true).is_ok();
-        let received = self.receive(1).unwrap_or(0);
-        (0..received).for_each(|i| self.hear(i));
-        if with_sender {
-            // Left on it would only cost time.
-            let _ = pass_pidfd(self.socket.as_fd(), false);
-        }
-    }
-
-    /// Receives up to `limit` datagrams; `None` if the kernel refused.
-    fn receive(&mut self, limit: usize) -> Option<usize> {
-        let mut closed = 0;
-        let unwanted = |descriptor| {
-            closed += 1;
-            self.closer.close(descriptor);
-        };
-        let Ok(received) = self.batch.receive(self.socket.as_fd(), limit, unwanted) else {
-            self.counters.count(Counter::ReceiveErrors);
-            return None;
-        };
-        self.counters.add(Counter::DescriptorsClosed, closed);
-        Some(received)
     }
 
     /// Tells the kernel what to drop from now on, if that has changed.

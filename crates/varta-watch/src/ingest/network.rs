@@ -28,13 +28,14 @@ use varta_core::overflow::restart_thresholds;
 use varta_core::replay::{self, Arrival, ReplayGuard, ReplayRefusal, SessionKey};
 use varta_core::slot::Slot;
 use varta_core::tracker::{AgentKey, Beat, Recorded};
-use varta_core::{BeatOrigin, Counter, EventKind, Home, Reach, Refusal, Sender};
+use varta_core::{BeatOrigin, Counter, EventKind, Gauge, Home, Reach, Refusal, Sender};
 use varta_sys::udp::{self, UdpBatch};
 use varta_vlp::Frame;
 use varta_vlp::secure::MASTER_ENVELOPE_BYTES;
 
 use super::Ingest;
 use super::open::Opener;
+use super::receive::Intake;
 use super::remembered::Remembered;
 use crate::keys::KeyRing;
 use crate::replay_file::ReplayWords;
@@ -66,6 +67,7 @@ const SESSIONS_PAUSE_NS: u64 = 1_000_000_000;
 pub(crate) struct Network {
     socket: UdpSocket,
     batch: UdpBatch,
+    pub(super) intake: Intake,
     origin: BeatOrigin,
     /// Of the numbers that stand for sources.
     seed: u64,
@@ -153,6 +155,7 @@ impl Network {
             restart_thresholds: restart_thresholds(queue_bytes / QUEUED_BEAT_BYTES),
             socket,
             batch: UdpBatch::new(BATCH, DATAGRAM_BYTES),
+            intake: Intake::new(Gauge::ReceiveErrnoUdp),
             origin,
             seed,
             seal,
@@ -304,10 +307,25 @@ impl Ingest {
             let Some(network) = &mut self.network else {
                 return false;
             };
-            let Ok(received) = network.batch.receive(network.socket.as_fd()) else {
-                self.counters.count(Counter::ReceiveErrors);
+            let now_ns = self.attention.raw_now_ns();
+            if !network.intake.may_be_read(now_ns) {
                 return false;
+            }
+            let received = match network.batch.receive(network.socket.as_fd()) {
+                Ok(received) => received,
+                Err(error) => {
+                    network.intake.has_failed(&error, now_ns);
+                    self.counters.count(Counter::ReceiveErrors);
+                    return false;
+                }
             };
+            if network.intake.has_succeeded(now_ns) > 0 {
+                // What could not be read is held against nobody.
+                let thresholds = network.restart_thresholds;
+                let now_ns = self.attention.now_ns();
+                self.tracker
+                    .restart_silence(Reach::Remote, now_ns, thresholds);
+            }
             if received == BATCH {
                 let drops = network.take_drops();
                 self.take_note_of_drops(drops);

@@ -100,6 +100,16 @@ impl Sleeper {
         self.add(socket, SOCKET, epoll::EventFlags::IN)
     }
 
+    /// Whether input on a socket that is watched wakes.
+    pub(crate) fn heed_input(&self, socket: impl AsFd, heed: bool) -> io::Result<()> {
+        let flags = match heed {
+            true => epoll::EventFlags::IN,
+            false => epoll::EventFlags::empty(),
+        };
+        let data = epoll::EventData::new_u64(SOCKET);
+        Ok(epoll::modify(&self.epoll, socket, data, flags)?)
+    }
+
     /// Watches the process in `slot` until its pidfd is closed. Its end is reported once, so that
     /// many ends at once cannot be reported again and again while they are being fetched.
     pub(crate) fn watch_exit(&self, slot: u32, pidfd: impl AsFd) -> io::Result<()> {

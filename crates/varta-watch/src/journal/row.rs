@@ -138,7 +138,8 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
         | EventKind::Sessions { .. }
         | EventKind::Flood { .. }
         | EventKind::PutOff { .. }
-        | EventKind::NetworkDrops { .. } => Ok(()),
+        | EventKind::NetworkDrops { .. }
+        | EventKind::ReceiveTrouble => Ok(()),
     };
 }
 

@@ -10,6 +10,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -66,6 +67,10 @@ const BEAT_PATH_WAIT: Duration = Duration::from_secs(2);
 const HANGS: &str = "the beat path hangs: it did not end within 2 s and was not waited for any longer; its socket \
                      file is left behind, the next observer takes it over";
 
+/// What the runtime opens: a poller, a bell, a pair of sockets for signals and a copy of one of them; twice that, so that
+/// there is something left to say so with.
+const RUNTIME_DESCRIPTORS: usize = 10;
+
 /// As a nice value: 0 is everybody's.
 const LOWEST_PRIORITY: i32 = 19;
 
@@ -87,8 +92,20 @@ fn give_way() {
     let _ = rustix::process::setpriority_process(None, LOWEST_PRIORITY);
 }
 
+/// Opens and waits once for what the runtime needs, since that panics where it may not.
+fn probe_runtime() -> std::io::Result<()> {
+    mio::Poll::new()?.poll(&mut mio::Events::with_capacity(1), Some(Duration::ZERO))?;
+    let pairs = (0..RUNTIME_DESCRIPTORS / 2).map(|_| UnixStream::pair());
+    pairs.collect::<Result<Vec<_>, _>>().map(drop)
+}
+
 /// Runs the observer until it is told to stop.
 pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
+    raise_descriptor_limit();
+    probe_runtime().map_err(failure(
+        "cannot start, there must be room for more open files (ulimit -n, LimitNOFILE=), and epoll and socket pairs \
+         must be allowed",
+    ))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -100,7 +117,6 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         let _inside = runtime.enter();
         Signals::install().map_err(failure("cannot answer signals"))?
     };
-    raise_descriptor_limit();
     if config.socket_is_default {
         create_directory(&config.socket)?;
     }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 use varta_core::Agent;
 
@@ -89,6 +90,21 @@ impl fmt::Display for StartError {
 }
 
 impl std::error::Error for StartError {}
+
+impl StartError {
+    /// The observer itself lacks what it takes, descriptors, memory or processes: nothing was done, and it may be
+    /// possible later.
+    pub(crate) fn is_shortage(&self) -> bool {
+        let (Self::Spawn(SpawnError { error, .. }) | Self::Signal(error)) = self else {
+            return false;
+        };
+        let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
+        let errno = error.raw_os_error();
+        shortages
+            .iter()
+            .any(|shortage| errno == Some(shortage.raw_os_error()))
+    }
+}
 
 /// Which program could not be started, and why.
 #[derive(Debug)]

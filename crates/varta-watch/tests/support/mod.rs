@@ -13,8 +13,7 @@ pub(crate) mod users;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, IoSlice};
-use std::os::fd::AsFd;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -22,7 +21,6 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Number;
 use tempfile::TempDir;
@@ -269,17 +267,6 @@ pub(crate) fn wait_until_judged(observer: &Observer, refused: &str, beats: u64) 
         of(BEATS) + of(refused)
     };
     observer.wait_while_rising(judged, beats);
-}
-
-/// Sends a datagram with descriptors attached.
-pub(crate) fn send_with_descriptors(sender: &UnixDatagram, bytes: &[u8], count: usize) {
-    let file = fs::File::open("/dev/null").unwrap();
-    let descriptors = vec![file.as_fd(); count];
-    let mut space = vec![std::mem::MaybeUninit::uninit(); 2048];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
-    let data = [IoSlice::new(bytes)];
-    sendmsg(sender, &data, &mut control, SendFlags::empty()).unwrap();
 }
 
 /// Starts what follows as a user and a group without any rights. Not as the kernel's nobody, who is never let in.

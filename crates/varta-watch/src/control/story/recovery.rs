@@ -13,7 +13,7 @@ use crate::control::log::Log;
 use crate::policy::{Restraint, SignalStep, Target, signal_name};
 use crate::recovery::{Ended, Force, Hits, How, StartError};
 
-fn recovery(who: &Who, outcome: &str) -> Fields {
+pub(super) fn recovery(who: &Who, outcome: &str) -> Fields {
     Fields {
         outcome: Some(outcome.to_owned()),
         ..who.fields()
