@@ -359,7 +359,10 @@ fn receiving_that_fails_is_named_and_unhealthy_and_costs_nothing() {
         let told = |line: &&LogLine| line.fields.reason.as_deref() == Some("receive_failed");
         let stopped = observer.stop();
         assert_eq!(stopped.lines.iter().filter(told).count(), 1);
-        let misleading = stopped.lines.iter().any(|line| line.msg.contains("queue"));
+        let misleading = stopped
+            .lines
+            .iter()
+            .any(|line| line.msg.contains("been full"));
         assert!(!misleading, "{:#?}", stopped.lines);
     }
 }

@@ -102,10 +102,12 @@ fn probe_runtime() -> std::io::Result<()> {
 /// Runs the observer until it is told to stop.
 pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     raise_descriptor_limit();
-    probe_runtime().map_err(failure(
-        "cannot start, there must be room for more open files (ulimit -n, LimitNOFILE=), and epoll and socket pairs \
-         must be allowed",
-    ))?;
+    probe_runtime().map_err(|error| {
+        format!(
+            "cannot start: {error}; what it takes first is room for {RUNTIME_DESCRIPTORS} more open files (ulimit -n, \
+             LimitNOFILE=), epoll, and socket pairs"
+        )
+    })?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
