@@ -114,8 +114,10 @@ impl Discarder {
         self.begin();
         let header = self.0.header.get();
         // No room for anything: no bytes, no name, no control data.
-        // SAFETY: only this thread writes to this part of the header, and it holds no pointers.
-        unsafe { (*header).msg_hdr = std::mem::zeroed() };
+        // SAFETY: plain data for which all zeroes is a valid value.
+        let no_room = unsafe { std::mem::zeroed() };
+        // SAFETY: only this thread writes to this part of the header, which lives as long as `self`.
+        unsafe { (*header).msg_hdr = no_room };
         if let Some(hurry) = hurry {
             hurry.start(PATIENCE);
         }

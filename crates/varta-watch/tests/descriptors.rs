@@ -93,6 +93,8 @@ fn lingering() -> (OwnedFd, TcpStream) {
 fn hidden(inner: OwnedFd) -> OwnedFd {
     let (sender, receiver) = UnixDatagram::pair().unwrap();
     send_with(&sender, b"x", &[inner.as_fd()]);
+    // The datagram alone has it.
+    drop(inner);
     receiver.into()
 }
 
