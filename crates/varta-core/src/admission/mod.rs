@@ -401,6 +401,22 @@ mod tests {
     }
 
     #[test]
+    fn nobody_may_not_speak_whoever_else_may() {
+        let bytes = frame(42);
+        let mut unmapped = datagram(&bytes);
+        let sender = unmapped.credentials.as_mut().unwrap();
+        (sender.uid, sender.gid) = (65_534, 44);
+        let refused = Refusal::ForeignUser {
+            uid: 65_534,
+            gid: 44,
+        };
+        for gate in [open_gate(), gate(&[65_534], &[]), gate(&[], &[44])] {
+            assert_eq!(gate.admit(&unmapped).map(|_| ()), Err(refused));
+            assert!(!gate.lets_in(unmapped.credentials.unwrap()));
+        }
+    }
+
+    #[test]
     fn only_thirty_two_bytes_are_a_frame() {
         let bytes = frame(42);
         let mut long = bytes.to_vec();

@@ -35,7 +35,10 @@ const TRANSPORTS: &[(&str, Transport)] = &[
 /// Keys of an `[[agent]]` block, with what they say.
 pub(super) const AGENT_KEYS: &[(&str, &str)] = &[
     ("name", "glob over the agent's name"),
-    ("exe", "glob over the path of its program file"),
+    (
+        "exe",
+        "glob over the path of its program file, if that file is at that path for the observer, too",
+    ),
     (
         "cgroup",
         "glob over its path in the control group hierarchy",
