@@ -11,7 +11,7 @@
 //! gap takes its own length off a silence and no more: the silence before it and after it counts.
 //!
 //! A pause that begins within a sleep and ends before the promise goes unnoticed. It cannot cost an agent more
-//! than [`longest_sleep_ns`], a quarter of its threshold. Beats that a full queue refused are another matter, see
+//! than [`longest_sleep_ns`], an eighth of its threshold. Beats that a full queue refused are another matter, see
 //! [`crate::overflow`].
 //!
 //! Readings that go backwards are treated as no time passed, and counted.
@@ -30,10 +30,10 @@ pub fn tolerance_ns(threshold_ns: u64) -> u64 {
     (threshold_ns / 8).clamp(TOLERANCE_MIN_NS, TOLERANCE_MAX_NS)
 }
 
-/// How long the observer may sleep while the most impatient agent has this threshold: a quarter of it,
+/// How long the observer may sleep while the most impatient agent has this threshold: an eighth of it,
 /// 1 ms at least.
 pub fn longest_sleep_ns(shortest_threshold_ns: u64) -> u64 {
-    (shortest_threshold_ns / 4).max(TOLERANCE_MIN_NS)
+    (shortest_threshold_ns / 8).max(TOLERANCE_MIN_NS)
 }
 
 /// Measures attention from raw monotonic readings. All times are nanoseconds.
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(tolerance_ns(0), MS);
         assert_eq!(tolerance_ns(80 * MS), 10 * MS);
         assert_eq!(tolerance_ns(u64::MAX), 100 * MS);
-        assert_eq!(longest_sleep_ns(10 * MS), 2_500_000);
+        assert_eq!(longest_sleep_ns(10 * MS), 1_250_000);
         assert_eq!(longest_sleep_ns(0), MS);
     }
 }
