@@ -1,16 +1,18 @@
-//! Which users may signal a process, by the kernel's own rule (kill(2)): user 0, and the user that is the
-//! process's real or saved one. A program may have become another user's since it joined (a setuid program).
+//! Which users may have a process signalled: user 0, and a user that is the process's real, effective and saved one.
+//! A program may have become another user's since it joined (a setuid program).
 //!
-//! Capabilities other than root's count for nothing here, so the answer may be no where the kernel says yes,
-//! and never the other way round.
+//! The kernel's own rule (kill(2)) is content with the real or the saved user, and knows capabilities. So the
+//! answer may be no where the kernel says yes, and never the other way round: what runs with the rights of another
+//! user is not the agent's user's to end.
 
 use std::fs;
 use std::io;
 
-/// The users of a process that the kernel's rule asks for, as the observer's user namespace numbers them.
+/// The users of a process, as the observer's user namespace numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Owners {
     pub(crate) real: u32,
+    pub(crate) effective: u32,
     pub(crate) saved: u32,
 }
 
@@ -23,10 +25,11 @@ impl Owners {
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// Whether processes of `user` may signal it.
-    pub(crate) fn let_signal(self, user: u32) -> bool {
+    /// Another user whose rights it has, so that it may not be signalled on behalf of `user`; `None` if it may be.
+    pub(crate) fn other_than(self, user: u32) -> Option<u32> {
         const ROOT: u32 = 0;
-        user == ROOT || user == self.real || user == self.saved
+        let mut others = [self.effective, self.saved, self.real].into_iter();
+        others.find(|other| user != ROOT && *other != user)
     }
 
     /// The line `Uid` of `/proc/PID/status`: real, effective, saved, file system.
@@ -35,7 +38,8 @@ impl Owners {
         let mut users = line.split_ascii_whitespace().map(str::parse);
         Some(Self {
             real: users.next()?.ok()?,
-            saved: users.nth(1)?.ok()?,
+            effective: users.next()?.ok()?,
+            saved: users.next()?.ok()?,
         })
     }
 }
@@ -45,17 +49,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_may_be_signalled_by_root_and_by_its_real_and_saved_user() {
-        let owners = Owners::in_status("Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\t5\t5\t5\n").unwrap();
-        let users = (0..=5).filter(|user| owners.let_signal(*user));
-        assert_eq!(users.collect::<Vec<_>>(), [0, 1, 3]);
+    fn a_process_may_be_signalled_for_root_and_for_a_user_whose_rights_are_all_it_has() {
+        let users_of = |ids: &str| {
+            let status = format!("Name:\tx\nUid:\t{ids}\t9\nGid:\t5\t5\t5\t5\n");
+            let owners = Owners::in_status(&status).unwrap();
+            let users = (0..=3).filter(|user| owners.other_than(*user).is_none());
+            users.collect::<Vec<_>>()
+        };
+        assert_eq!(users_of("1\t1\t1"), [0, 1]);
+        for ids in ["1\t2\t2", "1\t2\t1", "1\t1\t2", "2\t1\t1", "1\t0\t0"] {
+            assert_eq!(users_of(ids), [0], "{ids}");
+        }
     }
 
     #[test]
     fn this_process_is_its_users() {
         let owners = Owners::of(std::process::id()).unwrap();
         assert_eq!(owners.real, rustix::process::getuid().as_raw());
-        assert!(owners.let_signal(owners.real));
+        assert_eq!(owners.other_than(owners.real), None);
     }
 
     #[test]

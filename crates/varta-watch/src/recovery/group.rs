@@ -88,7 +88,7 @@ fn signal_member(
     if !is_member || identity::has_ended(&pidfd) {
         return Ok(None);
     }
-    let may = owners.is_ok_and(|owners| owners.let_signal(user));
+    let may = owners.is_ok_and(|owners| owners.other_than(user).is_none());
     Ok(Some(may && pidfd_send_signal(&pidfd, signal).is_ok()))
 }
 

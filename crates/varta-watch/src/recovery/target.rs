@@ -42,7 +42,7 @@ pub(crate) enum StartError {
     Unidentified,
     /// It is another user's by now, whom the user that it joined as may not signal.
     OthersNow {
-        /// The real user now.
+        /// Whose rights it has now.
         user: u32,
         /// As which it joined.
         joined_as: u32,
@@ -76,7 +76,7 @@ impl fmt::Display for StartError {
             ),
             Self::OthersNow { user, joined_as } => write!(
                 f,
-                "not signalled, it runs as uid {user} by now and uid {joined_as}, as which it joined, may not signal it"
+                "not signalled, it joined as uid {joined_as} and has the rights of uid {user} by now"
             ),
             Self::NotHere => write!(
                 f,
@@ -173,9 +173,9 @@ pub(super) fn signal(
     let owners = owners.map_err(|_| {
         StartError::Forbidden("whose process it is, is not for the observer to see")
     })?;
-    if !owners.let_signal(user) {
+    if let Some(other) = owners.other_than(user) {
         return Err(StartError::OthersNow {
-            user: owners.real,
+            user: other,
             joined_as: user,
         });
     }
