@@ -263,13 +263,14 @@ impl Ingest {
         self.drain_orders();
         // Everything sent before this moment is in the queue by now, so silence up to it is proved
         // once the queue has been read; unless the queue was full and something was refused.
-        self.drain_local(fetched)?;
+        self.drain_local(fetched, self.receive_budget)?;
         for _ in 0..NETWORK_ROUNDS {
             if !self.drain_network() {
                 break;
             }
             self.look();
-            self.drain_local(fetched)?;
+            // What has come since. A whole queue in each round would make a turn of two floods long.
+            self.drain_local(fetched, RECEIVE_BUDGET_MIN)?;
         }
         self.shed_floods();
         self.drain_exits();
@@ -372,8 +373,8 @@ impl Ingest {
 
     /// Reads what local agents have sent. If their queue may have been full, beats may have been refused: that
     /// silence does not count.
-    fn drain_local(&mut self, fetched: &mut Fetched) -> io::Result<()> {
-        self.drain_socket(fetched)?;
+    fn drain_local(&mut self, fetched: &mut Fetched, budget: usize) -> io::Result<()> {
+        self.drain_socket(fetched, budget)?;
         if self.queue.take_may_have_been_full() {
             self.look();
             self.counters.count(Counter::QueueFull);

@@ -137,16 +137,16 @@ impl Intake {
 }
 
 impl Ingest {
-    /// Reads until the queue is empty, or the budget used up.
-    pub(super) fn drain_socket(&mut self, fetched: &mut Fetched) -> io::Result<()> {
+    /// Reads until the queue is empty, or so many datagrams.
+    pub(super) fn drain_socket(&mut self, fetched: &mut Fetched, budget: usize) -> io::Result<()> {
         let mut read = 0;
         if self.may_read_local() {
             let mut is_over = false;
             if self.config.means.sender_pidfd && !self.flood.is_here {
-                is_over = self.take_one_by_one(&mut read);
+                is_over = self.take_one_by_one(&mut read, budget);
             }
             if !is_over {
-                self.take_batches(&mut read, fetched)?;
+                self.take_batches(&mut read, budget, fetched)?;
             }
         }
         self.flood.read += read;
@@ -155,9 +155,9 @@ impl Ingest {
     }
 
     /// Looks at the sender of each datagram before it is taken. True once the queue is empty or cannot be read.
-    fn take_one_by_one(&mut self, read: &mut usize) -> bool {
+    fn take_one_by_one(&mut self, read: &mut usize, budget: usize) -> bool {
         let looked_ns = self.attention.raw_now_ns();
-        while *read < self.one_by_one {
+        while *read < self.one_by_one.min(budget) {
             match self.look_at_next() {
                 Ok(Peeked::Empty) => {
                     self.local_was_read();
@@ -188,8 +188,13 @@ impl Ingest {
     }
 
     /// Takes what is queued in batches, and looks who has ended by then.
-    fn take_batches(&mut self, read: &mut usize, fetched: &mut Fetched) -> io::Result<()> {
-        while *read < self.receive_budget {
+    fn take_batches(
+        &mut self,
+        read: &mut usize,
+        budget: usize,
+        fetched: &mut Fetched,
+    ) -> io::Result<()> {
+        while *read < budget {
             let looked_ns = self.look();
             self.batch.clear();
             let stop = match self.discards {
