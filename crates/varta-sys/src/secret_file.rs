@@ -389,7 +389,7 @@ pub fn kind(metadata: &Metadata) -> &'static str {
 }
 
 fn is_trusted(uid: u32) -> bool {
-    !users::is_unmapped_uid(uid) && (uid == 0 || uid == effective_uid())
+    users::unmapped_uid() != Some(uid) && (uid == 0 || uid == effective_uid())
 }
 
 fn permission_bits(metadata: &Metadata) -> u32 {

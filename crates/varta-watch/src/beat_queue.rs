@@ -33,9 +33,9 @@ pub(crate) const DEPTH_MAX: u32 = 65_536;
 /// Below this a burst of ordinary size overflows the queue.
 const DEPTH_LOW: usize = 64;
 
-/// How long the helper that makes the socket may take: 2 s. It takes less than a millisecond, and longer only while
+/// How long the helper that makes the socket may take: 5 s. It takes less than a millisecond, and longer only while
 /// the host takes many network namespaces down.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where the kernel says how deep the queues in this network namespace are: one datagram deeper than that.
 const SETTING: &str = "/proc/sys/net/unix/max_dgram_qlen";

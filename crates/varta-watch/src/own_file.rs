@@ -97,7 +97,7 @@ fn judge(file: &File) -> Result<(), OwnFileError> {
         return Err(OwnFileError::Kind(secret_file::kind(&metadata)));
     }
     let is_own = metadata.uid() == users::effective_uid();
-    if !is_own || users::is_unmapped_uid(metadata.uid()) {
+    if !is_own || users::unmapped_uid() == Some(metadata.uid()) {
         return Err(OwnFileError::Owner(metadata.uid()));
     }
     match metadata.nlink() {

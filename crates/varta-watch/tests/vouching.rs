@@ -408,19 +408,25 @@ fn check(wrapper: &[&str], flags: &[&str]) -> (String, Option<i32>) {
 
 #[test]
 fn nobody_cannot_be_let_in() {
-    for flag in ["--allow-uid", "--allow-gid"] {
-        let (said, code) = check(&[], &[&format!("{flag}=65534")]);
-        assert_eq!(code, Some(2), "{said}");
-        assert!(said.contains(flag), "{said}");
-        assert!(said.contains("is nobody and is never let in"), "{said}");
-    }
     if !may_make_user_namespaces() {
         return;
     }
-    // Without any map the observer itself is nobody.
     let (directory, _) = place();
     let program = directory.path().join("observer");
     copy_program(Path::new(env!("CARGO_BIN_EXE_varta-watch")), &program);
+    for flag in ["--allow-uid", "--allow-gid"] {
+        let mut copy = Command::new(&program);
+        copy.args(["--socket=/s", "--check-config", &format!("{flag}=65534")]);
+        let inner = wrapped(&AS_ROOT_OF_A_USER_NAMESPACE, &copy);
+        let output = wrapped(&AS_NOBODY, &inner).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(flag), "{said}");
+        assert!(said.contains("is nobody and is never let in"), "{said}");
+        let (said, code) = check(&[], &[&format!("{flag}=65534")]);
+        assert_eq!(code, Some(0), "where every user is mapped: {said}");
+    }
+    // Without any map the observer itself is nobody.
     let mut copy = Command::new(&program);
     copy.args(["--socket=/s", "--check-config"]);
     let inner = wrapped(&["unshare", "--user"], &copy);

@@ -398,7 +398,7 @@ fn is_busy<B>(response: &Response<B>) -> bool {
 fn may_answer(peer: u32, own: u32, owner: u32) -> bool {
     const ROOT: u32 = 0;
     let is_known = peer == own || peer == ROOT || (own == ROOT && peer == owner);
-    is_known && !varta_sys::users::is_unmapped_uid(peer)
+    is_known && varta_sys::users::unmapped_uid() != Some(peer)
 }
 
 /// A value for a query, whatever is in it.

@@ -215,9 +215,9 @@ impl AllowedUsers {
 pub struct LocalGate {
     /// Whose processes may speak.
     pub users: AllowedUsers,
-    /// The user id that is nobody's, who may not speak whoever else may: the kernel's overflow id, the number of
-    /// every user that a namespace does not map.
-    pub nobody: u32,
+    /// The user id that is nobody's, who may not speak whoever else may: the kernel's overflow id where the
+    /// observer's user namespace does not map every user, since all others have that number there.
+    pub nobody: Option<u32>,
     /// The largest pid this host gives out.
     pub pid_max: u32,
 }
@@ -254,7 +254,7 @@ impl LocalGate {
 
     /// Whether the sender's user or group may speak.
     pub fn lets_in(&self, sender: Credentials) -> bool {
-        sender.uid != self.nobody && self.users.contain(sender)
+        self.nobody != Some(sender.uid) && self.users.contain(sender)
     }
 
     /// Whether a process with the kernel's `pid` may call itself `claimed`. `Ok(false)`: that depends on
@@ -298,7 +298,7 @@ mod tests {
                 uids: uids.into(),
                 gids: gids.into(),
             },
-            nobody: 65_534,
+            nobody: Some(65_534),
             pid_max: 32_768,
         }
     }

@@ -162,8 +162,8 @@ fn judge(metadata: &Metadata) -> Result<(), String> {
 fn judge_writers(uid: u32, gid: u32, mode: u32) -> Result<(), String> {
     let own_uid = rustix::process::geteuid().as_raw();
     let own_gid = rustix::process::getegid().as_raw();
-    let is_own_group = (gid == 0 || gid == own_gid) && !users::is_unmapped_gid(gid);
-    let problem = if users::is_unmapped_uid(uid) || (uid != 0 && uid != own_uid) {
+    let is_own_group = (gid == 0 || gid == own_gid) && users::unmapped_gid() != Some(gid);
+    let problem = if users::unmapped_uid() == Some(uid) || (uid != 0 && uid != own_uid) {
         format!(
             "this file belongs to {}, neither to root nor to this user (uid {own_uid}), and it says which \
              programs to run; mend it with chown root",

@@ -226,7 +226,13 @@ impl Flags {
         let own_uid = rustix::process::geteuid().as_raw();
         let is_root = varta_sys::users::is_root();
         let (uids, gids) = (self.allow_uid.clone(), self.allow_gid.clone());
-        let users = users::allowed(uids, gids, own_uid, is_root);
+        let users = users::allowed(
+            uids,
+            gids,
+            own_uid,
+            is_root,
+            varta_sys::users::unmapped_uid(),
+        );
         let users = users.map_err(|text| problems.about("allow-uid", &[], text));
         let several_may_join = users.as_ref().is_ok_and(users::may_be_several);
         let policy = self.policy(

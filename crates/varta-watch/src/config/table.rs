@@ -100,13 +100,13 @@ pub(super) struct Flags {
     /// User whose processes may be agents; repeatable
     ///
     /// By name or number. Unless given: this user; everyone if this is root, and not only of a user namespace.
-    /// The overflow id, 65534 or nobody, is never let in: every user that is not mapped has it.
+    /// In a user namespace the overflow id, 65534 or nobody, is never let in: every user that is not mapped has it.
     #[arg(long, value_name = "USER", value_parser = users::allowed_user, help_heading = "Who may join")]
     pub(super) allow_uid: Vec<u32>,
 
     /// Group whose processes may be agents; repeatable
     ///
-    /// By name or number. Meant is the real group of a process, not its supplementary ones. The overflow id, 65534, is
+    /// By name or number. Meant is the real group of a process, not its supplementary ones. The overflow id is
     /// refused as for --allow-uid.
     #[arg(long, value_name = "GROUP", value_parser = users::allowed_group, help_heading = "Who may join")]
     pub(super) allow_gid: Vec<u32>,

@@ -26,20 +26,20 @@ pub(super) fn user_id(text: &str) -> Result<u32, String> {
 
 /// A user whose processes may speak.
 pub(super) fn allowed_user(text: &str) -> Result<u32, String> {
-    somebody(user_id(text)?, "user", users::overflow_uid())
+    somebody(user_id(text)?, "user", users::unmapped_uid())
 }
 
 /// A group whose processes may speak.
 pub(super) fn allowed_group(text: &str) -> Result<u32, String> {
-    somebody(group_id(text)?, "group", users::overflow_gid())
+    somebody(group_id(text)?, "group", users::unmapped_gid())
 }
 
-/// An id, unless it is the overflow id.
-fn somebody(id: u32, what: &str, overflow_id: u32) -> Result<u32, String> {
-    match id == overflow_id {
+/// An id, unless it may be that of any user or group.
+fn somebody(id: u32, what: &str, unmapped_id: Option<u32>) -> Result<u32, String> {
+    match unmapped_id == Some(id) {
         true => Err(format!(
-            "{what} {id} is nobody and is never let in: the kernel shows every {what} that a user namespace does not \
-             map under that number; run the agent as a {what} of its own and name that"
+            "{what} {id} is nobody and is never let in: the kernel shows every {what} that this user namespace does \
+             not map under that number; run the agent as a {what} that it maps and name that"
         )),
         false => Ok(id),
     }
@@ -81,12 +81,13 @@ pub(super) fn allowed(
     gids: Vec<u32>,
     own_uid: u32,
     is_root: bool,
+    unmapped_uid: Option<u32>,
 ) -> Result<AllowedUsers, String> {
     if uids.is_empty() && gids.is_empty() {
         if is_root {
             return Ok(AllowedUsers::Everyone);
         }
-        if own_uid == users::overflow_uid() {
+        if unmapped_uid == Some(own_uid) {
             return Err(format!(
                 "this observer runs as user {own_uid}, which is nobody, and may let nobody in; run it as a user of \
                  its own, or name the users of its agents"
@@ -153,34 +154,40 @@ mod tests {
             uids: [uid].into(),
             gids: [].into(),
         };
-        assert_eq!(allowed(vec![], vec![], 1000, false), Ok(own(1000)));
-        assert_eq!(allowed(vec![], vec![], 0, true), Ok(AllowedUsers::Everyone));
+        assert_eq!(allowed(vec![], vec![], 1000, false, None), Ok(own(1000)));
+        assert_eq!(
+            allowed(vec![], vec![], 0, true, None),
+            Ok(AllowedUsers::Everyone)
+        );
         // Root of a user namespace is an ordinary user.
-        assert_eq!(allowed(vec![], vec![], 0, false), Ok(own(0)));
+        assert_eq!(allowed(vec![], vec![], 0, false, None), Ok(own(0)));
         let named = AllowedUsers::Only {
             uids: [33].into(),
             gids: [44].into(),
         };
-        assert_eq!(allowed(vec![33], vec![44], 0, true), Ok(named));
+        assert_eq!(allowed(vec![33], vec![44], 0, true, None), Ok(named));
     }
 
     #[test]
     fn nobody_is_let_in_neither_by_name_nor_as_the_observers_own_user() {
-        let (uid, gid) = (users::overflow_uid(), users::overflow_gid());
-        let error = allowed_user(&uid.to_string()).unwrap_err();
+        let error = somebody(65_534, "user", Some(65_534)).unwrap_err();
         assert!(error.contains("is nobody and is never let in"), "{error}");
-        assert!(allowed_group(&gid.to_string()).is_err());
-        assert_eq!(allowed_user("1000"), Ok(1000));
-        assert_eq!(allowed_group("1000"), Ok(1000));
-        let error = allowed(vec![], vec![], uid, false).unwrap_err();
+        assert_eq!(somebody(1000, "user", Some(65_534)), Ok(1000));
+        let error = allowed(vec![], vec![], 65_534, false, Some(65_534)).unwrap_err();
         assert!(error.contains("which is nobody"), "{error}");
-        assert!(allowed(vec![1000], vec![], uid, false).is_ok());
+        assert!(allowed(vec![1000], vec![], 65_534, false, Some(65_534)).is_ok());
+    }
+
+    #[test]
+    fn where_every_user_is_mapped_the_overflow_id_is_a_user_like_any_other() {
+        assert_eq!(somebody(65_534, "user", None), Ok(65_534));
+        assert!(allowed(vec![], vec![], 65_534, false, None).is_ok());
     }
 
     #[test]
     fn the_socket_is_open_to_whom_it_must_and_to_nobody_else() {
         let access = |uids: &[u32], gids: &[u32], own| {
-            let users = allowed(uids.to_vec(), gids.to_vec(), own, own == 0).unwrap();
+            let users = allowed(uids.to_vec(), gids.to_vec(), own, own == 0, None).unwrap();
             let access = socket_access(&users, own);
             (access.mode, access.gid)
         };

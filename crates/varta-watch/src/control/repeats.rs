@@ -258,9 +258,11 @@ impl Reason {
             Refusal::UnseenSender => {
                 "its sender lives outside this pid namespace, so nobody vouches for it".to_owned()
             }
-            Refusal::ForeignUser { uid, .. } if uid == varta_sys::users::overflow_uid() => format!(
-                "user {uid} is nobody: every user that is not mapped has that number; run the agent as another user"
-            ),
+            Refusal::ForeignUser { uid, .. } if varta_sys::users::unmapped_uid() == Some(uid) => {
+                format!(
+                    "user {uid} is nobody: every user that is not mapped has that number; run the agent as another user"
+                )
+            }
             Refusal::ForeignUser { uid, gid } => {
                 format!("user {uid}, group {gid} may not speak here (--allow-uid, --allow-gid)")
             }

@@ -163,7 +163,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         handoff::orders().map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
     let gate = LocalGate {
         users: config.users.clone(),
-        nobody: users::overflow_uid(),
+        nobody: users::unmapped_uid(),
         pid_max: identity::pid_max(),
     };
     let limits = Limits::new(slots, config.limits, raw.now_ns());
