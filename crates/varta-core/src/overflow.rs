@@ -5,7 +5,7 @@
 //! then cannot be known. So every agent's silence restarts ([`crate::Tracker::restart_silence`]), whatever the
 //! reason: agents that beat in phase, a pause, a CPU quota, a flood.
 //!
-//! Restarting is bounded, because somebody may keep the queue full without end.
+//! Restarting is bounded, because a flood may keep the queue full without end.
 
 /// Thresholds since an agent's last beat by which a full queue puts off its stall: sixteen. A queue of eleven is
 /// filled by agents that beat in phase, so many bursts in a row may refuse the same agent.

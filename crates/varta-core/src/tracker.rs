@@ -270,7 +270,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     }
 
     /// Beats of these agents may have been refused before `now_ns` by a queue that was full, so their silence
-    /// restarts there: until the given number of thresholds after an agent's last beat at most, since somebody may
+    /// restarts there: until the given number of thresholds after an agent's last beat at most, since a flood may
     /// keep a queue full without end. Stalls that were reported stay reported.
     pub fn restart_silence(&mut self, reach: Reach, now_ns: u64, thresholds: u64) {
         let restart = match reach {
