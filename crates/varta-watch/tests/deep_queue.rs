@@ -301,5 +301,6 @@ fn a_limit_of_processes_is_told() {
     let program = directory.path().join("observer");
     copy_program(observer_program(), &program);
     let words = ["limit of processes", "raise RLIMIT_NPROC"];
-    assert_told_to(&AS_NOBODY, &program, "ulimit -u 0", words);
+    let script = "prlimit --pid $$ --nproc=0";
+    assert_told_to(&AS_NOBODY, &program, script, words);
 }
