@@ -98,11 +98,12 @@ series! {
     }
     "varta_frame_namespace_mismatch_total" "Frames refused because their sender lives in another pid namespace and --strict-namespace-check is on." { ForeignNamespace }
     "varta_frame_rejected_pid_above_max_total" "Frames of this host that name a pid beyond its pid_max." { PidAboveMax }
-    "varta_rate_limited_total" "Frames refused because too many came: from one agent, from all together, from processes heard for the first time, or from those that said goodbye and came back; shed are those of a flood that the kernel was told to drop, estimated from a sample." {
+    "varta_rate_limited_total" "Frames refused because too many came: from one agent, from all together, from processes heard for the first time, from those that said goodbye and came back, or over more new sessions than one agent may begin; shed are those of a flood that the kernel was told to drop, estimated from a sample." {
         RateLimitedAgent "reason" = "per_pid",
         RateLimitedGlobal "reason" = "global",
         RateLimitedNewcomers "reason" = "newcomers",
         RateLimitedComebacks "reason" = "comebacks",
+        RateLimitedSessions "reason" = "sessions",
         Shed "reason" = "shed",
     }
     "varta_frame_auth_failures_total" "Frames that name another pid than the kernel does." { PidMismatch }

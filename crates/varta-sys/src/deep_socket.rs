@@ -72,7 +72,8 @@ impl Step {
 pub enum DeepSocketError {
     /// The kernel refused a step.
     Refused(Step, io::Error),
-    /// A signal ended the helper before it had reported: `SIGSYS` if a system call filter kills instead of refusing.
+    /// A signal ended the helper before it had reported: `SIGSYS` if a system call filter kills instead of refusing; 0 if
+    /// none did.
     Killed(i32),
     /// The helper did not report in time and was killed.
     TimedOut,
@@ -82,6 +83,9 @@ impl fmt::Display for DeepSocketError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (step, error) = match self {
             Self::Refused(step, error) => (step, error),
+            Self::Killed(0) => {
+                return f.write_str("the helper process could not report (a system call filter?)");
+            }
             Self::Killed(signal) => {
                 return write!(f, "signal {signal} ended the helper process");
             }

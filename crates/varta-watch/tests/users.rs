@@ -37,7 +37,7 @@ fn one_user_cannot_take_every_slot_and_a_full_table_makes_the_observer_unready()
     puppets[3].tell("beat self 1");
     let refused = observer.wait_for_refusal("user_share_exceeded");
     assert_eq!(refused.fields.pid, Some(puppets[3].pid));
-    let share = format!("uid {USER} has its share of 3 agents, newcomers of it are not watched");
+    let share = format!("newcomers of uid {USER} found its share of 3 agents full");
     let ready = observer.ask("/readyz");
     assert_eq!(ready.status, 200, "others have room");
     assert!(ready.text().contains(&share), "{}", ready.text());
@@ -52,7 +52,7 @@ fn one_user_cannot_take_every_slot_and_a_full_table_makes_the_observer_unready()
     assert!(
         ready
             .text()
-            .starts_with("not ready\nthe table is full (4 agents)")
+            .starts_with("not ready\nnewcomers found the table of 4 agents full")
     );
 
     // A slot that is free again is anybody's whose share is not used up.

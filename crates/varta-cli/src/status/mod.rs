@@ -341,8 +341,9 @@ impl Report {
             1 => "; 1 expected agent missing".to_owned(),
             missing => format!("; {missing} expected agents missing"),
         };
+        let room = self.room(pattern);
         let who = match (total, pattern) {
-            (0, None) if missing.is_empty() => {
+            (0, None) if missing.is_empty() && room.is_empty() => {
                 return "no agents; 'varta beat' sends beats".to_owned();
             }
             (0, None) => "no agents".to_owned(),
@@ -364,7 +365,6 @@ impl Report {
         let gave_up = count("given up", &|agent| agent.gave_up);
         let stalled = in_state(State::Stalled);
         let rest = [State::Late, State::Paused, State::Alive].map(in_state);
-        let room = self.room(pattern);
         format!(
             "{who}{which}{stalled}{gave_up}{}{missing}{room}",
             rest.concat()
@@ -550,13 +550,16 @@ pub(crate) mod tests {
             no_room(SHARE_FULL, Some(1000), 192),
         ];
         assert_eq!(report.verdict(None), Verdict::Trouble);
-        let expected = "1 alive; the table is full (256 agents), newcomers are not watched \
-                        (--tracker-capacity); uid 1000 has its share of 192 agents, newcomers of it are \
-                        not watched (--max-agents-per-user)";
+        let expected = "; newcomers found the table of 256 agents full within the last minute and are not \
+                        watched (--tracker-capacity); newcomers of uid 1000 found its share of 192 agents full \
+                        within the last minute and are not watched (--max-agents-per-user)";
         let told = summary(&report, None);
-        assert!(told.ends_with(expected), "{told}");
+        assert!(told.ends_with(&format!("1 alive{expected}")), "{told}");
         assert_eq!(report.verdict(Some(&web)), Verdict::Well);
         assert!(summary(&report, Some(&web)).ends_with("1 alive"));
+        report.agents.clear();
+        let told = summary(&report, None);
+        assert!(told.ends_with(&format!("no agents{expected}")), "{told}");
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub enum Limit {
     Newcomers,
     /// That of processes that said goodbye and come back at once.
     Comebacks,
+    /// That of the sessions that one agent begins.
+    Sessions,
 }
 
 /// The limits in force. `None` means no limit.
@@ -243,7 +245,7 @@ impl Limits {
         };
         let mut sessions = budget.sessions;
         let is_in = budget.rate(self.agent).is_none() || sessions.take(SESSIONS, now_ns);
-        if is_in { Ok(()) } else { Err(Limit::Agent) }
+        if is_in { Ok(()) } else { Err(Limit::Sessions) }
     }
 
     /// A known agent has begun another session.

@@ -93,15 +93,18 @@ impl fmt::Display for NoRoom {
         match (self.uid, self.elsewhere) {
             (Some(uid), _) => write!(
                 f,
-                "uid {uid} has its share of {limit} agents, newcomers of it are not watched (--max-agents-per-user)"
+                "newcomers of uid {uid} found its share of {limit} agents full within the last minute and are not watched \
+                 (--max-agents-per-user)"
             ),
             (None, true) => write!(
                 f,
-                "the table of agents elsewhere is full ({limit}), newcomers there are not watched (--tracker-capacity)"
+                "newcomers elsewhere found their table of {limit} agents full within the last minute and are not watched \
+                 (--tracker-capacity)"
             ),
             (None, false) => write!(
                 f,
-                "the table is full ({limit} agents), newcomers are not watched (--tracker-capacity)"
+                "newcomers found the table of {limit} agents full within the last minute and are not watched \
+                 (--tracker-capacity)"
             ),
         }
     }

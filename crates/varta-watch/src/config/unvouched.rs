@@ -23,7 +23,7 @@ pub(super) fn warning(rule: &AgentRule, threshold: Duration) -> Option<String> {
         "several users may join, and a process of any of them can match this rule: it selects by {} and by no uid. \
          Such a process could {}. Add uid = \"USER\" to the rule, or let one user join only (allow-uid)",
         selects_by.join(", "),
-        gives.join("; "),
+        gives.join(", or "),
     ))
 }
 
@@ -40,11 +40,13 @@ fn selects_by(selector: &Selector) -> Vec<&'static str> {
         ("unit", &selector.unit),
         ("user-unit", &selector.user_unit),
     ];
-    // What is true of everybody takes nobody at its word.
-    let tells_apart = |pattern: &String| pattern.chars().any(|char| char != '*');
-    let given = given
-        .into_iter()
-        .filter(|(_, pattern)| pattern.as_ref().is_some_and(tells_apart));
+    // Every process has a name, so a rule for any name takes no process at its word.
+    let tells_apart =
+        |key: &str, pattern: &String| key != "name" || pattern.chars().any(|char| char != '*');
+    let given = given.into_iter().filter(|(key, pattern)| {
+        let pattern = pattern.as_ref();
+        pattern.is_some_and(|pattern| tells_apart(key, pattern))
+    });
     given.map(|(key, _)| key).collect()
 }
 
@@ -184,7 +186,7 @@ mod tests {
         );
         for words in [
             "it selects by name, exe and by no uid",
-            "have its recovery run; be watched as closely as 500ms",
+            "have its recovery run, or be watched as closely as 500ms",
             "Add uid = \"USER\"",
         ] {
             assert!(warning.contains(words), "{warning}");

@@ -22,6 +22,10 @@ const REMEMBERED_MAX: usize = 4096;
 /// How many of them, at the least, are stalls and what belongs to them, if there have been so many.
 const KEPT_MIN: usize = 1024;
 
+/// Of the latest events that are asked for, one part in so many is for stalls and what belongs to them, if there
+/// have been so many.
+const LATEST_KEPT_PARTS: usize = 4;
+
 /// Bytes of a path that are remembered; the log has all of them. Strangers choose how long their paths are.
 const PATH_BYTES_MAX: usize = 512;
 
@@ -124,6 +128,15 @@ impl History {
         }
     }
 
+    /// The latest `limit` events, oldest first. A quarter of them is for stalls and what belongs to them, so
+    /// events of other kinds between them may be left out. None counts as missed.
+    pub(crate) fn latest(&self, limit: usize) -> Page {
+        Page {
+            events: self.locked().latest(limit),
+            missed: 0,
+        }
+    }
+
     /// Tells whenever there is a new event.
     pub(crate) fn news(&self) -> watch::Receiver<u64> {
         self.last_id.subscribe()
@@ -166,6 +179,16 @@ impl Recent {
             true => self.kept.pop_front(),
             false => self.others.pop_front(),
         };
+    }
+
+    fn latest(&self, limit: usize) -> Vec<Told> {
+        let reserved = self.kept.len().min(limit / LATEST_KEPT_PARTS);
+        let kept = self.kept.iter().rev().take(limit);
+        let others = self.others.iter().rev().take(limit - reserved);
+        let mut events: Vec<&Told> = kept.chain(others).collect();
+        events.sort_unstable_by_key(|told| told.id);
+        let surplus = events.len().saturating_sub(limit);
+        events.into_iter().skip(surplus).cloned().collect()
     }
 
     fn after(&self, after: u64, limit: usize) -> Vec<Told> {
@@ -224,6 +247,24 @@ mod tests {
             assert_eq!(ids(&history.after(after, 10)), [0; 0]);
         }
         assert_eq!(history.last_id(), 3);
+    }
+
+    #[test]
+    fn the_latest_events_have_a_stall_among_them_however_many_others_came_after_it() {
+        let history = History::default();
+        assert_eq!(ids(&history.latest(8)), [0; 0]);
+        history.add(line());
+        history.add(line_of(LogEvent::Stall));
+        history.add(line_of(LogEvent::GaveUp));
+        (0..100).for_each(|_| history.add(line()));
+        let page = history.latest(8);
+        assert_eq!(ids(&page), [2, 3, 98, 99, 100, 101, 102, 103]);
+        assert_eq!(page.missed, 0);
+        assert_eq!(ids(&history.latest(4)), [3, 101, 102, 103]);
+        assert_eq!(ids(&history.latest(1)), [103]);
+        assert_eq!(history.latest(usize::MAX).events.len(), 103);
+        (0..100).for_each(|_| history.add(line_of(LogEvent::Stall)));
+        assert_eq!(ids(&history.latest(4)), [200, 201, 202, 203]);
     }
 
     #[test]

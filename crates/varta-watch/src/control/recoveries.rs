@@ -489,9 +489,7 @@ impl Control {
             }
             Err(error) => {
                 let (counter, end) = match &error {
-                    StartError::TargetGone
-                    | StartError::Unidentified
-                    | StartError::OthersNow { .. } => {
+                    StartError::TargetGone | StartError::Unidentified => {
                         (Counter::RecoveryTargetGone, ActionEnd::TargetGone)
                     }
                     StartError::CrossNamespace | StartError::Hidden => {
@@ -499,9 +497,10 @@ impl Control {
                         (Counter::RecoveryCrossNamespace, ActionEnd::Refused)
                     }
                     StartError::Spawn(_) => (Counter::RecoverySpawnFailed, ActionEnd::Failed),
-                    StartError::NotHere | StartError::Forbidden(_) | StartError::Signal(_) => {
-                        (Counter::RecoverySignalFailed, ActionEnd::Failed)
-                    }
+                    StartError::NotHere
+                    | StartError::OthersNow { .. }
+                    | StartError::Forbidden(_)
+                    | StartError::Signal(_) => (Counter::RecoverySignalFailed, ActionEnd::Failed),
                 };
                 self.count_outcome(agent, counter);
                 story::recovery::not_started(&self.given.log, &who, &error);

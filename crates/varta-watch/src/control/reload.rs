@@ -25,7 +25,9 @@ impl Control {
         let mut done = Vec::new();
         if let Some(journal) = &self.given.journal {
             journal.reopen();
-            done.push("the event file is opened anew".to_owned());
+            done.push(
+                "the event file is opened again if its path leads to another file".to_owned(),
+            );
         }
         match self.read_again() {
             Ok(fresh) => self.put_in_force(fresh, &mut done),

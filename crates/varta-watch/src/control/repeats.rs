@@ -292,6 +292,10 @@ impl Reason {
             Refusal::RateLimited(Limit::Comebacks) => {
                 "it said goodbye and comes back again and again".to_owned()
             }
+            Refusal::RateLimited(Limit::Sessions) => {
+                "its agent begins more than one session per second; let it keep its handle"
+                    .to_owned()
+            }
             Refusal::OriginConflict => "its agent is known over another transport".to_owned(),
             Refusal::NamespaceConflict => "its agent is known in another namespace".to_owned(),
             Refusal::OutOfOrder => "its nonce is old".to_owned(),

@@ -78,12 +78,10 @@ impl EventsQuestion {
     /// A page: what comes after, or the last ones.
     pub(crate) fn answer(self, history: &History) -> Page {
         let limit = self.limit.unwrap_or(PAGE);
-        let last_id = history.last_id();
-        let after = match self.after {
-            Some(after) => of_this_run(after, last_id),
-            None => last_id.saturating_sub(limit as u64),
-        };
-        history.after(after, limit)
+        match self.after {
+            Some(after) => history.after(of_this_run(after, history.last_id()), limit),
+            None => history.latest(limit),
+        }
     }
 }
 

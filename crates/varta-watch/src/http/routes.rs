@@ -477,8 +477,8 @@ mod tests {
         };
         let refuse = |reason| view.no_room.note(sender, reason, std::time::Instant::now());
         refuse(Refused::UserShareExceeded { uid: 1000 });
-        let share = "uid 1000 has its share of 6 agents, newcomers of it are not watched \
-                     (--max-agents-per-user)\n";
+        let share = "newcomers of uid 1000 found its share of 6 agents full within the last minute and \
+                     are not watched (--max-agents-per-user)\n";
         let said = text_of(&answers, "/readyz").await;
         assert_eq!(said, (StatusCode::OK, format!("ready\n{share}")));
         let capacity = view.about.capacity;
@@ -489,8 +489,7 @@ mod tests {
         refuse(Refused::CapacityExceeded);
         let (status, text) = text_of(&answers, "/readyz").await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-        let full =
-            format!("not ready\nthe table is full ({capacity} agents), newcomers are not watched");
+        let full = format!("not ready\nnewcomers found the table of {capacity} agents full");
         assert!(text.starts_with(&full), "{text}");
         view.counters.set(Gauge::LocalAgents, capacity as u64 - 1);
         assert_eq!(status_of(&answers, "/readyz").await, StatusCode::OK);

@@ -139,7 +139,9 @@ impl View {
             user_unit: person.user_unit,
             source: person.address.map(|address| address.to_string()),
             transport: transport.to_owned(),
-            sessions: (person.sessions > 1).then_some(person.sessions),
+            // What was last heard says nothing of an agent that is silent.
+            sessions: (person.sessions > 1 && *silence_ns < facts.threshold_ns)
+                .then_some(person.sessions),
             status: facts.status.to_string(),
             payload: facts.payload,
             nonce: facts.last_nonce,

@@ -67,7 +67,7 @@ pub(in crate::control) fn not_started(log: &Log, who: &Who, error: &StartError) 
         StartError::TargetGone => {
             log.info(LogEvent::Recover, msg, recovery(who, "target_gone"));
         }
-        StartError::Unidentified | StartError::OthersNow { .. } => {
+        StartError::Unidentified => {
             log.warn(LogEvent::Recover, msg, recovery(who, "target_gone"));
         }
         StartError::CrossNamespace | StartError::Hidden => {
@@ -81,7 +81,10 @@ pub(in crate::control) fn not_started(log: &Log, who: &Who, error: &StartError) 
             };
             log.error(LogEvent::Recover, msg, fields);
         }
-        StartError::NotHere | StartError::Forbidden(_) | StartError::Signal(_) => {
+        StartError::NotHere
+        | StartError::OthersNow { .. }
+        | StartError::Forbidden(_)
+        | StartError::Signal(_) => {
             let fields = Fields {
                 error: Some(error.to_string()),
                 ..recovery(who, "signal_failed")
