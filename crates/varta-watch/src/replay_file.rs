@@ -273,6 +273,8 @@ fn next_to(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use varta_core::replay::{Arrival, Heard, ReplayRefusal, SessionKey};
 
     use super::*;
@@ -301,6 +303,20 @@ mod tests {
         }
     }
 
+    /// Opens a file that an observer had a moment ago. Its lock lasts until every process that another test has forked
+    /// meanwhile runs its program.
+    fn open_next(path: &Path, options: ReplayOptions) -> Opened {
+        let until = Instant::now() + Duration::from_secs(60);
+        loop {
+            match open(path, options, 0) {
+                Err(ReplayFileError::InUse(_)) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                opened => return opened.unwrap(),
+            }
+        }
+    }
+
     fn error_of(path: &Path) -> String {
         let error = open(path, OPTIONS, 0).err().expect("an error").to_string();
         assert!(error.contains(&path.display().to_string()), "{error}");
@@ -320,7 +336,7 @@ mod tests {
             closed: 8,
             seed: 99,
         };
-        let mut second = open(&path, options, 0).unwrap();
+        let mut second = open_next(&path, options);
         assert!(!second.is_new);
         assert_eq!(second.guard.seed(), 7);
         let refused = Err(ReplayRefusal::Seen);
@@ -339,7 +355,7 @@ mod tests {
         first.guard.admit(&arrival(1), T, 0).unwrap();
         assert!(error_of(&path).contains("another observer"));
         drop(first);
-        let mut second = open(&path, OPTIONS, 0).unwrap();
+        let mut second = open_next(&path, OPTIONS);
         assert!(second.guard.admit(&arrival(1), T, 0).is_err());
     }
 
@@ -358,16 +374,7 @@ mod tests {
             guard.admit(&arrival(1), T, 0).unwrap();
             assert_eq!(opened.iter().flatten().count(), 1);
             drop(opened);
-            // A process that another test has just forked holds the lock until it runs its program.
-            let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
-            let mut next = loop {
-                match open(&path, OPTIONS, 0) {
-                    Err(ReplayFileError::InUse(_)) if std::time::Instant::now() < until => {
-                        std::thread::yield_now();
-                    }
-                    opened => break opened.unwrap(),
-                }
-            };
+            let mut next = open_next(&path, OPTIONS);
             assert!(next.guard.admit(&arrival(1), T, 0).is_err(), "remembered");
         }
     }
@@ -428,7 +435,7 @@ mod tests {
             if leftover == &wide {
                 fs::remove_file(&wide).unwrap();
             }
-            let opened = open(&path, OPTIONS, 0).unwrap();
+            let opened = open_next(&path, OPTIONS);
             drop(opened);
             let metadata = fs::metadata(&path).unwrap();
             assert_eq!((metadata.nlink(), metadata.mode() & 0o7777), (1, 0o600));
