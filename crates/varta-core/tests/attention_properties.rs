@@ -11,6 +11,7 @@
 //! 3. An agent that hangs is called stalled one threshold after its last beat, plus the time that the observer was
 //!    away since for longer than this agent tolerates, and nothing else: whatever the other agents and their
 //!    thresholds are. If the queue was found full meanwhile, at most sixteen (four) thresholds later than that.
+//! 4. No agent is called stalled before its threshold has passed since its last beat that was taken.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -38,9 +39,6 @@ const FLOOD_INTERVAL_NS: u64 = 10 * US;
 
 /// A timer or a datagram wakes the observer after so long at most.
 const WAKE_NS: u64 = 60 * US;
-
-/// Datagrams between two looks at the clock.
-const BATCH: usize = 64;
 
 struct Random(u64);
 
@@ -350,9 +348,7 @@ impl Observer {
             };
             self.queue.has_read(1);
             read += 1;
-            if read.is_multiple_of(BATCH) {
-                self.look(world);
-            }
+            self.look(world);
             if let Some(sender) = datagram {
                 self.hear(world, sender);
             }
@@ -425,10 +421,16 @@ fn check(world: &mut World, observer: &Observer, stalled: &[Agent], seed: u64) {
     for agent in stalled {
         let process = &mut world.processes[agent.pid as usize - 2];
         process.stalled = true;
+        let taken_ns = process.taken_ns.unwrap();
         if process.hangs_at_ns <= now_ns {
+            let silence_ns = now_ns - taken_ns;
+            assert!(
+                silence_ns >= process.threshold_ns,
+                "seed {seed}: pid {} was called stalled {silence_ns} ns after its last beat that was taken",
+                agent.pid
+            );
             continue;
         }
-        let taken_ns = process.taken_ns.unwrap();
         assert!(
             process.was_refused && now_ns - taken_ns >= thresholds * process.threshold_ns,
             "seed {seed}: pid {} beats every {} ms and was called stalled at {} ms, {} ms after the last beat that was \

@@ -331,6 +331,10 @@ impl Ingest {
             .raise(Gauge::ReceiveHighWater, self.turn_read as u64);
         self.counters
             .raise(Gauge::RingHighWater, self.lines.events.waiting() as u64);
+        let regressions = self.attention.take_regressions();
+        self.counters.add(Counter::ClockRegressions, regressions);
+        let jumps = self.attention.take_jumps();
+        self.counters.add(Counter::ClockJumps, jumps);
         // Last: who sees it sees what the turn has done.
         self.counters.set(Gauge::LastTurn, self.woken_ns);
     }
@@ -346,10 +350,6 @@ impl Ingest {
         if let Some(gap) = self.attention.look(raw_ns) {
             self.take_note_of_gap(gap);
         }
-        let regressions = self.attention.take_regressions();
-        self.counters.add(Counter::ClockRegressions, regressions);
-        let jumps = self.attention.take_jumps();
-        self.counters.add(Counter::ClockJumps, jumps);
         raw_ns
     }
 

@@ -330,13 +330,14 @@ impl Ingest {
                 let drops = network.take_drops();
                 self.take_note_of_drops(drops);
             }
+            // They were sent before now: a silence that began at an earlier look would be over too early.
+            self.look();
             (0..received).for_each(|i| self.hear_from_network(i));
             read += received;
             self.turn_read += received;
             if received < BATCH {
                 return false;
             }
-            self.look();
         }
         true
     }

@@ -180,9 +180,6 @@ impl Ingest {
             }
             self.queue.has_read(1);
             *read += 1;
-            if read.is_multiple_of(BATCH) {
-                self.look();
-            }
         }
         false
     }
@@ -207,6 +204,8 @@ impl Ingest {
                 self.held[*slot as usize].has_ended = true;
             }
             let received = self.batch.len();
+            // They were sent before now: a silence that began at an earlier look would be over too early.
+            self.look();
             (0..received).for_each(|i| self.hear(i));
             *read += received;
             self.queue.has_read(received);
@@ -280,6 +279,8 @@ impl Ingest {
         let received = self.batch.receive(self.socket.as_fd(), 1);
         if let Ok(received) = received {
             self.local_was_read();
+            // It was sent before now: a silence that began at an earlier look would be over too early.
+            self.look();
             (0..received).for_each(|i| self.hear(i));
         }
         if with_sender {
