@@ -184,7 +184,8 @@ impl World {
             if stop.freezes_agents {
                 self.send_until(stop.from_ns);
                 for process in &mut self.processes {
-                    process.next_ns = process.next_ns.max(stop.until_ns);
+                    // The rest of its work is done after the stop.
+                    process.next_ns += stop.until_ns - stop.from_ns;
                     if process.hangs_at_ns > stop.from_ns {
                         process.hangs_at_ns = process.hangs_at_ns.max(stop.until_ns + 1);
                     }
@@ -289,7 +290,10 @@ fn stops(random: &mut Random, end_ns: u64) -> Vec<Stop> {
         3 => (620 * MS, 620 * MS, 1_180 * MS, false),
         4 => (MS, 1_500 * MS, 2 * SECOND, false),
         // The host, or its control group, with its agents.
-        _ => (MS, random.one_of(&[30, 90, 400]) * MS, 2 * SECOND, true),
+        _ => {
+            let longest = random.one_of(&[60, 98, 400]) * MS;
+            (longest * 3 / 4, longest, SECOND / 2, true)
+        }
     };
     let mut stops = Vec::new();
     let mut from_ns = pause + random.below(pause);
