@@ -245,7 +245,7 @@ fn enter_namespaces() -> Result<(), (Step, c_int)> {
     Err((Step::NetworkNamespace, errno()))
 }
 
-/// `/proc/sys/net` is that of the network namespace of whoever opens it.
+/// `/proc/sys/net` is that of the network namespace of the process that opens it.
 fn set_depth(depth: &CStr) -> Result<(), (Step, c_int)> {
     let depth = depth.to_bytes();
     // SAFETY: a string with its end.
@@ -265,8 +265,8 @@ fn set_depth(depth: &CStr) -> Result<(), (Step, c_int)> {
     }
 }
 
-/// In the helper: reports what has come of it, and sends the socket along. Nobody is left to be told that this
-/// fails; the other side notices the helper's end.
+/// In the helper: reports what has come of it, and sends the socket along. If that fails, the observer
+/// notices the helper's end.
 fn report(channel: c_int, result: Result<c_int, (Step, c_int)>) {
     let (word, socket) = match result {
         Ok(socket) => ([0, 0], Some(socket)),

@@ -7,7 +7,7 @@
 //! not begin. So a timer signals the thread. A file system that does not answer (FUSE, NFS) cannot be hurried: the
 //! thread hangs for as long as that takes.
 //!
-//! Whoever waits for the queue to go on does not wait for that. The kernel writes the length of a datagram when that
+//! A thread that waits for the queue to go on does not wait for that. The kernel writes the length of a datagram when that
 //! has left the queue, and drops what was attached after that: [`Progress`] looks there.
 
 use std::cell::UnsafeCell;
@@ -30,7 +30,7 @@ const PENDING: u32 = u32::MAX;
 /// Ignored by default, so one that comes from elsewhere, or from a timer in the last moment, harms nobody.
 const SIGNAL: libc::c_int = libc::SIGURG;
 
-/// What the discarding thread and whoever waits for it share.
+/// What the discarding thread and the thread that waits for it share.
 struct Message {
     /// Written to by the discarding thread and its calls alone, but for the length, which is an atomic for everybody.
     header: UnsafeCell<libc::mmsghdr>,
@@ -255,6 +255,6 @@ fn handle_signal() {
     unsafe { libc::sigemptyset(&raw mut set) };
     // SAFETY: adds a signal there is to a set that was just emptied.
     unsafe { libc::sigaddset(&raw mut set, SIGNAL) };
-    // SAFETY: reads the set; the old one is not wanted. Whoever started this process may have blocked it.
+    // SAFETY: reads the set; the old one is not wanted. The parent process may have blocked it.
     unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) };
 }

@@ -1,8 +1,8 @@
 //! `varta status`: how everybody is, as a table, as JSON and as an exit code.
 //!
 //! The observer is asked over its control socket and what it answers is shown, the worst first; nothing is
-//! judged here. Exit code 0 means that nobody is stalled, given up or missing, and no newcomer found the
-//! table full; 1 that somebody is or did, 2 that nobody can tell: there is no observer, it does not answer, it is not watching, or there is no such agent.
+//! judged here. Exit code 0: no agent is stalled, given up or missing, and no newcomer found the table full. 1: one is,
+//! or did. 2: unknown, because there is no observer, it does not answer, it is not watching, or there is no such agent.
 
 mod table;
 

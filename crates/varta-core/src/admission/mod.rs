@@ -217,8 +217,8 @@ impl AllowedUsers {
 pub struct LocalGate {
     /// Whose processes may speak.
     pub users: AllowedUsers,
-    /// The user id that is nobody's, who may not speak whoever else may: the kernel's overflow id where the
-    /// observer's user namespace does not map every user, since all others have that number there.
+    /// A user id that is never admitted: the kernel's overflow id where the observer's user namespace does not map
+    /// every user, since all others have that number there. `None` where every user is mapped.
     pub nobody: Option<u32>,
     /// The largest pid this host gives out.
     pub pid_max: u32,
