@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
+use varta_api::LogLine;
 use varta_sys::secret_file;
-use varta_watch::api::LogLine;
 
 use crate::procfs::now_ns;
 use crate::receiver::{LIFETIME_SECONDS, Receiver};

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 use rustix::process::Signal;
-use varta_watch::api::{Fields, LogEvent};
+use varta_api::{Fields, LogEvent};
 
 use crate::agents::{Agents, scattered};
 use crate::observer::{Line, Observer};

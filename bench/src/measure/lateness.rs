@@ -28,7 +28,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
-use varta_watch::api::LogEvent;
+use varta_api::LogEvent;
 
 use crate::agents::{Agents, scattered};
 use crate::observer::{Line, Observer};

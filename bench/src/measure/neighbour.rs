@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use varta_watch::api::LogEvent;
+use varta_api::LogEvent;
 
 use crate::agents::{Agents, Flooder};
 use crate::observer::Observer;

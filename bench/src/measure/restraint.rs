@@ -15,7 +15,7 @@ use std::thread::scope;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use varta_watch::api::LogEvent;
+use varta_api::LogEvent;
 
 use super::lateness::{Found, INTERVAL_THRESHOLDS, STALLS, note_stall, oversleep_ms};
 use crate::agents::Agents;

@@ -14,7 +14,6 @@ use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 use varta_vlp::{FRAME_BYTES, Frame, Status};
-use varta_watch::api;
 
 use super::lateness::{INTERVAL_THRESHOLDS, rounds};
 use crate::agents::Agents;
@@ -53,7 +52,7 @@ fn lateness_under_scrapes(bench: &Bench, report: &mut Report) -> Result<()> {
     let agents = Agents::start(observer.receiver().socket(), case.agents, interval)?;
     sleep(case.threshold);
     let tracked = observer.counter(JOINS)?;
-    let control = api::control_socket_beside(observer.receiver().socket());
+    let control = varta_api::control_socket_beside(observer.receiver().socket());
 
     let quiet = rounds(bench, case, &observer, &agents)?;
     let stop = AtomicBool::new(false);
@@ -103,7 +102,7 @@ fn scrapes_of_many(bench: &Bench, report: &mut Report) -> Result<()> {
     }
     sleep(Duration::from_secs(1));
     let tracked = observer.counter(JOINS)?;
-    let control = api::control_socket_beside(observer.receiver().socket());
+    let control = varta_api::control_socket_beside(observer.receiver().socket());
     let mut scrapes_ms = Vec::new();
     let mut bytes = 0;
     for _ in 0..SCRAPES {

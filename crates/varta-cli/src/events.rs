@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Deserialize;
-use varta_watch::api::v1::{EventView, PAGE_MAX};
-use varta_watch::api::{human_line, printable};
+use varta_api::v1::{EventView, PAGE_MAX};
+use varta_api::{human_line, printable};
 
 use crate::Failure;
 use crate::ask::{LiveEvents, Message, Observer, ObserverArguments, Position, Unanswered};

@@ -4,7 +4,7 @@
 //! `varta key` makes the keys of those that travel encrypted; `varta status` and `varta events` ask an
 //! observer how everybody is and what has happened, `varta pause` and `varta resume` have it leave an agent in
 //! peace for a while. Of the observer this crate knows what
-//! [`varta_watch::api`] tells and nothing else; the demo alone starts one, by running this program again.
+//! [`varta_api`] tells and nothing else; the demo alone starts one, by running this program again.
 
 #![forbid(unsafe_code)]
 

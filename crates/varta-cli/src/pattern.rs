@@ -1,7 +1,7 @@
 //! Which agents are meant: a pid, an identifier or a name, with `*` for any number of characters.
 
+use varta_api::v1::AgentView;
 use varta_core::rules::glob;
-use varta_watch::api::v1::AgentView;
 
 /// What an agent has to be called to be meant.
 #[derive(Clone, Debug, PartialEq, Eq)]

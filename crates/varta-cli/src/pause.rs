@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
-use varta_watch::api::printable;
-use varta_watch::api::v1::{AgentView, PAUSE_SECONDS_MAX, PauseRequest, REASON_CHARS_MAX, State};
+use varta_api::printable;
+use varta_api::v1::{AgentView, PAUSE_SECONDS_MAX, PauseRequest, REASON_CHARS_MAX, State};
 
 use crate::ask::{Observer, ObserverArguments, Unanswered};
 use crate::pattern::Pattern;

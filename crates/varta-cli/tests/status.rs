@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use varta_watch::api::control_socket_beside;
+use varta_api::control_socket_beside;
 
 use fake::{Answer, Fake, Question, http, json, problem, told, varta};
 

@@ -1,11 +1,10 @@
 //! The Varta observer.
 //!
 //! Two threads: [`ingest`](self) receives beats and judges silence, the control thread tells, keeps
-//! evidence and recovers. What other programs may know of the observer is in [`api`].
+//! evidence and recovers. What it says to other programs is in `varta_api`.
 
 #![forbid(unsafe_code)]
 
-pub mod api;
 mod beat_queue;
 mod clock;
 mod config;
@@ -27,7 +26,8 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use api::{Fields, LogEvent};
+use varta_api::{Fields, LogEvent};
+
 use config::{Config, Sources};
 use control::log::Log;
 

@@ -18,8 +18,8 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
     sockopt,
 };
+use varta_api::SOCKET_PATH_BYTES_MAX;
 
-use crate::api::SOCKET_PATH_BYTES_MAX;
 use crate::config::users::SocketAccess;
 
 /// Connections that may wait to be accepted at the control socket.

@@ -8,8 +8,8 @@ use serde_json::Value;
 use support::http::{Follower, assert_healthy, assert_problem};
 use support::network::{socket, start_in_clear};
 use support::{Observer, frame, frame_of};
-use varta_watch::api::LogEvent;
-use varta_watch::api::v1::{AgentView, AgentsPage, EventsPage, Info};
+use varta_api::LogEvent;
+use varta_api::v1::{AgentView, AgentsPage, EventsPage, Info};
 
 /// The keys of a JSON object.
 fn keys(value: &Value) -> BTreeSet<&str> {

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use support::agents::{AgentProcess, joined};
 use support::ladders::Marks;
 use support::{Observer, PATIENCE, copy_program, public_directory};
-use varta_watch::api::LogEvent;
+use varta_api::LogEvent;
 
 const GAPS: &str = "varta_observer_gaps_total";
 const PUT_OFF: &str = "varta_observer_stalls_put_off_total";
@@ -111,7 +111,7 @@ fn pauses_in_which_a_shallow_queue_loses_beats_stall_no_agent_that_beats() {
     let depth = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").unwrap();
     if depth.trim() == "10" {
         assert!(stopped.counter("varta_observer_queue_full_total") > 0);
-        let says_why = |line: &&varta_watch::api::LogLine| {
+        let says_why = |line: &&varta_api::LogLine| {
             line.fields.reason.as_deref() == Some("queue_full") && line.fields.pid.is_some()
         };
         let told = stopped.lines.iter().filter(says_why);

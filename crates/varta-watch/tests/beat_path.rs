@@ -14,8 +14,8 @@ use rustix::process::Signal;
 use serde_json::Value;
 use support::http::{Reply, assert_healthy, assert_problem};
 use support::{BEATS, Observer, PATIENCE, frame};
-use varta_watch::api::LogEvent;
-use varta_watch::api::v1::{AgentView, AgentsPage, Health, State};
+use varta_api::LogEvent;
+use varta_api::v1::{AgentView, AgentsPage, Health, State};
 
 /// Of the kind that are asked while the beat path sleeps.
 const QUESTIONS: usize = 20;

@@ -13,7 +13,7 @@ use support::{
     AS_NOBODY, BEATS, DISTRUST, Observer, copy_program, frame_of, may_become_nobody,
     public_directory, wrapped,
 };
-use varta_watch::api::{LogEvent, LogLine};
+use varta_api::{LogEvent, LogLine};
 
 const MISMATCH: &str = "varta_frame_auth_failures_total";
 const BAD_PID: &str = "varta_decode_errors_total{kind=\"bad_pid\"}";

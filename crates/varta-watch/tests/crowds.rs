@@ -13,7 +13,7 @@ use support::agents::agent_command;
 use support::network::PATIENT;
 use support::{BEATS, Observer, Stopped, rows_when, wait_until_judged};
 use tempfile::TempDir;
-use varta_watch::api::LogEvent;
+use varta_api::LogEvent;
 
 const LEFT: &str = "varta_observer_exits_total{how=\"left\"}";
 const JOINS: &str = "varta_observer_joins_total";

@@ -4,10 +4,11 @@ mod support;
 
 use std::collections::BTreeMap;
 
+use varta_api::{LogEvent, LogLine};
+
 use support::agents::AgentProcess;
 use support::network::{NOISE, TRUNCATED};
 use support::{BEATS, DISTRUST, Observer, frame, with_descriptor_limit};
-use varta_watch::api::{LogEvent, LogLine};
 
 const JOINS: &str = "varta_observer_joins_total";
 const UNWATCHED: &str = "varta_observer_exit_watch_failed_total";

@@ -20,7 +20,7 @@ use support::{
     AS_NOBODY, BEATS, Observer, copy_program, frame_of, may_become_nobody, public_directory,
     wrapped,
 };
-use varta_watch::api::LogEvent;
+use varta_api::LogEvent;
 
 const SETTING: &str = "/proc/sys/net/unix/max_dgram_qlen";
 

@@ -20,9 +20,9 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use support::agents::AgentProcess;
 use support::{BEATS, DESCRIPTORS_MAX, Observer, PATIENCE, frame, with_descriptor_limit};
+use varta_api::v1::Health;
+use varta_api::{LogEvent, LogLine};
 use varta_sys::denial::{Call, deny};
-use varta_watch::api::v1::Health;
-use varta_watch::api::{LogEvent, LogLine};
 
 const REFUSED: &str = "varta_ctrl_truncated_total";
 const JOINS: &str = "varta_observer_joins_total";

@@ -21,10 +21,10 @@ use support::{
     wait_until_judged, wrapped,
 };
 use tempfile::TempDir;
+use varta_api::LogEvent;
+use varta_api::v1::EventsPage;
 use varta_vlp::PAYLOAD_GOODBYE;
 use varta_vlp::secure::AgentKey;
-use varta_watch::api::LogEvent;
-use varta_watch::api::v1::EventsPage;
 
 fn export(path: &Path) -> String {
     flag("--export-file", path)

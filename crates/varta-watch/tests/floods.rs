@@ -8,8 +8,8 @@ use std::time::Duration;
 use rustix::process::Signal;
 use support::Observer;
 use support::agents::{AgentProcess, agent_command, me};
+use varta_api::{LogEvent, LogLine};
 use varta_client::{BeatOutcome, Status, Varta};
-use varta_watch::api::{LogEvent, LogLine};
 
 /// How long a flood lasts, in milliseconds.
 const FLOOD_MS: u64 = 4_000;

@@ -8,9 +8,9 @@ use support::network::{
     Series, socket, start_sealed,
 };
 use support::{BEATS, Observer};
+use varta_api::v1::AgentsPage;
+use varta_api::{LogEvent, LogLine};
 use varta_vlp::PAYLOAD_GOODBYE;
-use varta_watch::api::v1::AgentsPage;
-use varta_watch::api::{LogEvent, LogLine};
 
 /// A handle that has beaten for a while, and one that was opened since.
 fn two_handles(seal: Seal) -> [Series; 2] {

@@ -12,9 +12,9 @@ use support::ladders::{
 };
 use support::network::{PID, last_frame, socket_at};
 use support::{BEATS, Observer, critical_of, frame, frame_of};
+use varta_api::v1::AgentsPage;
+use varta_api::{LogEvent, LogLine};
 use varta_vlp::PAYLOAD_GOODBYE;
-use varta_watch::api::v1::AgentsPage;
-use varta_watch::api::{LogEvent, LogLine};
 
 /// Agents elsewhere are heard in clear.
 const IN_CLEAR: [&str; 3] = [

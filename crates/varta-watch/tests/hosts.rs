@@ -16,8 +16,8 @@ use support::network::{
     key_flags, socket, socket_at, start_sealed,
 };
 use support::{BEATS, Observer, PATIENCE, wrapped};
+use varta_api::{LogEvent, LogLine};
 use varta_vlp::PAYLOAD_GOODBYE;
-use varta_watch::api::{LogEvent, LogLine};
 
 /// Where the observer is reached by all hosts.
 const OBSERVER_ADDRESS: &str = "10.99.0.1";

@@ -13,8 +13,8 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use support::http::{Follower, Reply, assert_healthy, assert_problem, read_all, request};
 use support::network::{flag, hex, write_key};
 use support::{Observer, frame, refused_start};
-use varta_watch::api::v1::{AgentsPage, Health};
-use varta_watch::api::{HTTP_ADDRESS, Level, LogEvent};
+use varta_api::v1::{AgentsPage, Health};
+use varta_api::{HTTP_ADDRESS, Level, LogEvent};
 
 const ANY: &str = "--http=127.0.0.1:0";
 const TOKEN: &str = "0123456789abcdef";

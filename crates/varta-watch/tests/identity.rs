@@ -14,8 +14,8 @@ use support::{
     rows_when, wrapped,
 };
 use tempfile::TempDir;
+use varta_api::LogEvent;
 use varta_client::{BeatOutcome, Status, Varta};
-use varta_watch::api::LogEvent;
 
 const MISMATCH: &str = "varta_frame_auth_failures_total";
 const FOREIGN_USER: &str = "varta_frame_identity_refused_total{reason=\"foreign_uid\"}";

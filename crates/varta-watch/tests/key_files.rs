@@ -17,7 +17,7 @@ use support::network::{
 };
 use support::{BEATS, Observer, frame_of};
 use tempfile::TempDir;
-use varta_watch::api::{Level, LogEvent, LogLine};
+use varta_api::{Level, LogEvent, LogLine};
 
 /// Every flag that names a key file.
 const FLAGS: [&str; 3] = ["--key-file", "--accepted-key-file", "--master-key-file"];

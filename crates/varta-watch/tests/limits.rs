@@ -5,9 +5,10 @@ mod support;
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
+use varta_api::LogEvent;
+
 use support::agents::Puppet;
 use support::{BEATS, DISTRUST, Observer, frame, frame_of, wait_until_judged};
-use varta_watch::api::LogEvent;
 
 const PER_PID: &str = "varta_rate_limited_total{reason=\"per_pid\"}";
 const GLOBAL: &str = "varta_rate_limited_total{reason=\"global\"}";

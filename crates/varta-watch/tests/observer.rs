@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use support::agents::{AgentProcess, Puppet, joined};
 use support::ladders::has_outcome;
 use support::{BEATS, Observer, frame, frame_of, refused_start, resealed, rows_when, signal_pid};
-use varta_watch::api::{Level, LogEvent};
+use varta_api::{Level, LogEvent};
 
 /// Not a test: what [`AgentProcess`] runs.
 #[test]
@@ -360,9 +360,8 @@ fn a_full_disk_costs_one_log_line_and_tears_no_row() {
     for nonce in 1..=beats {
         observer.send(&frame(nonce));
     }
-    let full = |line: &varta_watch::api::LogLine| {
-        line.level == Level::Error && line.msg.contains("events.tsv")
-    };
+    let full =
+        |line: &varta_api::LogLine| line.level == Level::Error && line.msg.contains("events.tsv");
     observer.wait_for(LogEvent::Notice, full);
     rows_when(&file, |rows| rows.iter().all(|row| row.len() == 6));
     fs::remove_file(&ballast).unwrap();

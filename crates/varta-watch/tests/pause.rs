@@ -9,9 +9,9 @@ use support::http::{Reply, assert_problem, read_all};
 use support::ladders::{Marks, ladder};
 use support::network::{flag, write_key};
 use support::{Observer, frame};
+use varta_api::LogEvent;
+use varta_api::v1::{AgentView, AgentsPage, State};
 use varta_client::{Frame, Status};
-use varta_watch::api::LogEvent;
-use varta_watch::api::v1::{AgentView, AgentsPage, State};
 
 const ANY: &str = "--http=127.0.0.1:0";
 const TOKEN: &str = "0123456789abcdef";

@@ -12,8 +12,8 @@ use rustix::process::Signal;
 use support::agents::{spawn_agent_as, wait_for_pid};
 use support::namespaces::inside_a_pid_namespace;
 use support::{BEATS, Observer, signal_pid};
+use varta_api::{LogEvent, LogLine};
 use varta_sys::spawn::spawn_as;
-use varta_watch::api::{LogEvent, LogLine};
 
 const LEFT: &str = "varta_observer_exits_total{how=\"left\"}";
 const OUT_OF_ORDER: &str = "varta_frame_out_of_order_total";

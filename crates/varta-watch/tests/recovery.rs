@@ -2,14 +2,15 @@
 
 mod support;
 
+use varta_api::v1::{AgentView, AgentsPage};
+use varta_api::{LogEvent, LogLine};
+
 use support::agents::{Puppet, joined, me};
 use support::http::Follower;
 use support::ladders::{
     GAVE_UP, Marks, QUIET, REAPED_ZERO, RECOVERED, SPAWNED, all_hooks, has_outcome, ladder,
 };
 use support::{Observer, critical_of, frame};
-use varta_watch::api::v1::{AgentView, AgentsPage};
-use varta_watch::api::{LogEvent, LogLine};
 
 const GAVE_UP_STEPS: &str = "varta_recovery_gave_up_total{reason=\"steps_exhausted\"}";
 const GAVE_UP_BUDGET: &str = "varta_recovery_gave_up_total{reason=\"budget_spent\"}";

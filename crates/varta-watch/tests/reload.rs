@@ -10,8 +10,8 @@ use rustix::process::Signal;
 use support::agents::{AgentProcess, me};
 use support::ladders::{GAVE_UP, Marks, QUIET, SPAWNED, ladder};
 use support::{Observer, frame};
-use varta_watch::api::v1::{AgentsPage, State};
-use varta_watch::api::{Level, LogEvent, LogLine};
+use varta_api::v1::{AgentsPage, State};
+use varta_api::{Level, LogEvent, LogLine};
 
 const STALLS: &str = "varta_observer_stalls_total";
 const MISSING: &str = "varta_agents_missing";

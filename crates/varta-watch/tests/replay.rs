@@ -11,8 +11,8 @@ use support::network::{
     Series, socket, socket_at, start_sealed,
 };
 use support::{BEATS, Observer, frame_of};
+use varta_api::LogEvent;
 use varta_vlp::PAYLOAD_GOODBYE;
-use varta_watch::api::LogEvent;
 
 /// How far back datagrams of one session may come, out of order.
 const WINDOW: u32 = 64;

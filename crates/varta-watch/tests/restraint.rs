@@ -9,11 +9,12 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use varta_api::{LogEvent, LogLine};
+
 use support::agents::{agent_command, joined};
 use support::ladders::{Marks, QUIET, REAPED_ZERO, SPAWNED, has_outcome, ladder};
 use support::network::{JOINS, STALLS, socket};
 use support::{Observer, critical_of, frame_of};
-use varta_watch::api::{LogEvent, LogLine};
 
 const WAITING: &str = "varta_recovery_outcomes_total{outcome=\"waiting\"}";
 const HELD: &str = "varta_recovery_held";

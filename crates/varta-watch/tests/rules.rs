@@ -2,12 +2,13 @@
 
 mod support;
 
+use varta_api::v1::AgentsPage;
+use varta_api::{LogEvent, LogLine};
+
 use support::http::Reply;
 use support::ladders::Marks;
 use support::network::socket;
 use support::{Observer, frame, frame_of};
-use varta_watch::api::v1::AgentsPage;
-use varta_watch::api::{LogEvent, LogLine};
 
 /// Every kind of agent can be heard.
 const FLAGS: [&str; 3] = [

@@ -11,10 +11,10 @@ use support::network::{
     recovery_of, sealed_by_hand, socket, socket_at, start_sealed, write_key,
 };
 use support::{BEATS, Observer, frame_of, resealed};
+use varta_api::{LogEvent, LogLine};
 use varta_vlp::PAYLOAD_GOODBYE;
 use varta_vlp::secure::AgentKey;
 use varta_vlp::secure::known_answers::{seal_agent, seal_shared};
-use varta_watch::api::{LogEvent, LogLine};
 
 /// Not a test: what the agents run.
 #[test]

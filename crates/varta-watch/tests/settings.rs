@@ -9,7 +9,7 @@ use std::process::Command;
 
 use support::{AS_NOBODY, Observer, copy_program, may_become_nobody, public_directory, wrapped};
 use tempfile::TempDir;
-use varta_watch::api::LogEvent;
+use varta_api::LogEvent;
 
 /// What the observer said instead of watching.
 #[derive(Debug)]

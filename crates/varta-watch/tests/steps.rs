@@ -12,8 +12,8 @@ use rustix::process::Signal;
 use support::http::assert_problem;
 use support::ladders::{Marks, ladder};
 use support::{Observer, PATIENCE, frame};
-use varta_watch::api::LogLine;
-use varta_watch::api::v1::AgentsPage;
+use varta_api::LogLine;
+use varta_api::v1::AgentsPage;
 
 /// Time for a program to begin on a busy machine, before it is ended.
 const BEGUN: &str = ", timeout = \"3s\", wait = \"1h\"";

@@ -13,7 +13,7 @@ use std::os::unix::process::ExitStatusExt;
 use support::ladders::{Marks, ladder};
 use support::users::{AS_USER, Place};
 use support::{copy_program, wrapped};
-use varta_watch::api::{Level, LogEvent};
+use varta_api::{Level, LogEvent};
 
 const SIGNALLED: &str = "varta_recovery_outcomes_total{outcome=\"signalled\"}";
 

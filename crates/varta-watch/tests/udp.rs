@@ -12,8 +12,8 @@ use support::network::{
     TRUNCATED, last_frame, recovery_of, socket, socket_at, start_in_clear,
 };
 use support::{BEATS, frame, frame_of, refused_start, resealed};
+use varta_api::{LogEvent, LogLine};
 use varta_vlp::PAYLOAD_GOODBYE;
-use varta_watch::api::{LogEvent, LogLine};
 
 const UNAUTHENTICATED: &str = "varta_recovery_refused_total{reason=\"unauthenticated_transport\"}";
 

@@ -4,11 +4,12 @@ mod support;
 
 use std::time::Duration;
 
+use varta_api::LogEvent;
+
 use support::agents::{Puppet, joined, me};
 use support::ladders::{Marks, QUIET, ladder};
 use support::users::{Place, USER};
 use support::{frame, frame_of};
-use varta_watch::api::LogEvent;
 
 const SHARE_EXCEEDED: &str = "varta_tracker_user_share_exceeded_total";
 const FULL: &str = "varta_tracker_capacity_exceeded_total";

@@ -7,14 +7,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use varta_api::v1::AgentsPage;
+use varta_api::{LogEvent, LogLine};
+
 use support::agents::Puppet;
 use support::ladders::Marks;
 use support::namespaces::{AS_ROOT_OF_A_USER_NAMESPACE, may_make_user_namespaces};
 use support::{
     AS_NOBODY, Observer, copy_program, frame, may_become_nobody, public_directory, wrapped,
 };
-use varta_watch::api::v1::AgentsPage;
-use varta_watch::api::{LogEvent, LogLine};
 
 /// Not a test: what the agents run.
 #[test]

@@ -26,8 +26,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{Instant, sleep, timeout};
-use varta_watch::api::printable;
-use varta_watch::api::v1::{
+use varta_api::printable;
+use varta_api::v1::{
     self, AgentView, AgentsPage, EventsPage, Health, Info, PauseRequest, Problem, ResumeRequest,
 };
 

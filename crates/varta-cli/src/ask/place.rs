@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use varta_watch::api;
 
 use crate::Failure;
 
@@ -62,7 +61,7 @@ fn given_beat_socket(
     let (path, by) = match (named, variable(SOCKET_VARIABLE)) {
         (Some(named), _) => (Some(named.to_owned()), SOCKET),
         (None, Some(path)) => (Some(path), SOCKET_VARIABLE),
-        (None, None) => (api::default_socket_path(), SOCKET),
+        (None, None) => (varta_api::default_socket_path(), SOCKET),
     };
     let path = path.ok_or_else(|| {
         Failure::Usage(
@@ -90,7 +89,7 @@ fn given_control_socket(
         Some((path, by)) => (Given { path, by }, ""),
         None => {
             let beats = given_beat_socket(arguments.socket.as_deref(), variable)?;
-            let path = api::control_socket_beside(&beats.path);
+            let path = varta_api::control_socket_beside(&beats.path);
             (Given { path, ..beats }, ", with .control behind it")
         }
     };
@@ -101,8 +100,8 @@ fn given_control_socket(
         )));
     }
     let bytes = path.as_os_str().len();
-    if bytes > api::SOCKET_PATH_BYTES_MAX {
-        let (path, bytes_max) = (path.display(), api::SOCKET_PATH_BYTES_MAX);
+    if bytes > varta_api::SOCKET_PATH_BYTES_MAX {
+        let (path, bytes_max) = (path.display(), varta_api::SOCKET_PATH_BYTES_MAX);
         return Err(Failure::Usage(format!(
             "{by}: {path} is {bytes} bytes long{suffix}, the kernel takes {bytes_max}; choose a shorter path"
         )));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::{Number, Value, json};
-use varta_watch::api::{Fields, LogEvent, LogLine};
+use varta_api::{Fields, LogEvent, LogLine};
 
 use super::THRESHOLD;
 use super::agent::Role;

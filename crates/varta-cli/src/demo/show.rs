@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use ratatui::text::Line;
-use varta_watch::api::LogLine;
+use varta_api::LogLine;
 
 use super::screen::Screen;
 use super::seen::Seen;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ratatui::style::{Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
-use varta_watch::api::{Fields, Level, LogEvent, LogLine};
+use varta_api::{Fields, Level, LogEvent, LogLine};
 
 use super::THRESHOLD;
 use super::agent::Role;

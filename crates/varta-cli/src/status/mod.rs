@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
-use varta_watch::api::printable;
-use varta_watch::api::v1::{AgentView, Health, Info, NoRoom, State};
+use varta_api::printable;
+use varta_api::v1::{AgentView, Health, Info, NoRoom, State};
 
 use crate::ask::{Observer, ObserverArguments, Unanswered};
 use crate::pattern::Pattern;
@@ -305,7 +305,7 @@ impl Report {
             "varta-watch {}, up {}{queue}: {}",
             printable(&self.info.version),
             duration(self.info.uptime),
-            self.census(pattern)
+            self.state_counts(pattern)
         );
         let width = look.width.unwrap_or(usize::MAX);
         let mut lines = wrapped(&summary, width);
@@ -334,7 +334,7 @@ impl Report {
     }
 
     /// How many agents there are, in words.
-    fn census(&self, pattern: Option<&Pattern>) -> String {
+    fn state_counts(&self, pattern: Option<&Pattern>) -> String {
         let total = self.agents.len();
         let missing = match self.missing(pattern) {
             0 => String::new(),
@@ -403,8 +403,9 @@ fn print(text: &str) -> Result<bool, Failure> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use varta_api::v1::{SHARE_FULL, StateCounts, TABLE_FULL};
+
     use super::*;
-    use varta_watch::api::v1::{Census, SHARE_FULL, TABLE_FULL};
 
     /// One that is alive.
     pub(crate) fn agent(name: &str, pid: u32) -> AgentView {
@@ -449,7 +450,7 @@ pub(crate) mod tests {
                 udp: None,
                 queue_datagrams: 0,
                 queue_shallow: None,
-                agents: Census::default(),
+                agents: StateCounts::default(),
                 full: false,
                 no_room: Vec::new(),
                 missing: 0,

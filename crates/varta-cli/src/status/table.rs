@@ -5,8 +5,8 @@
 //! off at the right. Columns for which nobody has a value are not shown where they are seldom needed.
 
 use ratatui::crossterm::style::{ContentStyle, Stylize};
-use varta_watch::api::printable;
-use varta_watch::api::v1::{AgentView, State};
+use varta_api::printable;
+use varta_api::v1::{AgentView, State};
 
 use crate::terminal::{columns, cut};
 use crate::units::{duration, rate};

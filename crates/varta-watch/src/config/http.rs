@@ -11,7 +11,6 @@ use clap::Args;
 use super::Wish;
 use super::problems::Problems;
 use super::units::{OFF, quoted};
-use crate::api;
 use crate::http::metrics::AgentSeries;
 
 /// The flags about answering.
@@ -75,7 +74,7 @@ impl HttpFlags {
                 asked_for: true,
             }),
             None => Some(Place {
-                at: api::HTTP_ADDRESS,
+                at: varta_api::HTTP_ADDRESS,
                 asked_for: false,
             }),
         };
@@ -106,7 +105,7 @@ impl HttpFlags {
                 })
             }
             None => Some(Place {
-                at: api::control_socket_beside(socket),
+                at: varta_api::control_socket_beside(socket),
                 asked_for: false,
             }),
         };

@@ -31,7 +31,6 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, FromArgMatches};
 use varta_core::{AllowedUsers, EvictionPolicy, LimitOptions, Rate};
 
-use crate::api;
 use crate::beat_queue;
 use crate::control::log::LogFormat;
 use crate::http::metrics;
@@ -243,7 +242,7 @@ impl Flags {
             problems,
         );
         let socket_is_default = self.socket.is_none();
-        let Some(socket) = self.socket.or_else(api::default_socket_path) else {
+        let Some(socket) = self.socket.or_else(varta_api::default_socket_path) else {
             let text = "no place for it: XDG_RUNTIME_DIR is not set; say where with --socket PATH";
             problems.about("socket", &[], text);
             return None;

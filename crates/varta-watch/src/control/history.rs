@@ -12,8 +12,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use axum::body::Bytes;
 use tokio::sync::watch;
 
-use crate::api::v1::EventView;
-use crate::api::{LogEvent, LogLine};
+use varta_api::v1::EventView;
+use varta_api::{LogEvent, LogLine};
 
 /// Events that are remembered. With paths of ordinary length about 2 MiB, with the longest ones that are kept
 /// about 10 MiB.
@@ -214,8 +214,9 @@ impl Recent {
 
 #[cfg(test)]
 mod tests {
+    use varta_api::{Fields, Level};
+
     use super::*;
-    use crate::api::{Fields, Level};
 
     fn line() -> LogLine {
         line_of(LogEvent::Notice)

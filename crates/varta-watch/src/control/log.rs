@@ -12,9 +12,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use clap::ValueEnum;
+use varta_api::{Fields, Level, LogEvent, LogLine, human_line};
 
 use super::history::History;
-use crate::api::{Fields, Level, LogEvent, LogLine, human_line};
 
 /// Lines waiting to be written; about 1 MiB at most.
 const QUEUE_LINES: usize = 4096;
@@ -210,7 +210,7 @@ mod tests {
         let (log, _writer) = Log::start(LogFormat::Json, 7).unwrap();
         log.info(LogEvent::Notice, "hello".to_owned(), Fields::default());
         let page = log.history().after(0, 10);
-        let told: crate::api::v1::EventView = serde_json::from_slice(&page.events[0].json).unwrap();
+        let told: varta_api::v1::EventView = serde_json::from_slice(&page.events[0].json).unwrap();
         assert_eq!(told.line.msg, "hello");
         assert_eq!(told.line.session_id, log.session_id());
     }

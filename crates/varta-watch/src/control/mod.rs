@@ -31,6 +31,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use varta_api::LogEvent;
 use varta_core::event::UID_UNKNOWN;
 use varta_core::slot::Slot;
 use varta_core::{
@@ -38,7 +39,6 @@ use varta_core::{
     SlotTable,
 };
 
-use crate::api::LogEvent;
 use crate::clock::RawClock;
 use crate::config::Config;
 use crate::handoff::{EventReceiver, Handed, Order, OrderSender};

@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
+use varta_api::{Fields, LogEvent};
 use varta_core::Gauge;
 
 use super::{Control, nanoseconds};
-use crate::api::{Fields, LogEvent};
 use crate::config::Config;
 use crate::handoff::Order;
 use crate::http::token::{Token, TokenFile};

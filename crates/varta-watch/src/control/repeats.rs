@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use varta_api::{Fields, LogEvent};
 use varta_core::replay::SESSIONS_PER_AGENT;
 use varta_core::{Limit, Refusal, Sender};
 
 use super::{log::Log, story};
-use crate::api::{Fields, LogEvent};
 
 const QUIET: Duration = Duration::from_secs(1);
 

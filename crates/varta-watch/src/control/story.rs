@@ -8,6 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Number;
+use varta_api::{Fields, LogEvent};
 use varta_core::event::UID_UNKNOWN;
 use varta_core::{Counter, Counters, ExitStatus, Home};
 use varta_vlp::Status;
@@ -15,7 +16,6 @@ use varta_vlp::Status;
 use super::line_limit::{self, LeftOut, Owner};
 use super::log::Log;
 use super::rulebook::Missing;
-use crate::api::{Fields, LogEvent};
 use crate::http::view;
 use crate::identity::facts::Facts;
 use crate::identity::units::Units;

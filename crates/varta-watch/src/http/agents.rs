@@ -8,9 +8,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
+use varta_api::AgentId;
+use varta_api::v1::{AgentsPage, PAGE_MAX, State};
+
 use super::problem::Refusal;
-use super::view::{Seen, View, id_of};
-use crate::api::v1::{AgentsPage, PAGE_MAX, State};
+use super::view::{Seen, View};
 
 /// Agents in a page unless told otherwise.
 const PAGE: usize = 100;
@@ -255,10 +257,8 @@ impl AgentsQuestion {
 
 /// The agent with this id, if it is there.
 pub(crate) fn find(view: &View, id: &str) -> Option<Seen> {
-    let (pid, _) = id.split_once('-')?;
-    let pid: u32 = pid.parse().ok()?;
-    let mut agents = view.agents().filter(|seen| seen.agent.pid == pid);
-    agents.find(|seen| id_of(seen.agent) == id)
+    let id: AgentId = id.parse().ok()?;
+    view.agents().find(|seen| AgentId::from(seen.agent) == id)
 }
 
 fn parse_state(text: &str) -> Result<State, Refusal> {

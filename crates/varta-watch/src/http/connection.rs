@@ -464,7 +464,7 @@ mod tests {
         let text = std::str::from_utf8(FULL).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.contains(&format!("Content-Length: {}", body.len())));
-        let problem: crate::api::v1::Problem = serde_json::from_str(body).unwrap();
+        let problem: varta_api::v1::Problem = serde_json::from_str(body).unwrap();
         assert_eq!(problem.status, 503);
     }
 }

@@ -20,13 +20,13 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::WatchStream;
+use varta_api::v1::PAGE_MAX;
 use varta_core::{Counter, Counters};
 
 use super::Stage;
 use super::agents::{each_once, limit, number, unknown};
 use super::connection::closing;
 use super::problem::Refusal;
-use crate::api::v1::PAGE_MAX;
 use crate::control::history::{History, Page, Told};
 
 /// Followers of one door. A person has a few windows, and a log collector is one; each costs the control thread
@@ -90,7 +90,7 @@ fn of_this_run(after: u64, last_id: u64) -> u64 {
     if after > last_id { 0 } else { after }
 }
 
-/// A page as an [`EventsPage`](crate::api::v1::EventsPage), without writing its events anew.
+/// A page as an [`EventsPage`](varta_api::v1::EventsPage), without writing its events anew.
 pub(crate) fn page_text(page: &Page, session_id: &str) -> String {
     let events = page.events.iter();
     let events: Vec<_> = events
@@ -234,10 +234,10 @@ mod tests {
 
     use hyper::body::Body as _;
     use tokio::runtime::{Builder, Runtime};
+    use varta_api::v1::EventsPage;
+    use varta_api::{Fields, Level, LogEvent, LogLine};
 
     use super::*;
-    use crate::api::v1::EventsPage;
-    use crate::api::{Fields, Level, LogEvent, LogLine};
 
     /// For its timers; nothing runs in it.
     fn runtime() -> Runtime {

@@ -20,12 +20,12 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
+use varta_api::v1::{PAUSE_SECONDS_MAX, PauseRequest, REASON_CHARS_MAX, ResumeRequest};
 
 use super::guard::Onlooker;
 use super::problem::Refusal;
 use super::routes::{AgentId, Answers, Shared, nobody, stops};
 use super::view::Seen;
-use crate::api::v1::{PAUSE_SECONDS_MAX, PauseRequest, REASON_CHARS_MAX, ResumeRequest};
 use crate::control::wishes::{Gone, Wish};
 
 /// A request is a hundred bytes long; a reason takes 800 at most.

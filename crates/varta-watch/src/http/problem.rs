@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 
 use varta_core::{Counter, Counters};
 
-use crate::api::v1::Problem;
+use varta_api::v1::Problem;
 
 /// An answer that says what was wrong.
 #[derive(Debug)]

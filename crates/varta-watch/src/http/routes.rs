@@ -16,6 +16,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, watch};
+use varta_api::v1::{Health, NoRoom, PREFIX};
 use varta_core::Gauge;
 
 use super::Stage;
@@ -28,7 +29,6 @@ use super::pause;
 use super::problem::Refusal;
 use super::view::{Seen, View, seconds};
 use super::work::Work;
-use crate::api::v1::{Health, NoRoom, PREFIX};
 use crate::control::receive_trouble;
 use crate::control::wishes::Wish;
 
@@ -374,10 +374,10 @@ mod tests {
     use hyper::service::Service;
     use hyper_util::service::TowerToHyperService;
     use serde::de::DeserializeOwned;
+    use varta_api::v1::Info;
     use varta_core::{Counter, Counters, Refusal as Refused, SlotTable};
 
     use super::*;
-    use crate::api::v1::Info;
     use crate::beat_queue::Depth;
     use crate::clock::RawClock;
     use crate::control::history::History;

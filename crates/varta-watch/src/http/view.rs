@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use varta_api::AgentId;
+use varta_api::v1::{self, AgentView, Info, State, StateCounts};
 use varta_core::slot::Slot;
 use varta_core::{Agent, Counters, Gauge, SlotState, SlotTable};
 
-use crate::api::v1::{self, AgentView, Census, Info, State};
 use crate::beat_queue::Depth;
 use crate::clock::RawClock;
 use crate::control::history::History;
@@ -98,12 +99,12 @@ impl View {
     }
 
     /// How many agents there are, by state.
-    pub(crate) fn census(&self) -> Census {
-        let mut census = Census::default();
+    pub(crate) fn state_counts(&self) -> StateCounts {
+        let mut counts = StateCounts::default();
         for seen in self.agents() {
-            census.count(seen.state);
+            counts.count(seen.state);
         }
-        census
+        counts
     }
 
     /// What is known of an agent besides its slot; nothing for one that was not told of yet.
@@ -130,7 +131,7 @@ impl View {
             (false, true) => "secure_udp",
         };
         AgentView {
-            id: id_of(*agent),
+            id: AgentId::from(*agent).to_string(),
             state: *state,
             pid: agent.pid,
             name: (!person.name.is_empty()).then_some(person.name),
@@ -198,7 +199,7 @@ impl View {
             udp: self.about.udp.clone(),
             queue_datagrams: self.about.queue.datagrams,
             queue_shallow: self.about.queue.shallow.clone(),
-            agents: self.census(),
+            agents: self.state_counts(),
             full: self.is_full(),
             no_room: self.no_room(),
             missing: self.counters.level(Gauge::AgentsMissing) as usize,
@@ -218,27 +219,6 @@ pub(crate) fn attention_now_ns(raw: RawClock, counters: &Counters) -> u64 {
 fn attended_ns(raw: RawClock, counters: &Counters) -> u64 {
     let due_ns = counters.level(Gauge::NextTurn);
     raw.now_ns().min(due_ns.saturating_add(OVERDUE_NS))
-}
-
-impl Census {
-    pub(crate) fn count(&mut self, state: State) {
-        match state {
-            State::Alive => self.alive += 1,
-            State::Late => self.late += 1,
-            State::Stalled => self.stalled += 1,
-            State::Paused => self.paused += 1,
-        }
-    }
-
-    /// All agents.
-    pub(crate) fn total(&self) -> usize {
-        self.alive + self.late + self.stalled + self.paused
-    }
-}
-
-/// Pid and instance: never another agent's.
-pub(crate) fn id_of(agent: Agent) -> String {
-    format!("{}-{:x}", agent.pid, agent.instance)
 }
 
 pub(crate) fn seconds(ns: u64) -> f64 {

@@ -5,13 +5,13 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use varta_api::printable;
 use varta_core::Claims;
 
 use super::program::Program;
 use super::rights::Owners;
 use super::units::Units;
 use super::{Means, start_time};
-use crate::api::printable;
 
 /// Bytes of a `/proc` file that are looked at; the kernel's own files are far shorter.
 const FILE_BYTES_MAX: usize = 16 * 1024;

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
+use varta_api::{Fields, LogEvent};
 
-use crate::api::{Fields, LogEvent};
 use crate::control::log::Log;
 use crate::own_file::{self, OwnFileError};
 pub(crate) use row::{ExportEvents, append_row};

@@ -18,13 +18,13 @@ use std::time::{Duration, SystemTime};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+use varta_api::{Fields, LogEvent};
 use varta_core::replay::ReplayOptions;
 use varta_core::{
     AllowedUsers, BeatOrigin, Counters, Limits, LocalGate, SlotTable, Tracker, TrackerOptions,
 };
 use varta_sys::users;
 
-use crate::api::{Fields, LogEvent};
 use crate::beat_queue::{self, Depth};
 use crate::clock::RawClock;
 use crate::config::Config;

@@ -12,9 +12,9 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio, exit};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
+use varta_api::LogEvent;
 use varta_client::{Frame, Status, Varta};
 use varta_vlp::{NONCE_TERMINAL, PAYLOAD_GOODBYE};
-use varta_watch::api::LogEvent;
 
 use super::{Observer, frame_of, signal_pid, wrapped};
 

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use varta_watch::api::LogLine;
-use varta_watch::api::v1::{EventView, Health, Problem};
+use varta_api::LogLine;
+use varta_api::v1::{EventView, Health, Problem};
 
 use super::{Observer, PATIENCE};
 

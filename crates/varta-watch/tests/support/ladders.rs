@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
-use varta_watch::api::{LogEvent, LogLine};
+use varta_api::{LogEvent, LogLine};
 
 use super::{Observer, PATIENCE, Stopped};
 

@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Number;
 use tempfile::TempDir;
+use varta_api::{LogEvent, LogLine};
 use varta_client::{Frame, Status};
-use varta_watch::api::{LogEvent, LogLine};
 
 /// How long anything may take on a busy machine before the test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

@@ -15,11 +15,11 @@ use chacha20poly1305::ChaCha20Poly1305;
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use rustix::process::Signal;
 use tempfile::TempDir;
+use varta_api::{LogEvent, LogLine};
 use varta_client::{Frame, Status};
 use varta_vlp::NONCE_TERMINAL;
 use varta_vlp::secure::known_answers::{seal_agent, seal_shared};
 use varta_vlp::secure::{AgentKey, Key};
-use varta_watch::api::{LogEvent, LogLine};
 
 use super::{BEATS, Observer, PATIENCE, frame_of};
 

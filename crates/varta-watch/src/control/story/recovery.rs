@@ -3,11 +3,11 @@
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
+use varta_api::{Fields, LogEvent};
 use varta_core::BeatOrigin;
 use varta_core::recovery::{GaveUp, HoldChange, HoldReason, Kind, Scope};
 
 use super::{Who, ms, number_of};
-use crate::api::{Fields, LogEvent};
 use crate::control::hooks::Occasion;
 use crate::control::log::Log;
 use crate::policy::{Restraint, SignalStep, Target, signal_name};

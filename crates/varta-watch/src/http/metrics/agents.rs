@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use varta_api::v1::{State, StateCounts};
 use varta_vlp::Status;
 
 use super::AgentSeries;
 use super::page;
-use crate::api::v1::{Census, State};
 use crate::http::view::{Seen, View};
 
 /// An agent, or those that nothing visible tells apart: processes of equal pid behind one address. A page
@@ -33,16 +33,16 @@ type Key = (u32, Option<IpAddr>, String);
 /// The agents of a moment.
 pub(super) struct Agents {
     /// All of them.
-    pub(super) census: Census,
+    pub(super) counts: StateCounts,
     /// Those that were asked for.
     pub(super) rows: Vec<Row>,
     /// The same by name.
-    pub(super) names: BTreeMap<String, Census>,
+    pub(super) names: BTreeMap<String, StateCounts>,
 }
 
 pub(super) fn read(view: &View, choice: AgentSeries) -> Agents {
-    let mut census = Census::default();
-    let counted = view.agents().inspect(|seen| census.count(seen.state));
+    let mut counts = StateCounts::default();
+    let counted = view.agents().inspect(|seen| counts.count(seen.state));
     let chosen = match choice {
         AgentSeries::All => counted.collect(),
         AgentSeries::Faulty => counted.filter(is_faulty).collect(),
@@ -50,15 +50,15 @@ pub(super) fn read(view: &View, choice: AgentSeries) -> Agents {
         AgentSeries::AtMost(most) => first(most, counted.collect()),
     };
     let keyed = keyed(view, chosen);
-    let mut names = BTreeMap::<String, Census>::new();
+    let mut names = BTreeMap::<String, StateCounts>::new();
     for ((.., name), seen) in &keyed {
         match names.get_mut(name) {
-            Some(census) => census.count(seen.state),
+            Some(counts) => counts.count(seen.state),
             None => names.entry(name.clone()).or_default().count(seen.state),
         }
     }
     Agents {
-        census,
+        counts,
         rows: rows(view, &keyed),
         names,
     }

@@ -96,14 +96,14 @@ impl Moment<'_> {
             Samples::States(states) => {
                 for (state, figure) in *states {
                     let labels = page::label(Some(("state", state)));
-                    page.sample(name, &labels, Number::from(figure(&self.agents.census)));
+                    page.sample(name, &labels, Number::from(figure(&self.agents.counts)));
                 }
             }
             Samples::Names(states) => {
-                for (agent, census) in &self.agents.names {
+                for (agent, counts) in &self.agents.names {
                     for (state, figure) in *states {
                         let labels = page::labels(&[("name", agent), ("state", state)]);
-                        page.sample(name, &labels, Number::from(figure(census)));
+                        page.sample(name, &labels, Number::from(figure(counts)));
                     }
                 }
             }

@@ -6,13 +6,13 @@
 
 use std::fmt::Write;
 
+use varta_api::v1::StateCounts;
 use varta_core::histogram::{Distribution, Histogram};
 use varta_core::{Counter, Gauge, Timing};
 
 use super::agents::Row;
 use super::page::{self, Kind, Number};
 use super::{Moment, last_attended, unix_seconds};
-use crate::api::v1::Census;
 use crate::http::view::seconds;
 
 /// A label and its value.
@@ -53,7 +53,7 @@ pub(super) enum Samples {
 }
 
 /// A state, and how many agents are in it.
-type OfState = (&'static str, fn(&Census) -> usize);
+type OfState = (&'static str, fn(&StateCounts) -> usize);
 
 /// A family without counters of the core.
 type Declared = (&'static str, Kind, &'static str, fn() -> Samples);
@@ -99,10 +99,10 @@ const OF_AGENTS: &[Declared] = &[
 ];
 
 const STATES: &[OfState] = &[
-    ("alive", |census| census.alive),
-    ("late", |census| census.late),
-    ("stalled", |census| census.stalled),
-    ("paused", |census| census.paused),
+    ("alive", |counts| counts.alive),
+    ("late", |counts| counts.late),
+    ("stalled", |counts| counts.stalled),
+    ("paused", |counts| counts.paused),
 ];
 
 /// What is read off the observer.
@@ -123,7 +123,7 @@ const OF_THE_OBSERVER: &[Declared] = &[
         "varta_watch_pids_tracked",
         Kind::Gauge,
         "Agents that are tracked, here and elsewhere.",
-        || Samples::Observer(|moment| Number::from(moment.agents.census.total())),
+        || Samples::Observer(|moment| Number::from(moment.agents.counts.total())),
     ),
     (
         "varta_watch_uptime_seconds",

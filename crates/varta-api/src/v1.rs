@@ -7,7 +7,7 @@ use std::fmt;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::LogLine;
+use crate::log_line::LogLine;
 
 /// The path below which everything here is found.
 pub const PREFIX: &str = "/api/v1";
@@ -45,7 +45,7 @@ pub struct Info {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub queue_shallow: Option<String>,
     /// How many agents there are, by state.
-    pub agents: Census,
+    pub agents: StateCounts,
     /// Agents of this host have all slots there are for them.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub full: bool,
@@ -112,7 +112,7 @@ impl fmt::Display for NoRoom {
 
 /// How many agents there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Census {
+pub struct StateCounts {
     /// Heard within their threshold.
     pub alive: usize,
     /// Beyond their soft tier.
@@ -121,6 +121,23 @@ pub struct Census {
     pub stalled: usize,
     /// Not judged for a while because an operator said so.
     pub paused: usize,
+}
+
+impl StateCounts {
+    /// One agent more in this state.
+    pub fn count(&mut self, state: State) {
+        match state {
+            State::Alive => self.alive += 1,
+            State::Late => self.late += 1,
+            State::Stalled => self.stalled += 1,
+            State::Paused => self.paused += 1,
+        }
+    }
+
+    /// Agents in any state.
+    pub fn total(&self) -> usize {
+        self.alive + self.late + self.stalled + self.paused
+    }
 }
 
 /// What the observer thinks of an agent.

@@ -1,56 +1,10 @@
-//! What other programs may know of the observer: where it listens, the lines it writes, and what it answers.
-
-mod human;
-pub mod v1;
+//! One line of the observer's log: when, how serious, about what, and the fields that belong to it.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Number;
-
-pub use human::{human_line, printable};
-
-/// File name of the beat socket inside the runtime directory.
-pub const SOCKET_NAME: &str = "varta.sock";
-
-/// What the name of the control socket has more than that of the beat socket.
-pub const CONTROL_SOCKET_SUFFIX: &str = ".control";
-
-/// Longest path of a socket in bytes: the kernel's 108 less the final zero.
-pub const SOCKET_PATH_BYTES_MAX: usize = 107;
-
-/// Where the observer answers questions on the TCP loopback unless told otherwise.
-pub const HTTP_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8278);
-
-/// The control socket of the observer whose beat socket is `socket`: beside it, so that two observers in one
-/// directory have two.
-pub fn control_socket_beside(socket: &Path) -> PathBuf {
-    let mut name = socket.file_name().unwrap_or_default().to_owned();
-    name.push(CONTROL_SOCKET_SUFFIX);
-    socket.with_file_name(name)
-}
-
-/// Where the observer listens unless told otherwise: `$RUNTIME_DIRECTORY` (set by a service
-/// manager), else `/run/varta` for root, else `$XDG_RUNTIME_DIR/varta`. `None` if a user has no
-/// runtime directory.
-pub fn default_socket_path() -> Option<PathBuf> {
-    default_runtime_directory().map(|directory| directory.join(SOCKET_NAME))
-}
-
-/// The directory part of [`default_socket_path`].
-pub fn default_runtime_directory() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    if let Some(directories) = variable("RUNTIME_DIRECTORY") {
-        // A service manager separates several directories by colons; the first one is ours.
-        return std::env::split_paths(&directories).next();
-    }
-    if rustix::process::getuid().is_root() {
-        return Some(PathBuf::from("/run/varta"));
-    }
-    Some(PathBuf::from(variable("XDG_RUNTIME_DIR")?).join("varta"))
-}
 
 /// How serious a log line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -240,19 +194,4 @@ pub struct Fields {
     /// All counters that are not zero, by series, as the metrics tell them: times in seconds, the others whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counters: Option<BTreeMap<String, Number>>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_control_socket_is_named_after_the_beat_socket() {
-        for (socket, control) in [
-            ("/run/varta/varta.sock", "/run/varta/varta.sock.control"),
-            ("s", "s.control"),
-        ] {
-            assert_eq!(control_socket_beside(Path::new(socket)), Path::new(control));
-        }
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Level, LogEvent, LogLine};
+use crate::log_line::{Level, LogEvent, LogLine};
 
 /// A line for a person, with its line end: time, a word, a sentence. What does not fit in it follows on
 /// indented lines of its own. Nothing in it commands a terminal.
@@ -67,7 +67,7 @@ pub fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::Fields;
+    use crate::log_line::Fields;
 
     #[test]
     fn nothing_that_a_terminal_obeys_or_that_turns_a_text_is_printable() {

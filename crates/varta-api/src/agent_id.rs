@@ -1,0 +1,94 @@
+//! The id of an agent: its pid and its instance, so that it never names another agent.
+
+use std::fmt;
+use std::str::FromStr;
+
+use varta_core::Agent;
+
+/// Names an agent for as long as it is tracked. As text: the pid in decimal, a dash, the instance in hexadecimal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AgentId {
+    /// Process id; of an agent of another host, on its own host.
+    pub pid: u32,
+    /// Which process of those that have had this pid.
+    pub instance: u64,
+}
+
+/// The text is not the id of an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotAnId;
+
+impl From<Agent> for AgentId {
+    fn from(agent: Agent) -> Self {
+        Self {
+            pid: agent.pid,
+            instance: agent.instance,
+        }
+    }
+}
+
+impl fmt::Display for AgentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:x}", self.pid, self.instance)
+    }
+}
+
+impl FromStr for AgentId {
+    type Err = NotAnId;
+
+    /// Reads an id exactly as it is written: one agent has one id.
+    fn from_str(text: &str) -> Result<Self, NotAnId> {
+        let (pid, instance) = text.split_once('-').ok_or(NotAnId)?;
+        let id = Self {
+            pid: pid.parse().map_err(|_| NotAnId)?,
+            instance: u64::from_str_radix(instance, 16).map_err(|_| NotAnId)?,
+        };
+        match id.to_string() == text {
+            true => Ok(id),
+            false => Err(NotAnId),
+        }
+    }
+}
+
+impl fmt::Display for NotAnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("this is not the id of an agent; one looks like 4711-1f3a")
+    }
+}
+
+impl std::error::Error for NotAnId {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_read_as_it_is_written() {
+        let id = AgentId {
+            pid: 4711,
+            instance: 0x1f3a,
+        };
+        assert_eq!(id.to_string(), "4711-1f3a");
+        assert_eq!("4711-1f3a".parse(), Ok(id));
+    }
+
+    #[test]
+    fn an_agent_has_one_id_and_no_other_text_names_it() {
+        for text in [
+            "",
+            "4711",
+            "4711-",
+            "-1",
+            "04711-1f3a",
+            "4711-1F3A",
+            "4711-01f3a",
+            "+4711-1f3a",
+            "4711-+1f3a",
+            "4711-1f3a ",
+            "4711-1f3a-2",
+            "99999999999-1",
+        ] {
+            assert_eq!(text.parse::<AgentId>(), Err(NotAnId), "{text}");
+        }
+    }
+}

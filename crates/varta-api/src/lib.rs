@@ -1,0 +1,20 @@
+//! What the observer says to other programs: the lines of its log, the answers of its HTTP API, the ids of its agents,
+//! and the places where it listens.
+//!
+//! Types and text only: nothing here opens a socket or a file, or decides anything.
+
+#![forbid(unsafe_code)]
+
+mod agent_id;
+mod human;
+mod log_line;
+mod places;
+pub mod v1;
+
+pub use agent_id::{AgentId, NotAnId};
+pub use human::{human_line, printable};
+pub use log_line::{Fields, Level, LogEvent, LogLine};
+pub use places::{
+    CONTROL_SOCKET_SUFFIX, HTTP_ADDRESS, SOCKET_NAME, SOCKET_PATH_BYTES_MAX, control_socket_beside,
+    default_runtime_directory, default_socket_path,
+};
