@@ -1,8 +1,8 @@
 //! Every decision of the Varta observer.
 //!
-//! Nothing here reads a clock, a file or the environment, and nothing allocates after construction:
-//! `now` and every fact come in as arguments, decisions come out as values. The same calls give the
-//! same answers (law 9), which is what lets a simulator replay a failure from its seed.
+//! Nothing here reads a clock, a file or the environment, and the rooms of the beat path allocate nothing after
+//! construction: `now` and everything that is known come in as arguments, decisions come out as values. The same calls
+//! give the same answers (law 9), which is what lets a simulator replay a failure from its seed.
 //!
 //! A beat takes this way: [`admission`] says who is speaking, [`tracker`] credits the beat to a
 //! [`slot`], [`wheel`] says when the slot must be looked at again, and [`attention`] supplies the
@@ -15,6 +15,7 @@ pub mod attention;
 pub mod census;
 pub mod counters;
 pub mod event;
+pub mod fact;
 mod fifo;
 pub mod histogram;
 pub mod index;
@@ -32,6 +33,7 @@ pub use attention::AttentionClock;
 pub use census::{Census, Censuses, census};
 pub use counters::{Counter, Counters, Gauge, Timing};
 pub use event::{Agent, Event, EventKind, ExitStatus, Home, Sender};
+pub use fact::{AgentRef, Fact};
 pub use index::{BoundedIndex, PidIndex, ProbeExhausted};
 pub use overflow::ReceiveQueue;
 pub use replay::{Arrival, ReplayError, ReplayGuard, ReplayOptions, ReplayRefusal, SessionKey};

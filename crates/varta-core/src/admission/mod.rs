@@ -58,6 +58,12 @@ pub enum Refusal {
         /// The sender's group.
         gid: u32,
     },
+    /// Nobody knows whose the process is: the observer's user namespace does not map its user, see
+    /// [`LocalGate::nobody`].
+    UnmappedUser {
+        /// The number that all such users have.
+        uid: u32,
+    },
     /// Not a valid frame.
     Decode(DecodeError),
     /// The frame names a pid that no process of this host can have.
@@ -119,7 +125,7 @@ impl Refusal {
             Self::WrongLength => Counter::WrongLength,
             Self::NoCredentials => Counter::NoCredentials,
             Self::UnseenSender => Counter::UnseenSender,
-            Self::ForeignUser { .. } => Counter::ForeignUser,
+            Self::ForeignUser { .. } | Self::UnmappedUser { .. } => Counter::ForeignUser,
             Self::PidAboveMax { .. } => Counter::PidAboveMax,
             Self::PidMismatch { .. } => Counter::PidMismatch,
             Self::UnverifiedClaim { .. } => Counter::UnverifiedClaim,
@@ -160,7 +166,7 @@ impl Refusal {
             Self::WrongLength => "wrong_length",
             Self::NoCredentials => "no_credentials",
             Self::UnseenSender => "unseen_sender",
-            Self::ForeignUser { .. } => "foreign_uid",
+            Self::ForeignUser { .. } | Self::UnmappedUser { .. } => "foreign_uid",
             Self::PidAboveMax { .. } => "pid_above_max",
             Self::PidMismatch { .. } => "pid_mismatch",
             Self::UnverifiedClaim { .. } => "unverified_claim",
@@ -240,6 +246,9 @@ impl LocalGate {
         let sender = datagram.credentials.ok_or(Refusal::NoCredentials)?;
         if sender.pid == 0 {
             return Err(Refusal::UnseenSender);
+        }
+        if self.nobody == Some(sender.uid) {
+            return Err(Refusal::UnmappedUser { uid: sender.uid });
         }
         if !self.lets_in(sender) {
             return Err(Refusal::ForeignUser {
@@ -408,10 +417,7 @@ mod tests {
         let mut unmapped = datagram(&bytes);
         let sender = unmapped.credentials.as_mut().unwrap();
         (sender.uid, sender.gid) = (65_534, 44);
-        let refused = Refusal::ForeignUser {
-            uid: 65_534,
-            gid: 44,
-        };
+        let refused = Refusal::UnmappedUser { uid: 65_534 };
         for gate in [open_gate(), gate(&[65_534], &[]), gate(&[], &[44])] {
             assert_eq!(gate.admit(&unmapped).map(|_| ()), Err(refused));
             assert!(!gate.lets_in(unmapped.credentials.unwrap()));

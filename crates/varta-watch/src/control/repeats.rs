@@ -258,7 +258,7 @@ impl Reason {
             Refusal::UnseenSender => {
                 "its sender lives outside this pid namespace, so nobody vouches for it".to_owned()
             }
-            Refusal::ForeignUser { uid, .. } if varta_sys::users::unmapped_uid() == Some(uid) => {
+            Refusal::UnmappedUser { uid } => {
                 format!(
                     "user {uid} is nobody: every user that is not mapped has that number; run the agent as another user"
                 )

@@ -112,7 +112,7 @@ pub(crate) fn append_row(rows: &mut String, event: &Event) {
             Refusal::NoCredentials | Refusal::UnseenSender => {
                 writeln!(rows, "{ns}\tio\t-\t-\t-\t{}", reason.label())
             }
-            Refusal::ForeignUser { uid, .. } => {
+            Refusal::ForeignUser { uid, .. } | Refusal::UnmappedUser { uid } => {
                 writeln!(rows, "{ns}\tio\t-\t-\t-\tforeign_uid {uid} (pid {pid})")
             }
             Refusal::ControlTruncated => {
