@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
+use crate::agent::Locality;
 use crate::slot::{Rhythm, SlotTable};
 
 /// Silence, in parts of the threshold, from which on an agent counts as silent: a half, see above.
@@ -50,7 +51,7 @@ pub struct Census {
 pub struct Censuses {
     /// Agents of this host.
     pub local: Census,
-    /// Agents elsewhere, whose silence says nothing about this host (law 3).
+    /// Remote agents, whose silence says nothing about this host (law 3).
     pub remote: Census,
     /// Agents of this host, by user.
     pub users: BTreeMap<u32, Census>,
@@ -63,13 +64,13 @@ pub fn census<W: AsRef<[AtomicU64]>>(table: &SlotTable<W>, now_ns: u64) -> Censu
         let Some(rhythm) = table.read_rhythm(slot) else {
             continue;
         };
-        match rhythm.is_local {
-            true => {
+        match rhythm.locality {
+            Locality::Local => {
                 censuses.local.count(&rhythm, now_ns);
                 let users = censuses.users.entry(rhythm.uid);
                 users.or_default().count(&rhythm, now_ns);
             }
-            false => censuses.remote.count(&rhythm, now_ns),
+            Locality::Remote => censuses.remote.count(&rhythm, now_ns),
         }
     }
     censuses

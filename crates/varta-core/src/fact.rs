@@ -17,10 +17,11 @@ use std::path::PathBuf;
 
 use varta_vlp::Status;
 
-use crate::admission::Refusal;
+use crate::agent::{Agent, ExitStatus};
 use crate::counters::Counter;
-use crate::event::{Agent, ExitStatus, Home, Sender};
+use crate::event::{JoinedFrom, Sender};
 use crate::recovery::{GaveUp, HoldChange, Scope};
+use crate::refusal::Refusal;
 
 pub use reasons::{
     DeferReason, ExitCause, Force, HookOutcome, Level, LineKind, LineOwner, Occasion, OsError,
@@ -91,7 +92,7 @@ pub enum Fact {
         /// Which agent.
         agent: AgentRef,
         /// Where it lives.
-        home: Home,
+        from: JoinedFrom,
         /// What is known of its process; `None` for an agent of another host.
         process: Option<ProcessDescription>,
         /// Status of its first beat.
@@ -553,6 +554,7 @@ mod tests {
                 slot: 0,
                 pid: 7,
                 instance: 1,
+                stream: 0,
             },
             name: name.to_owned(),
             address: address.map(|address| address.parse().unwrap()),

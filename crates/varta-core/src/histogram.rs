@@ -1,12 +1,11 @@
 //! Distributions of durations, as counts per bucket: one writer, any readers, no lock.
 //!
-//! Each histogram has a sequence counter, odd while the writer is in it, so that a reader gets sum and
-//! buckets of the same moment. Bounds are fixed; which histograms there are is declared in
+//! Each histogram has a sequence counter, so that a reader gets sum and buckets of the same moment. Bounds are fixed; which histograms there are is declared in
 //! [`crate::counters`].
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::slot::SpinWait;
+use crate::seqlock;
 
 /// Bounds of a histogram at most; one bucket more holds what is beyond the last.
 pub const BOUNDS_MAX: usize = 14;
@@ -45,33 +44,21 @@ impl Histogram {
     /// Takes note of a duration. Only the one writing thread may call this.
     pub fn observe(&self, duration_ns: u64) {
         let bucket = self.bounds_ns.partition_point(|bound| *bound < duration_ns);
-        let sequence = self.sequence.load(Ordering::Relaxed);
-        self.sequence
-            .store(sequence.wrapping_add(1), Ordering::Relaxed);
-        fence(Ordering::Release);
-        add(&self.buckets[bucket], 1);
-        add(&self.sum_ns, duration_ns);
-        self.sequence
-            .store(sequence.wrapping_add(2), Ordering::Release);
+        seqlock::write(&self.sequence, || {
+            add(&self.buckets[bucket], 1);
+            add(&self.sum_ns, duration_ns);
+        });
     }
 
     /// All of it, as of one moment.
     pub fn read(&self) -> Distribution {
-        let mut spin = SpinWait::default();
-        loop {
-            let before = self.sequence.load(Ordering::Acquire);
-            let read = Distribution {
-                bounds_ns: self.bounds_ns,
-                counts: std::array::from_fn(|i| self.buckets[i].load(Ordering::Relaxed)),
-                sum_ns: self.sum_ns.load(Ordering::Relaxed),
-            };
-            fence(Ordering::Acquire);
-            let is_whole =
-                before.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == before;
-            if is_whole || !spin.wait() {
-                return read;
-            }
-        }
+        let read = seqlock::read(&self.sequence, || Distribution {
+            bounds_ns: self.bounds_ns,
+            counts: std::array::from_fn(|i| self.buckets[i].load(Ordering::Relaxed)),
+            sum_ns: self.sum_ns.load(Ordering::Relaxed),
+        });
+        // The writer lives in this process. If it hangs inside, one duration more or less does no harm.
+        read.unwrap_or_else(|inconsistent| inconsistent)
     }
 }
 

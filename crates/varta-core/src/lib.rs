@@ -11,7 +11,9 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod agent;
 pub mod attention;
+pub mod beat;
 pub mod census;
 pub mod counters;
 pub mod event;
@@ -21,23 +23,27 @@ pub mod histogram;
 pub mod index;
 pub mod overflow;
 pub mod recovery;
+pub mod refusal;
 pub mod replay;
 pub mod rules;
+mod seqlock;
 pub mod slot;
 pub mod tracker;
 pub mod wheel;
 
-pub use admission::{AllowedUsers, Claims, Credentials, Limit, LimitOptions, Limits, LocalGate};
-pub use admission::{BeatLimit, Rate, Reach, Refusal};
+pub use admission::{AllowedUsers, BeatLimit, Claims, LimitOptions, Limits, LocalGate, Rate};
+pub use agent::{Agent, BeatOrigin, Credentials, ExitStatus, Locality, PerLocality, UID_UNKNOWN};
 pub use attention::AttentionClock;
+pub use beat::{AgentKey, Beat};
 pub use census::{Census, Censuses, census};
 pub use counters::{Counter, Counters, Gauge, Timing};
-pub use event::{Agent, Event, EventKind, ExitStatus, Home, Sender};
+pub use event::{Event, EventKind, JoinedFrom, Sender};
 pub use fact::{AgentRef, Fact};
 pub use index::{BoundedIndex, PidIndex, ProbeExhausted};
 pub use overflow::ReceiveQueue;
+pub use refusal::{Limit, Refusal};
 pub use replay::{Arrival, ReplayError, ReplayGuard, ReplayOptions, ReplayRefusal, SessionKey};
-pub use slot::{BeatOrigin, Slot, SlotState, SlotTable};
+pub use slot::{Slot, SlotState, SlotTable};
 pub use tracker::{DEFAULT_CAPACITY, MAX_CAPACITY};
-pub use tracker::{EvictionPolicy, Patience, Tracker, TrackerOptions, Update};
+pub use tracker::{Deadlines, EvictionPolicy, Tracker, TrackerOptions, Update};
 pub use wheel::Wheel;

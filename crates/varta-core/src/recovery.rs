@@ -26,7 +26,7 @@ mod starts;
 mod tests;
 mod users;
 
-use crate::event::Agent;
+use crate::agent::Agent;
 use crate::fifo::Fifo;
 use crate::wheel::Wheel;
 use estate::{Estate, Estates};
@@ -217,6 +217,7 @@ impl Recovery {
             slot: 0,
             pid: 0,
             instance: 0,
+            stream: 0,
         };
         Self {
             ladders: ladders.into_boxed_slice(),

@@ -5,7 +5,7 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use crate::slot::BeatOrigin;
+use crate::agent::BeatOrigin;
 
 /// What is known of an agent. What is unknown matches no selector that asks for it.
 #[derive(Clone, Copy, Debug)]

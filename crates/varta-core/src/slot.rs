@@ -1,21 +1,21 @@
 //! One agent's facts, their state machine, and the table that holds the facts of all agents.
 //!
-//! The table is a row of atomic words with one writer (the tracker) and any number of readers. Each
-//! slot carries a sequence counter: odd while the writer is in it, so a reader that saw the same
-//! even number before and after has a consistent copy. The words are handed in at construction, a
-//! heap table here, a mapped file in an observer that outlives its process; nothing else of the
-//! tracker needs to survive, because index, wheel and queues can be rebuilt from the table.
+//! The table is a row of atomic words with one writer (the tracker) and any number of readers; each
+//! slot carries a sequence counter, so that readers get consistent copies. The words are handed in at
+//! construction, a heap table here, a mapped file in an observer that outlives its process; nothing else
+//! of the tracker needs to survive, because index, wheel and queues can be rebuilt from the table.
 //!
 //! The state machine of a slot says what a beat or the passing of time means for what is known; the
 //! tracker acts on it.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use varta_vlp::{Frame, Status};
 
-use crate::event::Agent;
+use crate::agent::{Agent, BeatOrigin, Locality};
+use crate::beat::Beat;
 use crate::replay::Heard;
-use crate::tracker::Beat;
+use crate::seqlock;
 
 /// Words of one slot: 128 bytes, two cache lines, so that slots never share one.
 pub const WORDS_PER_SLOT: usize = 16;
@@ -31,20 +31,6 @@ const NONCE_WRAP_DISTANCE: u64 = 1 << 20;
 /// Silence, in parts of the threshold, after which any lower nonce of a process is taken for a
 /// new session: a quarter, so that an agent that beats as seldom as it may still gets through in time.
 const SESSION_QUIET_PARTS: u64 = 4;
-
-/// How a beat reached the observer; pinned by an agent's first beat (observer spec 4.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum BeatOrigin {
-    /// Unix socket with kernel credentials.
-    KernelAttested = 0,
-    /// A network listener the operator vouches for.
-    OperatorAttestedTransport = 1,
-    /// Any other network listener.
-    NetworkUnverified = 2,
-    /// Unix socket on a platform without credentials: file permissions only.
-    SocketModeOnly = 3,
-}
 
 /// What the observer thinks of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,13 +62,13 @@ pub struct Slot {
     pub state: SlotState,
     /// Process id.
     pub pid: u32,
-    /// The agent is keyed by `(pid, instance)`; else by `(source, pid)`.
-    pub local: bool,
-    /// Process instance of a local agent, source of a network agent.
+    /// A local agent is keyed by `(pid, instance)`, a remote one by `(source, pid)`.
+    pub locality: Locality,
+    /// Process instance of a local agent, source of a remote agent.
     pub instance: u64,
     /// Pinned by the first beat.
     pub origin: BeatOrigin,
-    /// User id by kernel credentials, or [`crate::event::UID_UNKNOWN`].
+    /// User id by kernel credentials, or [`crate::agent::UID_UNKNOWN`].
     pub uid: u32,
     /// Pid namespace, pinned by the first beat that knew it.
     pub ns_inode: Option<u64>,
@@ -135,6 +121,7 @@ impl Slot {
             slot,
             pid: self.pid,
             instance: self.instance,
+            stream: 0,
         }
     }
 
@@ -147,7 +134,7 @@ impl Slot {
         if self.ns_inode.is_some() {
             flags |= HAS_NAMESPACE;
         }
-        if self.local {
+        if self.locality == Locality::Local {
             flags |= LOCAL;
         }
         let head = u64::from(self.pid)
@@ -182,7 +169,7 @@ impl Slot {
         Some(Self {
             state: state_in(head)?,
             pid: head as u32,
-            local: flags & LOCAL != 0,
+            locality: locality_in(head),
             instance: words[2],
             origin: match head >> 48 & 0xff {
                 0 => BeatOrigin::KernelAttested,
@@ -227,11 +214,18 @@ fn state_in(head: u64) -> Option<SlotState> {
     })
 }
 
+fn locality_in(head: u64) -> Locality {
+    match head >> 56 & LOCAL {
+        0 => Locality::Remote,
+        _ => Locality::Local,
+    }
+}
+
 /// How an agent beats, and what it is held to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rhythm {
     pub(crate) is_latched: bool,
-    pub(crate) is_local: bool,
+    pub(crate) locality: Locality,
     pub(crate) uid: u32,
     pub(crate) last_ns: u64,
     pub(crate) joined_ns: u64,
@@ -351,45 +345,12 @@ impl Slot {
     }
 }
 
-/// How long a reader waits for a writer to come out of a slot. A write takes about 10 ns, unless the writer
-/// loses its core in the midst of one; so the reader gives way now and then, and gives up only when the
-/// writer must have died.
-#[derive(Debug, Default)]
-pub(crate) struct SpinWait {
-    tries: u32,
-}
-
-impl SpinWait {
-    /// Tries between two turns for others, and tries in all.
-    const SPINS: u32 = 100;
-    const TRIES_MAX: u32 = 200_000;
-
-    /// False once there is no use in waiting.
-    pub(crate) fn wait(&mut self) -> bool {
-        self.tries += 1;
-        if self.tries.is_multiple_of(Self::SPINS) {
-            std::thread::yield_now();
-        } else {
-            std::hint::spin_loop();
-        }
-        self.tries < Self::TRIES_MAX
-    }
-}
-
 /// Some words of a slot as they were at one moment. `None` if its writer does not come out of it.
 fn consistent<const N: usize>(words: &[AtomicU64], wanted: [usize; N]) -> Option<[u64; N]> {
-    let mut spin = SpinWait::default();
-    loop {
-        let before = words[0].load(Ordering::Acquire);
-        let copy = wanted.map(|i| words[i].load(Ordering::Relaxed));
-        fence(Ordering::Acquire);
-        if before.is_multiple_of(2) && words[0].load(Ordering::Relaxed) == before {
-            return Some(copy);
-        }
-        if !spin.wait() {
-            return None;
-        }
-    }
+    seqlock::read(&words[0], || {
+        wanted.map(|i| words[i].load(Ordering::Relaxed))
+    })
+    .ok()
 }
 
 /// The facts of all agents: `capacity` slots in a row of atomic words.
@@ -444,7 +405,7 @@ impl<W: AsRef<[AtomicU64]>> SlotTable<W> {
         let state = state_in(head)?;
         (state != SlotState::Free).then_some(Rhythm {
             is_latched: state.is_latched(),
-            is_local: head >> 56 & LOCAL != 0,
+            locality: locality_in(head),
             uid: (payload_and_uid >> 32) as u32,
             last_ns,
             joined_ns,
@@ -475,13 +436,11 @@ impl<W: AsRef<[AtomicU64]>> SlotTable<W> {
         let Some(words) = self.slot_words(slot) else {
             return;
         };
-        let sequence = words[0].load(Ordering::Relaxed);
-        words[0].store(sequence.wrapping_add(1), Ordering::Relaxed);
-        fence(Ordering::Release);
-        for (word, fact) in words.iter().zip(facts).skip(1) {
-            word.store(*fact, Ordering::Relaxed);
-        }
-        words[0].store(sequence.wrapping_add(2), Ordering::Release);
+        seqlock::write(&words[0], || {
+            for (word, fact) in words.iter().zip(facts).skip(1) {
+                word.store(*fact, Ordering::Relaxed);
+            }
+        });
     }
 
     fn slot_words(&self, slot: u32) -> Option<&[AtomicU64]> {
@@ -498,7 +457,7 @@ mod tests {
         Slot {
             state: SlotState::Stalled,
             pid: 4_194_303,
-            local: true,
+            locality: Locality::Local,
             instance: u64::MAX,
             origin: BeatOrigin::SocketModeOnly,
             uid: u32::MAX,
@@ -527,7 +486,7 @@ mod tests {
             Slot {
                 last_nonce: None,
                 ns_inode: None,
-                local: false,
+                locality: Locality::Remote,
                 state: SlotState::Alive,
                 ..slot()
             },

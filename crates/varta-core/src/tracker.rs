@@ -25,28 +25,26 @@ use std::sync::atomic::AtomicU64;
 
 use varta_vlp::Status;
 
-use crate::admission::Reach;
+use crate::agent::{Agent, BeatOrigin, Locality, PerLocality};
+use crate::beat::{AgentKey, Beat};
 use crate::counters::{Counter, Counters, Timing};
-use crate::event::Agent;
 use crate::index::{BoundedIndex, PidIndex};
 use crate::replay::Heard;
-use crate::slot::{BeatOrigin, Slot, SlotState, SlotTable, Step, Tier};
+use crate::slot::{Slot, SlotState, SlotTable, Step, Tier};
 use crate::wheel::Wheel;
 use excuses::{RecentGaps, Restart};
-use reclaim::{Reclaimable, Victims};
+use reclaim::{Reclaimable, VictimScope};
 use thresholds::Thresholds;
 #[cfg(test)]
 use users::Tally;
 use users::Users;
 
-pub use types::{
-    AgentKey, Beat, Displaced, EvictionPolicy, Patience, Recorded, Silence, TrackerOptions, Update,
-};
+pub use types::{Deadlines, Displaced, EvictionPolicy, Recorded, Silence, TrackerOptions, Update};
 
 /// Agents a tracker holds unless told otherwise.
 pub const DEFAULT_CAPACITY: usize = 256;
 
-/// The most agents of a kind, local or from a network: 1 048 576, 128 MiB of slots.
+/// The most local agents, and the most remote ones: 1 048 576, 128 MiB of slots.
 pub const MAX_CAPACITY: usize = 1 << 20;
 
 /// The largest table; larger requests are clamped.
@@ -67,23 +65,18 @@ pub struct Tracker<W = Box<[AtomicU64]>> {
     scan_window: usize,
     scan_cursor: usize,
     local: PidIndex,
-    network: BoundedIndex<(u64, u32)>,
+    remote: BoundedIndex<(u64, u32)>,
     users: Users,
     wheel: Wheel,
     reclaimable: Reclaimable,
     /// Slots nobody has; the last one is given out next.
     free: Vec<u32>,
-    len: usize,
-    /// How many of them are network agents.
-    network_len: usize,
-    local_capacity: usize,
-    network_capacity: usize,
+    len: PerLocality<usize>,
+    quota: PerLocality<usize>,
     latched: usize,
     thresholds: Thresholds,
     gaps: RecentGaps,
-    /// Of local agents, and of network agents.
-    local_restart: Restart,
-    network_restart: Restart,
+    restarts: PerLocality<Restart>,
     evicted_pid: Option<u32>,
 }
 
@@ -108,7 +101,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             scan_cursor: 0,
             local: PidIndex::new(),
             // One more than the table holds: a newcomer is indexed before its victim leaves.
-            network: BoundedIndex::with_capacity(capacity + 1, options.seed),
+            remote: BoundedIndex::with_capacity(capacity + 1, options.seed),
             users: Users::new(
                 capacity.min(options.local_capacity),
                 options.user_capacity,
@@ -117,15 +110,15 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             wheel: Wheel::new(capacity),
             reclaimable: Reclaimable::new(capacity),
             free: (0..capacity as u32).rev().collect(),
-            len: 0,
-            network_len: 0,
-            local_capacity: options.local_capacity,
-            network_capacity: options.network_capacity,
+            len: PerLocality::default(),
+            quota: PerLocality {
+                local: options.local_capacity,
+                remote: options.remote_capacity,
+            },
             latched: 0,
             thresholds: Thresholds::new(),
             gaps: RecentGaps::new(),
-            local_restart: Restart::default(),
-            network_restart: Restart::default(),
+            restarts: PerLocality::default(),
             evicted_pid: None,
             table,
             counters,
@@ -272,22 +265,15 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     /// Beats of these agents may have been refused before `now_ns` by a queue that was full, so their silence
     /// restarts there: until the given number of thresholds after an agent's last beat at most, since a flood may
     /// keep a queue full without end. Stalls that were reported stay reported.
-    pub fn restart_silence(&mut self, reach: Reach, now_ns: u64, thresholds: u64) {
-        let restart = match reach {
-            Reach::Local => &mut self.local_restart,
-            Reach::Remote => &mut self.network_restart,
-        };
+    pub fn restart_silence(&mut self, locality: Locality, now_ns: u64, thresholds: u64) {
+        let restart = &mut self.restarts[locality];
         restart.at_ns = restart.at_ns.max(now_ns);
         restart.thresholds = thresholds;
     }
 
     /// Has the silence of an agent begin where a full queue makes it begin. True if that is later than before.
     fn restart(&self, facts: &mut Slot) -> bool {
-        let restart = match facts.local {
-            true => self.local_restart,
-            false => self.network_restart,
-        };
-        let from_ns = restart.for_agent(facts);
+        let from_ns = self.restarts[facts.locality].for_agent(facts);
         let is_later = from_ns > facts.heard_ns() && !facts.state.is_latched();
         if is_later {
             facts.paused_until_ns = from_ns;
@@ -344,12 +330,12 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
 
     /// Agents in the table.
     pub fn len(&self) -> usize {
-        self.len
+        self.len.local + self.len.remote
     }
 
     /// True while nobody is tracked.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// Agents the table has room for.
@@ -467,14 +453,14 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     fn insert(&mut self, beat: &Beat, now_ns: u64, threshold_ns: u64) -> Recorded {
         let user = match beat.key {
             AgentKey::Local { .. } => Some(beat.uid),
-            AgentKey::Network { .. } => None,
+            AgentKey::Remote { .. } => None,
         };
         let victim = if self.has_free_slot_for(user) {
             None
         } else {
             let victims = self.victims_for(user);
             let Some(victim) = self.find_victim(now_ns, victims) else {
-                if let Victims::OfUser(uid) = victims {
+                if let VictimScope::OfUser(uid) = victims {
                     return self.refuse(Update::UserShareExceeded { uid });
                 }
                 self.counters.count(Counter::EvictionScanTruncated);
@@ -504,14 +490,14 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.free.pop();
 
         let terminal = beat.frame.is_terminal();
-        let (local, pid, instance) = match beat.key {
-            AgentKey::Local { pid, instance } => (true, pid, instance.unwrap_or(0)),
-            AgentKey::Network { source, pid } => (false, pid, source),
+        let (locality, pid, instance) = match beat.key {
+            AgentKey::Local { pid, instance } => (Locality::Local, pid, instance.unwrap_or(0)),
+            AgentKey::Remote { source, pid } => (Locality::Remote, pid, source),
         };
         let facts = Slot {
             state: SlotState::Alive,
             pid,
-            local,
+            locality,
             instance,
             origin: beat.origin,
             uid: beat.uid,
@@ -533,10 +519,9 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.table.store(slot, &facts);
         self.wheel.arm(slot, facts.next_look_ns());
         self.thresholds.add(threshold_ns);
-        self.len += 1;
-        match user {
-            Some(uid) => self.users.join(uid),
-            None => self.network_len += 1,
+        self.len[locality] += 1;
+        if let Some(uid) = user {
+            self.users.join(uid);
         }
         self.publish_len();
         self.counters.count(Counter::BeatsAccepted);
@@ -561,10 +546,9 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.thresholds.remove(facts.threshold_ns);
         self.table.clear(slot);
         self.free.push(slot);
-        self.len -= 1;
-        match facts.local {
-            true => self.users.leave(facts.uid),
-            false => self.network_len -= 1,
+        self.len[facts.locality] -= 1;
+        if facts.locality == Locality::Local {
+            self.users.leave(facts.uid);
         }
         self.publish_len();
     }
@@ -577,21 +561,21 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     fn find(&self, key: &AgentKey) -> Option<u32> {
         match *key {
             AgentKey::Local { pid, .. } => self.local.get(pid),
-            AgentKey::Network { source, pid } => self.network.get(&(source, pid)),
+            AgentKey::Remote { source, pid } => self.remote.get(&(source, pid)),
         }
     }
 
     fn index(&mut self, key: &AgentKey, slot: u32) -> bool {
         match *key {
             AgentKey::Local { pid, .. } => self.local.insert(pid, slot).is_ok(),
-            AgentKey::Network { source, pid } => self.network.insert((source, pid), slot).is_ok(),
+            AgentKey::Remote { source, pid } => self.remote.insert((source, pid), slot).is_ok(),
         }
     }
 
     fn unindex(&mut self, key: &AgentKey) {
         match *key {
             AgentKey::Local { pid, .. } => self.local.remove(pid),
-            AgentKey::Network { source, pid } => self.network.remove(&(source, pid)),
+            AgentKey::Remote { source, pid } => self.remote.remove(&(source, pid)),
         };
     }
 
@@ -600,7 +584,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     pub(crate) fn check_invariants(&self) {
         let mut used = 0;
         let mut latched = 0;
-        let mut network = 0;
+        let mut remote = 0;
         let mut users = std::collections::HashMap::<u32, Tally>::new();
         for slot in 0..self.capacity as u32 {
             let Some(facts) = self.table.load(slot) else {
@@ -609,8 +593,9 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             };
             used += 1;
             latched += usize::from(facts.state.is_latched());
-            network += usize::from(!facts.local);
-            if facts.local && facts.uid != 0 && self.users.counts() {
+            let is_local = facts.locality == Locality::Local;
+            remote += usize::from(!is_local);
+            if is_local && facts.uid != 0 && self.users.counts() {
                 let tally = users.entry(facts.uid).or_default();
                 tally.agents += 1;
                 tally.reclaimable += u32::from(facts.state == SlotState::Reclaimable);
@@ -623,10 +608,10 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
                 facts.state
             );
         }
-        assert_eq!(used, self.len);
-        assert_eq!(network, self.network_len);
+        assert_eq!(used, self.len());
+        assert_eq!(remote, self.len.remote);
         let local = self.counters.level(crate::counters::Gauge::LocalAgents) as usize;
-        assert_eq!(used - network, local);
+        assert_eq!(used - remote, local);
         assert_eq!(users.len(), self.users.len());
         for (user, tally) in users {
             assert_eq!(self.users.tally(user), tally, "user {user}");
@@ -640,24 +625,23 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
 }
 
 fn key_of(facts: &Slot) -> AgentKey {
-    if facts.local {
-        AgentKey::Local {
+    match facts.locality {
+        Locality::Local => AgentKey::Local {
             pid: facts.pid,
             instance: None,
-        }
-    } else {
-        AgentKey::Network {
+        },
+        Locality::Remote => AgentKey::Remote {
             source: facts.instance,
             pid: facts.pid,
-        }
+        },
     }
 }
 
 fn is_keyed_by(facts: &Slot, key: &AgentKey) -> bool {
     match *key {
-        AgentKey::Local { pid, .. } => facts.local && facts.pid == pid,
-        AgentKey::Network { source, pid } => {
-            !facts.local && facts.pid == pid && facts.instance == source
+        AgentKey::Local { pid, .. } => facts.locality == Locality::Local && facts.pid == pid,
+        AgentKey::Remote { source, pid } => {
+            facts.locality == Locality::Remote && facts.pid == pid && facts.instance == source
         }
     }
 }
@@ -665,7 +649,7 @@ fn is_keyed_by(facts: &Slot, key: &AgentKey) -> bool {
 #[cfg(test)]
 mod amend_tests;
 #[cfg(test)]
-mod network_tests;
+mod remote_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -17,10 +17,10 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use varta_core::attention::{AttentionClock, longest_sleep_ns};
-use varta_core::slot::{BeatOrigin, Tier};
-use varta_core::tracker::{AgentKey, Beat};
+use varta_core::slot::Tier;
 use varta_core::{
-    Agent, Counter, Counters, Reach, ReceiveQueue, SlotTable, Tracker, TrackerOptions,
+    Agent, AgentKey, Beat, BeatOrigin, Counter, Counters, Locality, ReceiveQueue, SlotTable,
+    Tracker, TrackerOptions,
 };
 use varta_vlp::{Frame, Status};
 
@@ -361,7 +361,7 @@ impl Observer {
             self.look(world);
             let thresholds = self.queue.restart_thresholds();
             self.tracker
-                .restart_silence(Reach::Local, self.clock.now_ns(), thresholds);
+                .restart_silence(Locality::Local, self.clock.now_ns(), thresholds);
         }
         let mut stalled = Vec::new();
         self.tracker.drain_stalled_slots(heard_ns, 4096, |silence| {

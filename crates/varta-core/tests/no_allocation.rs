@@ -7,9 +7,9 @@ use varta_core::replay::{
     Arrival, Heard, LIVE_NS, ReplayGuard, ReplayOptions, ReplayRefusal, SessionKey,
 };
 use varta_core::rules::{Known, Selector, first_match};
-use varta_core::tracker::{AgentKey, Beat};
 use varta_core::{
-    AttentionClock, BeatOrigin, EvictionPolicy, Patience, Reach, Tracker, TrackerOptions,
+    AgentKey, AttentionClock, Beat, BeatOrigin, Deadlines, EvictionPolicy, Locality, Tracker,
+    TrackerOptions,
 };
 use varta_sys::counting_alloc::{CountingAllocator, allocations_on_this_thread};
 use varta_vlp::{Frame, NONCE_TERMINAL, Status};
@@ -37,7 +37,7 @@ fn beat(random: &mut u64) -> Beat {
     let network = next(random).is_multiple_of(4);
     Beat {
         key: if network {
-            AgentKey::Network {
+            AgentKey::Remote {
                 source: next(random) % 3,
                 pid,
             }
@@ -142,7 +142,7 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
                 tracker.excuse(now_ns, gap.gap_ns);
             }
             if next(&mut random).is_multiple_of(100) {
-                tracker.restart_silence(Reach::Local, now_ns, 4);
+                tracker.restart_silence(Locality::Local, now_ns, 4);
             }
             let recorded = tracker.record(&beat(&mut random), now_ns, THRESHOLD_NS);
             if let (Some(agent), Some(_)) = (recorded.agent, recorded.returned_after_ns) {
@@ -161,11 +161,11 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
             if next(&mut random).is_multiple_of(100)
                 && let Some(agent) = tracker.local_agent(2 + (next(&mut random) % 400) as u32)
             {
-                let patience = Patience {
+                let deadlines = Deadlines {
                     threshold_ns: THRESHOLD_NS / 2,
                     late_ns: THRESHOLD_NS / 4,
                 };
-                tracker.set_patience(agent, patience, now_ns);
+                tracker.set_deadlines(agent, deadlines, now_ns);
                 tracker.pause(agent, now_ns + THRESHOLD_NS, now_ns);
                 tracker.resume(agent, now_ns);
                 let lineage = Lineage {

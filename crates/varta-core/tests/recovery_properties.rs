@@ -484,6 +484,7 @@ fn agent(slot: u32, instance: u64) -> Agent {
         slot,
         pid: 100 + slot,
         instance,
+        stream: 0,
     }
 }
 

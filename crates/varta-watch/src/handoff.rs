@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use varta_core::{
-    Agent, BeatLimit, Claims, Counter, Counters, Event, EventKind, Gauge, LimitOptions, Patience,
+    Agent, BeatLimit, Claims, Counter, Counters, Deadlines, Event, EventKind, Gauge, LimitOptions,
 };
 
 use crate::clock::RawClock;
@@ -23,6 +23,7 @@ use crate::keys::KeyRing;
 
 /// Events the ring holds: 640 KiB, enough for a burst of thousands while the reader is writing.
 const RING_EVENTS: usize = 8192;
+const _: () = assert!(RING_EVENTS * size_of::<Handed>() <= 640 << 10);
 
 /// Room kept for events that are not beats or refusals.
 const RESERVED_EVENTS: usize = RING_EVENTS / 4;
@@ -93,7 +94,7 @@ pub(crate) enum Order {
     /// The keys in force from now on.
     Keys(KeyRing),
     /// What an agent is held to from now on.
-    Patience(Agent, Patience),
+    Deadlines(Agent, Deadlines),
     /// Count none of an agent's silence for so long, measured on the attention clock from when the order is
     /// taken: a gap makes the pause longer in real time, and what waits in the ring comes on top.
     Pause(Agent, Duration),
@@ -458,6 +459,7 @@ mod tests {
                 slot: 0,
                 pid: 2,
                 instance: 3,
+                stream: 0,
             },
             last_nonce: 4,
             silence_ns: 5,

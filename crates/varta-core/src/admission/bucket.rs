@@ -9,6 +9,9 @@
 //! not drown in a flood, terminal frames and first contacts. What an agent sends too much is refused
 //! from its own bucket before it can touch the common one, so no agent pays for another's flood.
 
+use crate::agent::{Locality, PerLocality};
+use crate::refusal::Limit;
+
 /// Billionths of a token in a token; equals nanoseconds in a second, so that a rate needs no scaling.
 const TOKEN: u64 = 1_000_000_000;
 
@@ -19,7 +22,7 @@ const TERMINAL_PAUSE_NS: u64 = 1_000_000_000;
 /// First contacts per second beyond the burst. One costs about 20 us, so this is a fifth of a core.
 const NEWCOMER_RATE: u32 = 10_000;
 
-/// The same for agents elsewhere, whom nobody knows: they are few, and each may cost the memory of a session.
+/// The same for remote agents, whom nobody knows: they are few, and each may cost the memory of a session.
 const REMOTE_NEWCOMER_RATE: u32 = 100;
 
 /// Sessions that an agent may begin: it begins one when it starts and when it reconnects. Each makes the
@@ -80,21 +83,6 @@ impl TokenBucket {
     }
 }
 
-/// Which limit a beat ran into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Limit {
-    /// The agent's own.
-    Agent,
-    /// That of all agents together.
-    Global,
-    /// That of first contacts.
-    Newcomers,
-    /// That of processes that said goodbye and come back at once.
-    Comebacks,
-    /// That of the sessions that one agent begins.
-    Sessions,
-}
-
 /// The limits in force. `None` means no limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LimitOptions {
@@ -141,15 +129,13 @@ impl Budget {
 pub struct Limits {
     agent: Option<Rate>,
     global: Option<Rate>,
-    newcomers: Rate,
-    remote_newcomers: Rate,
+    newcomers: PerLocality<Rate>,
     budgets: Box<[Budget]>,
-    local: Shared,
-    remote: Shared,
+    shared: PerLocality<Shared>,
 }
 
-/// The buckets that agents of a kind share. Those of agents elsewhere are others than those of local ones, so
-/// that nobody elsewhere can use up what is local agents' (law 3).
+/// The buckets that agents share. Remote agents have others than local ones and can use up nothing of theirs
+/// (law 3).
 #[derive(Debug)]
 struct Shared {
     global: TokenBucket,
@@ -168,15 +154,6 @@ impl Shared {
     }
 }
 
-/// Where an agent lives, for the limits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// On this host.
-    Local,
-    /// Elsewhere.
-    Remote,
-}
-
 impl Limits {
     /// For a tracker with `capacity` slots; all buckets are full.
     pub fn new(capacity: usize, options: LimitOptions, now_ns: u64) -> Self {
@@ -184,16 +161,20 @@ impl Limits {
             .unwrap_or(u32::MAX)
             .max(NEWCOMER_BURST_MIN);
         let newcomers = |per_second| Rate { per_second, burst };
-        let remote_newcomers = newcomers(REMOTE_NEWCOMER_RATE);
-        let newcomers = newcomers(NEWCOMER_RATE);
+        let newcomers = PerLocality {
+            local: newcomers(NEWCOMER_RATE),
+            remote: newcomers(REMOTE_NEWCOMER_RATE),
+        };
+        let shared = |rate| Shared::full(options.global, rate, now_ns);
         Self {
             agent: options.agent,
             global: options.global,
             newcomers,
-            remote_newcomers,
             budgets: vec![Budget::default(); capacity].into_boxed_slice(),
-            local: Shared::full(options.global, newcomers, now_ns),
-            remote: Shared::full(options.global, remote_newcomers, now_ns),
+            shared: PerLocality {
+                local: shared(newcomers.local),
+                remote: shared(newcomers.remote),
+            },
         }
     }
 
@@ -221,19 +202,16 @@ impl Limits {
     }
 
     /// Whether a stranger may be looked at; costs a token of the newcomers' own reserve.
-    pub fn let_newcomer_in(&mut self, reach: Reach, now_ns: u64) -> Result<(), Limit> {
-        let rate = match reach {
-            Reach::Local => self.newcomers,
-            Reach::Remote => self.remote_newcomers,
-        };
-        let is_in = self.shared(reach).newcomers.take(rate, now_ns);
+    pub fn let_newcomer_in(&mut self, locality: Locality, now_ns: u64) -> Result<(), Limit> {
+        let rate = self.newcomers[locality];
+        let is_in = self.shared[locality].newcomers.take(rate, now_ns);
         if is_in { Ok(()) } else { Err(Limit::Newcomers) }
     }
 
     /// Whether a process that has just said goodbye may join again. Each time it would have a full bucket,
     /// so without a limit here it would have none at all.
-    pub fn let_back_in(&mut self, reach: Reach, now_ns: u64) -> Result<(), Limit> {
-        let is_in = self.shared(reach).comebacks.take(COMEBACKS, now_ns);
+    pub fn let_back_in(&mut self, locality: Locality, now_ns: u64) -> Result<(), Limit> {
+        let is_in = self.shared[locality].comebacks.take(COMEBACKS, now_ns);
         if is_in { Ok(()) } else { Err(Limit::Comebacks) }
     }
 
@@ -276,7 +254,7 @@ impl Limits {
     pub fn let_beat_in(
         &mut self,
         slot: u32,
-        reach: Reach,
+        locality: Locality,
         terminal: bool,
         now_ns: u64,
     ) -> Result<(), Limit> {
@@ -290,15 +268,8 @@ impl Limits {
             budget.terminal_from_ns = now_ns.saturating_add(TERMINAL_PAUSE_NS);
         }
         let global = self.global.filter(|_| !terminal);
-        let is_in = global.is_none_or(|rate| self.shared(reach).global.take(rate, now_ns));
+        let is_in = global.is_none_or(|rate| self.shared[locality].global.take(rate, now_ns));
         if is_in { Ok(()) } else { Err(Limit::Global) }
-    }
-
-    fn shared(&mut self, reach: Reach) -> &mut Shared {
-        match reach {
-            Reach::Local => &mut self.local,
-            Reach::Remote => &mut self.remote,
-        }
     }
 }
 
@@ -306,7 +277,7 @@ impl Limits {
 mod tests {
     use super::*;
 
-    use Reach::{Local, Remote};
+    use Locality::{Local, Remote};
 
     const SECOND: u64 = 1_000_000_000;
 

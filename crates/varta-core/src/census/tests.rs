@@ -3,9 +3,9 @@
 use varta_vlp::{Frame, Status};
 
 use super::*;
-use crate::event::UID_UNKNOWN;
-use crate::slot::BeatOrigin;
-use crate::tracker::{AgentKey, Beat, Tracker, TrackerOptions};
+use crate::agent::{BeatOrigin, UID_UNKNOWN};
+use crate::beat::{AgentKey, Beat};
+use crate::tracker::{Tracker, TrackerOptions};
 
 /// The threshold: a whole number of the wheel's ticks, and of its parts that are used here.
 const T: u64 = 1000 << crate::wheel::TICK_SHIFT;

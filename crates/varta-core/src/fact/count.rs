@@ -1,8 +1,8 @@
 //! What is counted of a fact. What the beat path sees it counts itself: joins, stalls, refusals.
 
 use super::{ExitCause, Fact, HookOutcome, StartFailure, UntrustedOrigin};
+use crate::agent::ExitStatus;
 use crate::counters::{Counter, Counters, Timing};
-use crate::event::ExitStatus;
 use crate::recovery::{GaveUp, HoldChange, HoldReason};
 
 impl Fact {
@@ -113,7 +113,7 @@ impl Fact {
 mod tests {
     use super::super::{AgentRef, ProgramExit};
     use super::*;
-    use crate::event::Agent;
+    use crate::agent::Agent;
 
     fn agent() -> AgentRef {
         AgentRef {
@@ -121,6 +121,7 @@ mod tests {
                 slot: 0,
                 pid: 7,
                 instance: 1,
+                stream: 0,
             },
             name: String::new(),
             address: None,

@@ -2,7 +2,7 @@
 //! place among those at a time.
 
 use super::users::UserBudget;
-use crate::event::Agent;
+use crate::agent::Agent;
 
 /// Part of the actions in flight that agents elsewhere may have.
 const REMOTE_PART: usize = 2;

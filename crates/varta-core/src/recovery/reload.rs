@@ -1,7 +1,7 @@
 //! Other ladders while some are climbed, and a rehearsal that is over.
 
 use super::{Entry, Ladder, Limits, NO_LADDER, Phase, Recovery};
-use crate::event::Agent;
+use crate::agent::Agent;
 
 impl Recovery {
     /// New ladders and limits. Who is silent goes on where they stand if their ladder has not changed,

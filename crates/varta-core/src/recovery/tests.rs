@@ -11,13 +11,14 @@ fn agent(slot: u32) -> Agent {
         slot,
         pid: 100 + slot,
         instance: 1,
+        stream: 0,
     }
 }
 
 fn elsewhere(slot: u32) -> Agent {
     let address = "10.0.0.1:1".parse().unwrap();
     Agent {
-        instance: crate::event::remote_source(crate::event::NO_KEY, &address, 0),
+        instance: crate::agent::remote_source(crate::agent::NO_KEY, &address, 0),
         ..agent(slot)
     }
 }

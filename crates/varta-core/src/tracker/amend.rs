@@ -4,22 +4,22 @@
 
 use std::sync::atomic::AtomicU64;
 
-use super::{Patience, Tracker};
-use crate::event::Agent;
+use super::{Deadlines, Tracker};
+use crate::agent::Agent;
 use crate::slot::{Slot, SlotState};
 
 impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     /// Holds an agent to another rule. Its silence so far keeps counting, unless that alone would make a
     /// stall by now: then it has its full new threshold from `now_ns` on. What was already reported of this
     /// silence is not reported again. False if the agent is not there any more.
-    pub fn set_patience(&mut self, agent: Agent, patience: Patience, now_ns: u64) -> bool {
+    pub fn set_deadlines(&mut self, agent: Agent, deadlines: Deadlines, now_ns: u64) -> bool {
         let Some(mut facts) = self.facts_of(agent) else {
             return false;
         };
         self.thresholds.remove(facts.threshold_ns);
-        self.thresholds.add(patience.threshold_ns);
-        facts.threshold_ns = patience.threshold_ns;
-        facts.late_ns = patience.late_ns;
+        self.thresholds.add(deadlines.threshold_ns);
+        facts.threshold_ns = deadlines.threshold_ns;
+        facts.late_ns = deadlines.late_ns;
         let silence_ns = facts.silence_ns(now_ns);
         match facts.state {
             SlotState::Reclaimable => {
@@ -29,10 +29,11 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             }
             SlotState::Stalled | SlotState::Free => {}
             SlotState::Alive | SlotState::Late => {
-                if silence_ns >= patience.threshold_ns {
+                if silence_ns >= deadlines.threshold_ns {
                     facts.paused_until_ns = facts.paused_until_ns.max(now_ns);
                 }
-                let is_late = patience.late_ns != 0 && facts.silence_ns(now_ns) >= patience.late_ns;
+                let is_late =
+                    deadlines.late_ns != 0 && facts.silence_ns(now_ns) >= deadlines.late_ns;
                 if !is_late {
                     facts.state = SlotState::Alive;
                 }

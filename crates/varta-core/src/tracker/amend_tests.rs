@@ -1,13 +1,13 @@
 //! Rules that change and pauses.
 
-use super::tests::{T, beat, key, patience, strict};
+use super::tests::{T, beat, deadlines, key, strict};
 use super::*;
 
 #[test]
 fn a_new_threshold_counts_from_the_last_beat() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, 10 * T).agent.unwrap();
-    assert!(tracker.set_patience(agent, patience(3 * T, 0), 0));
+    assert!(tracker.set_deadlines(agent, deadlines(3 * T, 0), 0));
     assert_eq!(tracker.stalled_pids(2 * T), []);
     assert_eq!(tracker.stalled_pids(4 * T), [100]);
 }
@@ -16,7 +16,7 @@ fn a_new_threshold_counts_from_the_last_beat() {
 fn a_rule_that_would_have_made_a_stall_by_now_counts_from_its_coming() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, 10 * T).agent.unwrap();
-    assert!(tracker.set_patience(agent, patience(3 * T, T), 5 * T));
+    assert!(tracker.set_deadlines(agent, deadlines(3 * T, T), 5 * T));
     assert_eq!(tracker.drain(5 * T).len(), 0);
     assert_eq!(tracker.drain(8 * T - 1).len(), 1, "late at 6 T");
     assert_eq!(tracker.stalled_pids(8 * T), [100]);
@@ -29,10 +29,10 @@ fn a_stall_that_was_reported_stays_so_under_any_rule() {
     let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
     for now_ns in [T, 30 * T] {
         tracker.drain(now_ns);
-        assert!(tracker.set_patience(agent, patience(100 * T, 0), now_ns));
+        assert!(tracker.set_deadlines(agent, deadlines(100 * T, 0), now_ns));
         assert_eq!(tracker.latched(), 1);
         assert_eq!(tracker.stalled_pids(now_ns), []);
-        assert!(tracker.set_patience(agent, patience(T, 0), now_ns));
+        assert!(tracker.set_deadlines(agent, deadlines(T, 0), now_ns));
         assert_eq!(tracker.stalled_pids(now_ns), []);
         tracker.check_invariants();
     }
@@ -42,11 +42,11 @@ fn a_stall_that_was_reported_stays_so_under_any_rule() {
 fn a_late_agent_is_told_of_once_however_often_its_rule_changes() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, 4 * T).agent.unwrap();
-    tracker.set_patience(agent, patience(4 * T, T), 0);
+    tracker.set_deadlines(agent, deadlines(4 * T, T), 0);
     assert_eq!(tracker.drain(2 * T).len(), 1);
-    tracker.set_patience(agent, patience(5 * T, T), 2 * T);
+    tracker.set_deadlines(agent, deadlines(5 * T, T), 2 * T);
     assert_eq!(tracker.drain(2 * T).len(), 0);
-    tracker.set_patience(agent, patience(9 * T, 3 * T), 2 * T);
+    tracker.set_deadlines(agent, deadlines(9 * T, 3 * T), 2 * T);
     assert_eq!(tracker.drain(3 * T).len(), 1, "late by the new rule");
 }
 
@@ -124,6 +124,6 @@ fn rules_and_pauses_are_of_one_agent_and_not_of_the_next_one_in_its_slot() {
     tracker.update(beat(101, 1), 0);
     assert!(!tracker.pause(agent, 9 * T, 0));
     assert!(!tracker.resume(agent, 0));
-    assert!(!tracker.set_patience(agent, patience(9 * T, 0), 0));
+    assert!(!tracker.set_deadlines(agent, deadlines(9 * T, 0), 0));
     assert_eq!(tracker.stalled_pids(T), [101]);
 }

@@ -1,35 +1,35 @@
-//! Who has been silent long enough to give way, oldest first: local agents and network agents in lines
-//! of their own, because not everybody may take from everybody (law 3).
+//! The agents that have been silent long enough to give way, oldest first: local and remote agents in queues of
+//! their own, because a remote newcomer takes nothing from a local agent (law 3).
 
+use crate::agent::{Locality, PerLocality};
 use crate::fifo::Fifo;
 use crate::slot::Slot;
 
 /// Whose slot a newcomer may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Victims {
-    Local,
-    /// Local agents of this user.
+pub(super) enum VictimScope {
+    /// Any agent's.
+    All,
+    /// That of an agent that lives there.
+    Only(Locality),
+    /// That of a local agent of this user.
     OfUser(u32),
-    Network,
-    Anybody,
 }
 
-impl Victims {
-    pub(super) fn include(self, facts: &Slot) -> bool {
+impl VictimScope {
+    pub(super) fn includes(self, facts: &Slot) -> bool {
         match self {
-            Self::Local => facts.local,
-            Self::OfUser(user) => facts.local && facts.uid == user,
-            Self::Network => !facts.local,
-            Self::Anybody => true,
+            Self::All => true,
+            Self::Only(locality) => facts.locality == locality,
+            Self::OfUser(user) => facts.locality == Locality::Local && facts.uid == user,
         }
     }
 }
 
 #[derive(Debug)]
 pub(super) struct Reclaimable {
-    local: Fifo,
-    network: Fifo,
-    /// Grows with every agent that gets in line, so that the lines can be compared.
+    queues: PerLocality<Fifo>,
+    /// Grows with every agent that is queued, so that the two queues can be compared.
     next_ticket: u64,
     tickets: Box<[u64]>,
 }
@@ -37,40 +37,36 @@ pub(super) struct Reclaimable {
 impl Reclaimable {
     pub(super) fn new(capacity: usize) -> Self {
         Self {
-            local: Fifo::new(capacity),
-            network: Fifo::new(capacity),
+            queues: PerLocality {
+                local: Fifo::new(capacity),
+                remote: Fifo::new(capacity),
+            },
             next_ticket: 0,
             tickets: vec![0; capacity].into_boxed_slice(),
         }
     }
 
-    pub(super) fn push(&mut self, slot: u32, is_local: bool) {
+    pub(super) fn push(&mut self, slot: u32, locality: Locality) {
         self.tickets[slot as usize] = self.next_ticket;
         self.next_ticket += 1;
-        let line = if is_local {
-            &mut self.local
-        } else {
-            &mut self.network
-        };
-        line.push(slot);
+        self.queues[locality].push(slot);
     }
 
-    /// False if it was in no line.
+    /// False if it was in no queue.
     pub(super) fn remove(&mut self, slot: u32) -> bool {
-        self.local.remove(slot) || self.network.remove(slot)
+        self.queues.local.remove(slot) || self.queues.remote.remove(slot)
     }
 
-    /// Who has waited longest among them. A single user has no line of its own.
-    pub(super) fn oldest(&self, victims: Victims) -> Option<u32> {
-        let (takes_local, takes_network) = match victims {
-            Victims::Local => (true, false),
-            Victims::Network => (false, true),
-            Victims::Anybody => (true, true),
-            Victims::OfUser(_) => (false, false),
-        };
-        let local = self.local.front().filter(|_| takes_local);
-        let network = self.network.front().filter(|_| takes_network);
-        let heads = local.into_iter().chain(network);
-        heads.min_by_key(|slot| self.tickets[*slot as usize])
+    /// The slot that has waited longest. A single user has no queue of its own.
+    pub(super) fn oldest(&self, scope: VictimScope) -> Option<u32> {
+        let front = |locality: Locality| self.queues[locality].front();
+        match scope {
+            VictimScope::OfUser(_) => None,
+            VictimScope::Only(locality) => front(locality),
+            VictimScope::All => {
+                let fronts = Locality::ALL.into_iter().filter_map(front);
+                fronts.min_by_key(|slot| self.tickets[*slot as usize])
+            }
+        }
     }
 }

@@ -1,53 +1,54 @@
-//! Room: whether there is a slot for a newcomer, and who gives way to it.
+//! Room: whether there is a slot for a newcomer, and which agent gives way to it.
 
 use std::sync::atomic::AtomicU64;
 
-use super::reclaim::Victims;
+use super::reclaim::VictimScope;
 use super::{EvictionPolicy, Tracker};
+use crate::agent::Locality;
 use crate::counters::Gauge;
 use crate::slot::{Slot, SlotState};
 
 impl<W: AsRef<[AtomicU64]>> Tracker<W> {
-    /// Whether a newcomer has a chance, in O(1): who has none need not be looked at. `user` is that of a local
-    /// agent, and `None` for a network agent.
+    /// Whether a newcomer has a chance, in O(1): one that has none need not be examined. `user` is that of a local
+    /// agent, and `None` for a remote agent.
     pub fn may_have_room_for(&self, user: Option<u32>) -> bool {
-        let victims = self.victims_for(user);
+        let scope = self.victims_for(user);
         self.has_free_slot_for(user)
-            || self.reclaimable.oldest(victims).is_some()
-            || matches!(victims, Victims::OfUser(user) if self.users.tally(user).reclaimable > 0)
+            || self.reclaimable.oldest(scope).is_some()
+            || matches!(scope, VictimScope::OfUser(user) if self.users.tally(user).reclaimable > 0)
             || self.policy == EvictionPolicy::Balanced
     }
 
     pub(super) fn has_free_slot_for(&self, user: Option<u32>) -> bool {
         let is_within_quotas = match user {
             Some(user) => self.has_local_room() && self.users.has_room(user),
-            None => self.network_len < self.network_capacity,
+            None => self.len.remote < self.quota.remote,
         };
         !self.free.is_empty() && is_within_quotas
     }
 
     /// Whether there may be one more local agent.
     pub(super) fn has_local_room(&self) -> bool {
-        self.len - self.network_len < self.local_capacity
+        self.len.local < self.quota.local
     }
 
     /// The slot a newcomer may have: the one reclaimable for the longest time, in O(1); else, for one whose
     /// user has its share or under Balanced, the first silent enough within a bounded window from the rotating
-    /// cursor. A network agent takes nothing from a local one.
-    pub(super) fn find_victim(&mut self, now_ns: u64, victims: Victims) -> Option<u32> {
-        if let Some(oldest) = self.reclaimable.oldest(victims) {
+    /// cursor. A remote agent takes nothing from a local one.
+    pub(super) fn find_victim(&mut self, now_ns: u64, scope: VictimScope) -> Option<u32> {
+        if let Some(oldest) = self.reclaimable.oldest(scope) {
             return Some(oldest);
         }
         let is_balanced = self.policy == EvictionPolicy::Balanced;
         let has_own = |user| self.users.tally(user).reclaimable > 0;
-        let may_search = is_balanced || matches!(victims, Victims::OfUser(user) if has_own(user));
+        let may_search = is_balanced || matches!(scope, VictimScope::OfUser(user) if has_own(user));
         if !may_search || self.capacity == 0 {
             return None;
         }
         let may_go = |facts: Slot| {
             let is_silent = facts.state == SlotState::Reclaimable
                 || is_balanced && facts.is_reclaimable(now_ns);
-            is_silent && victims.include(&facts)
+            is_silent && scope.includes(&facts)
         };
         for _ in 0..self.scan_window {
             let slot = self.scan_cursor as u32;
@@ -59,34 +60,33 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         None
     }
 
-    /// Whose slot a newcomer may have: its own kind's, a local one that is short of slots only because network
-    /// agents have them, anybody's, and one whose user has its share, that user's.
-    pub(super) fn victims_for(&self, user: Option<u32>) -> Victims {
+    /// Whose slot a newcomer may have. A remote one, that of a remote agent; one whose user has its share, that of an
+    /// agent of its user; a local one that lacks a slot only because remote agents have them, any agent's.
+    pub(super) fn victims_for(&self, user: Option<u32>) -> VictimScope {
         match user {
-            Some(user) if !self.users.has_room(user) => Victims::OfUser(user),
-            Some(_) if self.has_local_room() => Victims::Anybody,
-            Some(_) => Victims::Local,
-            None => Victims::Network,
+            Some(user) if !self.users.has_room(user) => VictimScope::OfUser(user),
+            Some(_) if self.has_local_room() => VictimScope::All,
+            Some(_) => VictimScope::Only(Locality::Local),
+            None => VictimScope::Only(Locality::Remote),
         }
     }
 
-    /// For who must not look at every slot to find out whether there is room.
+    /// Readers on other threads need not look at every slot to find out whether there is room.
     pub(super) fn publish_len(&self) {
-        let local = self.len - self.network_len;
-        self.counters.set(Gauge::LocalAgents, local as u64);
+        self.counters.set(Gauge::LocalAgents, self.len.local as u64);
     }
 
-    /// A slot gets in line for newcomers.
+    /// Queues a slot for newcomers.
     pub(super) fn line_up(&mut self, slot: u32, facts: &Slot) {
-        self.reclaimable.push(slot, facts.local);
-        if facts.local {
+        self.reclaimable.push(slot, facts.locality);
+        if facts.locality == Locality::Local {
             self.users.line_up(facts.uid);
         }
     }
 
-    /// A slot leaves the line, if it is in it.
+    /// Takes a slot out of its queue, if it is in one.
     pub(super) fn leave_line(&mut self, slot: u32, facts: &Slot) {
-        if self.reclaimable.remove(slot) && facts.local {
+        if self.reclaimable.remove(slot) && facts.locality == Locality::Local {
             self.users.leave_line(facts.uid);
         }
     }

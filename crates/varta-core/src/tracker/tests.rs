@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use varta_vlp::{Frame, NONCE_TERMINAL, PAYLOAD_GOODBYE, Status};
 
 use super::*;
-use crate::event::UID_UNKNOWN;
+use crate::agent::UID_UNKNOWN;
 
 /// The threshold, a whole number of the wheel's ticks: a deadline is noticed at the first tick at or
 /// after it, so boundaries can be tested to the nanosecond only where the two coincide.
@@ -59,8 +59,8 @@ fn terminal(pid: u32, timestamp: u64) -> Beat {
     }
 }
 
-pub(super) fn patience(threshold_ns: u64, late_ns: u64) -> Patience {
-    Patience {
+pub(super) fn deadlines(threshold_ns: u64, late_ns: u64) -> Deadlines {
+    Deadlines {
         threshold_ns,
         late_ns,
     }
@@ -245,7 +245,7 @@ fn doc_12_each_stall_carries_the_origin_of_its_own_agent() {
     let mut tracker = strict(8);
     tracker.update(beat(100, 1), 0);
     let mut remote = with_origin(beat(100, 1), BeatOrigin::NetworkUnverified);
-    remote.key = AgentKey::Network {
+    remote.key = AgentKey::Remote {
         source: 7,
         pid: 100,
     };
@@ -569,7 +569,7 @@ fn network_agents_never_meet_local_ones_nor_each_other() {
     tracker.update(beat(100, 10), 0);
     for source in [1, 2] {
         let mut remote = with_origin(beat(100, 99), BeatOrigin::NetworkUnverified);
-        remote.key = AgentKey::Network { source, pid: 100 };
+        remote.key = AgentKey::Remote { source, pid: 100 };
         assert_eq!(tracker.update(remote, 1), Update::Inserted);
     }
     assert_eq!(tracker.get(&key(100)).unwrap().last_nonce, Some(10));
@@ -668,7 +668,7 @@ fn each_agent_is_judged_by_its_own_threshold() {
 fn the_soft_tier_is_reported_before_the_stall() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, 4 * T).agent.unwrap();
-    tracker.set_patience(agent, patience(4 * T, 2 * T), 0);
+    tracker.set_deadlines(agent, deadlines(4 * T, 2 * T), 0);
     let tiers = |found: Vec<Silence>| found.iter().map(|s| s.tier).collect::<Vec<_>>();
     assert_eq!(tiers(tracker.drain(3 * T)), [Tier::Late]);
     assert_eq!(tiers(tracker.drain(3 * T)), []);
@@ -683,7 +683,7 @@ fn the_soft_tier_is_reported_before_the_stall() {
 fn a_late_agent_that_speaks_did_not_return_from_a_stall() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, 4 * T).agent.unwrap();
-    tracker.set_patience(agent, patience(4 * T, 2 * T), 0);
+    tracker.set_deadlines(agent, deadlines(4 * T, 2 * T), 0);
     tracker.drain(3 * T);
     let back = tracker.record(&beat(100, 2), 3 * T, 4 * T);
     assert_eq!(back.returned_after_ns, None);
@@ -734,7 +734,7 @@ fn silence_that_is_restarted_counts_from_there_and_a_reported_stall_stays_report
     tracker.update(beat(100, 1), 0);
     tracker.update(beat(101, 1), T / 2);
     assert_eq!(tracker.stalled_pids(T), [100]);
-    tracker.restart_silence(Reach::Local, T, 16);
+    tracker.restart_silence(Locality::Local, T, 16);
     assert_eq!(tracker.stalled_pids(2 * T - 1), []);
     assert_eq!(tracker.stalled_pids(2 * T), [101]);
     assert_eq!(tracker.latched(), 2);
@@ -769,7 +769,7 @@ fn a_gap_before_the_last_beat_excuses_nothing() {
 fn a_stall_that_a_full_queue_puts_off_is_offered_as_such_and_counted() {
     let mut tracker = strict(4);
     tracker.update(beat(100, 1), 0);
-    tracker.restart_silence(Reach::Local, T / 2, 16);
+    tracker.restart_silence(Locality::Local, T / 2, 16);
     let offered = tracker.drain(T);
     let [silence] = offered.as_slice() else {
         panic!("{offered:?}");
@@ -877,7 +877,7 @@ proptest! {
                     tracker.update(terminal(pid, timestamp), now_ns);
                 }
                 Op::Remote { source, pid, nonce } => {
-                    let key = AgentKey::Network { source, pid };
+                    let key = AgentKey::Remote { source, pid };
                     let remote = with_origin(beat(pid, nonce), BeatOrigin::NetworkUnverified);
                     tracker.record(&Beat { key, ..remote }, now_ns, 2 * T);
                 }
@@ -893,7 +893,7 @@ proptest! {
                 }
                 Op::Amend { pid, threshold, late } => {
                     if let Some(agent) = tracker.local_agent(pid) {
-                        prop_assert!(tracker.set_patience(agent, patience(threshold, late), now_ns));
+                        prop_assert!(tracker.set_deadlines(agent, deadlines(threshold, late), now_ns));
                     }
                 }
                 Op::Pause { pid, for_ns } => {

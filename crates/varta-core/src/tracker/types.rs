@@ -1,11 +1,8 @@
 //! What goes into the tracker and what comes out of it.
 
-use varta_vlp::Frame;
-
 use super::DEFAULT_EVICTION_SCAN_WINDOW;
-use crate::event::Agent;
-use crate::replay::Heard;
-use crate::slot::{BeatOrigin, Slot, Tier};
+use crate::agent::Agent;
+use crate::slot::{Slot, Tier};
 
 /// Whom a full table may evict. Victims are always silent for more than ten thresholds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,46 +40,9 @@ pub enum Update {
     NamespaceConflict,
 }
 
-/// How a beat's sender is named.
+/// When silence of an agent is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AgentKey {
-    /// A process of this host.
-    Local {
-        /// Pid by kernel credentials.
-        pid: u32,
-        /// Which process has that pid. `None`: not examined for this beat; whoever is known under
-        /// the pid is meant.
-        instance: Option<u64>,
-    },
-    /// A process elsewhere. Sources never meet local agents, nor each other.
-    Network {
-        /// Who vouches for the pid: key and address, as a number.
-        source: u64,
-        /// Pid as claimed.
-        pid: u32,
-    },
-}
-
-/// A beat with everything the kernel or a key says about it.
-#[derive(Clone, Copy, Debug)]
-pub struct Beat {
-    /// Who sent it.
-    pub key: AgentKey,
-    /// What it says. The pid in it is not looked at.
-    pub frame: Frame,
-    /// How it came.
-    pub origin: BeatOrigin,
-    /// The sender's pid namespace where known.
-    pub ns_inode: Option<u64>,
-    /// The sender's user where known, else [`crate::event::UID_UNKNOWN`].
-    pub uid: u32,
-    /// Where it stands among the datagrams of its session, if a key vouches for it: then its nonce tells no order.
-    pub session: Option<Heard>,
-}
-
-/// How much silence an agent is given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
+pub struct Deadlines {
     /// Silence that makes a stall, nanoseconds.
     pub threshold_ns: u64,
     /// Silence that makes the agent late, nanoseconds; 0 for no soft tier.
@@ -157,7 +117,7 @@ pub struct TrackerOptions {
     pub policy: EvictionPolicy,
     /// Slots looked at per scan, 1 to capacity; clamped.
     pub scan_window: usize,
-    /// Seed of the index of network agents. Random in an observer, so that strangers cannot choose
+    /// Seed of the index of remote agents. Random in an observer, so that strangers cannot choose
     /// colliding keys; fixed in tests.
     pub seed: u64,
     /// Slots that local agents may take at most.
@@ -165,9 +125,9 @@ pub struct TrackerOptions {
     /// Slots that local agents of one user may take at most, root's aside: then a newcomer of that user takes
     /// the place of another agent of it or none.
     pub user_capacity: usize,
-    /// Slots that network agents may take at most. If both fit into the table together, neither kind can
-    /// lock out the other (law 3).
-    pub network_capacity: usize,
+    /// Slots that remote agents may take at most. If both fit into the table together, neither can lock out the
+    /// other (law 3).
+    pub remote_capacity: usize,
 }
 
 impl Default for TrackerOptions {
@@ -178,7 +138,7 @@ impl Default for TrackerOptions {
             seed: 0,
             local_capacity: usize::MAX,
             user_capacity: usize::MAX,
-            network_capacity: usize::MAX,
+            remote_capacity: usize::MAX,
         }
     }
 }

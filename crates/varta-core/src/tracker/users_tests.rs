@@ -13,7 +13,7 @@ fn tracker_with(policy: EvictionPolicy) -> Tracker {
         policy,
         local_capacity: SLOTS,
         user_capacity: SHARE,
-        network_capacity: 4,
+        remote_capacity: 4,
         ..TrackerOptions::default()
     };
     Tracker::with_capacity(SLOTS + 4, options)
@@ -28,7 +28,7 @@ fn of_user(uid: u32, pid: u32, nonce: u64) -> Beat {
 
 fn elsewhere(pid: u32, nonce: u64) -> Beat {
     Beat {
-        key: AgentKey::Network { source: 1, pid },
+        key: AgentKey::Remote { source: 1, pid },
         origin: BeatOrigin::NetworkUnverified,
         ..beat(pid, nonce)
     }
@@ -168,7 +168,9 @@ fn whatever_happens_no_user_exceeds_its_share_and_none_is_refused_below_it() {
 fn count(tracker: &Tracker) -> HashMap<u32, usize> {
     let mut counted = HashMap::new();
     for slot in 0..tracker.capacity() as u32 {
-        let facts = tracker.facts_in(slot).filter(|facts| facts.local);
+        let facts = tracker
+            .facts_in(slot)
+            .filter(|facts| facts.locality == Locality::Local);
         if let Some(facts) = facts {
             *counted.entry(facts.uid).or_default() += 1;
         }

@@ -273,6 +273,7 @@ mod tests {
             slot,
             pid,
             instance,
+            stream: 0,
         }
     }
 

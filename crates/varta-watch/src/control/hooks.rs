@@ -341,6 +341,7 @@ mod tests {
             slot: 1,
             pid: 7,
             instance,
+            stream: 0,
         };
         Hook {
             agent,

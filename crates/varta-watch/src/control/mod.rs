@@ -32,11 +32,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use varta_api::LogEvent;
-use varta_core::event::UID_UNKNOWN;
 use varta_core::slot::Slot;
 use varta_core::{
-    Agent, BeatLimit, Counter, Counters, Event, EventKind, ExitStatus, Gauge, Home, Patience, Rate,
-    SlotTable,
+    Agent, BeatLimit, Counter, Counters, Deadlines, Event, EventKind, ExitStatus, Gauge,
+    JoinedFrom, Rate, SlotTable, UID_UNKNOWN,
 };
 
 use crate::clock::RawClock;
@@ -297,25 +296,27 @@ impl Control {
             EventKind::Beat { .. } => {}
             EventKind::Join {
                 agent,
-                home,
+                from,
                 status,
                 payload,
                 nonce,
             } => {
-                match home {
-                    Home::Here { exit_watched, .. } => {
+                match from {
+                    JoinedFrom::Local { exit_watched, .. } => {
                         let acquaintance = self.acquaintances.join(agent, exit_watched);
                         // Before anybody reads of the join and acts on it.
                         self.given.orders.add(Order::Know(agent, acquaintance));
                         self.given.orders.send();
                     }
-                    Home::Network { address, .. } => self.acquaintances.join_from(agent, address),
+                    JoinedFrom::Remote { address, .. } => {
+                        self.acquaintances.join_from(agent, address);
+                    }
                 }
                 let who = self.name_of(agent);
                 let facts = self.acquaintances.facts_of(agent);
-                let uid = match home {
-                    Home::Here { uid, .. } => Some(uid).filter(|uid| *uid != UID_UNKNOWN),
-                    Home::Network { .. } => None,
+                let uid = match from {
+                    JoinedFrom::Local { uid, .. } => Some(uid).filter(|uid| *uid != UID_UNKNOWN),
+                    JoinedFrom::Remote { .. } => None,
                 };
                 let person = Person {
                     uid,
@@ -324,7 +325,7 @@ impl Control {
                     unit: facts.and_then(|facts| facts.units.system.clone()),
                     user_unit: facts.and_then(|facts| facts.units.user.clone()),
                     address: who.address,
-                    sealed: matches!(home, Home::Network { sealed: true, .. }),
+                    sealed: matches!(from, JoinedFrom::Remote { sealed: true, .. }),
                     ..Person::default()
                 };
                 self.given.roster.enter(agent, person);
@@ -333,7 +334,7 @@ impl Control {
                 if self.may_tell(agent, LineKind::Join) {
                     let who = self.name_of(agent);
                     let facts = self.acquaintances.facts_of(agent);
-                    story::join(&self.given.log, &who, facts, home, status, payload, nonce);
+                    story::join(&self.given.log, &who, facts, from, status, payload, nonce);
                 }
                 self.tell_of_unwatched_exits();
             }
@@ -508,7 +509,7 @@ impl Control {
             story::complete(&self.given.log, &complete);
         }
         let patience = self.patience_of(agent);
-        let known = Patience {
+        let known = Deadlines {
             threshold_ns: slot.threshold_ns,
             late_ns: slot.late_ns,
         };
@@ -516,7 +517,7 @@ impl Control {
         let silence_ns = slot.silence_ns(now_ns);
         let mut is_excused = false;
         if self.recoveries.book.note_patience(agent, patience, known) {
-            self.given.orders.add(Order::Patience(agent, patience));
+            self.given.orders.add(Order::Deadlines(agent, patience));
             // A pause that the beat path has not heard of yet ends the stall by itself, and must not be cut short.
             is_excused = slot.state.is_latched()
                 && silence_ns < patience.threshold_ns
@@ -568,7 +569,7 @@ impl Control {
     }
 
     /// How long an agent may be silent.
-    fn patience_of(&self, agent: Agent) -> Patience {
+    fn patience_of(&self, agent: Agent) -> Deadlines {
         let rule = self.recoveries.book.rule_of(&self.recoveries.policy, agent);
         let threshold = rule.and_then(|rule| rule.threshold);
         let threshold = threshold.unwrap_or(self.in_force.threshold);
@@ -577,7 +578,7 @@ impl Control {
         let late = rule.and_then(|rule| rule.late).or(self.in_force.late);
         // One that is no shorter than the threshold would never be seen.
         let late = late.filter(|late| *late < threshold);
-        Patience {
+        Deadlines {
             threshold_ns: nanoseconds(threshold.saturating_add(grace)),
             late_ns: late.map_or(0, |late| nanoseconds(late.saturating_add(grace))),
         }

@@ -91,6 +91,7 @@ mod tests {
             slot: 3,
             pid: 7,
             instance,
+            stream: 0,
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use varta_core::recovery::Lineage;
 use varta_core::rules::{Known, Namespace, first_match};
-use varta_core::{Agent, BeatLimit, BeatOrigin, Patience};
+use varta_core::{Agent, BeatLimit, BeatOrigin, Deadlines};
 
 use crate::identity::facts::Facts;
 use crate::policy::{AgentRule, LadderChoice, Policy};
@@ -33,7 +33,7 @@ struct Entry {
     /// What it may send, as the beat path was told.
     limit: BeatLimit,
     /// How long it may be silent, if the beat path was told.
-    patience: Option<Patience>,
+    patience: Option<Deadlines>,
 }
 
 /// A rule whose agents are awaited.
@@ -158,8 +158,8 @@ impl Rulebook {
     pub(super) fn note_patience(
         &mut self,
         agent: Agent,
-        patience: Patience,
-        known: Patience,
+        patience: Deadlines,
+        known: Deadlines,
     ) -> bool {
         let entry = self.entries.get_mut(&agent.slot);
         let entry = entry.filter(|entry| entry.agent == agent);

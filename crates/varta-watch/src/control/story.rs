@@ -9,8 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Number;
 use varta_api::{Fields, LogEvent};
-use varta_core::event::UID_UNKNOWN;
-use varta_core::{Counter, Counters, ExitStatus, Home};
+use varta_core::{Counter, Counters, ExitStatus, JoinedFrom, UID_UNKNOWN};
 use varta_vlp::Status;
 
 use super::line_limit::{self, LeftOut, Owner};
@@ -76,18 +75,18 @@ pub(super) fn join(
     log: &Log,
     who: &Who,
     facts: Option<&Facts>,
-    home: Home,
+    from: JoinedFrom,
     status: Status,
     payload: u32,
     nonce: u64,
 ) {
-    let (mut about, uid, transport) = match home {
-        Home::Here {
+    let (mut about, uid, transport) = match from {
+        JoinedFrom::Local {
             uid: UID_UNKNOWN, ..
         } => (String::new(), None, None),
-        Home::Here { uid, .. } => (format!(", uid {uid}"), Some(uid), None),
-        Home::Network { sealed: true, .. } => (String::new(), None, Some("secure_udp")),
-        Home::Network { sealed: false, .. } => (", in clear".to_owned(), None, Some("udp")),
+        JoinedFrom::Local { uid, .. } => (format!(", uid {uid}"), Some(uid), None),
+        JoinedFrom::Remote { sealed: true, .. } => (String::new(), None, Some("secure_udp")),
+        JoinedFrom::Remote { sealed: false, .. } => (", in clear".to_owned(), None, Some("udp")),
     };
     let mut fields = Fields {
         uid,

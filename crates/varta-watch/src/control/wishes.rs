@@ -169,6 +169,7 @@ mod tests {
             slot,
             pid: 7,
             instance,
+            stream: 0,
         }
     }
 

@@ -114,7 +114,7 @@ impl View {
 
     /// One agent for a reader.
     pub(crate) fn show(&self, seen: &Seen) -> AgentView {
-        use varta_core::event::UID_UNKNOWN;
+        use varta_core::{Locality, UID_UNKNOWN};
         let Seen {
             agent,
             facts,
@@ -125,10 +125,10 @@ impl View {
         let now_ns = self.attention_now_ns();
         let tracked_ns = now_ns.saturating_sub(facts.joined_ns);
         let is_paused = *state == State::Paused;
-        let transport = match (facts.local, person.sealed) {
-            (true, _) => "unix",
-            (false, false) => "udp",
-            (false, true) => "secure_udp",
+        let transport = match (facts.locality, person.sealed) {
+            (Locality::Local, _) => "unix",
+            (Locality::Remote, false) => "udp",
+            (Locality::Remote, true) => "secure_udp",
         };
         AgentView {
             id: AgentId::from(*agent).to_string(),

@@ -16,12 +16,10 @@
 use std::os::fd::OwnedFd;
 
 use varta_core::admission::{Datagram, wrong_claim};
-use varta_core::event::Agent;
-use varta_core::slot::Slot;
-use varta_core::tracker::{AgentKey, Beat, Displaced, Recorded};
+use varta_core::tracker::{Displaced, Recorded};
 use varta_core::{
-    BeatOrigin, Counter, Credentials, EventKind, ExitStatus, Home, LocalGate, Reach, Refusal,
-    Sender, Update,
+    Agent, AgentKey, Beat, BeatOrigin, Counter, Credentials, EventKind, ExitStatus, JoinedFrom,
+    LocalGate, Locality, Refusal, Sender, Slot, Update,
 };
 use varta_sys::receive::Received;
 use varta_vlp::{FRAME_BYTES, Frame, MAGIC, NONCE_TERMINAL, VERSION};
@@ -154,9 +152,9 @@ impl Ingest {
             Ok(is_right) => {
                 let now_ns = self.attention.raw_now_ns();
                 let is_terminal = frame.is_terminal();
-                if let Err(limit) = self
-                    .limits
-                    .let_beat_in(slot, Reach::Local, is_terminal, now_ns)
+                if let Err(limit) =
+                    self.limits
+                        .let_beat_in(slot, Locality::Local, is_terminal, now_ns)
                 {
                     return self.refuse(sender.pid, Refusal::RateLimited(limit));
                 }
@@ -227,9 +225,9 @@ impl Ingest {
                 return self.refuse(pid, reason);
             }
         }
-        let mut limit = self.limits.let_newcomer_in(Reach::Local, now_ns);
+        let mut limit = self.limits.let_newcomer_in(Locality::Local, now_ns);
         if self.introductions.has_departed(pid, now_ns) {
-            limit = limit.and_then(|()| self.limits.let_back_in(Reach::Local, now_ns));
+            limit = limit.and_then(|()| self.limits.let_back_in(Locality::Local, now_ns));
         }
         if let Err(limit) = limit {
             return self.refuse(pid, Refusal::RateLimited(limit));
@@ -466,12 +464,12 @@ impl Ingest {
             critical_from_ns: 0,
             senders: Senders::default(),
         };
-        let home = Home::Here {
+        let from = JoinedFrom::Local {
             uid: sender.uid,
             exit_watched,
         };
         if recorded.update == Update::Inserted {
-            self.tell_join(agent, &frame, home);
+            self.tell_join(agent, &frame, from);
         }
         self.tell(local(sender.pid), &beat, &recorded);
         self.take_leave(&frame, &recorded);
@@ -515,10 +513,10 @@ impl Ingest {
     }
 
     /// Tells of somebody new.
-    pub(super) fn tell_join(&mut self, agent: Agent, frame: &Frame, home: Home) {
+    pub(super) fn tell_join(&mut self, agent: Agent, frame: &Frame, from: JoinedFrom) {
         self.send(EventKind::Join {
             agent,
-            home,
+            from,
             nonce: frame.nonce,
             status: frame.condition(),
             payload: frame.payload,

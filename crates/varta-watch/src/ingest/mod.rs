@@ -37,12 +37,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use varta_core::attention::{AttentionClock, Gap, longest_sleep_ns, tolerance_ns};
-use varta_core::event::Agent;
 use varta_core::slot::Tier;
 use varta_core::tracker::Silence;
 use varta_core::{
-    Claims, Counter, Counters, Credentials, Event, EventKind, ExitStatus, Gauge, Limits, LocalGate,
-    Reach, ReceiveQueue, Timing, Tracker,
+    Agent, Claims, Counter, Counters, Credentials, Event, EventKind, ExitStatus, Gauge, Limits,
+    LocalGate, Locality, ReceiveQueue, Timing, Tracker,
 };
 use varta_sys::filter;
 use varta_sys::receive::{DatagramBatch, SenderCredentials};
@@ -381,7 +380,7 @@ impl Ingest {
             let now_ns = self.attention.now_ns();
             let thresholds = self.queue.restart_thresholds();
             self.tracker
-                .restart_silence(Reach::Local, now_ns, thresholds);
+                .restart_silence(Locality::Local, now_ns, thresholds);
         }
         Ok(())
     }

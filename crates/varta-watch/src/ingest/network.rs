@@ -23,12 +23,14 @@ use rustix::net::sockopt::{
     set_socket_recv_buffer_size, set_socket_recv_buffer_size_force, socket_recv_buffer_size,
 };
 use varta_core::admission::network_frame;
-use varta_core::event::{Agent, NO_KEY, UID_UNKNOWN, remote_source};
+use varta_core::agent::{NO_KEY, remote_source};
 use varta_core::overflow::restart_thresholds;
 use varta_core::replay::{self, Arrival, ReplayGuard, ReplayRefusal, SessionKey};
-use varta_core::slot::Slot;
-use varta_core::tracker::{AgentKey, Beat, Recorded};
-use varta_core::{BeatOrigin, Counter, EventKind, Gauge, Home, Reach, Refusal, Sender};
+use varta_core::tracker::Recorded;
+use varta_core::{
+    Agent, AgentKey, Beat, BeatOrigin, Counter, EventKind, Gauge, JoinedFrom, Locality, Refusal,
+    Sender, Slot, UID_UNKNOWN,
+};
 use varta_sys::udp::{self, UdpBatch};
 use varta_vlp::Frame;
 use varta_vlp::secure::MASTER_ENVELOPE_BYTES;
@@ -201,7 +203,7 @@ impl Network {
         let opened_at = known.and_then(|known| known.source);
         let source = opened_at.unwrap_or_else(|| remote_source(read.key, address, self.seed));
         let beat = Beat {
-            key: AgentKey::Network {
+            key: AgentKey::Remote {
                 source,
                 pid: frame.pid,
             },
@@ -324,7 +326,7 @@ impl Ingest {
                 let thresholds = network.restart_thresholds;
                 let now_ns = self.attention.now_ns();
                 self.tracker
-                    .restart_silence(Reach::Remote, now_ns, thresholds);
+                    .restart_silence(Locality::Remote, now_ns, thresholds);
             }
             if received == BATCH {
                 let drops = network.take_drops();
@@ -451,7 +453,7 @@ impl Ingest {
         };
         let (now_ns, thresholds) = (self.attention.now_ns(), network.restart_thresholds);
         self.tracker
-            .restart_silence(Reach::Remote, now_ns, thresholds);
+            .restart_silence(Locality::Remote, now_ns, thresholds);
         self.counters.add(Counter::UdpDrops, count);
         self.send(EventKind::NetworkDrops { count });
     }
@@ -485,7 +487,7 @@ impl Ingest {
                 let is_terminal = heard.beat.frame.is_terminal();
                 let limit = self
                     .limits
-                    .let_beat_in(slot, Reach::Remote, is_terminal, raw_ns);
+                    .let_beat_in(slot, Locality::Remote, is_terminal, raw_ns);
                 limit.map_err(Refusal::RateLimited)?;
                 Ok(Some(slot))
             }
@@ -528,16 +530,16 @@ impl Ingest {
 
     /// Whether somebody who is not known may join now.
     fn let_stranger_in(&mut self, heard: &Heard, now_ns: u64) -> Result<(), Refusal> {
-        let mut limit = self.limits.let_newcomer_in(Reach::Remote, now_ns);
+        let mut limit = self.limits.let_newcomer_in(Locality::Remote, now_ns);
         if self.left_at_ns(heard, now_ns).is_some() {
-            limit = limit.and_then(|()| self.limits.let_back_in(Reach::Remote, now_ns));
+            limit = limit.and_then(|()| self.limits.let_back_in(Locality::Remote, now_ns));
         }
         limit.map_err(Refusal::RateLimited)
     }
 
     /// When an agent that has just said goodbye did so, on its own clock.
     fn left_at_ns(&self, heard: &Heard, now_ns: u64) -> Option<u64> {
-        let AgentKey::Network { source, pid } = heard.beat.key else {
+        let AgentKey::Remote { source, pid } = heard.beat.key else {
             return None;
         };
         self.network.as_ref()?.departed.get((source, pid), now_ns)
@@ -585,11 +587,11 @@ impl Ingest {
         }
         let now_ns = self.attention.raw_now_ns();
         self.limits.welcome(agent.slot, now_ns);
-        let home = Home::Network {
+        let from = JoinedFrom::Remote {
             address: heard.address.ip(),
             sealed: heard.arrival.is_some(),
         };
-        self.tell_join(agent, &beat.frame, home);
+        self.tell_join(agent, &beat.frame, from);
         self.hear_beat(sender, heard, &recorded);
     }
 }

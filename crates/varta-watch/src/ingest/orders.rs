@@ -2,8 +2,7 @@
 //!
 //! A bounded number per turn; an order about an agent that has left by now is void.
 
-use varta_core::event::Agent;
-use varta_core::{BeatLimit, LimitOptions};
+use varta_core::{Agent, BeatLimit, LimitOptions};
 
 use super::Ingest;
 use crate::handoff::Order;
@@ -45,8 +44,8 @@ impl Ingest {
                     network.replace_keys(ring);
                 }
             }
-            Order::Patience(agent, patience) => {
-                self.tracker.set_patience(agent, patience, now_ns);
+            Order::Deadlines(agent, deadlines) => {
+                self.tracker.set_deadlines(agent, deadlines, now_ns);
             }
             Order::Pause(agent, time) => {
                 let time_ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);

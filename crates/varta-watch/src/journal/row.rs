@@ -163,6 +163,7 @@ mod tests {
         slot: 3,
         pid: 42,
         instance: 9,
+        stream: 0,
     };
 
     fn row(kind: EventKind) -> String {

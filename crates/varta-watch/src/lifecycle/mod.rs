@@ -153,7 +153,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         seed: random_number(),
         local_capacity: config.capacity,
         user_capacity: config.agents_per_user,
-        network_capacity: config.capacity,
+        remote_capacity: config.capacity,
     };
     let tracker = Tracker::new(Arc::clone(&table), Arc::clone(&counters), options);
     let stop = StopSignal::new().map_err(|errno| format!("cannot create an eventfd: {errno}"))?;

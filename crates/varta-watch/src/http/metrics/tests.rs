@@ -2,8 +2,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use varta_core::tracker::{AgentKey, Beat};
-use varta_core::{Agent, BeatOrigin, Counters, SlotTable, Timing, Tracker, TrackerOptions};
+use varta_core::{
+    Agent, AgentKey, Beat, BeatOrigin, Counters, SlotTable, Timing, Tracker, TrackerOptions,
+};
 use varta_vlp::{Frame, Status};
 
 use super::*;
@@ -41,7 +42,7 @@ impl Observer {
         counters.set(Gauge::NextTurn, u64::MAX);
         let options = TrackerOptions {
             local_capacity: capacity,
-            network_capacity: capacity,
+            remote_capacity: capacity,
             ..TrackerOptions::default()
         };
         let view = View {
@@ -107,7 +108,7 @@ impl Observer {
             address: Some(address.parse().unwrap()),
             ..Person::default()
         };
-        self.hear(AgentKey::Network { source, pid }, pid, Status::Ok, person)
+        self.hear(AgentKey::Remote { source, pid }, pid, Status::Ok, person)
     }
 
     /// Lets everybody that there is fall silent for two thresholds: a wheel may be a tick late with the first.

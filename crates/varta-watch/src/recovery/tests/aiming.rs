@@ -205,6 +205,7 @@ fn the_first_process_is_not_signalled() {
         slot: 0,
         pid: 1,
         instance: 4711,
+        stream: 0,
     };
     for to in EVERY_TARGET {
         let error = send(Signal::CONT, to, init).unwrap_err();

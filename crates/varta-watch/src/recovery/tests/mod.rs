@@ -30,6 +30,7 @@ fn agent(pid: u32) -> Agent {
         slot: 0,
         pid,
         instance: means().hold(pid).unwrap().instance,
+        stream: 0,
     }
 }
 
@@ -49,7 +50,8 @@ fn elsewhere() -> Agent {
     Agent {
         slot: 0,
         pid: 4242,
-        instance: varta_core::event::remote_source(varta_core::event::NO_KEY, &address, 0),
+        instance: varta_core::agent::remote_source(varta_core::agent::NO_KEY, &address, 0),
+        stream: 0,
     }
 }
 

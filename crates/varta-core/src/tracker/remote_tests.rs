@@ -3,7 +3,7 @@
 use varta_vlp::{Frame, NONCE_TERMINAL, Status};
 
 use super::*;
-use crate::event::UID_UNKNOWN;
+use crate::agent::UID_UNKNOWN;
 
 use Heard::{First, Newest, Overtaken};
 
@@ -14,7 +14,7 @@ fn tracker(capacity: usize, policy: EvictionPolicy) -> Tracker {
     let options = TrackerOptions {
         policy,
         local_capacity: capacity,
-        network_capacity: capacity,
+        remote_capacity: capacity,
         ..TrackerOptions::default()
     };
     Tracker::with_capacity(2 * capacity, options)
@@ -37,7 +37,7 @@ fn local(pid: u32) -> Beat {
 /// A beat over plain UDP.
 fn plain(pid: u32, nonce: u64) -> Beat {
     Beat {
-        key: AgentKey::Network { source: 1, pid },
+        key: AgentKey::Remote { source: 1, pid },
         frame: Frame::new(Status::Ok, pid, nonce, nonce, nonce as u32),
         origin: BeatOrigin::NetworkUnverified,
         ..local(pid)
@@ -65,7 +65,7 @@ impl Tracker {
     }
 
     fn facts(&self, pid: u32) -> Slot {
-        self.get(&AgentKey::Network { source: 1, pid }).unwrap()
+        self.get(&AgentKey::Remote { source: 1, pid }).unwrap()
     }
 
     /// Everybody's silence has been reported and has lasted long enough to give way.
@@ -266,7 +266,7 @@ fn stalls_at(tracker: &mut Tracker, now_ns: u64) -> Vec<bool> {
     let mut remote = Vec::new();
     tracker.drain_stalled_slots(now_ns, u32::MAX, |silence| {
         if silence.tier == Tier::Stalled {
-            remote.push(!silence.slot.local);
+            remote.push(silence.slot.locality == Locality::Remote);
         }
         ControlFlow::Continue(())
     });
@@ -278,7 +278,7 @@ fn dropped_datagrams_put_off_the_stalls_of_network_agents_and_of_nobody_else() {
     let mut tracker = room(2);
     tracker.hear(local(100), 0);
     tracker.hear(plain(100, 1), 0);
-    tracker.restart_silence(Reach::Remote, T / 2, 16);
+    tracker.restart_silence(Locality::Remote, T / 2, 16);
     assert_eq!(stalls_at(&mut tracker, T), [false], "the local one");
     assert_eq!(stalls_at(&mut tracker, T + T / 2 - 1), []);
     assert_eq!(stalls_at(&mut tracker, T + T / 2), [true]);
@@ -286,14 +286,17 @@ fn dropped_datagrams_put_off_the_stalls_of_network_agents_and_of_nobody_else() {
 
 #[test]
 fn no_flood_puts_off_a_stall_for_ever() {
-    for (reach, beat) in [(Reach::Local, local(100)), (Reach::Remote, plain(100, 1))] {
+    for (locality, beat) in [
+        (Locality::Local, local(100)),
+        (Locality::Remote, plain(100, 1)),
+    ] {
         let mut tracker = room(2);
         tracker.hear(beat, 0);
         for tick in 1..=16 {
-            tracker.restart_silence(reach, tick * T, 16);
+            tracker.restart_silence(locality, tick * T, 16);
             assert_eq!(stalls_at(&mut tracker, tick * T + T - 1), []);
         }
-        tracker.restart_silence(reach, 17 * T, 16);
+        tracker.restart_silence(locality, 17 * T, 16);
         assert_eq!(stalls_at(&mut tracker, 17 * T).len(), 1);
     }
 }

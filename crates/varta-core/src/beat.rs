@@ -1,0 +1,43 @@
+//! A beat as it is given to the tracker: what a frame says, and what is known of its sender.
+
+use varta_vlp::Frame;
+
+use crate::agent::BeatOrigin;
+use crate::replay::Heard;
+
+/// How a beat's sender is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentKey {
+    /// A process of this host.
+    Local {
+        /// Pid by kernel credentials.
+        pid: u32,
+        /// Which process has that pid. `None`: not examined for this beat; whoever is known under
+        /// the pid is meant.
+        instance: Option<u64>,
+    },
+    /// A remote process. Sources never meet local agents, nor each other.
+    Remote {
+        /// Who vouches for the pid: key and address, as a number.
+        source: u64,
+        /// Pid as claimed.
+        pid: u32,
+    },
+}
+
+/// A beat with everything the kernel or a key says about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Beat {
+    /// Who sent it.
+    pub key: AgentKey,
+    /// What it says. The pid in it is not looked at.
+    pub frame: Frame,
+    /// How it came.
+    pub origin: BeatOrigin,
+    /// The sender's pid namespace where known.
+    pub ns_inode: Option<u64>,
+    /// The sender's user where known, else [`crate::agent::UID_UNKNOWN`].
+    pub uid: u32,
+    /// Where it stands among the datagrams of its session, if a key vouches for it: then its nonce tells no order.
+    pub session: Option<Heard>,
+}

@@ -1,0 +1,174 @@
+//! Why a datagram is refused: one reason per refusal, with its counter and its label.
+
+use varta_vlp::DecodeError;
+
+use crate::counters::Counter;
+
+/// Why a datagram was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Control data was cut short, so the credentials cannot be relied on.
+    ControlTruncated,
+    /// Not 32 bytes.
+    WrongLength,
+    /// The kernel attached no credentials.
+    NoCredentials,
+    /// Credential pid 0: the sender lives outside the observer's pid namespace and has no identity.
+    UnseenSender,
+    /// The sender's user and group may not speak here.
+    ForeignUser {
+        /// The sender's user.
+        uid: u32,
+        /// The sender's group.
+        gid: u32,
+    },
+    /// Nobody knows whose the process is: the observer's user namespace does not map its user, see
+    /// [`crate::LocalGate::nobody`].
+    UnmappedUser {
+        /// The number that all such users have.
+        uid: u32,
+    },
+    /// Not a valid frame.
+    Decode(DecodeError),
+    /// The frame names a pid that no process of this host can have.
+    PidAboveMax {
+        /// What the frame claims.
+        claimed: u32,
+    },
+    /// The frame names a pid that is none of its sender's.
+    PidMismatch {
+        /// What the frame claims.
+        claimed: u32,
+    },
+    /// The frame names another pid than the observer's kernel does, and its sender ended before it could
+    /// be asked what it is called in its container.
+    UnverifiedClaim {
+        /// What the frame claims.
+        claimed: u32,
+    },
+    /// Somebody has the sender's pid, but it cannot be proved that it is the sender.
+    UnprovedSender,
+    /// The sender has ended, and its end was told of already.
+    SenderEnded,
+    /// Too many newcomers wait to be looked at.
+    Crowded,
+    /// The sender lives in another pid namespace, and the operator wants none of those.
+    ForeignNamespace,
+    /// Too many beats.
+    RateLimited(Limit),
+    /// A known agent was heard over another kind of transport than before.
+    OriginConflict,
+    /// A known agent was heard from another pid namespace than before.
+    NamespaceConflict,
+    /// An old or repeated nonce.
+    OutOfOrder,
+    /// The table is full and nobody may be evicted.
+    CapacityExceeded,
+    /// The sender's user has as many agents as one user may have, and none of them may be evicted.
+    UserShareExceeded {
+        /// The user.
+        uid: u32,
+    },
+    /// An envelope that no loaded key has sealed.
+    Undecryptable,
+    /// An envelope that was heard before, or is too old to tell.
+    Replayed,
+    /// An envelope that begins a session with a terminal frame older than the last one of its agent.
+    SessionNotNewer,
+    /// An envelope of another session than those its agent beats over, which are as many as it may have.
+    TooManySessions,
+    /// An envelope of a new session, and no more sessions can be remembered.
+    SendersFull,
+}
+
+impl Refusal {
+    /// The counter of this reason.
+    pub const fn counter(self) -> Counter {
+        match self {
+            Self::ControlTruncated => Counter::ControlTruncated,
+            Self::WrongLength => Counter::WrongLength,
+            Self::NoCredentials => Counter::NoCredentials,
+            Self::UnseenSender => Counter::UnseenSender,
+            Self::ForeignUser { .. } | Self::UnmappedUser { .. } => Counter::ForeignUser,
+            Self::PidAboveMax { .. } => Counter::PidAboveMax,
+            Self::PidMismatch { .. } => Counter::PidMismatch,
+            Self::UnverifiedClaim { .. } => Counter::UnverifiedClaim,
+            Self::UnprovedSender => Counter::UnprovedSender,
+            Self::SenderEnded => Counter::SenderEnded,
+            Self::Crowded => Counter::Crowded,
+            Self::ForeignNamespace => Counter::ForeignNamespace,
+            Self::RateLimited(Limit::Agent) => Counter::RateLimitedAgent,
+            Self::RateLimited(Limit::Global) => Counter::RateLimitedGlobal,
+            Self::RateLimited(Limit::Newcomers) => Counter::RateLimitedNewcomers,
+            Self::RateLimited(Limit::Comebacks) => Counter::RateLimitedComebacks,
+            Self::RateLimited(Limit::Sessions) => Counter::RateLimitedSessions,
+            Self::OriginConflict => Counter::OriginConflicts,
+            Self::NamespaceConflict => Counter::NamespaceConflicts,
+            Self::OutOfOrder => Counter::OutOfOrder,
+            Self::CapacityExceeded => Counter::CapacityExceeded,
+            Self::UserShareExceeded { .. } => Counter::UserShareExceeded,
+            Self::Undecryptable => Counter::DecryptFailures,
+            Self::Replayed | Self::SessionNotNewer => Counter::ReplayRefused,
+            Self::TooManySessions | Self::SendersFull => Counter::SenderStateFull,
+            Self::Decode(error) => match error {
+                DecodeError::BadMagic => Counter::DecodeBadMagic,
+                DecodeError::BadVersion => Counter::DecodeBadVersion,
+                DecodeError::BadCrc { .. } => Counter::DecodeBadCrc,
+                DecodeError::BadStatus(_) => Counter::DecodeBadStatus,
+                DecodeError::StallOnWire => Counter::DecodeStallOnWire,
+                DecodeError::BadPid(_) => Counter::DecodeBadPid,
+                DecodeError::BadTimestamp(_) => Counter::DecodeBadTimestamp,
+                DecodeError::BadNonce { .. } => Counter::DecodeBadNonce,
+            },
+        }
+    }
+
+    /// One word for logs: the reason's label value.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ControlTruncated => "control_truncated",
+            Self::WrongLength => "wrong_length",
+            Self::NoCredentials => "no_credentials",
+            Self::UnseenSender => "unseen_sender",
+            Self::ForeignUser { .. } | Self::UnmappedUser { .. } => "foreign_uid",
+            Self::PidAboveMax { .. } => "pid_above_max",
+            Self::PidMismatch { .. } => "pid_mismatch",
+            Self::UnverifiedClaim { .. } => "unverified_claim",
+            Self::UnprovedSender => "unproved_sender",
+            Self::SenderEnded => "sender_ended",
+            Self::Crowded => "crowded",
+            Self::ForeignNamespace => "foreign_namespace",
+            Self::RateLimited(Limit::Agent) => "rate_per_pid",
+            Self::RateLimited(Limit::Global) => "rate_global",
+            Self::RateLimited(Limit::Newcomers) => "rate_newcomers",
+            Self::RateLimited(Limit::Comebacks) => "rate_comebacks",
+            Self::RateLimited(Limit::Sessions) => "rate_sessions",
+            Self::OriginConflict => "origin_conflict",
+            Self::NamespaceConflict => "namespace_conflict",
+            Self::OutOfOrder => "out_of_order",
+            Self::CapacityExceeded => "capacity_exceeded",
+            Self::UserShareExceeded { .. } => "user_share_exceeded",
+            Self::Undecryptable => "undecryptable",
+            Self::Replayed => "replayed",
+            Self::SessionNotNewer => "session_not_newer",
+            Self::TooManySessions => "too_many_sessions",
+            Self::SendersFull => "senders_full",
+            Self::Decode(error) => error.kind(),
+        }
+    }
+}
+
+/// Which limit a beat ran into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// The agent's own.
+    Agent,
+    /// That of all agents together.
+    Global,
+    /// That of first contacts.
+    Newcomers,
+    /// That of processes that said goodbye and come back at once.
+    Comebacks,
+    /// That of the sessions that one agent begins.
+    Sessions,
+}
