@@ -26,7 +26,7 @@ mod starts;
 mod tests;
 mod users;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Locality};
 use crate::fifo::Fifo;
 use crate::wheel::Wheel;
 use estate::{Estate, Estates};
@@ -38,7 +38,7 @@ pub use estate::Lineage;
 pub use hold::{HoldChange, HoldFire, HoldOptions, HoldReason, Pressure};
 pub use holds::{Holds, Scope};
 pub use ladder::{Ladder, Step};
-pub use permits::{Kind, Limits};
+pub use permits::Limits;
 pub use starts::BUDGET_MAX;
 pub use users::UserBudget;
 
@@ -196,7 +196,7 @@ pub struct Recovery {
     estates: Estates,
     /// Timers of local agents and of those elsewhere.
     wheels: [Wheel; 2],
-    /// Actions that are due and wait for room, oldest first: by kind, and those that take no place before those
+    /// Actions that are due and wait for room, oldest first: by locality, and those that take no place before those
     /// that do.
     ready: [[Fifo; 2]; 2],
     /// Those of them that nobody was told of.
@@ -338,17 +338,17 @@ impl Recovery {
         entry.is_some_and(|entry| entry.agent == agent && entry.silent)
     }
 
-    /// While fire is held for agents of a kind nothing is started for them and none is given up; it all
+    /// While fire is held for agents of a locality nothing is started for them and none is given up; it all
     /// comes after.
-    pub fn hold(&mut self, kind: Kind, held: bool) {
-        self.held[kind as usize] = held;
+    pub fn hold(&mut self, locality: Locality, held: bool) {
+        self.held[locality as usize] = held;
     }
 
     /// The next thing to do now.
     pub fn next(&mut self, now_ns: u64) -> Option<Next> {
-        for kind in self.free_kinds() {
+        for locality in self.free_localities() {
             let mut budget = u32::MAX;
-            while let Some(slot) = self.wheels[kind as usize].pop_due(now_ns, &mut budget) {
+            while let Some(slot) = self.wheels[locality as usize].pop_due(now_ns, &mut budget) {
                 if self.is_parked(slot) {
                     continue;
                 }
@@ -357,8 +357,8 @@ impl Recovery {
                 }
             }
         }
-        self.free_kinds()
-            .find_map(|kind| self.start_ready(kind, now_ns))
+        self.free_localities()
+            .find_map(|locality| self.start_ready(locality, now_ns))
             .or_else(|| self.tell_waiting())
     }
 
@@ -366,7 +366,7 @@ impl Recovery {
     pub fn on_end(&mut self, action: Action, end: ActionEnd, now_ns: u64) {
         let Action { agent, .. } = action;
         if action.takes_place {
-            self.permits.give_back(Kind::of(agent), Purpose::Ladder);
+            self.permits.give_back(agent.locality(), Purpose::Ladder);
         }
         let Some(entry) = self.entry_of(agent) else {
             return;
@@ -427,12 +427,13 @@ impl Recovery {
     /// When [`Self::next`] may have something to do; `None` while it has not, or while everything waits
     /// for an action to end.
     pub fn next_due_ns(&self) -> Option<u64> {
-        let due_ns = self.free_kinds().flat_map(|kind| {
-            let [instant, lasting] = &self.ready[kind as usize];
+        let due_ns = self.free_localities().flat_map(|locality| {
+            let [instant, lasting] = &self.ready[locality as usize];
             let instant_ns = instant.front().map(|_| self.permits.start_at_ns());
             let lasting = lasting.front();
-            let lasting_ns = lasting.and_then(|_| self.permits.free_at_ns(kind, Purpose::Ladder));
-            let timer_ns = self.wheels[kind as usize].next_deadline_ns();
+            let lasting_ns =
+                lasting.and_then(|_| self.permits.free_at_ns(locality, Purpose::Ladder));
+            let timer_ns = self.wheels[locality as usize].next_deadline_ns();
             [timer_ns, instant_ns, lasting_ns]
         });
         due_ns.flatten().min()
@@ -441,17 +442,17 @@ impl Recovery {
     /// Room for a step of a hook, which counts against the same limits; false if there is none. Hooks may
     /// have half. Given back with [`Self::give_back_hook`].
     pub fn take_hook_permit(&mut self, agent: Agent, now_ns: u64) -> bool {
-        self.permits.take(Kind::of(agent), Purpose::Hook, now_ns)
+        self.permits.take(agent.locality(), Purpose::Hook, now_ns)
     }
 
     /// See [`Self::take_hook_permit`].
     pub fn give_back_hook(&mut self, agent: Agent) {
-        self.permits.give_back(Kind::of(agent), Purpose::Hook);
+        self.permits.give_back(agent.locality(), Purpose::Hook);
     }
 
     /// When there is room for a hook of this agent; `None` while something must end first.
     pub fn hook_room_at_ns(&self, agent: Agent) -> Option<u64> {
-        self.permits.free_at_ns(Kind::of(agent), Purpose::Hook)
+        self.permits.free_at_ns(agent.locality(), Purpose::Hook)
     }
 
     /// Actions in flight, and what else has a permit.
@@ -495,9 +496,9 @@ impl Recovery {
         match ladder.and_then(|ladder| ladder.steps.get(entry.step as usize)) {
             Some(Step::Act { takes_place, .. }) => {
                 entry.phase = Phase::Ready;
-                let kind = Kind::of(agent) as usize;
-                self.ready[kind][usize::from(*takes_place)].push(slot);
-                self.untold[kind].push(slot);
+                let locality = agent.locality() as usize;
+                self.ready[locality][usize::from(*takes_place)].push(slot);
+                self.untold[locality].push(slot);
             }
             Some(Step::Wait { wait_ns }) => {
                 entry.phase = Phase::Waiting;
@@ -514,14 +515,14 @@ impl Recovery {
     }
 
     /// Starts the action that has waited longest, if there is room for it and money left.
-    fn start_ready(&mut self, kind: Kind, now_ns: u64) -> Option<Next> {
+    fn start_ready(&mut self, locality: Locality, now_ns: u64) -> Option<Next> {
         [false, true]
             .into_iter()
-            .find_map(|takes_place| self.start_first(kind, takes_place, now_ns))
+            .find_map(|takes_place| self.start_first(locality, takes_place, now_ns))
     }
 
-    fn start_first(&mut self, kind: Kind, takes_place: bool, now_ns: u64) -> Option<Next> {
-        let slot = self.first_ready(kind, takes_place)?;
+    fn start_first(&mut self, locality: Locality, takes_place: bool, now_ns: u64) -> Option<Next> {
+        let slot = self.first_ready(locality, takes_place)?;
         let entry = self.entries.get_mut(slot as usize)?;
         let (agent, user) = (entry.agent, entry.user);
         let starts = &mut self.starts[slot as usize];
@@ -542,11 +543,11 @@ impl Recovery {
             self.arm(agent, user_may_ns);
             return match was_told {
                 false => Some(Next::UserWaits(agent, user)),
-                true => self.start_first(kind, takes_place, now_ns),
+                true => self.start_first(locality, takes_place, now_ns),
             };
         }
         let may_start = match takes_place {
-            true => self.permits.take(kind, Purpose::Ladder, now_ns),
+            true => self.permits.take(locality, Purpose::Ladder, now_ns),
             false => self.permits.start(now_ns),
         };
         if !may_start {
@@ -574,40 +575,40 @@ impl Recovery {
 
     /// Somebody for whom there is no room and of whom that was not told.
     fn tell_waiting(&mut self) -> Option<Next> {
-        let mut kinds = self.free_kinds();
-        let slot = kinds.find_map(|kind| self.untold[kind as usize].front())?;
+        let mut localities = self.free_localities();
+        let slot = localities.find_map(|locality| self.untold[locality as usize].front())?;
         if self.is_parked(slot) {
             return self.tell_waiting();
         }
         let agent = self.entries.get(slot as usize)?.agent;
-        self.untold[Kind::of(agent) as usize].remove(slot);
+        self.untold[agent.locality() as usize].remove(slot);
         Some(Next::Waits(agent))
     }
 
     /// Nothing waits for room for this agent any more.
     fn leave_line(&mut self, slot: u32) {
-        for kind in Kind::ALL {
-            for line in &mut self.ready[kind as usize] {
+        for locality in Locality::ALL {
+            for line in &mut self.ready[locality as usize] {
                 line.remove(slot);
             }
-            self.untold[kind as usize].remove(slot);
+            self.untold[locality as usize].remove(slot);
         }
     }
 
     /// Those that fire is not held for.
-    fn free_kinds(&self) -> impl Iterator<Item = Kind> + use<> {
+    fn free_localities(&self) -> impl Iterator<Item = Locality> + use<> {
         let held = self.held;
-        let kinds = Kind::ALL.into_iter();
-        kinds.filter(move |kind| !held[*kind as usize])
+        let localities = Locality::ALL.into_iter();
+        localities.filter(move |locality| !held[*locality as usize])
     }
 
     fn arm(&mut self, agent: Agent, due_ns: u64) {
-        self.wheels[Kind::of(agent) as usize].arm(agent.slot, due_ns);
+        self.wheels[agent.locality() as usize].arm(agent.slot, due_ns);
     }
 
     fn clear_timer(&mut self, slot: u32) {
-        for kind in Kind::ALL {
-            self.wheels[kind as usize].cancel(slot);
+        for locality in Locality::ALL {
+            self.wheels[locality as usize].cancel(slot);
         }
         self.parked.remove(slot);
         self.leave_line(slot);

@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 
-use varta_core::Agent;
 use varta_core::recovery::{
-    Action, ActionEnd, GaveUp, Kind, Ladder, Limits, Lineage, Next, Recovery, Step, UserBudget,
+    Action, ActionEnd, GaveUp, Ladder, Limits, Lineage, Next, Recovery, Step, UserBudget,
 };
+use varta_core::{Agent, Locality};
 
 const S: u64 = 1_000_000_000;
 const AGENTS: u32 = 12;
@@ -165,7 +165,7 @@ impl Model {
             40..44 => self.replace_process(),
             44..46 => {
                 self.held = !self.held;
-                self.recovery.hold(Kind::Local, self.held);
+                self.recovery.hold(Locality::Local, self.held);
             }
             46 => self.reload(),
             47 => self.forget_rehearsal(),
@@ -453,7 +453,7 @@ impl Model {
     /// Fire is free and everything ends: then every stall has come to an end.
     fn converge(&mut self) {
         self.held = false;
-        self.recovery.hold(Kind::Local, false);
+        self.recovery.hold(Locality::Local, false);
         for user in USERS {
             self.recovery.hold_user(user, false);
         }

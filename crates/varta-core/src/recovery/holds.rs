@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::hold::{HoldChange, HoldFire, HoldOptions, HoldReason, Pressure};
-use super::permits::Kind;
+use crate::agent::Locality;
 use crate::census::{Census, Censuses};
 
 /// Silent agents of other users that make the host the suspect besides those of one that is a mass stall by
@@ -18,8 +18,8 @@ const OTHERS_MIN: u32 = 2;
 /// Whose fire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
-    /// All agents of a kind.
-    All(Kind),
+    /// All agents of a locality.
+    All(Locality),
     /// Agents of this host of one user.
     User(u32),
 }
@@ -28,7 +28,7 @@ pub enum Scope {
 #[derive(Debug)]
 pub struct Holds {
     options: HoldOptions,
-    /// By kind: neither says anything about the other.
+    /// By locality: neither says anything about the other.
     all: [HoldFire; 2],
     /// Users for whom fire is held.
     users: BTreeMap<u32, HoldFire>,
@@ -52,9 +52,9 @@ impl Holds {
         }
     }
 
-    /// Whether fire is held for all agents of a kind.
-    pub fn is_held(&self, kind: Kind) -> bool {
-        self.all[kind as usize].reason().is_some()
+    /// Whether fire is held for all agents of a locality.
+    pub fn is_held(&self, locality: Locality) -> bool {
+        self.all[locality as usize].reason().is_some()
     }
 
     /// Whether fire is held for the agents of a user.
@@ -69,7 +69,10 @@ impl Holds {
 
     /// Whether fire is held for anybody.
     pub fn is_any_held(&self) -> bool {
-        Kind::ALL.into_iter().any(|kind| self.is_held(kind)) || !self.users.is_empty()
+        Locality::ALL
+            .into_iter()
+            .any(|locality| self.is_held(locality))
+            || !self.users.is_empty()
     }
 
     /// Looks at the agents and the host, `now_ns` in attention time.
@@ -81,13 +84,13 @@ impl Holds {
     ) -> Vec<(Scope, HoldChange)> {
         let mut changes = Vec::new();
         let is_host = self.is_host_silent(censuses);
-        for (kind, census) in [
-            (Kind::Local, &censuses.local),
-            (Kind::Remote, &censuses.remote),
+        for (locality, census) in [
+            (Locality::Local, &censuses.local),
+            (Locality::Remote, &censuses.remote),
         ] {
-            let counts = kind == Kind::Remote || is_host;
-            let change = self.all[kind as usize].judge(census, counts, pressure, now_ns);
-            changes.extend(change.map(|change| (Scope::All(kind), change)));
+            let counts = locality == Locality::Remote || is_host;
+            let change = self.all[locality as usize].judge(census, counts, pressure, now_ns);
+            changes.extend(change.map(|change| (Scope::All(locality), change)));
         }
         if censuses.users.len() > 1 {
             for (user, census) in &censuses.users {
@@ -125,7 +128,7 @@ impl Holds {
             return true;
         }
         let is_held = matches!(
-            self.all[Kind::Local as usize].reason(),
+            self.all[Locality::Local as usize].reason(),
             Some(HoldReason::MassStall { .. })
         );
         // As long as fire is held whoever is silent counts, however long by now.

@@ -1,7 +1,8 @@
 //! Agents of users for whom fire is held: they step aside when their turn comes, so that those behind them go on,
 //! and take it when fire is free.
 
-use super::{Kind, Phase, Recovery};
+use super::{Phase, Recovery};
+use crate::agent::Locality;
 
 impl Recovery {
     /// While fire is held for the agents of this host of one user nothing is started for them and none is given up;
@@ -18,9 +19,9 @@ impl Recovery {
     }
 
     /// The action that has waited longest; those of users for whom fire is held step aside.
-    pub(super) fn first_ready(&mut self, kind: Kind, takes_place: bool) -> Option<u32> {
+    pub(super) fn first_ready(&mut self, locality: Locality, takes_place: bool) -> Option<u32> {
         loop {
-            let slot = self.ready[kind as usize][usize::from(takes_place)].front()?;
+            let slot = self.ready[locality as usize][usize::from(takes_place)].front()?;
             if !self.is_parked(slot) {
                 return Some(slot);
             }

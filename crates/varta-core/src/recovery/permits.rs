@@ -2,12 +2,12 @@
 //! place among those at a time.
 
 use super::users::UserBudget;
-use crate::agent::Agent;
+use crate::agent::Locality;
 
 /// Part of the actions in flight that agents elsewhere may have.
 const REMOTE_PART: usize = 2;
 
-/// Part of what is left to agents of a kind that their hooks may have, so that ladders have the rest.
+/// Part of what is left to agents of a locality that their hooks may have, so that ladders have the rest.
 const HOOK_PART: usize = 2;
 
 /// What something in flight is for.
@@ -17,28 +17,6 @@ pub(super) enum Purpose {
     Ladder = 0,
     /// A step of a hook.
     Hook = 1,
-}
-
-/// What an agent is, as far as limits are concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// On this host.
-    Local = 0,
-    /// Elsewhere.
-    Remote = 1,
-}
-
-impl Kind {
-    /// Both, the local ones first.
-    pub const ALL: [Self; 2] = [Self::Local, Self::Remote];
-
-    /// That of an agent.
-    pub const fn of(agent: Agent) -> Self {
-        match agent.is_remote() {
-            false => Self::Local,
-            true => Self::Remote,
-        }
-    }
 }
 
 /// The limits.
@@ -55,7 +33,7 @@ pub struct Limits {
 #[derive(Debug)]
 pub(super) struct Permits {
     limits: Limits,
-    /// By kind and purpose.
+    /// By locality and purpose.
     in_flight: [[usize; 2]; 2],
     /// When the bucket of starts is full again.
     full_at_ns: u64,
@@ -79,17 +57,17 @@ impl Permits {
     }
 
     /// Takes one, if there is one.
-    pub(super) fn take(&mut self, kind: Kind, purpose: Purpose, now_ns: u64) -> bool {
-        let has_room = self.free_at_ns(kind, purpose).is_some();
+    pub(super) fn take(&mut self, locality: Locality, purpose: Purpose, now_ns: u64) -> bool {
+        let has_room = self.free_at_ns(locality, purpose).is_some();
         let is_taken = has_room && self.start(now_ns);
         if is_taken {
-            self.in_flight[kind as usize][purpose as usize] += 1;
+            self.in_flight[locality as usize][purpose as usize] += 1;
         }
         is_taken
     }
 
-    pub(super) fn give_back(&mut self, kind: Kind, purpose: Purpose) {
-        let in_flight = &mut self.in_flight[kind as usize][purpose as usize];
+    pub(super) fn give_back(&mut self, locality: Locality, purpose: Purpose) {
+        let in_flight = &mut self.in_flight[locality as usize][purpose as usize];
         *in_flight = in_flight.saturating_sub(1);
     }
 
@@ -112,14 +90,14 @@ impl Permits {
     }
 
     /// When one may be taken; `None` while as many as allowed are in flight.
-    pub(super) fn free_at_ns(&self, kind: Kind, purpose: Purpose) -> Option<u64> {
+    pub(super) fn free_at_ns(&self, locality: Locality, purpose: Purpose) -> Option<u64> {
         let most = self.limits.max_in_flight.max(1);
-        let [ladders, hooks] = self.in_flight[kind as usize];
+        let [ladders, hooks] = self.in_flight[locality as usize];
         let most_remote = most.div_ceil(REMOTE_PART);
-        // What a kind can have, and what nobody of the other kind can take from it.
-        let (most_of_kind, own) = match kind {
-            Kind::Local => (most, most - most_remote),
-            Kind::Remote => (most_remote, most_remote),
+        // What a locality can have, and what nobody of the other locality can take from it.
+        let (most_of_kind, own) = match locality {
+            Locality::Local => (most, most - most_remote),
+            Locality::Remote => (most_remote, most_remote),
         };
         let most_hooks = own.div_ceil(HOOK_PART).max(1);
         let has_room = self.in_flight() < most
@@ -154,43 +132,43 @@ mod tests {
     fn no_more_than_the_limit_are_out_and_half_of_them_elsewhere() {
         let mut permits = permits(4, 0);
         assert!(
-            permits.take(Kind::Remote, Purpose::Ladder, 0)
-                && permits.take(Kind::Remote, Purpose::Ladder, 0)
+            permits.take(Locality::Remote, Purpose::Ladder, 0)
+                && permits.take(Locality::Remote, Purpose::Ladder, 0)
         );
-        assert!(!permits.take(Kind::Remote, Purpose::Ladder, 0));
+        assert!(!permits.take(Locality::Remote, Purpose::Ladder, 0));
         assert!(
-            permits.take(Kind::Local, Purpose::Ladder, 0)
-                && permits.take(Kind::Local, Purpose::Ladder, 0)
+            permits.take(Locality::Local, Purpose::Ladder, 0)
+                && permits.take(Locality::Local, Purpose::Ladder, 0)
         );
-        assert!(!permits.take(Kind::Local, Purpose::Ladder, 0));
-        assert_eq!(permits.free_at_ns(Kind::Local, Purpose::Ladder), None);
-        permits.give_back(Kind::Remote, Purpose::Ladder);
-        assert!(permits.take(Kind::Local, Purpose::Ladder, 0));
+        assert!(!permits.take(Locality::Local, Purpose::Ladder, 0));
+        assert_eq!(permits.free_at_ns(Locality::Local, Purpose::Ladder), None);
+        permits.give_back(Locality::Remote, Purpose::Ladder);
+        assert!(permits.take(Locality::Local, Purpose::Ladder, 0));
     }
 
     #[test]
-    fn hooks_have_half_of_what_is_their_kinds_own_and_leave_ladders_the_rest() {
+    fn hooks_have_half_of_what_is_their_localitys_own_and_leave_ladders_the_rest() {
         let mut permits = permits(8, 0);
-        let mut taken = |kind| {
-            let tries = (0..8).filter(|_| permits.take(kind, Purpose::Hook, 0));
+        let mut taken = |locality| {
+            let tries = (0..8).filter(|_| permits.take(locality, Purpose::Hook, 0));
             tries.count()
         };
-        assert_eq!((taken(Kind::Remote), taken(Kind::Local)), (2, 2));
-        assert_eq!(permits.free_at_ns(Kind::Local, Purpose::Hook), None);
-        for kind in Kind::ALL {
+        assert_eq!((taken(Locality::Remote), taken(Locality::Local)), (2, 2));
+        assert_eq!(permits.free_at_ns(Locality::Local, Purpose::Hook), None);
+        for locality in Locality::ALL {
             for _ in 0..2 {
-                assert!(permits.take(kind, Purpose::Ladder, 0), "{kind:?}");
+                assert!(permits.take(locality, Purpose::Ladder, 0), "{locality:?}");
             }
         }
-        permits.give_back(Kind::Local, Purpose::Hook);
-        assert!(permits.take(Kind::Local, Purpose::Hook, 0));
+        permits.give_back(Locality::Local, Purpose::Hook);
+        assert!(permits.take(Locality::Local, Purpose::Hook, 0));
     }
 
     #[test]
     fn a_single_permit_is_for_everybody() {
         let mut permits = permits(1, 0);
-        assert!(permits.take(Kind::Remote, Purpose::Ladder, 0));
-        assert!(!permits.take(Kind::Local, Purpose::Ladder, 0));
+        assert!(permits.take(Locality::Remote, Purpose::Ladder, 0));
+        assert!(!permits.take(Locality::Local, Purpose::Ladder, 0));
     }
 
     #[test]
@@ -198,16 +176,16 @@ mod tests {
         let mut permits = permits(usize::MAX, 10);
         let mut now_ns = 100 * S;
         for _ in 0..10 {
-            assert!(permits.take(Kind::Local, Purpose::Ladder, now_ns));
+            assert!(permits.take(Locality::Local, Purpose::Ladder, now_ns));
         }
         for _ in 0..5 {
-            assert!(!permits.take(Kind::Local, Purpose::Ladder, now_ns));
+            assert!(!permits.take(Locality::Local, Purpose::Ladder, now_ns));
             assert_eq!(
-                permits.free_at_ns(Kind::Local, Purpose::Ladder),
+                permits.free_at_ns(Locality::Local, Purpose::Ladder),
                 Some(now_ns + S / 10)
             );
             now_ns += S / 10;
-            assert!(permits.take(Kind::Local, Purpose::Ladder, now_ns));
+            assert!(permits.take(Locality::Local, Purpose::Ladder, now_ns));
         }
     }
 }

@@ -386,10 +386,10 @@ fn nothing_is_started_or_given_up_while_fire_is_held_and_all_of_it_after() {
     for slot in 0..3 {
         recovery.on_stall(agent(slot), Some(0), 0);
     }
-    recovery.hold(Kind::Local, true);
+    recovery.hold(Locality::Local, true);
     assert_eq!(recovery.next(1000 * S), None);
     assert_eq!(recovery.next_due_ns(), None);
-    recovery.hold(Kind::Local, false);
+    recovery.hold(Locality::Local, false);
     let started = || recovery.next(1000 * S);
     assert_eq!(std::iter::from_fn(started).count(), 3);
 }
@@ -399,10 +399,10 @@ fn fire_that_is_held_for_agents_elsewhere_is_free_for_local_ones() {
     let mut recovery = recovery(&[act(10)]);
     recovery.on_stall(agent(0), Some(0), 0);
     recovery.on_stall(elsewhere(1), Some(0), 0);
-    recovery.hold(Kind::Remote, true);
+    recovery.hold(Locality::Remote, true);
     assert_eq!(recovery.next(S), acts(agent(0), 0));
     assert_eq!(recovery.next(S), None);
-    recovery.hold(Kind::Remote, false);
+    recovery.hold(Locality::Remote, false);
     assert_eq!(recovery.next(S), acts(elsewhere(1), 0));
 }
 

@@ -11,8 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use varta_core::recovery::Kind;
-use varta_core::{Agent, Counter};
+use varta_core::{Agent, Counter, Locality};
 
 use super::line_limit::{LineKind, Owner};
 use super::recoveries::{Recoveries, Work, is_success};
@@ -105,7 +104,7 @@ pub(super) struct Hooks {
 impl Hooks {
     /// False if there is no room for another one, or the same is under way.
     fn add(&mut self, hook: Hook) -> bool {
-        let kind = Kind::of(hook.agent) as usize;
+        let kind = hook.agent.locality() as usize;
         let under_way = &mut self.under_way[kind];
         let is_new = under_way.len() < HOOKS_MAX && under_way.insert((hook.agent, hook.occasion));
         if is_new {
@@ -115,13 +114,13 @@ impl Hooks {
     }
 
     /// The hook whose turn it is, of those of users for whom fire is not held.
-    pub(super) fn first(&self, kind: Kind, is_held: impl Fn(u32) -> bool) -> Option<&Hook> {
+    pub(super) fn first(&self, kind: Locality, is_held: impl Fn(u32) -> bool) -> Option<&Hook> {
         let mut ready = self.ready[kind as usize].iter();
         ready.find(|hook| !hook.user.is_some_and(&is_held))
     }
 
     /// Takes out that hook.
-    fn take(&mut self, kind: Kind, is_held: impl Fn(u32) -> bool) -> Option<Hook> {
+    fn take(&mut self, kind: Locality, is_held: impl Fn(u32) -> bool) -> Option<Hook> {
         let ready = &mut self.ready[kind as usize];
         let is_first = |hook: &Hook| !hook.user.is_some_and(&is_held);
         ready.remove(ready.iter().position(is_first)?)
@@ -143,7 +142,7 @@ impl Hooks {
 
     /// The next step can be taken: before those that have not begun.
     fn go_on(&mut self, hook: Hook) {
-        self.ready[Kind::of(hook.agent) as usize].push_front(hook);
+        self.ready[hook.agent.locality() as usize].push_front(hook);
     }
 
     fn wait(&mut self, hook: Hook, end: Instant) {
@@ -152,7 +151,7 @@ impl Hooks {
     }
 
     fn end(&mut self, hook: &Hook) {
-        let kind = Kind::of(hook.agent) as usize;
+        let kind = hook.agent.locality() as usize;
         self.under_way[kind].remove(&(hook.agent, hook.occasion));
     }
 }
@@ -198,7 +197,7 @@ impl Control {
 
     /// Takes the steps that are due and for which there is room.
     pub(super) fn take_hook_steps(&mut self, now_ns: u64) {
-        for kind in Kind::ALL {
+        for kind in Locality::ALL {
             while !self.recoveries.is_held(kind)
                 && let Some(hook) = self
                     .recoveries
@@ -370,7 +369,7 @@ mod tests {
     }
 
     fn take(hooks: &mut Hooks) -> Option<(u64, Occasion)> {
-        let hook = hooks.ready[Kind::Local as usize].pop_front()?;
+        let hook = hooks.ready[Locality::Local as usize].pop_front()?;
         Some((hook.agent.instance, hook.occasion))
     }
 
@@ -393,7 +392,7 @@ mod tests {
         hooks.add(hook(1, Occasion::Late));
         hooks.add(hook(2, Occasion::Late));
         let taken = |hooks: &mut Hooks, held: u32| {
-            let hook = hooks.take(Kind::Local, |user| user == held)?;
+            let hook = hooks.take(Locality::Local, |user| user == held)?;
             Some(hook.agent.instance)
         };
         assert_eq!(taken(&mut hooks, 1), Some(2));

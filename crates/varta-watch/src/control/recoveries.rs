@@ -11,11 +11,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use varta_core::census::census;
 use varta_core::recovery::{
-    self as ladder, Action, ActionEnd, GaveUp, HoldChange, HoldOptions, HoldReason, Holds, Kind,
-    Limits, Next, Plan, Recovery, Scope, Settled, UserBudget,
+    self as ladder, Action, ActionEnd, GaveUp, HoldChange, HoldOptions, HoldReason, Holds, Limits,
+    Next, Plan, Recovery, Scope, Settled, UserBudget,
 };
 use varta_core::slot::SlotState;
-use varta_core::{Agent, BeatOrigin, Counter, Gauge, Timing};
+use varta_core::{Agent, BeatOrigin, Counter, Gauge, Locality, Timing};
 
 use super::hooks::{Hook, Hooks, Occasion};
 use super::rulebook::{Missing, Rulebook};
@@ -144,7 +144,7 @@ impl Recoveries {
             for (agent, lineage) in self.book.lineages() {
                 core.on_join(agent, lineage);
             }
-            for kind in Kind::ALL {
+            for kind in Locality::ALL {
                 core.hold(kind, self.holds.is_held(kind));
             }
             for user in self.holds.users() {
@@ -155,7 +155,7 @@ impl Recoveries {
     }
 
     /// Whether fire is held for agents of a kind.
-    pub(super) fn is_held(&self, kind: Kind) -> bool {
+    pub(super) fn is_held(&self, kind: Locality) -> bool {
         self.holds.is_held(kind)
     }
 
@@ -173,7 +173,9 @@ impl Recoveries {
     /// When [`Control::act`] has something to do, on the observer's clock.
     fn next_due_ns(&self) -> Option<u64> {
         let ladders = self.core.as_ref().and_then(Recovery::next_due_ns);
-        let free = Kind::ALL.into_iter().filter(|kind| !self.is_held(*kind));
+        let free = Locality::ALL
+            .into_iter()
+            .filter(|kind| !self.is_held(*kind));
         let hooks = free.filter_map(|kind| {
             let hook = self.hooks.first(kind, |user| self.is_held_for(user))?;
             // Without a core nobody has a place yet.

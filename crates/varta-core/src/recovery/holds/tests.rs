@@ -44,7 +44,7 @@ fn held(users: &[(u32, u32, u32)]) -> Vec<Scope> {
     changes.into_iter().map(|(scope, _)| scope).collect()
 }
 
-const ALL: Scope = Scope::All(Kind::Local);
+const ALL: Scope = Scope::All(Locality::Local);
 
 #[test]
 fn a_mass_stall_of_one_user_holds_its_fire_and_nobody_elses() {
@@ -86,7 +86,7 @@ fn fire_is_free_again_when_the_users_agents_are_back_or_gone() {
     for after in [&[(0, 3, 0), (7, 100, 0)][..], &[(0, 3, 0)]] {
         let mut holds = Holds::new(options());
         holds.judge(&crowds(&[(0, 3, 0), (7, 100, 100)]), CALM, S);
-        assert!(holds.is_held_for(7) && !holds.is_held_for(0) && !holds.is_held(Kind::Local));
+        assert!(holds.is_held_for(7) && !holds.is_held_for(0) && !holds.is_held(Locality::Local));
         let changes = holds.judge(&crowds(after), CALM, 2 * S);
         assert_eq!(changes, [(Scope::User(7), HoldChange::Resumed)]);
         assert!(!holds.is_any_held());
@@ -117,7 +117,7 @@ fn a_starving_host_holds_everybodys_fire() {
         ..CALM
     };
     holds.judge(&crowds(&[(0, 3, 0), (7, 3, 0)]), starving, S);
-    assert!(holds.is_held(Kind::Local) && holds.is_held(Kind::Remote));
+    assert!(holds.is_held(Locality::Local) && holds.is_held(Locality::Remote));
     assert_eq!(holds.users().count(), 0);
 }
 

@@ -4,8 +4,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use varta_api::{Fields, LogEvent};
-use varta_core::BeatOrigin;
-use varta_core::recovery::{GaveUp, HoldChange, HoldReason, Kind, Scope};
+use varta_core::recovery::{GaveUp, HoldChange, HoldReason, Scope};
+use varta_core::{BeatOrigin, Locality};
 
 use super::{Who, ms, number_of};
 use crate::control::hooks::Occasion;
@@ -160,8 +160,10 @@ pub(in crate::control) fn would_give_up(log: &Log, who: &Who, why: GaveUp) {
 
 pub(in crate::control) fn hold(log: &Log, scope: Scope, change: HoldChange) {
     let (of_whom, suspect, uid) = match scope {
-        Scope::All(Kind::Local) => (String::new(), "the host", None),
-        Scope::All(Kind::Remote) => (" of agents elsewhere".to_owned(), "what lies between", None),
+        Scope::All(Locality::Local) => (String::new(), "the host", None),
+        Scope::All(Locality::Remote) => {
+            (" of agents elsewhere".to_owned(), "what lies between", None)
+        }
         Scope::User(uid) => (format!(" of agents of uid {uid}"), "that user", Some(uid)),
     };
     let (reason, why) = match change {

@@ -1,0 +1,254 @@
+//! The policy wing: one state machine that decides what follows from what happened to the agents.
+//!
+//! It is fed with [`Input`]s through [`Engine::handle`], answers with [`Effect`]s from [`Engine::poll_effect`], and
+//! says with [`Engine::next_timeout`] when it has to be fed [`Input::Timeout`] at the latest. Everything that is
+//! decided about agents off the beat path is decided here: which rule applies, what is done about a silence and
+//! when, whether fire is held, what an operator's pause means, whether a hook still makes sense.
+//!
+//! It reads no clock and touches nothing. Which agent is silent is read from the [`SlotTable`]; events only say when to
+//! look, so an event that was lost can cost a report, never a wrong action.
+//!
+//! How to drive it: feed an input; carry out effects until there are none, feeding what becomes of each at once; when
+//! nothing else has happened and the next timeout has come, feed [`Input::Timeout`] and carry out again.
+//!
+//! Bounds: a record per slot, a ladder position per slot (made when a ladder is first needed), 1024 hooks per
+//! locality, as many orders in flight as [`RecoveryLimits::max_in_flight`](crate::policy::RecoveryLimits) and one
+//! more, 1024 carried over budgets, 1024 budgets of users. Effects are bounded by what one input can cause: a few per
+//! agent for a policy, a few for anything else.
+
+mod agents;
+mod effect;
+mod hold_fire;
+mod hooks;
+mod input;
+mod ladders;
+mod occurrences;
+mod outcomes;
+mod pauses;
+mod reload;
+mod rule_assignments;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use crate::agent::Agent;
+use crate::fact::{AgentRef, Fact};
+use crate::policy::Policy;
+use crate::recovery::Recovery;
+use crate::slot::{Slot, SlotState, SlotTable};
+use agents::{AgentRecord, Agents};
+use hold_fire::HostWatch;
+use hooks::Hooks;
+use outcomes::InFlight;
+use pauses::PauseEnds;
+use rule_assignments::Expectations;
+
+pub use effect::{Action, AgentGone, AgentInfo, AgentUpdate, Effect, StepOrder, Subject};
+pub use input::{ActionId, Command, Input, Now, Outcome, ProcessFacts, ProgramEnd};
+
+/// What does not change while the engine works.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EngineOptions {
+    /// Spreads the pauses of agents that failed together.
+    pub seed: u64,
+    /// The observer's own user: no budget of users applies to it.
+    pub own_uid: u32,
+}
+
+/// Figures for the metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Levels {
+    /// Programs that run now.
+    pub in_flight: usize,
+    /// Fire is held for some agents.
+    pub is_fire_held: bool,
+    /// Agents that were expected in time, did not come and are not there now.
+    pub agents_missing: u64,
+}
+
+/// The engine.
+#[derive(Debug)]
+pub struct Engine {
+    options: EngineOptions,
+    table: Arc<SlotTable>,
+    policy: Arc<Policy>,
+    agents: Agents,
+    expectations: Expectations,
+    /// Made when a ladder is first needed: most observers only watch.
+    ladders: Option<Box<Recovery>>,
+    /// Since when ladders are only rehearsed, if they are, on the observer's clock.
+    rehearsed_since_ns: u64,
+    host: HostWatch,
+    hooks: Hooks,
+    pause_ends: PauseEnds,
+    in_flight: BTreeMap<ActionId, InFlight>,
+    last_action: u64,
+    effects: VecDeque<Effect>,
+    now: Now,
+    /// Steps are ordered until there is nothing left to order.
+    may_order: bool,
+}
+
+impl Engine {
+    /// Starts with no agents. Those that are in `table` are known once their joins are fed.
+    pub fn new(
+        options: EngineOptions,
+        table: Arc<SlotTable>,
+        policy: Arc<Policy>,
+        now: Now,
+    ) -> Self {
+        let mut expectations = Expectations::default();
+        expectations.replace_rules(&[], &policy, now.observer_ns);
+        Self {
+            options,
+            table,
+            host: HostWatch::new(&policy, now.observer_ns),
+            policy,
+            agents: Agents::default(),
+            expectations,
+            ladders: None,
+            rehearsed_since_ns: 0,
+            hooks: Hooks::default(),
+            pause_ends: PauseEnds::default(),
+            in_flight: BTreeMap::new(),
+            last_action: 0,
+            effects: VecDeque::new(),
+            now,
+            may_order: false,
+        }
+    }
+
+    /// Takes an input. `now` must not be before that of an earlier input.
+    pub fn handle(&mut self, input: Input, now: Now) {
+        self.now = now;
+        match input {
+            Input::Event { event, facts } => self.on_event(&event, facts),
+            Input::Outcome { action, outcome } => self.on_outcome(action, outcome),
+            Input::Command { ticket, command } => self.on_command(ticket, command),
+            Input::Pressure(pressure) => self.on_pressure(pressure),
+            Input::Policy { policy, programs } => self.on_policy(policy, programs),
+            Input::Timeout => self.on_timeout(),
+        }
+    }
+
+    /// The next thing to do; `None` when there is nothing to do before the next input.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        loop {
+            if let Some(effect) = self.effects.pop_front() {
+                return Some(effect);
+            }
+            if !self.may_order || self.host.is_asked() {
+                return None;
+            }
+            // Ladders come first.
+            self.may_order = self.order_next_step() || self.order_next_hook_step();
+        }
+    }
+
+    /// When [`Input::Timeout`] has to be fed at the latest, on the observer's clock; in the past if now. `None` if
+    /// nothing is due before another input.
+    pub fn next_timeout(&self) -> Option<u64> {
+        let next_order_ns = self.next_order_ns().filter(|_| !self.host.is_asked());
+        let times = [
+            next_order_ns,
+            self.host.next_held_look_ns(),
+            self.hooks.next_wait_end_ns(),
+            self.pause_ends.next_ns(),
+            self.expectations.next_due_ns(),
+        ];
+        times.into_iter().flatten().min()
+    }
+
+    /// Figures for the metrics.
+    pub fn levels(&self) -> Levels {
+        Levels {
+            in_flight: self.ladders.as_ref().map_or(0, |core| core.in_flight()),
+            is_fire_held: self.host.is_any_held(),
+            agents_missing: self.expectations.count_missing(&self.policy),
+        }
+    }
+
+    fn on_timeout(&mut self) {
+        let now_ns = self.now.observer_ns;
+        self.hooks.end_waits(now_ns);
+        self.end_pauses();
+        for fact in self.expectations.take_missing(&self.policy, now_ns) {
+            self.publish(fact);
+        }
+        self.look_at_host();
+        self.may_order = true;
+    }
+
+    /// When a step may be due to be ordered.
+    fn next_order_ns(&self) -> Option<u64> {
+        let ladders = self.ladders.as_ref().and_then(|core| core.next_due_ns());
+        let hooks = self.next_hook_step_ns();
+        [ladders, hooks].into_iter().flatten().min()
+    }
+
+    fn publish(&mut self, fact: Fact) {
+        self.publish_at(self.now.observer_ns, fact);
+    }
+
+    fn publish_at(&mut self, observer_ns: u64, fact: Fact) {
+        let fact = Box::new(fact);
+        self.effects
+            .push_back(Effect::Publish { observer_ns, fact });
+    }
+
+    /// What became of a recovery: it is remembered with the agent, and published.
+    fn publish_outcome(&mut self, agent: Agent, fact: Fact) {
+        if let (Some(record), Some(outcome)) = (self.agents.get_mut(agent), fact.outcome()) {
+            record.recovery = Some(outcome);
+            // Whatever else comes is another attempt.
+            record.gave_up = matches!(fact, Fact::GaveUp { .. });
+            self.show(agent);
+        }
+        self.publish(fact);
+    }
+
+    /// Shows an agent to readers as it is now.
+    fn show(&mut self, agent: Agent) {
+        let info = self.agents.get(agent).map(AgentRecord::info);
+        let info = info.map(Box::new);
+        self.effects.push_back(Effect::Directory { agent, info });
+    }
+
+    fn agent_ref(&self, agent: Agent) -> AgentRef {
+        let record = self.agents.get(agent);
+        AgentRef {
+            agent,
+            name: record.map_or_else(String::new, |record| record.name().to_owned()),
+            address: record.and_then(|record| record.address),
+            uid: record.and_then(|record| record.uid),
+        }
+    }
+
+    /// What is in the slot of an agent, as long as that is its.
+    fn slot_of(&self, agent: Agent) -> Option<Slot> {
+        let slot = self.table.read(agent.slot)?;
+        (slot.agent(agent.slot) == agent).then_some(slot)
+    }
+
+    fn is_silent(&self, agent: Agent) -> bool {
+        let slot = self.slot_of(agent);
+        slot.is_some_and(|slot| slot.state.is_latched())
+    }
+
+    /// Whether an agent has been silent beyond its soft tier.
+    fn is_late(&self, agent: Agent) -> bool {
+        let slot = self.slot_of(agent);
+        slot.is_some_and(|slot| slot.state == SlotState::Late || slot.state.is_latched())
+    }
+
+    /// Whether an operator wants an agent left alone; the beat path may not have heard yet.
+    fn is_paused(&self, agent: Agent) -> bool {
+        let pause = self
+            .agents
+            .get(agent)
+            .and_then(|record| record.pause.as_ref());
+        pause.is_some_and(|pause| pause.until_ns > self.now.observer_ns)
+    }
+}

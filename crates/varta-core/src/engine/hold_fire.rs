@@ -1,0 +1,130 @@
+//! When the host is looked at, and what follows: nothing is ordered while it is the suspect.
+//!
+//! Whether it is, is decided by [`Holds`]; here is only when to ask. The host is looked at before a step is ordered,
+//! but looking takes time itself, so it is not looked at all the time.
+
+use super::Engine;
+use super::effect::Effect;
+use super::rule_assignments::nanoseconds;
+use crate::agent::{Agent, Locality};
+use crate::census::{Censuses, census};
+use crate::fact::Fact;
+use crate::policy::Policy;
+use crate::recovery::{HoldChange, HoldOptions, Holds, Pressure, Scope};
+
+/// How often it is looked whether held fire may be free again.
+const HELD_PAUSE_NS: u64 = 100_000_000;
+
+/// Least time between two looks at the host, and how many times as long as the look itself took.
+const LOOK_PAUSE_NS: u64 = 1_000_000;
+const LOOK_PARTS: u64 = 20;
+
+/// What is known of the host.
+#[derive(Debug)]
+pub(super) struct HostWatch {
+    holds: Holds,
+    /// No look before then, on the observer's clock.
+    next_look_ns: u64,
+    /// The pressure figures are being read; the agents were counted at these times.
+    asked: Option<(super::Now, Censuses)>,
+}
+
+impl HostWatch {
+    pub(super) fn new(policy: &Policy, now_ns: u64) -> Self {
+        Self {
+            holds: Holds::new(hold_options(policy)),
+            next_look_ns: now_ns,
+            asked: None,
+        }
+    }
+
+    /// Other limits; what is held stays held until it is judged by them.
+    pub(super) fn replace_policy(&mut self, policy: &Policy) {
+        self.holds.set_options(hold_options(policy));
+    }
+
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    pub(super) fn is_any_held(&self) -> bool {
+        self.holds.is_any_held()
+    }
+
+    /// Whether fire is held for all agents of a locality.
+    pub(super) fn is_held(&self, locality: Locality) -> bool {
+        self.holds.is_held(locality)
+    }
+
+    /// Whether fire is held for the agents of a user.
+    pub(super) fn is_held_for(&self, uid: u32) -> bool {
+        self.holds.is_held_for(uid)
+    }
+
+    pub(super) fn held_users(&self) -> impl Iterator<Item = u32> {
+        self.holds.users()
+    }
+
+    /// When it is to be looked whether held fire may be free again.
+    pub(super) fn next_held_look_ns(&self) -> Option<u64> {
+        let next_ns = self.next_look_ns.saturating_add(HELD_PAUSE_NS);
+        (self.is_any_held() && !self.is_asked()).then_some(next_ns)
+    }
+}
+
+impl Engine {
+    /// Asks how the host is, if a step is due or fire is held, and if it is time to look again.
+    pub(super) fn look_at_host(&mut self) {
+        let now_ns = self.now.observer_ns;
+        let is_due = self.next_order_ns().is_some_and(|due_ns| due_ns <= now_ns);
+        let look_ns = match is_due {
+            true => Some(self.host.next_look_ns),
+            false => self.host.next_held_look_ns(),
+        };
+        if !self.host.is_asked() && look_ns.is_some_and(|look_ns| look_ns <= now_ns) {
+            let censuses = census(&self.table, self.now.attention_ns);
+            self.host.asked = Some((self.now, censuses));
+            self.effects.push_back(Effect::ReadPressure);
+        }
+    }
+
+    pub(super) fn on_pressure(&mut self, pressure: Pressure) {
+        let Some((then, censuses)) = self.host.asked.take() else {
+            return;
+        };
+        let changes = self
+            .host
+            .holds
+            .judge(&censuses, pressure, then.attention_ns);
+        for (scope, change) in changes {
+            let is_held = matches!(change, HoldChange::Held(_));
+            if let Some(ladders) = &mut self.ladders {
+                match scope {
+                    Scope::All(locality) => ladders.hold(locality, is_held),
+                    Scope::User(uid) => ladders.hold_user(uid, is_held),
+                }
+            }
+            self.publish(Fact::Hold { scope, change });
+        }
+        let now_ns = self.now.observer_ns;
+        let took_ns = now_ns.saturating_sub(then.observer_ns);
+        let pause_ns = LOOK_PAUSE_NS.max(took_ns.saturating_mul(LOOK_PARTS));
+        self.host.next_look_ns = now_ns.saturating_add(pause_ns);
+    }
+
+    /// Whether nothing may be ordered for an agent now.
+    pub(super) fn is_fire_held(&self, agent: Agent, uid: Option<u32>) -> bool {
+        self.host.is_held(agent.locality()) || uid.is_some_and(|uid| self.host.is_held_for(uid))
+    }
+}
+
+fn hold_options(policy: &Policy) -> HoldOptions {
+    let limits = &policy.limits;
+    HoldOptions {
+        share: limits.mass_stall_share,
+        min: limits.mass_stall_min,
+        mass_max_ns: limits.mass_stall_hold.map(nanoseconds),
+        memory_percent: limits.memory_pressure,
+        io_percent: limits.io_pressure,
+    }
+}

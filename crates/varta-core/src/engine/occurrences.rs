@@ -1,0 +1,241 @@
+//! What the beat path saw, and what follows from it.
+
+use super::Engine;
+use super::agents::AgentRecord;
+use super::input::ProcessFacts;
+use crate::agent::{Agent, UID_UNKNOWN};
+use crate::event::{Event, EventKind, JoinedFrom};
+use crate::fact::{AgentRef, Fact, Occasion};
+
+impl Engine {
+    pub(super) fn on_event(&mut self, event: &Event, facts: Option<Box<ProcessFacts>>) {
+        match event.kind {
+            EventKind::Join { agent, from, .. } => self.on_join(agent, from, facts, event),
+            EventKind::Session { agent, .. } => {
+                if let (Some(record), Some(facts)) = (self.agents.get_mut(agent), facts) {
+                    record.facts = Some(*facts);
+                }
+                self.assign_rule(agent);
+                self.publish_event(agent, event);
+            }
+            EventKind::Sessions { agent, count } => {
+                if let Some(record) = self.agents.get_mut(agent) {
+                    record.sessions = count;
+                    self.show(agent);
+                }
+                self.publish_event(agent, event);
+            }
+            EventKind::Critical { agent, .. } => {
+                self.publish_event(agent, event);
+                self.hook(agent, Occasion::Critical);
+            }
+            EventKind::Late { agent, .. } => {
+                self.publish_event(agent, event);
+                self.hook(agent, Occasion::Late);
+            }
+            EventKind::Stall { agent, .. } => {
+                self.publish_event(agent, event);
+                self.on_stall(agent, event.observer_ns);
+            }
+            EventKind::Return { agent, .. } => {
+                self.publish_event(agent, event);
+                self.on_return(agent);
+            }
+            EventKind::Exit { agent, status, .. } => {
+                self.publish_event(agent, event);
+                if !status.is_clean() {
+                    self.hook(agent, Occasion::Exit);
+                }
+                self.on_gone(agent);
+            }
+            EventKind::Evicted { agent } => {
+                self.publish_event(agent, event);
+                self.on_gone(agent);
+            }
+            EventKind::PutOff { agent, .. } => self.publish_event(agent, event),
+            EventKind::Beat { .. }
+            | EventKind::Refused { .. }
+            | EventKind::Flood { .. }
+            | EventKind::NetworkDrops { .. }
+            | EventKind::ReceiveTrouble
+            | EventKind::Gap { .. } => {
+                if let Some(fact) = fact_without_agent(event) {
+                    self.publish_at(event.observer_ns, fact);
+                }
+            }
+        }
+    }
+
+    fn on_join(
+        &mut self,
+        agent: Agent,
+        from: JoinedFrom,
+        facts: Option<Box<ProcessFacts>>,
+        event: &Event,
+    ) {
+        // An agent whose end was not reported.
+        let before = self.agents.in_slot(agent.slot);
+        if let Some(other) = before.filter(|before| *before != agent) {
+            self.on_gone(other);
+        }
+        let mut record = AgentRecord::new(agent);
+        match from {
+            JoinedFrom::Local { uid, .. } => {
+                record.uid = Some(uid).filter(|uid| *uid != UID_UNKNOWN);
+            }
+            JoinedFrom::Remote { address, sealed } => {
+                record.address = Some(address);
+                record.sealed = sealed;
+            }
+        }
+        let name = facts.as_ref().map(|facts| facts.name.clone());
+        record.joined_as = name.unwrap_or_default();
+        record.facts = facts.map(|facts| *facts);
+        if let Some(known) = self.agents.remove(agent) {
+            record.rule = known.rule;
+            record.limit = known.limit;
+            record.deadlines = known.deadlines;
+            record.pause = known.pause;
+        }
+        self.agents.insert(record);
+        self.assign_rule(agent);
+        if let (Some(ladders), Some(record)) = (&mut self.ladders, self.agents.get(agent)) {
+            ladders.on_join(agent, record.lineage);
+        }
+        self.publish_event(agent, event);
+    }
+
+    /// Publishes what happened to an agent.
+    fn publish_event(&mut self, agent: Agent, event: &Event) {
+        let called = self.agent_ref(agent);
+        let record = self.agents.get(agent);
+        let facts = record.and_then(|record| record.facts.as_ref());
+        if let Some(fact) = fact_of(event, called, facts) {
+            self.publish_at(event.observer_ns, fact);
+        }
+    }
+}
+
+/// What happened to an agent, with what is known of it.
+fn fact_of(event: &Event, agent: AgentRef, facts: Option<&ProcessFacts>) -> Option<Fact> {
+    Some(match event.kind {
+        EventKind::Join {
+            from,
+            status,
+            payload,
+            nonce,
+            ..
+        } => Fact::Joined {
+            agent,
+            from,
+            process: facts.map(|facts| facts.process.clone()),
+            status,
+            payload,
+            nonce,
+        },
+        EventKind::Session {
+            nonce,
+            status,
+            payload,
+            ..
+        } => Fact::SessionBegan {
+            agent,
+            status,
+            payload,
+            nonce,
+            count: 1,
+        },
+        EventKind::Sessions { count, .. } => Fact::SessionsChanged {
+            agent,
+            sessions: count as u64,
+        },
+        EventKind::Critical { nonce, payload, .. } => Fact::Critical {
+            agent,
+            nonce,
+            payload,
+        },
+        EventKind::Late {
+            last_nonce,
+            silence_ns,
+            ..
+        } => Fact::Late {
+            agent,
+            last_nonce,
+            silence_ns,
+        },
+        EventKind::Stall {
+            last_nonce,
+            silence_ns,
+            threshold_ns,
+            refused,
+            ..
+        } => Fact::Stalled {
+            agent,
+            last_nonce,
+            silence_ns,
+            threshold_ns,
+            refused,
+        },
+        EventKind::Return {
+            nonce,
+            status,
+            payload,
+            silence_ns,
+            ..
+        } => Fact::Returned {
+            agent,
+            silence_ns,
+            status,
+            payload,
+            nonce,
+        },
+        EventKind::Exit {
+            last_nonce, status, ..
+        } => Fact::Exited {
+            agent,
+            last_nonce,
+            status,
+        },
+        EventKind::Evicted { .. } => Fact::Evicted { agent },
+        EventKind::PutOff { silence_ns, .. } => Fact::StallPutOff {
+            agent,
+            silence_ns,
+            count: 1,
+        },
+        EventKind::Beat { .. }
+        | EventKind::Refused { .. }
+        | EventKind::Flood { .. }
+        | EventKind::NetworkDrops { .. }
+        | EventKind::ReceiveTrouble
+        | EventKind::Gap { .. } => return None,
+    })
+}
+
+/// What happened to no agent that is known.
+fn fact_without_agent(event: &Event) -> Option<Fact> {
+    match event.kind {
+        EventKind::Beat {
+            agent,
+            nonce,
+            status,
+            payload,
+        } => Some(Fact::Beat {
+            agent,
+            status,
+            payload,
+            nonce,
+        }),
+        EventKind::Refused { sender, reason } => Some(Fact::Refused {
+            sender,
+            reason,
+            count: 1,
+        }),
+        EventKind::Flood { pid, one_in } => Some(Fact::Flood { pid, one_in }),
+        EventKind::NetworkDrops { count } => Some(Fact::NetworkDrops { count }),
+        EventKind::Gap { gap_ns } => Some(Fact::Gap {
+            late_ns: gap_ns,
+            count: 1,
+        }),
+        _ => None,
+    }
+}
