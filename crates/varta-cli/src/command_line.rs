@@ -60,13 +60,13 @@ pub(crate) enum Command {
 
 /// What to print instead of doing anything.
 #[derive(Debug)]
-pub(crate) struct Instead {
+pub(crate) struct EarlyExit {
     text: String,
     /// 0: help or version, for standard output. Else an error.
     exit_code: u8,
 }
 
-impl Instead {
+impl EarlyExit {
     pub(crate) fn print(&self) -> ExitCode {
         if self.exit_code == 0 {
             // A closed standard output is the reader's choice.
@@ -79,15 +79,15 @@ impl Instead {
 }
 
 /// Reads the command line; the first argument is the program's name.
-pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Instead> {
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, EarlyExit> {
     CommandLine::try_parse_from(arguments)
         .map(|line| line.command)
-        .map_err(|error| instead(&error))
+        .map_err(|error| early_exit(&error))
 }
 
 /// Cuts the parser's message to what the operator needs: what is wrong, the nearest right name,
 /// where to read more.
-fn instead(error: &clap::Error) -> Instead {
+fn early_exit(error: &clap::Error) -> EarlyExit {
     let rendered = error.to_string();
     if matches!(
         error.kind(),
@@ -95,7 +95,7 @@ fn instead(error: &clap::Error) -> Instead {
             | ErrorKind::DisplayVersion
             | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     ) {
-        return Instead {
+        return EarlyExit {
             text: rendered,
             exit_code: 0,
         };
@@ -114,7 +114,7 @@ fn instead(error: &clap::Error) -> Instead {
         text.extend(tip.map(|tip| format!("  {tip}\n")));
     }
     text.push_str("  'varta --help' lists the commands, 'varta COMMAND --help' their flags\n");
-    Instead {
+    EarlyExit {
         text,
         exit_code: EXIT_USAGE,
     }
@@ -133,16 +133,16 @@ mod tests {
     use super::*;
     use clap::CommandFactory;
 
-    fn answer_to(arguments: &[&str]) -> Instead {
+    fn answer_to(arguments: &[&str]) -> EarlyExit {
         let program = std::iter::once("varta");
         parse(program.chain(arguments.iter().copied()).map(OsString::from)).unwrap_err()
     }
 
     fn error_of(arguments: &[&str]) -> String {
-        let instead = answer_to(arguments);
-        assert_eq!(instead.exit_code, EXIT_USAGE, "{arguments:?}");
-        assert!(instead.text.lines().count() <= 3, "{}", instead.text);
-        instead.text
+        let exit = answer_to(arguments);
+        assert_eq!(exit.exit_code, EXIT_USAGE, "{arguments:?}");
+        assert!(exit.text.lines().count() <= 3, "{}", exit.text);
+        exit.text
     }
 
     #[test]

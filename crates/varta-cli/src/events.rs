@@ -13,7 +13,7 @@ use varta_api::v1::{EventView, PAGE_MAX};
 use varta_api::{human_line, printable};
 
 use crate::Failure;
-use crate::ask::{LiveEvents, Message, Observer, ObserverArguments, Position, Unanswered};
+use crate::ask::{LiveEvents, Message, Observer, ObserverArguments, Position, RequestError};
 use crate::terminal::is_read;
 
 /// What an observer tells at once.
@@ -65,12 +65,12 @@ enum End {
     /// Nobody reads them.
     Unread(io::Error),
     /// The observer does not tell them.
-    Unanswered(Unanswered),
+    RequestError(RequestError),
 }
 
-impl From<Unanswered> for End {
-    fn from(why: Unanswered) -> Self {
-        Self::Unanswered(why)
+impl From<RequestError> for End {
+    fn from(why: RequestError) -> Self {
+        Self::RequestError(why)
     }
 }
 
@@ -98,7 +98,7 @@ pub(crate) fn run(arguments: &EventsArguments) -> Result<(), Failure> {
         Err(end) => end,
     };
     match end {
-        End::Unanswered(why) => Err(Failure::Run(why.to_string())),
+        End::RequestError(why) => Err(Failure::Run(why.to_string())),
         End::Unread(error) => is_read(Err(error)).map(drop),
     }
 }
@@ -134,7 +134,7 @@ fn follow(observer: &Observer, show: &mut Show) -> io::Error {
                 }
                 match show.all(events) {
                     End::Unread(error) => return error,
-                    End::Unanswered(why) => why,
+                    End::RequestError(why) => why,
                 }
             }
             Err(why) => why,
@@ -159,7 +159,7 @@ impl Show {
         loop {
             let messages = match events.next() {
                 Ok(messages) => messages,
-                Err(why) => return End::Unanswered(why),
+                Err(why) => return End::RequestError(why),
             };
             for message in messages {
                 if let Err(error) = self.message(&message) {

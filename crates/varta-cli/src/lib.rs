@@ -13,6 +13,8 @@ mod beat;
 mod command_line;
 mod demo;
 mod events;
+#[cfg(test)]
+mod fixtures;
 mod key;
 mod pattern;
 mod pause;
@@ -36,7 +38,7 @@ use command_line::Command;
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let command = match command_line::parse(arguments) {
         Ok(command) => command,
-        Err(instead) => return instead.print(),
+        Err(exit) => return exit.print(),
     };
     let result = match command {
         Command::Demo(arguments) => demo::run(&arguments),

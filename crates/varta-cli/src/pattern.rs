@@ -30,7 +30,7 @@ impl Pattern {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::tests::agent;
+    use crate::fixtures::agent;
 
     #[test]
     fn an_agent_is_meant_by_its_pid_its_id_or_its_name() {

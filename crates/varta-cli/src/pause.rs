@@ -13,7 +13,7 @@ use serde::Serialize;
 use varta_api::printable;
 use varta_api::v1::{AgentView, PAUSE_SECONDS_MAX, PauseRequest, REASON_CHARS_MAX, State};
 
-use crate::ask::{Observer, ObserverArguments, Unanswered};
+use crate::ask::{Observer, ObserverArguments, RequestError};
 use crate::pattern::Pattern;
 use crate::terminal::is_read;
 use crate::units::duration;
@@ -129,7 +129,7 @@ fn change(
     observer: &ObserverArguments,
     pattern: &Pattern,
     json: bool,
-    one: impl Fn(&Observer, &AgentView) -> Result<Option<(String, AgentView)>, Unanswered>,
+    one: impl Fn(&Observer, &AgentView) -> Result<Option<(String, AgentView)>, RequestError>,
 ) -> ExitCode {
     let observer = match Observer::find(observer) {
         Ok(observer) => observer,

@@ -23,7 +23,8 @@ use crate::UdpTransport;
 #[cfg(unix)]
 use crate::UdsTransport;
 use crate::reconnect::Reconnect;
-use crate::timeline::{TERMINAL, Timeline};
+use crate::terminal::TERMINAL;
+use crate::timeline::Timeline;
 use crate::{BeatError, BeatOutcome, BeatTransport, UNKNOWN_ERRNO, classify_send_error};
 
 #[cfg(test)]

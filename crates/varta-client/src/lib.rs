@@ -39,6 +39,9 @@ pub mod panic;
 mod reconnect;
 #[cfg(all(unix, feature = "secure-udp"))]
 pub mod secure_transport;
+mod terminal;
+#[cfg(all(unix, feature = "panic-handler"))]
+mod terminal_clock;
 mod timeline;
 pub mod transport;
 

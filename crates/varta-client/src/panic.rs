@@ -18,7 +18,7 @@ use std::os::unix::net::UnixDatagram;
 use std::panic::{set_hook, take_hook};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 #[cfg(feature = "secure-udp")]
@@ -30,7 +30,8 @@ pub use secure::{
 pub use udp::install_udp;
 use varta_vlp::{FRAME_BYTES, Frame, NONCE_TERMINAL, Status};
 
-use crate::timeline::{TERMINAL, elapsed_ns};
+use crate::terminal::TERMINAL;
+use crate::terminal_clock::CLOCK;
 use crate::transport::connect_datagram;
 
 /// Number of the last hook installed, the only one that sends; 0 before the first.
@@ -115,84 +116,5 @@ impl UdsLine {
         if !sent && let Ok(fresh) = connect_datagram(&self.path) {
             let _ = fresh.send(frame);
         }
-    }
-}
-
-/// The time the hook goes by: that of the handle made last, so that the two series of a process
-/// compare. What goes into a frame is made to increase by [`TERMINAL`].
-struct TerminalClock {
-    /// A fixed point to count from; whoever needs it first sets it.
-    anchor: OnceLock<Instant>,
-    /// Where the timeline followed begins, after the anchor.
-    origin_ns: AtomicU64,
-}
-
-static CLOCK: TerminalClock = TerminalClock::new();
-
-/// Terminal frames now count from `origin`, where a handle's timestamps begin.
-pub(crate) fn follow_timeline(origin: Instant) {
-    CLOCK.follow(origin);
-}
-
-impl TerminalClock {
-    const fn new() -> Self {
-        Self {
-            anchor: OnceLock::new(),
-            origin_ns: AtomicU64::new(0),
-        }
-    }
-
-    /// From here on [`elapsed_ns`](Self::elapsed_ns) does not have to set the anchor, and so takes no lock.
-    fn begin(&self) {
-        self.anchor.get_or_init(Instant::now);
-    }
-
-    fn follow(&self, origin: Instant) {
-        let anchor = *self.anchor.get_or_init(|| origin);
-        self.origin_ns
-            .store(elapsed_ns(anchor, origin), Ordering::Relaxed);
-    }
-
-    fn elapsed_ns(&self, now: Instant) -> u64 {
-        let since_anchor_ns = self
-            .anchor
-            .get()
-            .map_or(0, |anchor| elapsed_ns(*anchor, now));
-        since_anchor_ns.saturating_sub(self.origin_ns.load(Ordering::Relaxed))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::timeline::Increasing;
-
-    #[test]
-    fn terminal_timestamps_count_from_where_the_last_handle_began() {
-        let clock = TerminalClock::new();
-        let start = Instant::now();
-        let second = start + Duration::from_secs(10);
-        clock.follow(start);
-        clock.follow(second);
-        assert_eq!(clock.elapsed_ns(second + Duration::from_nanos(77)), 77);
-    }
-
-    #[test]
-    fn terminal_timestamps_increase_across_a_new_handle() {
-        let stamps = Increasing::new();
-        let clock = TerminalClock::new();
-        let start = Instant::now();
-        clock.follow(start);
-        let before = stamps.at_least(clock.elapsed_ns(start + Duration::from_secs(10)));
-        clock.follow(start + Duration::from_secs(10));
-        let after = stamps.at_least(clock.elapsed_ns(start + Duration::from_secs(11)));
-        assert_eq!(after, before + 1);
-    }
-
-    #[test]
-    fn a_clock_nobody_started_stands_at_the_beginning() {
-        assert_eq!(TerminalClock::new().elapsed_ns(Instant::now()), 0);
     }
 }

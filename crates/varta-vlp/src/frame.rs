@@ -179,3 +179,21 @@ fn u64_at(wire: &[u8; FRAME_BYTES], offset: usize) -> u64 {
     bytes.copy_from_slice(&wire[offset..offset + 8]);
     u64::from_le_bytes(bytes)
 }
+
+impl Status {
+    /// The status a wire byte stands for. `Stall` has a byte too, so that a decoder can name it
+    /// when it refuses it.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError::BadStatus`] with the byte when it is above 3.
+    pub const fn try_from_u8(byte: u8) -> Result<Self, DecodeError> {
+        match byte {
+            0 => Ok(Self::Ok),
+            1 => Ok(Self::Degraded),
+            2 => Ok(Self::Critical),
+            3 => Ok(Self::Stall),
+            _ => Err(DecodeError::BadStatus(byte)),
+        }
+    }
+}

@@ -2,8 +2,6 @@
 
 use core::fmt;
 
-use crate::DecodeError;
-
 /// Health of an agent; the discriminant is the byte on the wire (wire spec 3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -20,22 +18,6 @@ pub enum Status {
 }
 
 impl Status {
-    /// The status a wire byte stands for. `Stall` has a byte too, so that a decoder can name it
-    /// when it refuses it.
-    ///
-    /// # Errors
-    ///
-    /// [`DecodeError::BadStatus`] with the byte when it is above 3.
-    pub const fn try_from_u8(byte: u8) -> Result<Self, DecodeError> {
-        match byte {
-            0 => Ok(Self::Ok),
-            1 => Ok(Self::Degraded),
-            2 => Ok(Self::Critical),
-            3 => Ok(Self::Stall),
-            _ => Err(DecodeError::BadStatus(byte)),
-        }
-    }
-
     /// The lower-case name: `ok`, `degraded`, `critical` or `stall`.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -19,16 +19,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use varta_sys::deep_socket::{DeepSocketError, Step, deep_socket};
 
+use crate::settings::QUEUE_DATAGRAMS_MAX;
 use crate::socket_file::{Purpose, new_socket};
-
-/// Datagrams that the beat socket queues unless told otherwise, as a text. A thousand agents that beat in phase find room
-/// eight times over; agents can fill it with some 6 MiB of beats.
-pub(crate) const DEPTH_DEFAULT: &str = "8192";
-
-/// What may be asked for. Fewer than the kernel's own eleven help nobody. More cost a full queue's reading: 65 536
-/// beats take some 100 ms, during which nobody is judged.
-pub(crate) const DEPTH_MIN: u32 = 16;
-pub(crate) const DEPTH_MAX: u32 = 65_536;
 
 /// Below this a burst of ordinary size overflows the queue.
 const DEPTH_LOW: usize = 64;
@@ -196,7 +188,7 @@ fn depth_here() -> io::Result<usize> {
     }
 }
 
-/// The same, found out by filling the queue of such a socket. More than [`DEPTH_MAX`] are not counted.
+/// The same, found out by filling the queue of such a socket. More than [`QUEUE_DATAGRAMS_MAX`] are not counted.
 fn counted_depth() -> io::Result<usize> {
     let name = format!("varta-{:x}", RandomState::new().hash_one(0));
     let address = SocketAddr::from_abstract_name(name)?;
@@ -204,13 +196,13 @@ fn counted_depth() -> io::Result<usize> {
     let mut senders = Vec::new();
     let mut queued = 0;
     // A sender's own buffer is bounded too. The queue is full when a new sender finds no room.
-    while queued < DEPTH_MAX as usize {
+    while queued < QUEUE_DATAGRAMS_MAX as usize {
         let Ok(sender) = UnixDatagram::unbound() else {
             break;
         };
         sender.set_nonblocking(true)?;
         let before = queued;
-        while queued < DEPTH_MAX as usize && sender.send_to_addr(&[], &address).is_ok() {
+        while queued < QUEUE_DATAGRAMS_MAX as usize && sender.send_to_addr(&[], &address).is_ok() {
             queued += 1;
         }
         if queued == before {
@@ -233,7 +225,10 @@ mod tests {
     fn counting_the_queue_finds_what_the_kernel_says() {
         if let Ok(setting) = read_to_string(SETTING) {
             let said = setting.trim().parse::<usize>().unwrap() + 1;
-            assert_eq!(counted_depth().unwrap(), said.min(DEPTH_MAX as usize));
+            assert_eq!(
+                counted_depth().unwrap(),
+                said.min(QUEUE_DATAGRAMS_MAX as usize)
+            );
         }
     }
 

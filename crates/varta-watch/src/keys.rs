@@ -12,23 +12,14 @@ use varta_sys::secret_file::{self, SecretFileError};
 use varta_sys::undumped::Undumped;
 use varta_vlp::secure::{Key, KeyTextError};
 
+use crate::settings::network::KeyFiles;
+
 /// Keys that may be in use at the same time. Every datagram is tried with each of them, at about 0.4 us a
 /// trial, and rotation needs two.
 const SHARED_KEYS_MAX: usize = 16;
 
 /// A key file of that many keys, with a generous comment each.
 const FILE_BYTES_MAX: usize = 64 * 1024;
-
-/// Where the keys are; at least one file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct KeyFiles {
-    /// `--key-file`: one key.
-    pub(crate) shared: Option<PathBuf>,
-    /// `--accepted-key-file`: any number.
-    pub(crate) accepted: Option<PathBuf>,
-    /// `--master-key-file`: one key.
-    pub(crate) master: Option<PathBuf>,
-}
 
 /// A key, and the number it is known by.
 #[derive(Debug)]
@@ -62,43 +53,39 @@ const KEY_FILE: &str = "--key-file";
 const ACCEPTED_KEY_FILE: &str = "--accepted-key-file";
 const MASTER_KEY_FILE: &str = "--master-key-file";
 
-impl KeyFiles {
-    pub(crate) fn is_empty(&self) -> bool {
-        *self == Self::default()
+/// Everything that keeps the files from being used.
+pub(crate) fn problems(files: &KeyFiles) -> Vec<KeyFileError> {
+    let one = |flag, path: &Option<PathBuf>| only_key(flag, path.as_ref()?).err();
+    let any = |flag, path: &Option<PathBuf>| keys(flag, path.as_ref()?).err();
+    let each = [
+        one(KEY_FILE, &files.shared),
+        any(ACCEPTED_KEY_FILE, &files.accepted),
+        one(MASTER_KEY_FILE, &files.master),
+    ];
+    let mut problems: Vec<KeyFileError> = each.into_iter().flatten().collect();
+    // What they are together is known if each is any good.
+    if problems.is_empty() {
+        problems.extend(KeyRing::read(files).err());
     }
+    problems
+}
 
-    /// Everything that keeps the files from being used.
-    pub(crate) fn problems(&self) -> Vec<KeyFileError> {
-        let one = |flag, path: &Option<PathBuf>| only_key(flag, path.as_ref()?).err();
-        let any = |flag, path: &Option<PathBuf>| keys(flag, path.as_ref()?).err();
-        let each = [
-            one(KEY_FILE, &self.shared),
-            any(ACCEPTED_KEY_FILE, &self.accepted),
-            one(MASTER_KEY_FILE, &self.master),
-        ];
-        let mut problems: Vec<KeyFileError> = each.into_iter().flatten().collect();
-        // What they are together is known if each is any good.
-        if problems.is_empty() {
-            problems.extend(self.read().err());
-        }
-        problems
-    }
-
+impl KeyRing {
     /// Reads every file; the first that cannot be used is the error.
-    pub(crate) fn read(&self) -> Result<KeyRing, KeyFileError> {
+    pub(crate) fn read(files: &KeyFiles) -> Result<Self, KeyFileError> {
         let mut read = Vec::new();
-        if let Some(path) = &self.shared {
+        if let Some(path) = &files.shared {
             read.push(only_key(KEY_FILE, path)?);
         }
-        if let Some(path) = &self.accepted {
+        if let Some(path) = &files.accepted {
             read.extend(keys(ACCEPTED_KEY_FILE, path)?);
         }
-        let master = match &self.master {
+        let master = match &files.master {
             Some(path) => Some(only_key(MASTER_KEY_FILE, path)?),
             None => None,
         };
         // Only that file may hold no key, and only that one more than one.
-        let accepted = || self.accepted.clone().unwrap_or_default();
+        let accepted = || files.accepted.clone().unwrap_or_default();
         if read.is_empty() && master.is_none() {
             return Err(KeyFileError::None(accepted()));
         }
@@ -112,7 +99,7 @@ impl KeyFiles {
         if shared.len() > SHARED_KEYS_MAX {
             return Err(KeyFileError::TooMany(accepted(), shared.len()));
         }
-        Ok(KeyRing {
+        Ok(Self {
             shared,
             master: master.map(|mut named| {
                 // The same bytes in another role are another key.
@@ -231,7 +218,7 @@ mod tests {
     }
 
     fn error_of(files: &KeyFiles) -> String {
-        files.read().unwrap_err().to_string()
+        KeyRing::read(files).unwrap_err().to_string()
     }
 
     #[test]
@@ -242,7 +229,7 @@ mod tests {
             accepted: files.write("accepted", format!("{}\n{}\n{}\n", hex(2), hex(1), hex(3))),
             master: files.write("master", hex(1)),
         };
-        let ring = keys.read().unwrap();
+        let ring = KeyRing::read(&keys).unwrap();
         let hexes = ring.shared.iter().map(|named| named.key.to_hex());
         let hexes: Vec<_> = hexes
             .map(|hex| String::from_utf8_lossy(&*hex).into_owned())
@@ -260,7 +247,7 @@ mod tests {
             accepted,
             ..KeyFiles::default()
         };
-        assert_eq!(keys.read().unwrap().shared.len(), 1);
+        assert_eq!(KeyRing::read(&keys).unwrap().shared.len(), 1);
     }
 
     #[test]
@@ -309,7 +296,10 @@ mod tests {
             accepted: missing(),
             master: missing(),
         };
-        let problems: Vec<String> = all.problems().iter().map(ToString::to_string).collect();
+        let problems: Vec<String> = super::problems(&all)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         assert_eq!(problems.len(), 3, "{problems:?}");
         for (problem, flag) in problems
             .iter()
@@ -322,13 +312,13 @@ mod tests {
             accepted: accepted.clone(),
             ..KeyFiles::default()
         };
-        assert_eq!(alone.problems().len(), 1);
+        assert_eq!(super::problems(&alone).len(), 1);
         let with_another = KeyFiles {
             shared: files.write("key", hex(1)),
             accepted,
             ..KeyFiles::default()
         };
-        assert!(with_another.problems().is_empty());
+        assert!(super::problems(&with_another).is_empty());
     }
 
     #[test]

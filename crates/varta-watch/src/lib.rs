@@ -5,22 +5,25 @@
 
 #![forbid(unsafe_code)]
 
+mod actions;
+mod beat_path_state;
 mod beat_queue;
 mod clock;
 mod config;
 mod control;
 mod handoff;
 mod http;
-mod identity;
 mod ingest;
-mod journal;
 mod keys;
 mod lifecycle;
 mod own_file;
-mod policy;
-mod recovery;
+mod process_info;
 mod replay_file;
+mod report;
+mod settings;
+mod snapshot;
 mod socket_file;
+mod token;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -29,7 +32,7 @@ use std::process::ExitCode;
 use varta_api::{Fields, LogEvent};
 
 use config::{Config, Sources};
-use control::log::Log;
+use report::log::Log;
 
 /// Exit code of anything that goes wrong after the command line was understood.
 const EXIT_FAILURE: u8 = 1;
@@ -39,19 +42,19 @@ const EXIT_FAILURE: u8 = 1;
 /// Exit codes: 0 after a clean stop, and after printing what was asked for instead, such as `--help`; 1 when the
 /// observer cannot start or go on; 2 for an unusable command line or configuration.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let config = match Config::read(Sources::of_process(arguments)) {
+    let config = match Config::read(Sources::of_process(arguments), http::metrics::list) {
         Ok(config) => config,
-        Err(instead) => {
-            if instead.exit_code == 0 {
+        Err(exit) => {
+            if exit.exit_code == 0 {
                 // A closed standard output is the reader's choice.
-                let _ = std::io::stdout().write_all(instead.text.as_bytes());
+                let _ = std::io::stdout().write_all(exit.text.as_bytes());
             } else {
-                eprint!("{}", instead.text);
+                eprint!("{}", exit.text);
             }
-            return ExitCode::from(instead.exit_code);
+            return ExitCode::from(exit.exit_code);
         }
     };
-    let (log, writer) = match Log::start(config.log_format, lifecycle::random_number()) {
+    let (log, writer) = match Log::start(config.settings.log_format, lifecycle::random_number()) {
         Ok(log) => log,
         Err(error) => {
             eprintln!("varta-watch: cannot start the log: {error}");

@@ -20,7 +20,7 @@ use rustix::net::{
 };
 use varta_api::SOCKET_PATH_BYTES_MAX;
 
-use crate::config::users::SocketAccess;
+use crate::settings::SocketAccess;
 
 /// Connections that may wait to be accepted at the control socket.
 const CONNECTIONS_WAITING: i32 = 64;

@@ -55,9 +55,9 @@ const PAGES_MAX: usize = 4096;
 
 /// Why there is no answer, and what to do about it.
 #[derive(Debug)]
-pub(crate) struct Unanswered(String);
+pub(crate) struct RequestError(String);
 
-impl fmt::Display for Unanswered {
+impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -102,12 +102,12 @@ impl Observer {
         })
     }
 
-    pub(crate) fn info(&self) -> Result<Info, Unanswered> {
+    pub(crate) fn info(&self) -> Result<Info, RequestError> {
         self.get(&format!("{}/info", v1::PREFIX))
     }
 
     /// An observer that is not healthy says so with an error status.
-    pub(crate) fn health(&self) -> Result<Health, Unanswered> {
+    pub(crate) fn health(&self) -> Result<Health, RequestError> {
         let path = "/healthz";
         match self.answer(path)? {
             (StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE, body) => self.read(path, &body),
@@ -117,7 +117,7 @@ impl Observer {
 
     /// Every agent, by pid: in that order nobody moves from one page to another, whatever happens to them
     /// meanwhile.
-    pub(crate) fn agents(&self) -> Result<Vec<AgentView>, Unanswered> {
+    pub(crate) fn agents(&self) -> Result<Vec<AgentView>, RequestError> {
         let first = format!("{}/agents?sort=pid&limit={}", v1::PREFIX, v1::PAGE_MAX);
         let mut path = first.clone();
         let mut agents = Vec::new();
@@ -134,14 +134,18 @@ impl Observer {
     }
 
     /// The latest events, or the first ones after `after`; oldest first.
-    pub(crate) fn events(&self, after: Option<u64>, limit: u64) -> Result<EventsPage, Unanswered> {
+    pub(crate) fn events(
+        &self,
+        after: Option<u64>,
+        limit: u64,
+    ) -> Result<EventsPage, RequestError> {
         let after = after.map_or(String::new(), |id| format!("&after={id}"));
         self.get(&format!("{}/events?limit={limit}{after}", v1::PREFIX))
     }
 
     /// What happens after a position, from what is remembered to what is still to come. It is asked for once: who
     /// follows comes again anyway.
-    pub(crate) fn follow(&self, position: &Position) -> Result<LiveEvents<'_>, Unanswered> {
+    pub(crate) fn follow(&self, position: &Position) -> Result<LiveEvents<'_>, RequestError> {
         let path = format!("{}/events", v1::PREFIX);
         let request = match position {
             Position::After(id) => Request::get(format!("{path}?after={id}")),
@@ -173,12 +177,12 @@ impl Observer {
         &self,
         id: &str,
         request: &PauseRequest,
-    ) -> Result<Option<AgentView>, Unanswered> {
+    ) -> Result<Option<AgentView>, RequestError> {
         self.change(id, "pause", request)
     }
 
     /// The same.
-    pub(crate) fn resume(&self, id: &str) -> Result<Option<AgentView>, Unanswered> {
+    pub(crate) fn resume(&self, id: &str) -> Result<Option<AgentView>, RequestError> {
         self.change(id, "resume", &ResumeRequest {})
     }
 
@@ -187,7 +191,7 @@ impl Observer {
         id: &str,
         what: &str,
         request: &impl Serialize,
-    ) -> Result<Option<AgentView>, Unanswered> {
+    ) -> Result<Option<AgentView>, RequestError> {
         let path = format!("{}/agents/{}/{what}", v1::PREFIX, percent_encoded(id));
         // Numbers and texts: there is always JSON for them.
         let body = serde_json::to_vec(request).unwrap_or_default();
@@ -205,14 +209,14 @@ impl Observer {
         }
     }
 
-    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Unanswered> {
+    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, RequestError> {
         match self.answer(path)? {
             (StatusCode::OK, body) => self.read(path, &body),
             (status, body) => Err(self.refused(path, status, &body)),
         }
     }
 
-    fn answer(&self, path: &str) -> Result<(StatusCode, Bytes), Unanswered> {
+    fn answer(&self, path: &str) -> Result<(StatusCode, Bytes), RequestError> {
         self.in_time(async {
             let request = Request::get(path).header(ACCEPT, "application/json");
             let response = self.send(request, Bytes::new()).await?;
@@ -222,8 +226,8 @@ impl Observer {
 
     fn in_time<T>(
         &self,
-        question: impl Future<Output = Result<T, Unanswered>>,
-    ) -> Result<T, Unanswered> {
+        question: impl Future<Output = Result<T, RequestError>>,
+    ) -> Result<T, RequestError> {
         let answer = self
             .runtime
             .block_on(async { timeout(ANSWER_WAIT, question).await });
@@ -240,7 +244,7 @@ impl Observer {
         &self,
         request: hyper::http::request::Builder,
         body: Bytes,
-    ) -> Result<Response<Incoming>, Unanswered> {
+    ) -> Result<Response<Incoming>, RequestError> {
         let request = self.complete(request, body)?;
         let asked = Instant::now();
         loop {
@@ -258,7 +262,7 @@ impl Observer {
         &self,
         request: hyper::http::request::Builder,
         body: Bytes,
-    ) -> Result<Request<Full<Bytes>>, Unanswered> {
+    ) -> Result<Request<Full<Bytes>>, RequestError> {
         let request = request.header(HOST, "localhost").body(Full::new(body));
         request.map_err(|error| self.no_observer(&error))
     }
@@ -268,7 +272,7 @@ impl Observer {
     async fn send_once(
         &self,
         request: Request<Full<Bytes>>,
-    ) -> Result<Option<Response<Incoming>>, Unanswered> {
+    ) -> Result<Option<Response<Incoming>>, RequestError> {
         let stream = UnixStream::connect(&self.control)
             .await
             .map_err(|error| self.not_connected(&error))?;
@@ -285,14 +289,14 @@ impl Observer {
         }
     }
 
-    fn hung_up(&self) -> Unanswered {
+    fn hung_up(&self) -> RequestError {
         let given_by = self.given_by;
         self.unanswered(&format!(
             "it hangs up without an answer; too many may be asking it, or it is no observer: check {given_by}"
         ))
     }
 
-    fn no_observer(&self, error: &dyn fmt::Display) -> Unanswered {
+    fn no_observer(&self, error: &dyn fmt::Display) -> RequestError {
         let given_by = self.given_by;
         self.unanswered(&format!(
             "what answers is no observer ({error}); check {given_by}"
@@ -300,7 +304,7 @@ impl Observer {
     }
 
     /// Whoever may make files where the socket is looked for could answer in the observer's name.
-    fn check_peer(&self, stream: &UnixStream) -> Result<(), Unanswered> {
+    fn check_peer(&self, stream: &UnixStream) -> Result<(), RequestError> {
         let uids = || {
             let owner = std::fs::metadata(&self.control)?.uid();
             io::Result::Ok((stream.peer_cred()?.uid(), owner))
@@ -315,7 +319,7 @@ impl Observer {
         }
     }
 
-    async fn body(&self, response: Response<Incoming>) -> Result<Bytes, Unanswered> {
+    async fn body(&self, response: Response<Incoming>) -> Result<Bytes, RequestError> {
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
         let body = body.collect().await;
         body.map(http_body_util::Collected::to_bytes)
@@ -327,7 +331,7 @@ impl Observer {
             })
     }
 
-    fn read<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> Result<T, Unanswered> {
+    fn read<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> Result<T, RequestError> {
         serde_json::from_slice(body).map_err(|error| {
             self.unanswered(&format!(
                 "the answer to {path} is not understood ({error}); is the observer of another version \
@@ -338,7 +342,7 @@ impl Observer {
     }
 
     /// An observer says why itself.
-    fn refused(&self, path: &str, status: StatusCode, body: &[u8]) -> Unanswered {
+    fn refused(&self, path: &str, status: StatusCode, body: &[u8]) -> RequestError {
         let why = match serde_json::from_slice::<Problem>(body) {
             Ok(problem) => problem.detail,
             Err(_) => "is this the control socket of an observer as new as this varta?".to_owned(),
@@ -346,11 +350,11 @@ impl Observer {
         self.unanswered(&format!("{path} is answered with {status}: {why}"))
     }
 
-    fn not_connected(&self, error: &io::Error) -> Unanswered {
+    fn not_connected(&self, error: &io::Error) -> RequestError {
         let control = self.control.display();
         let fix = match Errno::from_io_error(error) {
             Some(Errno::NOENT | Errno::CONNREFUSED) => {
-                return Unanswered(format!(
+                return RequestError(format!(
                     "no observer answers on {control}; start varta-watch, or name its socket with \
                      --socket or --control-socket"
                 ));
@@ -360,19 +364,19 @@ impl Observer {
             Some(Errno::AGAIN) => "the observer does not take questions: see its log, restart it",
             _ => &format!("check {}", self.given_by),
         };
-        Unanswered(format!("{control}: {error}; {fix}"))
+        RequestError(format!("{control}: {error}; {fix}"))
     }
 
     /// Part of the text may be somebody else's.
-    fn unanswered(&self, why: &str) -> Unanswered {
-        Unanswered(printable(&format!("{}: {why}", self.control.display())))
+    fn unanswered(&self, why: &str) -> RequestError {
+        RequestError(printable(&format!("{}: {why}", self.control.display())))
     }
 }
 
 impl LiveEvents<'_> {
     /// What came next, one message or several. Waits for it without an end; the end of the stream is an
     /// error.
-    pub(crate) fn next(&mut self) -> Result<Vec<Message>, Unanswered> {
+    pub(crate) fn next(&mut self) -> Result<Vec<Message>, RequestError> {
         let frame = self.observer.runtime.block_on(self.body.frame());
         let lost = |why: &dyn fmt::Display| {
             self.observer

@@ -17,7 +17,7 @@ use serde::Serialize;
 use varta_api::printable;
 use varta_api::v1::{AgentView, Health, Info, NoRoom, State};
 
-use crate::ask::{Observer, ObserverArguments, Unanswered};
+use crate::ask::{Observer, ObserverArguments, RequestError};
 use crate::pattern::Pattern;
 use crate::terminal::{self, Picture, cut, wrapped};
 use crate::units::duration;
@@ -233,7 +233,7 @@ fn is_stopped(stopped: &Receiver<&'static str>, every: Duration) -> bool {
 
 impl Report {
     /// Asks for everything, and keeps those who are meant, the worst first.
-    fn ask(observer: &Observer, pattern: Option<&Pattern>) -> Result<Self, Unanswered> {
+    fn ask(observer: &Observer, pattern: Option<&Pattern>) -> Result<Self, RequestError> {
         let info = observer.info()?;
         let health = observer.health()?;
         let mut agents = observer.agents()?;
@@ -402,39 +402,11 @@ fn print(text: &str) -> Result<bool, Failure> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use varta_api::v1::{SHARE_FULL, StateCounts, TABLE_FULL};
 
     use super::*;
-
-    /// One that is alive.
-    pub(crate) fn agent(name: &str, pid: u32) -> AgentView {
-        AgentView {
-            id: format!("{pid}-0"),
-            state: State::Alive,
-            pid,
-            name: Some(name.to_owned()),
-            uid: Some(1000),
-            unit: None,
-            user_unit: None,
-            source: None,
-            sessions: None,
-            transport: "unix".to_owned(),
-            status: "ok".to_owned(),
-            payload: 0,
-            nonce: None,
-            silence: 0.4,
-            threshold: 2.0,
-            beats: 10,
-            beats_per_second: 2.0,
-            stalls: 0,
-            tracked: 5.0,
-            recovery: None,
-            gave_up: false,
-            paused_for: None,
-            pause_reason: None,
-        }
-    }
+    use crate::fixtures::agent;
 
     fn report(agents: Vec<AgentView>) -> Report {
         Report {

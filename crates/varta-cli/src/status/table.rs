@@ -318,7 +318,7 @@ fn recovery(agent: &AgentView) -> Cell {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::tests::agent;
+    use crate::fixtures::agent;
 
     fn agents() -> Vec<AgentView> {
         let mut stalled = agent("a-name-too-long", 7);

@@ -207,11 +207,11 @@ mod tests {
     /// What is said about a file, without its name.
     fn problems(file: &NamedTempFile) -> Vec<String> {
         let path = file.path().to_str().unwrap();
-        let Err(instead) = parse(&["--socket=/s", "--check-config", "--config", path]) else {
+        let Err(exit) = parse(&["--socket=/s", "--check-config", "--config", path]) else {
             panic!("it was asked to check only");
         };
         let begin = format!("{path}:");
-        let lines = instead.text.lines();
+        let lines = exit.text.lines();
         // That one depends on the machine.
         let lines = lines.filter(|line| !line.starts_with("note: the kernel queues "));
         lines.map(|line| line.replace(&begin, "")).collect()

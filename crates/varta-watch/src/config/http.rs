@@ -1,4 +1,4 @@
-//! Where questions are answered, and to whom.
+//! The flags about answering, and what they ask for together.
 //!
 //! Nothing is opened here: whether an address can be had and a file is any good is found out at start.
 
@@ -8,10 +8,10 @@ use std::str::FromStr;
 
 use clap::Args;
 
-use super::Wish;
+use super::Toggle;
 use super::problems::Problems;
 use super::units::{OFF, quoted};
-use crate::http::metrics::AgentSeries;
+use crate::settings::http::{AgentSeries, HttpSettings, Place};
 
 /// The flags about answering.
 #[derive(Debug, Args)]
@@ -21,7 +21,7 @@ pub(super) struct HttpFlags {
     /// Port 0 stands for any free one, which is then printed on standard output. Unless given:
     /// 127.0.0.1:8278, if it is free.
     #[arg(long, alias = "prom-addr", value_name = "ADDR|off", value_parser = address_or_off, help_heading = "Answering")]
-    http: Option<Wish<SocketAddr>>,
+    http: Option<Toggle<SocketAddr>>,
 
     /// File with the token that questions over TCP must have
     ///
@@ -38,7 +38,7 @@ pub(super) struct HttpFlags {
     ///
     /// For the observer's own user. Unless given: next to the socket, its name and .control.
     #[arg(long, value_name = "PATH|off", value_parser = path_or_off, help_heading = "Answering")]
-    control_socket: Option<Wish<PathBuf>>,
+    control_socket: Option<Toggle<PathBuf>>,
 
     /// Agents that have metrics of their own
     ///
@@ -47,29 +47,12 @@ pub(super) struct HttpFlags {
     metrics_agents: AgentSeries,
 }
 
-/// A place to answer at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place<T> {
-    pub(crate) at: T,
-    /// The operator named it: without it the observer does not start.
-    pub(crate) asked_for: bool,
-}
-
-/// Where to answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct HttpConfig {
-    pub(crate) tcp: Option<Place<SocketAddr>>,
-    pub(crate) token_file: Option<PathBuf>,
-    pub(crate) control: Option<Place<PathBuf>>,
-    pub(crate) agents: AgentSeries,
-}
-
 impl HttpFlags {
     /// What the flags ask for together. Says what is wrong with them.
-    pub(super) fn check(self, socket: &Path, problems: &mut Problems) -> HttpConfig {
+    pub(super) fn check(self, socket: &Path, problems: &mut Problems) -> HttpSettings {
         let tcp = match self.http {
-            Some(Wish::Off) => None,
-            Some(Wish::At(at)) => Some(Place {
+            Some(Toggle::Off) => None,
+            Some(Toggle::At(at)) => Some(Place {
                 at,
                 asked_for: true,
             }),
@@ -93,8 +76,8 @@ impl HttpFlags {
             problems.about("http", &["http-token-file"], text);
         }
         let control = match self.control_socket {
-            Some(Wish::Off) => None,
-            Some(Wish::At(at)) => {
+            Some(Toggle::Off) => None,
+            Some(Toggle::At(at)) => {
                 if at == socket {
                     let text = "it names the same file as --socket; give another path";
                     problems.about("control-socket", &["socket"], text);
@@ -109,7 +92,7 @@ impl HttpFlags {
                 asked_for: false,
             }),
         };
-        HttpConfig {
+        HttpSettings {
             tcp,
             token_file: self.http_token_file,
             control,
@@ -122,11 +105,11 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-fn address_or_off(text: &str) -> Result<Wish<SocketAddr>, String> {
+fn address_or_off(text: &str) -> Result<Toggle<SocketAddr>, String> {
     if text == OFF {
-        return Ok(Wish::Off);
+        return Ok(Toggle::Off);
     }
-    text.parse().map(Wish::At).map_err(|_| {
+    text.parse().map(Toggle::At).map_err(|_| {
         format!(
             "{} is not an address with a port; write 127.0.0.1:8278, [::1]:8278 or off",
             quoted(text)
@@ -134,11 +117,11 @@ fn address_or_off(text: &str) -> Result<Wish<SocketAddr>, String> {
     })
 }
 
-fn path_or_off(text: &str) -> Result<Wish<PathBuf>, String> {
+fn path_or_off(text: &str) -> Result<Toggle<PathBuf>, String> {
     match text {
         "" => Err("it is empty; give a path or off".to_owned()),
-        OFF => Ok(Wish::Off),
-        path => Ok(Wish::At(path.into())),
+        OFF => Ok(Toggle::Off),
+        path => Ok(Toggle::At(path.into())),
     }
 }
 
@@ -163,12 +146,12 @@ mod tests {
 
     const SOCKET: &str = "--socket=/run/here/varta.sock";
 
-    fn http(arguments: &[&str]) -> HttpConfig {
+    fn http(arguments: &[&str]) -> HttpSettings {
         let all: Vec<&str> = [SOCKET]
             .into_iter()
             .chain(arguments.iter().copied())
             .collect();
-        parse(&all).unwrap().http
+        parse(&all).unwrap().settings.http
     }
 
     #[test]
@@ -185,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn either_door_can_be_off() {
+    fn either_listener_can_be_off() {
         let config = http(&["--http=off", "--control-socket=off"]);
         assert_eq!((config.tcp, config.control), (None, None));
     }
@@ -210,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_without_a_door_is_an_error() {
+    fn a_token_without_a_listener_is_an_error() {
         let error = error_of(&[SOCKET, "--http=off", "--http-token-file=/t"]);
         assert!(error.contains("--http-token-file"), "{error}");
     }

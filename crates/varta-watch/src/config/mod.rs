@@ -6,8 +6,8 @@
 //! start.
 
 mod file;
-pub(crate) mod http;
-pub(crate) mod network;
+mod http;
+mod network;
 mod old_flags;
 mod pages;
 mod plan;
@@ -22,30 +22,24 @@ mod steps;
 mod table;
 mod units;
 mod unvouched;
-pub(crate) mod users;
+mod users;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, FromArgMatches};
-use varta_core::{AllowedUsers, EvictionPolicy, LimitOptions, Rate};
+use varta_core::{EvictionPolicy, LimitOptions, Rate};
 
 use crate::beat_queue;
-use crate::control::log::LogFormat;
-use crate::http::metrics;
-use crate::http::token::Token;
-use crate::journal::ExportEvents;
-use crate::keys::KeyFiles;
-use crate::policy::Policy;
+use crate::keys;
+use crate::settings::{Settings, SocketAccess};
+use crate::token::Token;
 use file::Parsed;
-use http::HttpConfig;
-use network::UdpConfig;
 use problems::{Origin, Problems};
 pub(crate) use sources::Sources;
 use sources::{Gathered, Setting};
 use table::{Eviction, Flags};
-use users::SocketAccess;
 
 /// Exit code of an unusable command line or configuration.
 pub(crate) const EXIT_USAGE: u8 = 2;
@@ -59,101 +53,72 @@ const UNSHARED_PART: usize = 4;
 
 /// A setting that can also be switched off.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Wish<T> {
+pub(super) enum Toggle<T> {
     Off,
     At(T),
 }
 
-/// A checked configuration.
+/// A checked configuration, and what it was made from.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
-    pub(crate) socket: PathBuf,
-    /// The socket's directory is ours to create.
-    pub(crate) socket_is_default: bool,
-    pub(crate) socket_access: SocketAccess,
-    /// Datagrams the kernel is to queue on the socket, at least; `None`: what it offers will do.
-    pub(crate) queue_datagrams: Option<u32>,
-    pub(crate) users: AllowedUsers,
-    /// Agents of other pid namespaces are refused.
-    pub(crate) refuse_foreign: bool,
-    /// The beat path may run in real time.
-    pub(crate) real_time: bool,
-    pub(crate) limits: LimitOptions,
-    pub(crate) udp: Option<UdpConfig>,
-    pub(crate) http: HttpConfig,
-    pub(crate) threshold: Duration,
-    /// Silence that makes an agent late; shorter than the threshold.
-    pub(crate) late: Option<Duration>,
-    pub(crate) capacity: usize,
-    /// Slots that agents of one user may have, root aside.
-    pub(crate) agents_per_user: usize,
-    pub(crate) eviction_policy: EvictionPolicy,
-    pub(crate) eviction_scan_window: usize,
-    pub(crate) recovery_exec: Option<String>,
-    /// Rules, ladders and restraint.
-    pub(crate) policy: Policy,
-    pub(crate) export_file: Option<PathBuf>,
-    /// Whatever that leads to.
-    pub(crate) allow_any_export_file: bool,
-    pub(crate) export_events: ExportEvents,
-    pub(crate) log_format: LogFormat,
-    pub(crate) shutdown_after: Option<Duration>,
-    /// Time that running recovery commands get to end when the observer stops.
-    pub(crate) shutdown_grace: Duration,
+    pub(crate) settings: Settings,
     /// What is to be said once: settings without effect, unknown variables.
     pub(crate) notices: Vec<String>,
     /// What works as it is written, and not only for whom it is meant.
     pub(crate) warnings: Vec<String>,
-    settings: Vec<Setting>,
+    written: Vec<Setting>,
     sources: Sources,
 }
 
 /// What to print instead of starting, and how to exit.
 #[derive(Debug)]
-pub(crate) struct Instead {
+pub(crate) struct EarlyExit {
     pub(crate) text: String,
     /// 0: what was asked for, such as help, for standard output. Else an error.
     pub(crate) exit_code: u8,
 }
 
 impl Config {
-    /// Reads flags, environment and file.
-    pub(crate) fn read(sources: Sources) -> Result<Self, Instead> {
+    /// Reads flags, environment and file. `list_metrics` makes the text of `--list-metrics`.
+    pub(crate) fn read(
+        sources: Sources,
+        list_metrics: impl FnOnce() -> String,
+    ) -> Result<Self, EarlyExit> {
         let flags = match sources.flags() {
             Ok(flags) => flags,
             Err(error) if error.kind() == ErrorKind::DisplayHelp => {
                 return Err(printed(pages::help(sources.has_argument("--help"))));
             }
-            Err(error) => return Err(instead(&error)),
+            Err(error) => return Err(early_exit(&error)),
         };
-        if let Some(page) = page(&flags) {
+        if let Some(page) = page(&flags, list_metrics) {
             return Err(printed(page));
         }
         let mut problems = Problems::default();
         let document = sources.document(&flags, &mut problems);
         let file = document.as_ref().map(|file| file.parse(&mut problems));
         let gathered = sources.gather(&flags, file.as_ref(), &mut problems);
-        let gathered = gathered.map_err(|error| instead(&error))?;
+        let gathered = gathered.map_err(|error| early_exit(&error))?;
         check(&flags, gathered, file.as_ref(), sources, problems)
     }
 
     /// Reads them again, the environment as it was at the start; else everything that is wrong, one line
     /// each.
     pub(crate) fn again(&self) -> Result<Self, Vec<String>> {
-        Self::read(self.sources.clone())
-            .map_err(|instead| instead.text.lines().map(str::to_owned).collect())
+        Self::read(self.sources.clone(), String::new)
+            .map_err(|exit| exit.text.lines().map(str::to_owned).collect())
     }
 
     /// The settings that differ in `new` and take effect after a restart only.
     pub(crate) fn needing_restart(&self, new: &Self) -> Vec<&str> {
-        let pairs = self.settings.iter().zip(&new.settings);
+        let pairs = self.written.iter().zip(&new.written);
         let changed = pairs.filter(|(old, new)| !old.reloaded && old.texts != new.texts);
         changed.map(|(old, _)| old.key.as_str()).collect()
     }
 }
 
 /// What the command line asks to be printed instead of watching.
-fn page(flags: &ArgMatches) -> Option<String> {
+fn page(flags: &ArgMatches, list_metrics: impl FnOnce() -> String) -> Option<String> {
     if let Some(shell) = flags.get_one::<String>("completions") {
         return Some(pages::completions(shell));
     }
@@ -162,7 +127,7 @@ fn page(flags: &ArgMatches) -> Option<String> {
     } else if flags.get_flag("list_settings") {
         Some(pages::settings())
     } else if flags.get_flag("list_metrics") {
-        Some(metrics::list())
+        Some(list_metrics())
     } else {
         None
     }
@@ -174,19 +139,19 @@ fn check(
     file: Option<&Parsed<'_>>,
     sources: Sources,
     mut problems: Problems,
-) -> Result<Config, Instead> {
+) -> Result<Config, EarlyExit> {
     let Gathered {
         mut matches,
-        settings,
+        settings: written,
         notices,
     } = gathered;
-    let flags = Flags::from_arg_matches_mut(&mut matches).map_err(|error| instead(&error))?;
+    let flags = Flags::from_arg_matches_mut(&mut matches).map_err(|error| early_exit(&error))?;
     let check_only = arguments.get_flag("check_config");
     let inherited_path = sources.path_of_children(flags.recovery.recovery_inherit_env);
     let given = Given {
         file,
         inherited_path,
-        settings,
+        written,
         sources,
     };
     let config = flags.check(given, &mut problems, notices);
@@ -200,7 +165,7 @@ fn check(
         return Err(printed(config.said_ok(file)));
     }
     if arguments.get_flag("print_config") {
-        return Err(printed(show::page(&config.settings, file)));
+        return Err(printed(show::page(&config.written, file)));
     }
     Ok(config)
 }
@@ -209,7 +174,7 @@ fn check(
 struct Given<'a> {
     file: Option<&'a Parsed<'a>>,
     inherited_path: Option<String>,
-    settings: Vec<Setting>,
+    written: Vec<Setting>,
     sources: Sources,
 }
 
@@ -263,13 +228,13 @@ impl Flags {
             false => capacity,
         };
         let agents_per_user = self.max_agents_per_user.map_or(share, |most| most as usize);
-        Some(Config {
+        let settings = Settings {
             socket,
             socket_is_default,
             socket_access,
             queue_datagrams: match self.queue_datagrams {
-                Wish::Off => None,
-                Wish::At(datagrams) => Some(datagrams),
+                Toggle::Off => None,
+                Toggle::At(datagrams) => Some(datagrams),
             },
             users,
             refuse_foreign: self.strict_namespace_check && !self.allow_cross_namespace_agents,
@@ -297,9 +262,12 @@ impl Flags {
             log_format: self.log_format,
             shutdown_after: self.shutdown_after_secs.map(Duration::from_secs),
             shutdown_grace: Duration::from_millis(self.shutdown_grace_ms),
+        };
+        Some(Config {
+            settings,
             notices,
             warnings: problems.warnings(),
-            settings: given.settings,
+            written: given.written,
             sources: given.sources,
         })
     }
@@ -308,12 +276,12 @@ impl Flags {
 impl Config {
     /// Reads the secrets, which a start reads where they are used.
     fn check_secrets(&self, problems: &mut Problems) {
-        let keys = self.udp.as_ref().map(|udp| &udp.keys);
-        let keys = keys.filter(|keys| !keys.is_empty());
-        for error in keys.map(KeyFiles::problems).unwrap_or_default() {
+        let files = self.settings.udp.as_ref().map(|udp| &udp.keys);
+        let files = files.filter(|files| !files.is_empty());
+        for error in files.map(keys::problems).unwrap_or_default() {
             say_of_flag(&error.to_string(), problems);
         }
-        let token = self.http.token_file.as_deref().map(Token::read);
+        let token = self.settings.http.token_file.as_deref().map(Token::read);
         if let Some(Err(error)) = token {
             say_of_flag(&error.to_string(), problems);
         }
@@ -321,7 +289,7 @@ impl Config {
 
     fn said_ok(&self, file: Option<&Parsed<'_>>) -> String {
         let mut text = String::new();
-        let queue = beat_queue::make_socket(self.queue_datagrams);
+        let queue = beat_queue::make_socket(self.settings.queue_datagrams);
         let queue = queue.map(|(_, depth)| depth.to_string());
         let queue = queue.unwrap_or_else(|error| format!("cannot make the beat socket: {error}"));
         for notice in self.notices.iter().chain([&queue]) {
@@ -364,12 +332,12 @@ fn no_effect(key: &str, why: &str) -> String {
     format!("--{key} has no effect: {why}")
 }
 
-fn printed(text: String) -> Instead {
-    Instead { text, exit_code: 0 }
+fn printed(text: String) -> EarlyExit {
+    EarlyExit { text, exit_code: 0 }
 }
 
-fn usage(problems: &[String]) -> Instead {
-    Instead {
+fn usage(problems: &[String]) -> EarlyExit {
+    EarlyExit {
         text: problems
             .iter()
             .map(|problem| format!("{problem}\n"))
@@ -380,7 +348,7 @@ fn usage(problems: &[String]) -> Instead {
 
 /// Cuts the parser's message to what the operator needs: what is wrong, the nearest right name,
 /// where to read more.
-fn instead(error: &clap::Error) -> Instead {
+fn early_exit(error: &clap::Error) -> EarlyExit {
     if error.kind() == ErrorKind::DisplayVersion {
         return printed(format!("{}\n", error.to_string().trim_end()));
     }
@@ -397,7 +365,7 @@ fn instead(error: &clap::Error) -> Instead {
     };
     text.extend(help.map(|help| format!("  {help}\n")));
     text.push_str("  'varta-watch --help' lists every flag\n");
-    Instead {
+    EarlyExit {
         text,
         exit_code: EXIT_USAGE,
     }

@@ -1,4 +1,4 @@
-//! Where agents elsewhere are listened to, and what makes them believed.
+//! The flags about UDP, and what they ask for together.
 //!
 //! Nothing is read here: whether the files are any good is found out at start.
 
@@ -11,7 +11,7 @@ use clap::builder::ArgAction;
 use super::no_effect;
 use super::problems::Problems;
 use super::units::quoted;
-use crate::keys::KeyFiles;
+use crate::settings::network::{KeyFiles, UdpSettings};
 
 /// The flags about UDP.
 #[derive(Debug, Args)]
@@ -90,17 +90,6 @@ pub(super) struct NetworkFlags {
     allow_recovery_over_plain_udp: bool,
 }
 
-/// How to listen for agents elsewhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct UdpConfig {
-    pub(crate) address: SocketAddr,
-    /// None: in clear.
-    pub(crate) keys: KeyFiles,
-    pub(crate) replay_file: PathBuf,
-    /// The operator vouches for this listener: recovery may act on its agents.
-    pub(crate) vouched_for: bool,
-}
-
 impl NetworkFlags {
     /// What the flags ask for together. Says what is wrong with them, and which of them do nothing.
     pub(super) fn check(
@@ -108,7 +97,7 @@ impl NetworkFlags {
         socket: &Path,
         problems: &mut Problems,
         notices: &mut Vec<String>,
-    ) -> Option<UdpConfig> {
+    ) -> Option<UdpSettings> {
         let keys = KeyFiles {
             shared: self.key_file,
             accepted: self.accepted_key_file,
@@ -155,7 +144,7 @@ impl NetworkFlags {
             false => Ipv4Addr::LOCALHOST,
         };
         let address = self.udp_bind_addr.unwrap_or(default_address.into());
-        Some(UdpConfig {
+        Some(UdpSettings {
             address: SocketAddr::new(address, port),
             keys,
             replay_file: self
@@ -192,17 +181,17 @@ mod tests {
 
     const SOCKET: &str = "--socket=/run/here/varta.sock";
 
-    fn udp(arguments: &[&str]) -> UdpConfig {
+    fn udp(arguments: &[&str]) -> UdpSettings {
         let all: Vec<&str> = [SOCKET, "--udp-port=9000"]
             .into_iter()
             .chain(arguments.iter().copied())
             .collect();
-        parse(&all).unwrap().udp.unwrap()
+        parse(&all).unwrap().settings.udp.unwrap()
     }
 
     #[test]
     fn without_a_port_nobody_elsewhere_is_listened_to() {
-        assert_eq!(parse(&[SOCKET]).unwrap().udp, None);
+        assert_eq!(parse(&[SOCKET]).unwrap().settings.udp, None);
     }
 
     #[test]

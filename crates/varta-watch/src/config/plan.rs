@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use varta_sys::secret_file;
 
-use super::Wish;
+use super::Toggle;
 use super::file::Parsed;
 use super::problems::Problems;
 use super::programs::SearchPath;
@@ -12,7 +12,7 @@ use super::rules::{self, Defaults, NONE, RECOVERY_EXEC};
 use super::steps::{self, StepDefaults};
 use super::table::{Flags, RecoveryFlags};
 use super::units;
-use crate::policy::{Children, Ladder, Policy, Restraint, RunStep, Step};
+use crate::settings::policy::{Children, Ladder, Policy, Restraint, RunStep, Step};
 
 /// A command of any sensible length, as the kernel bounds one argument.
 const COMMAND_BYTES_MAX: usize = 128 * 1024;
@@ -237,10 +237,10 @@ impl Flags {
     }
 }
 
-fn unless_off<T: Copy>(wish: &Wish<T>) -> Option<T> {
+fn unless_off<T: Copy>(wish: &Toggle<T>) -> Option<T> {
     match wish {
-        Wish::Off => None,
-        Wish::At(value) => Some(*value),
+        Toggle::Off => None,
+        Toggle::At(value) => Some(*value),
     }
 }
 

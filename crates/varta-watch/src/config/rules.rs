@@ -14,7 +14,7 @@ use super::steps::{self, StepDefaults};
 use super::table;
 use super::units::{self, quoted};
 use super::unvouched;
-use crate::policy::{AgentRule, Expectation, Hooks, Ladder, LadderChoice, Step};
+use crate::settings::policy::{AgentRule, Expectation, Hooks, Ladder, LadderChoice, Step};
 
 /// The word for no ladder.
 pub(super) const NONE: &str = "none";

@@ -11,7 +11,7 @@ use super::problems::{Problems, nearest};
 use super::programs::SearchPath;
 use super::section::{Section, kind, text};
 use super::units;
-use crate::policy::{RunStep, SIGNALS, SignalStep, Step, Target};
+use crate::settings::policy::{RunStep, SIGNALS, SignalStep, Step, Target};
 
 /// More are no ladder but a program; write one.
 const STEPS_MAX: usize = 32;

@@ -14,16 +14,14 @@ use clap::{Arg, Args, Command, CommandFactory, Parser, ValueEnum};
 use clap_complete::Shell;
 use varta_core::tracker::{DEFAULT_CAPACITY, DEFAULT_EVICTION_SCAN_WINDOW, MAX_CAPACITY};
 
-use super::Wish;
+use super::Toggle;
 use super::http::HttpFlags;
 use super::network::NetworkFlags;
 use super::problems::nearest;
 use super::{old_flags, units, users};
-use crate::beat_queue;
-use crate::control::log::LogFormat;
-use crate::http::metrics::AgentSeries;
-use crate::journal::ExportEvents;
-use crate::policy::Mode;
+use crate::settings::http::AgentSeries;
+use crate::settings::policy::Mode;
+use crate::settings::{ExportEvents, LogFormat, QUEUE_DATAGRAMS_DEFAULT};
 
 /// Beats per second of one agent unless told otherwise, as in 0.2.0.
 const MAX_BEAT_RATE: u32 = 100;
@@ -79,8 +77,8 @@ pub(super) struct Flags {
     ///
     /// 16 to 65536. Off: as many as the kernel offers, eleven unless net.unix.max_dgram_qlen says otherwise. A beat
     /// that finds the queue full is lost. A full queue of 8192 takes 6 MiB of kernel memory.
-    #[arg(long, value_name = "N|off", value_parser = units::queue_datagrams, default_value = beat_queue::DEPTH_DEFAULT, hide_short_help = true, help_heading = "Listening")]
-    pub(super) queue_datagrams: Wish<u32>,
+    #[arg(long, value_name = "N|off", value_parser = units::queue_datagrams, default_value = QUEUE_DATAGRAMS_DEFAULT, hide_short_help = true, help_heading = "Listening")]
+    pub(super) queue_datagrams: Toggle<u32>,
 
     /// Stop cleanly after this many seconds
     #[arg(
@@ -390,7 +388,7 @@ pub(super) struct RestraintFlags {
     ///
     /// All agents of this host, or those of one user, for whom alone it is held then. Above 0, up to 1; or off. More than all cannot be, so 1 is the same as off.
     #[arg(long, value_name = "SHARE|off", value_parser = units::share, default_value = "0.5")]
-    pub(super) mass_stall_share: Wish<f64>,
+    pub(super) mass_stall_share: Toggle<f64>,
 
     /// Fewer silent agents than this are never a mass stall
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)]
@@ -400,19 +398,19 @@ pub(super) struct RestraintFlags {
     ///
     /// Whoever is silent by then is stuck for good and is recovered as usual.
     #[arg(long, value_name = "DURATION|off", value_parser = units::duration_or_off, default_value = "10m", hide_short_help = true)]
-    pub(super) mass_stall_hold: Wish<Duration>,
+    pub(super) mass_stall_hold: Toggle<Duration>,
 
     /// Hold fire while all tasks wait for memory for more than this part of the time, in percent; or off
     ///
     /// Measured over the last 10 s by the kernel (/proc/pressure/memory).
     #[arg(long, value_name = "PERCENT|off", value_parser = units::percent, default_value = "20", hide_short_help = true)]
-    pub(super) memory_pressure: Wish<f64>,
+    pub(super) memory_pressure: Toggle<f64>,
 
     /// Hold fire while all tasks wait for I/O for more than this part of the time, in percent; or off
     ///
     /// Measured over the last 10 s by the kernel (/proc/pressure/io).
     #[arg(long, value_name = "PERCENT|off", value_parser = units::percent, default_value = "60", hide_short_help = true)]
-    pub(super) io_pressure: Wish<f64>,
+    pub(super) io_pressure: Toggle<f64>,
 }
 
 /// Whom a full table lets go.
@@ -584,8 +582,8 @@ pub(super) fn kind(arg: &Arg) -> Kind {
     } else if is(&[TypeId::of::<Duration>()]) {
         Kind::Duration
     } else if is(&[
-        TypeId::of::<Wish<f64>>(),
-        TypeId::of::<Wish<u32>>(),
+        TypeId::of::<Toggle<f64>>(),
+        TypeId::of::<Toggle<u32>>(),
         TypeId::of::<AgentSeries>(),
     ]) {
         Kind::NumberOrText

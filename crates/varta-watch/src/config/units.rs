@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::Wish;
-use crate::beat_queue::{DEPTH_MAX, DEPTH_MIN};
+use super::Toggle;
+use crate::settings::{QUEUE_DATAGRAMS_MAX, QUEUE_DATAGRAMS_MIN};
 
 /// The word for doing without.
 pub(super) const OFF: &str = "off";
@@ -68,7 +68,7 @@ pub(super) fn threshold(text: &str) -> Result<Duration, String> {
 }
 
 /// More than 0, at most 1; or off.
-pub(super) fn share(text: &str) -> Result<Wish<f64>, String> {
+pub(super) fn share(text: &str) -> Result<Toggle<f64>, String> {
     part_or_off(text, 1.0).ok_or_else(|| {
         format!(
             "{} is no part of a whole; write a number above 0 and up to 1, or \"off\"",
@@ -78,7 +78,7 @@ pub(super) fn share(text: &str) -> Result<Wish<f64>, String> {
 }
 
 /// More than 0, at most 100; or off.
-pub(super) fn percent(text: &str) -> Result<Wish<f64>, String> {
+pub(super) fn percent(text: &str) -> Result<Toggle<f64>, String> {
     part_or_off(text, 100.0).ok_or_else(|| {
         format!(
             "{} is no percentage; write a number above 0 and up to 100, or \"off\"",
@@ -88,34 +88,35 @@ pub(super) fn percent(text: &str) -> Result<Wish<f64>, String> {
 }
 
 /// Datagrams that the beat socket is to queue; or off.
-pub(super) fn queue_datagrams(text: &str) -> Result<Wish<u32>, String> {
+pub(super) fn queue_datagrams(text: &str) -> Result<Toggle<u32>, String> {
     if text == OFF {
-        return Ok(Wish::Off);
+        return Ok(Toggle::Off);
     }
     let number = text.parse().ok();
-    let number = number.filter(|number| (DEPTH_MIN..=DEPTH_MAX).contains(number));
-    number.map(Wish::At).ok_or_else(|| {
+    let number =
+        number.filter(|number| (QUEUE_DATAGRAMS_MIN..=QUEUE_DATAGRAMS_MAX).contains(number));
+    number.map(Toggle::At).ok_or_else(|| {
         format!(
-            "{} is no depth of a queue; write a number from {DEPTH_MIN} to {DEPTH_MAX}, or \"off\"",
+            "{} is no depth of a queue; write a number from {QUEUE_DATAGRAMS_MIN} to {QUEUE_DATAGRAMS_MAX}, or \"off\"",
             quoted(text)
         )
     })
 }
 
 /// As long as it lasts is off.
-pub(super) fn duration_or_off(text: &str) -> Result<Wish<Duration>, String> {
+pub(super) fn duration_or_off(text: &str) -> Result<Toggle<Duration>, String> {
     match text {
-        OFF => Ok(Wish::Off),
-        text => duration(text).map(Wish::At),
+        OFF => Ok(Toggle::Off),
+        text => duration(text).map(Toggle::At),
     }
 }
 
-fn part_or_off(text: &str, whole: f64) -> Option<Wish<f64>> {
+fn part_or_off(text: &str, whole: f64) -> Option<Toggle<f64>> {
     if text == OFF {
-        return Some(Wish::Off);
+        return Some(Toggle::Off);
     }
     let number: f64 = text.parse().ok()?;
-    (number > 0.0 && number <= whole).then_some(Wish::At(number))
+    (number > 0.0 && number <= whole).then_some(Toggle::At(number))
 }
 
 /// How long a duration is, as one writes it.
@@ -196,9 +197,9 @@ mod tests {
 
     #[test]
     fn parts_are_above_nothing_and_at_most_all_or_off() {
-        assert_eq!(share("0.5"), Ok(Wish::At(0.5)));
-        assert_eq!(share("off"), Ok(Wish::Off));
-        assert_eq!(percent("20"), Ok(Wish::At(20.0)));
+        assert_eq!(share("0.5"), Ok(Toggle::At(0.5)));
+        assert_eq!(share("off"), Ok(Toggle::Off));
+        assert_eq!(percent("20"), Ok(Toggle::At(20.0)));
         for text in ["0", "-1", "NaN", "inf", "1.1", "half", ""] {
             assert!(share(text).is_err(), "{text}");
         }

@@ -6,15 +6,7 @@ use varta_core::AllowedUsers;
 use varta_sys::users;
 
 use super::units::quoted;
-
-/// How the socket file is protected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SocketAccess {
-    /// Permission bits.
-    pub(crate) mode: u32,
-    /// The group it is given to, if not the observer's.
-    pub(crate) gid: Option<u32>,
-}
+use crate::settings::SocketAccess;
 
 /// The number of a user given by number or name.
 pub(super) fn user_id(text: &str) -> Result<u32, String> {

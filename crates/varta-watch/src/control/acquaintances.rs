@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use varta_core::Agent;
 
-use super::story::Who;
 use crate::clock::RawClock;
 use crate::handoff::{Acquaintance, Introduction, Question};
-use crate::identity::facts::Facts;
-use crate::identity::{self, Means, UNIDENTIFIED, program};
+use crate::process_info::facts::Facts;
+use crate::process_info::{self, Means, UNIDENTIFIED, program};
+use crate::report::messages::Who;
 
 /// How often unwatched agents are looked at.
 const SEARCH_PAUSE: Duration = Duration::from_millis(250);
@@ -64,7 +64,7 @@ impl Acquaintances {
         if instance.is_none()
             && let Ok(held) = self.means.hold(pid)
             // While the one that came along lives, whoever has the pid is that one.
-            && !process.as_ref().is_some_and(identity::has_ended)
+            && !process.as_ref().is_some_and(process_info::has_ended)
         {
             instance = Some(held.instance);
             process = process.or(Some(held.pidfd));
@@ -233,10 +233,10 @@ impl Acquaintances {
     fn ended(&self, agent: Agent) -> Option<Option<OwnedFd>> {
         match self.means.hold(agent.pid) {
             Ok(held) if agent.instance == UNIDENTIFIED || held.instance == agent.instance => {
-                identity::has_ended(&held.pidfd).then_some(Some(held.pidfd))
+                process_info::has_ended(&held.pidfd).then_some(Some(held.pidfd))
             }
             Ok(_) => Some(None),
-            Err(error) => identity::is_gone(&error).then_some(None),
+            Err(error) => process_info::is_gone(&error).then_some(None),
         }
     }
 }

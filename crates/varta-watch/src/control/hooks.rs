@@ -13,11 +13,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use varta_core::{Agent, Counter, Locality};
 
-use super::line_limit::{LineKind, Owner};
 use super::recoveries::{Recoveries, Work, is_success};
-use super::{Control, story};
-use crate::policy::{self, Mode, Step};
-use crate::recovery::{Ended, Subject};
+use super::{Control, recovery_messages};
+use crate::actions::{Ended, Subject};
+use crate::report::line_limit::{LineKind, Owner};
+use crate::report::messages;
+use crate::settings::policy::{Mode, Occasion, Step};
 
 /// Hooks of a kind under way at the same time; more are dropped and counted.
 const HOOKS_MAX: usize = 1024;
@@ -25,45 +26,12 @@ const HOOKS_MAX: usize = 1024;
 /// When a step is tried again that the observer lacked the means for.
 const POSTPONED: Duration = Duration::from_secs(1);
 
-/// When steps are taken besides those of a ladder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Occasion {
-    Late,
-    Critical,
-    Exit,
-    Recovered,
-    GaveUp,
-}
-
-impl Occasion {
-    /// As settings, placeholders and logs call it.
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Late => "late",
-            Self::Critical => "critical",
-            Self::Exit => "exit",
-            Self::Recovered => "recovered",
-            Self::GaveUp => "gave-up",
-        }
-    }
-
-    fn steps(self, hooks: &policy::Hooks) -> &[Step] {
-        match self {
-            Self::Late => &hooks.on_late,
-            Self::Critical => &hooks.on_critical,
-            Self::Exit => &hooks.on_exit,
-            Self::Recovered => &hooks.on_recovered,
-            Self::GaveUp => &hooks.on_gave_up,
-        }
-    }
-}
-
 /// The steps for an occasion.
 pub(super) struct Hook {
     agent: Agent,
     /// The user of an agent of this host.
     user: Option<u32>,
-    who: story::Who,
+    who: messages::Who,
     occasion: Occasion,
     subject: Subject,
     steps: Vec<Step>,
@@ -168,7 +136,7 @@ impl Control {
         let who = self.name_of(agent);
         if policy.mode == Mode::DryRun {
             if self.may_tell(agent, LineKind::Hook) {
-                story::recovery::would_hook(&self.given.log, &who, occasion);
+                recovery_messages::would_hook(&self.given.log, &who, occasion);
             }
             return;
         }
@@ -264,7 +232,7 @@ impl Control {
             }
             Err(error) if error.is_shortage() => {
                 let now = Instant::now();
-                self.repeats
+                self.throttle
                     .add_postponed(now, &hook.who, error.to_string());
                 self.recoveries.hooks.wait(hook, now + POSTPONED);
             }
@@ -287,7 +255,7 @@ impl Control {
             Step::Run(run) => run.called(),
             Step::Signal(_) | Step::Wait(_) => String::new(),
         };
-        let problem = format!("{program}: {}", story::recovery::end_of(ended));
+        let problem = format!("{program}: {}", recovery_messages::end_of(ended));
         self.end_hook(&hook, Some(problem));
     }
 
@@ -300,15 +268,15 @@ impl Control {
         let result = problem.map_or(Ok(hook.steps.len()), Err);
         let took = hook.begun.elapsed();
         if result.is_err() || self.may_tell_of(hook.owner(), LineKind::Hook) {
-            story::recovery::hooked(&self.given.log, &hook.who, hook.occasion, &result, took);
+            recovery_messages::hooked(&self.given.log, &hook.who, hook.occasion, &result, took);
         }
     }
 
     /// Nothing more is done for an occasion.
-    fn withdrawn(&mut self, who: &story::Who, owner: Owner, occasion: Occasion, why: &str) {
+    fn withdrawn(&mut self, who: &messages::Who, owner: Owner, occasion: Occasion, why: &str) {
         self.given.counters.count(Counter::HooksWithdrawn);
         if self.may_tell_of(owner, LineKind::Hook) {
-            story::recovery::withdrawn(&self.given.log, who, occasion, why);
+            recovery_messages::withdrawn(&self.given.log, who, occasion, why);
         }
     }
 
@@ -345,7 +313,7 @@ mod tests {
         Hook {
             agent,
             user: Some(instance as u32),
-            who: story::Who {
+            who: messages::Who {
                 pid: agent.pid,
                 name: String::new(),
                 address: None,

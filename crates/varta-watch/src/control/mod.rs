@@ -5,20 +5,14 @@
 //! say when to look. So an event that was dropped can cost a log line, never a wrong action.
 
 mod acquaintances;
-pub(crate) mod history;
 mod hooks;
-mod line_limit;
-pub(crate) mod log;
-pub(crate) mod no_room;
 mod pressure;
-pub(crate) mod receive_trouble;
+mod receive_trouble;
 mod recoveries;
+mod recovery_messages;
 mod reload;
-mod repeats;
-pub(crate) mod roster;
 mod rulebook;
-pub(crate) mod story;
-pub(crate) mod wishes;
+mod wishes;
 
 use std::future;
 use std::io;
@@ -34,30 +28,32 @@ use tokio::time::Instant;
 use varta_api::LogEvent;
 use varta_core::slot::Slot;
 use varta_core::{
-    Agent, BeatLimit, Counter, Counters, Deadlines, Event, EventKind, ExitStatus, Gauge,
-    JoinedFrom, Rate, SlotTable, UID_UNKNOWN,
+    Agent, BeatLimit, Counter, Counters, Deadlines, Event, EventKind, ExitStatus, JoinedFrom, Rate,
+    SlotTable, UID_UNKNOWN,
 };
 
-use crate::clock::RawClock;
+use crate::actions::Runner;
+use crate::beat_path_state::BeatPathState;
 use crate::config::Config;
+use crate::handoff::command::Command;
 use crate::handoff::{EventReceiver, Handed, Order, OrderSender};
-use crate::http::token::TokenFile;
-use crate::http::view::attention_now_ns;
-use crate::identity::{self, Means};
-use crate::journal::{Journal, append_row};
-use crate::keys::KeyFiles;
-use crate::recovery::Runner;
+use crate::process_info::{self, Means};
+use crate::report::event_file::{EventFile, append_row};
+use crate::report::line_limit::{LineKind, LineLimit, Owner};
+use crate::report::log::Log;
+use crate::report::log_throttle::LogThrottle;
+use crate::report::messages;
+use crate::settings::network::KeyFiles;
+use crate::settings::policy::Occasion;
+use crate::snapshot::control_state::ControlState;
+use crate::snapshot::directory::{AgentInfo, Directory};
+use crate::snapshot::no_room::NoRoom;
+use crate::token::TokenFile;
 use acquaintances::Acquaintances;
-use hooks::Occasion;
-use line_limit::{LineKind, LineLimit, Owner};
-use log::Log;
-use no_room::NoRoom;
 use receive_trouble::ReceiveTrouble;
 use recoveries::Recoveries;
-use repeats::Repeats;
-use roster::{Person, Roster};
 use rulebook::Newcomer;
-use wishes::{Pauses, Wish};
+use wishes::Pauses;
 
 /// Events handled before anything else gets a turn.
 const EVENTS_PER_TURN: usize = 4096;
@@ -78,9 +74,9 @@ const REAP_WAIT: Duration = Duration::from_millis(100);
 pub(crate) struct ControlConfig {
     pub(crate) events: EventReceiver,
     pub(crate) orders: OrderSender,
-    pub(crate) wishes: mpsc::Receiver<Wish>,
+    pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) log: Log,
-    pub(crate) journal: Option<Journal>,
+    pub(crate) event_file: Option<EventFile>,
     /// What the operator wanted at the start.
     pub(crate) config: Config,
     /// Slots of the table.
@@ -92,10 +88,11 @@ pub(crate) struct ControlConfig {
     /// Read again on SIGHUP; `None` if nobody needs one.
     pub(crate) token: Option<Arc<TokenFile>>,
     pub(crate) table: Arc<SlotTable>,
-    pub(crate) roster: Arc<Roster>,
+    pub(crate) directory: Arc<Directory>,
     pub(crate) no_room: Arc<NoRoom>,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) raw: RawClock,
+    pub(crate) beat_path: Arc<BeatPathState>,
+    pub(crate) state: Arc<ControlState>,
     pub(crate) means: Means,
 }
 
@@ -107,7 +104,7 @@ pub(crate) struct Control {
     recoveries: Recoveries,
     /// What the operator wants now.
     in_force: Config,
-    repeats: Repeats,
+    throttle: LogThrottle,
     line_limit: LineLimit,
     pauses: Pauses,
     /// The operator knows that descriptors have run out.
@@ -153,18 +150,18 @@ impl Signals {
 
 impl Control {
     pub(crate) fn new(given: ControlConfig) -> Self {
-        let policy = Arc::new(given.config.policy.clone());
+        let policy = Arc::new(given.config.settings.policy.clone());
         let runner = Runner::new(given.means);
         given
-            .counters
-            .set(Gauge::Threshold, nanoseconds(given.config.threshold));
+            .state
+            .set_threshold(nanoseconds(given.config.settings.threshold));
         Self {
-            acquaintances: Acquaintances::new(given.means, given.raw),
+            acquaintances: Acquaintances::new(given.means, given.beat_path.raw()),
             recoveries: Recoveries::new(policy, runner, given.slots, given.seed),
             in_force: given.config.clone(),
             given,
             next_pid_max: Instant::now() + PID_MAX_PAUSE,
-            repeats: Repeats::default(),
+            throttle: LogThrottle::default(),
             line_limit: LineLimit::new(Instant::now()),
             pauses: Pauses::default(),
             receive_trouble: ReceiveTrouble::default(),
@@ -197,7 +194,7 @@ impl Control {
                 }
                 () = tokio::task::yield_now(), if more => more = self.take_events(),
                 Some(work) = self.recoveries.work_ended() => self.take_note(work),
-                Some(wish) = self.given.wishes.recv() => self.grant(wish),
+                Some(command) = self.given.commands.recv() => self.handle(command),
                 () = at(due) => {}
                 () = at(end) => return Ok(StopReason::TimeIsUp),
                 _ = signals.interrupt.recv() => return Ok(StopReason::Signal("SIGINT")),
@@ -209,9 +206,9 @@ impl Control {
             self.act();
             self.look_around(Instant::now());
             self.given.orders.send();
-            self.repeats.tell_due(&self.given.log, Instant::now());
+            self.throttle.tell_due(&self.given.log, Instant::now());
             let left_out = self.line_limit.take_due(Instant::now());
-            story::left_out(&self.given.log, left_out);
+            messages::left_out(&self.given.log, left_out);
             self.count_lost_lines();
         }
     }
@@ -219,12 +216,12 @@ impl Control {
     /// Ends everything that was started. The beat path has stopped: no more events come, and nothing can be
     /// changed.
     pub(crate) async fn finish(&mut self) {
-        self.given.wishes.close();
-        while self.given.wishes.try_recv().is_ok() {}
+        self.given.commands.close();
+        while self.given.commands.try_recv().is_ok() {}
         while self.take_events() {}
-        self.repeats.tell_all(&self.given.log);
-        story::left_out(&self.given.log, self.line_limit.take_all());
-        let longest = self.given.config.shutdown_grace;
+        self.throttle.tell_all(&self.given.log);
+        messages::left_out(&self.given.log, self.line_limit.take_all());
+        let longest = self.given.config.settings.shutdown_grace;
         let grace = self.recoveries.policy.children.grace.min(longest);
         self.recoveries.runner.stop(grace);
         let _ = tokio::time::timeout(grace + REAP_WAIT, async {
@@ -237,11 +234,11 @@ impl Control {
 
     /// Writes what is left to be written.
     pub(crate) fn close(&mut self) {
-        if let Some(journal) = self.given.journal.take() {
+        if let Some(event_file) = self.given.event_file.take() {
             self.given
                 .counters
-                .add(Counter::RowsDropped, journal.take_dropped());
-            journal.close();
+                .add(Counter::RowsDropped, event_file.take_dropped());
+            event_file.close();
         }
         self.count_lost_lines();
     }
@@ -270,7 +267,7 @@ impl Control {
                 }
             };
             let event = completed(event, process.as_ref());
-            if self.given.journal.is_some() {
+            if self.given.event_file.is_some() {
                 append_row(&mut rows, &event);
             }
             self.tell(&event);
@@ -280,12 +277,12 @@ impl Control {
     }
 
     fn write_rows(&self, rows: String) {
-        if let Some(journal) = &self.given.journal {
+        if let Some(event_file) = &self.given.event_file {
             self.given
                 .counters
-                .add(Counter::RowsDropped, journal.take_dropped());
+                .add(Counter::RowsDropped, event_file.take_dropped());
             if !rows.is_empty() {
-                journal.write(rows.into_bytes());
+                event_file.write(rows.into_bytes());
             }
         }
     }
@@ -318,7 +315,7 @@ impl Control {
                     JoinedFrom::Local { uid, .. } => Some(uid).filter(|uid| *uid != UID_UNKNOWN),
                     JoinedFrom::Remote { .. } => None,
                 };
-                let person = Person {
+                let info = AgentInfo {
                     uid,
                     name: who.name.clone(),
                     joined_as: who.name.clone(),
@@ -326,29 +323,29 @@ impl Control {
                     user_unit: facts.and_then(|facts| facts.units.user.clone()),
                     address: who.address,
                     sealed: matches!(from, JoinedFrom::Remote { sealed: true, .. }),
-                    ..Person::default()
+                    ..AgentInfo::default()
                 };
-                self.given.roster.enter(agent, person);
+                self.given.directory.enter(agent, info);
                 self.hold_to_rule(agent);
                 self.joined(agent);
                 if self.may_tell(agent, LineKind::Join) {
                     let who = self.name_of(agent);
                     let facts = self.acquaintances.facts_of(agent);
-                    story::join(&self.given.log, &who, facts, from, status, payload, nonce);
+                    messages::join(&self.given.log, &who, facts, from, status, payload, nonce);
                 }
                 self.tell_of_unwatched_exits();
             }
             EventKind::Session { agent, .. } => {
                 self.acquaintances.review(agent);
                 self.hold_to_rule(agent);
-                self.repeats
+                self.throttle
                     .add_session(Instant::now(), self.name_of(agent));
             }
             EventKind::Sessions { agent, count } => {
                 self.given
-                    .roster
-                    .amend(agent, |person| person.sessions = count);
-                story::several_sessions(&self.given.log, &self.name_of(agent), count);
+                    .directory
+                    .update(agent, |info| info.sessions = count);
+                messages::several_sessions(&self.given.log, &self.name_of(agent), count);
             }
             EventKind::Critical {
                 agent,
@@ -356,7 +353,7 @@ impl Control {
                 payload,
             } => {
                 if self.may_tell(agent, LineKind::Critical) {
-                    story::critical(&self.given.log, &self.name_of(agent), nonce, payload);
+                    messages::critical(&self.given.log, &self.name_of(agent), nonce, payload);
                 }
                 self.hook(agent, Occasion::Critical);
             }
@@ -364,7 +361,7 @@ impl Control {
                 agent, silence_ns, ..
             } => {
                 if self.may_tell(agent, LineKind::Late) {
-                    story::late(&self.given.log, &self.name_of(agent), silence_ns);
+                    messages::late(&self.given.log, &self.name_of(agent), silence_ns);
                 }
                 self.hook(agent, Occasion::Late);
             }
@@ -376,7 +373,7 @@ impl Control {
                 refused,
             } => {
                 let who = self.name_of(agent);
-                story::stall(
+                messages::stall(
                     &self.given.log,
                     &who,
                     last_nonce,
@@ -394,7 +391,7 @@ impl Control {
                 nonce,
             } => {
                 let who = self.name_of(agent);
-                story::returned(&self.given.log, &who, silence_ns, status, payload, nonce);
+                messages::returned(&self.given.log, &who, silence_ns, status, payload, nonce);
                 self.returned(agent, &who);
             }
             EventKind::Exit { agent, status, .. } => {
@@ -404,7 +401,7 @@ impl Control {
                     ExitStatus::Unknown => Counter::ExitsUnknown,
                 });
                 if self.may_tell(agent, LineKind::Exit) {
-                    story::exit(&self.given.log, &self.name_of(agent), status);
+                    messages::exit(&self.given.log, &self.name_of(agent), status);
                 }
                 if !status.is_clean() {
                     self.hook(agent, Occasion::Exit);
@@ -412,43 +409,43 @@ impl Control {
                 self.forget(agent);
             }
             EventKind::Evicted { agent } => {
-                story::evicted(&self.given.log, &self.name_of(agent));
+                messages::evicted(&self.given.log, &self.name_of(agent));
                 self.forget(agent);
             }
             EventKind::Refused { sender, reason } => {
                 let now = Instant::now();
                 self.given.no_room.note(sender, reason, now.into_std());
-                self.repeats.add_refusal(now, sender, reason);
+                self.throttle.add_refusal(now, sender, reason);
             }
-            EventKind::Flood { pid, one_in } => story::flood(&self.given.log, pid, one_in),
+            EventKind::Flood { pid, one_in } => messages::flood(&self.given.log, pid, one_in),
             EventKind::PutOff { agent, silence_ns } => {
                 let who = self.name_of(agent);
-                self.repeats.add_put_off(Instant::now(), who, silence_ns);
+                self.throttle.add_put_off(Instant::now(), who, silence_ns);
             }
-            EventKind::NetworkDrops { count } => self.repeats.add_drops(Instant::now(), count),
+            EventKind::NetworkDrops { count } => self.throttle.add_drops(Instant::now(), count),
             EventKind::ReceiveTrouble => {
-                let (log, counters) = (&self.given.log, &self.given.counters);
-                self.receive_trouble.tell(log, counters, Instant::now());
+                let (log, beat_path) = (&self.given.log, &self.given.beat_path);
+                self.receive_trouble.tell(log, beat_path, Instant::now());
             }
-            EventKind::Gap { gap_ns } => self.repeats.add_gap(Instant::now(), gap_ns),
+            EventKind::Gap { gap_ns } => self.throttle.add_gap(Instant::now(), gap_ns),
         }
     }
 
     fn tell_of_unwatched_exits(&mut self) {
         if !self.told_of_unwatched_exits && self.given.counters.get(Counter::ExitWatchFailed) > 0 {
             self.told_of_unwatched_exits = true;
-            story::unwatched_exits(&self.given.log);
+            messages::unwatched_exits(&self.given.log);
         }
     }
 
     /// Whose agent this is, as far as the log is concerned.
     fn owner_of(&self, agent: Agent) -> Owner {
-        match self.given.roster.get(agent) {
-            Some(Person {
+        match self.given.directory.get(agent) {
+            Some(AgentInfo {
                 address: Some(address),
                 ..
             }) => Owner::Address(address),
-            Some(Person { uid: Some(uid), .. }) => Owner::User(uid),
+            Some(AgentInfo { uid: Some(uid), .. }) => Owner::User(uid),
             _ => Owner::Others,
         }
     }
@@ -467,11 +464,11 @@ impl Control {
     }
 
     /// How an agent is called: as its rule says, else as it calls itself.
-    fn name_of(&self, agent: Agent) -> story::Who {
+    fn name_of(&self, agent: Agent) -> messages::Who {
         let who = self.acquaintances.name_of(agent);
         let rule = self.recoveries.book.rule_of(&self.recoveries.policy, agent);
         match rule.and_then(|rule| rule.label.clone()) {
-            Some(name) => story::Who { name, ..who },
+            Some(name) => messages::Who { name, ..who },
             None => who,
         }
     }
@@ -480,7 +477,7 @@ impl Control {
         self.gone(agent);
         self.acquaintances.forget(agent);
         self.pauses.forget(agent);
-        self.given.roster.leave(agent);
+        self.given.directory.leave(agent);
     }
 
     /// Finds the rule of an agent, tells the beat path, and calls the agent as the rule says. True if it was
@@ -491,9 +488,9 @@ impl Control {
         };
         let sealed = self
             .given
-            .roster
+            .directory
             .get(agent)
-            .is_some_and(|person| person.sealed);
+            .is_some_and(|info| info.sealed);
         let policy = Arc::clone(&self.recoveries.policy);
         self.acquaintances
             .check_program(agent, |path| policy.names_program(path));
@@ -506,14 +503,14 @@ impl Control {
             address: self.acquaintances.address_of(agent),
         };
         if let Some(complete) = self.recoveries.book.enter(&policy, &newcomer) {
-            story::complete(&self.given.log, &complete);
+            messages::complete(&self.given.log, &complete);
         }
         let patience = self.patience_of(agent);
         let known = Deadlines {
             threshold_ns: slot.threshold_ns,
             late_ns: slot.late_ns,
         };
-        let now_ns = attention_now_ns(self.given.raw, &self.given.counters);
+        let now_ns = self.given.beat_path.attention_now_ns();
         let silence_ns = slot.silence_ns(now_ns);
         let mut is_excused = false;
         if self.recoveries.book.note_patience(agent, patience, known) {
@@ -537,9 +534,9 @@ impl Control {
         }
         let label = rule.and_then(|rule| rule.label.clone());
         let name = self.name_of(agent).name;
-        self.given.roster.amend(agent, |person| {
-            person.name = name;
-            person.label = label;
+        self.given.directory.update(agent, |info| {
+            info.name = name;
+            info.label = label;
         });
         self.tell_missing();
         if is_excused {
@@ -554,7 +551,7 @@ impl Control {
         // A pause of no length: what was reported is over, and silence from now on is reported anew.
         self.given.orders.add(Order::Pause(agent, Duration::ZERO));
         self.settled(agent);
-        story::excused(
+        messages::excused(
             &self.given.log,
             &self.name_of(agent),
             silence_ns,
@@ -572,10 +569,12 @@ impl Control {
     fn patience_of(&self, agent: Agent) -> Deadlines {
         let rule = self.recoveries.book.rule_of(&self.recoveries.policy, agent);
         let threshold = rule.and_then(|rule| rule.threshold);
-        let threshold = threshold.unwrap_or(self.in_force.threshold);
+        let threshold = threshold.unwrap_or(self.in_force.settings.threshold);
         let grace = rule.filter(|_| agent.is_remote());
         let grace = grace.map_or(Duration::ZERO, |rule| rule.network_grace);
-        let late = rule.and_then(|rule| rule.late).or(self.in_force.late);
+        let late = rule
+            .and_then(|rule| rule.late)
+            .or(self.in_force.settings.late);
         // One that is no shorter than the threshold would never be seen.
         let late = late.filter(|late| *late < threshold);
         Deadlines {
@@ -584,10 +583,10 @@ impl Control {
         }
     }
 
-    /// Brings the gauge of agents that are missing up to date.
+    /// Says how many agents are missing.
     fn tell_missing(&self) {
         let missing = self.recoveries.book.count_missing(&self.recoveries.policy);
-        self.given.counters.set(Gauge::AgentsMissing, missing);
+        self.given.state.set_agents_missing(missing);
     }
 
     fn next_due(&self) -> Option<Instant> {
@@ -595,11 +594,11 @@ impl Control {
         let orders = orders.then(|| Instant::now() + ORDERS_PAUSE);
         let search = self.acquaintances.next_search();
         let pid_max = Some(self.next_pid_max);
-        let (repeats, pauses) = (self.repeats.next_due(), self.pauses.next_due());
+        let (throttled, pauses) = (self.throttle.next_due(), self.pauses.next_due());
         let left_out = self.line_limit.next_due();
         let (act, missing) = (self.next_act(), self.recoveries.book.next_due());
         [
-            act, missing, repeats, left_out, pauses, orders, search, pid_max,
+            act, missing, throttled, left_out, pauses, orders, search, pid_max,
         ]
         .into_iter()
         .flatten()
@@ -610,7 +609,7 @@ impl Control {
     fn look_around(&mut self, now: Instant) {
         self.end_pauses(now);
         for missing in self.recoveries.take_missing(now) {
-            story::missing(&self.given.log, &missing);
+            messages::missing(&self.given.log, &missing);
             self.tell_missing();
         }
         for (agent, process) in self.acquaintances.find_ended(now) {
@@ -618,12 +617,14 @@ impl Control {
         }
         if now >= self.next_pid_max {
             self.next_pid_max = now + PID_MAX_PAUSE;
-            self.given.orders.add(Order::PidMax(identity::pid_max()));
+            self.given
+                .orders
+                .add(Order::PidMax(process_info::pid_max()));
         }
     }
 
     fn tell_counters(&self) {
-        story::counters(
+        messages::counters(
             &self.given.log,
             LogEvent::Notice,
             "so far",
@@ -638,7 +639,7 @@ fn completed(mut event: Event, process: Option<&OwnedFd>) -> Event {
         && *status == ExitStatus::Unknown
         && let Some(process) = process
     {
-        *status = identity::exit_status(agent.pid, process);
+        *status = process_info::exit_status(agent.pid, process);
     }
     event
 }

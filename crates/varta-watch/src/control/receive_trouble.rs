@@ -1,20 +1,14 @@
-//! What is told of beats that cannot be received: that it began, why, and that it is over. Gauges of the beat path say
-//! what is so now; each change is told once.
+//! What is told of beats that cannot be received: that it began, why, and that it is over. The state of the beat path
+//! says what is so now; each change is told once.
 
 use std::io;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use varta_core::{Counters, Gauge};
 
-use super::log::Log;
-use super::story;
-
-/// A way on which beats come, by its error number.
-const TRANSPORTS: [(Gauge, &str); 2] = [
-    (Gauge::ReceiveErrnoUnix, "the Unix socket"),
-    (Gauge::ReceiveErrnoUdp, "UDP"),
-];
+use crate::beat_path_state::{BeatPathState, Transport};
+use crate::report::log::Log;
+use crate::report::messages;
 
 /// What was told last.
 #[derive(Debug, Default)]
@@ -53,51 +47,29 @@ impl Told {
 }
 
 impl ReceiveTrouble {
-    pub(super) fn tell(&mut self, log: &Log, counters: &Counters, now: Instant) {
-        for (told, (gauge, transport)) in self.errors.iter_mut().zip(TRANSPORTS) {
-            let errno = counters.level(gauge);
-            match told.change_to(errno, now) {
-                Some(Change::Began) => story::receiving_fails(log, transport, &error_of(errno)),
-                Some(Change::Ended(after)) => story::receives_again(log, transport, after),
-                None => {}
+    pub(super) fn tell(&mut self, log: &Log, beat_path: &BeatPathState, now: Instant) {
+        for (told, transport) in self.errors.iter_mut().zip(Transport::ALL) {
+            let error = beat_path.receive_error(transport);
+            let errno = error.as_ref().and_then(io::Error::raw_os_error);
+            let level = errno.map_or(0, |errno| u64::from(errno.unsigned_abs()));
+            match (told.change_to(level, now), error) {
+                (Some(Change::Began), Some(error)) => {
+                    messages::receiving_fails(log, transport, &error);
+                }
+                (Some(Change::Ended(after)), _) => messages::receives_again(log, transport, after),
+                _ => {}
             }
         }
-        match self
-            .blocked
-            .change_to(counters.level(Gauge::ReceiveBlocked), now)
-        {
-            Some(Change::Began) => story::receiving_is_blocked(log),
-            Some(Change::Ended(after)) => story::receives_again(log, TRANSPORTS[0].1, after),
+        match self.blocked.change_to(beat_path.is_blocked().into(), now) {
+            Some(Change::Began) => messages::receiving_is_blocked(log),
+            Some(Change::Ended(after)) => messages::receives_again(log, Transport::Unix, after),
             None => {}
         }
-        let hanging = counters.level(Gauge::DescriptorThreads);
+        let hanging = beat_path.hanging_threads();
         if std::mem::replace(&mut self.hanging, hanging) != hanging {
-            story::descriptors_hang(log, hanging);
+            messages::descriptors_hang(log, hanging);
         }
     }
-}
-
-/// What keeps beats from being received now, for a person; nothing while all is well. `fatal` ones first: while there is
-/// one, nobody is heard on that way.
-pub(crate) fn problems(counters: &Counters) -> (Vec<String>, Vec<String>) {
-    let errors = TRANSPORTS.into_iter().filter_map(|(gauge, transport)| {
-        let errno = counters.level(gauge);
-        (errno != 0).then(|| format!("receiving over {transport} fails: {}", error_of(errno)))
-    });
-    let blocked = counters.level(Gauge::ReceiveBlocked) != 0;
-    let blocked = blocked.then(|| {
-        "a datagram with descriptors keeps local beats waiting: all threads that could take it hang".to_owned()
-    });
-    let hanging = counters.level(Gauge::DescriptorThreads);
-    let hanging = (hanging != 0).then(|| story::hanging(hanging));
-    (
-        errors.chain(blocked).collect(),
-        hanging.into_iter().collect(),
-    )
-}
-
-fn error_of(errno: u64) -> io::Error {
-    io::Error::from_raw_os_error(i32::try_from(errno).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -116,20 +88,5 @@ mod tests {
         let end = start + Duration::from_secs(3);
         let ended = told.change_to(0, end);
         assert!(matches!(ended, Some(Change::Ended(after)) if after == Duration::from_secs(3)));
-    }
-
-    #[test]
-    fn each_problem_is_named_while_it_lasts() {
-        let counters = Counters::default();
-        assert_eq!(problems(&counters), (Vec::new(), Vec::new()));
-        counters.set(Gauge::ReceiveErrnoUnix, 1);
-        counters.set(Gauge::ReceiveBlocked, 1);
-        counters.set(Gauge::DescriptorThreads, 3);
-        let (fatal, others) = problems(&counters);
-        assert!(
-            fatal[0].contains("Unix socket") && fatal[0].contains("not permitted"),
-            "{fatal:?}"
-        );
-        assert_eq!((fatal.len(), others.len()), (2, 1));
     }
 }

@@ -17,12 +17,12 @@ use varta_core::recovery::{
 use varta_core::slot::SlotState;
 use varta_core::{Agent, BeatOrigin, Counter, Gauge, Locality, Timing};
 
-use super::hooks::{Hook, Hooks, Occasion};
-use super::rulebook::{Missing, Rulebook};
-use super::{Control, nanoseconds, pressure, story};
-use crate::http::view::attention_now_ns;
-use crate::policy::{Ladder, Mode, Policy, SignalStep, Step};
-use crate::recovery::{Ended, Hits, How, Runner, StartError, Subject};
+use super::hooks::{Hook, Hooks};
+use super::rulebook::Rulebook;
+use super::{Control, nanoseconds, pressure, recovery_messages};
+use crate::actions::{Ended, Hits, How, Runner, StartError, Subject};
+use crate::report::messages::{self, Missing};
+use crate::settings::policy::{Ladder, Mode, Occasion, Policy, SignalStep, Step};
 
 /// Why a ladder is climbed, as placeholders call it.
 const STALL: &str = "stall";
@@ -64,7 +64,7 @@ pub(super) fn is_success(ended: &Ended) -> bool {
 pub(super) enum Work {
     Action {
         action: Action,
-        who: story::Who,
+        who: messages::Who,
         child_pid: u32,
         ended: Ended,
     },
@@ -261,7 +261,7 @@ impl Control {
     }
 
     /// An agent has stalled.
-    pub(super) fn recover(&mut self, agent: Agent, who: &story::Who, now_ns: u64) {
+    pub(super) fn recover(&mut self, agent: Agent, who: &messages::Who, now_ns: u64) {
         if self.recoveries.policy.mode == Mode::Observe || self.is_paused(agent) {
             return;
         }
@@ -277,14 +277,14 @@ impl Control {
             Plan::Now | Plan::Nothing => return,
         };
         self.count_outcome(agent, Counter::RecoveryDebounced);
-        story::recovery::deferred(&self.given.log, who, why);
+        recovery_messages::deferred(&self.given.log, who, why);
     }
 
     /// An agent speaks again.
-    pub(super) fn returned(&mut self, agent: Agent, who: &story::Who) {
+    pub(super) fn returned(&mut self, agent: Agent, who: &messages::Who) {
         if self.settled(agent).acted && !self.is_rehearsal() {
             self.count_outcome(agent, Counter::RecoveryRecovered);
-            story::recovery::recovered(&self.given.log, who);
+            recovery_messages::recovered(&self.given.log, who);
         }
         self.hook(agent, Occasion::Recovered);
     }
@@ -297,16 +297,16 @@ impl Control {
     /// The silence of an agent is over, one way or the other.
     pub(super) fn settled(&mut self, agent: Agent) -> Settled {
         self.given
-            .roster
-            .amend(agent, |person| person.gave_up = false);
-        let now_ns = self.given.raw.now_ns();
+            .directory
+            .update(agent, |info| info.gave_up = false);
+        let now_ns = self.given.beat_path.raw().now_ns();
         let core = self.recoveries.core.as_mut();
         core.map_or_else(Settled::default, |core| core.on_settled(agent, now_ns))
     }
 
     /// An agent is gone for good.
     pub(super) fn gone(&mut self, agent: Agent) {
-        let now_ns = self.given.raw.now_ns();
+        let now_ns = self.given.beat_path.raw().now_ns();
         let lineage = self.recoveries.book.lineage_of(agent);
         if let Some(core) = &mut self.recoveries.core {
             core.on_gone(agent, lineage, now_ns);
@@ -316,14 +316,14 @@ impl Control {
     }
 
     /// Whether the way an agent was heard lets recovery act on it (observer spec 4.2).
-    fn may_act_on(&self, agent: Agent, who: &story::Who) -> bool {
+    fn may_act_on(&self, agent: Agent, who: &messages::Who) -> bool {
         let Some((origin, outcome, reason)) = self.refusal_of(agent) else {
             return true;
         };
         self.count_outcome(agent, outcome);
         self.given.counters.count(reason);
         let sealed = self.given.keys.is_some();
-        story::recovery::refused_by_origin(&self.given.log, who, origin, sealed);
+        recovery_messages::refused_by_origin(&self.given.log, who, origin, sealed);
         false
     }
 
@@ -345,9 +345,14 @@ impl Control {
         }
     }
 
-    pub(super) fn subject(&self, agent: Agent, who: &story::Who, reason: &'static str) -> Subject {
+    pub(super) fn subject(
+        &self,
+        agent: Agent,
+        who: &messages::Who,
+        reason: &'static str,
+    ) -> Subject {
         let facts = self.slot_of(agent);
-        let now_ns = attention_now_ns(self.given.raw, &self.given.counters);
+        let now_ns = self.given.beat_path.attention_now_ns();
         let silence_ns = facts.map_or(0, |facts| facts.silence_ns(now_ns));
         let process = self.acquaintances.facts_of(agent);
         Subject {
@@ -368,7 +373,11 @@ impl Control {
         let core = self.recoveries.core.as_ref();
         let is_known = core.is_some_and(|core| core.is_silent(agent));
         if !is_known && self.is_silent(agent) {
-            self.recover(agent, &self.name_of(agent), self.given.raw.now_ns());
+            self.recover(
+                agent,
+                &self.name_of(agent),
+                self.given.beat_path.raw().now_ns(),
+            );
         }
     }
 
@@ -398,7 +407,7 @@ impl Control {
 
     /// Does everything that is due.
     pub(super) fn act(&mut self) {
-        let now_ns = self.given.raw.now_ns();
+        let now_ns = self.given.beat_path.raw().now_ns();
         self.recoveries.hooks.end_waits(Instant::now());
         let due_ns = self.recoveries.next_due_ns();
         let look_at = match due_ns.is_some_and(|due_ns| due_ns <= now_ns) {
@@ -432,7 +441,7 @@ impl Control {
     /// When [`Self::act`] is due.
     pub(super) fn next_act(&self) -> Option<Instant> {
         let due = self.recoveries.next_due_ns().map(|due_ns| {
-            let ahead_ns = due_ns.saturating_sub(self.given.raw.now_ns());
+            let ahead_ns = due_ns.saturating_sub(self.given.beat_path.raw().now_ns());
             Instant::now() + Duration::from_nanos(ahead_ns)
         });
         let waits = self.recoveries.hooks.next_due();
@@ -445,7 +454,7 @@ impl Control {
     /// Finds out whether the host is the suspect.
     fn look_at_host(&mut self) {
         let begun = Instant::now();
-        let now_ns = attention_now_ns(self.given.raw, &self.given.counters);
+        let now_ns = self.given.beat_path.attention_now_ns();
         let censuses = census(&self.given.table, now_ns);
         let pressure = pressure::read();
         for (scope, change) in self.recoveries.holds.judge(&censuses, pressure, now_ns) {
@@ -473,7 +482,7 @@ impl Control {
                 HoldReason::Io(_) => Counter::HoldsIo,
             });
         }
-        story::recovery::hold(&self.given.log, scope, change);
+        recovery_messages::hold(&self.given.log, scope, change);
     }
 
     /// Takes a step for an agent that is silent still.
@@ -485,7 +494,7 @@ impl Control {
             Ok(Some(end)) => self.end_action(action, end, now_ns),
             Err(error) if error.is_shortage() => {
                 self.count_outcome(agent, Counter::RecoveryPostponed);
-                self.repeats
+                self.throttle
                     .add_postponed(Instant::now(), &who, error.to_string());
                 self.end_action(action, ActionEnd::Postponed, now_ns);
             }
@@ -505,7 +514,7 @@ impl Control {
                     | StartError::Signal(_) => (Counter::RecoverySignalFailed, ActionEnd::Failed),
                 };
                 self.count_outcome(agent, counter);
-                story::recovery::not_started(&self.given.log, &who, &error);
+                recovery_messages::not_started(&self.given.log, &who, &error);
                 self.end_action(action, end, now_ns);
             }
         }
@@ -515,7 +524,7 @@ impl Control {
     fn take_step(
         &mut self,
         action: Action,
-        who: &story::Who,
+        who: &messages::Who,
     ) -> Result<Option<ActionEnd>, StartError> {
         let agent = action.agent;
         let still_silent = self.is_silent(agent) && !self.is_paused(agent);
@@ -530,7 +539,7 @@ impl Control {
         let shown = step.shown(Some(&subject));
         if self.is_rehearsal() {
             self.count_outcome(agent, Counter::RecoveryDryRun);
-            story::recovery::dry_run(&self.given.log, who, &shown);
+            recovery_messages::dry_run(&self.given.log, who, &shown);
             return Ok(Some(ActionEnd::Handled));
         }
         match step {
@@ -538,7 +547,7 @@ impl Control {
             Step::Signal(signal) => {
                 let hits = self.signal(signal, agent)?;
                 self.count_outcome(agent, Counter::RecoverySignalled);
-                story::recovery::signalled(&self.given.log, who, signal, hits);
+                recovery_messages::signalled(&self.given.log, who, signal, hits);
                 Ok(Some(ActionEnd::Handled))
             }
             Step::Run(run) => {
@@ -548,7 +557,7 @@ impl Control {
                     .start(run, &policy.children, &subject)?;
                 let child_pid = running.pid;
                 self.count_outcome(agent, Counter::RecoverySpawned);
-                story::recovery::spawned(&self.given.log, who, child_pid, &shown);
+                recovery_messages::spawned(&self.given.log, who, child_pid, &shown);
                 let who = who.clone();
                 self.recoveries.working.spawn(async move {
                     Work::Action {
@@ -578,18 +587,18 @@ impl Control {
     fn wait_for_room(&self, agent: Agent) {
         self.count_outcome(agent, Counter::RecoveryWaiting);
         let restraint = &self.recoveries.policy.restraint;
-        story::recovery::waits(&self.given.log, &self.name_of(agent), restraint);
+        recovery_messages::waits(&self.given.log, &self.name_of(agent), restraint);
     }
 
     fn wait_for_user(&self, agent: Agent, user: u32) {
         self.count_outcome(agent, Counter::RecoveryUserBudget);
         let restraint = &self.recoveries.policy.restraint;
-        story::recovery::user_waits(&self.given.log, &self.name_of(agent), user, restraint);
+        recovery_messages::user_waits(&self.given.log, &self.name_of(agent), user, restraint);
     }
 
     fn give_up(&mut self, agent: Agent, why: GaveUp) {
         if self.is_rehearsal() {
-            story::recovery::would_give_up(&self.given.log, &self.name_of(agent), why);
+            recovery_messages::would_give_up(&self.given.log, &self.name_of(agent), why);
             return self.hook(agent, Occasion::GaveUp);
         }
         self.count_outcome(agent, Counter::RecoveryGaveUp);
@@ -597,7 +606,7 @@ impl Control {
             GaveUp::StepsExhausted => Counter::GaveUpSteps,
             GaveUp::BudgetSpent => Counter::GaveUpBudget,
         });
-        story::recovery::gave_up(&self.given.log, &self.name_of(agent), why);
+        recovery_messages::gave_up(&self.given.log, &self.name_of(agent), why);
         self.hook(agent, Occasion::GaveUp);
     }
 
@@ -614,7 +623,7 @@ impl Control {
         }
     }
 
-    fn child_ended(&mut self, action: Action, who: &story::Who, child_pid: u32, ended: &Ended) {
+    fn child_ended(&mut self, action: Action, who: &messages::Who, child_pid: u32, ended: &Ended) {
         let (outcome, end) = match (is_success(ended), ended.how) {
             (true, _) => (Counter::RecoveryReapedZero, ActionEnd::Handled),
             (false, How::Finished) => (Counter::RecoveryReapedNonzero, ActionEnd::Failed),
@@ -627,18 +636,18 @@ impl Control {
         counters.observe(Timing::RecoveryDuration, nanoseconds(ended.duration));
         counters.add(Counter::OutputDropped, ended.output.dropped);
         let label = outcome.info().label.map_or("", |(_, value)| value);
-        story::recovery::ended(&self.given.log, who, child_pid, ended, label);
-        self.end_action(action, end, self.given.raw.now_ns());
+        recovery_messages::ended(&self.given.log, who, child_pid, ended, label);
+        self.end_action(action, end, self.given.beat_path.raw().now_ns());
     }
 
     /// Counts what became of a recovery, and remembers it with the agent.
     fn count_outcome(&self, agent: Agent, outcome: Counter) {
         self.given.counters.count(outcome);
         let label = outcome.info().label.map(|(_, value)| value);
-        self.given.roster.amend(agent, |person| {
-            person.recovery = label;
+        self.given.directory.update(agent, |info| {
+            info.recovery = label;
             // Whatever else comes is another attempt.
-            person.gave_up = outcome == Counter::RecoveryGaveUp;
+            info.gave_up = outcome == Counter::RecoveryGaveUp;
         });
     }
 }

@@ -4,14 +4,13 @@
 use std::sync::Arc;
 
 use varta_api::{Fields, LogEvent};
-use varta_core::Gauge;
 
 use super::{Control, nanoseconds};
 use crate::config::Config;
 use crate::handoff::Order;
-use crate::http::token::{Token, TokenFile};
-use crate::keys::{KeyFiles, KeyRing};
-use crate::policy::Policy;
+use crate::keys::KeyRing;
+use crate::settings::policy::Policy;
+use crate::token::{Token, TokenFile};
 
 /// Everything that was read again.
 struct Fresh {
@@ -23,8 +22,8 @@ struct Fresh {
 impl Control {
     pub(super) fn reload(&mut self) {
         let mut done = Vec::new();
-        if let Some(journal) = &self.given.journal {
-            journal.reopen();
+        if let Some(event_file) = &self.given.event_file {
+            event_file.reopen();
             done.push(
                 "the event file is opened again if its path leads to another file".to_owned(),
             );
@@ -53,7 +52,7 @@ impl Control {
     fn read_again(&self) -> Result<Fresh, Vec<String>> {
         let config = self.given.config.again()?;
         let one = |error: String| vec![error];
-        let keys = self.given.keys.as_ref().map(KeyFiles::read).transpose();
+        let keys = self.given.keys.as_ref().map(KeyRing::read).transpose();
         let keys = keys.map_err(|error| one(error.to_string()))?;
         let token = self.given.token.as_deref().map(TokenFile::read).transpose();
         let token = token.map_err(|error| one(error.to_string()))?;
@@ -88,10 +87,10 @@ impl Control {
             let log = &self.given.log;
             log.warn(LogEvent::Notice, warning.clone(), Fields::default());
         }
-        let threshold_ns = nanoseconds(config.threshold);
-        self.given.counters.set(Gauge::Threshold, threshold_ns);
+        let threshold_ns = nanoseconds(config.settings.threshold);
+        self.given.state.set_threshold(threshold_ns);
         self.given.orders.add(Order::Threshold(threshold_ns));
-        self.given.orders.add(Order::Limits(config.limits));
+        self.given.orders.add(Order::Limits(config.settings.limits));
         self.in_force = config;
         self.replace_policy();
         self.given.orders.send();
@@ -102,10 +101,10 @@ impl Control {
     fn replace_policy(&mut self) {
         let policy = Arc::new(Policy {
             // What the beat path was told at the start.
-            recover_foreign: self.given.config.policy.recover_foreign,
-            ..self.in_force.policy.clone()
+            recover_foreign: self.given.config.settings.policy.recover_foreign,
+            ..self.in_force.settings.policy.clone()
         });
-        let now_ns = self.given.raw.now_ns();
+        let now_ns = self.given.beat_path.raw().now_ns();
         self.recoveries.replace_policy(policy, now_ns);
         let mut agents = self.agents();
         agents.retain(|agent| !self.hold_to_rule(*agent));

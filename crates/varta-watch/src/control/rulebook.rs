@@ -3,15 +3,15 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
-use std::time::Duration;
 
 use tokio::time::Instant;
 use varta_core::recovery::Lineage;
 use varta_core::rules::{Known, Namespace, first_match};
 use varta_core::{Agent, BeatLimit, BeatOrigin, Deadlines};
 
-use crate::identity::facts::Facts;
-use crate::policy::{AgentRule, LadderChoice, Policy};
+use crate::process_info::facts::Facts;
+use crate::report::messages::Missing;
+use crate::settings::policy::{AgentRule, LadderChoice, Policy};
 
 /// What is known of an agent when it joins.
 pub(super) struct Newcomer<'a> {
@@ -41,16 +41,6 @@ struct Entry {
 struct Awaited {
     rule: usize,
     until: Instant,
-}
-
-/// An expectation that was not met.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Missing {
-    /// The agents the rule means, in the operator's words.
-    pub(super) what: String,
-    pub(super) expected: u32,
-    pub(super) heard: u32,
-    pub(super) within: Duration,
 }
 
 /// The book.

@@ -1,52 +1,21 @@
-//! What an operator can ask the control thread to do while it runs: pause an agent, resume it.
+//! Commands of an operator are carried out here: an agent is paused, or resumed.
 //!
-//! Wishes come through a bounded channel from whoever takes requests, are granted one after the other, and each
-//! is answered. The beat path does the pausing; here is remembered when each pause ends, so that it can be told.
+//! The beat path does the pausing; here is remembered when each pause ends, so that it can be told.
 //! Memory: one entry per paused agent.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use varta_core::Agent;
 
-use super::{Control, story};
+use super::Control;
 use crate::handoff::Order;
-use crate::http::view::attention_now_ns;
-
-/// Wishes that wait; whoever wishes for more waits, too.
-const WISHES_MAX: usize = 64;
+use crate::handoff::command::{Command, Gone};
+use crate::report::messages;
 
 /// How soon is looked again whether a pause is over that should be, at the least.
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
-
-/// Something that is to be done.
-#[derive(Debug)]
-pub(crate) enum Wish {
-    /// Do not judge an agent for so long.
-    Pause {
-        agent: Agent,
-        time: Duration,
-        reason: Option<String>,
-        reply: Reply,
-    },
-    /// Judge it again. Nothing to do for one that is not paused.
-    Resume { agent: Agent, reply: Reply },
-}
-
-/// The agent has left by now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Gone;
-
-/// Answers with the number of the order to the beat path; its effect can be seen once that
-/// [is done](crate::handoff::Pulse::has_done).
-pub(crate) type Reply = oneshot::Sender<Result<u64, Gone>>;
-
-/// The way to the control thread.
-pub(crate) fn channel() -> (mpsc::Sender<Wish>, mpsc::Receiver<Wish>) {
-    mpsc::channel(WISHES_MAX)
-}
 
 /// Who is paused, and when that is expected to end.
 #[derive(Debug, Default)]
@@ -93,17 +62,17 @@ impl Pauses {
 }
 
 impl Control {
-    /// Does what is wished, and says so.
-    pub(super) fn grant(&mut self, wish: Wish) {
-        // Whoever does not wait for the answer any more gets what he wished for all the same.
-        let _ = match wish {
-            Wish::Pause {
+    /// Does what an operator wants, and says so.
+    pub(super) fn handle(&mut self, command: Command) {
+        // It is done for an operator who does not wait for the answer any more, too.
+        let _ = match command {
+            Command::Pause {
                 agent,
                 time,
                 reason,
                 reply,
             } => reply.send(self.pause(agent, time, reason)),
-            Wish::Resume { agent, reply } => reply.send(self.resume(agent)),
+            Command::Resume { agent, reply } => reply.send(self.resume(agent)),
         };
     }
 
@@ -114,9 +83,9 @@ impl Control {
         // Whatever was to be done about its silence is not any more.
         self.settled(agent);
         let who = self.name_of(agent);
-        story::paused(&self.given.log, &who, time, reason.as_deref());
-        let roster = &self.given.roster;
-        roster.amend(agent, |person| person.pause_reason = reason);
+        messages::paused(&self.given.log, &who, time, reason.as_deref());
+        let directory = &self.given.directory;
+        directory.update(agent, |info| info.pause_reason = reason);
         Ok(order)
     }
 
@@ -146,15 +115,15 @@ impl Control {
     /// How much longer the beat path counts none of an agent's silence.
     fn left_of_pause(&self, agent: Agent) -> Option<Duration> {
         let facts = self.slot_of(agent)?;
-        let now_ns = attention_now_ns(self.given.raw, &self.given.counters);
+        let now_ns = self.given.beat_path.attention_now_ns();
         let left_ns = facts.paused_until_ns.saturating_sub(now_ns);
         (left_ns > 0).then(|| Duration::from_nanos(left_ns))
     }
 
     fn tell_resumed(&mut self, agent: Agent, how: &str) {
-        story::resumed(&self.given.log, &self.name_of(agent), how);
-        let roster = &self.given.roster;
-        roster.amend(agent, |person| person.pause_reason = None);
+        messages::resumed(&self.given.log, &self.name_of(agent), how);
+        let directory = &self.given.directory;
+        directory.update(agent, |info| info.pause_reason = None);
         // It may have stalled before this thread knew that the pause was over.
         self.recover_forgotten(agent);
     }

@@ -12,7 +12,7 @@ use varta_api::AgentId;
 use varta_api::v1::{AgentsPage, PAGE_MAX, State};
 
 use super::problem::Refusal;
-use super::view::{Seen, View};
+use crate::snapshot::view::{Seen, View};
 
 /// Agents in a page unless told otherwise.
 const PAGE: usize = 100;
@@ -218,7 +218,7 @@ impl AgentsQuestion {
         for seen in view.agents().filter(|seen| self.fits(seen)) {
             // Names are looked up only where they matter.
             let named = self.name.is_some() || self.sort == Sort::Name;
-            let name = named.then(|| view.person(seen.agent).name);
+            let name = named.then(|| view.info_of(seen.agent).name);
             if self.name.is_some() && name != self.name {
                 continue;
             }

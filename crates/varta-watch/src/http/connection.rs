@@ -1,4 +1,4 @@
-//! One door: taking connections, and serving each within its limits.
+//! One listener: taking connections, and serving each within its limits.
 //!
 //! A connection costs a descriptor, a task and at most [`HEAD_BYTES_MAX`] of buffer each way. Whoever is slow
 //! to ask or to read is closed; nobody waits for anybody else. Who has asked may close its half and gets the
@@ -26,8 +26,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 use varta_core::{Counter, Counters};
 
-use super::Stage;
 use super::guard::Peer;
+use super::stage::{Stage, closing};
 
 /// What the head of a request may take; a scraper's takes one. Answers are written in pieces of it.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -56,13 +56,13 @@ const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nR
 
 /// How long a connection may wait for its other end.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct Timeouts {
     pub(crate) request: Duration,
     pub(crate) reader: Duration,
     pub(crate) answer: Duration,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
         Self {
             request: REQUEST_WAIT,
@@ -74,45 +74,45 @@ impl Default for Patience {
 
 /// What a connection is at: what its stream must know of the answer that it carries.
 #[derive(Clone, Debug)]
-pub(crate) struct Line(Arc<Mutex<Course>>);
+pub(crate) struct ConnectionState(Arc<Mutex<Phase>>);
 
 #[derive(Clone, Copy, Debug)]
-enum Course {
+enum Phase {
     /// One answer, since then.
     Answer(Instant),
     /// Live events: nothing else is said on it, and who hangs up has left.
     Live,
 }
 
-impl Line {
+impl ConnectionState {
     fn new() -> Self {
-        Self(Arc::new(Mutex::new(Course::Answer(Instant::now()))))
+        Self(Arc::new(Mutex::new(Phase::Answer(Instant::now()))))
     }
 
     /// The answer under way is live events.
     pub(crate) fn follow(&self) {
-        *self.locked() = Course::Live;
+        *self.locked() = Phase::Live;
     }
 
     fn answer(&self) {
-        *self.locked() = Course::Answer(Instant::now());
+        *self.locked() = Phase::Answer(Instant::now());
     }
 
     /// Nobody panics while holding it.
-    fn locked(&self) -> MutexGuard<'_, Course> {
+    fn locked(&self) -> MutexGuard<'_, Phase> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Where connections come from.
-pub(crate) enum Listener {
+pub(crate) enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-/// What a door serves, and how much of it.
-pub(crate) struct Door {
-    pub(crate) listener: Listener,
+/// What a listener serves, and how much of it.
+pub(crate) struct Listener {
+    pub(crate) socket: Socket,
     pub(crate) router: Router,
     /// Connections at the same time.
     pub(crate) connections_max: usize,
@@ -120,13 +120,13 @@ pub(crate) struct Door {
     pub(crate) stage: watch::Receiver<Stage>,
 }
 
-impl Door {
+impl Listener {
     /// Serves until told to close, and then until the connections have ended.
     pub(crate) async fn serve(self) {
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+                accepted = self.socket.accept() => accepted,
                 Some(_) = connections.join_next() => continue,
                 () = closing(self.stage.clone()) => break,
             };
@@ -145,8 +145,8 @@ impl Door {
                 turn_away(stream).await;
                 continue;
             }
-            let patience = Patience::default();
-            let stream = Patient::new(stream, patience, Arc::clone(&self.counters));
+            let timeouts = Timeouts::default();
+            let stream = TimeoutStream::new(stream, timeouts, Arc::clone(&self.counters));
             connections.spawn(converse(
                 stream,
                 peer,
@@ -158,18 +158,13 @@ impl Door {
     }
 }
 
-/// Ends when the doors are told to close.
-pub(crate) async fn closing(mut stage: watch::Receiver<Stage>) {
-    let _ = stage.wait_for(|stage| *stage == Stage::Closing).await;
-}
-
 /// Either kind of stream.
 type Stream = Box<dyn Duplex>;
 
 trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
-impl Listener {
+impl Socket {
     async fn accept(&self) -> io::Result<(Stream, Option<IpAddr>)> {
         match self {
             Self::Tcp(listener) => {
@@ -198,19 +193,19 @@ async fn turn_away(mut stream: Stream) {
 
 /// Answers requests one after the other until the other end has had enough, or is too slow.
 async fn converse(
-    stream: Patient<impl AsyncRead + AsyncWrite + Unpin>,
+    stream: TimeoutStream<impl AsyncRead + AsyncWrite + Unpin>,
     peer: Option<IpAddr>,
     router: Router,
     stage: watch::Receiver<Stage>,
 ) {
     let router = TowerToHyperService::new(router);
-    let (line, request_wait) = (stream.line.clone(), stream.patience.request);
+    let (state, request_wait) = (stream.state.clone(), stream.timeouts.request);
     let answer = service_fn(move |mut request: Request<Incoming>| {
         if let Some(address) = peer {
             request.extensions_mut().insert(Peer(address));
         }
-        line.answer();
-        request.extensions_mut().insert(line.clone());
+        state.answer();
+        request.extensions_mut().insert(state.clone());
         router.call(request)
     });
     let mut builder = http1::Builder::new();
@@ -234,21 +229,21 @@ async fn converse(
 
 /// A stream that fails when its reader has taken nothing for too long, or needs too long for an answer, or has
 /// left while it should hear live events.
-struct Patient<T> {
+struct TimeoutStream<T> {
     inner: T,
-    patience: Patience,
-    line: Line,
+    timeouts: Timeouts,
+    state: ConnectionState,
     /// Since something was refused; until when that may go on.
     refused: Option<Pin<Box<Sleep>>>,
     counters: Arc<Counters>,
 }
 
-impl<T> Patient<T> {
-    fn new(inner: T, patience: Patience, counters: Arc<Counters>) -> Self {
+impl<T> TimeoutStream<T> {
+    fn new(inner: T, timeouts: Timeouts, counters: Arc<Counters>) -> Self {
         Self {
             inner,
-            patience,
-            line: Line::new(),
+            timeouts,
+            state: ConnectionState::new(),
             refused: None,
             counters,
         }
@@ -260,17 +255,17 @@ impl<T> Patient<T> {
         context: &mut Context<'_>,
         written: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        let course = *self.line.locked();
-        let overdue = match course {
-            Course::Answer(since) => since.elapsed() > self.patience.answer,
-            Course::Live => false,
+        let phase = *self.state.locked();
+        let overdue = match phase {
+            Phase::Answer(since) => since.elapsed() > self.timeouts.answer,
+            Phase::Live => false,
         };
         if written.is_ready() && !overdue {
             self.refused = None;
             return written;
         }
         if !overdue {
-            let until = Instant::now() + self.patience.reader;
+            let until = Instant::now() + self.timeouts.reader;
             let refused = self
                 .refused
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
@@ -281,10 +276,10 @@ impl<T> Patient<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> Patient<T> {
+impl<T: AsyncRead + Unpin> TimeoutStream<T> {
     /// Whether the reader of live events has left. It has nothing more to say, so whatever it does is that.
     fn has_left(&mut self, context: &mut Context<'_>) -> bool {
-        let is_live = matches!(*self.line.locked(), Course::Live);
+        let is_live = matches!(*self.state.locked(), Phase::Live);
         let mut byte = [0];
         is_live
             && Pin::new(&mut self.inner)
@@ -293,7 +288,7 @@ impl<T: AsyncRead + Unpin> Patient<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Patient<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for TimeoutStream<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -303,7 +298,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Patient<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimeoutStream<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -347,7 +342,7 @@ mod tests {
 
     use super::*;
 
-    const SHORT: Patience = Patience {
+    const SHORT: Timeouts = Timeouts {
         request: Duration::from_millis(20),
         reader: Duration::from_millis(20),
         answer: ANSWER_WAIT,
@@ -356,11 +351,11 @@ mod tests {
     /// Serves one connection whose other end is the caller's.
     fn serve(
         router: Router,
-        patience: Patience,
+        timeouts: Timeouts,
     ) -> (UnixStream, tokio::task::JoinHandle<()>, Arc<Counters>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let counters = Arc::new(Counters::default());
-        let stream = Patient::new(ours, patience, Arc::clone(&counters));
+        let stream = TimeoutStream::new(ours, timeouts, Arc::clone(&counters));
         let (sender, stage) = watch::channel(Stage::Running);
         let served = tokio::spawn(async move {
             converse(stream, None, router, stage).await;
@@ -394,9 +389,9 @@ mod tests {
     async fn who_reads_without_coming_to_an_end_is_closed_and_counted() {
         let answer = "x".repeat(64 * 1024 * 1024);
         let router = Router::new().route("/", get(|| async { Body::from(answer) }));
-        let hasty = Patience {
+        let hasty = Timeouts {
             answer: Duration::ZERO,
-            ..Patience::default()
+            ..Timeouts::default()
         };
         let (mut other_end, served, counters) = serve(router, hasty);
         let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -418,7 +413,7 @@ mod tests {
             "well"
         };
         let router = Router::new().route("/", get(answer));
-        let (mut other_end, served, _) = serve(router, Patience::default());
+        let (mut other_end, served, _) = serve(router, Timeouts::default());
         let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
         other_end.write_all(request).await.unwrap();
         other_end.shutdown().await.unwrap();
@@ -430,12 +425,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_follower_that_leaves_is_noticed_although_nothing_happens() {
-        let silent = |axum::Extension(line): axum::Extension<Line>| async move {
-            line.follow();
+        let silent = |axum::Extension(state): axum::Extension<ConnectionState>| async move {
+            state.follow();
             Body::new(Silence)
         };
         let router = Router::new().route("/", get(silent));
-        let (mut other_end, served, _) = serve(router, Patience::default());
+        let (mut other_end, served, _) = serve(router, Timeouts::default());
         let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
         other_end.write_all(request).await.unwrap();
         let mut first = [0];

@@ -1,7 +1,7 @@
 //! What has happened, as pages or live: `GET /api/v1/events`.
 //!
 //! A follower costs one page of references, however slowly it reads: what it has not taken yet is in the
-//! history that all share, and what has left that by then it has missed and is told so. Each door has room for
+//! history that all share, and what has left that by then it has missed and is told so. Each listener has room for
 //! [`FOLLOWERS_MAX`] of them, and each gives way after [`FOLLOWER_PAGE`] events: all of this is done by the
 //! control thread.
 
@@ -23,13 +23,12 @@ use tokio_stream::wrappers::WatchStream;
 use varta_api::v1::PAGE_MAX;
 use varta_core::{Counter, Counters};
 
-use super::Stage;
 use super::agents::{each_once, limit, number, unknown};
-use super::connection::closing;
 use super::problem::Refusal;
-use crate::control::history::{History, Page, Told};
+use super::stage::{Stage, closing};
+use crate::report::history::{History, Page, Told};
 
-/// Followers of one door. A person has a few windows, and a log collector is one; each costs the control thread
+/// Followers of one listener. A person has a few windows, and a log collector is one; each costs the control thread
 /// some microseconds per event.
 pub(crate) const FOLLOWERS_MAX: usize = 8;
 

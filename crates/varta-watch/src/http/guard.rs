@@ -16,7 +16,7 @@ use varta_core::{Counter, Counters};
 
 use super::problem::Refusal;
 use super::rate::{Admission, Sources};
-use super::token::TokenFile;
+use crate::token::TokenFile;
 
 /// Where a request comes from; put into every request that came over TCP.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ pub(crate) struct Peer(pub(crate) IpAddr);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Onlooker;
 
-/// What the TCP door asks of everybody.
+/// What the TCP listener asks of everybody.
 #[derive(Debug)]
 pub(crate) struct Guard {
     token: Option<Arc<TokenFile>>,

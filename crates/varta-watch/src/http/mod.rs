@@ -1,13 +1,14 @@
-//! Answers: metrics, the JSON API and health, through one router with two doors, TCP and the control socket.
+//! Answers: metrics, the JSON API and health, through one router with two listeners, TCP and the control socket.
 //!
-//! Everything is read from what the other rooms put up ([`view`]); the beat path is not asked and does not
-//! notice. Both doors are served by the control thread's runtime. Bounds: connections per door, bytes and header
+//! Everything is read from the snapshot ([`crate::snapshot`]) and the log's history; the beat path is not asked and does not
+//! notice. Both listeners are served by the control thread's runtime. Bounds: connections per listener, bytes and header
 //! lines per request, time to ask and to read ([`connection`]), requests per address ([`rate`]), questions at
 //! work, those that wait and the answers that are not read yet ([`work`]), followers of events ([`events`]), the
-//! last three per door. Bodies are read where something is to be changed ([`pause`]), up to a bound.
+//! last three per listener. Bodies are read where something is to be changed ([`pause`]), up to a bound.
 
 mod accept;
 mod agents;
+mod answers;
 mod connection;
 mod events;
 mod guard;
@@ -16,8 +17,7 @@ mod pause;
 mod problem;
 mod rate;
 mod routes;
-pub(crate) mod token;
-pub(crate) mod view;
+mod stage;
 mod work;
 
 use std::fmt;
@@ -33,17 +33,20 @@ use axum::middleware::from_fn_with_state;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::config::http::{HttpConfig, Place};
-use crate::config::users::SocketAccess;
-use crate::control::wishes::Wish;
+use crate::handoff::command::Command;
+use crate::report::history::History;
+use crate::settings::SocketAccess;
+use crate::settings::http::{HttpSettings, Place};
+use crate::snapshot::view::View;
 use crate::socket_file::{BoundSocket, Purpose};
-use connection::{Door, Listener};
+use crate::token::TokenFile;
+use answers::Answers;
+use connection::{Listener, Socket};
 use guard::Guard;
-use routes::{Answers, router};
-use token::TokenFile;
-use view::View;
+use routes::router;
+use stage::Stage;
 
-/// Connections of one door at the same time, if there are descriptors for as many.
+/// Connections of one listener at the same time, if there are descriptors for as many.
 const CONNECTIONS_MAX: usize = 256;
 
 /// How long answers under way may take when the observer stops.
@@ -55,9 +58,9 @@ const CONTROL_ACCESS: SocketAccess = SocketAccess {
     gid: None,
 };
 
-/// Doors that are open and not served yet: who knocks waits.
+/// Listeners that are open and not served yet: who knocks waits.
 #[derive(Debug)]
-pub(crate) struct Doors {
+pub(crate) struct Listeners {
     tcp: Option<TcpListener>,
     control: Option<(BoundSocket, UnixListener)>,
     token: Option<Arc<TokenFile>>,
@@ -69,7 +72,7 @@ pub(crate) struct Doors {
 pub(crate) struct Places {
     pub(crate) tcp: Option<SocketAddr>,
     pub(crate) control: Option<PathBuf>,
-    /// Why a door that was not asked for is not there.
+    /// Why a listener that was not asked for is not there.
     pub(crate) notices: Vec<String>,
 }
 
@@ -86,36 +89,26 @@ impl fmt::Display for Places {
     }
 }
 
-/// How far the observer has come, as its doors need to know it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
-    Running,
-    /// It is not ready any more and says so to whoever asks.
-    Stopping,
-    /// Nobody is answered any more.
-    Closing,
-}
-
-/// Doors that are served.
-pub(crate) struct Served {
-    doors: JoinSet<()>,
+/// Listeners that are served.
+pub(crate) struct Server {
+    listeners: JoinSet<()>,
     stage: watch::Sender<Stage>,
     _control: Option<BoundSocket>,
 }
 
-impl Doors {
+impl Listeners {
     /// Opens what was asked for, or says what is in the way. What nobody asked for may be missing.
-    pub(crate) fn open(config: &HttpConfig) -> Result<Self, String> {
-        let token = config.token_file.as_deref().map(TokenFile::open);
+    pub(crate) fn open(settings: &HttpSettings) -> Result<Self, String> {
+        let token = settings.token_file.as_deref().map(TokenFile::open);
         let token = token.transpose().map_err(|error| error.to_string())?;
         let mut places = Places::default();
-        let tcp = opened(config.tcp.as_ref(), &mut places.notices, open_tcp)?;
+        let tcp = opened(settings.tcp.as_ref(), &mut places.notices, open_tcp)?;
         let (tcp, address) = tcp.unzip();
         places.tcp = address;
-        let control = opened(config.control.as_ref(), &mut places.notices, |path| {
+        let control = opened(settings.control.as_ref(), &mut places.notices, |path| {
             open_control(path)
         })?;
-        if let Some(Place { at, .. }) = config.control.as_ref().filter(|_| control.is_some()) {
+        if let Some(Place { at, .. }) = settings.control.as_ref().filter(|_| control.is_some()) {
             places.control = Some(at.clone());
         }
         Ok(Self {
@@ -135,52 +128,59 @@ impl Doors {
         self.token.clone()
     }
 
-    /// Begins to answer. Must be called within the runtime; `descriptors` is how many there are for doors and
+    /// Begins to answer. Must be called within the runtime; `descriptors` is how many there are for listeners and
     /// everything else that comes and goes.
     pub(crate) fn serve(
         self,
         view: View,
-        wishes: &mpsc::Sender<Wish>,
-        config: &HttpConfig,
+        history: &Arc<History>,
+        commands: &mpsc::Sender<Command>,
+        settings: &HttpSettings,
         descriptors: usize,
-    ) -> io::Result<Served> {
+    ) -> io::Result<Server> {
         let (stage, seen) = watch::channel(Stage::Running);
         let counters = Arc::clone(&view.counters);
         let view = Arc::new(view);
         let router = || {
             let view = Arc::clone(&view);
-            let wishes = wishes.clone();
-            router(Answers::new(view, wishes, config.agents, seen.clone()))
+            let (history, commands) = (Arc::clone(history), commands.clone());
+            router(Answers::new(
+                view,
+                history,
+                commands,
+                settings.agents,
+                seen.clone(),
+            ))
         };
-        let mut doors = JoinSet::new();
-        let door = |listener, router| Door {
-            listener,
+        let mut listeners = JoinSet::new();
+        let listener = |socket, router| Listener {
+            socket,
             router,
             connections_max: connections_max(descriptors),
             counters: Arc::clone(&counters),
             stage: seen.clone(),
         };
-        if let Some(listener) = self.tcp {
-            let listener = tokio::net::TcpListener::from_std(listener)?;
+        if let Some(socket) = self.tcp {
+            let socket = tokio::net::TcpListener::from_std(socket)?;
             let guard = Arc::new(Guard::new(self.token, Arc::clone(&counters)));
             let guarded = router().layer(from_fn_with_state(guard, Guard::check));
-            doors.spawn(door(Listener::Tcp(listener), guarded).serve());
+            listeners.spawn(listener(Socket::Tcp(socket), guarded).serve());
         }
         let mut control = None;
-        if let Some((socket, listener)) = self.control {
-            let listener = tokio::net::UnixListener::from_std(listener)?;
-            doors.spawn(door(Listener::Unix(listener), router()).serve());
-            control = Some(socket);
+        if let Some((bound, socket)) = self.control {
+            let socket = tokio::net::UnixListener::from_std(socket)?;
+            listeners.spawn(listener(Socket::Unix(socket), router()).serve());
+            control = Some(bound);
         }
-        Ok(Served {
-            doors,
+        Ok(Server {
+            listeners,
             stage,
             _control: control,
         })
     }
 }
 
-impl Served {
+impl Server {
     /// Goes on answering, and says that the observer stops.
     pub(crate) fn say_stopping(&self) {
         let _ = self.stage.send(Stage::Stopping);
@@ -189,17 +189,17 @@ impl Served {
     /// Takes no more connections, lets answers under way end for a moment, and removes the control socket.
     pub(crate) async fn close(mut self) {
         let _ = self.stage.send(Stage::Closing);
-        let ended = async { while self.doors.join_next().await.is_some() {} };
+        let ended = async { while self.listeners.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(STOP_WAIT, ended).await;
     }
 }
 
-/// Connections of one door: with those of the other one no more than half of what there is.
+/// Connections of one listener: with those of the other one no more than half of what there is.
 fn connections_max(descriptors: usize) -> usize {
     (descriptors / 4).clamp(1, CONNECTIONS_MAX)
 }
 
-/// Opens a door; one that nobody asked for costs a notice if it cannot be had.
+/// Opens a listener; one that nobody asked for costs a notice if it cannot be had.
 fn opened<T, D>(
     place: Option<&Place<T>>,
     notices: &mut Vec<String>,
@@ -209,7 +209,7 @@ fn opened<T, D>(
         return Ok(None);
     };
     match open(at) {
-        Ok(door) => Ok(Some(door)),
+        Ok(listener) => Ok(Some(listener)),
         Err(problem) if *asked_for => Err(problem),
         Err(problem) => {
             notices.push(problem);
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_doors_leave_half_of_the_descriptors_to_others() {
+    fn both_listeners_leave_half_of_the_descriptors_to_others() {
         for descriptors in [4, 8, 31, 256, 1_000_000] {
             let both = 2 * connections_max(descriptors);
             assert!((2..=descriptors / 2).contains(&both), "{descriptors}");

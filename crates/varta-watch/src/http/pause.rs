@@ -22,11 +22,11 @@ use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use varta_api::v1::{PAUSE_SECONDS_MAX, PauseRequest, REASON_CHARS_MAX, ResumeRequest};
 
+use super::answers::{AgentId, Answers, Shared, nobody, stops};
 use super::guard::Onlooker;
 use super::problem::Refusal;
-use super::routes::{AgentId, Answers, Shared, nobody, stops};
-use super::view::Seen;
-use crate::control::wishes::{Gone, Wish};
+use crate::handoff::command::{Command, Gone};
+use crate::snapshot::view::Seen;
 
 /// A request is a hundred bytes long; a reason takes 800 at most.
 const BODY_BYTES_MAX: usize = 4096;
@@ -72,14 +72,14 @@ async fn pause(
     let time = time(request.seconds)?;
     let reason = reason(request.reason)?;
     let seen = Arc::clone(&answers).find(id).await?;
-    let (reply, granted) = oneshot::channel();
-    let wish = Wish::Pause {
+    let (reply, done) = oneshot::channel();
+    let command = Command::Pause {
         agent: seen.agent,
         time,
         reason,
         reply,
     };
-    wished(&answers, &seen, wish, granted).await
+    carry_out(&answers, &seen, command, done).await
 }
 
 async fn resume(
@@ -90,27 +90,27 @@ async fn resume(
 ) -> Result<Response, Refusal> {
     let ResumeRequest {} = read(&headers, body).await?;
     let seen = Arc::clone(&answers).find(id).await?;
-    let (reply, granted) = oneshot::channel();
-    let wish = Wish::Resume {
+    let (reply, done) = oneshot::channel();
+    let command = Command::Resume {
         agent: seen.agent,
         reply,
     };
-    wished(&answers, &seen, wish, granted).await
+    carry_out(&answers, &seen, command, done).await
 }
 
 /// Has something done about an agent, and shows the agent once the beat path has done it. What others have asked
 /// for at the same moment may be done by then, too, and is not waited for.
-async fn wished(
+async fn carry_out(
     answers: &Answers,
     seen: &Seen,
-    wish: Wish,
-    granted: oneshot::Receiver<Result<u64, Gone>>,
+    command: Command,
+    done: oneshot::Receiver<Result<u64, Gone>>,
 ) -> Result<Response, Refusal> {
-    answers.wishes.send(wish).await.map_err(|_| stops())?;
-    let granted = granted.await.map_err(|_| stops())?;
-    let order = granted.map_err(|Gone| nobody())?;
+    answers.commands.send(command).await.map_err(|_| stops())?;
+    let done = done.await.map_err(|_| stops())?;
+    let order = done.map_err(|Gone| nobody())?;
     let asked = Instant::now();
-    while !answers.view.pulse.has_done(order) {
+    while !answers.view.probe.has_done(order) {
         if asked.elapsed() > DONE_WAIT {
             return Err(Refusal::new(
                 StatusCode::SERVICE_UNAVAILABLE,

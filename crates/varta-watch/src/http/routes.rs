@@ -1,4 +1,4 @@
-//! What is where: the routes, the same behind both doors.
+//! What is where: the routes, the same behind both listeners.
 //!
 //! Whatever looks at every agent works on a thread of its own ([`work`](super::work)), so that neither the
 //! control thread nor the other questions wait for it.
@@ -6,43 +6,31 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
-use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use serde::Serialize;
-use tokio::sync::{Semaphore, mpsc, watch};
 use varta_api::v1::{Health, NoRoom, PREFIX};
-use varta_core::Gauge;
 
-use super::Stage;
-use super::accept::{EVENT_STREAM, GZIP, OPENMETRICS};
+use super::accept::{EVENT_STREAM, OPENMETRICS};
 use super::agents::{AgentsQuestion, find, unknown};
-use super::connection::Line;
-use super::events::{EventsQuestion, FOLLOWERS_MAX, follow, page_text, resumed};
-use super::metrics::{self, AgentSeries, Format};
+use super::answers::{AgentId, Answers, JSON, Parameters, Shared, VARY_BY_FORM, nobody, stops};
+use super::connection::ConnectionState;
+use super::events::{EventsQuestion, follow, page_text, resumed};
+use super::metrics::{self, Format};
 use super::pause;
 use super::problem::Refusal;
-use super::view::{Seen, View, seconds};
-use super::work::Work;
-use crate::control::receive_trouble;
-use crate::control::wishes::Wish;
+use super::stage::Stage;
+use crate::snapshot::receive_trouble;
+use crate::snapshot::view::{View, seconds};
 
 /// How long the beat path may take to turn when it is asked to. It takes microseconds.
-const PULSE_WAIT: Duration = Duration::from_secs(1);
+const PROBE_WAIT: Duration = Duration::from_secs(1);
 
 /// How often is looked whether it has.
-const PULSE_PAUSE: Duration = Duration::from_millis(1);
-
-const JSON: &str = "application/json";
-
-/// What decides about an answer besides its path: the coding, and for some what it is.
-const VARY_BY_CODING: &str = "accept-encoding";
-const VARY_BY_FORM: &str = "accept, accept-encoding";
+const PROBE_PAUSE: Duration = Duration::from_millis(1);
 
 const FRONT_PAGE: &str = r#"varta-watch: notices silence
 
@@ -58,103 +46,6 @@ POST, as application/json, over TCP with the token only:
 /api/v1/agents/ID/pause    {"for":600.0,"reason":"deploy"}  do not judge it for so many seconds
 /api/v1/agents/ID/resume   {}                               judge it again
 "#;
-
-/// What the answers of one door are made from, and how many there may be at a time.
-#[derive(Debug)]
-pub(crate) struct Answers {
-    pub(super) view: Arc<View>,
-    /// To whoever can change something.
-    pub(super) wishes: mpsc::Sender<Wish>,
-    agents: AgentSeries,
-    work: Work,
-    followers: Arc<Semaphore>,
-    stage: watch::Receiver<Stage>,
-}
-
-/// Query parameters in the order given.
-type Parameters = Query<Vec<(String, String)>>;
-
-pub(super) type Shared = State<Arc<Answers>>;
-
-/// The agent that a path names.
-pub(super) type AgentId = Result<Path<String>, PathRejection>;
-
-impl Answers {
-    pub(crate) fn new(
-        view: Arc<View>,
-        wishes: mpsc::Sender<Wish>,
-        agents: AgentSeries,
-        stage: watch::Receiver<Stage>,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            work: Work::new(Arc::clone(&view.counters)),
-            view,
-            wishes,
-            agents,
-            followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
-            stage,
-        })
-    }
-
-    /// An answer that is written on a thread of its own, compressed for who accepts it.
-    async fn text(
-        &self,
-        headers: &HeaderMap,
-        content_type: &'static str,
-        vary: &'static str,
-        write: impl FnOnce(&View) -> Result<String, Refusal> + Send + 'static,
-    ) -> Result<Response, Refusal> {
-        let view = Arc::clone(&self.view);
-        let gzip = GZIP.is_preferred(headers);
-        let text = self.work.text(gzip, move || write(&view)).await?;
-        let mut response = Body::new(text).into_response();
-        let mut set = |name: HeaderName, value| {
-            let value = HeaderValue::from_static(value);
-            response.headers_mut().insert(name, value);
-        };
-        set(header::CONTENT_TYPE, content_type);
-        set(header::VARY, vary);
-        if gzip {
-            set(header::CONTENT_ENCODING, "gzip");
-        }
-        Ok(response)
-    }
-
-    /// The same as JSON.
-    async fn json<T: Serialize>(
-        &self,
-        headers: &HeaderMap,
-        find: impl FnOnce(&View) -> Result<T, Refusal> + Send + 'static,
-    ) -> Result<Response, Refusal> {
-        let write =
-            |view: &View| find(view).map(|found| serde_json::to_string(&found).unwrap_or_default());
-        self.text(headers, JSON, VARY_BY_CODING, write).await
-    }
-}
-
-impl Answers {
-    /// The agent with this id.
-    pub(super) async fn find(self: Arc<Self>, id: AgentId) -> Result<Seen, Refusal> {
-        let Path(id) = id.map_err(|_| nobody())?;
-        let view = Arc::clone(&self.view);
-        // Looks through the whole table.
-        let found = tokio::task::spawn_blocking(move || find(&view, &id)).await;
-        found.ok().flatten().ok_or_else(nobody)
-    }
-}
-
-/// There is no agent with the id that was given.
-pub(super) fn nobody() -> Refusal {
-    Refusal::new(
-        StatusCode::NOT_FOUND,
-        "no agent with this id is there (any more)",
-    )
-}
-
-/// Nobody is waited for any more.
-pub(super) fn stops() -> Refusal {
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the observer stops")
-}
 
 /// Everything that is answered.
 pub(crate) fn router(answers: Arc<Answers>) -> Router {
@@ -223,26 +114,26 @@ async fn wrong_method() -> Refusal {
 /// Whether the beat path turns and can receive. This thread is another one, so it can tell. While the observer stops that
 /// is known without asking.
 async fn healthz(State(answers): Shared) -> Response {
-    let pulse = &answers.view.pulse;
+    let probe = &answers.view.probe;
     let asked = Instant::now();
-    let asked_ns = pulse.ask();
+    let asked_ns = probe.ask();
     let (healthy, stopping) = loop {
         let stopping = *answers.stage.borrow() != Stage::Running;
-        let healthy = !stopping && pulse.has_turned_since(asked_ns);
-        if healthy || stopping || asked.elapsed() >= PULSE_WAIT {
+        let healthy = !stopping && probe.has_turned_since(asked_ns);
+        if healthy || stopping || asked.elapsed() >= PROBE_WAIT {
             break (healthy, stopping);
         }
-        tokio::time::sleep(PULSE_PAUSE).await;
+        tokio::time::sleep(PROBE_PAUSE).await;
     };
-    let counters = &answers.view.counters;
-    let turn_ns = counters.level(Gauge::LastTurn);
-    let (fatal, others) = receive_trouble::problems(counters);
+    let beat_path = &answers.view.beat_path;
+    let turn_ns = beat_path.last_turn_ns();
+    let (fatal, others) = receive_trouble::problems(beat_path);
     let healthy = healthy && fatal.is_empty();
     let health = Health {
         healthy,
         problems: fatal.into_iter().chain(others).collect(),
         turned_after: asked.elapsed().as_secs_f64(),
-        last_turn_age: seconds(answers.view.raw.now_ns().saturating_sub(turn_ns)),
+        last_turn_age: seconds(beat_path.raw().now_ns().saturating_sub(turn_ns)),
         stopping,
     };
     (status(healthy), Json(health)).into_response()
@@ -323,7 +214,7 @@ async fn agent(
 
 async fn events(
     State(answers): Shared,
-    line: Option<Extension<Line>>,
+    connection: Option<Extension<ConnectionState>>,
     headers: HeaderMap,
     Query(parameters): Parameters,
 ) -> Result<Response, Refusal> {
@@ -332,7 +223,7 @@ async fn events(
     let follows = question.follow;
     if !follows.unwrap_or_else(|| EVENT_STREAM.is_preferred(&headers)) {
         // Taken here, since the other thread may be kept from going on while it holds the lock.
-        let page = question.answer(&view.history);
+        let page = question.answer(&answers.history);
         let write = move |view: &View| Ok(page_text(&page, &view.about.session_id));
         return answers.text(&headers, JSON, VARY_BY_FORM, write).await;
     }
@@ -340,7 +231,7 @@ async fn events(
         return Err(Refusal::bad_request("limit: live events have no limit"));
     }
     let after = match headers.get("Last-Event-ID") {
-        None => question.after.unwrap_or_else(|| view.history.last_id()),
+        None => question.after.unwrap_or_else(|| answers.history.last_id()),
         Some(id) => {
             let id = id.to_str().ok();
             let after = id.and_then(|id| resumed(id, &view.about.session_id));
@@ -354,10 +245,10 @@ async fn events(
             "too many follow the events here; stop one of them, or ask for pages",
         )
     })?;
-    if let Some(Extension(line)) = line {
-        line.follow();
+    if let Some(Extension(connection)) = connection {
+        connection.follow();
     }
-    let (history, counters) = (Arc::clone(&view.history), Arc::clone(&view.counters));
+    let (history, counters) = (Arc::clone(&answers.history), Arc::clone(&view.counters));
     let stage = answers.stage.clone();
     let mut live = follow(history, after, counters, stage, place);
     let vary = HeaderValue::from_static(VARY_BY_FORM);
@@ -369,24 +260,29 @@ async fn events(
 mod tests {
     use std::time::SystemTime;
 
-    use axum::body::to_bytes;
+    use axum::body::{Body, to_bytes};
     use axum::http::request::Builder;
     use hyper::service::Service;
     use hyper_util::service::TowerToHyperService;
     use serde::de::DeserializeOwned;
+    use tokio::sync::{mpsc, watch};
     use varta_api::v1::Info;
-    use varta_core::{Counter, Counters, Refusal as Refused, SlotTable};
+    use varta_core::{Counter, Counters, Gauge, Refusal as Refused, SlotTable};
 
+    use super::super::answers::VARY_BY_CODING;
+    use super::super::events::FOLLOWERS_MAX;
     use super::*;
+    use crate::beat_path_state::BeatPathState;
     use crate::beat_queue::Depth;
     use crate::clock::RawClock;
-    use crate::control::history::History;
     use crate::handoff;
-    use crate::http::view::About;
+    use crate::report::history::History;
+    use crate::settings::http::AgentSeries;
+    use crate::snapshot::view::About;
 
     /// Answers about an observer without a beat path.
     fn answers() -> (Arc<Answers>, watch::Sender<Stage>) {
-        let (counters, raw) = (Arc::new(Counters::default()), RawClock::start());
+        let beat_path = Arc::new(BeatPathState::new(RawClock::start()));
         let (orders, _) = handoff::orders().unwrap();
         let view = View {
             about: About {
@@ -402,16 +298,17 @@ mod tests {
                 },
             },
             table: Arc::new(SlotTable::on_heap(1)),
-            roster: Arc::default(),
+            directory: Arc::default(),
             no_room: Arc::default(),
-            counters: Arc::clone(&counters),
-            history: Arc::new(History::default()),
-            pulse: orders.pulse(counters, raw),
-            raw,
+            counters: Arc::new(Counters::default()),
+            probe: orders.liveness_probe(Arc::clone(&beat_path)),
+            beat_path,
+            control: Arc::default(),
         };
         let (sender, stage) = watch::channel(Stage::Running);
-        let (wishes, _) = mpsc::channel(1);
-        let answers = Answers::new(Arc::new(view), wishes, AgentSeries::All, stage);
+        let (commands, _) = mpsc::channel(1);
+        let history = Arc::new(History::default());
+        let answers = Answers::new(Arc::new(view), history, commands, AgentSeries::All, stage);
         (answers, sender)
     }
 
@@ -437,7 +334,7 @@ mod tests {
     #[tokio::test]
     async fn the_observer_says_how_many_expected_agents_are_missing() {
         let (answers, _stage) = answers();
-        answers.view.counters.set(Gauge::AgentsMissing, 2);
+        answers.view.control.set_agents_missing(2);
         let info: Info = json_of(ask(&answers, "/api/v1/info").await).await;
         assert_eq!(info.missing, 2);
     }
@@ -447,7 +344,7 @@ mod tests {
         let (answers, _stage) = answers();
         let status = status_of(&answers, "/healthz").await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-        answers.view.counters.set(Gauge::LastTurn, u64::MAX);
+        answers.view.beat_path.set_last_turn(u64::MAX);
         assert_eq!(status_of(&answers, "/healthz").await, StatusCode::OK);
     }
 

@@ -1,6 +1,6 @@
 //! Answers that take work: made on a thread of their own, and how many there may be of them.
 //!
-//! Each door has its own bounds, so that who asks at one does not keep others from being answered at the other.
+//! Each listener has its own bounds, so that who asks at one does not keep others from being answered at the other.
 //! What is bounded is questions at work, questions that wait, and the bytes of answers nobody has read yet;
 //! beyond that a question is refused at once and told to come back.
 
@@ -19,14 +19,14 @@ use varta_core::Counters;
 
 use super::problem::Refusal;
 
-/// Questions of one door that are worked on at the same time; the others wait.
+/// Questions of one listener that are worked on at the same time; the others wait.
 const AT_WORK_MAX: usize = 2;
 
-/// Questions of one door that wait. A page of 100 000 agents takes 0.15 s, so the last of them waits for a second
+/// Questions of one listener that wait. A page of 100 000 agents takes 0.15 s, so the last of them waits for a second
 /// or two; `varta` gives up after three.
 const WAITING_MAX: usize = 16;
 
-/// KiB of long answers of one door that are not read yet: 64 MiB. One that is longer is given out if it is the
+/// KiB of long answers of one listener that are not read yet: 64 MiB. One that is longer is given out if it is the
 /// only one.
 const UNREAD_KIB_MAX: u32 = 64 * 1024;
 
@@ -34,7 +34,7 @@ const UNREAD_KIB_MAX: u32 = 64 * 1024;
 /// this length have room in any case: there cannot be more of them than connections.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// The work of one door.
+/// The work of one listener.
 #[derive(Debug)]
 pub(crate) struct Work {
     /// For those at work and those that wait.

@@ -29,7 +29,7 @@ use super::network::Senders;
 use super::shed::Kind;
 use super::{Held, Ingest, credentials_of};
 use crate::handoff::{Acquaintance, Introduction, Question};
-use crate::identity::{self, UNIDENTIFIED};
+use crate::process_info::{self, UNIDENTIFIED};
 
 /// That an agent has become critical is told once in this time: 1 s.
 const CRITICAL_PAUSE_NS: u64 = 1_000_000_000;
@@ -49,7 +49,7 @@ impl Ingest {
                 // The datagram was in the queue before this is asked: an agent that has not ended by now
                 // had its pid when it was sent.
                 let process = self.held[slot as usize].pidfd.as_ref();
-                process.is_none_or(identity::has_ended)
+                process.is_none_or(process_info::has_ended)
             }
             None => {
                 let now_ns = self.attention.raw_now_ns();
@@ -127,7 +127,7 @@ impl Ingest {
             Some(instance) => instance != agent.instance,
             None => {
                 let old = self.held[slot as usize].pidfd.as_ref();
-                old.is_some_and(identity::has_ended) && !identity::has_ended(process)
+                old.is_some_and(process_info::has_ended) && !process_info::has_ended(process)
             }
         };
         if is_other {
@@ -187,10 +187,10 @@ impl Ingest {
     /// Whether an agent's pid is still its own.
     fn still_has_its_pid(&self, agent: Agent) -> bool {
         match &self.held[agent.slot as usize].pidfd {
-            Some(pidfd) if !identity::has_ended(pidfd) => true,
+            Some(pidfd) if !process_info::has_ended(pidfd) => true,
             None if agent.instance == UNIDENTIFIED => true,
             // A zombie keeps its pid, and so does one that nobody came after.
-            _ => match identity::open(agent.pid) {
+            _ => match process_info::open(agent.pid) {
                 Ok(process) => {
                     let instance = self.config.means.instance_of(&process);
                     instance.is_none_or(|instance| instance == agent.instance)
@@ -235,9 +235,9 @@ impl Ingest {
         let came_along = process.is_some();
         let process = match process {
             Some(process) => Some(process),
-            None => match identity::open(pid) {
+            None => match process_info::open(pid) {
                 Ok(process) => Some(process),
-                Err(error) if identity::is_gone(&error) => {
+                Err(error) if process_info::is_gone(&error) => {
                     return match self.has_ended(pid, None) {
                         true => self.refuse(pid, Refusal::SenderEnded),
                         false => self.bid_farewell(frame, sender),
@@ -398,7 +398,7 @@ impl Ingest {
                 return Err(Refusal::ForeignNamespace);
             }
             let is_unknown = acquaintance.claims.is_none();
-            if is_unknown && !process.is_some_and(identity::has_ended) {
+            if is_unknown && !process.is_some_and(process_info::has_ended) {
                 return Err(Refusal::UnverifiedClaim { claimed });
             }
         }

@@ -5,7 +5,7 @@
 //! in them, as newer kernels refuse them. Letting go of a descriptor can hang for as long as its sender has arranged
 //! ([`varta_sys::discard`]). The beat path goes on when the datagram has left the queue.
 //!
-//! There is a thread to spare while there are fewer than [`THREADS_MAX`]. If they all hang, nobody can take the next
+//! There is a thread to spare while there are fewer than [`DISCARD_THREADS_MAX`]. If they all hang, nobody can take the next
 //! datagram out of the queue, and what is behind it waits.
 
 use std::io;
@@ -18,10 +18,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use varta_sys::discard::{Discarder, Interrupter, Progress};
 
+use crate::beat_path_state::DISCARD_THREADS_MAX;
 use crate::clock::RawClock;
-
-/// Threads that may hang before the beat path waits for them. Each takes 64 KiB of address space and 30 KiB of memory.
-pub(crate) const THREADS_MAX: usize = 64;
 
 const STACK_BYTES: usize = 64 * 1024;
 
@@ -65,7 +63,7 @@ impl Discards {
         bell: Arc<OwnedFd>,
         clock: RawClock,
     ) -> io::Result<Self> {
-        let threads = (0..THREADS_MAX).map(|_| {
+        let threads = (0..DISCARD_THREADS_MAX).map(|_| {
             let discarder = Discarder::new();
             Thread {
                 progress: discarder.progress(),
@@ -80,7 +78,7 @@ impl Discards {
             bell,
             clock,
             threads: threads.collect(),
-            spare: Mutex::new((0..THREADS_MAX).rev().collect()),
+            spare: Mutex::new((0..DISCARD_THREADS_MAX).rev().collect()),
             idle: AtomicUsize::new(0),
             taken_by: AtomicUsize::new(NOBODY),
         });
@@ -123,7 +121,7 @@ impl Drop for Discards {
     /// Threads that hang end with the process.
     fn drop(&mut self) {
         self.0.ends.store(true, Ordering::Relaxed);
-        post(&self.0.jobs, THREADS_MAX as u64);
+        post(&self.0.jobs, DISCARD_THREADS_MAX as u64);
     }
 }
 

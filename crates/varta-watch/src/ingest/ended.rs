@@ -5,7 +5,7 @@
 //! new agent. Remembered are pids and instances in a table of fixed size, where a pid has one place and the last one
 //! to end takes it from another pid that has the same.
 
-use crate::identity::UNIDENTIFIED;
+use crate::process_info::UNIDENTIFIED;
 
 /// Places: 16 384, 384 KiB that stay untouched until they are used. Pids are given out in a row, so as many that
 /// end one after the other do not take each other's.

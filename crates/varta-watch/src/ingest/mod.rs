@@ -46,13 +46,13 @@ use varta_core::{
 use varta_sys::filter;
 use varta_sys::receive::{DatagramBatch, SenderCredentials};
 
+use crate::beat_path_state::{BeatPathState, Transport};
 use crate::clock::RawClock;
 use crate::handoff::{EventSender, OrderReceiver, StopSignal};
-use crate::identity::{self, Means};
+use crate::process_info::{self, Means};
 use crate::socket_file::BoundSocket;
 
 use discards::Discards;
-pub(crate) use discards::THREADS_MAX;
 use ended::Ended;
 use introductions::Introductions;
 pub(crate) use network::Network;
@@ -113,8 +113,9 @@ pub(crate) struct Sockets {
     pub(crate) network: Option<Network>,
 }
 
-/// The ends of the rings.
+/// The ends of the rings, and what other threads read.
 pub(crate) struct Lines {
+    pub(crate) state: Arc<BeatPathState>,
     pub(crate) events: EventSender,
     pub(crate) orders: OrderReceiver,
     pub(crate) stop: StopSignal,
@@ -184,9 +185,9 @@ impl Ingest {
         tracker: Tracker,
         limits: Limits,
         counters: Arc<Counters>,
-        raw: RawClock,
         lines: Lines,
     ) -> io::Result<Self> {
+        let raw = lines.state.raw();
         let capacity = tracker.capacity();
         let shed = Shed::new(limits.agent_rate().map_or(0, |rate| rate.per_second));
         let (sleeper, ready) = Sleeper::new(
@@ -208,7 +209,7 @@ impl Ingest {
             network: sockets.network,
             batch: DatagramBatch::new(BATCH, DATAGRAM_BYTES),
             discards,
-            intake: Intake::new(Gauge::ReceiveErrnoUnix),
+            intake: Intake::new(Transport::Unix),
             receive_budget: config.queue_datagrams.max(RECEIVE_BUDGET_MIN),
             one_by_one: config.queue_datagrams.clamp(ONE_BY_ONE_MIN, ONE_BY_ONE_MAX),
             attention: AttentionClock::new(raw.now_ns()),
@@ -310,13 +311,13 @@ impl Ingest {
     /// Promises to look again by then. Whoever reads it can tell a beat path that sleeps from one that hangs.
     fn promise(&mut self, raw_ns: u64) {
         self.attention.promise(raw_ns);
-        self.counters.set(Gauge::NextTurn, raw_ns);
+        self.lines.state.set_next_turn(raw_ns);
     }
 
     fn begin_turn(&mut self, woken_ns: u64) {
         // What was promised is done, the next promise is due at the end of this turn. A gap is put up before.
         self.put_up_lag(woken_ns);
-        self.counters.set(Gauge::NextTurn, woken_ns);
+        self.lines.state.set_next_turn(woken_ns);
         self.woken_ns = woken_ns;
         self.turn_read = 0;
     }
@@ -335,12 +336,12 @@ impl Ingest {
         let jumps = self.attention.take_jumps();
         self.counters.add(Counter::ClockJumps, jumps);
         // Last: who sees it sees what the turn has done.
-        self.counters.set(Gauge::LastTurn, self.woken_ns);
+        self.lines.state.set_last_turn(self.woken_ns);
     }
 
     fn put_up_lag(&self, now_ns: u64) {
         let lag_ns = now_ns.saturating_sub(self.attention.now_ns());
-        self.counters.set(Gauge::AttentionLag, lag_ns);
+        self.lines.state.set_attention_lag(lag_ns);
     }
 
     /// Moves the attention clock on, reports a gap, and returns the raw time.
@@ -429,7 +430,7 @@ impl Ingest {
             done += 1;
             // The slot may have changed hands since the kernel reported it, so ask again.
             let process = self.held[slot as usize].pidfd.as_ref();
-            if process.is_some_and(identity::has_ended)
+            if process.is_some_and(process_info::has_ended)
                 && let Some(agent) = self.tracker.agent_in(slot)
             {
                 self.retire(agent, None);

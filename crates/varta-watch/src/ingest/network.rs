@@ -28,8 +28,8 @@ use varta_core::overflow::restart_thresholds;
 use varta_core::replay::{self, Arrival, ReplayGuard, ReplayRefusal, SessionKey};
 use varta_core::tracker::Recorded;
 use varta_core::{
-    Agent, AgentKey, Beat, BeatOrigin, Counter, EventKind, Gauge, JoinedFrom, Locality, Refusal,
-    Sender, Slot, UID_UNKNOWN,
+    Agent, AgentKey, Beat, BeatOrigin, Counter, EventKind, JoinedFrom, Locality, Refusal, Sender,
+    Slot, UID_UNKNOWN,
 };
 use varta_sys::udp::{self, UdpBatch};
 use varta_vlp::Frame;
@@ -39,6 +39,7 @@ use super::Ingest;
 use super::open::Opener;
 use super::receive::Intake;
 use super::remembered::Remembered;
+use crate::beat_path_state::Transport;
 use crate::keys::KeyRing;
 use crate::replay_file::ReplayWords;
 
@@ -157,7 +158,7 @@ impl Network {
             restart_thresholds: restart_thresholds(queue_bytes / QUEUED_BEAT_BYTES),
             socket,
             batch: UdpBatch::new(BATCH, DATAGRAM_BYTES),
-            intake: Intake::new(Gauge::ReceiveErrnoUdp),
+            intake: Intake::new(Transport::Udp),
             origin,
             seed,
             seal,

@@ -12,13 +12,14 @@ use std::os::fd::AsFd;
 
 use varta_core::admission::Datagram;
 use varta_core::attention::Gap;
-use varta_core::{Counter, Credentials, EventKind, Gauge, Refusal};
+use varta_core::{Counter, Credentials, EventKind, Refusal};
 use varta_sys::receive::{Head, Peeked, pass_pidfd, peek};
 use varta_vlp::FRAME_BYTES;
 
 use super::discards::Discards;
 use super::sleep::Fetched;
 use super::{BATCH, Ingest, credentials_of};
+use crate::beat_path_state::Transport;
 
 /// So many calls in a row that fail are no accident.
 const FAILURES_MAX: u32 = 3;
@@ -42,8 +43,7 @@ pub(super) const DATAGRAM_BYTES: usize = FRAME_BYTES + 1;
 /// Whether a socket is read.
 #[derive(Debug)]
 pub(super) struct Intake {
-    /// Where its error number is shown.
-    errno: Gauge,
+    transport: Transport,
     /// Calls in a row that have failed.
     failures: u32,
     error: u64,
@@ -68,9 +68,9 @@ enum Stop {
 }
 
 impl Intake {
-    pub(super) fn new(errno: Gauge) -> Self {
+    pub(super) fn new(transport: Transport) -> Self {
         Self {
-            errno,
+            transport,
             failures: 0,
             error: 0,
             rests_until_ns: 0,
@@ -406,22 +406,17 @@ impl Ingest {
 
     /// Puts up what keeps beats from being received, and tells of it when that changes.
     pub(super) fn tell_receive_trouble(&mut self, now_ns: u64) {
+        let state = &self.lines.state;
         let network = self.network.as_ref().map(|network| &network.intake);
-        let mut levels = [(Gauge::ReceiveBlocked, 0), (Gauge::DescriptorThreads, 0)];
+        let mut has_changed = false;
+        for intake in [Some(&self.intake), network].into_iter().flatten() {
+            has_changed |= state.set_receive_errno(intake.transport, intake.error);
+        }
         if let Some(discards) = &self.discards {
             let since_ns = self.intake.handed_over_ns.unwrap_or(now_ns);
             let is_blocked = now_ns.saturating_sub(since_ns) > DEAF_NS;
-            levels[0].1 = u64::from(is_blocked);
-            levels[1].1 = discards.hanging(now_ns) as u64;
-        }
-        let errors = [Some(&self.intake), network].into_iter().flatten();
-        let errors = errors.map(|intake| (intake.errno, intake.error));
-        let mut has_changed = false;
-        for (gauge, level) in errors.chain(levels) {
-            if self.counters.level(gauge) != level {
-                self.counters.set(gauge, level);
-                has_changed = true;
-            }
+            has_changed |= state.set_blocked(is_blocked);
+            has_changed |= state.set_hanging_threads(discards.hanging(now_ns) as u64);
         }
         if has_changed {
             self.send(EventKind::ReceiveTrouble);
@@ -441,7 +436,7 @@ mod tests {
 
     #[test]
     fn a_socket_that_fails_once_is_tried_again_at_once_and_one_that_goes_on_failing_rests() {
-        let mut intake = Intake::new(Gauge::ReceiveErrnoUnix);
+        let mut intake = Intake::new(Transport::Unix);
         for _ in 1..FAILURES_MAX {
             failed(&mut intake, 5);
             assert!(!intake.is_open() && intake.may_be_read(5));
@@ -464,7 +459,7 @@ mod tests {
 
     #[test]
     fn input_is_not_heeded_while_it_may_not_be_read() {
-        let mut intake = Intake::new(Gauge::ReceiveErrnoUnix);
+        let mut intake = Intake::new(Transport::Unix);
         assert_eq!(intake.change_heed(5), None);
         intake.hand_over(5);
         assert_eq!(

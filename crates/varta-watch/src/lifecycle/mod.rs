@@ -1,7 +1,7 @@
 //! From nothing to watching, and back: the order in which things start and stop.
 //!
-//! Start: signals, limits, recovery command, socket, doors, event file, beat path. Whatever fails is one clear
-//! line and exit code 1, before the first beat is taken. Stop: beat path, socket, children, doors, event
+//! Start: signals, limits, recovery command, socket, listeners, event file, beat path. Whatever fails is one clear
+//! line and exit code 1, before the first beat is taken. Stop: beat path, socket, children, listeners, event
 //! file, log; each of them is waited for no longer than a bound.
 
 use std::fmt::Display;
@@ -25,22 +25,25 @@ use varta_core::{
 };
 use varta_sys::users;
 
+use crate::actions::SOURCE_PLACEHOLDER;
+use crate::beat_path_state::BeatPathState;
 use crate::beat_queue::{self, Depth};
 use crate::clock::RawClock;
 use crate::config::Config;
-use crate::config::network::UdpConfig;
-use crate::control::log::Log;
-use crate::control::{Control, ControlConfig, Signals, StopReason, story, wishes};
-use crate::handoff::{self, StopSignal};
-use crate::http::view::{About, View};
-use crate::http::{Doors, Places};
-use crate::identity::{self, Means};
+use crate::control::{Control, ControlConfig, Signals, StopReason};
+use crate::handoff::{self, StopSignal, command};
+use crate::http::{Listeners, Places};
 use crate::ingest::{Ingest, IngestConfig, Lines, Network, Sockets};
-use crate::journal::{ExportEvents, Journal};
-use crate::keys::KeyFiles;
-use crate::policy::{Mode, Policy};
-use crate::recovery::SOURCE_PLACEHOLDER;
+use crate::keys::KeyRing;
+use crate::process_info::{self, Means};
 use crate::replay_file;
+use crate::report::event_file::EventFile;
+use crate::report::log::Log;
+use crate::report::messages;
+use crate::settings::network::{KeyFiles, UdpSettings};
+use crate::settings::policy::{Mode, Policy};
+use crate::settings::{ExportEvents, Settings};
+use crate::snapshot::view::{About, View};
 use crate::socket_file::{BoundSocket, Purpose};
 
 /// With fewer beats per threshold one that comes late is one too few.
@@ -101,6 +104,7 @@ fn probe_runtime() -> std::io::Result<()> {
 
 /// Runs the observer until it is told to stop.
 pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
+    let settings = &config.settings;
     raise_descriptor_limit();
     probe_runtime().map_err(|error| {
         format!(
@@ -119,41 +123,42 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         let _inside = runtime.enter();
         Signals::install().map_err(failure("cannot answer signals"))?
     };
-    if config.socket_is_default {
-        create_directory(&config.socket)?;
+    if settings.socket_is_default {
+        create_directory(&settings.socket)?;
     }
-    let (socket, queue) = beat_queue::make_socket(config.queue_datagrams)
+    let (socket, queue) = beat_queue::make_socket(settings.queue_datagrams)
         .map_err(failure("cannot make the beat socket"))?;
-    let access = config.socket_access;
-    let socket = BoundSocket::bind_made(socket, &config.socket, access, Purpose::Beats)
+    let access = settings.socket_access;
+    let socket = BoundSocket::bind_made(socket, &settings.socket, access, Purpose::Beats)
         .map_err(|error| error.to_string())?;
     let means = Means::find(&socket);
     let raw = RawClock::start();
-    let listening = config.udp.as_ref();
-    let listening = listening.map(|udp| listen(udp, config.capacity, raw));
+    let beat_path = Arc::new(BeatPathState::new(raw));
+    let listening = settings.udp.as_ref();
+    let listening = listening.map(|udp| listen(udp, settings.capacity, raw));
     let (network, network_notices) = listening.transpose()?.unzip();
     let udp_address = network.as_ref().and_then(|network| network.address().ok());
-    let doors = Doors::open(&config.http)?;
+    let listeners = Listeners::open(&settings.http)?;
     // Last, so that an observer that cannot start has written to no event file.
-    let journal = match &config.export_file {
+    let event_file = match &settings.export_file {
         Some(path) => {
-            let any = config.allow_any_export_file;
-            Some(Journal::open(path, any, log.clone())?)
+            let any = settings.allow_any_export_file;
+            Some(EventFile::open(path, any, log.clone())?)
         }
         None => None,
     };
 
     let counters = Arc::new(Counters::default());
     // As many for agents elsewhere on top, so that nobody there takes room from anybody here.
-    let slots = config.capacity * (1 + usize::from(network.is_some()));
+    let slots = settings.capacity * (1 + usize::from(network.is_some()));
     let table = Arc::new(SlotTable::on_heap(slots));
     let options = TrackerOptions {
-        policy: config.eviction_policy,
-        scan_window: config.eviction_scan_window,
+        policy: settings.eviction_policy,
+        scan_window: settings.eviction_scan_window,
         seed: random_number(),
-        local_capacity: config.capacity,
-        user_capacity: config.agents_per_user,
-        remote_capacity: config.capacity,
+        local_capacity: settings.capacity,
+        user_capacity: settings.agents_per_user,
+        remote_capacity: settings.capacity,
     };
     let tracker = Tracker::new(Arc::clone(&table), Arc::clone(&counters), options);
     let stop = StopSignal::new().map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
@@ -162,22 +167,23 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     let (order_sender, order_receiver) =
         handoff::orders().map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
     let gate = LocalGate {
-        users: config.users.clone(),
+        users: settings.users.clone(),
         nobody: users::unmapped_uid(),
-        pid_max: identity::pid_max(),
+        pid_max: process_info::pid_max(),
     };
-    let limits = Limits::new(slots, config.limits, raw.now_ns());
+    let limits = Limits::new(slots, settings.limits, raw.now_ns());
     let ingest_config = IngestConfig {
         gate,
         means,
-        threshold_ns: nanoseconds(config.threshold),
-        every_beat: journal.is_some() && config.export_events == ExportEvents::All,
-        refuse_foreign: config.refuse_foreign,
-        real_time: config.real_time,
+        threshold_ns: nanoseconds(settings.threshold),
+        every_beat: event_file.is_some() && settings.export_events == ExportEvents::All,
+        refuse_foreign: settings.refuse_foreign,
+        real_time: settings.real_time,
         queue_datagrams: queue.datagrams,
         descriptor_budget: descriptor_budget(),
     };
     let lines = Lines {
+        state: Arc::clone(&beat_path),
         events: sender,
         orders: order_receiver,
         stop: stop.clone(),
@@ -192,55 +198,63 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         tracker,
         limits,
         Arc::clone(&counters),
-        raw,
         lines,
     )
     .map_err(failure("cannot set up the beat path"))?;
 
-    let roster = Arc::default();
+    let directory = Arc::default();
     let no_room = Arc::default();
+    let control_state = Arc::default();
     let view = View {
         about: About {
             session_id: log.session_id().to_owned(),
             started: SystemTime::now(),
-            capacity: config.capacity,
-            agents_per_user: config.agents_per_user,
-            socket: config.socket.display().to_string(),
+            capacity: settings.capacity,
+            agents_per_user: settings.agents_per_user,
+            socket: settings.socket.display().to_string(),
             udp: udp_address.map(|address| address.to_string()),
             queue: queue.clone(),
         },
         table: Arc::clone(&table),
-        roster: Arc::clone(&roster),
+        directory: Arc::clone(&directory),
         no_room: Arc::clone(&no_room),
         counters: Arc::clone(&counters),
-        history: log.history(),
-        pulse: order_sender.pulse(Arc::clone(&counters), raw),
-        raw,
+        probe: order_sender.liveness_probe(Arc::clone(&beat_path)),
+        beat_path: Arc::clone(&beat_path),
+        control: Arc::clone(&control_state),
     };
-    let (wish_sender, wishes) = wishes::channel();
+    let (command_sender, commands) = command::channel();
     let mut control = Control::new(ControlConfig {
         events: receiver,
         orders: order_sender,
-        wishes,
+        commands,
         log: log.clone(),
-        journal,
+        event_file,
         config: config.clone(),
         slots,
         seed: random_number(),
-        keys: key_files(config),
+        keys: key_files(settings),
         table,
-        token: doors.token(),
-        roster,
+        token: listeners.token(),
+        directory,
         no_room,
         counters: Arc::clone(&counters),
-        raw,
+        beat_path,
+        state: control_state,
         means,
     });
 
-    let places = doors.places();
+    let places = listeners.places();
     let ended = runtime.block_on(async {
-        let served = doors
-            .serve(view, &wish_sender, &config.http, descriptor_reserve())
+        let history = log.history();
+        let server = listeners
+            .serve(
+                view,
+                &history,
+                &command_sender,
+                &settings.http,
+                descriptor_reserve(),
+            )
             .map_err(failure("cannot answer questions"))?;
         let (ingest_failed, mut ingest_end) = oneshot::channel();
         let thread = std::thread::Builder::new()
@@ -251,7 +265,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
                 }
             })
             .map_err(failure("cannot start the beat path"))?;
-        banner(config, log, udp_address, &places);
+        banner(settings, log, udp_address, &places);
         for msg in places.notices {
             log.warn(LogEvent::Notice, msg, Fields::default());
         }
@@ -259,12 +273,12 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         for warning in &config.warnings {
             log.warn(LogEvent::Notice, warning.clone(), Fields::default());
         }
-        notices(config, log, queue, means);
-        udp_notices(config, log, network_notices.unwrap_or_default());
+        notices(settings, log, queue, means);
+        udp_notices(settings, log, network_notices.unwrap_or_default());
         let reason = control
-            .run(signals, config.shutdown_after, &mut ingest_end)
+            .run(signals, settings.shutdown_after, &mut ingest_end)
             .await;
-        served.say_stopping();
+        server.say_stopping();
         stop.stop();
         let hangs =
             !ingest_end.is_terminated() && timeout(BEAT_PATH_WAIT, ingest_end).await.is_err();
@@ -273,7 +287,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
             let _ = thread.join();
         }
         control.finish().await;
-        served.close().await;
+        server.close().await;
         control.close();
         let reason = reason.map_err(failure("the control thread cannot wait"))?;
         let when = match reason {
@@ -283,7 +297,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
                 return Err(format!("the beat path cannot wait for beats: {error}"));
             }
         };
-        story::counters(log, LogEvent::Stop, when, &counters);
+        messages::counters(log, LogEvent::Stop, when, &counters);
         match hangs {
             true => Err(HANGS.to_owned()),
             false => Ok(()),
@@ -296,7 +310,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
 
 /// Listens for agents elsewhere. What must be said about it comes along.
 fn listen(
-    udp: &UdpConfig,
+    udp: &UdpSettings,
     capacity: usize,
     raw: RawClock,
 ) -> Result<(Network, Vec<String>), Failure> {
@@ -310,7 +324,7 @@ fn listen(
         let network = Network::in_clear(socket, origin, random_number());
         return Ok((network, Vec::new()));
     }
-    let ring = udp.keys.read().map_err(|error| error.to_string())?;
+    let ring = KeyRing::read(&udp.keys).map_err(|error| error.to_string())?;
     let options = ReplayOptions {
         sessions: (capacity * SESSIONS_PER_AGENT).max(SESSIONS_MIN),
         closed: (capacity * CLOSED_PER_AGENT).max(CLOSED_MIN),
@@ -336,8 +350,8 @@ fn listen(
     Ok((network.map_err(failure("no memory for keys"))?, notices))
 }
 
-fn key_files(config: &Config) -> Option<KeyFiles> {
-    let keys = config.udp.as_ref().map(|udp| udp.keys.clone());
+fn key_files(settings: &Settings) -> Option<KeyFiles> {
+    let keys = settings.udp.as_ref().map(|udp| udp.keys.clone());
     keys.filter(|keys| !keys.is_empty())
 }
 
@@ -396,9 +410,9 @@ fn create_directory(socket: &Path) -> Result<(), Failure> {
 }
 
 /// Says where the observer listens and what it will do.
-fn banner(config: &Config, log: &Log, udp: Option<SocketAddr>, answers: &Places) {
+fn banner(settings: &Settings, log: &Log, udp: Option<SocketAddr>, answers: &Places) {
     if let Some(address) = answers.tcp
-        && config
+        && settings
             .http
             .tcp
             .as_ref()
@@ -407,8 +421,8 @@ fn banner(config: &Config, log: &Log, udp: Option<SocketAddr>, answers: &Places)
         // For whoever has started us and has to find out. A closed standard output is its choice.
         let _ = writeln!(std::io::stdout(), "{address}");
     }
-    let on_stall = on_stall(&config.policy);
-    let elsewhere = match (&config.udp, udp) {
+    let on_stall = on_stall(&settings.policy);
+    let elsewhere = match (&settings.udp, udp) {
         (Some(settings), Some(address)) if settings.keys.is_empty() => format!(
             "\nWARNING: plain UDP on {address}: whoever can reach it can speak for any agent elsewhere"
         ),
@@ -422,19 +436,19 @@ fn banner(config: &Config, log: &Log, udp: Option<SocketAddr>, answers: &Places)
         "varta-watch {} listens on {} (mode {:04o}, processes of {}){elsewhere}\nstalled: silent for {}; \
          room for {} agents\n{answers}\non stall: {on_stall}",
         env!("CARGO_PKG_VERSION"),
-        config.socket.display(),
-        config.socket_access.mode,
-        Whose(&config.users),
-        story::exact(nanoseconds(config.threshold)),
-        config.capacity,
+        settings.socket.display(),
+        settings.socket_access.mode,
+        Whose(&settings.users),
+        messages::exact(nanoseconds(settings.threshold)),
+        settings.capacity,
     );
     let fields = Fields {
         pid: Some(std::process::id()),
-        socket: Some(config.socket.clone()),
+        socket: Some(settings.socket.clone()),
         udp: udp.map(|address| address.to_string()),
         http: answers.tcp.map(|address| address.to_string()),
         control: answers.control.clone(),
-        threshold_ms: Some(config.threshold.as_secs_f64() * 1e3),
+        threshold_ms: Some(settings.threshold.as_secs_f64() * 1e3),
         ..Fields::default()
     };
     log.info(LogEvent::Start, msg, fields);
@@ -485,7 +499,7 @@ impl Display for Whose<'_> {
 }
 
 /// Says what this system or these settings make worse than it could be, each in one line.
-fn notices(config: &Config, log: &Log, queue: Depth, means: Means) {
+fn notices(settings: &Settings, log: &Log, queue: Depth, means: Means) {
     let say = |msg: String| log.info(LogEvent::Notice, msg, Fields::default());
     if users::effective_uid() == 0 && !users::is_root() {
         say(
@@ -507,8 +521,8 @@ fn notices(config: &Config, log: &Log, queue: Depth, means: Means) {
              hands between the first beat of an agent and its reading goes unnoticed"
             .to_owned());
     }
-    if let Some(rate) = config.limits.agent
-        && f64::from(rate.per_second) * config.threshold.as_secs_f64() < BEATS_PER_THRESHOLD_LOW
+    if let Some(rate) = settings.limits.agent
+        && f64::from(rate.per_second) * settings.threshold.as_secs_f64() < BEATS_PER_THRESHOLD_LOW
     {
         say(format!(
             "--max-beat-rate {} lets an agent be heard less than twice per threshold: those that beat \
@@ -519,12 +533,12 @@ fn notices(config: &Config, log: &Log, queue: Depth, means: Means) {
 }
 
 /// Says what is to be known about agents elsewhere, each in one line.
-fn udp_notices(config: &Config, log: &Log, mut notices: Vec<String>) {
-    let Some(udp) = &config.udp else {
+fn udp_notices(settings: &Settings, log: &Log, mut notices: Vec<String>) {
+    let Some(udp) = &settings.udp else {
         return;
     };
     let in_clear = udp.keys.is_empty();
-    let command = config.recovery_exec.as_deref();
+    let command = settings.recovery_exec.as_deref();
     match command {
         Some(_) if !udp.vouched_for => {
             let flag = match in_clear {

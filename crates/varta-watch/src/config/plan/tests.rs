@@ -7,8 +7,10 @@ use varta_core::rules::{Namespace, Selector, Transport};
 
 use super::*;
 use crate::config::tests::parse;
-use crate::config::{Config, Instead};
-use crate::policy::{AgentRule, Expectation, Hooks, LadderChoice, Mode, SignalStep, Target};
+use crate::config::{Config, EarlyExit};
+use crate::settings::policy::{
+    AgentRule, Expectation, Hooks, LadderChoice, Mode, SignalStep, Target,
+};
 
 fn file(text: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
@@ -16,7 +18,7 @@ fn file(text: &str) -> NamedTempFile {
     file
 }
 
-fn parse_file(text: &str, flags: &[&str]) -> Result<Config, Instead> {
+fn parse_file(text: &str, flags: &[&str]) -> Result<Config, EarlyExit> {
     let file = file(text);
     let path = file.path().to_str().unwrap();
     parse(&[&["--socket=/s", "--config", path], flags].concat())
@@ -24,15 +26,15 @@ fn parse_file(text: &str, flags: &[&str]) -> Result<Config, Instead> {
 
 fn policy(text: &str, flags: &[&str]) -> Policy {
     match parse_file(text, flags) {
-        Ok(config) => config.policy,
-        Err(instead) => panic!("{}", instead.text),
+        Ok(config) => config.settings.policy,
+        Err(exit) => panic!("{}", exit.text),
     }
 }
 
 /// The problems, without the file's name.
 fn problems(text: &str, flags: &[&str]) -> Vec<String> {
-    let instead = parse_file(text, flags).unwrap_err();
-    let lines = instead.text.lines();
+    let exit = parse_file(text, flags).unwrap_err();
+    let lines = exit.text.lines();
     lines
         .map(|line| line.rsplit_once(".tmp").map_or(line, |(_, line)| line))
         .map(|line| line.split_once(':').unwrap().1.to_owned())
@@ -429,8 +431,8 @@ fn settings_that_contradict_each_other_are_named() {
             "--recovery-backoff: the first pause",
         ),
     ] {
-        let instead = parse(&[&["--socket=/s"], flags].concat()).unwrap_err();
-        assert!(instead.text.contains(words), "{}", instead.text);
+        let exit = parse(&[&["--socket=/s"], flags].concat()).unwrap_err();
+        assert!(exit.text.contains(words), "{}", exit.text);
     }
 }
 
@@ -447,8 +449,8 @@ fn a_reload_brings_what_the_file_says_by_then_and_names_what_needs_a_restart() {
     let old = parse(&flags).unwrap();
     std::fs::write(path, "threshold-ms = 600\ntracker-capacity = 11\n").unwrap();
     let new = old.again().unwrap();
-    assert_eq!(new.threshold, Duration::from_millis(600));
-    assert_eq!(new.late, Some(Duration::from_millis(50)));
+    assert_eq!(new.settings.threshold, Duration::from_millis(600));
+    assert_eq!(new.settings.late, Some(Duration::from_millis(50)));
     assert_eq!(old.needing_restart(&new), ["tracker-capacity"]);
     assert_eq!(
         old.needing_restart(&old.again().unwrap()),
@@ -484,7 +486,7 @@ fn a_file_with_random_damage_is_a_configuration_or_an_error_and_never_a_crash() 
         std::fs::write(file.path(), &text).unwrap();
         match parse(&["--config", path]) {
             Ok(_) => {}
-            Err(instead) => assert!(!instead.text.is_empty()),
+            Err(exit) => assert!(!exit.text.is_empty()),
         }
     }
 }

@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use varta_api::v1::{State, StateCounts};
 use varta_vlp::Status;
 
-use super::AgentSeries;
 use super::page;
-use crate::http::view::{Seen, View};
+use crate::settings::http::AgentSeries;
+use crate::snapshot::view::{Seen, View};
 
 /// An agent, or those that nothing visible tells apart: processes of equal pid behind one address. A page
 /// must not name a series twice, so those share one.
@@ -79,9 +79,9 @@ fn keyed(view: &View, agents: Vec<Seen>) -> Vec<(Key, Seen)> {
     let mut keyed: Vec<(Key, Seen)> = agents
         .into_iter()
         .map(|seen| {
-            let person = view.person(seen.agent);
-            let name = person.label.unwrap_or(person.joined_as);
-            ((seen.agent.pid, person.address, name), seen)
+            let info = view.info_of(seen.agent);
+            let name = info.label.unwrap_or(info.joined_as);
+            ((seen.agent.pid, info.address, name), seen)
         })
         .collect();
     keyed.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -89,7 +89,7 @@ fn keyed(view: &View, agents: Vec<Seen>) -> Vec<(Key, Seen)> {
 }
 
 fn rows(view: &View, keyed: &[(Key, Seen)]) -> Vec<Row> {
-    let now_ns = view.attention_now_ns();
+    let now_ns = view.beat_path.attention_now_ns();
     keyed
         .chunk_by(|(a, _), (b, _)| a == b)
         .filter_map(|alike| Some(row(&alike.first()?.0, alike, now_ns)))

@@ -20,7 +20,8 @@ use self::agents::Agents;
 use self::page::{Number, Page};
 use self::process::Process;
 use self::table::{Family, Samples};
-use super::view::{View, seconds};
+use crate::settings::http::AgentSeries;
+use crate::snapshot::view::{View, seconds};
 
 pub(crate) use self::table::list;
 
@@ -31,19 +32,6 @@ pub(crate) enum Format {
     Text,
     /// OpenMetrics 1.0.
     OpenMetrics,
-}
-
-/// Which agents have series of their own (`--metrics-agents`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AgentSeries {
-    /// All of them.
-    All,
-    /// Those that are not alive and well: late, stalled, paused, degraded, critical.
-    Faulty,
-    /// None.
-    None,
-    /// That many at most: the faulty ones first, then those that joined first.
-    AtMost(usize),
 }
 
 /// What one page tells of.
@@ -121,7 +109,7 @@ impl Moment<'_> {
     }
 
     fn level(&self, gauge: Gauge) -> Number {
-        let level = self.view.counters.level(gauge);
+        let level = self.view.level(gauge);
         match gauge.is_time() {
             true if level == u64::MAX => Number::Real(f64::INFINITY),
             true => Number::Real(seconds(level)),
@@ -134,7 +122,11 @@ impl Moment<'_> {
 /// start. One that sleeps because it has nothing to do does not look as though it had stopped.
 fn last_attended(moment: &Moment<'_>) -> Number {
     let view = moment.view;
-    let since_ns = view.raw.now_ns().saturating_sub(view.attended_ns());
+    let since_ns = view
+        .beat_path
+        .raw()
+        .now_ns()
+        .saturating_sub(view.beat_path.attended_ns());
     Number::Real(unix_seconds(SystemTime::now()) - seconds(since_ns))
 }
 

@@ -8,7 +8,7 @@ use std::fmt::{self, Display, Write};
 use varta_core::histogram::Distribution;
 
 use super::Format;
-use crate::http::view::seconds;
+use crate::snapshot::view::seconds;
 
 /// What kind of family it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use varta_core::{Counter, Gauge, Timing};
 use super::agents::Row;
 use super::page::{self, Kind, Number};
 use super::{Moment, last_attended, unix_seconds};
-use crate::http::view::seconds;
+use crate::snapshot::view::seconds;
 
 /// A label and its value.
 pub(super) type Label = (&'static str, &'static str);
@@ -129,7 +129,7 @@ const OF_THE_OBSERVER: &[Declared] = &[
         "varta_watch_uptime_seconds",
         Kind::Gauge,
         "Time since the observer started.",
-        || Samples::Observer(|moment| Number::Real(seconds(moment.view.raw.now_ns()))),
+        || Samples::Observer(|moment| Number::Real(seconds(moment.view.beat_path.raw().now_ns()))),
     ),
     (
         "varta_watch_last_poll_loop_timestamp_seconds",

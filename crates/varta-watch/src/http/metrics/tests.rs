@@ -8,12 +8,12 @@ use varta_core::{
 use varta_vlp::{Frame, Status};
 
 use super::*;
+use crate::beat_path_state::BeatPathState;
 use crate::beat_queue::Depth;
 use crate::clock::RawClock;
-use crate::control::history::History;
-use crate::control::roster::{Person, Roster};
 use crate::handoff;
-use crate::http::view::About;
+use crate::snapshot::directory::{AgentInfo, Directory};
+use crate::snapshot::view::About;
 
 const THRESHOLD_NS: u64 = 1_000_000_000;
 
@@ -26,9 +26,9 @@ struct Observer {
 
 /// The same with a beat path that was to turn an hour ago.
 fn overdue_for_an_hour(view: View) -> View {
-    view.counters.set(Gauge::NextTurn, 0);
+    let raw = RawClock::started_before(3_600_000_000_000);
     View {
-        raw: RawClock::started_before(3_600_000_000_000),
+        beat_path: Arc::new(BeatPathState::new(raw)),
         ..view
     }
 }
@@ -37,9 +37,9 @@ impl Observer {
     fn new(capacity: usize) -> Self {
         let table = Arc::new(SlotTable::on_heap(capacity));
         let counters = Arc::new(Counters::default());
-        let raw = RawClock::start();
+        let beat_path = Arc::new(BeatPathState::new(RawClock::start()));
         // As though the beat path had nothing to do.
-        counters.set(Gauge::NextTurn, u64::MAX);
+        beat_path.set_next_turn(u64::MAX);
         let options = TrackerOptions {
             local_capacity: capacity,
             remote_capacity: capacity,
@@ -59,15 +59,15 @@ impl Observer {
                 },
             },
             table: Arc::clone(&table),
-            roster: Arc::new(Roster::default()),
+            directory: Arc::new(Directory::default()),
             no_room: Arc::default(),
             counters: Arc::clone(&counters),
-            history: Arc::new(History::default()),
-            pulse: handoff::orders()
+            probe: handoff::orders()
                 .unwrap()
                 .0
-                .pulse(Arc::clone(&counters), raw),
-            raw,
+                .liveness_probe(Arc::clone(&beat_path)),
+            beat_path,
+            control: Arc::default(),
         };
         Self {
             view,
@@ -76,7 +76,7 @@ impl Observer {
         }
     }
 
-    fn hear(&mut self, key: AgentKey, pid: u32, status: Status, person: Person) -> Agent {
+    fn hear(&mut self, key: AgentKey, pid: u32, status: Status, info: AgentInfo) -> Agent {
         self.now_ns += 1;
         let beat = Beat {
             key,
@@ -88,27 +88,27 @@ impl Observer {
         };
         let recorded = self.tracker.record(&beat, self.now_ns, THRESHOLD_NS);
         let agent = recorded.agent.unwrap();
-        self.view.roster.enter(agent, person);
+        self.view.directory.enter(agent, info);
         agent
     }
 
     fn local(&mut self, pid: u32, status: Status, name: &str) -> Agent {
         let instance = Some(u64::from(pid));
         let key = AgentKey::Local { pid, instance };
-        let person = Person {
+        let info = AgentInfo {
             name: name.to_owned(),
             joined_as: name.to_owned(),
-            ..Person::default()
+            ..AgentInfo::default()
         };
-        self.hear(key, pid, status, person)
+        self.hear(key, pid, status, info)
     }
 
     fn elsewhere(&mut self, pid: u32, source: u64, address: &str) -> Agent {
-        let person = Person {
+        let info = AgentInfo {
             address: Some(address.parse().unwrap()),
-            ..Person::default()
+            ..AgentInfo::default()
         };
-        self.hear(AgentKey::Remote { source, pid }, pid, Status::Ok, person)
+        self.hear(AgentKey::Remote { source, pid }, pid, Status::Ok, info)
     }
 
     /// Lets everybody that there is fall silent for two thresholds: a wheel may be a tick late with the first.
@@ -548,7 +548,7 @@ fn times_are_told_in_seconds_and_counters_in_full() {
     let counters = &observer.view.counters;
     counters.add(Counter::GapNanoseconds, 1_500_000_000);
     counters.add(Counter::OutOfOrder, u64::MAX);
-    counters.set(Gauge::AttentionLag, 2_000_000_000);
+    observer.view.beat_path.set_attention_lag(2_000_000_000);
     let page = observer.page(Format::Text);
     assert_eq!(value(&page, "varta_observer_gap_seconds_total", ""), "1.5");
     assert_eq!(
@@ -611,29 +611,12 @@ fn names_and_help_need_no_escape_and_follow_the_rules() {
 fn an_agent_that_changes_its_name_keeps_its_series() {
     let mut observer = Observer::new(1);
     let agent = observer.local(7, Status::Ok, "worker");
-    let rename = |person: &mut Person| person.name = "other".to_owned();
-    observer.view.roster.amend(agent, rename);
+    let rename = |info: &mut AgentInfo| info.name = "other".to_owned();
+    observer.view.directory.update(agent, rename);
     let page = observer.page(Format::Text);
     let statuses = of(&page, "varta_status");
     assert_eq!(statuses.len(), 1);
     assert_eq!(statuses[0].labels["name"], "worker");
-}
-
-#[test]
-fn while_the_beat_path_hangs_nobody_grows_silent() {
-    let mut observer = Observer::new(1);
-    observer.local(7, Status::Ok, "worker");
-    let stands = overdue_for_an_hour(observer.view);
-    assert_eq!(stands.attention_now_ns(), 200_000_000);
-}
-
-#[test]
-fn while_the_beat_path_sleeps_as_it_had_said_silence_grows() {
-    let mut observer = Observer::new(1);
-    observer.local(7, Status::Ok, "worker");
-    let view = overdue_for_an_hour(observer.view);
-    view.counters.set(Gauge::NextTurn, 3_600_000_000_001);
-    assert!(view.attention_now_ns() >= 3_600_000_000_000);
 }
 
 #[test]

@@ -1,0 +1,213 @@
+//! How the beat path is doing, for the other threads: when it turned last, by when it turns again, what keeps it from
+//! receiving.
+//!
+//! The beat path alone writes, everybody else reads; nobody waits, and nothing here wakes the beat path. What a page of
+//! metrics shows of this is read when the page is made, see [`BeatPathState::level`].
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use varta_core::Gauge;
+
+use crate::clock::RawClock;
+
+/// A beat path that is later than this has not only been busy: 200 ms. Twice the lateness that is always a gap.
+const OVERDUE_NS: u64 = 200_000_000;
+
+/// Threads that drop descriptors which were attached to datagrams: so many may hang before the beat path waits for them.
+/// Each takes 64 KiB of address space and 30 KiB of memory.
+pub(crate) const DISCARD_THREADS_MAX: usize = 64;
+
+/// A way on which beats come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Unix,
+    Udp,
+}
+
+impl Transport {
+    pub(crate) const ALL: [Self; 2] = [Self::Unix, Self::Udp];
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unix => "the Unix socket",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// So many discarding threads hang. Displayed as a part of a sentence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HangingThreads(pub(crate) u64);
+
+impl fmt::Display for HangingThreads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            1 => f.write_str("1 thread hangs"),
+            count => write!(f, "{count} threads hang"),
+        }?;
+        write!(
+            f,
+            " letting go of descriptors that were attached to datagrams (of {DISCARD_THREADS_MAX} that may)"
+        )
+    }
+}
+
+/// What the beat path says of itself. Times are nanoseconds of the raw clock.
+#[derive(Debug)]
+pub(crate) struct BeatPathState {
+    raw: RawClock,
+    next_turn_ns: AtomicU64,
+    last_turn_ns: AtomicU64,
+    attention_lag_ns: AtomicU64,
+    /// By transport; 0 while it can be received from.
+    receive_errnos: [AtomicU64; Transport::ALL.len()],
+    is_blocked: AtomicBool,
+    hanging_threads: AtomicU64,
+}
+
+impl BeatPathState {
+    pub(crate) fn new(raw: RawClock) -> Self {
+        Self {
+            raw,
+            next_turn_ns: AtomicU64::new(0),
+            last_turn_ns: AtomicU64::new(0),
+            attention_lag_ns: AtomicU64::new(0),
+            receive_errnos: Default::default(),
+            is_blocked: AtomicBool::new(false),
+            hanging_threads: AtomicU64::new(0),
+        }
+    }
+
+    /// The clock of all times here.
+    pub(crate) fn raw(&self) -> RawClock {
+        self.raw
+    }
+
+    /// The beat path promises to turn by then.
+    pub(crate) fn set_next_turn(&self, ns: u64) {
+        self.next_turn_ns.store(ns, Ordering::Release);
+    }
+
+    /// A turn that began then is over. Who sees this sees what the turn has done.
+    pub(crate) fn set_last_turn(&self, ns: u64) {
+        self.last_turn_ns.store(ns, Ordering::Release);
+    }
+
+    /// How far the attention clock is behind. Written before the promise that follows a gap.
+    pub(crate) fn set_attention_lag(&self, ns: u64) {
+        self.attention_lag_ns.store(ns, Ordering::Release);
+    }
+
+    /// Receiving fails with this error number, or does not: 0. True if that is news.
+    pub(crate) fn set_receive_errno(&self, transport: Transport, errno: u64) -> bool {
+        let is_news = self.receive_errno(transport) != errno;
+        self.receive_errnos[transport as usize].store(errno, Ordering::Release);
+        is_news
+    }
+
+    /// A datagram with descriptors keeps all others waiting. True if that is news.
+    pub(crate) fn set_blocked(&self, is_blocked: bool) -> bool {
+        let is_news = self.is_blocked() != is_blocked;
+        self.is_blocked.store(is_blocked, Ordering::Release);
+        is_news
+    }
+
+    /// So many discarding threads hang. True if that is news.
+    pub(crate) fn set_hanging_threads(&self, count: u64) -> bool {
+        let is_news = self.hanging_threads() != count;
+        self.hanging_threads.store(count, Ordering::Release);
+        is_news
+    }
+
+    /// When the last turn that is over began.
+    pub(crate) fn last_turn_ns(&self) -> u64 {
+        self.last_turn_ns.load(Ordering::Acquire)
+    }
+
+    /// How far the attention clock is behind the raw one.
+    pub(crate) fn attention_lag_ns(&self) -> u64 {
+        self.attention_lag_ns.load(Ordering::Acquire)
+    }
+
+    /// Why nothing can be received, if so.
+    pub(crate) fn receive_error(&self, transport: Transport) -> Option<io::Error> {
+        let errno = self.receive_errno(transport);
+        (errno != 0).then(|| io::Error::from_raw_os_error(i32::try_from(errno).unwrap_or_default()))
+    }
+
+    fn receive_errno(&self, transport: Transport) -> u64 {
+        self.receive_errnos[transport as usize].load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.is_blocked.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn hanging_threads(&self) -> u64 {
+        self.hanging_threads.load(Ordering::Acquire)
+    }
+
+    /// The attention clock, without asking the beat path for it: it goes on while that keeps its promise to look
+    /// again, and stands while that is overdue. Nobody can be silent while nobody listens (law 2).
+    pub(crate) fn attention_now_ns(&self) -> u64 {
+        // In this order: who sees a new promise sees the gap before it.
+        let attended_ns = self.attended_ns();
+        attended_ns.saturating_sub(self.attention_lag_ns())
+    }
+
+    /// Until when the beat path has turned, or slept no longer than it had said: now, unless it hangs.
+    pub(crate) fn attended_ns(&self) -> u64 {
+        let due_ns = self.next_turn_ns.load(Ordering::Acquire);
+        self.raw.now_ns().min(due_ns.saturating_add(OVERDUE_NS))
+    }
+
+    /// The value of a gauge that is about this; `None` for any other one.
+    pub(crate) fn level(&self, gauge: Gauge) -> Option<u64> {
+        Some(match gauge {
+            Gauge::NextTurn => self.next_turn_ns.load(Ordering::Acquire),
+            Gauge::LastTurn => self.last_turn_ns(),
+            Gauge::AttentionLag => self.attention_lag_ns(),
+            Gauge::ReceiveErrnoUnix => self.receive_errno(Transport::Unix),
+            Gauge::ReceiveErrnoUdp => self.receive_errno(Transport::Udp),
+            Gauge::ReceiveBlocked => self.is_blocked().into(),
+            Gauge::DescriptorThreads => self.hanging_threads(),
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR_NS: u64 = 3_600_000_000_000;
+
+    #[test]
+    fn while_the_beat_path_hangs_nobody_grows_silent() {
+        let state = BeatPathState::new(RawClock::started_before(HOUR_NS));
+        assert_eq!(state.attention_now_ns(), OVERDUE_NS);
+        state.set_attention_lag(OVERDUE_NS / 2);
+        assert_eq!(state.attention_now_ns(), OVERDUE_NS / 2);
+    }
+
+    #[test]
+    fn while_the_beat_path_sleeps_as_it_had_said_silence_grows() {
+        let state = BeatPathState::new(RawClock::started_before(HOUR_NS));
+        state.set_next_turn(HOUR_NS + 1);
+        assert!(state.attention_now_ns() >= HOUR_NS);
+    }
+
+    #[test]
+    fn a_change_of_receive_trouble_is_news_once() {
+        let state = BeatPathState::new(RawClock::start());
+        assert!(!state.set_receive_errno(Transport::Udp, 0));
+        assert!(state.set_receive_errno(Transport::Udp, 1));
+        assert!(!state.set_receive_errno(Transport::Udp, 1));
+        assert!(state.receive_error(Transport::Unix).is_none());
+        assert!(state.receive_error(Transport::Udp).is_some());
+    }
+}

@@ -1,0 +1,483 @@
+//! The ways between the beat path and everything slow: a bounded ring of events and questions one way, a
+//! bounded ring of orders the other way, and a bell at the end of each.
+//!
+//! [`command`] is the way from whoever takes requests to the control thread.
+//!
+//! The beat path never waits. A full ring refuses: a stall is then offered again in the next turn,
+//! anything else is dropped and counted. Beats and refusals, of which anybody can make many, may
+//! only fill the ring to three quarters, so that they cannot crowd out what matters (that an agent is critical
+//! matters, and is told once a second and agent); nobody joins while
+//! less than an eighth is free, so that there is always room to tell of those who are there.
+
+pub(crate) mod command;
+
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+use varta_core::{
+    Agent, BeatLimit, Claims, Counter, Counters, Deadlines, Event, EventKind, LimitOptions,
+};
+
+use crate::beat_path_state::BeatPathState;
+use crate::keys::KeyRing;
+
+/// Events the ring holds: 640 KiB, enough for a burst of thousands while the reader is writing.
+const RING_EVENTS: usize = 8192;
+const _: () = assert!(RING_EVENTS * size_of::<Handed>() <= 640 << 10);
+
+/// Room kept for events that are not beats or refusals.
+const RESERVED_EVENTS: usize = RING_EVENTS / 4;
+
+/// Room kept for stalls, returns and exits.
+const RESERVED_FOR_AGENTS: usize = RING_EVENTS / 8;
+
+/// Orders the other ring holds. Whoever orders keeps what finds no room.
+const RING_ORDERS: usize = 8192;
+
+/// What goes through the ring.
+pub(crate) enum Handed {
+    /// Something happened.
+    Event {
+        event: Event,
+        /// With an exit: the process that ended, for whoever wants to know how.
+        process: Option<OwnedFd>,
+    },
+    /// The beat path needs to know something before it can credit a beat.
+    Question(Question),
+}
+
+/// Who has this pid?
+pub(crate) struct Question {
+    /// Given back with the answer.
+    pub(crate) ticket: u64,
+    pub(crate) pid: u32,
+    /// The sender, or whoever has its pid; `None` if there was no descriptor for it.
+    pub(crate) process: Option<OwnedFd>,
+    /// The instance number, if the descriptor has told it.
+    pub(crate) instance: Option<u64>,
+    /// If the descriptor did not come with the datagram: a time on the observer's clock before which
+    /// the datagram was certainly not sent. A process that existed then is the sender.
+    pub(crate) sent_after_ns: Option<u64>,
+}
+
+/// The answer: what the beat path must know of a process.
+pub(crate) struct Introduction {
+    pub(crate) ticket: u64,
+    pub(crate) process: Option<OwnedFd>,
+    /// [`crate::process_info::UNIDENTIFIED`] if nothing tells.
+    pub(crate) instance: u64,
+    /// It is certain that this is the process that sent the datagram.
+    pub(crate) proved: bool,
+    pub(crate) acquaintance: Acquaintance,
+}
+
+/// What the beat path keeps of a process.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Acquaintance {
+    /// What it may call itself; `None` while that is unknown.
+    pub(crate) claims: Option<Claims>,
+    pub(crate) pid_ns: Option<u64>,
+    /// It lives in a pid namespace below the observer's.
+    pub(crate) is_foreign: bool,
+}
+
+/// What the control thread tells the beat path.
+pub(crate) enum Order {
+    /// The answer to a question.
+    Introduce(Introduction),
+    /// An agent that was credited at once has been looked at since.
+    Know(Agent, Acquaintance),
+    /// An agent that nobody watches is gone.
+    Ended(Agent, Option<OwnedFd>),
+    /// The largest pid of this host.
+    PidMax(u32),
+    /// The keys in force from now on.
+    Keys(KeyRing),
+    /// What an agent is held to from now on.
+    Deadlines(Agent, Deadlines),
+    /// Count none of an agent's silence for so long, measured on the attention clock from when the order is
+    /// taken: a gap makes the pause longer in real time, and what waits in the ring comes on top.
+    Pause(Agent, Duration),
+    /// Count an agent's silence again.
+    Resume(Agent),
+    /// What one agent may send, until it leaves.
+    BeatRate(Agent, BeatLimit),
+    /// What agents may send from now on, those aside that have a limit of their own.
+    Limits(LimitOptions),
+    /// What newcomers are held to from now on, nanoseconds.
+    Threshold(u64),
+}
+
+/// The beat path's end.
+pub(crate) struct EventSender {
+    ring: rtrb::Producer<Handed>,
+    bell: Arc<OwnedFd>,
+    counters: Arc<Counters>,
+    pushed: bool,
+}
+
+/// The control thread's end.
+pub(crate) struct EventReceiver {
+    ring: rtrb::Consumer<Handed>,
+    bell: Arc<OwnedFd>,
+}
+
+pub(crate) fn channel(counters: Arc<Counters>) -> rustix::io::Result<(EventSender, EventReceiver)> {
+    let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    let (producer, consumer) = rtrb::RingBuffer::new(RING_EVENTS);
+    let sender = EventSender {
+        ring: producer,
+        bell: Arc::clone(&bell),
+        counters,
+        pushed: false,
+    };
+    let receiver = EventReceiver {
+        ring: consumer,
+        bell,
+    };
+    Ok((sender, receiver))
+}
+
+impl EventSender {
+    /// Whether the next event that matters will be taken.
+    pub(crate) fn has_room(&self) -> bool {
+        self.ring.slots() > 0
+    }
+
+    /// Events that wait for the reader.
+    pub(crate) fn waiting(&self) -> usize {
+        RING_EVENTS - self.ring.slots()
+    }
+
+    /// Whether somebody may join, so that the join and what follows can be told.
+    pub(crate) fn has_room_for_join(&self) -> bool {
+        self.ring.slots() > RESERVED_FOR_AGENTS
+    }
+
+    /// Hands an event over, or counts it as dropped.
+    pub(crate) fn send(&mut self, event: Event, process: Option<OwnedFd>) {
+        if self.push(event, process).is_break() {
+            self.counters.count(Counter::EventsDropped);
+        }
+    }
+
+    /// Hands an event over; `Break` if there is no room for it.
+    pub(crate) fn offer(&mut self, event: Event) -> ControlFlow<()> {
+        self.push(event, None)
+    }
+
+    /// Asks; gives the question back if there is no room for it.
+    pub(crate) fn ask(&mut self, question: Question) -> Result<(), Question> {
+        if self.ring.slots() <= RESERVED_EVENTS {
+            return Err(question);
+        }
+        match self.ring.push(Handed::Question(question)) {
+            Ok(()) => {
+                self.pushed = true;
+                Ok(())
+            }
+            Err(rtrb::PushError::Full(Handed::Question(question))) => Err(question),
+            Err(rtrb::PushError::Full(Handed::Event { .. })) => Ok(()),
+        }
+    }
+
+    fn push(&mut self, event: Event, process: Option<OwnedFd>) -> ControlFlow<()> {
+        let expendable = matches!(
+            event.kind,
+            EventKind::Beat { .. } | EventKind::Refused { .. } | EventKind::Session { .. }
+        );
+        if expendable && self.ring.slots() <= RESERVED_EVENTS {
+            return ControlFlow::Break(());
+        }
+        if self.ring.push(Handed::Event { event, process }).is_err() {
+            return ControlFlow::Break(());
+        }
+        self.pushed = true;
+        ControlFlow::Continue(())
+    }
+
+    /// Wakes the reader if anything was handed over since the last call.
+    pub(crate) fn ring_bell(&mut self) {
+        if std::mem::take(&mut self.pushed) {
+            // Fails only when the bell has rung 2^64 times unheard.
+            let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+impl EventReceiver {
+    /// The next event, if there is one.
+    pub(crate) fn pop(&mut self) -> Option<Handed> {
+        self.ring.pop().ok()
+    }
+
+    /// Quiets the bell. Call before emptying the ring, so that no ring in between is lost.
+    pub(crate) fn quiet(&self) {
+        let _ = rustix::io::read(&*self.bell, &mut [0; 8]);
+    }
+
+    /// Readable when there are events.
+    pub(crate) fn bell(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.bell)
+    }
+}
+
+/// The control thread's end of the orders.
+pub(crate) struct OrderSender {
+    ring: rtrb::Producer<Order>,
+    bell: Arc<OwnedFd>,
+    /// What found no room, oldest first.
+    waiting: std::collections::VecDeque<Order>,
+    /// How many orders there have been.
+    added: u64,
+    done: Arc<AtomicU64>,
+}
+
+/// Finds out whether the beat path turns: wakes it and looks whether it did.
+#[derive(Clone, Debug)]
+pub(crate) struct LivenessProbe {
+    bell: Arc<OwnedFd>,
+    beat_path: Arc<BeatPathState>,
+    /// When it was asked last; 0 before the first time.
+    asked_ns: Arc<AtomicU64>,
+    done: Arc<AtomicU64>,
+}
+
+/// Who asks within this time of somebody else shares the answer: 1 ms. However many ask, the beat path is woken
+/// a thousand times a second at most.
+const PROBE_SHARED_NS: u64 = 1_000_000;
+
+impl LivenessProbe {
+    /// Wakes the beat path; the time to compare with.
+    pub(crate) fn ask(&self) -> u64 {
+        self.ask_at(self.beat_path.raw().now_ns())
+    }
+
+    fn ask_at(&self, asked_ns: u64) -> u64 {
+        let last_ns = self.asked_ns.load(Ordering::Relaxed);
+        if last_ns > 0 && asked_ns.saturating_sub(last_ns) < PROBE_SHARED_NS {
+            return last_ns;
+        }
+        self.asked_ns.store(asked_ns, Ordering::Relaxed);
+        let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
+        asked_ns
+    }
+
+    /// Whether the beat path has carried out the order with this number, see [`OrderSender::add`]. What it has
+    /// changed in the table can be seen then.
+    pub(crate) fn has_done(&self, order: u64) -> bool {
+        self.done.load(Ordering::Acquire) >= order
+    }
+
+    /// Whether a turn that it has begun since it was asked is over.
+    pub(crate) fn has_turned_since(&self, asked_ns: u64) -> bool {
+        self.beat_path.last_turn_ns() >= asked_ns
+    }
+}
+
+/// The beat path's end of the orders.
+pub(crate) struct OrderReceiver {
+    ring: rtrb::Consumer<Order>,
+    bell: Arc<OwnedFd>,
+    /// How many orders have been carried out. They are carried out in the order of their numbers.
+    done: Arc<AtomicU64>,
+}
+
+pub(crate) fn orders() -> rustix::io::Result<(OrderSender, OrderReceiver)> {
+    let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    let (producer, consumer) = rtrb::RingBuffer::new(RING_ORDERS);
+    let done = Arc::<AtomicU64>::default();
+    let sender = OrderSender {
+        ring: producer,
+        bell: Arc::clone(&bell),
+        waiting: std::collections::VecDeque::new(),
+        added: 0,
+        done: Arc::clone(&done),
+    };
+    let receiver = OrderReceiver {
+        ring: consumer,
+        bell,
+        done,
+    };
+    Ok((sender, receiver))
+}
+
+impl OrderSender {
+    /// Finds out whether the other end turns.
+    pub(crate) fn liveness_probe(&self, beat_path: Arc<BeatPathState>) -> LivenessProbe {
+        LivenessProbe {
+            bell: Arc::clone(&self.bell),
+            beat_path,
+            asked_ns: Arc::default(),
+            done: Arc::clone(&self.done),
+        }
+    }
+
+    /// Takes an order; it goes out with the next [`Self::send`]. Returns its number, counted from 1: whoever has
+    /// to know when it was carried out asks [`LivenessProbe::has_done`].
+    pub(crate) fn add(&mut self, order: Order) -> u64 {
+        self.waiting.push_back(order);
+        self.added += 1;
+        self.added
+    }
+
+    /// Sends what waits, as far as there is room, and rings the bell.
+    pub(crate) fn send(&mut self) {
+        let room = self.ring.slots().min(self.waiting.len());
+        for order in self.waiting.drain(..room) {
+            let _ = self.ring.push(order);
+        }
+        if room > 0 {
+            let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// Something waits for room.
+    pub(crate) fn is_backed_up(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+}
+
+impl OrderReceiver {
+    /// The next order, if there is one.
+    pub(crate) fn pop(&mut self) -> Option<Order> {
+        self.ring.pop().ok()
+    }
+
+    /// The order that was popped last has been carried out.
+    pub(crate) fn done(&self) {
+        // This thread alone writes it.
+        let done = self.done.load(Ordering::Relaxed) + 1;
+        self.done.store(done, Ordering::Release);
+    }
+
+    /// Wakes the beat path.
+    pub(crate) fn bell(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.bell)
+    }
+
+    /// Rings for what was left over.
+    pub(crate) fn ring_again(&self) {
+        let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
+    }
+
+    /// Quiets the bell. Call before emptying the ring, so that no ring in between is lost.
+    pub(crate) fn quiet(&self) {
+        let _ = rustix::io::read(&*self.bell, &mut [0; 8]);
+    }
+}
+
+impl AsFd for OrderReceiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+}
+
+/// Tells the beat path to stop.
+#[derive(Clone)]
+pub(crate) struct StopSignal(Arc<OwnedFd>);
+
+impl StopSignal {
+    pub(crate) fn new() -> rustix::io::Result<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Ok(Self(Arc::new(eventfd(0, flags)?)))
+    }
+
+    pub(crate) fn stop(&self) {
+        let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::RawClock;
+    use varta_core::{Agent, Refusal, Sender};
+
+    fn beat_path() -> Arc<BeatPathState> {
+        Arc::new(BeatPathState::new(RawClock::start()))
+    }
+
+    fn event(kind: EventKind) -> Event {
+        Event {
+            observer_ns: 0,
+            kind,
+        }
+    }
+
+    #[test]
+    fn questions_of_the_same_moment_wake_the_beat_path_once() {
+        let (sender, receiver) = orders().unwrap();
+        let probe = sender.liveness_probe(beat_path());
+        let rings = || {
+            let mut count = [0; 8];
+            rustix::io::read(&*receiver.bell, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
+        };
+        assert_eq!(
+            (probe.ask_at(5_000), probe.clone().ask_at(6_000)),
+            (5_000, 5_000)
+        );
+        assert_eq!(rings(), 1);
+        let later_ns = 5_000 + PROBE_SHARED_NS;
+        assert_eq!(probe.ask_at(later_ns), later_ns);
+        assert_eq!(rings(), 1);
+    }
+
+    #[test]
+    fn each_order_is_done_when_it_was_carried_out_and_not_before() {
+        let (mut sender, mut receiver) = orders().unwrap();
+        let probe = sender.liveness_probe(beat_path());
+        let numbers = [1, 2].map(|pid_max| sender.add(Order::PidMax(pid_max)));
+        sender.send();
+        let done = || numbers.map(|number| probe.has_done(number));
+        assert_eq!(done(), [false, false]);
+        for expected in [[true, false], [true, true]] {
+            receiver.pop().unwrap();
+            receiver.done();
+            assert_eq!(done(), expected);
+        }
+    }
+
+    #[test]
+    fn refusals_cannot_crowd_out_stalls_and_every_drop_is_counted() {
+        let counters = Arc::new(Counters::default());
+        let (mut sender, mut receiver) = channel(Arc::clone(&counters)).unwrap();
+        let refused = event(EventKind::Refused {
+            sender: Sender {
+                pid: 1,
+                source: None,
+            },
+            reason: Refusal::NoCredentials,
+        });
+        for _ in 0..RING_EVENTS {
+            sender.send(refused, None);
+        }
+        assert_eq!(counters.get(Counter::EventsDropped), RESERVED_EVENTS as u64);
+        let stall = event(EventKind::Stall {
+            agent: Agent {
+                slot: 0,
+                pid: 2,
+                instance: 3,
+                stream: 0,
+            },
+            last_nonce: 4,
+            silence_ns: 5,
+            threshold_ns: 5,
+            refused: 0,
+        });
+        for _ in 0..RESERVED_EVENTS {
+            assert!(sender.offer(stall).is_continue());
+        }
+        assert!(sender.offer(stall).is_break(), "full");
+        receiver.pop().unwrap();
+        assert!(sender.offer(stall).is_continue());
+    }
+}

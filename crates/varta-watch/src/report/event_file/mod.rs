@@ -1,0 +1,600 @@
+//! The event file: one tab-separated row per event, written by a thread of its own.
+//!
+//! A row is in the file whole or not at all. When the disk is full, the part of a row that made it
+//! is cut off again, and whole rows wait in memory (to a bound) until there is room. Rows are
+//! handed to the kernel within a tenth of a second and to the disk within a second.
+//!
+//! Rows name processes and users, and are written by root as a rule: unless the operator says that anything will
+//! do, the file is one of this user's own ([`crate::own_file`]) that only its owner can write to and only its group
+//! can read.
+
+mod row;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
+use varta_api::{Fields, LogEvent};
+
+use crate::own_file::{self, OwnFileError};
+use crate::report::log::Log;
+pub(crate) use row::append_row;
+
+/// Rows are collected this long before they are written, so that a busy observer writes tens of
+/// times a second and not thousands.
+const COLLECT: Duration = Duration::from_millis(100);
+
+/// Written rows reach the disk after this long at the latest.
+const SYNC_EVERY: Duration = Duration::from_millis(500);
+
+/// A full disk is tried again after this long.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// Rows kept in memory while the file cannot take them: 4 MiB, some 80 000 rows.
+const PENDING_BYTES: usize = 4 << 20;
+
+/// Batches of rows on their way to the writing thread.
+const QUEUE_BATCHES: usize = 256;
+
+/// How long the end of the program waits for the last rows to be written.
+const CLOSE_WAIT: Duration = Duration::from_millis(150);
+
+/// The most permissions of the file: written by its owner, read by its group.
+const FILE_MODE: u32 = 0o640;
+
+enum Message {
+    Rows(Vec<u8>),
+    Reopen,
+}
+
+/// The control thread's handle to the event file.
+pub(crate) struct EventFile {
+    queue: SyncSender<Message>,
+    dropped: Arc<AtomicU64>,
+    closed: Receiver<()>,
+}
+
+impl EventFile {
+    /// Opens the file, whatever it is if `allow_any`, and starts the writing thread. The error text names the file.
+    pub(crate) fn open(path: &Path, allow_any: bool, log: Log) -> Result<Self, String> {
+        let (file, narrowed) = open_file(path, allow_any)?;
+        tell_narrowed(&log, path, narrowed);
+        let (queue, messages) = sync_channel(QUEUE_BATCHES);
+        let (closing, closed) = sync_channel(1);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let mut writer = Writer {
+            path: path.to_owned(),
+            allow_any,
+            rows: PendingRows::new(file),
+            log,
+            dropped: Arc::clone(&dropped),
+            trouble: false,
+            unsynced: None,
+        };
+        std::thread::Builder::new()
+            .name("varta-journal".to_owned())
+            .spawn(move || {
+                writer.run(&messages);
+                let _ = closing.send(());
+            })
+            .map_err(|error| format!("cannot start the event file's thread: {error}"))?;
+        Ok(Self {
+            queue,
+            dropped,
+            closed,
+        })
+    }
+
+    /// Queues whole rows; never waits.
+    pub(crate) fn write(&self, rows: Vec<u8>) {
+        let count = count_rows(&rows);
+        if self.queue.try_send(Message::Rows(rows)).is_err() {
+            self.dropped.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    /// Opens the file anew under its name, for whoever rotates it.
+    pub(crate) fn reopen(&self) {
+        // A full queue is written to the old file first either way; asking again is up to the sender
+        // of the signal.
+        let _ = self.queue.try_send(Message::Reopen);
+    }
+
+    /// Rows lost since the last call.
+    pub(crate) fn take_dropped(&self) -> u64 {
+        self.dropped.swap(0, Ordering::Relaxed)
+    }
+
+    /// Writes what is queued and waits a moment for it.
+    pub(crate) fn close(self) {
+        let Self { queue, closed, .. } = self;
+        drop(queue);
+        let _ = closed.recv_timeout(CLOSE_WAIT);
+    }
+}
+
+fn count_rows(rows: &[u8]) -> u64 {
+    rows.iter().filter(|byte| **byte == b'\n').count() as u64
+}
+
+/// Opens for appending. A row that a crash left unfinished at the end is cut off, so that the next
+/// one does not continue it. Returns the permissions that the file had if they were too many, too.
+fn open_file(path: &Path, allow_any: bool) -> Result<(OpenFile, Option<u32>), String> {
+    let fail = |error: io::Error| format!("cannot open --export-file {}: {error}", path.display());
+    let file = match allow_any {
+        true => open_any(path).map_err(fail)?,
+        false => own_file::open(path, APPEND, FILE_MODE).map_err(|error| match error {
+            OwnFileError::Io(error) => fail(error),
+            error => format!(
+                "cannot use --export-file {}: {error}; name another file, or allow this one with \
+                 --allow-any-export-file",
+                path.display()
+            ),
+        })?,
+    };
+    // File systems without locks are used without.
+    if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+        return Err(format!(
+            "another program writes to --export-file {}; choose another file",
+            path.display()
+        ));
+    }
+    let narrowed = match allow_any {
+        true => None,
+        false => own_file::narrow(&file, FILE_MODE).map_err(fail)?,
+    };
+    let mut file = OpenFile { file };
+    if file.file.metadata().map_err(fail)?.is_file() {
+        cut_unfinished_row(&mut file).map_err(fail)?;
+    }
+    Ok((file, narrowed))
+}
+
+const APPEND: OFlags = OFlags::RDWR.union(OFlags::APPEND).union(OFlags::CREATE);
+
+fn open_any(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(FILE_MODE);
+    options.custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    let both = options.clone().read(true).open(path);
+    // A pipe or a terminal may be write-only.
+    both.or_else(|_| options.open(path))
+}
+
+fn tell_narrowed(log: &Log, path: &Path, narrowed: Option<u32>) {
+    let Some(had) = narrowed else {
+        return;
+    };
+    let msg = format!(
+        "--export-file {} had mode {had:04o} and has {:04o} now: it names processes and users",
+        path.display(),
+        had & FILE_MODE
+    );
+    log.info(LogEvent::Notice, msg, Fields::default());
+}
+
+fn cut_unfinished_row(file: &mut OpenFile) -> io::Result<()> {
+    /// No row is longer; more than this without an end is not a row of ours.
+    const TAIL_BYTES: u64 = 4096;
+    let start = file.len().saturating_sub(TAIL_BYTES);
+    let mut tail = Vec::new();
+    file.file.seek(SeekFrom::Start(start))?;
+    (&file.file).take(TAIL_BYTES).read_to_end(&mut tail)?;
+    if tail.last().is_none_or(|byte| *byte == b'\n') {
+        return Ok(());
+    }
+    let fragment = tail
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map(|end| end + 1);
+    match fragment.or((start == 0).then_some(0)) {
+        Some(at) if row::begins_a_row(&tail[at..]) => file.cut(start + at as u64),
+        // Somebody else's text: it stays, and our rows begin on a line of their own.
+        _ => file.file.write_all(b"\n"),
+    }
+}
+
+/// Where rows go; a trait so that tests can fill the disk.
+trait Sink {
+    /// Appends some of the bytes.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<usize>;
+    /// Bytes in the file.
+    fn len(&self) -> u64;
+    /// Shortens the file.
+    fn cut(&mut self, len: u64) -> io::Result<()>;
+}
+
+struct OpenFile {
+    file: File,
+}
+
+impl OpenFile {
+    /// Whether this is the file under a name, or behind it if links are followed.
+    fn is_at(&self, path: &Path, follow: bool) -> bool {
+        let id = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        let named = match follow {
+            true => std::fs::metadata(path),
+            false => std::fs::symlink_metadata(path),
+        };
+        match (self.file.metadata(), named) {
+            (Ok(open), Ok(named)) => id(open) == id(named),
+            _ => false,
+        }
+    }
+}
+
+impl Sink for OpenFile {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    /// Asked anew each time: somebody else may have shortened the file.
+    fn len(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| metadata.len())
+    }
+
+    fn cut(&mut self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+}
+
+/// Whole rows on their way into a sink.
+struct PendingRows<S> {
+    sink: S,
+    bytes: Vec<u8>,
+}
+
+impl<S: Sink> PendingRows<S> {
+    fn new(sink: S) -> Self {
+        Self {
+            sink,
+            bytes: Vec::new(),
+        }
+    }
+
+    /// Takes whole rows; returns how many had no room.
+    fn add(&mut self, rows: &[u8]) -> u64 {
+        let room = PENDING_BYTES.saturating_sub(self.bytes.len());
+        let fit = match rows.get(..room) {
+            None => rows.len(),
+            Some(head) => head
+                .iter()
+                .rposition(|b| *b == b'\n')
+                .map_or(0, |end| end + 1),
+        };
+        self.bytes.extend_from_slice(&rows[..fit]);
+        count_rows(&rows[fit..])
+    }
+
+    /// Writes everything, or whole rows only: what made it of the row at which an error struck is
+    /// cut off again.
+    fn flush(&mut self) -> io::Result<()> {
+        let mut written = 0;
+        let result = loop {
+            if written == self.bytes.len() {
+                break Ok(());
+            }
+            match self.sink.append(&self.bytes[written..]) {
+                Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Err(error),
+            }
+        };
+        let whole = self.bytes[..written]
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |end| end + 1);
+        let torn = (written - whole) as u64;
+        if torn > 0 && self.sink.cut(self.sink.len().saturating_sub(torn)).is_err() {
+            // Not a file that can be shortened (a pipe): the reader has the beginning of the row, so
+            // the rest of it must follow.
+            self.bytes.drain(..written);
+            return result;
+        }
+        self.bytes.drain(..whole);
+        result
+    }
+}
+
+struct Writer {
+    path: PathBuf,
+    /// The operator has said that any file will do.
+    allow_any: bool,
+    rows: PendingRows<OpenFile>,
+    log: Log,
+    dropped: Arc<AtomicU64>,
+    /// The last attempt to write failed, and the log has said so.
+    trouble: bool,
+    /// Since when rows wait to reach the disk.
+    unsynced: Option<Instant>,
+}
+
+impl Writer {
+    fn run(&mut self, messages: &Receiver<Message>) {
+        loop {
+            let wait = if self.trouble {
+                RETRY_EVERY
+            } else if let Some(since) = self.unsynced {
+                SYNC_EVERY.saturating_sub(since.elapsed())
+            } else {
+                Duration::MAX
+            };
+            let closed = match messages.recv_timeout(wait) {
+                Ok(message) => {
+                    self.take(&message);
+                    self.collect(messages)
+                }
+                Err(RecvTimeoutError::Timeout) => false,
+                Err(RecvTimeoutError::Disconnected) => true,
+            };
+            self.write();
+            self.sync(closed);
+            if closed {
+                return;
+            }
+        }
+    }
+
+    /// Takes what else comes within a moment; true if nothing can come any more.
+    fn collect(&mut self, messages: &Receiver<Message>) -> bool {
+        let until = Instant::now() + COLLECT;
+        loop {
+            match messages.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(message) => self.take(&message),
+                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => return true,
+            }
+        }
+    }
+
+    fn take(&mut self, message: &Message) {
+        match message {
+            Message::Rows(rows) => {
+                let dropped = self.rows.add(rows);
+                self.dropped.fetch_add(dropped, Ordering::Relaxed);
+            }
+            Message::Reopen => self.reopen(),
+        }
+    }
+
+    /// Moves on to the file that now has the name, unless that is the open one still.
+    fn reopen(&mut self) {
+        if self.rows.sink.is_at(&self.path, self.allow_any) {
+            return;
+        }
+        self.write();
+        self.sync(true);
+        match open_file(&self.path, self.allow_any) {
+            Ok((file, narrowed)) => {
+                tell_narrowed(&self.log, &self.path, narrowed);
+                self.rows.sink = file;
+            }
+            Err(error) => self.say(error),
+        }
+    }
+
+    fn write(&mut self) {
+        if self.rows.bytes.is_empty() {
+            return;
+        }
+        match self.rows.flush() {
+            Ok(()) => {
+                self.unsynced.get_or_insert_with(Instant::now);
+                if std::mem::take(&mut self.trouble) {
+                    self.log.info(
+                        LogEvent::Notice,
+                        format!("--export-file {} is written again", self.path.display()),
+                        Fields::default(),
+                    );
+                }
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.trouble, true) {
+                    self.say(format!(
+                        "cannot write --export-file {}: {error}; rows wait in memory, up to {} MiB",
+                        self.path.display(),
+                        PENDING_BYTES >> 20
+                    ));
+                }
+            }
+        }
+    }
+
+    fn sync(&mut self, now: bool) {
+        if self
+            .unsynced
+            .is_some_and(|since| now || since.elapsed() >= SYNC_EVERY)
+        {
+            self.unsynced = None;
+            // Pipes and terminals cannot be synced, and need not be.
+            let _ = self.rows.sink.file.sync_data();
+        }
+    }
+
+    fn say(&self, problem: String) {
+        self.log.error(LogEvent::Notice, problem, Fields::default());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A disk with room for so many bytes, that may refuse to shorten files.
+    struct Disk {
+        bytes: Vec<u8>,
+        room: usize,
+        can_cut: bool,
+    }
+
+    impl Sink for Disk {
+        fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let fit = bytes.len().min(self.room - self.bytes.len());
+            if fit == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.bytes.extend_from_slice(&bytes[..fit]);
+            Ok(fit)
+        }
+
+        fn len(&self) -> u64 {
+            self.bytes.len() as u64
+        }
+
+        fn cut(&mut self, len: u64) -> io::Result<()> {
+            if !self.can_cut {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            self.bytes.truncate(len as usize);
+            Ok(())
+        }
+    }
+
+    fn rows_on(room: usize, can_cut: bool) -> PendingRows<Disk> {
+        PendingRows::new(Disk {
+            bytes: Vec::new(),
+            room,
+            can_cut,
+        })
+    }
+
+    #[test]
+    fn a_full_disk_holds_whole_rows_only_and_loses_none() {
+        let text = b"one\ntwo\nthree\n";
+        for room in 0..=text.len() {
+            let mut rows = rows_on(room, true);
+            assert_eq!(rows.add(text), 0);
+            let result = rows.flush();
+            assert_eq!(result.is_ok(), room == text.len());
+            let on_disk = rows.sink.bytes.clone();
+            assert!(on_disk.is_empty() || on_disk.ends_with(b"\n"), "{room}");
+            assert_eq!([on_disk, rows.bytes.clone()].concat(), text);
+            rows.sink.room = 100;
+            rows.flush().unwrap();
+            assert_eq!(rows.sink.bytes, text);
+        }
+    }
+
+    #[test]
+    fn a_sink_that_cannot_be_shortened_gets_the_rest_of_the_row() {
+        let mut rows = rows_on(6, false);
+        rows.add(b"one\ntwo\n");
+        assert!(rows.flush().is_err());
+        rows.sink.room = 100;
+        rows.flush().unwrap();
+        assert_eq!(rows.sink.bytes, b"one\ntwo\n");
+    }
+
+    #[test]
+    fn rows_beyond_the_bound_are_dropped_whole_and_counted() {
+        let mut rows = rows_on(0, true);
+        let row = [b"x".repeat(1023), b"\n".to_vec()].concat();
+        let many = row.repeat(PENDING_BYTES / 1024 - 1);
+        assert_eq!(rows.add(&many), 0);
+        assert_eq!(rows.add(&row.repeat(3)), 2);
+        assert_eq!(rows.bytes.len(), PENDING_BYTES);
+        assert_eq!(rows.add(&row), 1);
+    }
+
+    #[test]
+    fn an_unfinished_row_of_an_earlier_crash_is_cut_off_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.tsv");
+        for (before, after) in [
+            (&b"7\tbeat\t4\n9\tbe"[..], &b"7\tbeat\t4\n"[..]),
+            (b"712", b""),
+            (b"a\n", b"a\n"),
+            (b"", b""),
+            (b"{\"precious\": 1}", b"{\"precious\": 1}\n"),
+            (b"1\t2", b"1\t2\n"),
+        ] {
+            std::fs::write(&path, before).unwrap();
+            drop(open_file(&path, false).unwrap());
+            assert_eq!(std::fs::read(&path).unwrap(), after);
+        }
+        let long = vec![b'x'; 5000];
+        std::fs::write(&path, &long).unwrap();
+        drop(open_file(&path, false).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), [&long[..], b"\n"].concat());
+    }
+
+    #[test]
+    fn two_writers_of_one_file_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.tsv");
+        let _first = open_file(&path, false).unwrap();
+        let Err(error) = open_file(&path, false) else {
+            panic!("opened twice");
+        };
+        assert!(error.contains("another program writes"), "{error}");
+    }
+
+    #[test]
+    fn a_file_is_at_its_name_until_it_is_moved() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.tsv");
+        let (file, _) = open_file(&path, false).unwrap();
+        assert!(file.is_at(&path, false));
+        std::fs::rename(&path, directory.path().join("events.tsv.1")).unwrap();
+        assert!(!file.is_at(&path, false));
+        drop(open_file(&path, false).unwrap());
+        assert!(!file.is_at(&path, false), "another file has the name");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let Err(error) = open_file(directory.path(), true) else {
+            panic!("opened a directory");
+        };
+        assert!(error.starts_with("cannot open --export-file /"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_ours_is_left_alone_unless_it_is_allowed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, victim) = (
+            directory.path().join("link"),
+            directory.path().join("victim"),
+        );
+        std::fs::write(&victim, "7\tbeat").unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        let Err(error) = open_file(&path, false) else {
+            panic!("followed a link");
+        };
+        assert!(error.contains("it is a symbolic link"), "{error}");
+        assert!(error.contains("--allow-any-export-file"), "{error}");
+        assert_eq!(std::fs::read(&victim).unwrap(), b"7\tbeat");
+        drop(open_file(&path, true).unwrap());
+        assert_eq!(std::fs::read(&victim).unwrap(), b"", "allowed, and cut");
+        open_file(Path::new("/dev/null"), true).unwrap();
+    }
+
+    #[test]
+    fn the_file_has_mode_0640_at_most_and_never_more_than_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.tsv");
+        for (before, told, after) in [
+            (0o644, Some(0o644), 0o640),
+            (0o666, Some(0o666), 0o640),
+            (0o600, None, 0o600),
+        ] {
+            std::fs::write(&path, "").unwrap();
+            let permissions = std::fs::Permissions::from_mode(before);
+            std::fs::set_permissions(&path, permissions).unwrap();
+            let (file, narrowed) = open_file(&path, false).unwrap();
+            assert_eq!(narrowed, told);
+            assert_eq!(file.file.metadata().unwrap().mode() & 0o7777, after);
+        }
+    }
+}

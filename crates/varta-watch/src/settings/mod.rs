@@ -1,0 +1,94 @@
+//! What the operator wants: plain data.
+//!
+//! `config` makes it from flags, environment and file, and checks it; every other room reads it. Nothing here reads a
+//! file, looks anything up or decides anything.
+
+pub(crate) mod http;
+pub(crate) mod network;
+pub(crate) mod policy;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use varta_core::{AllowedUsers, EvictionPolicy, LimitOptions};
+
+use http::HttpSettings;
+use network::UdpSettings;
+use policy::Policy;
+
+/// Datagrams that the beat socket queues unless told otherwise, as a text. A thousand agents that beat in phase find room
+/// eight times over; agents can fill it with some 6 MiB of beats.
+pub(crate) const QUEUE_DATAGRAMS_DEFAULT: &str = "8192";
+
+/// What may be asked for. Fewer than the kernel's own eleven help nobody. More cost a full queue's reading: 65 536
+/// beats take some 100 ms, during which nobody is judged.
+pub(crate) const QUEUE_DATAGRAMS_MIN: u32 = 16;
+pub(crate) const QUEUE_DATAGRAMS_MAX: u32 = 65_536;
+
+/// All of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) socket: PathBuf,
+    /// The socket's directory is ours to create.
+    pub(crate) socket_is_default: bool,
+    pub(crate) socket_access: SocketAccess,
+    /// Datagrams the kernel is to queue on the socket, at least; `None`: what it offers will do.
+    pub(crate) queue_datagrams: Option<u32>,
+    pub(crate) users: AllowedUsers,
+    /// Agents of other pid namespaces are refused.
+    pub(crate) refuse_foreign: bool,
+    /// The beat path may run in real time.
+    pub(crate) real_time: bool,
+    pub(crate) limits: LimitOptions,
+    pub(crate) udp: Option<UdpSettings>,
+    pub(crate) http: HttpSettings,
+    pub(crate) threshold: Duration,
+    /// Silence that makes an agent late; shorter than the threshold.
+    pub(crate) late: Option<Duration>,
+    pub(crate) capacity: usize,
+    /// Slots that agents of one user may have, root aside.
+    pub(crate) agents_per_user: usize,
+    pub(crate) eviction_policy: EvictionPolicy,
+    pub(crate) eviction_scan_window: usize,
+    pub(crate) recovery_exec: Option<String>,
+    /// Rules, ladders and restraint.
+    pub(crate) policy: Policy,
+    pub(crate) export_file: Option<PathBuf>,
+    /// Whatever that leads to.
+    pub(crate) allow_any_export_file: bool,
+    pub(crate) export_events: ExportEvents,
+    pub(crate) log_format: LogFormat,
+    pub(crate) shutdown_after: Option<Duration>,
+    /// Time that running recovery commands get to end when the observer stops.
+    pub(crate) shutdown_grace: Duration,
+}
+
+/// How the socket file is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SocketAccess {
+    /// Permission bits.
+    pub(crate) mode: u32,
+    /// The group it is given to, if not the observer's.
+    pub(crate) gid: Option<u32>,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// One sentence per line.
+    #[default]
+    Human,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Which events are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportEvents {
+    /// Every accepted beat, and everything below.
+    #[default]
+    All,
+    /// Joins, stalls, returns, exits, evictions, refusals, gaps: no beats.
+    Changes,
+}

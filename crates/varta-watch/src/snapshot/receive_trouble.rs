@@ -1,0 +1,41 @@
+//! What keeps beats from being received now, for a person.
+
+use crate::beat_path_state::{BeatPathState, HangingThreads, Transport};
+
+/// Nothing while all is well. Fatal ones first: while there is one, nobody is heard on that way.
+pub(crate) fn problems(beat_path: &BeatPathState) -> (Vec<String>, Vec<String>) {
+    let errors = Transport::ALL.into_iter().filter_map(|transport| {
+        let error = beat_path.receive_error(transport)?;
+        Some(format!("receiving over {transport} fails: {error}"))
+    });
+    let blocked = beat_path.is_blocked().then(|| {
+        "a datagram with descriptors keeps local beats waiting: all threads that could take it hang".to_owned()
+    });
+    let hanging = beat_path.hanging_threads();
+    let hanging = (hanging != 0).then(|| HangingThreads(hanging).to_string());
+    (
+        errors.chain(blocked).collect(),
+        hanging.into_iter().collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::RawClock;
+
+    #[test]
+    fn each_problem_is_named_while_it_lasts() {
+        let beat_path = BeatPathState::new(RawClock::start());
+        assert_eq!(problems(&beat_path), (Vec::new(), Vec::new()));
+        beat_path.set_receive_errno(Transport::Unix, 1);
+        beat_path.set_blocked(true);
+        beat_path.set_hanging_threads(3);
+        let (fatal, others) = problems(&beat_path);
+        assert!(
+            fatal[0].contains("Unix socket") && fatal[0].contains("not permitted"),
+            "{fatal:?}"
+        );
+        assert_eq!((fatal.len(), others.len()), (2, 1));
+    }
+}
