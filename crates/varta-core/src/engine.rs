@@ -35,8 +35,8 @@ use std::sync::Arc;
 
 use crate::agent::Agent;
 use crate::fact::{AgentRef, Fact};
+use crate::ladder::Ladders;
 use crate::policy::Policy;
-use crate::recovery::Recovery;
 use crate::slot::{Slot, SlotState, SlotTable};
 use agents::{AgentRecord, Agents};
 use hold_fire::HostWatch;
@@ -77,7 +77,7 @@ pub struct Engine {
     agents: Agents,
     expectations: Expectations,
     /// Made when a ladder is first needed: most observers only watch.
-    ladders: Option<Box<Recovery>>,
+    ladders: Option<Box<Ladders>>,
     /// Since when ladders are only rehearsed, if they are, on the observer's clock.
     rehearsed_since_ns: u64,
     host: HostWatch,

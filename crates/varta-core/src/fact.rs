@@ -20,7 +20,8 @@ use varta_vlp::Status;
 use crate::agent::{Agent, ExitStatus};
 use crate::counters::Counter;
 use crate::event::{JoinedFrom, Sender};
-use crate::recovery::{GaveUp, HoldChange, Scope};
+use crate::hold::{HoldChange, Scope};
+use crate::ladder::GaveUp;
 use crate::refusal::Refusal;
 
 pub use reasons::{

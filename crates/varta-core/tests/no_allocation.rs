@@ -2,7 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use varta_core::recovery::{ActionEnd, Ladder, Limits, Lineage, Next, Recovery, Step, UserBudget};
+use varta_core::ladder::{ActionEnd, LadderTiming, Ladders, Lineage, Next, StepTiming};
+use varta_core::permits::{PermitLimits, UserBudget};
 use varta_core::replay::{
     Arrival, Heard, LIVE_NS, ReplayGuard, ReplayOptions, ReplayRefusal, SessionKey,
 };
@@ -102,12 +103,12 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
         };
         let mut tracker = Tracker::with_capacity(256, options);
         let mut clock = AttentionClock::new(0);
-        let ladder = Ladder {
+        let ladder = LadderTiming {
             tag: 0,
             steps: vec![
-                Step::Act {
-                    patience_ns: 1_000_000,
-                    takes_place: true,
+                StepTiming::Act {
+                    grace_ns: 1_000_000,
+                    needs_permit: true,
                 };
                 2
             ],
@@ -118,7 +119,7 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
             backoff_max_ns: 10_000_000_000,
             reset_after_ns: 10_000_000_000,
         };
-        let limits = Limits {
+        let limits = PermitLimits {
             max_in_flight: 8,
             starts_per_second: 100,
             user_budget: UserBudget {
@@ -127,7 +128,7 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
                 exempt: 7,
             },
         };
-        let mut recovery = Recovery::new(256, vec![ladder], limits, 7);
+        let mut recovery = Ladders::new(256, vec![ladder], limits, 7);
         let mut random = 7;
         let mut raw_ns = 0;
         let (mut stalls, mut evictions) = (0, 0);
@@ -146,7 +147,7 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
             }
             let recorded = tracker.record(&beat(&mut random), now_ns, THRESHOLD_NS);
             if let (Some(agent), Some(_)) = (recorded.agent, recorded.returned_after_ns) {
-                recovery.on_settled(agent, now_ns);
+                recovery.on_silence_ended(agent, now_ns);
             }
             tracker.drain_stalled_slots(now_ns, 64, |silence| {
                 stalls += 1;

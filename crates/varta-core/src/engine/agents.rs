@@ -11,7 +11,7 @@ use crate::admission::BeatLimit;
 use crate::agent::Agent;
 use crate::agent::BeatOrigin;
 use crate::counters::Counter;
-use crate::recovery::Lineage;
+use crate::ladder::Lineage;
 use crate::tracker::Deadlines;
 
 /// One agent.

@@ -9,8 +9,8 @@ use super::rule_assignments::nanoseconds;
 use crate::agent::{Agent, Locality};
 use crate::census::{Censuses, census};
 use crate::fact::Fact;
+use crate::hold::{HoldChange, HoldOptions, Holds, Pressure, Scope};
 use crate::policy::Policy;
-use crate::recovery::{HoldChange, HoldOptions, Holds, Pressure, Scope};
 
 /// How often it is looked whether held fire may be free again.
 const HELD_PAUSE_NS: u64 = 100_000_000;

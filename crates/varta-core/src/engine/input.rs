@@ -7,8 +7,8 @@ use std::time::Duration;
 use crate::agent::Agent;
 use crate::event::Event;
 use crate::fact::{ProcessDescription, ProgramExit, SignalHits, StartFailure};
+use crate::hold::Pressure;
 use crate::policy::Policy;
-use crate::recovery::Pressure;
 
 /// The time of an input. Both clocks count nanoseconds and never go back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -8,10 +8,9 @@ use super::{AgentRecord, Engine};
 use crate::agent::BeatOrigin;
 use crate::agent::{Agent, Locality};
 use crate::fact::{DeferReason, Fact, Occasion, StartFailure, UntrustedOrigin};
+use crate::ladder::{self as ladder, ActionEnd, GaveUp, Ladders, Next, Plan, SilenceEnded};
+use crate::permits::{PermitLimits, UserBudget};
 use crate::policy::{AgentRule, Ladder, LadderChoice, Mode, Policy, Step};
-use crate::recovery::{
-    self as ladder, ActionEnd, GaveUp, Limits, Next, Plan, Recovery, Settled, UserBudget,
-};
 
 /// Why a ladder is climbed, as placeholders call it.
 const STALL: &str = "stall";
@@ -59,7 +58,7 @@ impl Engine {
     }
 
     /// The silence of an agent is over, one way or the other.
-    pub(super) fn end_silence(&mut self, agent: Agent) -> Settled {
+    pub(super) fn end_silence(&mut self, agent: Agent) -> SilenceEnded {
         if let Some(record) = self.agents.get_mut(agent)
             && std::mem::take(&mut record.gave_up)
         {
@@ -67,7 +66,9 @@ impl Engine {
         }
         let now_ns = self.now.observer_ns;
         let ladders = self.ladders.as_mut();
-        ladders.map_or_else(Settled::default, |core| core.on_settled(agent, now_ns))
+        ladders.map_or_else(SilenceEnded::default, |core| {
+            core.on_silence_ended(agent, now_ns)
+        })
     }
 
     /// An agent has left.
@@ -96,9 +97,9 @@ impl Engine {
     }
 
     /// The ladders, made when they are first needed.
-    pub(super) fn ladders(&mut self) -> &mut Recovery {
+    pub(super) fn ladders(&mut self) -> &mut Ladders {
         self.ladders.get_or_insert_with(|| {
-            let mut core = Recovery::new(
+            let mut core = Ladders::new(
                 self.table.capacity(),
                 rhythms(&self.policy),
                 limits(&self.policy, self.options.own_uid),
@@ -275,21 +276,21 @@ pub(super) fn refusal(record: &AgentRecord) -> Option<UntrustedOrigin> {
 }
 
 /// The rhythm of the ladders, without what they do.
-pub(super) fn rhythms(policy: &Policy) -> Vec<ladder::Ladder> {
+pub(super) fn rhythms(policy: &Policy) -> Vec<ladder::LadderTiming> {
     let step = |step: &Step| match step {
-        Step::Run(run) => ladder::Step::Act {
-            patience_ns: nanoseconds(run.wait),
-            takes_place: true,
+        Step::Run(run) => ladder::StepTiming::Act {
+            grace_ns: nanoseconds(run.wait),
+            needs_permit: true,
         },
-        Step::Signal(signal) => ladder::Step::Act {
-            patience_ns: nanoseconds(signal.wait),
-            takes_place: false,
+        Step::Signal(signal) => ladder::StepTiming::Act {
+            grace_ns: nanoseconds(signal.wait),
+            needs_permit: false,
         },
-        Step::Wait(wait) => ladder::Step::Wait {
+        Step::Wait(wait) => ladder::StepTiming::Wait {
             wait_ns: nanoseconds(*wait),
         },
     };
-    let rhythm = |what: &Ladder| ladder::Ladder {
+    let rhythm = |what: &Ladder| ladder::LadderTiming {
         tag: what.fingerprint(),
         steps: what.steps.iter().map(step).collect(),
         debounce_ns: nanoseconds(what.debounce),
@@ -302,9 +303,9 @@ pub(super) fn rhythms(policy: &Policy) -> Vec<ladder::Ladder> {
     policy.ladders.iter().map(rhythm).collect()
 }
 
-pub(super) fn limits(policy: &Policy, own_uid: u32) -> Limits {
+pub(super) fn limits(policy: &Policy, own_uid: u32) -> PermitLimits {
     let limits = &policy.limits;
-    Limits {
+    PermitLimits {
         max_in_flight: limits.max_in_flight,
         starts_per_second: limits.starts_per_second,
         user_budget: UserBudget {

@@ -7,8 +7,8 @@ use super::Engine;
 use super::hooks::Hook;
 use super::input::{ActionId, Outcome, ProgramEnd};
 use crate::fact::{AgentRef, Fact, HookOutcome, StartFailure};
+use crate::ladder::{self as ladder, ActionEnd};
 use crate::policy::SignalStep;
-use crate::recovery::{self as ladder, ActionEnd};
 
 /// An order that was not yet reported to be over.
 #[derive(Debug)]

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::agents::AgentRecord;
 use crate::fact::Fact;
+use crate::ladder::Lineage;
 use crate::policy::{AgentRule, Policy};
-use crate::recovery::Lineage;
 use crate::rules::{Known, Namespace, first_match};
 use crate::slot::Slot;
 use crate::tracker::Deadlines;

@@ -16,11 +16,11 @@ use super::*;
 use crate::agent::{BeatOrigin, ExitStatus};
 use crate::event::{Event, EventKind, JoinedFrom};
 use crate::fact::{ExitCause, ProcessDescription, ProgramExit, Signal, SignalHits, SignalTarget};
+use crate::hold::Pressure;
 use crate::policy::{
     AgentRule, Hooks as HookSteps, Ladder, LadderChoice, Mode, RecoveryLimits, RunStep, SignalStep,
     Step,
 };
-use crate::recovery::Pressure;
 use crate::rules::Selector;
 
 const S: u64 = 1_000_000_000;

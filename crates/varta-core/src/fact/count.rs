@@ -3,7 +3,8 @@
 use super::{ExitCause, Fact, HookOutcome, StartFailure, UntrustedOrigin};
 use crate::agent::ExitStatus;
 use crate::counters::{Counter, Counters, Timing};
-use crate::recovery::{GaveUp, HoldChange, HoldReason};
+use crate::hold::{HoldChange, HoldReason};
+use crate::ladder::GaveUp;
 
 impl Fact {
     /// What became of a recovery, as the counter of that outcome; `None` if nothing did.

@@ -27,7 +27,7 @@ use crate::settings::{ExportEvents, LogFormat, QUEUE_DATAGRAMS_DEFAULT};
 const MAX_BEAT_RATE: u32 = 100;
 
 /// Most actions on one agent within a window. Who needs more has a service manager for that.
-pub(super) const BUDGET_MAX: i64 = varta_core::recovery::BUDGET_MAX as i64;
+pub(super) const BUDGET_MAX: i64 = varta_core::ladder::BUDGET_MAX as i64;
 
 /// Actions for the agents of one user within the window. A table of agents can have a step each of that, and a
 /// second one for some; a user that has its agents fall silent without end gets one command in two seconds.

@@ -3,7 +3,7 @@
 //!
 //! CPU pressure is left out on purpose: on any busy host somebody always waits for a processor.
 
-use varta_core::recovery::Pressure;
+use varta_core::hold::Pressure;
 
 /// What the kernel says now.
 pub(super) fn read() -> Pressure {

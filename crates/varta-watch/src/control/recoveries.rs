@@ -2,7 +2,7 @@
 //!
 //! The core says which step of which ladder is due, this room runs it on exactly the process that is meant,
 //! and says how it ended. Before anything is started the host is looked at: it may be the suspect
-//! (`core::recovery`).
+//! (`core::ladder`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,11 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use varta_core::census::census;
-use varta_core::recovery::{
-    self as ladder, Action, ActionEnd, GaveUp, HoldChange, HoldOptions, HoldReason, Holds, Limits,
-    Next, Plan, Recovery, Scope, Settled, UserBudget,
+use varta_core::hold::{HoldChange, HoldOptions, HoldReason, Holds, Scope};
+use varta_core::ladder::{
+    self as ladder, Action, ActionEnd, GaveUp, Ladders, Next, Plan, SilenceEnded,
 };
+use varta_core::permits::{PermitLimits, UserBudget};
 use varta_core::slot::SlotState;
 use varta_core::{Agent, BeatOrigin, Counter, Gauge, Locality, Timing};
 
@@ -42,7 +43,7 @@ pub(super) struct Recoveries {
     slots: usize,
     seed: u64,
     /// Made when it is first needed: most observers only watch.
-    core: Option<Recovery>,
+    core: Option<Ladders>,
     pub(super) holds: Holds,
     next_look: Instant,
     pub(super) hooks: Hooks,
@@ -136,11 +137,11 @@ impl Recoveries {
         }
     }
 
-    pub(super) fn core(&mut self) -> &mut Recovery {
+    pub(super) fn core(&mut self) -> &mut Ladders {
         self.core.get_or_insert_with(|| {
             let ladders = ladders_of(&self.policy);
             let limits = limits_of(&self.policy);
-            let mut core = Recovery::new(self.slots, ladders, limits, self.seed);
+            let mut core = Ladders::new(self.slots, ladders, limits, self.seed);
             for (agent, lineage) in self.book.lineages() {
                 core.on_join(agent, lineage);
             }
@@ -172,7 +173,7 @@ impl Recoveries {
 
     /// When [`Control::act`] has something to do, on the observer's clock.
     fn next_due_ns(&self) -> Option<u64> {
-        let ladders = self.core.as_ref().and_then(Recovery::next_due_ns);
+        let ladders = self.core.as_ref().and_then(Ladders::next_due_ns);
         let free = Locality::ALL
             .into_iter()
             .filter(|kind| !self.is_held(*kind));
@@ -202,21 +203,21 @@ fn refusal(origin: BeatOrigin) -> Option<(Counter, Counter)> {
 }
 
 /// The rhythm of the ladders, without what they do.
-fn ladders_of(policy: &Policy) -> Vec<ladder::Ladder> {
+fn ladders_of(policy: &Policy) -> Vec<ladder::LadderTiming> {
     let step = |step: &Step| match step {
-        Step::Run(run) => ladder::Step::Act {
-            patience_ns: nanoseconds(run.wait),
-            takes_place: true,
+        Step::Run(run) => ladder::StepTiming::Act {
+            grace_ns: nanoseconds(run.wait),
+            needs_permit: true,
         },
-        Step::Signal(signal) => ladder::Step::Act {
-            patience_ns: nanoseconds(signal.wait),
-            takes_place: false,
+        Step::Signal(signal) => ladder::StepTiming::Act {
+            grace_ns: nanoseconds(signal.wait),
+            needs_permit: false,
         },
-        Step::Wait(wait) => ladder::Step::Wait {
+        Step::Wait(wait) => ladder::StepTiming::Wait {
             wait_ns: nanoseconds(*wait),
         },
     };
-    let rhythm = |what: &Ladder| ladder::Ladder {
+    let rhythm = |what: &Ladder| ladder::LadderTiming {
         tag: what.fingerprint(),
         steps: what.steps.iter().map(step).collect(),
         debounce_ns: nanoseconds(what.debounce),
@@ -229,8 +230,8 @@ fn ladders_of(policy: &Policy) -> Vec<ladder::Ladder> {
     policy.ladders.iter().map(rhythm).collect()
 }
 
-fn limits_of(policy: &Policy) -> Limits {
-    Limits {
+fn limits_of(policy: &Policy) -> PermitLimits {
+    PermitLimits {
         max_in_flight: policy.restraint.max_in_flight,
         starts_per_second: policy.restraint.starts_per_second,
         user_budget: UserBudget {
@@ -295,13 +296,15 @@ impl Control {
     }
 
     /// The silence of an agent is over, one way or the other.
-    pub(super) fn settled(&mut self, agent: Agent) -> Settled {
+    pub(super) fn settled(&mut self, agent: Agent) -> SilenceEnded {
         self.given
             .directory
             .update(agent, |info| info.gave_up = false);
         let now_ns = self.given.beat_path.raw().now_ns();
         let core = self.recoveries.core.as_mut();
-        core.map_or_else(Settled::default, |core| core.on_settled(agent, now_ns))
+        core.map_or_else(SilenceEnded::default, |core| {
+            core.on_silence_ended(agent, now_ns)
+        })
     }
 
     /// An agent is gone for good.

@@ -4,7 +4,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use varta_api::{Fields, LogEvent};
-use varta_core::recovery::{GaveUp, HoldChange, HoldReason, Scope};
+use varta_core::hold::{HoldChange, HoldReason, Scope};
+use varta_core::ladder::GaveUp;
 use varta_core::{BeatOrigin, Locality};
 
 use crate::actions::{Ended, Force, Hits, How, StartError};

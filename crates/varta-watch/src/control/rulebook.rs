@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use tokio::time::Instant;
-use varta_core::recovery::Lineage;
+use varta_core::ladder::Lineage;
 use varta_core::rules::{Known, Namespace, first_match};
 use varta_core::{Agent, BeatLimit, BeatOrigin, Deadlines};
 

@@ -1,6 +1,6 @@
 //! What is to be done about whom, as the operator wants it: rules, ladders and restraint, all checked.
 //!
-//! When to climb which step is decided in `varta_core::recovery`.
+//! When to climb which step is decided in `varta_core::ladder`.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;

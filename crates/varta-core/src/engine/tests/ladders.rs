@@ -1,6 +1,7 @@
 use super::*;
 use crate::fact::{OsError, StartFailure};
-use crate::recovery::{GaveUp, HoldChange};
+use crate::hold::HoldChange;
+use crate::ladder::GaveUp;
 
 fn spawn_failure() -> StartFailure {
     StartFailure::Spawn {

@@ -1,21 +1,22 @@
 //! Other ladders while some are climbed, and a rehearsal that is over.
 
-use super::{Entry, Ladder, Limits, NO_LADDER, Phase, Recovery};
+use super::{Entry, LadderTiming, Ladders, NO_LADDER, Phase};
 use crate::agent::Agent;
+use crate::permits::PermitLimits;
 
-impl Recovery {
+impl Ladders {
     /// New ladders and limits. Who is silent goes on where they stand if their ladder has not changed,
     /// else begins the one that `ladder_of` now means for them; who has none any more is left alone.
     pub fn reload(
         &mut self,
-        ladders: Vec<Ladder>,
-        limits: Limits,
+        ladders: Vec<LadderTiming>,
+        limits: PermitLimits,
         mut ladder_of: impl FnMut(Agent) -> Option<u32>,
         now_ns: u64,
     ) {
         let old = std::mem::replace(&mut self.ladders, ladders.into_boxed_slice());
         self.permits.set_limits(limits);
-        self.user_starts.set_budget(limits.user_budget);
+        self.user_budgets.set_budget(limits.user_budget);
         for slot in 0..self.entries.len() as u32 {
             let entry = &mut self.entries[slot as usize];
             if !entry.silent {
@@ -43,21 +44,21 @@ impl Recovery {
     /// What was started since `since_ns` was a rehearsal: nobody has spent anything on it, and nothing was done
     /// about who is silent, which the caller tells anew with [`Self::on_stall`].
     pub fn forget_rehearsal(&mut self, since_ns: u64) {
-        self.estates.forget_starts(since_ns);
-        self.user_starts.forget();
+        self.carryovers.forget_starts(since_ns);
+        self.user_budgets.forget();
         for slot in 0..self.entries.len() as u32 {
             let entry = &mut self.entries[slot as usize];
             let (agent, user, in_flight) = (entry.agent, entry.user, entry.in_flight);
             if entry.last_start_ns < since_ns && !entry.silent {
                 continue;
             }
-            let starts = &mut self.starts[slot as usize];
-            starts.forget_since(since_ns);
+            let history = &mut self.history[slot as usize];
+            history.forget_since(since_ns);
             *entry = Entry {
                 in_flight,
-                climbs: entry.climbs.min(starts.count()),
-                last_start_ns: starts.last_ns(),
-                settled_ns: entry.settled_ns,
+                escalations: entry.escalations.min(history.count()),
+                last_start_ns: history.last_ns(),
+                silence_ended_ns: entry.silence_ended_ns,
                 ..Entry::of(agent, user)
             };
             self.clear_timer(slot);

@@ -9,38 +9,31 @@
 //! - Nothing is forgotten: what debounce, a running action, the limits for all or a held fire postpone is
 //!   done later, while the agent stays silent. A silence ends when the agent is back, gone or paused, or
 //!   when there is nothing left to try or the budget is spent: then, and once, in [`Next::GaveUp`].
-//! - At most one action is in flight per agent and a fixed number altogether, of which agents elsewhere may
-//!   have half, so that nobody there takes what local agents need (law 3).
+//! - At most one action is in flight per agent and a fixed number altogether, of which remote agents may
+//!   have half, so that none of them takes what local agents need (law 3).
 //!
-//! Nothing is allocated after construction but the list of users for whom fire is held.
+//! Who is the suspect is decided in [`hold`](crate::hold), which rule gives an agent its ladder in
+//! [`engine`](crate::engine). Bounds: everything is allocated at construction, by slot, but for the list of users for whom
+//! fire is held.
 
-mod estate;
-mod hold;
-mod holds;
-mod ladder;
+mod action_history;
+mod budget_carryover;
 mod parked;
-mod permits;
 mod reload;
-mod starts;
 #[cfg(test)]
 mod tests;
-mod users;
+mod timing;
 
-use crate::agent::{Agent, Locality};
+use crate::agent::{Agent, Locality, PerLocality};
 use crate::fifo::Fifo;
+use crate::permits::{PermitLimits, Permits, Purpose, UserBudgets};
 use crate::wheel::Wheel;
-use estate::{Estate, Estates};
-use permits::{Permits, Purpose};
-use starts::Starts;
-use users::UserStarts;
+use action_history::ActionHistory;
+use budget_carryover::{BudgetCarryover, BudgetCarryovers};
 
-pub use estate::Lineage;
-pub use hold::{HoldChange, HoldFire, HoldOptions, HoldReason, Pressure};
-pub use holds::{Holds, Scope};
-pub use ladder::{Ladder, Step};
-pub use permits::Limits;
-pub use starts::BUDGET_MAX;
-pub use users::UserBudget;
+pub use action_history::BUDGET_MAX;
+pub use budget_carryover::Lineage;
+pub use timing::{LadderTiming, StepTiming};
 
 /// How an action ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +68,7 @@ pub enum Plan {
 /// What to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Run this; in flight until [`Recovery::on_end`].
+    /// Run this; in flight until [`Ladders::on_end`].
     Act(Action),
     /// The next step for this agent is due and waits until the limits for all leave room for it: say so.
     Waits(Agent),
@@ -95,8 +88,8 @@ pub struct Action {
     pub ladder: u32,
     /// Number of the step in the ladder.
     pub step: u32,
-    /// It takes a place until it has ended (see [`Step::Act`]).
-    pub takes_place: bool,
+    /// It holds a permit until it has ended (see [`StepTiming::Act`]).
+    pub needs_permit: bool,
 }
 
 /// Why there is nothing left to do.
@@ -110,7 +103,7 @@ pub enum GaveUp {
 
 /// What a silence that is over had come to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settled {
+pub struct SilenceEnded {
     /// Something was begun about it.
     pub acted: bool,
     /// It had been given up.
@@ -138,7 +131,7 @@ struct Entry {
     /// The user of an agent of this host, where it is known.
     user: Option<u32>,
     /// It was told in this silence that the budget of its user is spent.
-    user_waits_told: bool,
+    user_wait_reported: bool,
     ladder: u32,
     step: u32,
     phase: Phase,
@@ -151,11 +144,11 @@ struct Entry {
     /// Times the last step has failed in this silence.
     failures: u32,
     /// Silences acted on since the agent was last well for long.
-    climbs: u32,
+    escalations: u32,
     /// 0 if nothing was ever done about it.
     last_start_ns: u64,
     /// End of the last silence.
-    settled_ns: u64,
+    silence_ended_ns: u64,
 }
 
 /// When a step that was postponed is tried again: 1 s, long enough not to add to what the observer lacks.
@@ -169,7 +162,7 @@ impl Entry {
         Self {
             agent,
             user,
-            user_waits_told: false,
+            user_wait_reported: false,
             ladder: NO_LADDER,
             step: 0,
             phase: Phase::Idle,
@@ -178,41 +171,80 @@ impl Entry {
             acts: 0,
             gave_up: false,
             failures: 0,
-            climbs: 0,
+            escalations: 0,
             last_start_ns: 0,
-            settled_ns: 0,
+            silence_ended_ns: 0,
         }
     }
 }
 
-/// The state of all recoveries, by slot.
+/// What waits for agents of one locality.
 #[derive(Debug)]
-pub struct Recovery {
-    ladders: Box<[Ladder]>,
+struct Lane {
+    timers: Wheel,
+    /// Actions that are due and wait for room, oldest first.
+    ready: Ready,
+    /// Agents with an action that waits, of which that was not reported yet.
+    unreported: Fifo,
+    is_held: bool,
+}
+
+/// Actions that are due; those that need no permit come first.
+#[derive(Debug)]
+struct Ready {
+    instant: Fifo,
+    lasting: Fifo,
+}
+
+impl Ready {
+    fn queue(&mut self, needs_permit: bool) -> &mut Fifo {
+        match needs_permit {
+            false => &mut self.instant,
+            true => &mut self.lasting,
+        }
+    }
+}
+
+impl Lane {
+    fn new(capacity: usize) -> Self {
+        Self {
+            timers: Wheel::new(capacity),
+            ready: Ready {
+                instant: Fifo::new(capacity),
+                lasting: Fifo::new(capacity),
+            },
+            unreported: Fifo::new(capacity),
+            is_held: false,
+        }
+    }
+}
+
+/// Where every agent stands on its ladder, by slot.
+#[derive(Debug)]
+pub struct Ladders {
+    ladders: Box<[LadderTiming]>,
     entries: Box<[Entry]>,
     /// When the last actions on each agent were started. Pages of agents that nothing was done about are
     /// never touched, so they take no memory.
-    starts: Box<[Starts]>,
-    estates: Estates,
-    /// Timers of local agents and of those elsewhere.
-    wheels: [Wheel; 2],
-    /// Actions that are due and wait for room, oldest first: by locality, and those that take no place before those
-    /// that do.
-    ready: [[Fifo; 2]; 2],
-    /// Those of them that nobody was told of.
-    untold: [Fifo; 2],
+    history: Box<[ActionHistory]>,
+    carryovers: BudgetCarryovers,
+    lanes: PerLocality<Lane>,
     permits: Permits,
-    user_starts: UserStarts,
-    held: [bool; 2],
+    user_budgets: UserBudgets,
     held_users: Vec<u32>,
     /// Agents whose time has come, or whose turn it was, while fire was held for their user.
     parked: Fifo,
     seed: u64,
 }
 
-impl Recovery {
+impl Ladders {
     /// For a tracker with `capacity` slots. `seed` spreads the pauses of agents that failed together.
-    pub fn new(capacity: usize, ladders: Vec<Ladder>, limits: Limits, seed: u64) -> Self {
+    pub fn new(
+        capacity: usize,
+        ladders: Vec<LadderTiming>,
+        limits: PermitLimits,
+        seed: u64,
+    ) -> Self {
         let nobody = Agent {
             slot: 0,
             pid: 0,
@@ -222,22 +254,22 @@ impl Recovery {
         Self {
             ladders: ladders.into_boxed_slice(),
             entries: vec![Entry::of(nobody, None); capacity].into_boxed_slice(),
-            starts: vec![Starts::NONE; capacity].into_boxed_slice(),
-            estates: Estates::new(),
-            wheels: [Wheel::new(capacity), Wheel::new(capacity)],
-            ready: [(); 2].map(|()| [Fifo::new(capacity), Fifo::new(capacity)]),
-            untold: [Fifo::new(capacity), Fifo::new(capacity)],
+            history: vec![ActionHistory::NONE; capacity].into_boxed_slice(),
+            carryovers: BudgetCarryovers::new(),
+            lanes: PerLocality {
+                local: Lane::new(capacity),
+                remote: Lane::new(capacity),
+            },
             permits: Permits::new(limits),
-            user_starts: UserStarts::new(limits.user_budget),
-            held: [false; 2],
+            user_budgets: UserBudgets::new(limits.user_budget),
             held_users: Vec::new(),
             parked: Fifo::new(capacity),
             seed,
         }
     }
 
-    /// A new agent. If one of the same `lineage` has left after it was acted on, the newcomer takes over its
-    /// debts, so that a service that is restarted into the next stall spends one budget and not one per process.
+    /// A new agent. If one of the same `lineage` has left after it was acted on, the newcomer takes over what
+    /// was spent, so that a service that is restarted into the next stall spends one budget and not one per process.
     pub fn on_join(&mut self, agent: Agent, lineage: Lineage) {
         let slot = agent.slot as usize;
         if slot >= self.entries.len() {
@@ -247,14 +279,14 @@ impl Recovery {
         let new = Entry::of(agent, lineage.user);
         let before = std::mem::replace(&mut self.entries[slot], new);
         if before.last_start_ns != 0 {
-            self.starts[slot] = Starts::NONE;
+            self.history[slot] = ActionHistory::NONE;
         }
-        if let Some(estate) = self.estates.take(lineage) {
+        if let Some(carryover) = self.carryovers.take(lineage) {
             let entry = &mut self.entries[slot];
-            entry.climbs = estate.climbs;
-            entry.settled_ns = estate.left_ns;
-            entry.last_start_ns = estate.starts.last_ns();
-            self.starts[slot] = estate.starts;
+            entry.escalations = carryover.escalations;
+            entry.silence_ended_ns = carryover.left_ns;
+            entry.last_start_ns = carryover.history.last_ns();
+            self.history[slot] = carryover.history;
         }
     }
 
@@ -278,13 +310,13 @@ impl Recovery {
         entry.silent = true;
         entry.acts = 0;
         entry.gave_up = false;
-        entry.user_waits_told = false;
+        entry.user_wait_reported = false;
         entry.ladder = ladder.unwrap_or(NO_LADDER);
         let Some(ladder) = self.ladders.get(entry.ladder as usize) else {
             return Plan::Nothing;
         };
-        if now_ns.saturating_sub(entry.settled_ns) >= ladder.reset_after_ns {
-            entry.climbs = 0;
+        if now_ns.saturating_sub(entry.silence_ended_ns) >= ladder.reset_after_ns {
+            entry.escalations = 0;
         }
         if entry.in_flight {
             return Plan::StillActing;
@@ -297,39 +329,39 @@ impl Recovery {
     }
 
     /// The silence is over: the agent is back, gone or paused. Nothing more is done about it.
-    pub fn on_settled(&mut self, agent: Agent, now_ns: u64) -> Settled {
+    pub fn on_silence_ended(&mut self, agent: Agent, now_ns: u64) -> SilenceEnded {
         let Some(entry) = self.entry_of(agent) else {
-            return Settled::default();
+            return SilenceEnded::default();
         };
-        let settled = Settled {
+        let silence_ended = SilenceEnded {
             acted: entry.silent && entry.acts > 0,
             gave_up: entry.gave_up,
         };
         if std::mem::take(&mut entry.silent) {
-            entry.settled_ns = now_ns;
+            entry.silence_ended_ns = now_ns;
         }
         entry.phase = Phase::Idle;
         entry.acts = 0;
         entry.gave_up = false;
         entry.failures = 0;
         self.clear_timer(agent.slot);
-        settled
+        silence_ended
     }
 
-    /// The agent is gone: its silence is over, and its debts go to the next of its `lineage`.
-    pub fn on_gone(&mut self, agent: Agent, lineage: Lineage, now_ns: u64) -> Settled {
-        let settled = self.on_settled(agent, now_ns);
+    /// The agent is gone: its silence is over, and what was spent counts for the next of its `lineage`.
+    pub fn on_gone(&mut self, agent: Agent, lineage: Lineage, now_ns: u64) -> SilenceEnded {
+        let silence_ended = self.on_silence_ended(agent, now_ns);
         if let Some(entry) = self.entry_of(agent).map(|entry| *entry)
             && entry.last_start_ns != 0
         {
-            self.estates.leave(Estate {
+            self.carryovers.leave(BudgetCarryover {
                 lineage,
-                climbs: entry.climbs,
+                escalations: entry.escalations,
                 left_ns: now_ns,
-                starts: self.starts[agent.slot as usize],
+                history: self.history[agent.slot as usize],
             });
         }
-        settled
+        silence_ended
     }
 
     /// Whether an agent has stalled and is neither back nor gone nor paused.
@@ -341,31 +373,31 @@ impl Recovery {
     /// While fire is held for agents of a locality nothing is started for them and none is given up; it all
     /// comes after.
     pub fn hold(&mut self, locality: Locality, held: bool) {
-        self.held[locality as usize] = held;
+        self.lanes[locality].is_held = held;
     }
 
     /// The next thing to do now.
     pub fn next(&mut self, now_ns: u64) -> Option<Next> {
         for locality in self.free_localities() {
             let mut budget = u32::MAX;
-            while let Some(slot) = self.wheels[locality as usize].pop_due(now_ns, &mut budget) {
+            while let Some(slot) = self.lanes[locality].timers.pop_due(now_ns, &mut budget) {
                 if self.is_parked(slot) {
                     continue;
                 }
-                if let Some(agent) = self.time_has_come(slot, now_ns) {
+                if let Some(agent) = self.on_timer(slot, now_ns) {
                     return Some(Next::GaveUp(agent, GaveUp::StepsExhausted));
                 }
             }
         }
         self.free_localities()
             .find_map(|locality| self.start_ready(locality, now_ns))
-            .or_else(|| self.tell_waiting())
+            .or_else(|| self.report_waiting())
     }
 
     /// An action has ended.
     pub fn on_end(&mut self, action: Action, end: ActionEnd, now_ns: u64) {
         let Action { agent, .. } = action;
-        if action.takes_place {
+        if action.needs_permit {
             self.permits.give_back(agent.locality(), Purpose::Ladder);
         }
         let Some(entry) = self.entry_of(agent) else {
@@ -373,9 +405,9 @@ impl Recovery {
         };
         entry.in_flight = false;
         if end == ActionEnd::Postponed {
-            let starts = &mut self.starts[agent.slot as usize];
-            starts.take_back();
-            self.entries[agent.slot as usize].last_start_ns = starts.last_ns();
+            let history = &mut self.history[agent.slot as usize];
+            history.take_back();
+            self.entries[agent.slot as usize].last_start_ns = history.last_ns();
         }
         let entry = &mut self.entries[agent.slot as usize];
         if !entry.silent {
@@ -394,7 +426,7 @@ impl Recovery {
         if is_done || end == ActionEnd::Postponed {
             // Nothing was.
             entry.acts = entry.acts.saturating_sub(1);
-            entry.climbs -= u32::from(entry.acts == 0 && entry.climbs > 0);
+            entry.escalations -= u32::from(entry.acts == 0 && entry.escalations > 0);
         }
         let Some(ladder) = ladder.filter(|_| !is_done) else {
             entry.phase = Phase::Idle;
@@ -403,7 +435,7 @@ impl Recovery {
         let due_ns = match end {
             ActionEnd::Handled => {
                 entry.phase = Phase::Waiting;
-                now_ns.saturating_add(ladder.patience_ns(entry.step))
+                now_ns.saturating_add(ladder.grace_ns(entry.step))
             }
             ActionEnd::Postponed => {
                 entry.phase = Phase::Due;
@@ -428,12 +460,13 @@ impl Recovery {
     /// for an action to end.
     pub fn next_due_ns(&self) -> Option<u64> {
         let due_ns = self.free_localities().flat_map(|locality| {
-            let [instant, lasting] = &self.ready[locality as usize];
-            let instant_ns = instant.front().map(|_| self.permits.start_at_ns());
-            let lasting = lasting.front();
+            let lane = &self.lanes[locality];
+            let instant = lane.ready.instant.front();
+            let instant_ns = instant.map(|_| self.permits.start_at_ns());
+            let lasting = lane.ready.lasting.front();
             let lasting_ns =
                 lasting.and_then(|_| self.permits.free_at_ns(locality, Purpose::Ladder));
-            let timer_ns = self.wheels[locality as usize].next_deadline_ns();
+            let timer_ns = lane.timers.next_deadline_ns();
             [timer_ns, instant_ns, lasting_ns]
         });
         due_ns.flatten().min()
@@ -469,10 +502,12 @@ impl Recovery {
         entry.step = 0;
         entry.failures = 0;
         entry.phase = Phase::Due;
-        let pause_ns = match entry.climbs {
+        let pause_ns = match entry.escalations {
             0 => 0,
             1 => ladder.debounce_ns,
-            climbs => spread(ladder.pause_ns(climbs - 1), self.seed, entry).max(ladder.debounce_ns),
+            escalations => {
+                spread(ladder.pause_ns(escalations - 1), self.seed, entry).max(ladder.debounce_ns)
+            }
         };
         let earliest_ns = match pause_ns {
             0 => now_ns,
@@ -484,7 +519,7 @@ impl Recovery {
     }
 
     /// A timer has fired: the agent moves on. `Some` if there is nothing left to move on to.
-    fn time_has_come(&mut self, slot: u32, now_ns: u64) -> Option<Agent> {
+    fn on_timer(&mut self, slot: u32, now_ns: u64) -> Option<Agent> {
         let entry = self.entries.get_mut(slot as usize)?;
         let agent = entry.agent;
         match entry.phase {
@@ -494,13 +529,13 @@ impl Recovery {
         }
         let ladder = self.ladders.get(entry.ladder as usize);
         match ladder.and_then(|ladder| ladder.steps.get(entry.step as usize)) {
-            Some(Step::Act { takes_place, .. }) => {
+            Some(StepTiming::Act { needs_permit, .. }) => {
                 entry.phase = Phase::Ready;
-                let locality = agent.locality() as usize;
-                self.ready[locality][usize::from(*takes_place)].push(slot);
-                self.untold[locality].push(slot);
+                let lane = &mut self.lanes[agent.locality()];
+                lane.ready.queue(*needs_permit).push(slot);
+                lane.unreported.push(slot);
             }
-            Some(Step::Wait { wait_ns }) => {
+            Some(StepTiming::Wait { wait_ns }) => {
                 entry.phase = Phase::Waiting;
                 let until_ns = now_ns.saturating_add(*wait_ns);
                 self.arm(agent, until_ns);
@@ -518,100 +553,101 @@ impl Recovery {
     fn start_ready(&mut self, locality: Locality, now_ns: u64) -> Option<Next> {
         [false, true]
             .into_iter()
-            .find_map(|takes_place| self.start_first(locality, takes_place, now_ns))
+            .find_map(|needs_permit| self.start_first(locality, needs_permit, now_ns))
     }
 
-    fn start_first(&mut self, locality: Locality, takes_place: bool, now_ns: u64) -> Option<Next> {
-        let slot = self.first_ready(locality, takes_place)?;
-        let entry = self.entries.get_mut(slot as usize)?;
-        let (agent, user) = (entry.agent, entry.user);
-        let starts = &mut self.starts[slot as usize];
-        let ladder = self.ladders.get(entry.ladder as usize)?;
-        if starts.have_spent(ladder.budget, ladder.window_ns, now_ns) {
-            self.leave_line(slot);
-            let entry = &mut self.entries[slot as usize];
-            entry.phase = Phase::Idle;
-            entry.gave_up = true;
-            return Some(Next::GaveUp(agent, GaveUp::BudgetSpent));
-        }
-        let user_may_ns = self.user_starts.start_at_ns(user);
-        if let Some(user) = user.filter(|_| user_may_ns > now_ns) {
-            self.leave_line(slot);
-            let entry = &mut self.entries[slot as usize];
-            entry.phase = Phase::Due;
-            let was_told = std::mem::replace(&mut entry.user_waits_told, true);
-            self.arm(agent, user_may_ns);
-            return match was_told {
-                false => Some(Next::UserWaits(agent, user)),
-                true => self.start_first(locality, takes_place, now_ns),
+    fn start_first(&mut self, locality: Locality, needs_permit: bool, now_ns: u64) -> Option<Next> {
+        let (slot, agent, user) = loop {
+            let slot = self.first_ready(locality, needs_permit)?;
+            let entry = self.entries.get_mut(slot as usize)?;
+            let (agent, user) = (entry.agent, entry.user);
+            let ladder = self.ladders.get(entry.ladder as usize)?;
+            let history = &self.history[slot as usize];
+            if history.have_spent(ladder.budget, ladder.window_ns, now_ns) {
+                entry.phase = Phase::Idle;
+                entry.gave_up = true;
+                self.leave_queue(slot);
+                return Some(Next::GaveUp(agent, GaveUp::BudgetSpent));
+            }
+            let user_may_ns = self.user_budgets.start_at_ns(user);
+            let Some(uid) = user.filter(|_| user_may_ns > now_ns) else {
+                break (slot, agent, user);
             };
-        }
-        let may_start = match takes_place {
+            entry.phase = Phase::Due;
+            let was_reported = std::mem::replace(&mut entry.user_wait_reported, true);
+            self.leave_queue(slot);
+            self.arm(agent, user_may_ns);
+            if !was_reported {
+                return Some(Next::UserWaits(agent, uid));
+            }
+        };
+        let may_start = match needs_permit {
             true => self.permits.take(locality, Purpose::Ladder, now_ns),
             false => self.permits.start(now_ns),
         };
         if !may_start {
             return None;
         }
-        self.leave_line(slot);
+        self.leave_queue(slot);
         let entry = &mut self.entries[slot as usize];
-        let starts = &mut self.starts[slot as usize];
-        starts.add(now_ns);
-        self.user_starts.add(user, now_ns);
+        let history = &mut self.history[slot as usize];
+        history.add(now_ns);
+        self.user_budgets.add(user, now_ns);
         entry.phase = Phase::Acting;
         entry.in_flight = true;
-        entry.last_start_ns = starts.last_ns();
+        entry.last_start_ns = history.last_ns();
         if entry.acts == 0 {
-            entry.climbs = entry.climbs.saturating_add(1);
+            entry.escalations = entry.escalations.saturating_add(1);
         }
         entry.acts = entry.acts.saturating_add(1);
         Some(Next::Act(Action {
             agent,
             ladder: entry.ladder,
             step: entry.step,
-            takes_place,
+            needs_permit,
         }))
     }
 
-    /// Somebody for whom there is no room and of whom that was not told.
-    fn tell_waiting(&mut self) -> Option<Next> {
-        let mut localities = self.free_localities();
-        let slot = localities.find_map(|locality| self.untold[locality as usize].front())?;
-        if self.is_parked(slot) {
-            return self.tell_waiting();
+    /// An agent whose action has no room, of which that was not reported yet.
+    fn report_waiting(&mut self) -> Option<Next> {
+        loop {
+            let mut localities = self.free_localities();
+            let slot = localities.find_map(|locality| self.lanes[locality].unreported.front())?;
+            if !self.is_parked(slot) {
+                let agent = self.entries.get(slot as usize)?.agent;
+                self.lanes[agent.locality()].unreported.remove(slot);
+                return Some(Next::Waits(agent));
+            }
         }
-        let agent = self.entries.get(slot as usize)?.agent;
-        self.untold[agent.locality() as usize].remove(slot);
-        Some(Next::Waits(agent))
     }
 
     /// Nothing waits for room for this agent any more.
-    fn leave_line(&mut self, slot: u32) {
+    fn leave_queue(&mut self, slot: u32) {
         for locality in Locality::ALL {
-            for line in &mut self.ready[locality as usize] {
-                line.remove(slot);
-            }
-            self.untold[locality as usize].remove(slot);
+            let lane = &mut self.lanes[locality];
+            lane.ready.instant.remove(slot);
+            lane.ready.lasting.remove(slot);
+            lane.unreported.remove(slot);
         }
     }
 
     /// Those that fire is not held for.
     fn free_localities(&self) -> impl Iterator<Item = Locality> + use<> {
-        let held = self.held;
-        let localities = Locality::ALL.into_iter();
-        localities.filter(move |locality| !held[*locality as usize])
+        let is_held = Locality::ALL.map(|locality| self.lanes[locality].is_held);
+        let localities = Locality::ALL.into_iter().zip(is_held);
+        localities.filter_map(|(locality, is_held)| (!is_held).then_some(locality))
     }
 
     fn arm(&mut self, agent: Agent, due_ns: u64) {
-        self.wheels[agent.locality() as usize].arm(agent.slot, due_ns);
+        self.lanes[agent.locality()].timers.arm(agent.slot, due_ns);
     }
 
     fn clear_timer(&mut self, slot: u32) {
         for locality in Locality::ALL {
-            self.wheels[locality as usize].cancel(slot);
+            self.lanes[locality].timers.cancel(slot);
         }
         self.parked.remove(slot);
-        self.leave_line(slot);
+        self.leave_queue(slot);
     }
 
     fn entry_of(&mut self, agent: Agent) -> Option<&mut Entry> {
@@ -624,7 +660,7 @@ impl Recovery {
 /// Up to a quarter more, so that those who failed together do not come again together.
 fn spread(pause_ns: u64, seed: u64, entry: &Entry) -> u64 {
     use crate::index::IndexKey;
-    let attempt = u64::from(entry.failures) << 32 | u64::from(entry.climbs);
+    let attempt = u64::from(entry.failures) << 32 | u64::from(entry.escalations);
     let dice = (entry.agent.instance ^ u64::from(entry.agent.slot)).hash(attempt.hash(seed)) % 256;
     pause_ns.saturating_add(pause_ns / 1024 * dice)
 }

@@ -1,10 +1,10 @@
 //! Agents of users for whom fire is held: they step aside when their turn comes, so that those behind them go on,
 //! and take it when fire is free.
 
-use super::{Phase, Recovery};
+use super::{Ladders, Phase};
 use crate::agent::Locality;
 
-impl Recovery {
+impl Ladders {
     /// While fire is held for the agents of this host of one user nothing is started for them and none is given up;
     /// it all comes after.
     pub fn hold_user(&mut self, user: u32, held: bool) {
@@ -19,9 +19,10 @@ impl Recovery {
     }
 
     /// The action that has waited longest; those of users for whom fire is held step aside.
-    pub(super) fn first_ready(&mut self, locality: Locality, takes_place: bool) -> Option<u32> {
+    pub(super) fn first_ready(&mut self, locality: Locality, needs_permit: bool) -> Option<u32> {
         loop {
-            let slot = self.ready[locality as usize][usize::from(takes_place)].front()?;
+            let ready = &mut self.lanes[locality].ready;
+            let slot = ready.queue(needs_permit).front()?;
             if !self.is_parked(slot) {
                 return Some(slot);
             }
@@ -33,7 +34,7 @@ impl Recovery {
         let user = self.entries.get(slot as usize).and_then(|entry| entry.user);
         let is_held = user.is_some_and(|user| self.held_users.contains(&user));
         if is_held {
-            self.leave_line(slot);
+            self.leave_queue(slot);
             self.parked.push(slot);
         }
         is_held

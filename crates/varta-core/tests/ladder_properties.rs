@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 
-use varta_core::recovery::{
-    Action, ActionEnd, GaveUp, Ladder, Limits, Lineage, Next, Recovery, Step, UserBudget,
+use varta_core::ladder::{
+    Action, ActionEnd, GaveUp, LadderTiming, Ladders, Lineage, Next, StepTiming,
 };
+use varta_core::permits::{PermitLimits, UserBudget};
 use varta_core::{Agent, Locality};
 
 const S: u64 = 1_000_000_000;
@@ -41,24 +42,24 @@ impl Dice {
     }
 }
 
-fn random_act(dice: &mut Dice) -> Step {
-    Step::Act {
-        patience_ns: dice.below(10) * S,
-        takes_place: dice.below(3) > 0,
+fn random_act(dice: &mut Dice) -> StepTiming {
+    StepTiming::Act {
+        grace_ns: dice.below(10) * S,
+        needs_permit: dice.below(3) > 0,
     }
 }
 
-fn random_ladder(dice: &mut Dice) -> Ladder {
-    let mut steps: Vec<Step> = (0..1 + dice.below(4))
+fn random_ladder(dice: &mut Dice) -> LadderTiming {
+    let mut steps: Vec<StepTiming> = (0..1 + dice.below(4))
         .map(|_| match dice.below(3) {
-            0 => Step::Wait {
+            0 => StepTiming::Wait {
                 wait_ns: dice.below(5) * S,
             },
             _ => random_act(dice),
         })
         .collect();
     steps.push(random_act(dice));
-    Ladder {
+    LadderTiming {
         tag: dice.below(1 << 20),
         steps,
         debounce_ns: dice.below(4) * S,
@@ -70,8 +71,8 @@ fn random_ladder(dice: &mut Dice) -> Ladder {
     }
 }
 
-fn limits() -> Limits {
-    Limits {
+fn limits() -> PermitLimits {
+    PermitLimits {
         max_in_flight: IN_FLIGHT,
         starts_per_second: 0,
         user_budget: USER_BUDGET,
@@ -97,8 +98,8 @@ struct Seen {
 
 struct Model {
     dice: Dice,
-    recovery: Recovery,
-    ladders: Vec<Ladder>,
+    recovery: Ladders,
+    ladders: Vec<LadderTiming>,
     agents: Vec<Agent>,
     seen: HashMap<Agent, Seen>,
     running: Vec<Action>,
@@ -113,8 +114,8 @@ struct Model {
 impl Model {
     fn new(seed: u64) -> Self {
         let mut dice = Dice(seed | 1 << 40);
-        let ladders: Vec<Ladder> = (0..3).map(|_| random_ladder(&mut dice)).collect();
-        let recovery = Recovery::new(AGENTS as usize, ladders.clone(), limits(), seed);
+        let ladders: Vec<LadderTiming> = (0..3).map(|_| random_ladder(&mut dice)).collect();
+        let recovery = Ladders::new(AGENTS as usize, ladders.clone(), limits(), seed);
         let agents: Vec<Agent> = (0..AGENTS)
             .map(|slot| agent(slot, u64::from(slot) + 1))
             .collect();
@@ -204,10 +205,14 @@ impl Model {
 
     /// Back, or paused: the same to the ladder.
     fn settle(&mut self, agent: Agent) {
-        let settled = self.recovery.on_settled(agent, self.now_ns);
+        let silence_ended = self.recovery.on_silence_ended(agent, self.now_ns);
         let seen = self.seen.get_mut(&agent).unwrap();
-        assert_eq!(settled.gave_up, seen.gave_up, "{agent:?}");
-        assert_eq!(settled.acted, seen.silent && seen.acts > 0, "{agent:?}");
+        assert_eq!(silence_ended.gave_up, seen.gave_up, "{agent:?}");
+        assert_eq!(
+            silence_ended.acted,
+            seen.silent && seen.acts > 0,
+            "{agent:?}"
+        );
         seen.silent = false;
         seen.gave_up = false;
     }
@@ -331,7 +336,7 @@ impl Model {
     fn places_taken(&self) -> usize {
         self.running
             .iter()
-            .filter(|action| action.takes_place)
+            .filter(|action| action.needs_permit)
             .count()
     }
 
@@ -376,20 +381,20 @@ impl Model {
         );
         assert_eq!(Some(action.ladder), seen.ladder);
         let ladder = &self.ladders[action.ladder as usize];
-        let is_action = |step: u32| matches!(ladder.steps[step as usize], Step::Act { .. });
-        let takes_place = |step: &Step| {
+        let is_action = |step: u32| matches!(ladder.steps[step as usize], StepTiming::Act { .. });
+        let needs_permit = |step: &StepTiming| {
             matches!(
                 step,
-                Step::Act {
-                    takes_place: true,
+                StepTiming::Act {
+                    needs_permit: true,
                     ..
                 }
             )
         };
         assert!(is_action(action.step));
         assert_eq!(
-            takes_place(&ladder.steps[action.step as usize]),
-            action.takes_place
+            needs_permit(&ladder.steps[action.step as usize]),
+            action.needs_permit
         );
         let acts: Vec<u32> = (0..ladder.steps.len() as u32)
             .filter(|step| is_action(*step))
@@ -410,11 +415,11 @@ impl Model {
                 } else {
                     assert_eq!(place, before + 1, "a step was skipped");
                 }
-                if let (ActionEnd::Handled, Step::Act { patience_ns, .. }) =
+                if let (ActionEnd::Handled, StepTiming::Act { grace_ns, .. }) =
                     (end, ladder.steps[last as usize])
                 {
                     assert!(
-                        self.now_ns + TICK >= ended_ns + patience_ns,
+                        self.now_ns + TICK >= ended_ns + grace_ns,
                         "no time to come back"
                     );
                 }
@@ -442,7 +447,7 @@ impl Model {
         seen.gave_up = true;
         if reason == GaveUp::StepsExhausted {
             let ladder = &self.ladders[seen.ladder.unwrap() as usize];
-            let is_action = |step: &Step| matches!(step, Step::Act { .. });
+            let is_action = |step: &StepTiming| matches!(step, StepTiming::Act { .. });
             let last_action = ladder.steps.iter().rposition(is_action).unwrap() as u32;
             let (last, end) = seen.last.expect("gave up without doing anything");
             assert_eq!(last, last_action);

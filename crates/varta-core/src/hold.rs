@@ -5,11 +5,16 @@
 //! too many of all agents are silent, and those of the users that are no mass stall by themselves are silent,
 //! too. Where all agents are one user's, nobody can be told apart and it is the host as well.
 
+mod fire;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
-use super::hold::{HoldChange, HoldFire, HoldOptions, HoldReason, Pressure};
 use crate::agent::Locality;
 use crate::census::{Census, Censuses};
+
+pub use fire::{HoldChange, HoldFire, HoldOptions, HoldReason, Pressure};
 
 /// Silent agents of other users that make the host the suspect besides those of one that is a mass stall by
 /// itself: two, since a single one may happen to hang at that time.
@@ -138,6 +143,3 @@ impl Holds {
         silent >= OTHERS_MIN && f64::from(silent) > share * f64::from(of)
     }
 }
-
-#[cfg(test)]
-mod tests;

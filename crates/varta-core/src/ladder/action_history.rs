@@ -5,9 +5,9 @@ pub const BUDGET_MAX: usize = 32;
 
 /// The last [`BUDGET_MAX`] of them, newest first, 0 for none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Starts([u64; BUDGET_MAX]);
+pub(super) struct ActionHistory([u64; BUDGET_MAX]);
 
-impl Starts {
+impl ActionHistory {
     pub(super) const NONE: Self = Self([0; BUDGET_MAX]);
 
     /// One more. The oldest falls off the end, where no budget looks.
@@ -52,16 +52,16 @@ mod tests {
 
     #[test]
     fn those_since_a_time_are_forgotten_and_the_others_keep_their_order() {
-        let mut starts = Starts::NONE;
+        let mut history = ActionHistory::NONE;
         for start_ns in [10, 20, 30, 40] {
-            starts.add(start_ns);
+            history.add(start_ns);
         }
-        starts.forget_since(30);
-        let mut left = Starts::NONE;
+        history.forget_since(30);
+        let mut left = ActionHistory::NONE;
         left.add(10);
         left.add(20);
-        assert_eq!((starts, starts.count(), starts.last_ns()), (left, 2, 20));
-        starts.forget_since(0);
-        assert_eq!(starts, Starts::NONE);
+        assert_eq!((history, history.count(), history.last_ns()), (left, 2, 20));
+        history.forget_since(0);
+        assert_eq!(history, ActionHistory::NONE);
     }
 }

@@ -2,11 +2,11 @@
 
 /// A ladder.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ladder {
+pub struct LadderTiming {
     /// Differs between two ladders that do different things in the same rhythm.
     pub tag: u64,
     /// At least one of them acts.
-    pub steps: Vec<Step>,
+    pub steps: Vec<StepTiming>,
     /// Least time from the start of an action to that of the first one about a later silence, and
     /// between two attempts at the last step.
     pub debounce_ns: u64,
@@ -18,19 +18,19 @@ pub struct Ladder {
     pub backoff_ns: u64,
     /// What pauses double up to.
     pub backoff_max_ns: u64,
-    /// An agent that was well for this long starts without debts.
+    /// An agent that was well for this long starts with its whole budget.
     pub reset_after_ns: u64,
 }
 
 /// A step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum StepTiming {
     /// Do something.
     Act {
         /// How long the agent may take to come back after it was handled.
-        patience_ns: u64,
+        grace_ns: u64,
         /// It takes a while, so it needs one of the places for those; otherwise it is done at once.
-        takes_place: bool,
+        needs_permit: bool,
     },
     /// Do nothing for so long.
     Wait {
@@ -39,17 +39,17 @@ pub enum Step {
     },
 }
 
-impl Ladder {
+impl LadderTiming {
     /// The number of the last step that acts.
     pub(super) fn last_action(&self) -> u32 {
-        let acts = |step: &Step| matches!(step, Step::Act { .. });
+        let acts = |step: &StepTiming| matches!(step, StepTiming::Act { .. });
         self.steps.iter().rposition(acts).unwrap_or(0) as u32
     }
 
-    pub(super) fn patience_ns(&self, step: u32) -> u64 {
+    pub(super) fn grace_ns(&self, step: u32) -> u64 {
         match self.steps.get(step as usize) {
-            Some(Step::Act { patience_ns, .. }) => *patience_ns,
-            Some(Step::Wait { .. }) | None => 0,
+            Some(StepTiming::Act { grace_ns, .. }) => *grace_ns,
+            Some(StepTiming::Wait { .. }) | None => 0,
         }
     }
 

@@ -22,31 +22,31 @@ pub struct UserBudget {
 }
 
 #[derive(Debug)]
-pub(super) struct UserStarts {
+pub(crate) struct UserBudgets {
     budget: UserBudget,
     /// Users with the time at which their bucket is full again; 0 for a place that nobody has.
     full_at_ns: Box<[(u32, u64)]>,
 }
 
-impl UserStarts {
-    pub(super) fn new(budget: UserBudget) -> Self {
+impl UserBudgets {
+    pub(crate) fn new(budget: UserBudget) -> Self {
         Self {
             budget,
             full_at_ns: vec![(ROOT, 0); USERS].into_boxed_slice(),
         }
     }
 
-    pub(super) fn set_budget(&mut self, budget: UserBudget) {
+    pub(crate) fn set_budget(&mut self, budget: UserBudget) {
         self.budget = budget;
     }
 
     /// Nobody has started anything.
-    pub(super) fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.full_at_ns.fill((ROOT, 0));
     }
 
     /// When something may be started for an agent of this user; in the past if now.
-    pub(super) fn start_at_ns(&self, user: Option<u32>) -> u64 {
+    pub(crate) fn start_at_ns(&self, user: Option<u32>) -> u64 {
         let known = self.bounded(user).and_then(|user| self.place_of(user));
         known.map_or(0, |place| {
             let (_, full_at_ns) = self.full_at_ns[place];
@@ -55,7 +55,7 @@ impl UserStarts {
     }
 
     /// Something was started.
-    pub(super) fn add(&mut self, user: Option<u32>, now_ns: u64) {
+    pub(crate) fn add(&mut self, user: Option<u32>, now_ns: u64) {
         let Some(user) = self.bounded(user) else {
             return;
         };
@@ -99,7 +99,7 @@ mod tests {
     };
 
     /// Starts as often as it may.
-    fn start_all(starts: &mut UserStarts, user: u32, now_ns: u64) -> u32 {
+    fn start_all(starts: &mut UserBudgets, user: u32, now_ns: u64) -> u32 {
         let mut count = 0;
         while count < 100 && starts.start_at_ns(Some(user)) <= now_ns {
             starts.add(Some(user), now_ns);
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_user_has_its_budget_at_once_and_then_again_within_a_window() {
-        let mut starts = UserStarts::new(BUDGET);
+        let mut starts = UserBudgets::new(BUDGET);
         assert_eq!(start_all(&mut starts, 5, 1_000), 4);
         assert_eq!(starts.start_at_ns(Some(5)), 1_100);
         assert_eq!(start_all(&mut starts, 5, 1_099), 0);
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn no_bound_is_for_root_the_observers_user_agents_elsewhere_and_where_there_is_none() {
-        let mut starts = UserStarts::new(BUDGET);
+        let mut starts = UserBudgets::new(BUDGET);
         assert_eq!(start_all(&mut starts, 0, 1_000), 100);
         assert_eq!(start_all(&mut starts, 7, 1_000), 100);
         starts.add(None, 1_000);
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn of_too_many_users_the_one_that_has_started_least_is_forgotten() {
-        let mut starts = UserStarts::new(BUDGET);
+        let mut starts = UserBudgets::new(BUDGET);
         assert_eq!(start_all(&mut starts, 9, 1_000), 4);
         for user in 10..10 + USERS as u32 {
             starts.add(Some(user), 1_000);

@@ -1,8 +1,12 @@
-//! Limits for all actions together: how many at a time, how many per second. What is done at once takes no
-//! place among those at a time.
+//! Limits for all actions together: how many at a time, how many per second, how many for the agents of one user.
+//! What is done at once takes no place among those at a time.
 
-use super::users::UserBudget;
-use crate::agent::Locality;
+mod user_budgets;
+
+use crate::agent::{Locality, PerLocality};
+
+pub use user_budgets::UserBudget;
+pub(crate) use user_budgets::UserBudgets;
 
 /// Part of the actions in flight that agents elsewhere may have.
 const REMOTE_PART: usize = 2;
@@ -12,16 +16,16 @@ const HOOK_PART: usize = 2;
 
 /// What something in flight is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(crate) enum Purpose {
     /// A step of a ladder.
-    Ladder = 0,
+    Ladder,
     /// A step of a hook.
-    Hook = 1,
+    Hook,
 }
 
 /// The limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct PermitLimits {
     /// Most actions in flight together; at least 1.
     pub max_in_flight: usize,
     /// Most actions started per second, as many at once; 0 for no limit.
@@ -30,49 +34,68 @@ pub struct Limits {
     pub user_budget: UserBudget,
 }
 
+/// Permits that are out for agents of one locality.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct InFlight {
+    ladders: usize,
+    hooks: usize,
+}
+
+impl InFlight {
+    fn of(&mut self, purpose: Purpose) -> &mut usize {
+        match purpose {
+            Purpose::Ladder => &mut self.ladders,
+            Purpose::Hook => &mut self.hooks,
+        }
+    }
+
+    fn all(self) -> usize {
+        self.ladders + self.hooks
+    }
+}
+
 #[derive(Debug)]
-pub(super) struct Permits {
-    limits: Limits,
-    /// By locality and purpose.
-    in_flight: [[usize; 2]; 2],
+pub(crate) struct Permits {
+    limits: PermitLimits,
+    in_flight: PerLocality<InFlight>,
     /// When the bucket of starts is full again.
     full_at_ns: u64,
 }
 
 impl Permits {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: PermitLimits) -> Self {
         Self {
             limits,
-            in_flight: [[0; 2]; 2],
+            in_flight: PerLocality::default(),
             full_at_ns: 0,
         }
     }
 
-    pub(super) fn set_limits(&mut self, limits: Limits) {
+    pub(crate) fn set_limits(&mut self, limits: PermitLimits) {
         self.limits = limits;
     }
 
-    pub(super) fn in_flight(&self) -> usize {
-        self.in_flight.as_flattened().iter().sum()
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.local.all() + self.in_flight.remote.all()
     }
 
     /// Takes one, if there is one.
-    pub(super) fn take(&mut self, locality: Locality, purpose: Purpose, now_ns: u64) -> bool {
+    pub(crate) fn take(&mut self, locality: Locality, purpose: Purpose, now_ns: u64) -> bool {
         let has_room = self.free_at_ns(locality, purpose).is_some();
         let is_taken = has_room && self.start(now_ns);
         if is_taken {
-            self.in_flight[locality as usize][purpose as usize] += 1;
+            *self.in_flight[locality].of(purpose) += 1;
         }
         is_taken
     }
 
-    pub(super) fn give_back(&mut self, locality: Locality, purpose: Purpose) {
-        let in_flight = &mut self.in_flight[locality as usize][purpose as usize];
+    pub(crate) fn give_back(&mut self, locality: Locality, purpose: Purpose) {
+        let in_flight = self.in_flight[locality].of(purpose);
         *in_flight = in_flight.saturating_sub(1);
     }
 
     /// Counts a start that takes no place, if it may be now.
-    pub(super) fn start(&mut self, now_ns: u64) -> bool {
+    pub(crate) fn start(&mut self, now_ns: u64) -> bool {
         let may_start = self.start_at_ns() <= now_ns;
         if may_start {
             self.full_at_ns = self.full_at_ns.max(now_ns) + self.interval_ns();
@@ -81,7 +104,7 @@ impl Permits {
     }
 
     /// When something may be started, room aside.
-    pub(super) fn start_at_ns(&self) -> u64 {
+    pub(crate) fn start_at_ns(&self) -> u64 {
         if self.limits.starts_per_second == 0 {
             return 0;
         }
@@ -90,19 +113,19 @@ impl Permits {
     }
 
     /// When one may be taken; `None` while as many as allowed are in flight.
-    pub(super) fn free_at_ns(&self, locality: Locality, purpose: Purpose) -> Option<u64> {
+    pub(crate) fn free_at_ns(&self, locality: Locality, purpose: Purpose) -> Option<u64> {
         let most = self.limits.max_in_flight.max(1);
-        let [ladders, hooks] = self.in_flight[locality as usize];
+        let in_flight = self.in_flight[locality];
         let most_remote = most.div_ceil(REMOTE_PART);
         // What a locality can have, and what nobody of the other locality can take from it.
-        let (most_of_kind, own) = match locality {
+        let (most_in_locality, own) = match locality {
             Locality::Local => (most, most - most_remote),
             Locality::Remote => (most_remote, most_remote),
         };
         let most_hooks = own.div_ceil(HOOK_PART).max(1);
         let has_room = self.in_flight() < most
-            && ladders + hooks < most_of_kind
-            && (purpose == Purpose::Ladder || hooks < most_hooks);
+            && in_flight.all() < most_in_locality
+            && (purpose == Purpose::Ladder || in_flight.hooks < most_hooks);
         has_room.then(|| self.start_at_ns())
     }
 
@@ -121,7 +144,7 @@ mod tests {
     const S: u64 = 1_000_000_000;
 
     fn permits(max_in_flight: usize, starts_per_second: u32) -> Permits {
-        Permits::new(Limits {
+        Permits::new(PermitLimits {
             max_in_flight,
             starts_per_second,
             user_budget: UserBudget::default(),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::permits::UserBudget;
 
 const S: u64 = 1_000_000_000;
 /// The wheel rounds up to its tick.
@@ -30,23 +31,23 @@ fn service(service: u64) -> Lineage {
     }
 }
 
-fn act(patience_s: u64) -> Step {
-    Step::Act {
-        patience_ns: patience_s * S,
-        takes_place: true,
+fn act(patience_s: u64) -> StepTiming {
+    StepTiming::Act {
+        grace_ns: patience_s * S,
+        needs_permit: true,
     }
 }
 
 /// One that takes no time.
-fn signal(patience_s: u64) -> Step {
-    Step::Act {
-        patience_ns: patience_s * S,
-        takes_place: false,
+fn signal(patience_s: u64) -> StepTiming {
+    StepTiming::Act {
+        grace_ns: patience_s * S,
+        needs_permit: false,
     }
 }
 
-fn ladder(steps: &[Step]) -> Ladder {
-    Ladder {
+fn ladder(steps: &[StepTiming]) -> LadderTiming {
+    LadderTiming {
         tag: 0,
         steps: steps.to_vec(),
         debounce_ns: 5 * S,
@@ -58,16 +59,16 @@ fn ladder(steps: &[Step]) -> Ladder {
     }
 }
 
-fn recovery_with(max_in_flight: usize, ladder: Ladder) -> Recovery {
-    let limits = Limits {
+fn recovery_with(max_in_flight: usize, ladder: LadderTiming) -> Ladders {
+    let limits = PermitLimits {
         max_in_flight,
         starts_per_second: 0,
         user_budget: UserBudget::default(),
     };
-    Recovery::new(16, vec![ladder], limits, 7)
+    Ladders::new(16, vec![ladder], limits, 7)
 }
 
-fn recovery(steps: &[Step]) -> Recovery {
+fn recovery(steps: &[StepTiming]) -> Ladders {
     recovery_with(8, ladder(steps))
 }
 
@@ -80,13 +81,13 @@ fn action(agent: Agent, step: u32) -> Action {
         agent,
         ladder: 0,
         step,
-        takes_place: true,
+        needs_permit: true,
     }
 }
 
 #[test]
 fn the_ladder_is_climbed_step_by_step_and_then_given_up() {
-    let mut recovery = recovery(&[act(10), Step::Wait { wait_ns: 3 * S }, act(20)]);
+    let mut recovery = recovery(&[act(10), StepTiming::Wait { wait_ns: 3 * S }, act(20)]);
     assert_eq!(recovery.on_stall(agent(0), Some(0), S), Plan::Now);
     let mut now_ns = S + SLACK;
     assert_eq!(recovery.next(now_ns), acts(agent(0), 0));
@@ -103,15 +104,15 @@ fn the_ladder_is_climbed_step_by_step_and_then_given_up() {
     let gave_up = Next::GaveUp(agent(0), GaveUp::StepsExhausted);
     assert_eq!(recovery.next(now_ns), Some(gave_up));
     assert_eq!(recovery.next(now_ns + 1000 * S), None, "said once");
-    let settled = recovery.on_settled(agent(0), now_ns + 1000 * S);
-    assert!(settled.acted && settled.gave_up);
+    let silence_ended = recovery.on_silence_ended(agent(0), now_ns + 1000 * S);
+    assert!(silence_ended.acted && silence_ended.gave_up);
 }
 
 #[test]
 fn what_the_observer_lacks_the_means_for_is_tried_again_and_spends_nothing() {
     let mut recovery = recovery_with(
         1,
-        Ladder {
+        LadderTiming {
             budget: 2,
             ..ladder(&[act(10), act(10)])
         },
@@ -130,7 +131,7 @@ fn what_the_observer_lacks_the_means_for_is_tried_again_and_spends_nothing() {
         recovery.on_end(action(agent(0), step), ActionEnd::Handled, now_ns);
         now_ns += 10 * S + SLACK;
     }
-    assert!(recovery.on_settled(agent(0), now_ns).acted);
+    assert!(recovery.on_silence_ended(agent(0), now_ns).acted);
 }
 
 #[test]
@@ -139,8 +140,8 @@ fn a_silence_in_which_everything_was_postponed_leaves_no_debts() {
     recovery.on_stall(agent(0), Some(0), S);
     recovery.next(S + SLACK);
     recovery.on_end(action(agent(0), 0), ActionEnd::Postponed, 2 * S);
-    let settled = recovery.on_settled(agent(0), 3 * S);
-    assert!(!settled.acted);
+    let silence_ended = recovery.on_silence_ended(agent(0), 3 * S);
+    assert!(!silence_ended.acted);
     assert_eq!(recovery.on_stall(agent(0), Some(0), 4 * S), Plan::Now);
 }
 
@@ -150,8 +151,8 @@ fn an_agent_that_comes_back_in_its_time_is_left_alone_and_starts_at_the_foot_aga
     recovery.on_stall(agent(0), Some(0), S);
     recovery.next(S + SLACK);
     recovery.on_end(action(agent(0), 0), ActionEnd::Handled, 2 * S);
-    let settled = recovery.on_settled(agent(0), 3 * S);
-    assert!(settled.acted && !settled.gave_up);
+    let silence_ended = recovery.on_silence_ended(agent(0), 3 * S);
+    assert!(silence_ended.acted && !silence_ended.gave_up);
     assert_eq!(recovery.next(100 * S), None);
     assert_eq!(recovery.on_stall(agent(0), Some(0), 100 * S), Plan::Now);
     assert_eq!(recovery.next(100 * S + SLACK), acts(agent(0), 0));
@@ -161,7 +162,7 @@ fn an_agent_that_comes_back_in_its_time_is_left_alone_and_starts_at_the_foot_aga
 fn a_failed_step_leads_to_the_next_at_once_and_the_last_is_tried_again_with_growing_pauses() {
     let mut recovery = recovery_with(
         8,
-        Ladder {
+        LadderTiming {
             debounce_ns: 0,
             ..ladder(&[act(10), act(10)])
         },
@@ -189,7 +190,7 @@ fn a_second_stall_within_the_debounce_is_deferred_not_dropped() {
     recovery.on_stall(agent(0), Some(0), S);
     recovery.next(S + SLACK);
     recovery.on_end(action(agent(0), 0), ActionEnd::Handled, S + SLACK);
-    recovery.on_settled(agent(0), 2 * S);
+    recovery.on_silence_ended(agent(0), 2 * S);
     assert_eq!(recovery.on_stall(agent(0), Some(0), 3 * S), Plan::TooRecent);
     assert_eq!(recovery.next(5 * S), None);
     assert!(recovery.next_due_ns().unwrap() >= 6 * S);
@@ -200,7 +201,7 @@ fn a_second_stall_within_the_debounce_is_deferred_not_dropped() {
 fn an_agent_that_falls_silent_again_and_again_is_acted_on_ever_more_seldom_until_it_is_well() {
     let mut recovery = recovery_with(
         8,
-        Ladder {
+        LadderTiming {
             debounce_ns: 0,
             ..ladder(&[act(10)])
         },
@@ -215,7 +216,7 @@ fn an_agent_that_falls_silent_again_and_again_is_acted_on_ever_more_seldom_until
         }
         pauses.push((now_ns - stalled_ns) / S);
         recovery.on_end(action(agent(0), 0), ActionEnd::Handled, now_ns);
-        recovery.on_settled(agent(0), now_ns);
+        recovery.on_silence_ended(agent(0), now_ns);
     }
     assert!(
         pauses.is_sorted() && pauses[0] == 0 && pauses[4] >= 4,
@@ -230,7 +231,7 @@ fn a_stall_while_the_action_of_the_last_one_runs_is_acted_on_after_that() {
     let mut recovery = recovery(&[act(10)]);
     recovery.on_stall(agent(0), Some(0), S);
     recovery.next(S + SLACK);
-    recovery.on_settled(agent(0), 2 * S);
+    recovery.on_silence_ended(agent(0), 2 * S);
     let plan = recovery.on_stall(agent(0), Some(0), 20 * S);
     assert_eq!(plan, Plan::StillActing);
     assert_eq!(recovery.next(20 * S + SLACK), None);
@@ -277,12 +278,12 @@ fn no_more_than_the_limit_are_in_flight_and_nobody_is_forgotten() {
 fn what_is_done_at_once_waits_for_no_place() {
     let commands = ladder(&[act(1000)]);
     let signals = ladder(&[signal(10), act(1000)]);
-    let limits = Limits {
+    let limits = PermitLimits {
         max_in_flight: 1,
         starts_per_second: 0,
         user_budget: UserBudget::default(),
     };
-    let mut recovery = Recovery::new(16, vec![commands, signals], limits, 7);
+    let mut recovery = Ladders::new(16, vec![commands, signals], limits, 7);
     for slot in 0..2 {
         recovery.on_stall(agent(slot), Some(0), 0);
     }
@@ -292,7 +293,7 @@ fn what_is_done_at_once_waits_for_no_place() {
         agent: agent(2),
         ladder: 1,
         step: 0,
-        takes_place: false,
+        needs_permit: false,
     };
     assert_eq!(recovery.next(S + SLACK), Some(Next::Act(sent)));
     assert_eq!(recovery.in_flight(), 1, "only the command");
@@ -305,12 +306,12 @@ fn what_is_done_at_once_waits_for_no_place() {
 
 #[test]
 fn what_is_done_at_once_counts_against_the_rate() {
-    let limits = Limits {
+    let limits = PermitLimits {
         max_in_flight: 1,
         starts_per_second: 2,
         user_budget: UserBudget::default(),
     };
-    let mut recovery = Recovery::new(16, vec![ladder(&[signal(10)])], limits, 7);
+    let mut recovery = Ladders::new(16, vec![ladder(&[signal(10)])], limits, 7);
     for slot in 0..3 {
         recovery.on_stall(agent(slot), Some(0), 10 * S);
     }
@@ -328,7 +329,7 @@ fn what_is_done_at_once_counts_against_the_rate() {
 fn a_rehearsal_costs_nothing_and_leaves_the_silent_at_the_foot_of_their_ladders() {
     let mut recovery = recovery_with(
         8,
-        Ladder {
+        LadderTiming {
             budget: 2,
             ..ladder(&[act(10), act(10)])
         },
@@ -337,7 +338,7 @@ fn a_rehearsal_costs_nothing_and_leaves_the_silent_at_the_foot_of_their_ladders(
     recovery.on_stall(agent(0), Some(0), S);
     recovery.next(S + SLACK);
     recovery.on_end(action(agent(0), 0), ActionEnd::Handled, S + SLACK);
-    recovery.on_settled(agent(0), 2 * S);
+    recovery.on_silence_ended(agent(0), 2 * S);
     let since_ns = 50 * S;
     recovery.on_stall(agent(0), Some(0), since_ns);
     assert_eq!(recovery.next(since_ns + SLACK), acts(agent(0), 0));
@@ -360,7 +361,7 @@ fn a_rehearsal_costs_nothing_and_leaves_the_silent_at_the_foot_of_their_ladders(
 fn a_rehearsal_leaves_no_debts_to_successors() {
     let mut recovery = recovery_with(
         8,
-        Ladder {
+        LadderTiming {
             budget: 1,
             ..ladder(&[act(10)])
         },
@@ -410,7 +411,7 @@ fn fire_that_is_held_for_agents_elsewhere_is_free_for_local_ones() {
 fn an_agent_that_came_back_is_not_acted_on() {
     let mut recovery = recovery(&[act(10)]);
     recovery.on_stall(agent(0), Some(0), 0);
-    recovery.on_settled(agent(0), 0);
+    recovery.on_silence_ended(agent(0), 0);
     assert_eq!(recovery.next(S), None);
     assert_eq!(recovery.next_due_ns(), None);
 }
@@ -434,7 +435,7 @@ fn a_new_owner_of_a_slot_inherits_neither_debounce_nor_action() {
 #[test]
 fn a_service_that_hangs_after_every_restart_spends_one_budget() {
     let budget = 3;
-    let ladder = Ladder {
+    let ladder = LadderTiming {
         budget,
         debounce_ns: 0,
         ..ladder(&[act(10)])
@@ -486,7 +487,7 @@ fn agents_elsewhere_cannot_keep_a_local_one_from_its_recovery() {
 #[test]
 fn a_reload_goes_on_where_the_ladder_is_the_same_and_begins_anew_where_it_is_not() {
     let mut recovery = recovery(&[act(10), act(10)]);
-    let limits = Limits {
+    let limits = PermitLimits {
         max_in_flight: 8,
         starts_per_second: 0,
         user_budget: UserBudget::default(),
@@ -498,7 +499,7 @@ fn a_reload_goes_on_where_the_ladder_is_the_same_and_begins_anew_where_it_is_not
     recovery.reload(same, limits, |_| Some(0), S);
     assert_eq!(recovery.next(S + SLACK), acts(agent(0), 1));
     recovery.on_end(action(agent(0), 1), ActionEnd::Handled, S);
-    let other = vec![Ladder {
+    let other = vec![LadderTiming {
         tag: 1,
         ..ladder(&[act(10), act(10)])
     }];
@@ -509,7 +510,7 @@ fn a_reload_goes_on_where_the_ladder_is_the_same_and_begins_anew_where_it_is_not
 #[test]
 fn a_reload_that_takes_the_ladder_of_an_agent_away_ends_what_is_done_about_it() {
     let mut recovery = recovery(&[act(10), act(10)]);
-    let limits = Limits {
+    let limits = PermitLimits {
         max_in_flight: 8,
         starts_per_second: 0,
         user_budget: UserBudget::default(),
@@ -546,6 +547,6 @@ fn what_never_began_was_not_done() {
         recovery.on_stall(agent(0), Some(0), S);
         assert_eq!(recovery.next(S + SLACK), acts(agent(0), 0));
         recovery.on_end(action(agent(0), 0), end, S + SLACK);
-        assert!(!recovery.on_settled(agent(0), 2 * S).acted);
+        assert!(!recovery.on_silence_ended(agent(0), 2 * S).acted);
     }
 }
