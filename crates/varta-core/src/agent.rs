@@ -108,6 +108,9 @@ pub fn remote_source(key: u64, address: &SocketAddr, seed: u64) -> u64 {
 /// In place of a key: it came in clear.
 pub const NO_KEY: u64 = 0;
 
+/// Instance of a process that could not be identified. No process has it.
+pub const UNIDENTIFIED: u64 = 0;
+
 /// User id of an agent that came without kernel credentials.
 pub const UID_UNKNOWN: u32 = u32::MAX;
 

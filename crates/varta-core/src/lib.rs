@@ -7,6 +7,29 @@
 //! A beat takes this way: [`admission`] says who is speaking, [`tracker`] credits the beat to a
 //! [`slot`], [`wheel`] says when the slot must be looked at again, and [`attention`] supplies the
 //! `now` that all of them are given.
+//!
+//! ```
+//! use std::ops::ControlFlow;
+//!
+//! use varta_core::{AgentKey, Beat, BeatOrigin, Tracker, BeatOutcome};
+//! use varta_vlp::{Frame, Status};
+//!
+//! let threshold_ns = 5_000_000_000;
+//! let mut tracker = Tracker::default();
+//!
+//! let frame = Frame::new(Status::Ok, 4242, 17, 1, 0);
+//! let beat = Beat::new(AgentKey::local(4242), frame, BeatOrigin::KernelAttested);
+//! let recorded = tracker.record(&beat, 0, threshold_ns);
+//! assert_eq!(recorded.outcome, BeatOutcome::Inserted);
+//!
+//! let mut stalled = Vec::new();
+//! let now_ns = threshold_ns + 1_000_000;
+//! tracker.drain_stalled_slots(now_ns, u32::MAX, |silence| {
+//!     stalled.push(silence.agent.pid);
+//!     ControlFlow::Continue(())
+//! });
+//! assert_eq!(stalled, [4242]);
+//! ```
 
 #![forbid(unsafe_code)]
 
@@ -47,7 +70,9 @@ pub use index::{BoundedIndex, PidIndex, ProbeExhausted};
 pub use overflow::ReceiveQueue;
 pub use refusal::{Limit, Refusal};
 pub use replay::{Arrival, ReplayError, ReplayGuard, ReplayOptions, ReplayRefusal, SessionKey};
-pub use slot::{Slot, SlotState, SlotTable};
-pub use tracker::{DEFAULT_CAPACITY, MAX_CAPACITY};
-pub use tracker::{Deadlines, EvictionPolicy, Tracker, TrackerOptions, Update};
+pub use slot::{Leftover, Slot, SlotState, SlotTable, Tier};
+pub use tracker::{BeatOutcome, Deadlines, Due, EvictionPolicy, Tracker, TrackerOptions};
+pub use tracker::{DEFAULT_CAPACITY, DEFAULT_EVICTION_SCAN_WINDOW, MAX_CAPACITY};
+pub use tracker::{Displaced, Recorded, Silence};
+pub use tracker::{MAX_EVICTION_SCAN_WINDOW, MIN_EVICTION_SCAN_WINDOW};
 pub use wheel::Wheel;

@@ -401,10 +401,7 @@ impl Observer {
         process.nonce += 1;
         let pid = 2 + sender as u32;
         let beat = Beat {
-            key: AgentKey::Local {
-                pid,
-                instance: None,
-            },
+            key: AgentKey::local(pid),
             frame: Frame::new(Status::Ok, pid, process.nonce, process.nonce, 0),
             origin: BeatOrigin::KernelAttested,
             ns_inode: None,

@@ -2,6 +2,10 @@
 
 use std::ops::ControlFlow;
 
+use varta_core::admission::{
+    AttestedFrame, FoundProcess, LocalSenders, ProcessInfo, Room, SenderReply, Verdict,
+};
+use varta_core::index::PID_LIMIT;
 use varta_core::ladder::{ActionEnd, LadderTiming, Ladders, Lineage, Next, StepTiming};
 use varta_core::permits::{PermitLimits, UserBudget};
 use varta_core::replay::{
@@ -9,8 +13,8 @@ use varta_core::replay::{
 };
 use varta_core::rules::{Known, Selector, first_match};
 use varta_core::{
-    AgentKey, AttentionClock, Beat, BeatOrigin, Deadlines, EvictionPolicy, Locality, Tracker,
-    TrackerOptions,
+    AgentKey, AllowedUsers, AttentionClock, Beat, BeatOrigin, Credentials, Deadlines,
+    EvictionPolicy, LimitOptions, Limits, LocalGate, Locality, Tracker, TrackerOptions,
 };
 use varta_sys::counting_alloc::{CountingAllocator, allocations_on_this_thread};
 use varta_vlp::{Frame, NONCE_TERMINAL, Status};
@@ -46,6 +50,7 @@ fn beat(random: &mut u64) -> Beat {
             AgentKey::Local {
                 pid,
                 instance: next(random).is_multiple_of(10).then(|| next(random) % 3),
+                stream: (next(random) % 3) as u16,
             }
         },
         frame: Frame::new(Status::Critical, pid, next(random), nonce, 0),
@@ -66,6 +71,64 @@ fn the_allocation_counter_counts() {
     let before = allocations_on_this_thread();
     drop(std::hint::black_box(vec![0_u8; 100]));
     assert_eq!(allocations_on_this_thread() - before, 1);
+}
+
+#[test]
+fn judging_local_senders_allocates_nothing() {
+    let gate = LocalGate {
+        users: AllowedUsers::Everyone,
+        nobody: None,
+        pid_max: PID_LIMIT,
+    };
+    let mut senders = LocalSenders::new(gate, false);
+    let mut limits = Limits::new(16, LimitOptions::default(), 0);
+    let room = Room {
+        in_table: true,
+        for_events: true,
+    };
+    let mut random = 7;
+    let (mut asked, mut joined) = (0, 0);
+    let before = allocations_on_this_thread();
+    for now_ns in 0..100_000 {
+        let pid = 2 + (next(&mut random) % 400) as u32;
+        let claimed = pid + (next(&mut random) % 2) as u32;
+        let nonce = next(&mut random) % 1_000;
+        let beat = AttestedFrame {
+            frame: Frame::new(Status::Ok, claimed, 0, nonce, 0),
+            sender: Credentials {
+                pid,
+                uid: 7,
+                gid: 7,
+            },
+        };
+        let found = match next(&mut random) % 3 {
+            0 => FoundProcess::Gone,
+            1 => FoundProcess::Opened(None),
+            _ => FoundProcess::Attached(Some(next(&mut random) % 2)),
+        };
+        let limits = &mut limits;
+        match senders.judge_stranger(&beat, room, 0, limits, now_ns, || found) {
+            Verdict::Ask(query) => {
+                asked += 1;
+                let reply = SenderReply {
+                    instance: 1,
+                    proved: next(&mut random).is_multiple_of(2),
+                    info: ProcessInfo::default(),
+                };
+                while let Some(beat) = senders.next_pending(query.ticket) {
+                    senders.judge_reply(&beat, &reply, None, limits, now_ns, || false);
+                }
+            }
+            Verdict::Join { instance } => {
+                joined += 1;
+                senders.note_end(pid, instance, now_ns);
+                senders.note_goodbye(pid, now_ns);
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(allocations_on_this_thread() - before, 0);
+    assert!(asked > 1_000 && joined > 100, "{asked} {joined}");
 }
 
 #[test]

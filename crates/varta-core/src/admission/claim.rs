@@ -34,6 +34,17 @@ impl Claims {
     }
 }
 
+/// What must be known of a process to judge its beats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessInfo {
+    /// What it may call itself; `None` while that is unknown.
+    pub claims: Option<Claims>,
+    /// Its pid namespace, where known.
+    pub pid_ns: Option<u64>,
+    /// It lives in a pid namespace below the observer's.
+    pub is_foreign: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

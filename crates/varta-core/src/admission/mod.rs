@@ -8,6 +8,11 @@
 
 mod bucket;
 mod claim;
+mod ended;
+mod pending;
+mod send_time;
+mod sender;
+mod ttl_cache;
 
 use varta_vlp::{DecodeError, FRAME_BYTES, Frame};
 
@@ -15,7 +20,13 @@ use crate::agent::Credentials;
 use crate::refusal::Refusal;
 
 pub use bucket::{BeatLimit, LimitOptions, Limits, Rate, TokenBucket};
-pub use claim::{CLAIMS_MAX, Claims};
+pub use claim::{CLAIMS_MAX, Claims, ProcessInfo};
+pub use send_time::SendTimeBound;
+pub use sender::{
+    FoundProcess, Hold, KnownSender, LocalSenders, Room, SenderQuery, SenderReply, Verdict,
+    is_successor,
+};
+pub use ttl_cache::TtlCache;
 
 /// A datagram as it came from the socket, before anything in it is believed.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +39,15 @@ pub struct Datagram<'a> {
     pub control_truncated: bool,
     /// Kernel credentials, if any came along.
     pub credentials: Option<Credentials>,
+}
+
+/// A frame and the credentials that came with it.
+#[derive(Clone, Copy, Debug)]
+pub struct AttestedFrame {
+    /// What the datagram says.
+    pub frame: Frame,
+    /// Who the kernel says has sent it.
+    pub sender: Credentials,
 }
 
 /// Whose processes may speak.
@@ -69,7 +89,7 @@ pub struct LocalGate {
 impl LocalGate {
     /// Says who is speaking and what, or why not. Whether the sender may call itself what the frame says
     /// is another question: [`Self::judge_claim`].
-    pub fn admit(&self, datagram: &Datagram<'_>) -> Result<(Frame, Credentials), Refusal> {
+    pub fn admit(&self, datagram: &Datagram<'_>) -> Result<AttestedFrame, Refusal> {
         if datagram.control_truncated {
             return Err(Refusal::ControlTruncated);
         }
@@ -96,7 +116,7 @@ impl LocalGate {
         if frame.pid != sender.pid && frame.pid > self.pid_max {
             return Err(Refusal::PidAboveMax { claimed: frame.pid });
         }
-        Ok((frame, sender))
+        Ok(AttestedFrame { frame, sender })
     }
 
     /// Whether the sender's user or group may speak.
@@ -183,7 +203,7 @@ mod tests {
     #[test]
     fn a_frame_that_agrees_with_its_credentials_is_admitted() {
         let bytes = frame(42);
-        let (frame, sender) = gate(&[1000], &[]).admit(&datagram(&bytes)).unwrap();
+        let AttestedFrame { frame, sender } = gate(&[1000], &[]).admit(&datagram(&bytes)).unwrap();
         assert_eq!((frame.pid, frame.payload, sender.pid), (42, 7, 42));
     }
 

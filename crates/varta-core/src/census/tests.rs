@@ -25,17 +25,8 @@ impl Agents {
     }
 
     fn beat(&mut self, pid: u32, now_ns: u64) -> crate::Agent {
-        let beat = Beat {
-            key: AgentKey::Local {
-                pid,
-                instance: None,
-            },
-            frame: Frame::new(Status::Ok, pid, now_ns, now_ns + 1, 0),
-            origin: BeatOrigin::KernelAttested,
-            ns_inode: None,
-            uid: UID_UNKNOWN,
-            session: None,
-        };
+        let frame = Frame::new(Status::Ok, pid, now_ns, now_ns + 1, 0);
+        let beat = Beat::new(AgentKey::local(pid), frame, BeatOrigin::KernelAttested);
         self.tracker.record(&beat, now_ns, T).agent.unwrap()
     }
 

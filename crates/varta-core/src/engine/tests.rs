@@ -230,6 +230,7 @@ impl World {
                 pid: agent.pid,
                 locality: crate::agent::Locality::Local,
                 instance: agent.instance,
+                stream: 0,
                 origin,
                 uid: 500,
                 ns_inode: None,

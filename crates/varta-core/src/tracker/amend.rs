@@ -39,42 +39,39 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
                 }
             }
         }
-        self.rearm(agent, &facts);
+        self.rearm(agent.slot, &facts);
         true
     }
 
-    /// Counts no silence of this agent from `now_ns` to `until_ns`; after that it has its full threshold. A
-    /// stall that was reported is over without a return, so silence after the pause is a stall of its own.
-    /// The pause ends by itself; another one takes its place. False if the agent is not there any more.
+    /// Counts no silence of the process of this agent, in none of its streams, from `now_ns` to `until_ns`; after that
+    /// it has its full threshold. A stall that was reported is over without a return, so silence after the pause is a
+    /// stall of its own. The pause ends by itself; another one takes its place. False if the process is not there any
+    /// more.
     pub fn pause(&mut self, agent: Agent, until_ns: u64, now_ns: u64) -> bool {
-        let Some(mut facts) = self.facts_of(agent) else {
-            return false;
-        };
-        if facts.state.is_latched() {
-            self.latched -= 1;
-            self.leave_line(agent.slot, &facts);
-        }
-        facts.state = SlotState::Alive;
-        facts.paused_until_ns = until_ns.max(now_ns);
-        self.rearm(agent, &facts);
-        true
+        self.for_each_stream(agent, |tracker, slot, mut facts| {
+            if facts.state.is_latched() {
+                tracker.latched -= 1;
+                tracker.leave_line(slot, &facts);
+            }
+            facts.state = SlotState::Alive;
+            facts.paused_until_ns = until_ns.max(now_ns);
+            tracker.rearm(slot, &facts);
+        })
     }
 
-    /// Ends a pause: from `now_ns` on the agent has its full threshold. Nothing changes for one that is not
-    /// paused. False if the agent is not there any more.
+    /// Ends a pause: from `now_ns` on the process has its full threshold. Nothing changes for one that is not
+    /// paused. False if it is not there any more.
     pub fn resume(&mut self, agent: Agent, now_ns: u64) -> bool {
-        let Some(mut facts) = self.facts_of(agent) else {
-            return false;
-        };
-        if now_ns < facts.paused_until_ns {
-            facts.paused_until_ns = now_ns;
-            self.rearm(agent, &facts);
-        }
-        true
+        self.for_each_stream(agent, |tracker, slot, mut facts| {
+            if now_ns < facts.paused_until_ns {
+                facts.paused_until_ns = now_ns;
+                tracker.rearm(slot, &facts);
+            }
+        })
     }
 
-    fn rearm(&mut self, agent: Agent, facts: &Slot) {
-        self.table.store(agent.slot, facts);
-        self.wheel.arm(agent.slot, facts.next_look_ns());
+    fn rearm(&mut self, slot: u32, facts: &Slot) {
+        self.table.store(slot, facts);
+        self.wheel.arm(slot, facts.next_look_ns());
     }
 }

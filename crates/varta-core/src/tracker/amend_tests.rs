@@ -72,7 +72,7 @@ fn a_pause_ends_a_stall_and_the_next_one_needs_a_full_threshold_after_it() {
         assert_eq!(tracker.latched(), 0);
         tracker.check_invariants();
         let nobody_gives_way = tracker.update(beat(999, 1), until_ns - 1);
-        assert_eq!(nobody_gives_way, Update::CapacityExceeded);
+        assert_eq!(nobody_gives_way, BeatOutcome::CapacityExceeded);
         assert_eq!(tracker.stalled_pids(until_ns + T - 1), []);
         assert_eq!(tracker.stalled_pids(until_ns + T), [100]);
         assert_eq!(tracker.get(&key(100)).unwrap().stalls, 2);

@@ -1,9 +1,13 @@
 //! Agents that speak over a network: sessions, order, and what they may not take from local ones.
 
+use std::ops::ControlFlow;
+
 use varta_vlp::{Frame, NONCE_TERMINAL, Status};
 
 use super::*;
-use crate::agent::UID_UNKNOWN;
+use crate::beat::Beat;
+use crate::replay::Heard;
+use crate::slot::Tier;
 
 use Heard::{First, Newest, Overtaken};
 
@@ -21,17 +25,8 @@ fn tracker(capacity: usize, policy: EvictionPolicy) -> Tracker {
 }
 
 fn local(pid: u32) -> Beat {
-    Beat {
-        key: AgentKey::Local {
-            pid,
-            instance: Some(1),
-        },
-        frame: Frame::new(Status::Ok, pid, 1, 1, 0),
-        origin: BeatOrigin::KernelAttested,
-        ns_inode: None,
-        uid: UID_UNKNOWN,
-        session: None,
-    }
+    let frame = Frame::new(Status::Ok, pid, 1, 1, 0);
+    Beat::new(AgentKey::process(pid, 1), frame, BeatOrigin::KernelAttested)
 }
 
 /// A beat over plain UDP.
@@ -60,8 +55,8 @@ fn last_frame(timestamp: u64) -> Beat {
 }
 
 impl Tracker {
-    fn hear(&mut self, beat: Beat, now_ns: u64) -> Update {
-        self.record(&beat, now_ns, T).update
+    fn hear(&mut self, beat: Beat, now_ns: u64) -> BeatOutcome {
+        self.record(&beat, now_ns, T).outcome
     }
 
     fn facts(&self, pid: u32) -> Slot {
@@ -85,11 +80,14 @@ fn an_overtaken_beat_counts_and_proves_no_life() {
     let mut tracker = room(4);
     tracker.hear(sealed(First, 10), 0);
     tracker.hear(sealed(Newest, 12), 1);
-    assert_eq!(tracker.hear(sealed(Overtaken, 11), 5), Update::Reordered);
+    assert_eq!(
+        tracker.hear(sealed(Overtaken, 11), 5),
+        BeatOutcome::Reordered
+    );
     let facts = tracker.facts(100);
     assert_eq!((facts.beats, facts.last_ns), (3, 1));
     assert_eq!((facts.last_nonce, facts.payload), (Some(12), 12));
-    assert_eq!(tracker.hear(sealed(Newest, 13), 6), Update::Refreshed);
+    assert_eq!(tracker.hear(sealed(Newest, 13), 6), BeatOutcome::Refreshed);
 }
 
 #[test]
@@ -109,7 +107,7 @@ fn another_session_may_start_its_nonces_again_at_once() {
     tracker.hear(sealed(First, 5_000), 0);
     let recorded = tracker.record(&sealed(First, 1), 1, T);
     assert!(recorded.new_session);
-    assert_eq!(tracker.hear(sealed(Newest, 2), 2), Update::Refreshed);
+    assert_eq!(tracker.hear(sealed(Newest, 2), 2), BeatOutcome::Refreshed);
     assert_eq!(tracker.facts(100).session_restarts, 1);
 }
 
@@ -130,7 +128,7 @@ fn beats_over_two_sessions_by_turns_all_prove_life_and_count_as_one_restart() {
         let nonce = [5_000 + turn, 1 + turn][turn as usize % 2];
         assert_eq!(
             tracker.hear(sealed(Newest, nonce), 1 + turn),
-            Update::Refreshed
+            BeatOutcome::Refreshed
         );
         let facts = tracker.facts(100);
         assert_eq!((facts.last_ns, facts.last_nonce), (1 + turn, Some(nonce)));
@@ -142,9 +140,9 @@ fn beats_over_two_sessions_by_turns_all_prove_life_and_count_as_one_restart() {
 fn a_last_frame_over_a_session_of_its_own_leaves_the_series_as_it_was() {
     let mut tracker = room(4);
     tracker.hear(sealed(First, 10), 0);
-    assert_eq!(tracker.hear(last_frame(5), 1), Update::Refreshed);
-    assert_eq!(tracker.hear(sealed(Newest, 11), 2), Update::Refreshed);
-    assert_eq!(tracker.hear(last_frame(4), 3), Update::Refreshed);
+    assert_eq!(tracker.hear(last_frame(5), 1), BeatOutcome::Refreshed);
+    assert_eq!(tracker.hear(sealed(Newest, 11), 2), BeatOutcome::Refreshed);
+    assert_eq!(tracker.hear(last_frame(4), 3), BeatOutcome::Refreshed);
     assert_eq!(tracker.facts(100).last_nonce, Some(11));
     assert_eq!(tracker.facts(100).session_restarts, 0);
 }
@@ -170,7 +168,7 @@ fn an_old_beat_that_nobody_vouches_for_is_refused_while_newer_ones_come() {
         frame: Frame::new(Status::Ok, 100, 0, 1, 0),
         ..plain(100, 1)
     };
-    assert_eq!(tracker.hear(early, T / 4 - 1), Update::OutOfOrder);
+    assert_eq!(tracker.hear(early, T / 4 - 1), BeatOutcome::OutOfOrder);
     assert_eq!(tracker.facts(100).last_ns, 0);
 }
 
@@ -178,9 +176,9 @@ fn an_old_beat_that_nobody_vouches_for_is_refused_while_newer_ones_come() {
 fn a_process_that_nobody_vouches_for_may_start_over_once_it_has_been_quiet() {
     let mut tracker = room(4);
     tracker.hear(plain(100, 50), 0);
-    assert_eq!(tracker.hear(plain(100, 50), T / 4), Update::OutOfOrder);
-    assert_eq!(tracker.hear(plain(100, 1), T / 4), Update::Refreshed);
-    assert_eq!(tracker.hear(plain(100, 2), T / 4), Update::Refreshed);
+    assert_eq!(tracker.hear(plain(100, 50), T / 4), BeatOutcome::OutOfOrder);
+    assert_eq!(tracker.hear(plain(100, 1), T / 4), BeatOutcome::Refreshed);
+    assert_eq!(tracker.hear(plain(100, 2), T / 4), BeatOutcome::Refreshed);
 }
 
 #[test]
@@ -209,8 +207,8 @@ fn neither_kind_of_agent_can_lock_out_the_other() {
     for pid in 100..110 {
         let fits = pid < 104;
         let expected = match fits {
-            true => Update::Inserted,
-            false => Update::CapacityExceeded,
+            true => BeatOutcome::Inserted,
+            false => BeatOutcome::CapacityExceeded,
         };
         assert_eq!(tracker.may_have_room_for(None), fits);
         assert_eq!(tracker.hear(plain(pid, 1), 0), expected);
@@ -223,8 +221,8 @@ fn neither_kind_of_agent_can_lock_out_the_other() {
     let slot = tracker.slot_of(&key).unwrap();
     let agent = tracker.facts(100).agent(slot);
     tracker.retire(agent).unwrap();
-    assert_eq!(tracker.hear(local(200), 0), Update::CapacityExceeded);
-    assert_eq!(tracker.hear(plain(200, 1), 0), Update::Inserted);
+    assert_eq!(tracker.hear(local(200), 0), BeatOutcome::CapacityExceeded);
+    assert_eq!(tracker.hear(plain(200, 1), 0), BeatOutcome::Inserted);
     tracker.check_invariants();
 }
 
@@ -241,9 +239,9 @@ fn a_newcomer_takes_the_slot_of_its_own_kind_only() {
             displaced.instance, 1,
             "{policy:?}: the source, not the process"
         );
-        assert!(tracker.local_slot(100).is_some(), "{policy:?}");
-        assert_eq!(tracker.hear(local(102), 100 * T), Update::Inserted);
-        assert_eq!(tracker.local_slot(100), None, "{policy:?}");
+        assert!(tracker.local_agent(100).is_some(), "{policy:?}");
+        assert_eq!(tracker.hear(local(102), 100 * T), BeatOutcome::Inserted);
+        assert_eq!(tracker.local_agent(100), None, "{policy:?}");
         assert!(tracker.get(&plain(101, 1).key).is_some(), "{policy:?}");
         tracker.check_invariants();
     }

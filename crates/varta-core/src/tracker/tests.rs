@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use varta_vlp::{Frame, NONCE_TERMINAL, PAYLOAD_GOODBYE, Status};
 
 use super::*;
-use crate::agent::UID_UNKNOWN;
+use crate::beat::Beat;
+use crate::slot::Tier;
 
 /// The threshold, a whole number of the wheel's ticks: a deadline is noticed at the first tick at or
 /// after it, so boundaries can be tested to the nanosecond only where the two coincide.
@@ -26,22 +27,13 @@ pub(super) fn strict(capacity: usize) -> Tracker {
 }
 
 pub(super) fn key(pid: u32) -> AgentKey {
-    AgentKey::Local {
-        pid,
-        instance: None,
-    }
+    AgentKey::local(pid)
 }
 
 /// A kernel-attested beat whose own timestamp grows with its nonce.
 pub(super) fn beat(pid: u32, nonce: u64) -> Beat {
-    Beat {
-        key: key(pid),
-        frame: Frame::new(Status::Ok, pid, nonce, nonce, 0),
-        origin: BeatOrigin::KernelAttested,
-        ns_inode: None,
-        uid: UID_UNKNOWN,
-        session: None,
-    }
+    let frame = Frame::new(Status::Ok, pid, nonce, nonce, 0);
+    Beat::new(key(pid), frame, BeatOrigin::KernelAttested)
 }
 
 fn with_origin(beat: Beat, origin: BeatOrigin) -> Beat {
@@ -67,8 +59,8 @@ pub(super) fn deadlines(threshold_ns: u64, late_ns: u64) -> Deadlines {
 }
 
 impl Tracker {
-    pub(super) fn update(&mut self, beat: Beat, now_ns: u64) -> Update {
-        self.record(&beat, now_ns, T).update
+    pub(super) fn update(&mut self, beat: Beat, now_ns: u64) -> BeatOutcome {
+        self.record(&beat, now_ns, T).outcome
     }
 
     pub(super) fn drain(&mut self, now_ns: u64) -> Vec<Silence> {
@@ -88,7 +80,10 @@ impl Tracker {
 
     fn fill(&mut self, count: u32, now_ns: u64) {
         for pid in 0..count {
-            assert_eq!(self.update(beat(100 + pid, 1), now_ns), Update::Inserted);
+            assert_eq!(
+                self.update(beat(100 + pid, 1), now_ns),
+                BeatOutcome::Inserted
+            );
         }
     }
 }
@@ -108,14 +103,16 @@ impl Xorshift {
 // --- the tests of the original document -------------------------------------------------------
 
 #[test]
-fn doc_01_strict_refuses_without_looking_at_a_slot_while_nothing_is_latched() {
-    let mut tracker = strict(8);
-    tracker.fill(8, 0);
-    assert_eq!(
-        tracker.update(beat(999, 1), 100 * T),
-        Update::CapacityExceeded
-    );
-    assert_eq!(tracker.scan_cursor, 0);
+fn doc_01_while_nothing_is_latched_strict_refuses_without_a_scan_and_balanced_scans() {
+    for (policy, update, cursor) in [
+        (EvictionPolicy::Strict, BeatOutcome::CapacityExceeded, 0),
+        (EvictionPolicy::Balanced, BeatOutcome::Inserted, 1),
+    ] {
+        let mut tracker = tracker(8, policy);
+        tracker.fill(8, 0);
+        assert_eq!(tracker.update(beat(999, 1), 100 * T), update);
+        assert_eq!(tracker.scan_cursor, cursor, "{policy:?}");
+    }
 }
 
 #[test]
@@ -124,7 +121,7 @@ fn doc_02_a_latched_agent_silent_for_twenty_thresholds_gives_way() {
     tracker.fill(8, 0);
     assert_eq!(tracker.drain(20 * T).len(), 8);
     assert_eq!(tracker.latched(), 8);
-    assert_eq!(tracker.update(beat(999, 1), 20 * T), Update::Inserted);
+    assert_eq!(tracker.update(beat(999, 1), 20 * T), BeatOutcome::Inserted);
     assert_eq!(tracker.latched(), 7);
     assert_eq!(tracker.take_evictions(), 1);
     tracker.check_invariants();
@@ -136,18 +133,24 @@ fn doc_03_a_larger_nonce_brings_a_latched_agent_back() {
     tracker.update(beat(100, 1), 0);
     assert_eq!(tracker.drain(T).len(), 1);
     let back = tracker.record(&beat(100, 2), T + 5, T);
-    assert_eq!(back.update, Update::Refreshed);
+    assert_eq!(back.outcome, BeatOutcome::Refreshed);
     assert_eq!(back.returned_after_ns, Some(T + 5));
     assert_eq!(tracker.latched(), 0);
 }
 
 #[test]
 fn doc_04_one_evicting_insert_looks_at_no_more_than_a_window() {
-    let mut tracker = strict(4096);
-    tracker.fill(4096, 0);
-    assert_eq!(tracker.drain(20 * T).len(), 4096);
-    assert_eq!(tracker.update(beat(9999, 1), 20 * T), Update::Inserted);
-    assert!(tracker.scan_cursor <= DEFAULT_EVICTION_SCAN_WINDOW);
+    let mut latched = tracker(4096, EvictionPolicy::Balanced);
+    latched.fill(4096, 0);
+    assert_eq!(latched.drain(20 * T).len(), 4096);
+    assert_eq!(latched.update(beat(9999, 1), 20 * T), BeatOutcome::Inserted);
+    assert!(latched.scan_cursor <= DEFAULT_EVICTION_SCAN_WINDOW);
+
+    let mut heard = tracker(4096, EvictionPolicy::Balanced);
+    heard.fill(4096, 20 * T);
+    let refused = heard.update(beat(9999, 1), 20 * T);
+    assert_eq!(refused, BeatOutcome::CapacityExceeded);
+    assert_eq!(heard.scan_cursor, DEFAULT_EVICTION_SCAN_WINDOW);
 }
 
 #[test]
@@ -159,7 +162,10 @@ fn doc_05_the_configured_window_is_the_one_used() {
     };
     let mut tracker = Tracker::with_capacity(16, options);
     tracker.fill(16, 0);
-    assert_eq!(tracker.update(beat(999, 1), T), Update::CapacityExceeded);
+    assert_eq!(
+        tracker.update(beat(999, 1), T),
+        BeatOutcome::CapacityExceeded
+    );
     assert_eq!(tracker.scan_cursor, 4);
 }
 
@@ -168,7 +174,10 @@ fn doc_06_fruitless_scans_leave_the_cursor_inside_the_table() {
     let mut tracker = tracker(4, EvictionPolicy::Balanced);
     tracker.fill(4, 0);
     for _ in 0..10 {
-        assert_eq!(tracker.update(beat(999, 1), T), Update::CapacityExceeded);
+        assert_eq!(
+            tracker.update(beat(999, 1), T),
+            BeatOutcome::CapacityExceeded
+        );
         assert!(tracker.scan_cursor < 4);
     }
 }
@@ -194,7 +203,10 @@ fn doc_07_the_latched_count_always_equals_a_recount() {
 fn doc_08_a_fruitless_search_for_a_victim_is_counted_once() {
     let mut tracker = strict(32);
     tracker.fill(32, 0);
-    assert_eq!(tracker.update(beat(999, 1), T), Update::CapacityExceeded);
+    assert_eq!(
+        tracker.update(beat(999, 1), T),
+        BeatOutcome::CapacityExceeded
+    );
     assert_eq!(tracker.take_eviction_scan_truncated(), 1);
     assert_eq!(tracker.take_eviction_scan_truncated(), 0);
 }
@@ -205,11 +217,11 @@ fn doc_09_another_origin_for_a_known_agent_is_a_conflict_that_changes_nothing() 
     tracker.update(beat(100, 5), 10);
     let before = tracker.get(&key(100));
     let other = with_origin(beat(100, 6), BeatOrigin::SocketModeOnly);
-    assert_eq!(tracker.update(other, 20), Update::OriginConflict);
+    assert_eq!(tracker.update(other, 20), BeatOutcome::OriginConflict);
     assert_eq!(tracker.get(&key(100)), before);
     assert_eq!(tracker.take_origin_conflicts(), 1);
     assert_eq!(tracker.take_origin_conflicts(), 0);
-    assert_eq!(tracker.update(beat(100, 6), 30), Update::Refreshed);
+    assert_eq!(tracker.update(beat(100, 6), 30), BeatOutcome::Refreshed);
 }
 
 #[test]
@@ -263,7 +275,7 @@ fn doc_13_another_namespace_for_a_known_agent_is_a_conflict() {
     let mut tracker = strict(8);
     tracker.update(in_namespace(beat(100, 1), Some(1)), 0);
     let other = in_namespace(beat(100, 2), Some(2));
-    assert_eq!(tracker.update(other, 1), Update::NamespaceConflict);
+    assert_eq!(tracker.update(other, 1), BeatOutcome::NamespaceConflict);
     assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(Some(1)));
     assert_eq!(tracker.take_namespace_conflicts(), 1);
     assert_eq!(tracker.take_namespace_conflicts(), 0);
@@ -283,7 +295,10 @@ fn doc_14_the_same_namespace_again_is_a_refresh() {
 fn doc_15_a_known_namespace_cannot_become_unknown() {
     let mut tracker = strict(8);
     tracker.update(in_namespace(beat(100, 1), Some(1)), 0);
-    assert_eq!(tracker.update(beat(100, 2), 1), Update::NamespaceConflict);
+    assert_eq!(
+        tracker.update(beat(100, 2), 1),
+        BeatOutcome::NamespaceConflict
+    );
     assert_eq!(tracker.take_namespace_conflicts(), 1);
 }
 
@@ -292,7 +307,7 @@ fn doc_16_an_unknown_namespace_may_become_known() {
     let mut tracker = strict(8);
     tracker.update(beat(100, 1), 0);
     let known = in_namespace(beat(100, 2), Some(1));
-    assert_eq!(tracker.update(known, 1), Update::Refreshed);
+    assert_eq!(tracker.update(known, 1), BeatOutcome::Refreshed);
     assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(Some(1)));
     assert_eq!(tracker.take_namespace_conflicts(), 0);
 }
@@ -301,7 +316,7 @@ fn doc_16_an_unknown_namespace_may_become_known() {
 fn doc_17_unknown_twice_is_a_refresh() {
     let mut tracker = strict(8);
     tracker.update(beat(100, 1), 0);
-    assert_eq!(tracker.update(beat(100, 2), 1), Update::Refreshed);
+    assert_eq!(tracker.update(beat(100, 2), 1), BeatOutcome::Refreshed);
     assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(None));
     assert_eq!(tracker.take_namespace_conflicts(), 0);
 }
@@ -340,8 +355,8 @@ fn a_silence_is_reported_once_until_the_agent_speaks_again() {
 #[test]
 fn only_more_than_ten_thresholds_of_silence_make_a_victim() {
     for (now_ns, update) in [
-        (10 * T, Update::CapacityExceeded),
-        (10 * T + 1, Update::Inserted),
+        (10 * T, BeatOutcome::CapacityExceeded),
+        (10 * T + 1, BeatOutcome::Inserted),
     ] {
         let mut tracker = tracker(1, EvictionPolicy::Balanced);
         tracker.update(beat(100, 1), 0);
@@ -361,7 +376,7 @@ fn the_victim_is_the_agent_that_became_reclaimable_first() {
     for victim in [101, 102, 100] {
         assert_eq!(
             tracker.update(beat(200 + victim, 1), 20 * T),
-            Update::Inserted
+            BeatOutcome::Inserted
         );
         assert_eq!(tracker.take_evicted_pid(), Some(victim));
         tracker.drain(20 * T);
@@ -376,7 +391,7 @@ fn a_reclaimable_agent_that_speaks_again_is_no_victim() {
     tracker.update(beat(100, 2), 30 * T);
     assert_eq!(
         tracker.update(beat(101, 1), 30 * T),
-        Update::CapacityExceeded
+        BeatOutcome::CapacityExceeded
     );
     tracker.check_invariants();
 }
@@ -386,12 +401,12 @@ fn nonce_wrap_is_accepted_only_between_the_two_ends_of_the_range() {
     let far = 1_u64 << 20;
     let top = u64::MAX - far;
     for (last, new, update) in [
-        (top, far - 1, Update::Refreshed),
-        (top, 0, Update::Refreshed),
-        (top, far, Update::OutOfOrder),
-        (top - 1, 0, Update::OutOfOrder),
-        (7, 7, Update::OutOfOrder),
-        (7, 6, Update::OutOfOrder),
+        (top, far - 1, BeatOutcome::Refreshed),
+        (top, 0, BeatOutcome::Refreshed),
+        (top, far, BeatOutcome::OutOfOrder),
+        (top - 1, 0, BeatOutcome::OutOfOrder),
+        (7, 7, BeatOutcome::OutOfOrder),
+        (7, 6, BeatOutcome::OutOfOrder),
     ] {
         let mut tracker = strict(1);
         let mut first = beat(100, last);
@@ -402,7 +417,7 @@ fn nonce_wrap_is_accepted_only_between_the_two_ends_of_the_range() {
             update,
             "{last} then {new}"
         );
-        let wraps = u64::from(update == Update::Refreshed);
+        let wraps = u64::from(update == BeatOutcome::Refreshed);
         assert_eq!(tracker.take_nonce_wraps(), wraps);
         assert_eq!(tracker.take_out_of_order(), 1 - wraps);
     }
@@ -411,12 +426,12 @@ fn nonce_wrap_is_accepted_only_between_the_two_ends_of_the_range() {
 #[test]
 fn capacity_zero_admits_nobody_and_capacity_one_admits_one() {
     let mut none = tracker(0, EvictionPolicy::Balanced);
-    assert_eq!(none.update(beat(100, 1), 0), Update::CapacityExceeded);
+    assert_eq!(none.update(beat(100, 1), 0), BeatOutcome::CapacityExceeded);
     assert_eq!(none.take_eviction_scan_truncated(), 1);
     assert_eq!(none.drain(T), []);
     let mut one = strict(1);
-    assert_eq!(one.update(beat(100, 1), 0), Update::Inserted);
-    assert_eq!(one.update(beat(101, 1), 0), Update::CapacityExceeded);
+    assert_eq!(one.update(beat(100, 1), 0), BeatOutcome::Inserted);
+    assert_eq!(one.update(beat(101, 1), 0), BeatOutcome::CapacityExceeded);
     assert_eq!(one.len(), 1);
 }
 
@@ -430,9 +445,9 @@ fn a_pid_beyond_what_any_kernel_gives_is_refused() {
     let mut tracker = strict(1);
     assert_eq!(
         tracker.update(beat(u32::MAX, 1), 0),
-        Update::CapacityExceeded
+        BeatOutcome::CapacityExceeded
     );
-    assert_eq!(tracker.update(beat(100, 1), 0), Update::Inserted);
+    assert_eq!(tracker.update(beat(100, 1), 0), BeatOutcome::Inserted);
 }
 
 // --- ours ---------------------------------------------------------------------------------------
@@ -456,7 +471,7 @@ fn a_refused_beat_changes_nothing_at_all() {
     ];
     for beat in refused {
         let recorded = tracker.record(&beat, 100, T);
-        assert_eq!(recorded, Recorded::refused(recorded.update), "{beat:?}");
+        assert_eq!(recorded, Recorded::refused(recorded.outcome), "{beat:?}");
         assert_eq!(tracker.get(&key(100)), before, "{beat:?}");
         assert_eq!(tracker.len(), 1);
     }
@@ -467,7 +482,7 @@ fn an_unknown_namespace_is_not_learnt_from_a_refused_beat() {
     let mut tracker = strict(1);
     tracker.update(beat(100, 10), 0);
     let old = in_namespace(beat(100, 10), Some(3));
-    assert_eq!(tracker.update(old, 1), Update::OutOfOrder);
+    assert_eq!(tracker.update(old, 1), BeatOutcome::OutOfOrder);
     assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(None));
 }
 
@@ -476,10 +491,13 @@ fn a_terminal_frame_does_not_touch_the_nonce_mark() {
     let mut tracker = strict(1);
     let far = (1 << 20) + 5;
     tracker.update(beat(100, far), 0);
-    assert_eq!(tracker.update(terminal(100, 9), 1), Update::Refreshed);
+    assert_eq!(tracker.update(terminal(100, 9), 1), BeatOutcome::Refreshed);
     assert_eq!(tracker.get(&key(100)).unwrap().status, Status::Critical);
     assert_eq!(tracker.get(&key(100)).unwrap().last_nonce, Some(far));
-    assert_eq!(tracker.update(beat(100, far + 1), 2), Update::Refreshed);
+    assert_eq!(
+        tracker.update(beat(100, far + 1), 2),
+        BeatOutcome::Refreshed
+    );
     assert_eq!(tracker.take_nonce_wraps(), 0);
     assert_eq!(tracker.take_session_restarts(), 0);
 }
@@ -488,14 +506,14 @@ fn a_terminal_frame_does_not_touch_the_nonce_mark() {
 fn terminal_frames_are_ordered_by_their_own_timestamps() {
     let mut tracker = strict(1);
     for (timestamp, update) in [
-        (7, Update::Inserted),
-        (8, Update::Refreshed),
-        (8, Update::OutOfOrder),
-        (3, Update::OutOfOrder),
+        (7, BeatOutcome::Inserted),
+        (8, BeatOutcome::Refreshed),
+        (8, BeatOutcome::OutOfOrder),
+        (3, BeatOutcome::OutOfOrder),
     ] {
         assert_eq!(tracker.update(terminal(100, timestamp), 0), update);
     }
-    assert_eq!(tracker.update(beat(100, 1), 1), Update::Refreshed);
+    assert_eq!(tracker.update(beat(100, 1), 1), BeatOutcome::Refreshed);
 }
 
 #[test]
@@ -504,11 +522,11 @@ fn an_attested_agent_that_starts_over_is_a_new_session() {
     tracker.update(beat(100, 3_000_000), 0);
     tracker.update(terminal(100, 77), 0);
     let fresh = tracker.record(&beat(100, 1), 1, T);
-    assert_eq!(fresh.update, Update::Refreshed);
+    assert_eq!(fresh.outcome, BeatOutcome::Refreshed);
     assert!(fresh.new_session);
     assert_eq!(tracker.take_session_restarts(), 1);
-    assert_eq!(tracker.update(beat(100, 2), 2), Update::Refreshed);
-    assert_eq!(tracker.update(terminal(100, 5), 3), Update::Refreshed);
+    assert_eq!(tracker.update(beat(100, 2), 2), BeatOutcome::Refreshed);
+    assert_eq!(tracker.update(terminal(100, 5), 3), BeatOutcome::Refreshed);
 }
 
 #[test]
@@ -517,12 +535,12 @@ fn of_two_handles_the_older_is_out_of_order_only_while_the_newer_speaks() {
     tracker.update(beat(100, 50), 0);
     let mut older = beat(100, 1);
     older.frame.timestamp = 51;
-    assert_eq!(tracker.update(older, T / 4 - 1), Update::OutOfOrder);
+    assert_eq!(tracker.update(older, T / 4 - 1), BeatOutcome::OutOfOrder);
     let session = tracker.record(&older, T / 4, T);
-    assert_eq!(session.update, Update::Refreshed);
+    assert_eq!(session.outcome, BeatOutcome::Refreshed);
     assert!(session.new_session);
     older.frame.nonce = 2;
-    assert_eq!(tracker.update(older, T / 2), Update::Refreshed);
+    assert_eq!(tracker.update(older, T / 2), BeatOutcome::Refreshed);
     assert_eq!(tracker.take_session_restarts(), 1);
 }
 
@@ -530,7 +548,10 @@ fn of_two_handles_the_older_is_out_of_order_only_while_the_newer_speaks() {
 fn the_same_frame_again_stays_refused_however_long_the_silence() {
     let mut tracker = strict(1);
     tracker.update(beat(100, 50), 0);
-    assert_eq!(tracker.update(beat(100, 50), T / 2), Update::OutOfOrder);
+    assert_eq!(
+        tracker.update(beat(100, 50), T / 2),
+        BeatOutcome::OutOfOrder
+    );
 }
 
 #[test]
@@ -570,7 +591,7 @@ fn network_agents_never_meet_local_ones_nor_each_other() {
     for source in [1, 2] {
         let mut remote = with_origin(beat(100, 99), BeatOrigin::NetworkUnverified);
         remote.key = AgentKey::Remote { source, pid: 100 };
-        assert_eq!(tracker.update(remote, 1), Update::Inserted);
+        assert_eq!(tracker.update(remote, 1), BeatOutcome::Inserted);
     }
     assert_eq!(tracker.get(&key(100)).unwrap().last_nonce, Some(10));
     assert_eq!(tracker.len(), 3);
@@ -580,10 +601,7 @@ fn network_agents_never_meet_local_ones_nor_each_other() {
 #[test]
 fn a_recycled_pid_is_a_new_agent_at_once() {
     let instance = |pid, nonce, instance| Beat {
-        key: AgentKey::Local {
-            pid,
-            instance: Some(instance),
-        },
+        key: AgentKey::process(pid, instance),
         ..beat(pid, nonce)
     };
     let mut tracker = strict(1);
@@ -591,16 +609,16 @@ fn a_recycled_pid_is_a_new_agent_at_once() {
     tracker.drain(T);
     assert_eq!(tracker.latched(), 1);
     let successor = tracker.record(&instance(100, 1, 2), 2 * T, T);
-    assert_eq!(successor.update, Update::Inserted);
+    assert_eq!(successor.outcome, BeatOutcome::Inserted);
     let predecessor = successor.displaced.unwrap();
     assert!(!predecessor.evicted);
     assert_eq!(predecessor.agent.instance, 1);
     assert_eq!(tracker.latched(), 0);
     assert_eq!(
         tracker.update(instance(100, 2, 2), 3 * T),
-        Update::Refreshed
+        BeatOutcome::Refreshed
     );
-    assert_eq!(tracker.update(beat(100, 3), 3 * T), Update::Refreshed);
+    assert_eq!(tracker.update(beat(100, 3), 3 * T), BeatOutcome::Refreshed);
     assert_eq!(tracker.retire(predecessor.agent), None, "already gone");
     tracker.check_invariants();
 }
@@ -613,7 +631,7 @@ fn a_retired_agent_leaves_no_trace_and_frees_its_slot() {
     assert_eq!(tracker.retire(agent).unwrap().last_nonce, Some(9));
     assert_eq!((tracker.len(), tracker.latched()), (0, 0));
     assert_eq!(tracker.stalled_pids(100 * T), []);
-    assert_eq!(tracker.update(beat(100, 1), 100 * T), Update::Inserted);
+    assert_eq!(tracker.update(beat(100, 1), 100 * T), BeatOutcome::Inserted);
     tracker.check_invariants();
 }
 
@@ -803,6 +821,7 @@ enum Op {
     Beat {
         pid: u32,
         instance: Option<u64>,
+        stream: u16,
         nonce: u64,
     },
     Terminal {
@@ -841,8 +860,8 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let pid = 2..40_u32;
     prop_oneof![
-        6 => (pid.clone(), prop::option::weighted(0.2, 1..3_u64), 0..50_u64)
-            .prop_map(|(pid, instance, nonce)| Op::Beat { pid, instance, nonce }),
+        6 => (pid.clone(), prop::option::weighted(0.2, 1..3_u64), 0..3_u16, 0..50_u64)
+            .prop_map(|(pid, instance, stream, nonce)| Op::Beat { pid, instance, stream, nonce }),
         1 => (pid.clone(), 0..9_u64).prop_map(|(pid, timestamp)| Op::Terminal { pid, timestamp }),
         2 => (0..3_u64, pid.clone(), 0..50_u64)
             .prop_map(|(source, pid, nonce)| Op::Remote { source, pid, nonce }),
@@ -869,8 +888,8 @@ proptest! {
         let mut now_ns = 0;
         for op in ops {
             match op {
-                Op::Beat { pid, instance, nonce } => {
-                    let key = AgentKey::Local { pid, instance };
+                Op::Beat { pid, instance, stream, nonce } => {
+                    let key = AgentKey::Local { pid, instance, stream };
                     tracker.record(&Beat { key, ..beat(pid, nonce) }, now_ns, T);
                 }
                 Op::Terminal { pid, timestamp } => {

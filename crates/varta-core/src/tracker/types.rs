@@ -7,7 +7,9 @@ use crate::slot::{Slot, Tier};
 /// Whom a full table may evict. Victims are always silent for more than ten thresholds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EvictionPolicy {
-    /// Only agents whose stall has been reported; the longest reclaimable first.
+    /// Only agents whose stall has been reported; the longest reclaimable first. An agent becomes reclaimable when it
+    /// is judged after more than ten thresholds of silence, not when a newcomer is recorded, so a newcomer that comes
+    /// between the two is refused where the 0.2.0 generation would have evicted.
     #[default]
     Strict,
     /// If there is none, also agents whose stall could not be reported yet, found by a bounded,
@@ -17,7 +19,7 @@ pub enum EvictionPolicy {
 
 /// What became of a beat (observer spec 1.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Update {
+pub enum BeatOutcome {
     /// A new agent.
     Inserted,
     /// A known agent, alive.
@@ -53,7 +55,7 @@ pub struct Deadlines {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recorded {
     /// What became of it.
-    pub update: Update,
+    pub outcome: BeatOutcome,
     /// Whom it was credited to; `None` exactly when it was refused.
     pub agent: Option<Agent>,
     /// The beat ended a silence that had been reported as a stall; its length.
@@ -78,9 +80,9 @@ pub struct Displaced {
 }
 
 impl Recorded {
-    pub(super) fn refused(update: Update) -> Self {
+    pub(super) fn refused(outcome: BeatOutcome) -> Self {
         Self {
-            update,
+            outcome,
             agent: None,
             returned_after_ns: None,
             new_session: false,
@@ -89,10 +91,10 @@ impl Recorded {
         }
     }
 
-    pub(super) fn accepted(update: Update, agent: Agent) -> Self {
+    pub(super) fn accepted(outcome: BeatOutcome, agent: Agent) -> Self {
         Self {
             agent: Some(agent),
-            ..Self::refused(update)
+            ..Self::refused(outcome)
         }
     }
 }

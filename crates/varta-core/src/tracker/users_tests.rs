@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::tests::{T, beat};
 use super::*;
+use crate::beat::Beat;
 
 const SLOTS: usize = 16;
 const SHARE: usize = 6;
@@ -39,24 +40,24 @@ fn one_user_takes_no_more_than_its_share_and_the_rest_is_for_the_others() {
     let mut tracker = tracker_with(EvictionPolicy::Strict);
     for pid in 1..=SHARE as u32 {
         assert!(tracker.may_have_room_for(Some(7)));
-        assert_eq!(tracker.update(of_user(7, pid, 1), 0), Update::Inserted);
+        assert_eq!(tracker.update(of_user(7, pid, 1), 0), BeatOutcome::Inserted);
     }
     assert!(!tracker.may_have_room_for(Some(7)));
     let refused = tracker.update(of_user(7, 100, 1), 0);
-    assert_eq!(refused, Update::UserShareExceeded { uid: 7 });
+    assert_eq!(refused, BeatOutcome::UserShareExceeded { uid: 7 });
     assert_eq!(tracker.counters.get(Counter::UserShareExceeded), 1);
-    assert_eq!(tracker.update(of_user(7, 1, 2), 0), Update::Refreshed);
+    assert_eq!(tracker.update(of_user(7, 1, 2), 0), BeatOutcome::Refreshed);
     for pid in 200..200 + (SLOTS - SHARE) as u32 {
         assert!(tracker.may_have_room_for(Some(0)));
         assert_eq!(
             tracker.update(of_user(0, pid, 1), 0),
-            Update::Inserted,
+            BeatOutcome::Inserted,
             "root"
         );
     }
     assert_eq!(
         tracker.update(of_user(8, 300, 1), 0),
-        Update::CapacityExceeded
+        BeatOutcome::CapacityExceeded
     );
     tracker.check_invariants();
 }
@@ -75,10 +76,10 @@ fn a_user_with_its_share_takes_the_place_of_its_own_silent_agents_only() {
         }
         tracker.drain(12 * T);
         let recorded = tracker.record(&of_user(7, 100, 1), 12 * T, T);
-        assert_eq!(recorded.update, Update::Inserted);
+        assert_eq!(recorded.outcome, BeatOutcome::Inserted);
         assert_eq!(recorded.displaced.unwrap().agent.pid, 1, "not user 8's");
         let refused = tracker.update(of_user(7, 101, 1), 12 * T);
-        assert_eq!(refused, Update::UserShareExceeded { uid: 7 });
+        assert_eq!(refused, BeatOutcome::UserShareExceeded { uid: 7 });
         tracker.check_invariants();
     }
 }
@@ -91,7 +92,7 @@ fn a_user_whose_agent_leaves_may_have_another() {
     }
     let agent = tracker.local_agent(3).unwrap();
     tracker.retire(agent).unwrap();
-    assert_eq!(tracker.update(of_user(7, 100, 1), 0), Update::Inserted);
+    assert_eq!(tracker.update(of_user(7, 100, 1), 0), BeatOutcome::Inserted);
     tracker.check_invariants();
 }
 
@@ -132,21 +133,18 @@ fn whatever_happens_no_user_exceeds_its_share_and_none_is_refused_below_it() {
                     tracker.update(elsewhere(pid, nonce), now_ns);
                 }
                 _ => {
-                    let key = AgentKey::Local {
-                        pid,
-                        instance: Some(instance),
-                    };
+                    let key = AgentKey::process(pid, instance);
                     let beat = Beat {
                         key,
                         ..of_user(uid, pid, nonce)
                     };
                     let recorded = tracker.record(&beat, now_ns, T);
-                    if let Update::UserShareExceeded { uid: refused } = recorded.update {
+                    if let BeatOutcome::UserShareExceeded { uid: refused } = recorded.outcome {
                         assert_eq!(refused, uid);
                         assert_eq!(before[&uid], SHARE, "below its share");
                     }
                     let is_full = uid != 0 && before.get(&uid) == Some(&SHARE);
-                    if recorded.update == Update::Inserted && is_full {
+                    if recorded.outcome == BeatOutcome::Inserted && is_full {
                         let own = recorded.displaced.unwrap().agent;
                         assert_eq!(own.instance, instance, "one of its own");
                     }

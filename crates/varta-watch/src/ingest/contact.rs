@@ -15,11 +15,11 @@
 
 use std::os::fd::OwnedFd;
 
-use varta_core::admission::{Datagram, wrong_claim};
+use varta_core::admission::{AttestedFrame, Datagram, wrong_claim};
 use varta_core::tracker::{Displaced, Recorded};
 use varta_core::{
-    Agent, AgentKey, Beat, BeatOrigin, Counter, Credentials, EventKind, ExitStatus, JoinedFrom,
-    LocalGate, Locality, Refusal, Sender, Slot, Update,
+    Agent, AgentKey, Beat, BeatOrigin, BeatOutcome, Counter, Credentials, EventKind, ExitStatus,
+    JoinedFrom, LocalGate, Locality, Refusal, Sender, Slot,
 };
 use varta_sys::receive::Received;
 use varta_vlp::{FRAME_BYTES, Frame, MAGIC, NONCE_TERMINAL, VERSION};
@@ -44,7 +44,7 @@ struct Newcomer {
 impl Ingest {
     /// Whether the next datagram, which comes from `sender`, is to be taken together with its sender.
     pub(super) fn wants_pidfd_of(&self, sender: Credentials) -> bool {
-        match self.tracker.local_slot(sender.pid) {
+        match self.tracker.slot_of(&AgentKey::local(sender.pid)) {
             Some(slot) => {
                 // The datagram was in the queue before this is asked: an agent that has not ended by now
                 // had its pid when it was sent.
@@ -71,7 +71,8 @@ impl Ingest {
         let kind = self.flood_kind(&datagram);
         let refusals = self.refusals;
         match self.config.gate.admit(&datagram) {
-            Ok((frame, sender)) => match self.speaker(sender.pid, process.as_ref()) {
+            Ok(AttestedFrame { frame, sender }) => match self.speaker(sender.pid, process.as_ref())
+            {
                 Some(facts) => self.credit(&facts, frame, sender, process.is_some()),
                 None => {
                     self.flood.meet_stranger();
@@ -103,7 +104,8 @@ impl Ingest {
         }
         let claimed = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
         let sender = datagram.credentials.map_or(0, |sender| sender.pid);
-        let is_anothers = sender != claimed && self.tracker.local_slot(claimed).is_some();
+        let is_anothers =
+            sender != claimed && self.tracker.slot_of(&AgentKey::local(claimed)).is_some();
         if claimed == 0 || is_anothers || self.inner_pids.may_contain(claimed) {
             return None;
         }
@@ -117,7 +119,7 @@ impl Ingest {
     /// The agent that has sent a datagram from `pid`, with its facts. An agent whose pid has passed to
     /// another process is retired on the way.
     fn speaker(&mut self, pid: u32, process: Option<&OwnedFd>) -> Option<(Agent, Slot)> {
-        let slot = self.tracker.local_slot(pid)?;
+        let slot = self.tracker.slot_of(&AgentKey::local(pid))?;
         let facts = self.tracker.facts_in(slot)?;
         let agent = facts.agent(slot);
         let Some(process) = process else {
@@ -172,7 +174,7 @@ impl Ingest {
             return self.refuse(sender.pid, Refusal::UnprovedSender);
         }
         let beat = Beat {
-            key: key_of(sender),
+            key: AgentKey::local(sender.pid),
             frame,
             origin: BeatOrigin::KernelAttested,
             ns_inode: self.held[slot as usize].pid_ns,
@@ -468,7 +470,7 @@ impl Ingest {
             uid: sender.uid,
             exit_watched,
         };
-        if recorded.update == Update::Inserted {
+        if recorded.outcome == BeatOutcome::Inserted {
             self.tell_join(agent, &frame, from);
         }
         self.tell(local(sender.pid), &beat, &recorded);
@@ -578,14 +580,15 @@ impl Ingest {
 
     /// Tells of a beat that the tracker has refused, and counted.
     pub(super) fn refuse_recorded(&mut self, sender: Sender, recorded: &Recorded) {
-        let reason = match recorded.update {
-            Update::OriginConflict => Refusal::OriginConflict,
-            Update::NamespaceConflict => Refusal::NamespaceConflict,
-            Update::CapacityExceeded => Refusal::CapacityExceeded,
-            Update::UserShareExceeded { uid } => Refusal::UserShareExceeded { uid },
-            Update::OutOfOrder | Update::Inserted | Update::Refreshed | Update::Reordered => {
-                Refusal::OutOfOrder
-            }
+        let reason = match recorded.outcome {
+            BeatOutcome::OriginConflict => Refusal::OriginConflict,
+            BeatOutcome::NamespaceConflict => Refusal::NamespaceConflict,
+            BeatOutcome::CapacityExceeded => Refusal::CapacityExceeded,
+            BeatOutcome::UserShareExceeded { uid } => Refusal::UserShareExceeded { uid },
+            BeatOutcome::OutOfOrder
+            | BeatOutcome::Inserted
+            | BeatOutcome::Refreshed
+            | BeatOutcome::Reordered => Refusal::OutOfOrder,
         };
         self.refusals += 1;
         self.send(EventKind::Refused { sender, reason });
@@ -609,20 +612,9 @@ fn local(pid: u32) -> Sender {
     Sender { pid, source: None }
 }
 
-/// Whoever is known under a process's pid.
-fn key_of(sender: Credentials) -> AgentKey {
-    AgentKey::Local {
-        pid: sender.pid,
-        instance: None,
-    }
-}
-
 fn first_beat(frame: Frame, sender: Credentials, instance: u64, pid_ns: Option<u64>) -> Beat {
     Beat {
-        key: AgentKey::Local {
-            pid: sender.pid,
-            instance: Some(instance),
-        },
+        key: AgentKey::process(sender.pid, instance),
         frame,
         origin: BeatOrigin::KernelAttested,
         ns_inode: pid_ns,

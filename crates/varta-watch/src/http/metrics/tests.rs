@@ -93,8 +93,7 @@ impl Observer {
     }
 
     fn local(&mut self, pid: u32, status: Status, name: &str) -> Agent {
-        let instance = Some(u64::from(pid));
-        let key = AgentKey::Local { pid, instance };
+        let key = AgentKey::process(pid, pid.into());
         let info = AgentInfo {
             name: name.to_owned(),
             joined_as: name.to_owned(),
