@@ -8,9 +8,6 @@ use std::path::{Path as FilePath, PathBuf};
 use crate::check::Arrow;
 use crate::scan::{Import, Path, Scanned, scan};
 
-/// A name that leads to a name that leads to ... is followed so far.
-const FOLLOWED_MAX: usize = 16;
-
 /// The source of a crate.
 #[derive(Debug, Default)]
 pub struct Crate {
@@ -100,17 +97,15 @@ impl Crate {
         let mut arrows = Vec::new();
         for (file, scanned) in &self.files {
             for path in &scanned.paths {
-                if let Some(to) = self.target(path)
-                    && to != path.module
-                {
-                    arrows.push(Arrow {
-                        from: path.module.clone(),
-                        to_file: self.home_of(&to),
-                        to,
-                        file: file.clone(),
-                        line: path.line,
-                    });
-                }
+                let targets = self.targets(path);
+                let others = targets.into_iter().filter(|to| *to != path.module);
+                arrows.extend(others.map(|to| Arrow {
+                    from: path.module.clone(),
+                    to_file: self.home_of(&to),
+                    to,
+                    file: file.clone(),
+                    line: path.line,
+                }));
             }
         }
         // A line may lead to a module more than once.
@@ -131,33 +126,31 @@ impl Crate {
         })
     }
 
-    /// The module that a path leads to, if it is one of this crate.
-    fn target(&self, path: &Path) -> Option<Vec<String>> {
+    /// The modules of this crate that a path leads to: the one it names, and where that has the name from.
+    fn targets(&self, path: &Path) -> Vec<Vec<String>> {
+        let mut targets: Vec<Vec<String>> = Vec::new();
         let mut module = path.module.clone();
         let mut segments = path.segments.clone();
-        let is_import = path.import.is_some();
-        for round in 0..FOLLOWED_MAX {
-            let absolute = self.absolute(&module, &segments, round > 0 || !is_import)?;
+        // The name that a `use` makes is not yet known in the `use` itself.
+        let mut by_import = path.import.is_none();
+        while let Some(absolute) = self.absolute(&module, &segments, by_import) {
             // As far as there are modules; what is left is an item, or a name that was imported there.
-            let depth = (0..=absolute.len())
-                .rev()
-                .find(|depth| self.modules.contains(&absolute[..*depth]))?;
-            let (found, rest) = absolute.split_at(depth);
-            let import = rest
-                .first()
-                .and_then(|name| self.imports.get(&(found.to_vec(), name.clone())));
-            let Some(import) = import else {
-                return Some(found.to_vec());
-            };
-            // The name may be one of another crate: then it is only handed on.
-            let next: Vec<String> = import.iter().chain(&rest[1..]).cloned().collect();
-            module = found.to_vec();
-            if self.absolute(&module, &next, false).is_none() {
-                return Some(module);
+            let depths = (0..=absolute.len()).rev();
+            let mut known = depths.filter(|depth| self.modules.contains(&absolute[..*depth]));
+            let (found, rest) = absolute.split_at(known.next().unwrap_or_default());
+            if targets.iter().any(|target| target == found) {
+                break;
             }
-            segments = next;
+            targets.push(found.to_vec());
+            let name = rest.first().map(|name| (found.to_vec(), name.clone()));
+            let Some(import) = name.and_then(|name| self.imports.get(&name)) else {
+                break;
+            };
+            segments = import.iter().chain(&rest[1..]).cloned().collect();
+            module = found.to_vec();
+            by_import = false;
         }
-        None
+        targets
     }
 
     /// A path from the root of the crate; `None` if it does not begin here. With `by_import` its first name may be one

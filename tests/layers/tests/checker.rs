@@ -103,6 +103,24 @@ fn a_name_that_a_parent_has_imported_leads_to_where_it_comes_from() {
 }
 
 #[test]
+fn who_hands_a_name_on_is_known_and_so_is_where_it_comes_from() {
+    let source = house(&[
+        ("lib.rs", "mod a; mod b; mod c;"),
+        ("a.rs", "use crate::b::C;"),
+        ("b.rs", "pub use crate::c::C;"),
+        ("c.rs", "pub struct C;"),
+    ]);
+    assert_eq!(
+        arrows(&source),
+        [
+            "a -> b: a.rs:1 knows b.rs",
+            "a -> c: a.rs:1 knows c.rs",
+            "b -> c: b.rs:1 knows c.rs",
+        ]
+    );
+}
+
+#[test]
 fn a_crate_that_must_not_be_known_is_found() {
     let source = house(&[(
         "lib.rs",

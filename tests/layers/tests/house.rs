@@ -2,8 +2,9 @@
 //!
 //! The floors are those of `docs/design.md`. Test modules are part of their room and are held to the same floors.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use varta_layers::{Crate, Floors, circles, foreign_arrows, inside, upward};
 
@@ -64,9 +65,17 @@ fn house() -> PathBuf {
     here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
 
-fn read(name: &str) -> Crate {
-    let directory = house().join("crates").join(name.replace('_', "-"));
-    Crate::read(name, &directory).unwrap()
+/// All crates, read once.
+fn read(name: &str) -> &'static Crate {
+    static ALL: OnceLock<BTreeMap<&str, Crate>> = OnceLock::new();
+    let all = ALL.get_or_init(|| {
+        let crates = CRATES.iter().map(|(name, _)| {
+            let directory = house().join("crates").join(name.replace('_', "-"));
+            (*name, Crate::read(name, &directory).unwrap())
+        });
+        crates.collect()
+    });
+    &all[name]
 }
 
 /// What is wrong about circles between the rooms of a module.
@@ -110,14 +119,14 @@ fn every_arrow_between_rooms_of_the_observer_points_down() {
         .enumerate()
         .flat_map(|(floor, rooms)| rooms.iter().map(move |room| (*room, floor)))
         .collect();
-    let wrong = upward(&read("varta_watch"), &floors);
+    let wrong = upward(read("varta_watch"), &floors);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
 fn every_crate_knows_only_those_below() {
     for (name, allowed) in CRATES {
-        let wrong = foreign_arrows(&read(name), allowed);
+        let wrong = foreign_arrows(read(name), allowed);
         assert!(wrong.is_empty(), "{name}:\n{}", wrong.join("\n"));
     }
 }
