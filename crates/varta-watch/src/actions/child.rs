@@ -99,7 +99,7 @@ impl Runner {
         let program = program.map_err(failed)?;
         let is_aimed = subject.is_target && !subject.agent.is_remote();
         let _target = match is_aimed {
-            true => Some(target::hold(subject.agent, self.means, failed)?),
+            true => Some(target::hold(subject.agent, self.kernel, failed)?),
             false => None,
         };
         let started = Instant::now();

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use varta_core::Agent;
 
-use crate::process_info::Means;
+use crate::process_info::KernelFeatures;
 use crate::settings::policy::SignalStep;
 use cgroup::Delegated;
 pub(crate) use child::{Ended, Force, How};
@@ -34,7 +34,7 @@ pub(crate) use target::{Hits, StartError};
 
 /// What all steps share.
 pub(crate) struct Runner {
-    means: Means,
+    kernel: KernelFeatures,
     /// Where each child gets a control group of its own.
     delegated: Option<Delegated>,
     /// The grace that children have from now on; `None` while the observer works.
@@ -43,9 +43,9 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    pub(crate) fn new(means: Means) -> Self {
+    pub(crate) fn new(kernel: KernelFeatures) -> Self {
         Self {
-            means,
+            kernel,
             delegated: Delegated::find(),
             stop: watch::Sender::new(None),
             left_open: LeftOpen::default(),
@@ -60,7 +60,7 @@ impl Runner {
         agent: Agent,
         user: u32,
     ) -> Result<Hits, StartError> {
-        target::signal(step, agent, user, self.means)
+        target::signal(step, agent, user, self.kernel)
     }
 
     /// Ends all children: TERM now, KILL after `grace`. Whoever waits for them hears when each has gone.

@@ -14,7 +14,7 @@ use varta_core::Agent;
 
 use super::{cgroup, group};
 use crate::process_info::rights::Owners;
-use crate::process_info::{self, Means};
+use crate::process_info::{self, KernelFeatures};
 use crate::settings::policy::{SignalStep, Target};
 
 /// The first process of a pid namespace, whose end is the end of all others in it.
@@ -123,7 +123,7 @@ impl fmt::Display for SpawnError {
 /// time whether the process has ended. What the system refuses is made an error by `failed`.
 pub(super) fn hold(
     agent: Agent,
-    means: Means,
+    kernel: KernelFeatures,
     failed: impl FnOnce(io::Error) -> StartError,
 ) -> Result<OwnedFd, StartError> {
     if agent.instance == process_info::UNIDENTIFIED {
@@ -131,7 +131,7 @@ pub(super) fn hold(
     }
     // The latest moment at which the number can be checked. It does not reserve the pid for as long as a
     // program takes to use it.
-    let target = means.hold(agent.pid).map_err(|error| {
+    let target = kernel.hold(agent.pid).map_err(|error| {
         if process_info::is_gone(&error) {
             StartError::TargetGone
         } else {
@@ -149,7 +149,7 @@ pub(super) fn signal(
     step: &SignalStep,
     agent: Agent,
     user: u32,
-    means: Means,
+    kernel: KernelFeatures,
 ) -> Result<Hits, StartError> {
     if agent.is_remote() {
         return Err(StartError::NotHere);
@@ -162,8 +162,8 @@ pub(super) fn signal(
     if agent.pid == std::process::id() {
         return Err(StartError::Forbidden("it is the observer itself"));
     }
-    let target = hold(agent, means, StartError::Signal)?;
-    if !means.proc {
+    let target = hold(agent, kernel, StartError::Signal)?;
+    if !kernel.proc {
         return Err(StartError::Forbidden(
             "/proc does not show whose process it is",
         ));

@@ -1,4 +1,4 @@
-//! From flags and file to a [`Policy`]: rules, ladders and restraint, all checked.
+//! From flags and file to a [`Policy`]: rules, ladders and limits, all checked.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::rules::{self, Defaults, NONE, RECOVERY_EXEC};
 use super::steps::{self, StepDefaults};
 use super::table::{Flags, RecoveryFlags};
 use super::units;
-use crate::settings::policy::{Children, Ladder, Policy, Restraint, RunStep, Step};
+use crate::settings::policy::{Children, Ladder, Policy, RecoveryLimits, RunStep, Step};
 
 /// A command of any sensible length, as the kernel bounds one argument.
 const COMMAND_BYTES_MAX: usize = 128 * 1024;
@@ -98,7 +98,7 @@ impl Flags {
             ladders: written.ladders,
             default_ladder,
             mode: self.recovery.recovery_mode,
-            restraint: self.restraint(),
+            limits: self.limits(),
             children: self.children(),
             recover_foreign: self.allow_cross_namespace_agents,
         }
@@ -211,9 +211,9 @@ impl Flags {
         })
     }
 
-    fn restraint(&self) -> Restraint {
-        let flags = &self.restraint;
-        Restraint {
+    fn limits(&self) -> RecoveryLimits {
+        let flags = &self.limits;
+        RecoveryLimits {
             max_in_flight: flags.recovery_max_in_flight as usize,
             starts_per_second: flags.recovery_starts_per_second,
             user_budget: flags.recovery_user_budget,

@@ -207,7 +207,7 @@ pub(super) struct Flags {
     pub(super) recovery: RecoveryFlags,
 
     #[command(flatten)]
-    pub(super) restraint: RestraintFlags,
+    pub(super) limits: RecoveryLimitFlags,
 
     /// Append events to this file
     ///
@@ -365,8 +365,8 @@ pub(super) struct RecoveryFlags {
 
 /// What holds recovery back, for all agents together.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Restraint")]
-pub(super) struct RestraintFlags {
+#[command(next_help_heading = "RecoveryLimits")]
+pub(super) struct RecoveryLimitFlags {
     /// Recovery commands that run at the same time
     ///
     /// 1 to 1024.

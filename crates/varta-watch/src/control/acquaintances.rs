@@ -12,7 +12,7 @@ use varta_core::Agent;
 use crate::clock::RawClock;
 use crate::handoff::{Acquaintance, Introduction, Question};
 use crate::process_info::facts::Facts;
-use crate::process_info::{self, Means, UNIDENTIFIED, program};
+use crate::process_info::{self, KernelFeatures, UNIDENTIFIED, program};
 use crate::report::messages::Who;
 
 /// How often unwatched agents are looked at.
@@ -27,7 +27,7 @@ const EXAMINED_MAX: usize = 1024;
 
 /// Everybody's facts.
 pub(super) struct Acquaintances {
-    means: Means,
+    kernel: KernelFeatures,
     raw: RawClock,
     known: HashMap<u32, (Agent, Facts)>,
     /// Where agents elsewhere live, by slot.
@@ -44,9 +44,9 @@ pub(super) struct Acquaintances {
 pub(super) type Ended = (Agent, Option<OwnedFd>);
 
 impl Acquaintances {
-    pub(super) fn new(means: Means, raw: RawClock) -> Self {
+    pub(super) fn new(kernel: KernelFeatures, raw: RawClock) -> Self {
         Self {
-            means,
+            kernel,
             raw,
             known: HashMap::new(),
             addresses: HashMap::new(),
@@ -62,7 +62,7 @@ impl Acquaintances {
         let mut process = question.process;
         let mut instance = question.instance;
         if instance.is_none()
-            && let Ok(held) = self.means.hold(pid)
+            && let Ok(held) = self.kernel.hold(pid)
             // While the one that came along lives, whoever has the pid is that one.
             && !process.as_ref().is_some_and(process_info::has_ended)
         {
@@ -70,7 +70,7 @@ impl Acquaintances {
             process = process.or(Some(held.pidfd));
         }
         let instance = instance.unwrap_or(UNIDENTIFIED);
-        let facts = Facts::of(pid, instance, self.means);
+        let facts = Facts::of(pid, instance, self.kernel);
         let proved = question
             .sent_after_ns
             .is_none_or(|sent_after_ns| self.is_sender(facts.as_ref(), sent_after_ns));
@@ -102,14 +102,14 @@ impl Acquaintances {
             let started_by_ns = start_ticks.saturating_add(1).saturating_mul(tick_ns);
             started_by_ns <= self.raw.boottime_ns_at(sent_after_ns)
         });
-        existed || !self.means.sender_pidfd
+        existed || !self.kernel.sender_pidfd
     }
 
     /// A new agent. Returns what the beat path is to know.
     pub(super) fn join(&mut self, agent: Agent, exit_watched: bool) -> Acquaintance {
         let examined = self.examined.remove(&(agent.pid, agent.instance));
         let facts = examined
-            .or_else(|| Facts::of(agent.pid, agent.instance, self.means))
+            .or_else(|| Facts::of(agent.pid, agent.instance, self.kernel))
             .unwrap_or_default();
         let acquaintance = acquaintance_with(&facts);
         self.known.insert(agent.slot, (agent, facts));
@@ -131,7 +131,7 @@ impl Acquaintances {
         if agent.is_remote() {
             return;
         }
-        if let Some(facts) = Facts::of(agent.pid, agent.instance, self.means) {
+        if let Some(facts) = Facts::of(agent.pid, agent.instance, self.kernel) {
             self.known.insert(agent.slot, (agent, facts));
         }
     }
@@ -150,7 +150,7 @@ impl Acquaintances {
             !is_asked_for
                 || (program::runs(agent.pid, path)
                     // Whoever has the pid now has had it since before it was looked at.
-                    && self.means.hold(agent.pid).is_ok_and(|held| held.instance == agent.instance))
+                    && self.kernel.hold(agent.pid).is_ok_and(|held| held.instance == agent.instance))
         });
     }
 
@@ -177,7 +177,7 @@ impl Acquaintances {
             self.review(agent);
         }
         let facts = self.facts_of(agent);
-        match self.means.proc && is_unknown(facts) {
+        match self.kernel.proc && is_unknown(facts) {
             true => None,
             false => Some(facts.is_some_and(Facts::is_foreign)),
         }
@@ -231,7 +231,7 @@ impl Acquaintances {
 
     /// `Some` if an agent has ended; its process while it is a zombie.
     fn ended(&self, agent: Agent) -> Option<Option<OwnedFd>> {
-        match self.means.hold(agent.pid) {
+        match self.kernel.hold(agent.pid) {
             Ok(held) if agent.instance == UNIDENTIFIED || held.instance == agent.instance => {
                 process_info::has_ended(&held.pidfd).then_some(Some(held.pidfd))
             }
@@ -255,12 +255,12 @@ mod tests {
     use std::path::PathBuf;
     use std::process::{Child, Command};
 
-    fn means() -> Means {
-        Means::find(std::os::unix::net::UnixDatagram::unbound().unwrap())
+    fn kernel() -> KernelFeatures {
+        KernelFeatures::find(std::os::unix::net::UnixDatagram::unbound().unwrap())
     }
 
-    fn acquaintances(means: Means) -> Acquaintances {
-        Acquaintances::new(means, RawClock::start())
+    fn acquaintances(kernel: KernelFeatures) -> Acquaintances {
+        Acquaintances::new(kernel, RawClock::start())
     }
 
     fn sleeper() -> Child {
@@ -268,7 +268,7 @@ mod tests {
     }
 
     fn agent(slot: u32, pid: u32) -> Agent {
-        let instance = means().hold(pid).unwrap().instance;
+        let instance = kernel().hold(pid).unwrap().instance;
         Agent {
             slot,
             pid,
@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn a_process_is_introduced_with_its_instance_and_its_names() {
         let pid = std::process::id();
-        let introduction = acquaintances(means()).answer(question(pid, None));
+        let introduction = acquaintances(kernel()).answer(question(pid, None));
         assert_eq!(introduction.ticket, 3);
         assert!(introduction.process.is_some());
         assert_eq!(introduction.instance, agent(0, pid).instance);
@@ -300,21 +300,21 @@ mod tests {
 
     #[test]
     fn only_a_process_that_existed_before_the_datagram_is_surely_its_sender() {
-        let new = Means {
+        let new = KernelFeatures {
             sender_pidfd: true,
-            ..means()
+            ..kernel()
         };
         // Before the child, so that the child is certainly younger than the clock's origin.
         let raw = RawClock::start();
         let mut child = sleeper();
-        let proved = |means, sent_after_ns| {
-            let mut all = Acquaintances::new(means, raw);
+        let proved = |kernel, sent_after_ns| {
+            let mut all = Acquaintances::new(kernel, raw);
             all.answer(question(child.id(), Some(sent_after_ns))).proved
         };
         let later_ns = raw.now_ns() + 1_000_000_000;
         assert!(!proved(new, 0), "it may be younger than the datagram");
         assert!(proved(new, later_ns));
-        let old = Means {
+        let old = KernelFeatures {
             sender_pidfd: false,
             ..new
         };
@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn the_end_of_an_unwatched_agent_is_found_reaped_or_not() {
         let (mut reaped, mut zombie, mut alive) = (sleeper(), sleeper(), sleeper());
-        let mut all = acquaintances(means());
+        let mut all = acquaintances(kernel());
         for (slot, child) in [&reaped, &zombie, &alive].into_iter().enumerate() {
             all.join(agent(slot as u32, child.id()), false);
         }
@@ -334,7 +334,7 @@ mod tests {
         reaped.kill().unwrap();
         reaped.wait().unwrap();
         zombie.kill().unwrap();
-        let held = means().hold(zombie.id()).unwrap();
+        let held = kernel().hold(zombie.id()).unwrap();
         let mut fds = [rustix::event::PollFd::new(
             &held.pidfd,
             rustix::event::PollFlags::IN,
@@ -357,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_path_that_a_rule_names_is_compared_and_no_other_is_looked_up() {
-        let mut all = acquaintances(means());
+        let mut all = acquaintances(kernel());
         let me = agent(0, std::process::id());
         all.join(me, true);
         let own = std::env::current_exe().ok();
@@ -375,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_slot_that_changed_hands_has_no_facts_of_the_one_before() {
-        let mut all = acquaintances(means());
+        let mut all = acquaintances(kernel());
         let me = agent(0, std::process::id());
         all.join(me, true);
         assert!(!all.name_of(me).name.is_empty());
@@ -390,7 +390,7 @@ mod tests {
 
     #[test]
     fn where_a_process_lives_that_cannot_be_looked_at_is_unknown() {
-        let mut all = acquaintances(means());
+        let mut all = acquaintances(kernel());
         let me = agent(0, std::process::id());
         assert_eq!(all.is_foreign(me), Some(false), "looked at when asked");
         let gone = Agent {

@@ -36,8 +36,8 @@ use crate::actions::Runner;
 use crate::beat_path_state::BeatPathState;
 use crate::config::Config;
 use crate::handoff::command::Command;
-use crate::handoff::{EventReceiver, Handed, Order, OrderSender};
-use crate::process_info::{self, Means};
+use crate::handoff::{EventReceiver, Handed, Update, UpdateSender};
+use crate::process_info::{self, KernelFeatures};
 use crate::report::event_file::{EventFile, append_row};
 use crate::report::line_limit::{LineKind, LineLimit, Owner};
 use crate::report::log::Log;
@@ -64,8 +64,8 @@ const PID_MAX_PAUSE: Duration = Duration::from_secs(60);
 /// Seconds' worth of beats that an agent with a limit of its own may send at once.
 const BURST_SECONDS: u32 = 10;
 
-/// How soon orders that found no room are sent again.
-const ORDERS_PAUSE: Duration = Duration::from_millis(10);
+/// How soon updates that found no room are sent again.
+const UPDATES_PAUSE: Duration = Duration::from_millis(10);
 
 /// How long killed recovery commands may take to be gone when the observer stops.
 const REAP_WAIT: Duration = Duration::from_millis(100);
@@ -73,7 +73,7 @@ const REAP_WAIT: Duration = Duration::from_millis(100);
 /// What the control thread works with.
 pub(crate) struct ControlConfig {
     pub(crate) events: EventReceiver,
-    pub(crate) orders: OrderSender,
+    pub(crate) updates: UpdateSender,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) log: Log,
     pub(crate) event_file: Option<EventFile>,
@@ -93,7 +93,7 @@ pub(crate) struct ControlConfig {
     pub(crate) counters: Arc<Counters>,
     pub(crate) beat_path: Arc<BeatPathState>,
     pub(crate) state: Arc<ControlState>,
-    pub(crate) means: Means,
+    pub(crate) kernel: KernelFeatures,
 }
 
 /// The control thread's state.
@@ -151,12 +151,12 @@ impl Signals {
 impl Control {
     pub(crate) fn new(given: ControlConfig) -> Self {
         let policy = Arc::new(given.config.settings.policy.clone());
-        let runner = Runner::new(given.means);
+        let runner = Runner::new(given.kernel);
         given
             .state
             .set_threshold(nanoseconds(given.config.settings.threshold));
         Self {
-            acquaintances: Acquaintances::new(given.means, given.beat_path.raw()),
+            acquaintances: Acquaintances::new(given.kernel, given.beat_path.raw()),
             recoveries: Recoveries::new(policy, runner, given.slots, given.seed),
             in_force: given.config.clone(),
             given,
@@ -205,7 +205,7 @@ impl Control {
             }
             self.act();
             self.look_around(Instant::now());
-            self.given.orders.send();
+            self.given.updates.send();
             self.throttle.tell_due(&self.given.log, Instant::now());
             let left_out = self.line_limit.take_due(Instant::now());
             messages::left_out(&self.given.log, left_out);
@@ -260,9 +260,9 @@ impl Control {
                 Handed::Event { event, process } => (event, process),
                 Handed::Question(question) => {
                     let introduction = self.acquaintances.answer(question);
-                    self.given.orders.add(Order::Introduce(introduction));
+                    self.given.updates.add(Update::Introduce(introduction));
                     // A beat is waiting.
-                    self.given.orders.send();
+                    self.given.updates.send();
                     continue;
                 }
             };
@@ -302,8 +302,8 @@ impl Control {
                     JoinedFrom::Local { exit_watched, .. } => {
                         let acquaintance = self.acquaintances.join(agent, exit_watched);
                         // Before anybody reads of the join and acts on it.
-                        self.given.orders.add(Order::Know(agent, acquaintance));
-                        self.given.orders.send();
+                        self.given.updates.add(Update::Know(agent, acquaintance));
+                        self.given.updates.send();
                     }
                     JoinedFrom::Remote { address, .. } => {
                         self.acquaintances.join_from(agent, address);
@@ -514,7 +514,7 @@ impl Control {
         let silence_ns = slot.silence_ns(now_ns);
         let mut is_excused = false;
         if self.recoveries.book.note_patience(agent, patience, known) {
-            self.given.orders.add(Order::Deadlines(agent, patience));
+            self.given.updates.add(Update::Deadlines(agent, patience));
             // A pause that the beat path has not heard of yet ends the stall by itself, and must not be cut short.
             is_excused = slot.state.is_latched()
                 && silence_ns < patience.threshold_ns
@@ -530,7 +530,7 @@ impl Control {
             }),
         };
         if self.recoveries.book.note_limit(agent, limit) {
-            self.given.orders.add(Order::BeatRate(agent, limit));
+            self.given.updates.add(Update::BeatRate(agent, limit));
         }
         let label = rule.and_then(|rule| rule.label.clone());
         let name = self.name_of(agent).name;
@@ -549,7 +549,7 @@ impl Control {
     /// its full threshold.
     fn excuse(&mut self, agent: Agent, silence_ns: u64, threshold_ns: u64) {
         // A pause of no length: what was reported is over, and silence from now on is reported anew.
-        self.given.orders.add(Order::Pause(agent, Duration::ZERO));
+        self.given.updates.add(Update::Pause(agent, Duration::ZERO));
         self.settled(agent);
         messages::excused(
             &self.given.log,
@@ -590,15 +590,15 @@ impl Control {
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let orders = self.given.orders.is_backed_up();
-        let orders = orders.then(|| Instant::now() + ORDERS_PAUSE);
+        let updates = self.given.updates.is_backed_up();
+        let updates = updates.then(|| Instant::now() + UPDATES_PAUSE);
         let search = self.acquaintances.next_search();
         let pid_max = Some(self.next_pid_max);
         let (throttled, pauses) = (self.throttle.next_due(), self.pauses.next_due());
         let left_out = self.line_limit.next_due();
         let (act, missing) = (self.next_act(), self.recoveries.book.next_due());
         [
-            act, missing, throttled, left_out, pauses, orders, search, pid_max,
+            act, missing, throttled, left_out, pauses, updates, search, pid_max,
         ]
         .into_iter()
         .flatten()
@@ -613,13 +613,13 @@ impl Control {
             self.tell_missing();
         }
         for (agent, process) in self.acquaintances.find_ended(now) {
-            self.given.orders.add(Order::Ended(agent, process));
+            self.given.updates.add(Update::Ended(agent, process));
         }
         if now >= self.next_pid_max {
             self.next_pid_max = now + PID_MAX_PAUSE;
             self.given
-                .orders
-                .add(Order::PidMax(process_info::pid_max()));
+                .updates
+                .add(Update::PidMax(process_info::pid_max()));
         }
     }
 

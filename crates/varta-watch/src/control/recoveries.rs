@@ -232,11 +232,11 @@ fn ladders_of(policy: &Policy) -> Vec<ladder::LadderTiming> {
 
 fn limits_of(policy: &Policy) -> PermitLimits {
     PermitLimits {
-        max_in_flight: policy.restraint.max_in_flight,
-        starts_per_second: policy.restraint.starts_per_second,
+        max_in_flight: policy.limits.max_in_flight,
+        starts_per_second: policy.limits.starts_per_second,
         user_budget: UserBudget {
-            starts: policy.restraint.user_budget,
-            window_ns: nanoseconds(policy.restraint.user_window),
+            starts: policy.limits.user_budget,
+            window_ns: nanoseconds(policy.limits.user_window),
             exempt: rustix::process::geteuid().as_raw(),
         },
     }
@@ -244,11 +244,11 @@ fn limits_of(policy: &Policy) -> PermitLimits {
 
 fn hold_options(policy: &Policy) -> HoldOptions {
     HoldOptions {
-        share: policy.restraint.mass_stall_share,
-        min: policy.restraint.mass_stall_min,
-        mass_max_ns: policy.restraint.mass_stall_hold.map(nanoseconds),
-        memory_percent: policy.restraint.memory_pressure,
-        io_percent: policy.restraint.io_pressure,
+        share: policy.limits.mass_stall_share,
+        min: policy.limits.mass_stall_min,
+        mass_max_ns: policy.limits.mass_stall_hold.map(nanoseconds),
+        memory_percent: policy.limits.memory_pressure,
+        io_percent: policy.limits.io_pressure,
     }
 }
 
@@ -589,14 +589,14 @@ impl Control {
 
     fn wait_for_room(&self, agent: Agent) {
         self.count_outcome(agent, Counter::RecoveryWaiting);
-        let restraint = &self.recoveries.policy.restraint;
-        recovery_messages::waits(&self.given.log, &self.name_of(agent), restraint);
+        let limits = &self.recoveries.policy.limits;
+        recovery_messages::waits(&self.given.log, &self.name_of(agent), limits);
     }
 
     fn wait_for_user(&self, agent: Agent, user: u32) {
         self.count_outcome(agent, Counter::RecoveryUserBudget);
-        let restraint = &self.recoveries.policy.restraint;
-        recovery_messages::user_waits(&self.given.log, &self.name_of(agent), user, restraint);
+        let limits = &self.recoveries.policy.limits;
+        recovery_messages::user_waits(&self.given.log, &self.name_of(agent), user, limits);
     }
 
     fn give_up(&mut self, agent: Agent, why: GaveUp) {

@@ -11,7 +11,7 @@ use varta_core::{BeatOrigin, Locality};
 use crate::actions::{Ended, Force, Hits, How, StartError};
 use crate::report::log::Log;
 use crate::report::messages::{Who, ms, number_of, recovery};
-use crate::settings::policy::{Occasion, Restraint, SignalStep, Target, signal_name};
+use crate::settings::policy::{Occasion, RecoveryLimits, SignalStep, Target, signal_name};
 
 pub(super) fn deferred(log: &Log, who: &Who, why: &str) {
     let msg = format!("{who}: {why}, tried again later");
@@ -93,25 +93,25 @@ pub(super) fn recovered(log: &Log, who: &Who) {
 }
 
 /// The limits for all have no room for the next step of this agent now.
-pub(super) fn waits(log: &Log, who: &Who, restraint: &Restraint) {
-    let per_second = match restraint.starts_per_second {
+pub(super) fn waits(log: &Log, who: &Who, limits: &RecoveryLimits) {
+    let per_second = match limits.starts_per_second {
         0 => String::new(),
         per_second => format!(" and {per_second} start per second"),
     };
     let msg = format!(
         "{who}: its next step waits for room, {} run at a time{per_second}",
-        restraint.max_in_flight
+        limits.max_in_flight
     );
     log.info(LogEvent::Recover, msg, recovery(who, "waiting"));
 }
 
 /// As many actions as allowed were started for agents of this user; the next one comes when there may be more.
-pub(super) fn user_waits(log: &Log, who: &Who, user: u32, restraint: &Restraint) {
+pub(super) fn user_waits(log: &Log, who: &Who, user: u32, limits: &RecoveryLimits) {
     let msg = format!(
         "{who}: its next step waits, {} actions were started for agents of uid {user} within {} \
          (--recovery-user-budget)",
-        restraint.user_budget,
-        humantime::format_duration(restraint.user_window)
+        limits.user_budget,
+        humantime::format_duration(limits.user_window)
     );
     log.warn(LogEvent::Recover, msg, recovery(who, "user_budget_spent"));
 }

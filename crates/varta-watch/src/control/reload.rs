@@ -7,7 +7,7 @@ use varta_api::{Fields, LogEvent};
 
 use super::{Control, nanoseconds};
 use crate::config::Config;
-use crate::handoff::Order;
+use crate::handoff::Update;
 use crate::keys::KeyRing;
 use crate::settings::policy::Policy;
 use crate::token::{Token, TokenFile};
@@ -71,7 +71,7 @@ impl Control {
         } = fresh;
         if let Some(ring) = keys {
             done.push(format!("read {ring}"));
-            self.given.orders.add(Order::Keys(ring));
+            self.given.updates.add(Update::Keys(ring));
         }
         if let (Some(file), Some(token)) = (&self.given.token, token) {
             done.push("read the token".to_owned());
@@ -89,11 +89,13 @@ impl Control {
         }
         let threshold_ns = nanoseconds(config.settings.threshold);
         self.given.state.set_threshold(threshold_ns);
-        self.given.orders.add(Order::Threshold(threshold_ns));
-        self.given.orders.add(Order::Limits(config.settings.limits));
+        self.given.updates.add(Update::Threshold(threshold_ns));
+        self.given
+            .updates
+            .add(Update::Limits(config.settings.limits));
         self.in_force = config;
         self.replace_policy();
-        self.given.orders.send();
+        self.given.updates.send();
     }
 
     /// Other rules, ladders and limits from now on. What runs goes on; who is silent goes on climbing where

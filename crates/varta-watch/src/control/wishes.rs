@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use varta_core::Agent;
 
 use super::Control;
-use crate::handoff::Order;
+use crate::handoff::Update;
 use crate::handoff::command::{Command, Gone};
 use crate::report::messages;
 
@@ -78,7 +78,7 @@ impl Control {
 
     fn pause(&mut self, agent: Agent, time: Duration, reason: Option<String>) -> Result<u64, Gone> {
         self.look_for(agent)?;
-        let order = self.given.orders.add(Order::Pause(agent, time));
+        let update = self.given.updates.add(Update::Pause(agent, time));
         self.pauses.add(agent, Instant::now() + time);
         // Whatever was to be done about its silence is not any more.
         self.settled(agent);
@@ -86,16 +86,16 @@ impl Control {
         messages::paused(&self.given.log, &who, time, reason.as_deref());
         let directory = &self.given.directory;
         directory.update(agent, |info| info.pause_reason = reason);
-        Ok(order)
+        Ok(update)
     }
 
     fn resume(&mut self, agent: Agent) -> Result<u64, Gone> {
         self.look_for(agent)?;
-        let order = self.given.orders.add(Order::Resume(agent));
+        let update = self.given.updates.add(Update::Resume(agent));
         if self.pauses.forget(agent) {
             self.tell_resumed(agent, "resumed: its silence counts from now on");
         }
-        Ok(order)
+        Ok(update)
     }
 
     fn look_for(&self, agent: Agent) -> Result<(), Gone> {

@@ -26,7 +26,7 @@ pub(crate) enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Gone;
 
-/// Answers with the number of the order to the beat path; its effect can be seen once that
+/// Answers with the number of the update to the beat path; its effect can be seen once that
 /// [is done](super::LivenessProbe::has_done).
 pub(crate) type Reply = oneshot::Sender<Result<u64, Gone>>;
 

@@ -1,5 +1,5 @@
 //! The ways between the beat path and everything slow: a bounded ring of events and questions one way, a
-//! bounded ring of orders the other way, and a bell at the end of each.
+//! bounded ring of updates the other way, and a bell at the end of each.
 //!
 //! [`command`] is the way from whoever takes requests to the control thread.
 //!
@@ -35,8 +35,8 @@ const RESERVED_EVENTS: usize = RING_EVENTS / 4;
 /// Room kept for stalls, returns and exits.
 const RESERVED_FOR_AGENTS: usize = RING_EVENTS / 8;
 
-/// Orders the other ring holds. Whoever orders keeps what finds no room.
-const RING_ORDERS: usize = 8192;
+/// Updates the other ring holds. The control thread keeps what finds no room.
+const RING_UPDATES: usize = 8192;
 
 /// What goes through the ring.
 pub(crate) enum Handed {
@@ -86,7 +86,7 @@ pub(crate) struct Acquaintance {
 }
 
 /// What the control thread tells the beat path.
-pub(crate) enum Order {
+pub(crate) enum Update {
     /// The answer to a question.
     Introduce(Introduction),
     /// An agent that was credited at once has been looked at since.
@@ -99,7 +99,7 @@ pub(crate) enum Order {
     Keys(KeyRing),
     /// What an agent is held to from now on.
     Deadlines(Agent, Deadlines),
-    /// Count none of an agent's silence for so long, measured on the attention clock from when the order is
+    /// Count none of an agent's silence for so long, measured on the attention clock from when the update is
     /// taken: a gap makes the pause longer in real time, and what waits in the ring comes on top.
     Pause(Agent, Duration),
     /// Count an agent's silence again.
@@ -226,13 +226,13 @@ impl EventReceiver {
     }
 }
 
-/// The control thread's end of the orders.
-pub(crate) struct OrderSender {
-    ring: rtrb::Producer<Order>,
+/// The control thread's end of the updates.
+pub(crate) struct UpdateSender {
+    ring: rtrb::Producer<Update>,
     bell: Arc<OwnedFd>,
     /// What found no room, oldest first.
-    waiting: std::collections::VecDeque<Order>,
-    /// How many orders there have been.
+    waiting: std::collections::VecDeque<Update>,
+    /// How many updates there have been.
     added: u64,
     done: Arc<AtomicU64>,
 }
@@ -267,10 +267,10 @@ impl LivenessProbe {
         asked_ns
     }
 
-    /// Whether the beat path has carried out the order with this number, see [`OrderSender::add`]. What it has
+    /// Whether the beat path has applied the update with this number, see [`UpdateSender::add`]. What it has
     /// changed in the table can be seen then.
-    pub(crate) fn has_done(&self, order: u64) -> bool {
-        self.done.load(Ordering::Acquire) >= order
+    pub(crate) fn has_done(&self, update: u64) -> bool {
+        self.done.load(Ordering::Acquire) >= update
     }
 
     /// Whether a turn that it has begun since it was asked is over.
@@ -279,26 +279,26 @@ impl LivenessProbe {
     }
 }
 
-/// The beat path's end of the orders.
-pub(crate) struct OrderReceiver {
-    ring: rtrb::Consumer<Order>,
+/// The beat path's end of the updates.
+pub(crate) struct UpdateReceiver {
+    ring: rtrb::Consumer<Update>,
     bell: Arc<OwnedFd>,
-    /// How many orders have been carried out. They are carried out in the order of their numbers.
+    /// How many updates have been applied. They are applied in the order of their numbers.
     done: Arc<AtomicU64>,
 }
 
-pub(crate) fn orders() -> rustix::io::Result<(OrderSender, OrderReceiver)> {
+pub(crate) fn updates() -> rustix::io::Result<(UpdateSender, UpdateReceiver)> {
     let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-    let (producer, consumer) = rtrb::RingBuffer::new(RING_ORDERS);
+    let (producer, consumer) = rtrb::RingBuffer::new(RING_UPDATES);
     let done = Arc::<AtomicU64>::default();
-    let sender = OrderSender {
+    let sender = UpdateSender {
         ring: producer,
         bell: Arc::clone(&bell),
         waiting: std::collections::VecDeque::new(),
         added: 0,
         done: Arc::clone(&done),
     };
-    let receiver = OrderReceiver {
+    let receiver = UpdateReceiver {
         ring: consumer,
         bell,
         done,
@@ -306,7 +306,7 @@ pub(crate) fn orders() -> rustix::io::Result<(OrderSender, OrderReceiver)> {
     Ok((sender, receiver))
 }
 
-impl OrderSender {
+impl UpdateSender {
     /// Finds out whether the other end turns.
     pub(crate) fn liveness_probe(&self, beat_path: Arc<BeatPathState>) -> LivenessProbe {
         LivenessProbe {
@@ -317,10 +317,10 @@ impl OrderSender {
         }
     }
 
-    /// Takes an order; it goes out with the next [`Self::send`]. Returns its number, counted from 1: whoever has
+    /// Takes an update; it goes out with the next [`Self::send`]. Returns its number, counted from 1: whoever has
     /// to know when it was carried out asks [`LivenessProbe::has_done`].
-    pub(crate) fn add(&mut self, order: Order) -> u64 {
-        self.waiting.push_back(order);
+    pub(crate) fn add(&mut self, update: Update) -> u64 {
+        self.waiting.push_back(update);
         self.added += 1;
         self.added
     }
@@ -328,8 +328,8 @@ impl OrderSender {
     /// Sends what waits, as far as there is room, and rings the bell.
     pub(crate) fn send(&mut self) {
         let room = self.ring.slots().min(self.waiting.len());
-        for order in self.waiting.drain(..room) {
-            let _ = self.ring.push(order);
+        for update in self.waiting.drain(..room) {
+            let _ = self.ring.push(update);
         }
         if room > 0 {
             let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
@@ -342,13 +342,13 @@ impl OrderSender {
     }
 }
 
-impl OrderReceiver {
-    /// The next order, if there is one.
-    pub(crate) fn pop(&mut self) -> Option<Order> {
+impl UpdateReceiver {
+    /// The next update, if there is one.
+    pub(crate) fn pop(&mut self) -> Option<Update> {
         self.ring.pop().ok()
     }
 
-    /// The order that was popped last has been carried out.
+    /// The update that was popped last has been applied.
     pub(crate) fn done(&self) {
         // This thread alone writes it.
         let done = self.done.load(Ordering::Relaxed) + 1;
@@ -371,7 +371,7 @@ impl OrderReceiver {
     }
 }
 
-impl AsFd for OrderReceiver {
+impl AsFd for UpdateReceiver {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn questions_of_the_same_moment_wake_the_beat_path_once() {
-        let (sender, receiver) = orders().unwrap();
+        let (sender, receiver) = updates().unwrap();
         let probe = sender.liveness_probe(beat_path());
         let rings = || {
             let mut count = [0; 8];
@@ -432,10 +432,10 @@ mod tests {
     }
 
     #[test]
-    fn each_order_is_done_when_it_was_carried_out_and_not_before() {
-        let (mut sender, mut receiver) = orders().unwrap();
+    fn each_update_is_done_when_it_was_applied_and_not_before() {
+        let (mut sender, mut receiver) = updates().unwrap();
         let probe = sender.liveness_probe(beat_path());
-        let numbers = [1, 2].map(|pid_max| sender.add(Order::PidMax(pid_max)));
+        let numbers = [1, 2].map(|pid_max| sender.add(Update::PidMax(pid_max)));
         sender.send();
         let done = || numbers.map(|number| probe.has_done(number));
         assert_eq!(done(), [false, false]);

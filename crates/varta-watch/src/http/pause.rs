@@ -108,9 +108,9 @@ async fn carry_out(
 ) -> Result<Response, Refusal> {
     answers.commands.send(command).await.map_err(|_| stops())?;
     let done = done.await.map_err(|_| stops())?;
-    let order = done.map_err(|Gone| nobody())?;
+    let update = done.map_err(|Gone| nobody())?;
     let asked = Instant::now();
-    while !answers.view.probe.has_done(order) {
+    while !answers.view.probe.has_done(update) {
         if asked.elapsed() > DONE_WAIT {
             return Err(Refusal::new(
                 StatusCode::SERVICE_UNAVAILABLE,

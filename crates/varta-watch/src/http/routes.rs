@@ -283,7 +283,7 @@ mod tests {
     /// Answers about an observer without a beat path.
     fn answers() -> (Arc<Answers>, watch::Sender<Stage>) {
         let beat_path = Arc::new(BeatPathState::new(RawClock::start()));
-        let (orders, _) = handoff::orders().unwrap();
+        let (updates, _) = handoff::updates().unwrap();
         let view = View {
             about: About {
                 session_id: "run".to_owned(),
@@ -301,7 +301,7 @@ mod tests {
             directory: Arc::default(),
             no_room: Arc::default(),
             counters: Arc::new(Counters::default()),
-            probe: orders.liveness_probe(Arc::clone(&beat_path)),
+            probe: updates.liveness_probe(Arc::clone(&beat_path)),
             beat_path,
             control: Arc::default(),
         };

@@ -125,7 +125,7 @@ impl Ingest {
         let Some(process) = process else {
             return Some((agent, facts));
         };
-        let is_other = match self.config.means.instance_of(process) {
+        let is_other = match self.config.kernel.instance_of(process) {
             Some(instance) => instance != agent.instance,
             None => {
                 let old = self.held[slot as usize].pidfd.as_ref();
@@ -194,7 +194,7 @@ impl Ingest {
             // A zombie keeps its pid, and so does one that nobody came after.
             _ => match process_info::open(agent.pid) {
                 Ok(process) => {
-                    let instance = self.config.means.instance_of(&process);
+                    let instance = self.config.kernel.instance_of(&process);
                     instance.is_none_or(|instance| instance == agent.instance)
                 }
                 Err(_) => true,
@@ -250,7 +250,7 @@ impl Ingest {
         };
         let instance = process
             .as_ref()
-            .and_then(|process| self.config.means.instance_of(process));
+            .and_then(|process| self.config.kernel.instance_of(process));
         if instance.is_some() && self.has_ended(pid, instance) {
             self.introductions.remember_noisy(pid, now_ns);
             return self.refuse(pid, Refusal::SenderEnded);

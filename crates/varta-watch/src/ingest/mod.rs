@@ -23,13 +23,13 @@ mod ended;
 mod introductions;
 mod network;
 mod open;
-mod orders;
 mod precedence;
 mod queue;
 mod receive;
 mod remembered;
 mod shed;
 mod sleep;
+mod updates;
 
 use std::io;
 use std::ops::ControlFlow;
@@ -48,8 +48,8 @@ use varta_sys::receive::{DatagramBatch, SenderCredentials};
 
 use crate::beat_path_state::{BeatPathState, Transport};
 use crate::clock::RawClock;
-use crate::handoff::{EventSender, OrderReceiver, StopSignal};
-use crate::process_info::{self, Means};
+use crate::handoff::{EventSender, StopSignal, UpdateReceiver};
+use crate::process_info::{self, KernelFeatures};
 use crate::socket_file::BoundSocket;
 
 use discards::Discards;
@@ -93,7 +93,7 @@ const RING_FULL_PAUSE_NS: u64 = 1_000_000;
 /// What the beat path needs to know.
 pub(crate) struct IngestConfig {
     pub(crate) gate: LocalGate,
-    pub(crate) means: Means,
+    pub(crate) kernel: KernelFeatures,
     pub(crate) threshold_ns: u64,
     /// Somebody wants every beat as an event.
     pub(crate) every_beat: bool,
@@ -117,7 +117,7 @@ pub(crate) struct Sockets {
 pub(crate) struct Lines {
     pub(crate) state: Arc<BeatPathState>,
     pub(crate) events: EventSender,
-    pub(crate) orders: OrderReceiver,
+    pub(crate) updates: UpdateReceiver,
     pub(crate) stop: StopSignal,
 }
 
@@ -193,7 +193,7 @@ impl Ingest {
         let (sleeper, ready) = Sleeper::new(
             &sockets.local,
             lines.stop.as_fd(),
-            &lines.orders,
+            &lines.updates,
             raw,
             capacity,
         )?;
@@ -202,7 +202,7 @@ impl Ingest {
         }
         let discards = match sockets.local.refuses_descriptors() {
             true => None,
-            false => Some(Discards::start(&sockets.local, lines.orders.bell(), raw)?),
+            false => Some(Discards::start(&sockets.local, lines.updates.bell(), raw)?),
         };
         Ok(Self {
             socket: sockets.local,
@@ -260,7 +260,7 @@ impl Ingest {
         self.flood.turn(woken_ns, is_calm);
         let heard_ns = self.attention.now_ns();
         // Beats that waited for an answer are older than those in the queue.
-        self.drain_orders();
+        self.apply_updates();
         // Everything sent before this moment is in the queue by now, so silence up to it is proved
         // once the queue has been read; unless the queue was full and something was refused.
         self.drain_local(fetched, self.receive_budget)?;

@@ -142,7 +142,7 @@ impl Ingest {
         let mut read = 0;
         if self.may_read_local() {
             let mut is_over = false;
-            if self.config.means.sender_pidfd && !self.flood.is_here {
+            if self.config.kernel.sender_pidfd && !self.flood.is_here {
                 is_over = self.take_one_by_one(&mut read, budget);
             }
             if !is_over {

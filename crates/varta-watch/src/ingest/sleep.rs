@@ -1,6 +1,6 @@
 //! Waiting for input or for a deadline, whichever comes first.
 //!
-//! One epoll instance watches the sockets, the stop signal, the orders of the control thread, a timer
+//! One epoll instance watches the sockets, the stop signal, the updates of the control thread, a timer
 //! and one pidfd per agent.
 //! The timer is a `timerfd` with an absolute time: it is exact to the microsecond where a timeout
 //! in milliseconds would not be, costs a system call only when the deadline moves, and exists on
@@ -32,15 +32,15 @@ const AT_ONCE: Timespec = Timespec {
 const TIMER: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;
 const SOCKET: u64 = u64::MAX - 2;
-const ORDERS: u64 = u64::MAX - 3;
+const UPDATES: u64 = u64::MAX - 3;
 
 /// What is ready.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
     /// Somebody wants the loop to end.
     pub(crate) stop: bool,
-    /// The control thread has sent orders.
-    pub(crate) orders: bool,
+    /// The control thread has sent updates.
+    pub(crate) updates: bool,
     /// Slots whose process may have ended; each is added once, and taken out by whoever has seen to it.
     pub(crate) exits: Vec<u32>,
 }
@@ -68,7 +68,7 @@ impl Sleeper {
     pub(crate) fn new(
         socket: impl AsFd,
         stop: impl AsFd,
-        orders: impl AsFd,
+        updates: impl AsFd,
         clock: RawClock,
         agents: usize,
     ) -> io::Result<(Self, Ready)> {
@@ -85,11 +85,11 @@ impl Sleeper {
         };
         sleeper.add(socket, SOCKET, epoll::EventFlags::IN)?;
         sleeper.add(stop, STOP, epoll::EventFlags::IN)?;
-        sleeper.add(orders, ORDERS, epoll::EventFlags::IN)?;
+        sleeper.add(updates, UPDATES, epoll::EventFlags::IN)?;
         sleeper.add(&sleeper.timer, TIMER, epoll::EventFlags::IN)?;
         let ready = Ready {
             stop: false,
-            orders: false,
+            updates: false,
             exits: Vec::with_capacity(agents),
         };
         Ok((sleeper, ready))
@@ -175,7 +175,7 @@ impl Sleeper {
             for event in &fetched.0 {
                 match event.data.u64() {
                     STOP => ready.stop = true,
-                    ORDERS => ready.orders = true,
+                    UPDATES => ready.updates = true,
                     SOCKET | TIMER => {}
                     slot => ready.exits.push(slot as u32),
                 }

@@ -35,7 +35,7 @@ use crate::handoff::{self, StopSignal, command};
 use crate::http::{Listeners, Places};
 use crate::ingest::{Ingest, IngestConfig, Lines, Network, Sockets};
 use crate::keys::KeyRing;
-use crate::process_info::{self, Means};
+use crate::process_info::{self, KernelFeatures};
 use crate::replay_file;
 use crate::report::event_file::EventFile;
 use crate::report::log::Log;
@@ -131,7 +131,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     let access = settings.socket_access;
     let socket = BoundSocket::bind_made(socket, &settings.socket, access, Purpose::Beats)
         .map_err(|error| error.to_string())?;
-    let means = Means::find(&socket);
+    let kernel = KernelFeatures::find(&socket);
     let raw = RawClock::start();
     let beat_path = Arc::new(BeatPathState::new(raw));
     let listening = settings.udp.as_ref();
@@ -164,8 +164,8 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     let stop = StopSignal::new().map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
     let (sender, receiver) = handoff::channel(Arc::clone(&counters))
         .map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
-    let (order_sender, order_receiver) =
-        handoff::orders().map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
+    let (update_sender, update_receiver) =
+        handoff::updates().map_err(|errno| format!("cannot create an eventfd: {errno}"))?;
     let gate = LocalGate {
         users: settings.users.clone(),
         nobody: users::unmapped_uid(),
@@ -174,7 +174,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     let limits = Limits::new(slots, settings.limits, raw.now_ns());
     let ingest_config = IngestConfig {
         gate,
-        means,
+        kernel,
         threshold_ns: nanoseconds(settings.threshold),
         every_beat: event_file.is_some() && settings.export_events == ExportEvents::All,
         refuse_foreign: settings.refuse_foreign,
@@ -185,7 +185,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     let lines = Lines {
         state: Arc::clone(&beat_path),
         events: sender,
-        orders: order_receiver,
+        updates: update_receiver,
         stop: stop.clone(),
     };
     let sockets = Sockets {
@@ -219,14 +219,14 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         directory: Arc::clone(&directory),
         no_room: Arc::clone(&no_room),
         counters: Arc::clone(&counters),
-        probe: order_sender.liveness_probe(Arc::clone(&beat_path)),
+        probe: update_sender.liveness_probe(Arc::clone(&beat_path)),
         beat_path: Arc::clone(&beat_path),
         control: Arc::clone(&control_state),
     };
     let (command_sender, commands) = command::channel();
     let mut control = Control::new(ControlConfig {
         events: receiver,
-        orders: order_sender,
+        updates: update_sender,
         commands,
         log: log.clone(),
         event_file,
@@ -241,7 +241,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         counters: Arc::clone(&counters),
         beat_path,
         state: control_state,
-        means,
+        kernel,
     });
 
     let places = listeners.places();
@@ -273,7 +273,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         for warning in &config.warnings {
             log.warn(LogEvent::Notice, warning.clone(), Fields::default());
         }
-        notices(settings, log, queue, means);
+        notices(settings, log, queue, kernel);
         udp_notices(settings, log, network_notices.unwrap_or_default());
         let reason = control
             .run(signals, settings.shutdown_after, &mut ingest_end)
@@ -499,7 +499,7 @@ impl Display for Whose<'_> {
 }
 
 /// Says what this system or these settings make worse than it could be, each in one line.
-fn notices(settings: &Settings, log: &Log, queue: Depth, means: Means) {
+fn notices(settings: &Settings, log: &Log, queue: Depth, kernel: KernelFeatures) {
     let say = |msg: String| log.info(LogEvent::Notice, msg, Fields::default());
     if users::effective_uid() == 0 && !users::is_root() {
         say(
@@ -511,12 +511,12 @@ fn notices(settings: &Settings, log: &Log, queue: Depth, means: Means) {
     if let Some(shallow) = queue.shallow {
         say(shallow);
     }
-    if !means.proc {
+    if !kernel.proc {
         say("/proc shows another pid namespace than this observer's: agents have no names, and those \
              in containers that call themselves by an inner pid are refused; mount /proc anew"
             .to_owned());
     }
-    if !means.sender_pidfd {
+    if !kernel.sender_pidfd {
         say("this kernel cannot hand over the sender of a beat (Linux 6.5 can): a pid that changes \
              hands between the first beat of an agent and its reading goes unnoticed"
             .to_owned());

@@ -11,7 +11,7 @@ use varta_core::Claims;
 use super::program::Program;
 use super::rights::Owners;
 use super::units::Units;
-use super::{Means, start_time};
+use super::{KernelFeatures, start_time};
 
 /// Bytes of a `/proc` file that are looked at; the kernel's own files are far shorter.
 const FILE_BYTES_MAX: usize = 16 * 1024;
@@ -41,8 +41,8 @@ pub(crate) struct Facts {
 
 impl Facts {
     /// Reads the facts of the process that has `pid`; `None` unless that was `instance` all the time.
-    pub(crate) fn of(pid: u32, instance: u64, means: Means) -> Option<Self> {
-        if !means.proc {
+    pub(crate) fn of(pid: u32, instance: u64, kernel: KernelFeatures) -> Option<Self> {
+        if !kernel.proc {
             return None;
         }
         let status = read(pid, "status");
@@ -61,7 +61,7 @@ impl Facts {
                 .map(|namespace| namespace.ino()),
         };
         // Whoever has the pid now has had it since before it was read.
-        let still_there = means.hold(pid).is_ok_and(|held| held.instance == instance);
+        let still_there = kernel.hold(pid).is_ok_and(|held| held.instance == instance);
         still_there.then_some(facts)
     }
 
@@ -149,15 +149,15 @@ impl CgroupPath {
 mod tests {
     use super::*;
 
-    fn means() -> Means {
-        Means::find(std::os::unix::net::UnixDatagram::unbound().unwrap())
+    fn kernel() -> KernelFeatures {
+        KernelFeatures::find(std::os::unix::net::UnixDatagram::unbound().unwrap())
     }
 
     #[test]
     fn this_process_is_known_by_name_program_and_number() {
         let pid = std::process::id();
-        let instance = means().hold(pid).unwrap().instance;
-        let facts = Facts::of(pid, instance, means()).unwrap();
+        let instance = kernel().hold(pid).unwrap().instance;
+        let facts = Facts::of(pid, instance, kernel()).unwrap();
         assert!(!facts.name.is_empty());
         assert_eq!(facts.exe, std::env::current_exe().ok());
         assert_eq!(facts.pids.first(), Some(&pid));
@@ -183,13 +183,13 @@ mod tests {
     #[test]
     fn the_facts_of_another_process_are_not_taken_for_this_ones() {
         let pid = std::process::id();
-        let other = means().hold(pid).unwrap().instance + 1;
-        assert_eq!(Facts::of(pid, other, means()), None);
-        let no_proc = Means {
+        let other = kernel().hold(pid).unwrap().instance + 1;
+        assert_eq!(Facts::of(pid, other, kernel()), None);
+        let no_proc = KernelFeatures {
             proc: false,
-            ..means()
+            ..kernel()
         };
-        let instance = means().hold(pid).unwrap().instance;
+        let instance = kernel().hold(pid).unwrap().instance;
         assert_eq!(Facts::of(pid, instance, no_proc), None);
     }
 

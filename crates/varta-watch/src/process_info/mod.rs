@@ -29,7 +29,7 @@ pub(crate) const UNIDENTIFIED: u64 = 0;
 
 /// What this system offers to tell processes apart. Found out once, at the start.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Means {
+pub(crate) struct KernelFeatures {
     /// A pidfd's inode is the instance number (Linux 6.9).
     pub(crate) pidfs: bool,
     /// A datagram can bring its sender's pidfd along (Linux 6.5).
@@ -38,7 +38,7 @@ pub(crate) struct Means {
     pub(crate) proc: bool,
 }
 
-impl Means {
+impl KernelFeatures {
     /// Asks the kernel. `socket` is the beat socket; it is left as it was.
     pub(crate) fn find(socket: impl AsFd) -> Self {
         let own = open(std::process::id());
@@ -176,7 +176,7 @@ mod tests {
 
     fn hold(pid: u32) -> io::Result<Process> {
         let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
-        Means::find(&socket).hold(pid)
+        KernelFeatures::find(&socket).hold(pid)
     }
 
     #[test]
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_kernel_without_inodes_for_processes_tells_them_apart_by_start_time() {
-        let old = Means {
+        let old = KernelFeatures {
             pidfs: false,
             sender_pidfd: false,
             proc: true,
@@ -223,7 +223,7 @@ mod tests {
         let me = old.hold(std::process::id()).unwrap();
         assert_eq!(me.instance, start_time(std::process::id()).unwrap());
         assert_eq!(old.instance_of(&me.pidfd), None);
-        let blind = Means { proc: false, ..old };
+        let blind = KernelFeatures { proc: false, ..old };
         assert!(blind.hold(std::process::id()).is_err());
     }
 

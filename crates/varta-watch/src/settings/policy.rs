@@ -1,4 +1,4 @@
-//! What is to be done about whom, as the operator wants it: rules, ladders and restraint, all checked.
+//! What is to be done about whom, as the operator wants it: rules, ladders and limits, all checked.
 //!
 //! When to climb which step is decided in `varta_core::ladder`.
 
@@ -18,7 +18,7 @@ pub(crate) struct Policy {
     /// The ladder of agents whose rule names none: an index into `ladders`.
     pub(crate) default_ladder: Option<usize>,
     pub(crate) mode: Mode,
-    pub(crate) restraint: Restraint,
+    pub(crate) limits: RecoveryLimits,
     pub(crate) children: Children,
     /// Recovery may touch agents of other pid namespaces.
     pub(crate) recover_foreign: bool,
@@ -202,7 +202,7 @@ pub(crate) enum Target {
 
 /// Limits for all recoveries together.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Restraint {
+pub(crate) struct RecoveryLimits {
     /// Children at the same time, at least 1.
     pub(crate) max_in_flight: usize,
     /// Actions started per second; 0 for no limit.

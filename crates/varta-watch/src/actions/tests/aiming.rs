@@ -16,7 +16,7 @@ fn send_as(user: u32, signal: Signal, to: Target, agent: Agent) -> Result<Hits, 
         to,
         wait: Duration::ZERO,
     };
-    Runner::new(means()).signal(&step, agent, user)
+    Runner::new(kernel()).signal(&step, agent, user)
 }
 
 fn hits(signalled: usize, spared: usize) -> Hits {
@@ -157,9 +157,9 @@ fn a_process_of_roots_that_became_another_users_is_signalled_still() {
 #[test]
 fn nobody_is_signalled_where_it_cannot_be_seen_whose_process_it_is() {
     let mut child = bystander(&mut sleeper());
-    let blind = Means {
+    let blind = KernelFeatures {
         proc: false,
-        ..means()
+        ..kernel()
     };
     if !blind.pidfs {
         println!("skipped: without pidfs nobody is identified without /proc");

@@ -59,7 +59,7 @@ fn send(signal: Signal, agent: Agent) -> Result<Hits, StartError> {
         wait: Duration::ZERO,
     };
     let user = rustix::process::getuid().as_raw();
-    Runner::new(means()).signal(&step, agent, user)
+    Runner::new(kernel()).signal(&step, agent, user)
 }
 
 /// Whom a signal to the control group of one process reaches: itself, one beside it and one below.
@@ -227,7 +227,7 @@ fn the_directory_of_a_group_is_where_its_mount_shows_it() {
 fn runner_in(group: &Cgroup) -> Runner {
     Runner {
         delegated: Some(Delegated::at(group.0.clone())),
-        ..Runner::new(means())
+        ..Runner::new(kernel())
     }
 }
 
@@ -275,7 +275,7 @@ fn a_child_runs_where_the_observer_is_if_it_cannot_have_a_control_group() {
     block_on(async {
         let runner = Runner {
             delegated: Some(Delegated::at("/no/such/directory".into())),
-            ..Runner::new(means())
+            ..Runner::new(kernel())
         };
         let ended = start(&runner, &step("/bin/true", &[])).wait().await;
         assert!(ended.status.unwrap().success());

@@ -29,7 +29,7 @@ fn a_program_that_ignores_being_told_is_killed() {
         ..children()
     };
     block_on(async {
-        let runner = Runner::new(means());
+        let runner = Runner::new(kernel());
         let running = runner
             .start(&step, &children, &subject(this_process()))
             .unwrap();
@@ -49,7 +49,7 @@ fn a_program_may_use_its_grace_to_clean_up() {
         ready.display()
     );
     block_on(async {
-        let runner = Runner::new(means());
+        let runner = Runner::new(kernel());
         let (running, _) = start_ready(&runner, &shell(&script), &ready);
         runner.stop(Duration::from_secs(600));
         let ended = running.wait().await;
@@ -63,7 +63,7 @@ fn a_program_may_use_its_grace_to_clean_up() {
 #[test]
 fn a_stopped_program_hears_that_it_is_to_go() {
     block_on(async {
-        let runner = Runner::new(means());
+        let runner = Runner::new(kernel());
         let running = start(&runner, &step("/bin/sleep", &["600"]));
         let pid = rustix::process::Pid::from_raw(running.pid as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
@@ -81,7 +81,7 @@ fn stubborn_grandchild(grace: Duration, on_this_kernel: impl Fn(Running) -> Runn
         ready.display()
     );
     block_on(async {
-        let runner = Runner::new(means());
+        let runner = Runner::new(kernel());
         let (running, grandchild) = start_ready(&runner, &shell(&script), &ready);
         runner.stop(grace);
         on_this_kernel(running).wait().await;
@@ -115,7 +115,7 @@ fn what_a_program_has_started_has_the_rest_of_the_grace() {
         ready.display()
     );
     block_on(async {
-        let runner = Runner::new(means());
+        let runner = Runner::new(kernel());
         let (running, _) = start_ready(&runner, &shell(&script), &ready);
         let by_group = running.outlives_leader();
         runner.stop(Duration::from_secs(600));
@@ -131,7 +131,7 @@ fn what_a_program_has_left_running_when_it_ended_by_itself_stays() {
     let ready = fifo(&directory, "ready");
     let script = format!("sleep 600 & echo $! > {}", ready.display());
     block_on(async {
-        let runner = Runner::new(means());
+        let runner = Runner::new(kernel());
         let (running, left) = start_ready(&runner, &shell(&script), &ready);
         assert_eq!(running.wait().await.how, How::Finished);
         let pidfd = crate::process_info::open(left.trim().parse().unwrap()).unwrap();
@@ -146,7 +146,7 @@ fn a_program_that_is_dropped_is_killed_with_all_it_has_started_and_reaped() {
     let ready = fifo(&directory, "ready");
     let script = format!("sleep 600 & echo $! > {}; wait", ready.display());
     block_on(async {
-        let (running, grandchild) = start_ready(&Runner::new(means()), &shell(&script), &ready);
+        let (running, grandchild) = start_ready(&Runner::new(kernel()), &shell(&script), &ready);
         let leader = running.pid.to_string();
         drop(running);
         assert!(pid_ends(&leader));
@@ -163,7 +163,7 @@ fn waiting_that_is_given_up_kills_as_well() {
     let ready = fifo(&directory, "ready");
     let script = format!("sleep 600 & echo $! > {}; wait", ready.display());
     block_on(async {
-        let (running, grandchild) = start_ready(&Runner::new(means()), &shell(&script), &ready);
+        let (running, grandchild) = start_ready(&Runner::new(kernel()), &shell(&script), &ready);
         let given_up = tokio::time::timeout(Duration::from_millis(20), running.wait()).await;
         assert!(given_up.is_err());
         assert!(pid_ends(&grandchild));
@@ -173,7 +173,7 @@ fn waiting_that_is_given_up_kills_as_well() {
 #[test]
 fn a_program_that_was_waited_for_is_no_zombie() {
     block_on(async {
-        let running = start(&Runner::new(means()), &step("/bin/true", &[]));
+        let running = start(&Runner::new(kernel()), &step("/bin/true", &[]));
         let proc = Path::new("/proc").join(running.pid.to_string());
         running.wait().await;
         assert!(!proc.exists());
@@ -183,7 +183,7 @@ fn a_program_that_was_waited_for_is_no_zombie() {
 #[test]
 fn all_children_end_when_the_observer_stops() {
     block_on(async {
-        let runner = Runner::new(means());
+        let runner = Runner::new(kernel());
         let mut set = tokio::task::JoinSet::new();
         for _ in 0..20 {
             set.spawn(start(&runner, &step("/bin/sleep", &["600"])).wait());

@@ -21,15 +21,15 @@ use super::child::Running;
 use super::*;
 use crate::settings::policy::{Children, RunStep};
 
-fn means() -> Means {
-    Means::find(std::os::unix::net::UnixDatagram::unbound().unwrap())
+fn kernel() -> KernelFeatures {
+    KernelFeatures::find(std::os::unix::net::UnixDatagram::unbound().unwrap())
 }
 
 fn agent(pid: u32) -> Agent {
     Agent {
         slot: 0,
         pid,
-        instance: means().hold(pid).unwrap().instance,
+        instance: kernel().hold(pid).unwrap().instance,
         stream: 0,
     }
 }
@@ -106,7 +106,7 @@ fn start_ready(runner: &Runner, step: &RunStep, ready: &Path) -> (Running, Strin
 }
 
 fn run(step: &RunStep) -> Ended {
-    block_on(async { start(&Runner::new(means()), step).wait().await })
+    block_on(async { start(&Runner::new(kernel()), step).wait().await })
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {

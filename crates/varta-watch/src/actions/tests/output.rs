@@ -92,7 +92,7 @@ fn what_a_program_leaves_running_does_not_delay_its_end_and_can_go_on_writing() 
         done.display()
     );
     block_on(async {
-        let runner = Runner::new(means());
+        let runner = Runner::new(kernel());
         let ended = start(&runner, &shell(&script)).wait().await;
         assert_eq!(ended.output.text(), "started\n");
         assert_eq!(runner.left_open.count(), 1);

@@ -5,7 +5,7 @@ use std::fs::File;
 
 fn error_of(step: &RunStep, agent: Agent) -> Option<StartError> {
     let start = async {
-        Runner::new(means())
+        Runner::new(kernel())
             .start(step, &children(), &subject(agent))
             .err()
     };
@@ -105,7 +105,7 @@ fn a_program_inherits_no_descriptor_even_if_somebody_lets_it() {
 fn a_program_has_a_session_and_a_group_of_its_own() {
     block_on(async {
         let step = shell("read stat < /proc/$$/stat; echo ${stat##*)}");
-        let running = start(&Runner::new(means()), &step);
+        let running = start(&Runner::new(kernel()), &step);
         let pid = running.pid.to_string();
         let text = running.wait().await.output.text();
         let fields: Vec<_> = text.split_whitespace().collect();
@@ -153,7 +153,7 @@ fn a_program_for_an_agent_elsewhere_is_given_its_address() {
             ..subject(elsewhere())
         };
         let step = step("/bin/echo", &["{pid}@{source}"]);
-        let running = Runner::new(means())
+        let running = Runner::new(kernel())
             .start(&step, &children(), &about)
             .unwrap();
         assert_eq!(running.wait().await.output.text(), "4242@10.0.0.7\n");

@@ -257,18 +257,15 @@ fn restraint_and_children_come_from_their_settings() {
             "--recovery-env=A=b",
         ],
     );
-    let restraint = policy.restraint;
-    assert_eq!(restraint.mass_stall_share, Some(0.25));
-    assert_eq!(restraint.mass_stall_min, 5);
-    assert_eq!(restraint.mass_stall_hold, Some(Duration::from_secs(600)));
+    let limits = policy.limits;
+    assert_eq!(limits.mass_stall_share, Some(0.25));
+    assert_eq!(limits.mass_stall_min, 5);
+    assert_eq!(limits.mass_stall_hold, Some(Duration::from_secs(600)));
     assert_eq!(
-        (restraint.memory_pressure, restraint.io_pressure),
+        (limits.memory_pressure, limits.io_pressure),
         (None, Some(33.0))
     );
-    assert_eq!(
-        (restraint.max_in_flight, restraint.starts_per_second),
-        (8, 100)
-    );
+    assert_eq!((limits.max_in_flight, limits.starts_per_second), (8, 100));
     assert_eq!(policy.mode, Mode::DryRun);
     let expected = Children {
         inherit_environment: false,

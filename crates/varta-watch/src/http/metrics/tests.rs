@@ -62,7 +62,7 @@ impl Observer {
             directory: Arc::new(Directory::default()),
             no_room: Arc::default(),
             counters: Arc::clone(&counters),
-            probe: handoff::orders()
+            probe: handoff::updates()
                 .unwrap()
                 .0
                 .liveness_probe(Arc::clone(&beat_path)),
