@@ -365,7 +365,7 @@ pub(super) struct RecoveryFlags {
 
 /// What holds recovery back, for all agents together.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "RecoveryLimits")]
+#[command(next_help_heading = "Restraint")]
 pub(super) struct RecoveryLimitFlags {
     /// Recovery commands that run at the same time
     ///
