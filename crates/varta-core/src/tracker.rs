@@ -215,6 +215,11 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.len.local + self.len.remote
     }
 
+    /// Slots that agents of this host have.
+    pub fn local_len(&self) -> usize {
+        self.len.local
+    }
+
     /// True while nobody is tracked.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -265,7 +270,6 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         if facts.locality == Locality::Local {
             self.users.leave(facts.uid);
         }
-        self.publish_len();
     }
 
     fn facts_of(&self, agent: Agent) -> Option<Slot> {

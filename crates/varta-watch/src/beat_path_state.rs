@@ -1,5 +1,5 @@
-//! How the beat path is doing, for the other threads: when it turned last, by when it turns again, what keeps it from
-//! receiving.
+//! How the beat path is doing, for the other threads: when it turned last, by when it turns again, how many agents it
+//! has, what keeps it from receiving.
 //!
 //! The beat path alone writes, everybody else reads; nobody waits, and nothing here wakes the beat path. What a page of
 //! metrics shows of this is read when the page is made, see [`BeatPathState::level`].
@@ -63,6 +63,7 @@ pub(crate) struct BeatPathState {
     next_turn_ns: AtomicU64,
     last_turn_ns: AtomicU64,
     attention_lag_ns: AtomicU64,
+    local_agents: AtomicU64,
     /// By transport; 0 while it can be received from.
     receive_errnos: [AtomicU64; Transport::ALL.len()],
     is_blocked: AtomicBool,
@@ -76,6 +77,7 @@ impl BeatPathState {
             next_turn_ns: AtomicU64::new(0),
             last_turn_ns: AtomicU64::new(0),
             attention_lag_ns: AtomicU64::new(0),
+            local_agents: AtomicU64::new(0),
             receive_errnos: Default::default(),
             is_blocked: AtomicBool::new(false),
             hanging_threads: AtomicU64::new(0),
@@ -100,6 +102,11 @@ impl BeatPathState {
     /// How far the attention clock is behind. Written before the promise that follows a gap.
     pub(crate) fn set_attention_lag(&self, ns: u64) {
         self.attention_lag_ns.store(ns, Ordering::Release);
+    }
+
+    /// Slots that agents of this host have.
+    pub(crate) fn set_local_agents(&self, count: u64) {
+        self.local_agents.store(count, Ordering::Release);
     }
 
     /// Receiving fails with this error number, or does not: 0. True if that is news.
@@ -131,6 +138,11 @@ impl BeatPathState {
     /// How far the attention clock is behind the raw one.
     pub(crate) fn attention_lag_ns(&self) -> u64 {
         self.attention_lag_ns.load(Ordering::Acquire)
+    }
+
+    /// Slots that agents of this host have.
+    pub(crate) fn local_agents(&self) -> u64 {
+        self.local_agents.load(Ordering::Acquire)
     }
 
     /// Why nothing can be received, if so.
@@ -171,6 +183,7 @@ impl BeatPathState {
             Gauge::NextTurn => self.next_turn_ns.load(Ordering::Acquire),
             Gauge::LastTurn => self.last_turn_ns(),
             Gauge::AttentionLag => self.attention_lag_ns(),
+            Gauge::LocalAgents => self.local_agents(),
             Gauge::ReceiveErrnoUnix => self.receive_errno(Transport::Unix),
             Gauge::ReceiveErrnoUdp => self.receive_errno(Transport::Udp),
             Gauge::ReceiveBlocked => self.is_blocked().into(),

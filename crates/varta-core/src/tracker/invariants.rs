@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicU64;
 use super::users::Tally;
 use super::{Tracker, key_of};
 use crate::agent::Locality;
-use crate::counters::Gauge;
 use crate::slot::SlotState;
 
 impl<W: AsRef<[AtomicU64]>> Tracker<W> {
@@ -60,8 +59,6 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         }
         assert_eq!(used, self.len());
         assert_eq!(remote, self.len.remote);
-        let local = self.counters.level(Gauge::LocalAgents) as usize;
-        assert_eq!(used - remote, local);
         assert_eq!(users.len(), self.users.len());
         for (user, tally) in users {
             assert_eq!(self.users.tally(user), tally, "user {user}");

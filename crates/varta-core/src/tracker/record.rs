@@ -186,7 +186,6 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         if let Some(uid) = user {
             self.users.join(uid);
         }
-        self.publish_len();
         self.counters.count(Counter::BeatsAccepted);
         self.counters.count(Counter::Joins);
         let mut recorded = Recorded::accepted(BeatOutcome::Inserted, facts.agent(slot));

@@ -5,7 +5,6 @@ use std::sync::atomic::AtomicU64;
 use super::reclaim::VictimScope;
 use super::{EvictionPolicy, Tracker};
 use crate::agent::Locality;
-use crate::counters::Gauge;
 use crate::slot::{Slot, SlotState};
 
 impl<W: AsRef<[AtomicU64]>> Tracker<W> {
@@ -69,11 +68,6 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             Some(_) => VictimScope::Only(Locality::Local),
             None => VictimScope::Only(Locality::Remote),
         }
-    }
-
-    /// Readers on other threads need not look at every slot to find out whether there is room.
-    pub(super) fn publish_len(&self) {
-        self.counters.set(Gauge::LocalAgents, self.len.local as u64);
     }
 
     /// Queues a slot for newcomers.

@@ -267,7 +267,7 @@ mod tests {
     use serde::de::DeserializeOwned;
     use tokio::sync::{mpsc, watch};
     use varta_api::v1::Info;
-    use varta_core::{Counter, Counters, Gauge, Refusal as Refused, SlotTable};
+    use varta_core::{Counter, Counters, Refusal as Refused, SlotTable};
 
     use super::super::answers::VARY_BY_CODING;
     use super::super::events::FOLLOWERS_MAX;
@@ -379,7 +379,7 @@ mod tests {
         let said = text_of(&answers, "/readyz").await;
         assert_eq!(said, (StatusCode::OK, format!("ready\n{share}")));
         let capacity = view.about.capacity;
-        view.counters.set(Gauge::LocalAgents, capacity as u64);
+        view.beat_path.set_local_agents(capacity as u64);
         let (status, text) = text_of(&answers, "/readyz").await;
         assert_eq!(status, StatusCode::OK, "nobody was refused for that");
         assert!(text.starts_with("ready\nthe table is full\n"), "{text}");
@@ -388,7 +388,7 @@ mod tests {
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         let full = format!("not ready\nnewcomers found the table of {capacity} agents full");
         assert!(text.starts_with(&full), "{text}");
-        view.counters.set(Gauge::LocalAgents, capacity as u64 - 1);
+        view.beat_path.set_local_agents(capacity as u64 - 1);
         assert_eq!(status_of(&answers, "/readyz").await, StatusCode::OK);
         let info: Info = json_of(ask(&answers, "/api/v1/info").await).await;
         assert_eq!((info.full, info.no_room.len()), (false, 2));

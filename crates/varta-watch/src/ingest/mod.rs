@@ -335,6 +335,8 @@ impl Ingest {
         self.counters.add(Counter::ClockRegressions, regressions);
         let jumps = self.attention.take_jumps();
         self.counters.add(Counter::ClockJumps, jumps);
+        let local_agents = self.tracker.local_len() as u64;
+        self.lines.state.set_local_agents(local_agents);
         // Last: who sees it sees what the turn has done.
         self.lines.state.set_last_turn(self.woken_ns);
     }

@@ -148,7 +148,7 @@ impl View {
 
     /// Whether agents of this host have all slots there are for them.
     pub(crate) fn is_full(&self) -> bool {
-        self.counters.level(Gauge::LocalAgents) >= self.about.capacity as u64
+        self.beat_path.local_agents() >= self.about.capacity as u64
     }
 
     /// What there was lately no room in for a newcomer.
