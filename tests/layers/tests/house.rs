@@ -54,7 +54,7 @@ const WATCH: &[&[&str]] = &[
 ];
 
 /// Rooms of the observer that are looked into: there is no circle between their modules either.
-const LOOKED_INTO: &[&str] = &["http", "control", "report", "snapshot"];
+const LOOKED_INTO: &[&str] = &["http", "control", "ingest", "report", "snapshot"];
 
 /// Circles that are still there: crate, module, rooms. What is not there any more must leave this list.
 const KNOWN: &[(&str, &[&str], &[&str])] =

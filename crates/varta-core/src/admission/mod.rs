@@ -10,6 +10,7 @@ mod bucket;
 mod claim;
 mod ended;
 mod pending;
+mod remote;
 mod send_time;
 mod sender;
 mod ttl_cache;
@@ -21,6 +22,7 @@ use crate::refusal::Refusal;
 
 pub use bucket::{BeatLimit, LimitOptions, Limits, Rate, TokenBucket};
 pub use claim::{CLAIMS_MAX, Claims, ProcessInfo};
+pub use remote::{Admitted, KnownRemote, Moment, RemoteBeat, RemoteFrame, RemoteSenders};
 pub use send_time::SendTimeBound;
 pub use sender::{
     FoundProcess, Hold, KnownSender, LocalSenders, Room, SenderQuery, SenderReply, Verdict,

@@ -126,7 +126,7 @@ pub(super) fn hold(
     kernel: KernelFeatures,
     failed: impl FnOnce(io::Error) -> StartError,
 ) -> Result<OwnedFd, StartError> {
-    if agent.instance == process_info::UNIDENTIFIED {
+    if agent.instance == varta_core::agent::UNIDENTIFIED {
         return Err(StartError::Unidentified);
     }
     // The latest moment at which the number can be checked. It does not reserve the pid for as long as a

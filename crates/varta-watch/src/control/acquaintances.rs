@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use varta_core::Agent;
+use varta_core::admission::ProcessInfo;
+use varta_core::agent::UNIDENTIFIED;
 
 use crate::clock::RawClock;
-use crate::handoff::{Acquaintance, Introduction, Question};
+use crate::handoff::{IdentityQuery, IdentityReply};
 use crate::process_info::facts::Facts;
-use crate::process_info::{self, KernelFeatures, UNIDENTIFIED, program};
+use crate::process_info::{self, KernelFeatures, program};
 use crate::report::messages::Who;
 
 /// How often unwatched agents are looked at.
@@ -57,7 +59,7 @@ impl Acquaintances {
     }
 
     /// Looks at a process for the beat path.
-    pub(super) fn answer(&mut self, question: Question) -> Introduction {
+    pub(super) fn answer(&mut self, question: IdentityQuery) -> IdentityReply {
         let pid = question.pid;
         let mut process = question.process;
         let mut instance = question.instance;
@@ -74,19 +76,19 @@ impl Acquaintances {
         let proved = question
             .sent_after_ns
             .is_none_or(|sent_after_ns| self.is_sender(facts.as_ref(), sent_after_ns));
-        let acquaintance = facts.as_ref().map(acquaintance_with).unwrap_or_default();
+        let info = facts.as_ref().map(info_of).unwrap_or_default();
         if let Some(facts) = facts {
             if self.examined.len() >= EXAMINED_MAX {
                 self.examined.clear();
             }
             self.examined.insert((pid, instance), facts);
         }
-        Introduction {
+        IdentityReply {
             ticket: question.ticket,
             process,
             instance,
             proved,
-            acquaintance,
+            info,
         }
     }
 
@@ -106,19 +108,19 @@ impl Acquaintances {
     }
 
     /// A new agent. Returns what the beat path is to know.
-    pub(super) fn join(&mut self, agent: Agent, exit_watched: bool) -> Acquaintance {
+    pub(super) fn join(&mut self, agent: Agent, exit_watched: bool) -> ProcessInfo {
         let examined = self.examined.remove(&(agent.pid, agent.instance));
         let facts = examined
             .or_else(|| Facts::of(agent.pid, agent.instance, self.kernel))
             .unwrap_or_default();
-        let acquaintance = acquaintance_with(&facts);
+        let info = info_of(&facts);
         self.known.insert(agent.slot, (agent, facts));
         if !exit_watched {
             self.unwatched.push_back(agent);
             self.next_search
                 .get_or_insert(Instant::now() + SEARCH_PAUSE);
         }
-        acquaintance
+        info
     }
 
     /// A new agent that lives elsewhere: `/proc` knows nothing of it.
@@ -241,8 +243,8 @@ impl Acquaintances {
     }
 }
 
-fn acquaintance_with(facts: &Facts) -> Acquaintance {
-    Acquaintance {
+fn info_of(facts: &Facts) -> ProcessInfo {
+    ProcessInfo {
         claims: facts.claims(),
         pid_ns: facts.pid_ns,
         is_foreign: facts.is_foreign(),
@@ -277,8 +279,8 @@ mod tests {
         }
     }
 
-    fn question(pid: u32, sent_after_ns: Option<u64>) -> Question {
-        Question {
+    fn question(pid: u32, sent_after_ns: Option<u64>) -> IdentityQuery {
+        IdentityQuery {
             ticket: 3,
             pid,
             process: None,
@@ -295,7 +297,7 @@ mod tests {
         assert!(introduction.process.is_some());
         assert_eq!(introduction.instance, agent(0, pid).instance);
         assert!(introduction.proved);
-        assert!(introduction.acquaintance.claims.is_some());
+        assert!(introduction.info.claims.is_some());
     }
 
     #[test]

@@ -258,9 +258,9 @@ impl Control {
             };
             let (event, process) = match handed {
                 Handed::Event { event, process } => (event, process),
-                Handed::Question(question) => {
-                    let introduction = self.acquaintances.answer(question);
-                    self.given.updates.add(Update::Introduce(introduction));
+                Handed::Query(query) => {
+                    let reply = self.acquaintances.answer(query);
+                    self.given.updates.add(Update::Identity(reply));
                     // A beat is waiting.
                     self.given.updates.send();
                     continue;
@@ -300,9 +300,9 @@ impl Control {
             } => {
                 match from {
                     JoinedFrom::Local { exit_watched, .. } => {
-                        let acquaintance = self.acquaintances.join(agent, exit_watched);
+                        let info = self.acquaintances.join(agent, exit_watched);
                         // Before anybody reads of the join and acts on it.
-                        self.given.updates.add(Update::Know(agent, acquaintance));
+                        self.given.updates.add(Update::Info(agent, info));
                         self.given.updates.send();
                     }
                     JoinedFrom::Remote { address, .. } => {
@@ -530,7 +530,7 @@ impl Control {
             }),
         };
         if self.recoveries.book.note_limit(agent, limit) {
-            self.given.updates.add(Update::BeatRate(agent, limit));
+            self.given.updates.add(Update::BeatLimit(agent, limit));
         }
         let label = rule.and_then(|rule| rule.label.clone());
         let name = self.name_of(agent).name;

@@ -1,4 +1,4 @@
-//! The ways between the beat path and everything slow: a bounded ring of events and questions one way, a
+//! The ways between the beat path and everything slow: a bounded ring of events and queries one way, a
 //! bounded ring of updates the other way, and a bell at the end of each.
 //!
 //! [`command`] is the way from whoever takes requests to the control thread.
@@ -18,9 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use varta_core::{
-    Agent, BeatLimit, Claims, Counter, Counters, Deadlines, Event, EventKind, LimitOptions,
-};
+use varta_core::admission::ProcessInfo;
+use varta_core::{Agent, BeatLimit, Counter, Counters, Deadlines, Event, EventKind, LimitOptions};
 
 use crate::beat_path_state::BeatPathState;
 use crate::keys::KeyRing;
@@ -47,12 +46,12 @@ pub(crate) enum Handed {
         process: Option<OwnedFd>,
     },
     /// The beat path needs to know something before it can credit a beat.
-    Question(Question),
+    Query(IdentityQuery),
 }
 
-/// Who has this pid?
-pub(crate) struct Question {
-    /// Given back with the answer.
+/// Which process has this pid?
+pub(crate) struct IdentityQuery {
+    /// Comes back with the reply.
     pub(crate) ticket: u64,
     pub(crate) pid: u32,
     /// The sender, or whoever has its pid; `None` if there was no descriptor for it.
@@ -64,33 +63,23 @@ pub(crate) struct Question {
     pub(crate) sent_after_ns: Option<u64>,
 }
 
-/// The answer: what the beat path must know of a process.
-pub(crate) struct Introduction {
+/// What the beat path must know of a process that it has asked about.
+pub(crate) struct IdentityReply {
     pub(crate) ticket: u64,
     pub(crate) process: Option<OwnedFd>,
-    /// [`crate::process_info::UNIDENTIFIED`] if nothing tells.
+    /// [`UNIDENTIFIED`](varta_core::agent::UNIDENTIFIED) if nothing tells.
     pub(crate) instance: u64,
     /// It is certain that this is the process that sent the datagram.
     pub(crate) proved: bool,
-    pub(crate) acquaintance: Acquaintance,
-}
-
-/// What the beat path keeps of a process.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Acquaintance {
-    /// What it may call itself; `None` while that is unknown.
-    pub(crate) claims: Option<Claims>,
-    pub(crate) pid_ns: Option<u64>,
-    /// It lives in a pid namespace below the observer's.
-    pub(crate) is_foreign: bool,
+    pub(crate) info: ProcessInfo,
 }
 
 /// What the control thread tells the beat path.
 pub(crate) enum Update {
-    /// The answer to a question.
-    Introduce(Introduction),
-    /// An agent that was credited at once has been looked at since.
-    Know(Agent, Acquaintance),
+    /// The reply to a query.
+    Identity(IdentityReply),
+    /// An agent that was credited at once has been examined since.
+    Info(Agent, ProcessInfo),
     /// An agent that nobody watches is gone.
     Ended(Agent, Option<OwnedFd>),
     /// The largest pid of this host.
@@ -105,7 +94,7 @@ pub(crate) enum Update {
     /// Count an agent's silence again.
     Resume(Agent),
     /// What one agent may send, until it leaves.
-    BeatRate(Agent, BeatLimit),
+    BeatLimit(Agent, BeatLimit),
     /// What agents may send from now on, those aside that have a limit of their own.
     Limits(LimitOptions),
     /// What newcomers are held to from now on, nanoseconds.
@@ -170,17 +159,17 @@ impl EventSender {
         self.push(event, None)
     }
 
-    /// Asks; gives the question back if there is no room for it.
-    pub(crate) fn ask(&mut self, question: Question) -> Result<(), Question> {
+    /// Asks; gives the query back if there is no room for it.
+    pub(crate) fn ask(&mut self, query: IdentityQuery) -> Result<(), IdentityQuery> {
         if self.ring.slots() <= RESERVED_EVENTS {
-            return Err(question);
+            return Err(query);
         }
-        match self.ring.push(Handed::Question(question)) {
+        match self.ring.push(Handed::Query(query)) {
             Ok(()) => {
                 self.pushed = true;
                 Ok(())
             }
-            Err(rtrb::PushError::Full(Handed::Question(question))) => Err(question),
+            Err(rtrb::PushError::Full(Handed::Query(query))) => Err(query),
             Err(rtrb::PushError::Full(Handed::Event { .. })) => Ok(()),
         }
     }

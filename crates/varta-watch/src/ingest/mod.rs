@@ -1,86 +1,56 @@
 //! The beat path: one thread that receives, credits, watches for exits and judges silence.
 //!
-//! Each turn drains the sockets first and judges afterwards (law 1), by the attention clock (law 2).
+//! Each turn drains the sources first and judges afterwards (law 1), by the attention clock (law 2).
 //! After start-up the thread takes no lock, reads no file, writes no log, and does a bounded amount of
 //! work per turn (law 4). A beat of a known agent costs a look at its sender, a look whether that still
 //! lives, and a receive; further system calls are made when an agent is heard for the first time or begins
 //! a new series, when one ends, when a flood begins or ends, when the next deadline moves, and when the thread's
-//! precedence is used up or renewed.
+//! priority is used up or renewed.
 //!
-//! No descriptor of a sender is received or closed here, since closing one may hang: the kernel refuses them, or they are
-//! left to others, see [`receive`].
-//!
-//! As many datagrams as the kernel queues are taken one by one in each turn, after a look at who sent each:
-//! the datagram of a stranger is taken together with its sender's pidfd, which costs too much to ask for
-//! with every beat. What is left after them, and what comes when there is no time to sleep and no stranger
-//! among them, is a flood and taken in batches. Who is speaking is decided in [`contact`]. What comes over a
-//! network is taken in batches always, a bounded number of them before local agents get their turn again,
-//! see [`network`].
+//! Each way on which beats come is a source of its own, [`unix`] and [`udp`]. They share the [`recorder`], which credits
+//! beats, judges silence and reports; [`local`] is its part that says who a local sender is. A source decides
+//! nothing about an agent. One that knows of a later beat than the table (a page, say) is asked when a slot is due,
+//! see [`Recorder::judge`].
 
-mod contact;
 mod discards;
-mod ended;
-mod introductions;
-mod network;
+mod flood;
+mod intake;
+mod local;
 mod open;
-mod precedence;
-mod queue;
-mod receive;
-mod remembered;
+mod priority;
+mod processes;
+mod recorder;
 mod shed;
 mod sleep;
+mod udp;
+mod unix;
 mod updates;
 
 use std::io;
-use std::ops::ControlFlow;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use varta_core::attention::{AttentionClock, Gap, longest_sleep_ns, tolerance_ns};
-use varta_core::slot::Tier;
-use varta_core::tracker::Silence;
-use varta_core::{
-    Agent, Claims, Counter, Counters, Credentials, Event, EventKind, ExitStatus, Gauge, Limits,
-    LocalGate, Locality, ReceiveQueue, Timing, Tracker,
-};
-use varta_sys::filter;
-use varta_sys::receive::{DatagramBatch, SenderCredentials};
+use varta_core::admission::LocalSenders;
+use varta_core::attention::longest_sleep_ns;
+use varta_core::{Counter, Counters, EventKind, Gauge, Limits, LocalGate, Timing, Tracker};
 
-use crate::beat_path_state::{BeatPathState, Transport};
-use crate::clock::RawClock;
+use crate::beat_path_state::BeatPathState;
 use crate::handoff::{EventSender, StopSignal, UpdateReceiver};
-use crate::process_info::{self, KernelFeatures};
+use crate::process_info::KernelFeatures;
 use crate::socket_file::BoundSocket;
 
-use discards::Discards;
-use ended::Ended;
-use introductions::Introductions;
-pub(crate) use network::Network;
-use network::Senders;
-use precedence::Precedence;
-use queue::{Flood, Horizon};
-use receive::{DATAGRAM_BYTES, Intake};
-use shed::{InnerPids, Kind, Shed};
+use priority::SchedPriority;
+use processes::HeldProcesses;
+use recorder::{Clock, Recorder, RecorderOptions};
 use sleep::{Fetched, Ready, Sleeper};
+pub(crate) use udp::UdpSource;
+use unix::{RECEIVE_BUDGET_MIN, UnixOptions, UnixSource};
 
-/// Datagrams per receive call: large enough that the call's own cost vanishes in a flood.
-const BATCH: usize = 64;
-
-/// Who sleeps for so long is not flooded: 1 ms.
+/// A beat path that sleeps for so long is not flooded: 1 ms.
 const CALM_NS: u64 = 1_000_000;
-
-/// Datagrams per turn whose sender is looked at before they are taken: what the kernel queues, within
-/// these bounds. While they are taken others come, in a crowd of newcomers many; only a flood goes beyond.
-const ONE_BY_ONE_MIN: usize = 256;
-const ONE_BY_ONE_MAX: usize = 8192;
-
-/// Fewest datagrams one turn is ready to read. The real budget is no smaller than the kernel's
-/// queue, so that all that was queued when the turn began is read before anybody is judged.
-const RECEIVE_BUDGET_MIN: usize = 1024;
 
 /// How often per turn the network may have more to say: twelve times 256 datagrams are more than the kernel
 /// queues.
-const NETWORK_ROUNDS: usize = 12;
+const UDP_ROUNDS: usize = 12;
 
 /// Timers looked at per turn: 4096 take less than a millisecond, so that beats never wait longer
 /// than that for a mass stall.
@@ -110,72 +80,32 @@ pub(crate) struct IngestConfig {
 /// Where beats come from.
 pub(crate) struct Sockets {
     pub(crate) local: BoundSocket,
-    pub(crate) network: Option<Network>,
+    pub(crate) udp: Option<UdpSource>,
 }
 
 /// The ends of the rings, and what other threads read.
-pub(crate) struct Lines {
-    pub(crate) state: Arc<BeatPathState>,
+pub(crate) struct Channels {
     pub(crate) events: EventSender,
     pub(crate) updates: UpdateReceiver,
     pub(crate) stop: StopSignal,
-}
-
-/// What the beat path keeps of the agent in a slot.
-#[derive(Default)]
-struct Held {
-    /// Held so that its pid cannot mean another process unnoticed; `None` for want of descriptors.
-    pidfd: Option<OwnedFd>,
-    /// The kernel has reported its end while a batch was taken.
-    has_ended: bool,
-    /// What it may call itself; `None` while that is unknown.
-    claims: Option<Claims>,
-    pid_ns: Option<u64>,
-    /// That it is critical is not told before, raw time.
-    critical_from_ns: u64,
-    /// Of an agent elsewhere.
-    senders: Senders,
+    pub(crate) state: Arc<BeatPathState>,
 }
 
 /// The ingest thread's state.
 pub(crate) struct Ingest {
-    socket: BoundSocket,
-    network: Option<Network>,
-    batch: DatagramBatch,
-    /// Where the kernel cannot refuse descriptors.
-    discards: Option<Discards>,
-    /// Of the local socket.
-    intake: Intake,
-    config: IngestConfig,
-    receive_budget: usize,
-    one_by_one: usize,
-    tracker: Tracker,
-    limits: Limits,
-    introductions: Introductions,
-    ended: Ended,
-    shed: Shed,
-    inner_pids: InnerPids,
-    flood: Flood,
-    /// Datagrams refused so far.
-    refusals: u64,
+    unix: UnixSource,
+    udp: Option<UdpSource>,
+    recorder: Recorder,
+    updates: UpdateReceiver,
+    ready: Ready,
+    /// Run in real time if this user may.
+    real_time: bool,
     /// When this turn began, on the raw clock.
     woken_ns: u64,
-    /// Datagrams of this turn.
-    turn_read: usize,
-    counters: Arc<Counters>,
-    raw: RawClock,
-    attention: AttentionClock,
-    sleeper: Sleeper,
-    ready: Ready,
-    held: Box<[Held]>,
-    /// How many of them have a descriptor.
-    held_descriptors: usize,
-    horizon: Horizon,
-    /// Whether local beats may have been refused.
-    queue: ReceiveQueue,
-    lines: Lines,
     /// A stall or an exit could not be handed over in the last turn.
     ring_was_full: bool,
+    /// Watched for as long as the thread runs.
+    _stop: StopSignal,
 }
 
 impl Ingest {
@@ -185,348 +115,211 @@ impl Ingest {
         tracker: Tracker,
         limits: Limits,
         counters: Arc<Counters>,
-        lines: Lines,
+        channels: Channels,
     ) -> io::Result<Self> {
-        let raw = lines.state.raw();
-        let capacity = tracker.capacity();
-        let shed = Shed::new(limits.agent_rate().map_or(0, |rate| rate.per_second));
-        let (sleeper, ready) = Sleeper::new(
-            &sockets.local,
-            lines.stop.as_fd(),
-            &lines.updates,
-            raw,
-            capacity,
-        )?;
-        if let Some(network) = &sockets.network {
-            sleeper.watch_input(network)?;
+        let Channels {
+            events,
+            updates,
+            stop,
+            state,
+        } = channels;
+        let raw = state.raw();
+        let slots = tracker.capacity();
+        let (sleeper, ready) = Sleeper::new(&sockets.local, stop.as_fd(), &updates, raw, slots)?;
+        if let Some(udp) = &sockets.udp {
+            sleeper.watch_input(udp)?;
         }
-        let discards = match sockets.local.refuses_descriptors() {
-            true => None,
-            false => Some(Discards::start(&sockets.local, lines.updates.bell(), raw)?),
+        let unix = UnixOptions {
+            queue_datagrams: config.queue_datagrams,
+            sender_pidfd: config.kernel.sender_pidfd,
+            beat_rate: limits.agent_rate().map_or(0, |rate| rate.per_second),
+        };
+        let options = RecorderOptions {
+            kernel: config.kernel,
+            threshold_ns: config.threshold_ns,
+            every_beat: config.every_beat,
         };
         Ok(Self {
-            socket: sockets.local,
-            network: sockets.network,
-            batch: DatagramBatch::new(BATCH, DATAGRAM_BYTES),
-            discards,
-            intake: Intake::new(Transport::Unix),
-            receive_budget: config.queue_datagrams.max(RECEIVE_BUDGET_MIN),
-            one_by_one: config.queue_datagrams.clamp(ONE_BY_ONE_MIN, ONE_BY_ONE_MAX),
-            attention: AttentionClock::new(raw.now_ns()),
-            horizon: Horizon::new(config.queue_datagrams),
-            queue: ReceiveQueue::new(config.queue_datagrams),
-            config,
-            tracker,
-            limits,
-            introductions: Introductions::new(),
-            ended: Ended::new(),
-            shed,
-            inner_pids: InnerPids::new(),
-            flood: Flood::default(),
-            refusals: 0,
-            woken_ns: raw.now_ns(),
-            turn_read: 0,
-            counters,
-            raw,
-            sleeper,
+            unix: UnixSource::new(sockets.local, unix, updates.bell(), raw)?,
+            udp: sockets.udp,
+            recorder: Recorder {
+                options,
+                tracker,
+                limits,
+                senders: LocalSenders::new(config.gate, config.refuse_foreign),
+                processes: HeldProcesses::new(slots, config.descriptor_budget),
+                clock: Clock::start(raw),
+                sleeper,
+                events,
+                state,
+                counters,
+                refusals: 0,
+            },
+            updates,
             ready,
-            held: (0..capacity).map(|_| Held::default()).collect(),
-            held_descriptors: 0,
-            lines,
+            real_time: config.real_time,
+            woken_ns: raw.now_ns(),
             ring_was_full: false,
+            _stop: stop,
         })
     }
 
     /// Turns until told to stop. An error here means the kernel refuses to let us wait.
     pub(crate) fn run(mut self) -> io::Result<()> {
         let mut fetched = Fetched::new();
-        let mut precedence = Precedence::take(self.config.real_time, self.raw.now_ns());
+        let now_ns = self.recorder.clock.raw.now_ns();
+        let mut priority = SchedPriority::take(self.real_time, now_ns);
         while !self.ready.stop {
-            self.turn(&mut fetched, &mut precedence)?;
+            self.tick(&mut fetched, &mut priority)?;
         }
         Ok(())
     }
 
-    fn turn(&mut self, fetched: &mut Fetched, precedence: &mut Precedence) -> io::Result<()> {
-        let slept_ns = self.promise_next_look()?;
-        precedence.has_worked(self.woken_ns, slept_ns);
-        let is_real_time = precedence.is_real_time();
-        self.counters.set(Gauge::RealTime, is_real_time.into());
-        self.lines.events.ring_bell();
-        self.sleeper.wait(&mut self.ready, fetched)?;
-        let woken_ns = self.look();
-        self.begin_turn(woken_ns);
+    fn tick(&mut self, fetched: &mut Fetched, priority: &mut SchedPriority) -> io::Result<()> {
+        let slept_ns = self.promise_next_turn()?;
+        priority.has_worked(self.woken_ns, slept_ns);
+        let is_real_time = priority.is_real_time();
+        let recorder = &mut self.recorder;
+        recorder.counters.set(Gauge::RealTime, is_real_time.into());
+        recorder.events.ring_bell();
+        recorder.sleeper.wait(&mut self.ready, fetched)?;
+        let woken_ns = recorder.read_clock();
         let is_calm = woken_ns.saturating_sub(slept_ns) >= CALM_NS;
-        self.flood.turn(woken_ns, is_calm);
-        let heard_ns = self.attention.now_ns();
-        // Beats that waited for an answer are older than those in the queue.
-        self.apply_updates();
-        // Everything sent before this moment is in the queue by now, so silence up to it is proved
-        // once the queue has been read; unless the queue was full and something was refused.
-        self.drain_local(fetched, self.receive_budget)?;
-        for _ in 0..NETWORK_ROUNDS {
-            if !self.drain_network() {
+        self.begin_turn(woken_ns, is_calm);
+        let heard_ns = self.recorder.clock.now_ns();
+        // Beats that waited for a reply are older than those in the queue.
+        self.drain_updates();
+        self.drain_sources(fetched)?;
+        self.unix.shed_floods(&mut self.recorder);
+        self.drain_exits();
+        self.judge(heard_ns);
+        Ok(())
+    }
+
+    /// Everything sent before this moment is in a queue by now, so silence up to it is proved
+    /// once the queue has been read; unless the queue was full and something was refused.
+    fn drain_sources(&mut self, fetched: &mut Fetched) -> io::Result<()> {
+        let Self {
+            unix,
+            udp,
+            recorder,
+            ready,
+            ..
+        } = self;
+        unix.drain_queue(recorder, ready, fetched)?;
+        let Some(udp) = udp else {
+            return Ok(());
+        };
+        for _ in 0..UDP_ROUNDS {
+            if !udp.drain(recorder) {
                 break;
             }
-            self.look();
+            recorder.read_clock();
             // What has come since. A whole queue in each round would make a turn of two floods long.
-            self.drain_local(fetched, RECEIVE_BUDGET_MIN)?;
+            unix.drain(recorder, ready, fetched, RECEIVE_BUDGET_MIN)?;
         }
-        self.shed_floods();
-        self.drain_exits();
-        self.judge(self.provable_ns(heard_ns));
         Ok(())
     }
 
-    /// Sets the timer and promises to look again by then. Returns the time.
-    fn promise_next_look(&mut self) -> io::Result<u64> {
-        let now_ns = self.look();
+    /// Sets the timer and promises to turn again by then. Returns the time.
+    fn promise_next_turn(&mut self) -> io::Result<u64> {
+        let now_ns = self.recorder.read_clock();
         self.end_turn(now_ns);
-        self.tell_receive_trouble(now_ns);
-        self.heed_sockets()?;
-        let review_ns = [self.shed.next_review_ns(), self.next_try_ns(now_ns)];
-        let review_ns = review_ns.into_iter().flatten().min();
-        let deadline_ns = self.tracker.next_deadline_ns();
+        self.publish_trouble(now_ns);
+        self.unix.update_wakes(&self.recorder)?;
+        let mut due_ns = self.unix.next_due_ns(now_ns);
+        if let Some(udp) = &mut self.udp {
+            udp.update_wakes(&self.recorder)?;
+            due_ns = due_ns.into_iter().chain(udp.next_due_ns(now_ns)).min();
+        }
+        let recorder = &mut self.recorder;
+        let deadline_ns = recorder.tracker.next_deadline_ns();
         // Nobody is judged while nobody can be heard.
-        let mut wake_ns = match deadline_ns.filter(|_| self.intake.is_open()) {
-            Some(deadline_ns) => self.attention.raw_at(deadline_ns),
+        let mut wake_ns = match deadline_ns.filter(|_| self.unix.is_open()) {
+            Some(deadline_ns) => recorder.clock.attention.raw_at(deadline_ns),
             None if self.ring_was_full => now_ns,
-            None if review_ns.is_some() => u64::MAX,
+            None if due_ns.is_some() => u64::MAX,
             None => {
-                self.promise(u64::MAX);
-                self.sleeper.wake_on_input_only()?;
+                recorder.promise(u64::MAX);
+                recorder.sleeper.wake_on_input_only()?;
                 return Ok(now_ns);
             }
         };
-        wake_ns = wake_ns.min(review_ns.unwrap_or(u64::MAX));
+        wake_ns = wake_ns.min(due_ns.unwrap_or(u64::MAX));
         if self.ring_was_full {
             wake_ns = wake_ns.max(now_ns + RING_FULL_PAUSE_NS);
         }
-        let wake_ns = wake_ns.min(now_ns + longest_sleep_ns(self.shortest_threshold_ns()));
-        let wake_ns = self.sleeper.wake_at(now_ns, wake_ns)?;
-        self.promise(wake_ns);
+        let wake_ns = wake_ns.min(now_ns + longest_sleep_ns(recorder.shortest_threshold_ns()));
+        let wake_ns = recorder.sleeper.wake_at(now_ns, wake_ns)?;
+        recorder.promise(wake_ns);
         Ok(now_ns)
     }
 
-    /// Promises to look again by then. Whoever reads it can tell a beat path that sleeps from one that hangs.
-    fn promise(&mut self, raw_ns: u64) {
-        self.attention.promise(raw_ns);
-        self.lines.state.set_next_turn(raw_ns);
-    }
-
-    fn begin_turn(&mut self, woken_ns: u64) {
-        // What was promised is done, the next promise is due at the end of this turn. A gap is put up before.
-        self.put_up_lag(woken_ns);
-        self.lines.state.set_next_turn(woken_ns);
+    fn begin_turn(&mut self, woken_ns: u64, is_calm: bool) {
+        // What was promised is done, the next promise is due at the end of this turn. A gap is published before.
+        self.recorder.publish_lag(woken_ns);
+        self.recorder.state.set_next_turn(woken_ns);
         self.woken_ns = woken_ns;
-        self.turn_read = 0;
+        self.unix.begin_turn(woken_ns, is_calm);
     }
 
-    /// Puts up what can be read from outside about the turn that ends.
+    /// Publishes what can be read from outside about the turn that ends.
     fn end_turn(&mut self, now_ns: u64) {
+        let udp_read = self.udp.as_mut().map_or(0, UdpSource::take_turn_read);
+        let read = self.unix.turn_read() + udp_read;
+        let recorder = &mut self.recorder;
         let work_ns = now_ns.saturating_sub(self.woken_ns);
-        self.counters.observe(Timing::Work, work_ns);
-        self.put_up_lag(now_ns);
-        self.counters
-            .raise(Gauge::ReceiveHighWater, self.turn_read as u64);
-        self.counters
-            .raise(Gauge::RingHighWater, self.lines.events.waiting() as u64);
-        let regressions = self.attention.take_regressions();
-        self.counters.add(Counter::ClockRegressions, regressions);
-        let jumps = self.attention.take_jumps();
-        self.counters.add(Counter::ClockJumps, jumps);
-        let local_agents = self.tracker.local_len() as u64;
-        self.lines.state.set_local_agents(local_agents);
+        recorder.publish_lag(now_ns);
+        let waiting = recorder.events.waiting() as u64;
+        let regressions = recorder.clock.attention.take_regressions();
+        let jumps = recorder.clock.attention.take_jumps();
+        let counters = &recorder.counters;
+        counters.observe(Timing::Work, work_ns);
+        counters.raise(Gauge::ReceiveHighWater, read as u64);
+        counters.raise(Gauge::RingHighWater, waiting);
+        counters.add(Counter::ClockRegressions, regressions);
+        counters.add(Counter::ClockJumps, jumps);
+        let local_agents = recorder.tracker.local_len() as u64;
+        recorder.state.set_local_agents(local_agents);
         // Last: who sees it sees what the turn has done.
-        self.lines.state.set_last_turn(self.woken_ns);
+        recorder.state.set_last_turn(self.woken_ns);
     }
 
-    fn put_up_lag(&self, now_ns: u64) {
-        let lag_ns = now_ns.saturating_sub(self.attention.now_ns());
-        self.lines.state.set_attention_lag(lag_ns);
-    }
-
-    /// Moves the attention clock on, reports a gap, and returns the raw time.
-    fn look(&mut self) -> u64 {
-        let raw_ns = self.raw.now_ns();
-        if let Some(gap) = self.attention.look(raw_ns) {
-            self.take_note_of_gap(gap);
+    /// Publishes what keeps beats from being received, and reports it when that changes.
+    fn publish_trouble(&mut self, now_ns: u64) {
+        let mut has_changed = self.unix.publish_trouble(&self.recorder, now_ns);
+        if let Some(udp) = &self.udp {
+            has_changed |= udp.publish_trouble(&self.recorder);
         }
-        raw_ns
-    }
-
-    fn take_note_of_gap(&mut self, gap: Gap) {
-        let gap_ns = gap.gap_ns;
-        if !gap.is_off_the_clock {
-            self.tracker.excuse(self.attention.now_ns(), gap_ns);
+        if has_changed {
+            self.recorder.send(EventKind::ReceiveTrouble);
         }
-        if gap_ns > tolerance_ns(self.shortest_threshold_ns()) {
-            self.counters.count(Counter::Gaps);
-            self.counters.add(Counter::GapNanoseconds, gap_ns);
-            self.send(EventKind::Gap { gap_ns });
-        }
-    }
-
-    /// That of the most impatient agent, or of a newcomer.
-    fn shortest_threshold_ns(&self) -> u64 {
-        let shortest_ns = self.tracker.shortest_threshold_ns();
-        shortest_ns.unwrap_or(self.config.threshold_ns)
-    }
-
-    /// Reads what local agents have sent. If their queue may have been full, beats may have been refused: that
-    /// silence does not count.
-    fn drain_local(&mut self, fetched: &mut Fetched, budget: usize) -> io::Result<()> {
-        self.drain_socket(fetched, budget)?;
-        if self.queue.take_may_have_been_full() {
-            self.look();
-            self.counters.count(Counter::QueueFull);
-            let now_ns = self.attention.now_ns();
-            let thresholds = self.queue.restart_thresholds();
-            self.tracker
-                .restart_silence(Locality::Local, now_ns, thresholds);
-        }
-        Ok(())
-    }
-
-    /// Tells the kernel what to drop from now on, if that has changed.
-    fn shed_floods(&mut self) {
-        let Some(program) = self.shed.review(self.attention.raw_now_ns()) else {
-            return;
-        };
-        // A kernel that does not filter leaves us with the flood.
-        let _ = match program {
-            [] => filter::detach(self.socket.as_fd()),
-            program => filter::attach(self.socket.as_fd(), program),
-        };
-        while let Some(news) = self.shed.take_news() {
-            let pid = match news.kind {
-                Kind::Of(pid) | Kind::LastOf(pid) => pid,
-                Kind::Shapeless => 0,
-            };
-            self.send(EventKind::Flood {
-                pid,
-                one_in: news.one_in,
-            });
-        }
-    }
-
-    /// Lets go of a process; while somebody else holds it, epoll must be told not to watch it.
-    fn release(&mut self, agent: Agent) -> Option<OwnedFd> {
-        let held = std::mem::take(&mut self.held[agent.slot as usize]);
-        if let Some(claims) = held.claims {
-            self.inner_pids.remove(claims);
-        }
-        let pidfd = held.pidfd?;
-        self.held_descriptors -= 1;
-        self.sleeper.forget(&pidfd);
-        Some(pidfd)
     }
 
     /// Exits that find no room in the ring wait for the next turn, as stalls do.
     fn drain_exits(&mut self) {
+        let recorder = &mut self.recorder;
         let mut done = 0;
         while let Some(slot) = self.ready.exits.get(done).copied() {
-            if !self.lines.events.has_room() {
+            if !recorder.events.has_room() {
                 break;
             }
             done += 1;
             // The slot may have changed hands since the kernel reported it, so ask again.
-            let process = self.held[slot as usize].pidfd.as_ref();
-            if process.is_some_and(process_info::has_ended)
-                && let Some(agent) = self.tracker.agent_in(slot)
+            if recorder.processes.has_ended(slot)
+                && let Some(agent) = recorder.tracker.agent_in(slot)
             {
-                self.retire(agent, None);
+                recorder.retire_process(agent, None);
             }
         }
         self.ready.exits.drain(..done);
     }
 
-    /// An agent's process has ended. `process` is it, if it was not held.
-    fn retire(&mut self, agent: Agent, process: Option<OwnedFd>) {
-        if let Some(facts) = self.tracker.retire(agent) {
-            let last_nonce = facts.last_nonce.unwrap_or(0);
-            self.tell_exit(agent, last_nonce, ExitStatus::Unknown, process);
-        }
-    }
-
-    /// How it ended is found out by the control thread, which gets the process along.
-    fn tell_exit(
-        &mut self,
-        agent: Agent,
-        last_nonce: u64,
-        status: ExitStatus,
-        process: Option<OwnedFd>,
-    ) {
-        let process = self.release(agent).or(process);
-        let observer_ns = self.raw.now_ns();
-        if status == ExitStatus::Unknown && !agent.is_remote() {
-            self.ended.add(agent.pid, agent.instance, observer_ns);
-        }
-        let event = Event {
-            observer_ns,
-            kind: EventKind::Exit {
-                agent,
-                last_nonce,
-                status,
-            },
-        };
-        self.lines.events.send(event, process);
-    }
-
     fn judge(&mut self, heard_ns: u64) {
-        let events = &mut self.lines.events;
-        let observer_ns = self.raw.now_ns();
-        let mut ring_was_full = false;
-        let held = &self.held;
-        self.tracker
-            .drain_stalled_slots(heard_ns, TIMER_BUDGET, |silence| {
-                let event = Event {
-                    observer_ns,
-                    kind: kind_of(silence, &held[silence.agent.slot as usize]),
-                };
-                if silence.tier == Tier::PutOff {
-                    // It will be put off again, or be a stall.
-                    events.send(event, None);
-                    return ControlFlow::Continue(());
-                }
-                let taken = events.offer(event);
-                ring_was_full = taken.is_break();
-                taken
-            });
-        self.ring_was_full = ring_was_full || !self.ready.exits.is_empty();
-    }
-
-    fn send(&mut self, kind: EventKind) {
-        let observer_ns = self.raw.now_ns();
-        self.lines.events.send(Event { observer_ns, kind }, None);
-    }
-}
-
-fn credentials_of(sender: SenderCredentials) -> Credentials {
-    Credentials {
-        pid: sender.pid,
-        uid: sender.uid,
-        gid: sender.gid,
-    }
-}
-
-fn kind_of(silence: &Silence, held: &Held) -> EventKind {
-    let agent = silence.agent;
-    let last_nonce = silence.slot.last_nonce.unwrap_or(0);
-    let silence_ns = silence.silence_ns;
-    match silence.tier {
-        Tier::Late => EventKind::Late {
-            agent,
-            last_nonce,
-            silence_ns,
-        },
-        Tier::Stalled => EventKind::Stall {
-            agent,
-            last_nonce,
-            silence_ns,
-            threshold_ns: silence.slot.threshold_ns,
-            refused: held.senders.refused(),
-        },
-        Tier::PutOff => EventKind::PutOff { agent, silence_ns },
+        let provable_ns = self.unix.provable_ns(&self.recorder, heard_ns);
+        let udp = self.udp.as_ref();
+        let refused = |agent| udp.map_or(0, |udp| udp.refused(agent));
+        let all_taken = self.recorder.judge(provable_ns, TIMER_BUDGET, refused);
+        self.ring_was_full = !all_taken || !self.ready.exits.is_empty();
     }
 }

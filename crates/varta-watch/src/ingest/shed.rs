@@ -11,7 +11,6 @@
 //! kind of their own, so that a crash is heard in the midst of a flood of beats. The sample keeps an honest flooder
 //! alive at its allowed rate, tells how much was shed, and when to stop.
 
-use varta_core::Claims;
 use varta_sys::filter::Instruction;
 
 /// How often floods are looked at.
@@ -38,7 +37,7 @@ const SAMPLE_POWER_MAX: u32 = 16;
 
 /// What floods have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FloodKind {
     /// Frames with this claim.
     Of(u32),
     /// The same with the terminal nonce.
@@ -49,7 +48,7 @@ pub(super) enum Kind {
 
 #[derive(Clone, Copy, Debug)]
 struct Flood {
-    kind: Kind,
+    kind: FloodKind,
     /// Refused in this window, those shed included.
     refused: u64,
     /// One in `2^power` passes; 0 while nothing is shed.
@@ -63,7 +62,7 @@ struct Flood {
 /// A flood began or ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct News {
-    pub(super) kind: Kind,
+    pub(super) kind: FloodKind,
     /// One in this many passes from now on; 1 when it is over.
     pub(super) one_in: u32,
 }
@@ -105,7 +104,7 @@ impl Shed {
 
     /// A datagram has passed and was refused or credited. Returns how many like it were shed for it, by
     /// the law of large numbers.
-    pub(super) fn note(&mut self, kind: Kind, was_refused: bool) -> u64 {
+    pub(super) fn note(&mut self, kind: FloodKind, was_refused: bool) -> u64 {
         if let Some(flood) = self.floods.iter_mut().find(|flood| flood.kind == kind) {
             let stands_for = 1 << flood.power;
             let refused = if was_refused {
@@ -141,7 +140,7 @@ impl Shed {
     /// Somebody has joined who may use this claim: it is shed no longer.
     pub(super) fn spare(&mut self, pid: u32) {
         let before = self.floods.len();
-        let is_claim = |kind| kind == Kind::Of(pid) || kind == Kind::LastOf(pid);
+        let is_claim = |kind| kind == FloodKind::Of(pid) || kind == FloodKind::LastOf(pid);
         self.floods.retain(|flood| !is_claim(flood.kind));
         self.was_spared |= self.floods.len() != before;
     }
@@ -210,41 +209,6 @@ impl Shed {
     }
 }
 
-/// Which numbers are some agent's pid inside a container: shedding frames by such a claim could hit it.
-/// Counted by their last bits, so that a wrong answer only ever spares a flood.
-#[derive(Debug)]
-pub(super) struct InnerPids {
-    counts: Box<[u32]>,
-}
-
-/// Counts kept; a power of two.
-const INNER_COUNTS: usize = 1 << 12;
-
-impl InnerPids {
-    pub(super) fn new() -> Self {
-        Self {
-            counts: vec![0; INNER_COUNTS].into_boxed_slice(),
-        }
-    }
-
-    pub(super) fn add(&mut self, claims: Claims) {
-        for pid in claims.pids() {
-            self.counts[pid as usize % INNER_COUNTS] += 1;
-        }
-    }
-
-    pub(super) fn remove(&mut self, claims: Claims) {
-        for pid in claims.pids() {
-            self.counts[pid as usize % INNER_COUNTS] -= 1;
-        }
-    }
-
-    /// False only if no agent is called so.
-    pub(super) fn may_contain(&self, pid: u32) -> bool {
-        self.counts[pid as usize % INNER_COUNTS] != 0
-    }
-}
-
 /// Instructions per claim.
 const CLAIM_LENGTH: usize = 6;
 
@@ -300,12 +264,12 @@ fn write_program(program: &mut Vec<Instruction>, floods: &[Flood]) {
     if shed().next().is_none() {
         return;
     }
-    let shapeless = shed().find(|flood| flood.kind == Kind::Shapeless);
+    let shapeless = shed().find(|flood| flood.kind == FloodKind::Shapeless);
     let claims = |is_last: bool| {
         shed().filter_map(move |flood| match flood.kind {
-            Kind::Of(pid) if !is_last => Some((pid, flood.power)),
-            Kind::LastOf(pid) if is_last => Some((pid, flood.power)),
-            Kind::Of(_) | Kind::LastOf(_) | Kind::Shapeless => None,
+            FloodKind::Of(pid) if !is_last => Some((pid, flood.power)),
+            FloodKind::LastOf(pid) if is_last => Some((pid, flood.power)),
+            FloodKind::Of(_) | FloodKind::LastOf(_) | FloodKind::Shapeless => None,
         })
     };
     let regular_length = claims(false).count() * CLAIM_LENGTH + 1;
@@ -345,7 +309,7 @@ mod tests {
     use varta_sys::filter::{attach, detach};
     use varta_vlp::{Frame, NONCE_TERMINAL, Status};
 
-    const PID: Kind = Kind::Of(4242);
+    const PID: FloodKind = FloodKind::Of(4242);
 
     fn frame(pid: u32, status: Status, nonce: u64) -> [u8; 32] {
         let mut bytes = [0; 32];
@@ -353,7 +317,7 @@ mod tests {
         bytes
     }
 
-    fn flood(kind: Kind, power: u32) -> Flood {
+    fn flood(kind: FloodKind, power: u32) -> Flood {
         Flood {
             kind,
             refused: 0,
@@ -386,7 +350,7 @@ mod tests {
 
     #[test]
     fn of_a_flood_a_sample_passes_and_of_everybody_else_everything() {
-        let floods = [flood(PID, 4), flood(Kind::Of(7), 16)];
+        let floods = [flood(PID, 4), flood(FloodKind::Of(7), 16)];
         let sample = passed(&floods, &frame(4242, Status::Ok, 9), 16_000);
         assert!((700..1300).contains(&sample), "{sample} of 16000");
         assert!(passed(&floods, &frame(7, Status::Ok, 9), 1_000) < 10);
@@ -406,7 +370,10 @@ mod tests {
 
     #[test]
     fn a_flood_of_terminal_frames_is_shed_and_leaves_the_beats_alone() {
-        let floods = [flood(Kind::LastOf(4242), 16), flood(Kind::Of(7), 16)];
+        let floods = [
+            flood(FloodKind::LastOf(4242), 16),
+            flood(FloodKind::Of(7), 16),
+        ];
         let last = |pid| frame(pid, Status::Critical, NONCE_TERMINAL);
         assert!(passed(&floods, &last(4242), 1_000) < 10);
         assert_eq!(passed(&floods, &frame(4242, Status::Ok, 9), 50), 50);
@@ -416,7 +383,7 @@ mod tests {
 
     #[test]
     fn what_is_no_frame_can_be_shed_without_touching_frames() {
-        let floods = [flood(Kind::Shapeless, 16)];
+        let floods = [flood(FloodKind::Shapeless, 16)];
         let mut wrong_version = frame(7, Status::Ok, 1);
         wrong_version[2] = 1;
         for bytes in [&[][..], &[1], &[7; 31], &[7; 32], &[7; 60], &wrong_version] {
@@ -428,9 +395,9 @@ mod tests {
     #[test]
     fn as_many_floods_as_are_told_apart_fit_into_the_program() {
         let mut floods: Vec<_> = (1..KINDS_MAX as u32)
-            .map(|pid| flood(Kind::Of(pid), 16))
+            .map(|pid| flood(FloodKind::Of(pid), 16))
             .collect();
-        floods.push(flood(Kind::Shapeless, 16));
+        floods.push(flood(FloodKind::Shapeless, 16));
         assert!(passed(&floods, &frame(7, Status::Ok, 1), 1_000) < 10);
         assert_eq!(passed(&floods, &frame(4242, Status::Ok, 1), 50), 50);
     }
@@ -486,17 +453,6 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_is_a_pid_in_a_container_is_known_until_its_last_owner_leaves() {
-        let mut inner = InnerPids::new();
-        let claims = Claims::from_pids(&[900, 17, 1]);
-        inner.add(claims);
-        inner.add(Claims::from_pids(&[901, 1]));
-        inner.remove(claims);
-        assert!(inner.may_contain(1));
-        assert!(!inner.may_contain(17) && !inner.may_contain(900));
-    }
-
-    #[test]
     fn one_flood_among_many_small_offenders_is_found() {
         let mut shed = Shed::new(100);
         let mut changes = 0;
@@ -504,7 +460,7 @@ mod tests {
             for i in 0..20_000 {
                 shed.note(PID, true);
                 if i % 4 == 0 {
-                    shed.note(Kind::Of(i), true);
+                    shed.note(FloodKind::Of(i), true);
                 }
             }
             changes += usize::from(shed.review(window * WINDOW_NS).is_some());
@@ -526,6 +482,6 @@ mod tests {
         // 1000 beats per window are allowed, so one in 16 passes, and each stands for the others.
         assert_eq!(shed.note(PID, true), 15);
         assert_eq!(shed.note(PID, false), 15);
-        assert_eq!(shed.note(Kind::Of(1), false), 0);
+        assert_eq!(shed.note(FloodKind::Of(1), false), 0);
     }
 }

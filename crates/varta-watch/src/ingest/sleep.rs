@@ -101,8 +101,8 @@ impl Sleeper {
     }
 
     /// Whether input on a socket that is watched wakes.
-    pub(crate) fn heed_input(&self, socket: impl AsFd, heed: bool) -> io::Result<()> {
-        let flags = match heed {
+    pub(crate) fn set_input_wakes(&self, socket: impl AsFd, wakes: bool) -> io::Result<()> {
+        let flags = match wakes {
             true => epoll::EventFlags::IN,
             false => epoll::EventFlags::empty(),
         };

@@ -33,7 +33,7 @@ use crate::config::Config;
 use crate::control::{Control, ControlConfig, Signals, StopReason};
 use crate::handoff::{self, StopSignal, command};
 use crate::http::{Listeners, Places};
-use crate::ingest::{Ingest, IngestConfig, Lines, Network, Sockets};
+use crate::ingest::{Channels, Ingest, IngestConfig, Sockets, UdpSource};
 use crate::keys::KeyRing;
 use crate::process_info::{self, KernelFeatures};
 use crate::replay_file;
@@ -135,9 +135,9 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     let raw = RawClock::start();
     let beat_path = Arc::new(BeatPathState::new(raw));
     let listening = settings.udp.as_ref();
-    let listening = listening.map(|udp| listen(udp, settings.capacity, raw));
-    let (network, network_notices) = listening.transpose()?.unzip();
-    let udp_address = network.as_ref().and_then(|network| network.address().ok());
+    let listening = listening.map(|udp| listen(udp, settings.capacity, slots(settings), raw));
+    let (udp, udp_notes) = listening.transpose()?.unzip();
+    let udp_address = udp.as_ref().and_then(|udp| udp.address().ok());
     let listeners = Listeners::open(&settings.http)?;
     // Last, so that an observer that cannot start has written to no event file.
     let event_file = match &settings.export_file {
@@ -149,8 +149,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     };
 
     let counters = Arc::new(Counters::default());
-    // As many for agents elsewhere on top, so that nobody there takes room from anybody here.
-    let slots = settings.capacity * (1 + usize::from(network.is_some()));
+    let slots = slots(settings);
     let table = Arc::new(SlotTable::on_heap(slots));
     let options = TrackerOptions {
         policy: settings.eviction_policy,
@@ -182,23 +181,20 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         queue_datagrams: queue.datagrams,
         descriptor_budget: descriptor_budget(),
     };
-    let lines = Lines {
+    let channels = Channels {
         state: Arc::clone(&beat_path),
         events: sender,
         updates: update_receiver,
         stop: stop.clone(),
     };
-    let sockets = Sockets {
-        local: socket,
-        network,
-    };
+    let sockets = Sockets { local: socket, udp };
     let ingest = Ingest::new(
         sockets,
         ingest_config,
         tracker,
         limits,
         Arc::clone(&counters),
-        lines,
+        channels,
     )
     .map_err(failure("cannot set up the beat path"))?;
 
@@ -274,7 +270,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
             log.warn(LogEvent::Notice, warning.clone(), Fields::default());
         }
         notices(settings, log, queue, kernel);
-        udp_notices(settings, log, network_notices.unwrap_or_default());
+        udp_notices(settings, log, udp_notes.unwrap_or_default());
         let reason = control
             .run(signals, settings.shutdown_after, &mut ingest_end)
             .await;
@@ -308,12 +304,18 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     ended
 }
 
-/// Listens for agents elsewhere. What must be said about it comes along.
+/// Slots of the table: as many for remote agents on top, so that they take no room from local ones.
+fn slots(settings: &Settings) -> usize {
+    settings.capacity * (1 + usize::from(settings.udp.is_some()))
+}
+
+/// Listens for remote agents. What must be said about it comes along.
 fn listen(
     udp: &UdpSettings,
     capacity: usize,
+    slots: usize,
     raw: RawClock,
-) -> Result<(Network, Vec<String>), Failure> {
+) -> Result<(UdpSource, Vec<String>), Failure> {
     let origin = match udp.vouched_for {
         true => BeatOrigin::OperatorAttestedTransport,
         false => BeatOrigin::NetworkUnverified,
@@ -321,8 +323,8 @@ fn listen(
     let failed = |error| format!("cannot listen on UDP {} (--udp-port): {error}", udp.address);
     let socket = UdpSocket::bind(udp.address).map_err(failed)?;
     if udp.keys.is_empty() {
-        let network = Network::in_clear(socket, origin, random_number());
-        return Ok((network, Vec::new()));
+        let source = UdpSource::in_clear(socket, origin, random_number(), slots);
+        return Ok((source, Vec::new()));
     }
     let ring = KeyRing::read(&udp.keys).map_err(|error| error.to_string())?;
     let options = ReplayOptions {
@@ -346,8 +348,8 @@ fn listen(
              wait (--replay-file)"
         ));
     }
-    let network = Network::sealed(socket, origin, ring, capacity, replay.guard);
-    Ok((network.map_err(failure("no memory for keys"))?, notices))
+    let source = UdpSource::sealed(socket, origin, ring, capacity, slots, replay.guard);
+    Ok((source.map_err(failure("no memory for keys"))?, notices))
 }
 
 fn key_files(settings: &Settings) -> Option<KeyFiles> {

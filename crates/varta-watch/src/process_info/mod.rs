@@ -24,9 +24,6 @@ const PIDFS_MAGIC: u64 = 0x5049_4446;
 /// The kernel never gives out a larger pid on 64-bit machines.
 const PID_MAX_LIMIT: u32 = 1 << 22;
 
-/// Instance number of a process that could not be identified. No process has it.
-pub(crate) const UNIDENTIFIED: u64 = 0;
-
 /// What this system offers to tell processes apart. Found out once, at the start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KernelFeatures {
@@ -200,7 +197,7 @@ mod tests {
     fn a_process_keeps_its_instance_and_another_one_has_another() {
         let me = hold(std::process::id()).unwrap();
         assert_eq!(hold(std::process::id()).unwrap().instance, me.instance);
-        assert_ne!(me.instance, UNIDENTIFIED);
+        assert_ne!(me.instance, varta_core::agent::UNIDENTIFIED);
         let mut other = std::process::Command::new("sleep")
             .arg("60")
             .spawn()

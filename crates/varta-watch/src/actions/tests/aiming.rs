@@ -225,7 +225,7 @@ fn an_agent_elsewhere_cannot_be_signalled() {
 fn a_process_that_nothing_identifies_is_not_signalled() {
     let mut child = bystander(sleeper().process_group(0));
     let unknown = Agent {
-        instance: crate::process_info::UNIDENTIFIED,
+        instance: varta_core::agent::UNIDENTIFIED,
         ..agent(child.id())
     };
     for to in EVERY_TARGET {

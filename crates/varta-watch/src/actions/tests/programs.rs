@@ -138,7 +138,7 @@ fn no_program_is_started_for_a_process_that_has_ended_even_as_a_zombie() {
 #[test]
 fn no_program_is_started_for_a_process_that_nothing_identifies() {
     let unknown = Agent {
-        instance: crate::process_info::UNIDENTIFIED,
+        instance: varta_core::agent::UNIDENTIFIED,
         ..this_process()
     };
     let error = error_of(&step("/bin/true", &[]), unknown);

@@ -27,12 +27,12 @@ const BACK_OFF_NS: u64 = 1_000_000_000;
 
 /// The place of the calling thread among others.
 #[derive(Debug)]
-pub(super) struct Precedence {
+pub(super) struct SchedPriority {
     /// `None` if it may not run in real time, or is not to.
     allowance: Option<Allowance>,
 }
 
-impl Precedence {
+impl SchedPriority {
     /// Puts the calling thread, the beat path, as far before others as it may be.
     pub(super) fn take(wants_real_time: bool, now_ns: u64) -> Self {
         // Without any of these a busy machine makes stalls noticed later.
@@ -155,13 +155,13 @@ mod tests {
     #[test]
     fn the_thread_is_in_real_time_only_as_long_as_its_allowance_lasts() {
         let in_a_thread_of_its_own = || {
-            let mut precedence = Precedence::take(true, 0);
-            let may = precedence.is_real_time();
+            let mut priority = SchedPriority::take(true, 0);
+            let may = priority.is_real_time();
             assert_eq!(sched::is_real_time().unwrap(), may);
-            precedence.has_worked(0, 100 * MS);
-            assert!(!precedence.is_real_time() && !sched::is_real_time().unwrap());
-            precedence.has_worked(1_200 * MS, 1_200 * MS);
-            assert_eq!(precedence.is_real_time(), may);
+            priority.has_worked(0, 100 * MS);
+            assert!(!priority.is_real_time() && !sched::is_real_time().unwrap());
+            priority.has_worked(1_200 * MS, 1_200 * MS);
+            assert_eq!(priority.is_real_time(), may);
             assert_eq!(sched::is_real_time().unwrap(), may);
         };
         std::thread::spawn(in_a_thread_of_its_own).join().unwrap();
@@ -170,8 +170,8 @@ mod tests {
     #[test]
     fn who_does_not_want_it_is_never_in_real_time() {
         let in_a_thread_of_its_own = || {
-            let precedence = Precedence::take(false, 0);
-            assert!(!precedence.is_real_time() && !sched::is_real_time().unwrap());
+            let priority = SchedPriority::take(false, 0);
+            assert!(!priority.is_real_time() && !sched::is_real_time().unwrap());
         };
         std::thread::spawn(in_a_thread_of_its_own).join().unwrap();
     }

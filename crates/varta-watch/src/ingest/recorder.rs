@@ -1,0 +1,343 @@
+//! What all sources of beats share: the tracker, the limits, the clock, the processes that are held, and the way to
+//! the control thread.
+//!
+//! A source receives and says who is speaking; what follows from a beat is done here, and told. Local senders are
+//! judged in [`super::local`].
+
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use varta_core::admission::LocalSenders;
+use varta_core::attention::{AttentionClock, Gap, tolerance_ns};
+use varta_core::tracker::{Displaced, Recorded, Silence};
+use varta_core::{
+    Agent, Beat, BeatOutcome, Counter, Counters, Event, EventKind, ExitStatus, JoinedFrom, Limits,
+    Locality, Refusal, Sender, Tier, Tracker,
+};
+use varta_vlp::Frame;
+
+use super::processes::HeldProcesses;
+use super::sleep::Sleeper;
+use crate::beat_path_state::BeatPathState;
+use crate::clock::RawClock;
+use crate::handoff::EventSender;
+use crate::process_info::KernelFeatures;
+
+/// That an agent has become critical is told once in this time: 1 s.
+const CRITICAL_PAUSE_NS: u64 = 1_000_000_000;
+
+/// The raw clock and what of it was attention.
+pub(super) struct Clock {
+    pub(super) raw: RawClock,
+    pub(super) attention: AttentionClock,
+}
+
+impl Clock {
+    pub(super) fn start(raw: RawClock) -> Self {
+        Self {
+            raw,
+            attention: AttentionClock::new(raw.now_ns()),
+        }
+    }
+
+    /// Attention time of the last reading.
+    pub(super) fn now_ns(&self) -> u64 {
+        self.attention.now_ns()
+    }
+
+    /// Raw time of the last reading.
+    pub(super) fn raw_ns(&self) -> u64 {
+        self.attention.raw_now_ns()
+    }
+}
+
+/// What is set at the start, or by the control thread.
+pub(super) struct RecorderOptions {
+    pub(super) kernel: KernelFeatures,
+    /// What newcomers are held to.
+    pub(super) threshold_ns: u64,
+    /// Every beat is told.
+    pub(super) every_beat: bool,
+}
+
+pub(super) struct Recorder {
+    pub(super) options: RecorderOptions,
+    pub(super) tracker: Tracker,
+    pub(super) limits: Limits,
+    pub(super) senders: LocalSenders,
+    pub(super) processes: HeldProcesses,
+    pub(super) clock: Clock,
+    pub(super) sleeper: Sleeper,
+    pub(super) events: EventSender,
+    /// What other threads read of the beat path.
+    pub(super) state: Arc<BeatPathState>,
+    pub(super) counters: Arc<Counters>,
+    /// Datagrams refused so far.
+    pub(super) refusals: u64,
+}
+
+impl Recorder {
+    /// Reads the clock, reports a gap, and returns the raw time.
+    pub(super) fn read_clock(&mut self) -> u64 {
+        let raw_ns = self.clock.raw.now_ns();
+        if let Some(gap) = self.clock.attention.look(raw_ns) {
+            self.note_gap(gap);
+        }
+        raw_ns
+    }
+
+    pub(super) fn note_gap(&mut self, gap: Gap) {
+        let gap_ns = gap.gap_ns;
+        if !gap.is_off_the_clock {
+            self.tracker.excuse(self.clock.now_ns(), gap_ns);
+        }
+        if gap_ns > tolerance_ns(self.shortest_threshold_ns()) {
+            self.counters.count(Counter::Gaps);
+            self.counters.add(Counter::GapNanoseconds, gap_ns);
+            self.send(EventKind::Gap { gap_ns });
+        }
+    }
+
+    /// That of the most impatient agent, or of a newcomer.
+    pub(super) fn shortest_threshold_ns(&self) -> u64 {
+        let shortest_ns = self.tracker.shortest_threshold_ns();
+        shortest_ns.unwrap_or(self.options.threshold_ns)
+    }
+
+    /// Beats may have been lost until now: that silence does not count.
+    pub(super) fn restart_silence(&mut self, locality: Locality, thresholds: u64) {
+        let now_ns = self.clock.now_ns();
+        self.tracker.restart_silence(locality, now_ns, thresholds);
+    }
+
+    pub(super) fn record(&mut self, beat: &Beat) -> Recorded {
+        let threshold_ns = self.options.threshold_ns;
+        self.tracker.record(beat, self.clock.now_ns(), threshold_ns)
+    }
+
+    /// Tells what a beat has changed.
+    pub(super) fn report(&mut self, sender: Sender, beat: &Beat, recorded: &Recorded) {
+        let Some(agent) = recorded.agent else {
+            return self.report_refused(sender, recorded);
+        };
+        let Frame { payload, nonce, .. } = beat.frame;
+        let status = beat.frame.condition();
+        if recorded.new_session {
+            self.send(EventKind::Session {
+                agent,
+                nonce,
+                status,
+                payload,
+            });
+        }
+        if let Some(silence_ns) = recorded.returned_after_ns {
+            self.send(EventKind::Return {
+                agent,
+                nonce,
+                status,
+                payload,
+                silence_ns,
+            });
+        }
+        if recorded.turned_critical && self.may_report_critical(agent) {
+            self.send(EventKind::Critical {
+                agent,
+                nonce,
+                payload,
+            });
+        }
+        if self.options.every_beat {
+            self.send(EventKind::Beat {
+                agent,
+                nonce,
+                status: beat.frame.status,
+                payload,
+            });
+        }
+    }
+
+    /// Tells of a new agent.
+    pub(super) fn report_join(&mut self, agent: Agent, frame: &Frame, from: JoinedFrom) {
+        self.send(EventKind::Join {
+            agent,
+            from,
+            nonce: frame.nonce,
+            status: frame.condition(),
+            payload: frame.payload,
+        });
+    }
+
+    /// Whether it is long enough ago that an agent was told to be critical. One that changes its mind many times
+    /// a second would fill the ring; that it is in trouble has been told.
+    fn may_report_critical(&mut self, agent: Agent) -> bool {
+        let now_ns = self.clock.raw_ns();
+        let from_ns = &mut self.processes.of(agent).critical_from_ns;
+        let may = now_ns >= *from_ns;
+        if may {
+            *from_ns = now_ns.saturating_add(CRITICAL_PAUSE_NS);
+        }
+        may
+    }
+
+    /// Tells of a beat that the tracker has refused, and counted.
+    pub(super) fn report_refused(&mut self, sender: Sender, recorded: &Recorded) {
+        let reason = match recorded.outcome {
+            BeatOutcome::OriginConflict => Refusal::OriginConflict,
+            BeatOutcome::NamespaceConflict => Refusal::NamespaceConflict,
+            BeatOutcome::CapacityExceeded => Refusal::CapacityExceeded,
+            BeatOutcome::UserShareExceeded { uid } => Refusal::UserShareExceeded { uid },
+            BeatOutcome::OutOfOrder
+            | BeatOutcome::Inserted
+            | BeatOutcome::Refreshed
+            | BeatOutcome::Reordered => Refusal::OutOfOrder,
+        };
+        self.refusals += 1;
+        self.send(EventKind::Refused { sender, reason });
+    }
+
+    /// Refuses a datagram before the tracker has heard of it.
+    pub(super) fn refuse(&mut self, sender: Sender, reason: Refusal) {
+        self.counters.count(reason.counter());
+        self.refusals += 1;
+        self.send(EventKind::Refused { sender, reason });
+    }
+
+    /// Tells who had to leave for a newcomer: an agent that was evicted, or a process whose pid has passed on.
+    pub(super) fn report_displaced(&mut self, recorded: &Recorded) {
+        let mut next = recorded.displaced;
+        while let Some(displaced) = next {
+            let Displaced {
+                agent, last_nonce, ..
+            } = displaced;
+            if displaced.evicted {
+                drop(self.release(agent));
+                self.send(EventKind::Evicted { agent });
+            } else {
+                self.report_exit(agent, last_nonce, ExitStatus::Unknown, None);
+            }
+            next = self.tracker.take_displaced();
+        }
+    }
+
+    /// A local process has ended: all its streams leave. `process` is it, if it was not held.
+    pub(super) fn retire_process(&mut self, agent: Agent, mut process: Option<OwnedFd>) {
+        while let Some((agent, facts)) = self.tracker.retire_next(agent.pid, agent.instance) {
+            let last_nonce = facts.last_nonce.unwrap_or(0);
+            self.report_exit(agent, last_nonce, ExitStatus::Unknown, process.take());
+        }
+    }
+
+    /// Retires an agent that has said goodbye. False if it is not there any more.
+    pub(super) fn retire_after_goodbye(&mut self, agent: Agent) -> bool {
+        let Some(facts) = self.tracker.retire(agent) else {
+            return false;
+        };
+        let last_nonce = facts.last_nonce.unwrap_or(0);
+        self.report_exit(agent, last_nonce, ExitStatus::Goodbye, None);
+        true
+    }
+
+    /// How a process ended is found out by the control thread, which gets the process along.
+    fn report_exit(
+        &mut self,
+        agent: Agent,
+        last_nonce: u64,
+        status: ExitStatus,
+        process: Option<OwnedFd>,
+    ) {
+        let process = self.release(agent).or(process);
+        let observer_ns = self.clock.raw.now_ns();
+        if status == ExitStatus::Unknown && !agent.is_remote() {
+            self.senders
+                .note_end(agent.pid, agent.instance, observer_ns);
+        }
+        let event = Event {
+            observer_ns,
+            kind: EventKind::Exit {
+                agent,
+                last_nonce,
+                status,
+            },
+        };
+        self.events.send(event, process);
+    }
+
+    /// Lets go of a process; while somebody else holds it, epoll must be told not to watch it.
+    fn release(&mut self, agent: Agent) -> Option<OwnedFd> {
+        let pidfd = self.processes.release(agent)?;
+        self.sleeper.forget(&pidfd);
+        Some(pidfd)
+    }
+
+    /// Judges what is silent, with a budget of timers. `refused` is how many datagrams of an agent were refused by a
+    /// limit. False if a silence found no room in the ring.
+    pub(super) fn judge(
+        &mut self,
+        heard_ns: u64,
+        mut budget: u32,
+        refused: impl Fn(Agent) -> u32,
+    ) -> bool {
+        let observer_ns = self.clock.raw.now_ns();
+        let Self {
+            tracker, events, ..
+        } = self;
+        // No source knows of a later beat than the table: each has recorded all that it has received.
+        while let Some(due) = tracker.pop_due(heard_ns, &mut budget) {
+            let taken = tracker.judge(due, heard_ns, |silence| {
+                let event = Event {
+                    observer_ns,
+                    kind: kind_of(silence, refused(silence.agent)),
+                };
+                if silence.tier == Tier::PutOff {
+                    // It will be put off again, or be a stall.
+                    events.send(event, None);
+                    return ControlFlow::Continue(());
+                }
+                events.offer(event)
+            });
+            if taken.is_break() {
+                return false;
+            }
+        }
+        true
+    }
+
+    pub(super) fn send(&mut self, kind: EventKind) {
+        let observer_ns = self.clock.raw.now_ns();
+        self.events.send(Event { observer_ns, kind }, None);
+    }
+
+    /// Promises to turn again by then. Readers can tell a beat path that sleeps from one that hangs.
+    pub(super) fn promise(&mut self, raw_ns: u64) {
+        self.clock.attention.promise(raw_ns);
+        self.state.set_next_turn(raw_ns);
+    }
+
+    /// Publishes the time that counts against no agent.
+    pub(super) fn publish_lag(&self, now_ns: u64) {
+        let lag_ns = now_ns.saturating_sub(self.clock.now_ns());
+        self.state.set_attention_lag(lag_ns);
+    }
+}
+
+fn kind_of(silence: &Silence, refused: u32) -> EventKind {
+    let agent = silence.agent;
+    let last_nonce = silence.slot.last_nonce.unwrap_or(0);
+    let silence_ns = silence.silence_ns;
+    match silence.tier {
+        Tier::Late => EventKind::Late {
+            agent,
+            last_nonce,
+            silence_ns,
+        },
+        Tier::Stalled => EventKind::Stall {
+            agent,
+            last_nonce,
+            silence_ns,
+            threshold_ns: silence.slot.threshold_ns,
+            refused,
+        },
+        Tier::PutOff => EventKind::PutOff { agent, silence_ns },
+    }
+}

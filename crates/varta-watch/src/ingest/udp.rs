@@ -1,0 +1,329 @@
+//! Beats that come over a network: taken in batches, a bounded number of them before local agents get their turn again.
+//!
+//! Envelopes are opened here; who is speaking, and whether that is believed, is decided in
+//! [`varta_core::admission::RemoteSenders`]. Nothing is ever sent back.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::net::sockopt::{
+    set_socket_recv_buffer_size, set_socket_recv_buffer_size_force, socket_recv_buffer_size,
+};
+use varta_core::admission::{
+    Admitted, KnownRemote, Moment, RemoteBeat, RemoteFrame, RemoteSenders, Room, network_frame,
+};
+use varta_core::agent::NO_KEY;
+use varta_core::overflow::restart_thresholds;
+use varta_core::replay::ReplayGuard;
+use varta_core::tracker::Recorded;
+use varta_core::{Agent, BeatOrigin, Counter, EventKind, JoinedFrom, Locality, Refusal, Sender};
+use varta_sys::udp::{self, UdpBatch};
+use varta_vlp::secure::MASTER_ENVELOPE_BYTES;
+
+use super::intake::Intake;
+use super::open::Opener;
+use super::recorder::Recorder;
+use crate::beat_path_state::Transport;
+use crate::keys::KeyRing;
+use crate::replay_file::ReplayWords;
+
+/// Datagrams per receive call.
+const BATCH: usize = 64;
+
+/// Datagrams taken before local agents get their turn: with one key half a millisecond, with sixteen two.
+const PER_TURN: usize = 4 * BATCH;
+
+/// The longest datagram that means something, and one byte more, so that a longer one can be told from it.
+const DATAGRAM_BYTES: usize = MASTER_ENVELOPE_BYTES + 1;
+
+/// What the kernel may queue, in bytes: it doubles that, so that 2700 beats are queued, of a fleet whose clocks
+/// tick together.
+const QUEUE_BYTES: usize = 1 << 20;
+
+/// What the kernel counts for a beat in a queue, in bytes.
+const QUEUED_BEAT_BYTES: usize = 770;
+
+/// The UDP socket, and what its datagrams are worth.
+pub(crate) struct UdpSource {
+    socket: UdpSocket,
+    batch: UdpBatch,
+    intake: Intake,
+    senders: RemoteSenders<ReplayWords>,
+    /// Opens envelopes; `None` in clear.
+    opener: Option<Opener>,
+    /// Datagrams the kernel had dropped when it was asked last.
+    drops: u32,
+    /// Thresholds by which drops may put off a stall.
+    restart_thresholds: u64,
+    /// Datagrams of this turn.
+    turn_read: usize,
+}
+
+impl UdpSource {
+    /// Listens without keys. `seed` must be unpredictable; `slots` is how many the table has.
+    pub(crate) fn in_clear(socket: UdpSocket, origin: BeatOrigin, seed: u64, slots: usize) -> Self {
+        Self::new(socket, None, RemoteSenders::in_clear(origin, seed, slots))
+    }
+
+    /// Listens for what these keys have sealed. `agents` is how many there may be, `slots` how many the table has.
+    pub(crate) fn sealed(
+        socket: UdpSocket,
+        origin: BeatOrigin,
+        ring: KeyRing,
+        agents: usize,
+        slots: usize,
+        guard: ReplayGuard<ReplayWords>,
+    ) -> io::Result<Self> {
+        let opener = Opener::new(ring, agents, guard.seed())?;
+        let senders = RemoteSenders::sealed(origin, guard, slots);
+        Ok(Self::new(socket, Some(opener), senders))
+    }
+
+    fn new(socket: UdpSocket, opener: Option<Opener>, senders: RemoteSenders<ReplayWords>) -> Self {
+        // Root gets it, others as much of it as the operator allows (net.core.rmem_max).
+        if set_socket_recv_buffer_size_force(&socket, QUEUE_BYTES).is_err() {
+            let _ = set_socket_recv_buffer_size(&socket, QUEUE_BYTES);
+        }
+        let queue_bytes = socket_recv_buffer_size(&socket).unwrap_or(0);
+        Self {
+            restart_thresholds: restart_thresholds(queue_bytes / QUEUED_BEAT_BYTES),
+            socket,
+            batch: UdpBatch::new(BATCH, DATAGRAM_BYTES),
+            intake: Intake::new(Transport::Udp),
+            senders,
+            opener,
+            drops: 0,
+            turn_read: 0,
+        }
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Believes these keys from now on.
+    pub(super) fn replace_keys(&mut self, ring: KeyRing) {
+        if let Some(opener) = &mut self.opener {
+            opener.replace(ring);
+        }
+    }
+
+    /// Datagrams since this was asked last.
+    pub(super) fn take_turn_read(&mut self) -> usize {
+        std::mem::take(&mut self.turn_read)
+    }
+
+    /// Datagrams of an agent that a limit refused since its last beat.
+    pub(super) fn refused(&self, agent: Agent) -> u32 {
+        match agent.locality() {
+            Locality::Local => 0,
+            Locality::Remote => self.senders.refused(agent),
+        }
+    }
+
+    /// When a socket that is not read is tried again.
+    pub(super) fn next_due_ns(&self, now_ns: u64) -> Option<u64> {
+        self.intake.next_try_ns(now_ns)
+    }
+
+    /// Has input wake the beat path if it may be read.
+    pub(super) fn update_wakes(&mut self, recorder: &Recorder) -> io::Result<()> {
+        match self.intake.change_wakes(recorder.clock.raw_ns()) {
+            Some(wakes) => recorder.sleeper.set_input_wakes(&*self, wakes),
+            None => Ok(()),
+        }
+    }
+
+    /// Publishes what keeps beats from being received. True if that has changed.
+    pub(super) fn publish_trouble(&self, recorder: &Recorder) -> bool {
+        self.intake.publish(&recorder.state)
+    }
+
+    /// Takes what came over the network, up to a bound; true if there may be more.
+    pub(super) fn drain(&mut self, recorder: &mut Recorder) -> bool {
+        let mut read = 0;
+        while read < PER_TURN {
+            let now_ns = recorder.clock.raw_ns();
+            if !self.intake.may_be_read(now_ns) {
+                return false;
+            }
+            let received = match self.batch.receive(self.socket.as_fd()) {
+                Ok(received) => received,
+                Err(error) => {
+                    self.intake.has_failed(&error, now_ns);
+                    recorder.counters.count(Counter::ReceiveErrors);
+                    return false;
+                }
+            };
+            if self.intake.has_succeeded(now_ns) > 0 {
+                // What could not be read is held against nobody.
+                recorder.restart_silence(Locality::Remote, self.restart_thresholds);
+            }
+            if received == BATCH {
+                self.note_drops(recorder);
+            }
+            // They were sent before now: a silence that began at an earlier look would be over too early.
+            recorder.read_clock();
+            (0..received).for_each(|i| self.hear(recorder, i));
+            read += received;
+            self.turn_read += received;
+            if received < BATCH {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Takes note of datagram `i` of the batch.
+    fn hear(&mut self, recorder: &mut Recorder, i: usize) {
+        let Some((sender, read)) = self.read(i) else {
+            return;
+        };
+        let mut heard = match read {
+            Ok(heard) => heard,
+            Err(reason) => return recorder.refuse(sender, reason),
+        };
+        let known = recorder.tracker.slot_of(&heard.beat.key).and_then(|slot| {
+            let facts = recorder.tracker.facts_in(slot)?;
+            Some(KnownRemote { slot, facts })
+        });
+        let room = Room {
+            in_table: known.is_some() || recorder.tracker.may_have_room_for(None),
+            for_events: recorder.events.has_room_for_join(),
+        };
+        let threshold_ns = recorder.options.threshold_ns;
+        let now = moment(recorder);
+        let limits = &mut recorder.limits;
+        let admitted =
+            self.senders
+                .judge(&mut heard, known.as_ref(), room, threshold_ns, limits, now);
+        match admitted {
+            Err(reason) => recorder.refuse(sender, reason),
+            Ok(Admitted::Known) => {
+                let recorded = recorder.record(&heard.beat);
+                self.credit(recorder, sender, &heard, &recorded);
+            }
+            Ok(Admitted::First) => self.join(recorder, sender, &heard),
+        }
+    }
+
+    /// Who is speaking, and what they say or why it is not believed.
+    fn read(&mut self, i: usize) -> Option<(Sender, Result<RemoteBeat, Refusal>)> {
+        let datagram = self.batch.datagram(i)?;
+        let address = datagram.source;
+        let read = match &mut self.opener {
+            _ if datagram.truncated => Err(Refusal::WrongLength),
+            None => network_frame(datagram.bytes).map(in_clear),
+            Some(opener) => open(opener, datagram.bytes),
+        };
+        let sender = Sender {
+            pid: read.as_ref().map_or(0, |read| read.frame.pid),
+            source: Some((address.ip(), address.port())),
+        };
+        Some((
+            sender,
+            read.map(|read| self.senders.attribute(&read, address)),
+        ))
+    }
+
+    /// The first beat of an agent.
+    fn join(&mut self, recorder: &mut Recorder, sender: Sender, heard: &RemoteBeat) {
+        let recorded = recorder.record(&heard.beat);
+        if let Some(displaced) = recorded.displaced {
+            self.senders.note_departure(displaced.agent);
+        }
+        recorder.report_displaced(&recorded);
+        let Some(agent) = recorded.agent else {
+            return recorder.report_refused(sender, &recorded);
+        };
+        self.senders.note_join(agent);
+        let now_ns = recorder.clock.raw_ns();
+        recorder.limits.welcome(agent.slot, now_ns);
+        let from = JoinedFrom::Remote {
+            address: heard.address.ip(),
+            sealed: heard.is_sealed(),
+        };
+        recorder.report_join(agent, &heard.beat.frame, from);
+        self.credit(recorder, sender, heard, &recorded);
+    }
+
+    /// Takes note of a beat that was recorded.
+    fn credit(
+        &mut self,
+        recorder: &mut Recorder,
+        sender: Sender,
+        heard: &RemoteBeat,
+        recorded: &Recorded,
+    ) {
+        recorder.report(sender, &heard.beat, recorded);
+        let Some(agent) = recorded.agent else {
+            return;
+        };
+        let now = moment(recorder);
+        let facts = || recorder.tracker.facts_in(agent.slot);
+        let mut changed = self.senders.note_beat(agent, heard, facts, now);
+        if let Some(count) = changed.take() {
+            recorder.send(EventKind::Sessions { agent, count });
+        }
+        if !heard.beat.frame.is_goodbye() {
+            return;
+        }
+        let Some(facts) = recorder.tracker.facts_in(agent.slot) else {
+            return;
+        };
+        if !self.senders.ends_agent(heard, &facts, now) {
+            if let Some(count) = self.senders.changed_sessions(agent, &facts, now) {
+                recorder.send(EventKind::Sessions { agent, count });
+            }
+        } else if recorder.retire_after_goodbye(agent) {
+            let timestamp_ns = heard.beat.frame.timestamp;
+            self.senders.note_goodbye(agent, timestamp_ns, now.raw_ns);
+        }
+    }
+
+    /// Beats of any remote agent may have been among what the kernel dropped: that silence is not theirs.
+    fn note_drops(&mut self, recorder: &mut Recorder) {
+        let Ok(drops) = udp::drops(self.socket.as_fd()) else {
+            return;
+        };
+        let count = u64::from(drops.wrapping_sub(self.drops));
+        self.drops = drops;
+        if count > 0 {
+            recorder.restart_silence(Locality::Remote, self.restart_thresholds);
+            recorder.counters.add(Counter::UdpDrops, count);
+            recorder.send(EventKind::NetworkDrops { count });
+        }
+    }
+}
+
+impl AsFd for UdpSource {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn in_clear(frame: varta_vlp::Frame) -> RemoteFrame {
+    RemoteFrame {
+        frame,
+        key: NO_KEY,
+        session: None,
+    }
+}
+
+fn open(opener: &mut Opener, bytes: &[u8]) -> Result<RemoteFrame, Refusal> {
+    let opened = opener.open(bytes)?;
+    Ok(RemoteFrame {
+        frame: network_frame(&opened.frame)?,
+        key: opened.session.key,
+        session: Some((opened.session, opened.counter)),
+    })
+}
+
+fn moment(recorder: &Recorder) -> Moment {
+    Moment {
+        attention_ns: recorder.clock.now_ns(),
+        raw_ns: recorder.clock.raw_ns(),
+    }
+}
