@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
-use varta_api::LogLine;
+use varta_api::{LogEvent, LogLine};
 use varta_sys::secret_file;
 
 use crate::procfs::now_ns;
@@ -128,7 +128,9 @@ impl Observer {
     /// Where it listens on UDP. To be asked once, before any other line is read.
     pub(crate) fn udp(&self) -> Result<SocketAddr> {
         while let Some(line) = self.next_line(ANSWER_WAIT) {
-            if let Some(address) = line.log.fields.udp {
+            if let LogEvent::Start(start) = line.log.event
+                && let Some(address) = start.udp
+            {
                 return Ok(address.parse()?);
             }
         }
@@ -148,7 +150,7 @@ impl Observer {
     pub(crate) fn counter(&self, series: &str) -> Result<u64> {
         self.receiver.signal(Signal::USR1)?;
         while let Some(line) = self.next_line(ANSWER_WAIT) {
-            if let Some(counters) = line.log.fields.counters {
+            if let Some(counters) = line.log.event.counters() {
                 let count = counters.get(series).and_then(serde_json::Number::as_u64);
                 return Ok(count.unwrap_or(0));
             }

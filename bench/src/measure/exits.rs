@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 use rustix::process::Signal;
-use varta_api::{Fields, LogEvent};
+use varta_api::LogEvent;
+use varta_api::log_line::How;
 
 use crate::agents::{Agents, scattered};
 use crate::observer::{Line, Observer};
@@ -64,11 +65,14 @@ impl End {
         }
     }
 
-    fn is_told_by(self, fields: &Fields) -> bool {
-        let told = (fields.how.as_deref(), fields.code, fields.signal);
+    fn is_told_by(self, event: &LogEvent) -> bool {
+        let LogEvent::Exit(exit) = event else {
+            return false;
+        };
+        let told = (exit.how, exit.code, exit.signal);
         told == match self {
-            Self::Killed => (Some("died"), None, Some(SIGKILL)),
-            Self::Left => (Some("left"), Some(0), None),
+            Self::Killed => (How::Died, None, Some(SIGKILL)),
+            Self::Left => (How::Left, Some(0), None),
         }
     }
 }
@@ -140,7 +144,7 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
         let made = exits.iter().filter(|exit| exit.end == end);
         let told = made.clone().filter(|exit| {
             let told = exit.told.as_ref();
-            told.is_some_and(|line| end.is_told_by(&line.log.fields))
+            told.is_some_and(|line| end.is_told_by(&line.log.event))
         });
         let (told, made) = (told.count() as f64, made.count() as f64);
         report.compare(measure, "exits", told, "made", made);
@@ -226,13 +230,8 @@ fn exit_lines(agents: &Agents, observer: &Observer) -> HashMap<u32, Line> {
         let Some(line) = observer.next_line(left) else {
             break;
         };
-        let pid = line
-            .log
-            .fields
-            .pid
-            .filter(|_| line.log.event == LogEvent::Exit);
-        if let Some(pid) = pid {
-            lines.insert(pid, line);
+        if let LogEvent::Exit(exit) = &line.log.event {
+            lines.insert(exit.agent.pid, line);
         }
     }
     lines

@@ -173,22 +173,30 @@ pub(super) fn rounds(
         for victim in victims.values() {
             agents.signal(*victim, Signal::STOP)?;
         }
-        found.missed += await_each(LogEvent::Stall, &victims, case, observer, &mut found, {
+        found.missed += await_each(is_stall, &victims, case, observer, &mut found, {
             |found, index, line| note_stall(found, agents, case.threshold, index, line)
         })?;
         for victim in victims.values() {
             agents.signal(*victim, Signal::CONT)?;
         }
-        await_each(LogEvent::Return, &victims, case, observer, &mut found, {
+        await_each(is_return, &victims, case, observer, &mut found, {
             |_, _, _| Ok(())
         })?;
     }
     Ok(found)
 }
 
-/// Reads lines until each victim has had its `event` or patience ends; returns how many had not.
+fn is_stall(event: &LogEvent) -> bool {
+    matches!(event, LogEvent::Stall(_))
+}
+
+fn is_return(event: &LogEvent) -> bool {
+    matches!(event, LogEvent::Return(_))
+}
+
+/// Reads lines until each victim has had its event or patience ends; returns how many had not.
 fn await_each(
-    event: LogEvent,
+    is_it: fn(&LogEvent) -> bool,
     victims: &HashMap<u32, usize>,
     case: &LatenessCase,
     observer: &Observer,
@@ -202,8 +210,8 @@ fn await_each(
         let Some(line) = observer.next_line(left) else {
             break;
         };
-        let pid = line.log.fields.pid.filter(|_| line.log.event == event);
-        if let Some(index) = pid.and_then(|pid| waiting.remove(&pid)) {
+        let agent = line.log.event.agent().filter(|_| is_it(&line.log.event));
+        if let Some(index) = agent.and_then(|agent| waiting.remove(&agent.pid)) {
             note(found, index, &line)?;
         }
     }
@@ -217,13 +225,12 @@ pub(super) fn note_stall(
     index: usize,
     line: &Line,
 ) -> Result<()> {
-    let fields = &line.log.fields;
-    let noticed_ms = fields.lateness_ms;
-    found
-        .noticed_ms
-        .push(noticed_ms.ok_or("a stall line without lateness")?);
+    let LogEvent::Stall(stall) = &line.log.event else {
+        return Err("not the line of a stall".into());
+    };
+    found.noticed_ms.push(stall.lateness_ms);
     let last = agents.record(index)?;
-    if fields.nonce == Some(last.nonce) {
+    if stall.nonce == last.nonce {
         let due_ns = last.sent_ns as f64 + threshold.as_nanos() as f64;
         found.told_ms.push((line.read_ns as f64 - due_ns) / 1e6);
     }

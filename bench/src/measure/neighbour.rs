@@ -157,12 +157,9 @@ fn stalled_by_log(observer: &Observer) -> Vec<u32> {
     let end = Instant::now() + SETTLE;
     let mut stalled = Vec::new();
     while let Some(line) = observer.next_line(end.saturating_duration_since(Instant::now())) {
-        stalled.extend(
-            line.log
-                .fields
-                .pid
-                .filter(|_| line.log.event == LogEvent::Stall),
-        );
+        if let LogEvent::Stall(stall) = &line.log.event {
+            stalled.push(stall.agent.pid);
+        }
     }
     stalled
 }

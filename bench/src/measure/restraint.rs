@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use varta_api::LogEvent;
+use varta_api::log_line::{Outcome, Recover};
 
 use super::lateness::{Found, INTERVAL_THRESHOLDS, STALLS, note_stall, oversleep_ms};
 use crate::agents::Agents;
@@ -278,11 +279,12 @@ impl Round<'_> {
     }
 
     fn take(&mut self, line: &Line) -> Result<()> {
-        let Some(pid) = line.log.fields.pid else {
+        let Some(agent) = line.log.event.agent() else {
             return Ok(());
         };
-        match line.log.event {
-            LogEvent::Stall if self.stopped.remove(&pid) => {
+        let pid = agent.pid;
+        match &line.log.event {
+            LogEvent::Stall(_) if self.stopped.remove(&pid) => {
                 if let Some(index) = self.crowd_places.get(&pid) {
                     let found = &mut self.contender.crowd;
                     return note_stall(found, &self.crowd, THRESHOLD, *index, line);
@@ -292,29 +294,30 @@ impl Round<'_> {
                 note_stall(found, &self.others, THRESHOLD, index, line)?;
                 self.others.signal(index, Signal::CONT)?;
             }
-            LogEvent::Return => self.free.extend(self.places.get(&pid)),
-            LogEvent::Recover => self.take_child(pid, line),
+            LogEvent::Return(_) => self.free.extend(self.places.get(&pid)),
+            LogEvent::Recover(recover) => self.take_child(recover, line.read_ns),
             _ => {}
         }
         Ok(())
     }
 
-    fn take_child(&mut self, pid: u32, line: &Line) {
+    fn take_child(&mut self, recover: &Recover, read_ns: u64) {
+        let pid = recover.agent.pid;
         let is_of_crowd = self.crowd_places.contains_key(&pid);
         let contender = &mut self.contender;
-        match line.log.fields.outcome.as_deref() {
-            Some("spawned") => {
+        match recover.outcome {
+            Outcome::Spawned => {
                 self.in_flight += 1;
                 contender.most_in_flight = contender.most_in_flight.max(self.in_flight);
                 if is_of_crowd {
-                    self.first_ns.get_or_insert(line.read_ns);
+                    self.first_ns.get_or_insert(read_ns);
                 }
             }
-            Some("reaped_zero") => {
+            Outcome::ReapedZero => {
                 self.in_flight = self.in_flight.saturating_sub(1);
-                contender.child_ms.extend(line.log.fields.duration_ms);
+                contender.child_ms.extend(recover.duration_ms);
                 if self.waiting.remove(&pid) {
-                    self.last_ns = line.read_ns;
+                    self.last_ns = read_ns;
                 }
             }
             _ => {}

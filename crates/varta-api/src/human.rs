@@ -2,57 +2,55 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::log_line::{Level, LogEvent, LogLine};
+use crate::log_line::{How, Level, LogEvent, LogLine};
 
 /// A line for a person, with its line end: time, a word, a sentence. What does not fit in it follows on
 /// indented lines of its own. Nothing in it commands a terminal.
 pub fn human_line(line: &LogLine) -> String {
-    let LogLine {
-        level,
-        event,
-        fields,
-        ..
-    } = line;
     let mut msg = line.msg.clone();
-    for (series, value) in fields.counters.iter().flatten() {
+    for (series, value) in line.event.counters().into_iter().flatten() {
         msg.push_str(&format!("\n{series} {value}"));
     }
     let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(line.ts_ns);
     let time = humantime::format_rfc3339_millis(time);
-    let word = match (event, level) {
-        (LogEvent::Notice, Level::Error) => "error",
-        (LogEvent::Notice, Level::Warn) => "warning",
-        (LogEvent::Notice, Level::Info) => "notice",
-        (LogEvent::Start, _) => "start",
-        (LogEvent::Join, _) => "join",
-        (LogEvent::Session, _) => "session",
-        (LogEvent::Critical, _) => "CRIT",
-        (LogEvent::Late, _) => "late",
-        (LogEvent::Stall, _) => "STALL",
-        (LogEvent::Return, _) => "return",
-        (LogEvent::Exit, _) if fields.how.as_deref() == Some("unknown") => "gone",
-        (LogEvent::Exit, Level::Info) => "left",
-        (LogEvent::Exit, _) => "DIED",
-        (LogEvent::Evict, _) => "evict",
-        (LogEvent::Refuse, _) => "refuse",
-        (LogEvent::Gap, _) => "gap",
-        (LogEvent::Pause, _) => "pause",
-        (LogEvent::Resume, _) => "resume",
-        (LogEvent::Recover, _) => "recover",
-        (LogEvent::GaveUp, _) => "GAVE UP",
-        (LogEvent::Hold, Level::Info) => "go on",
-        (LogEvent::Hold, _) => "HOLD",
-        (LogEvent::Hook, _) => "hook",
-        (LogEvent::Missing, Level::Info) => "there",
-        (LogEvent::Missing, _) => "MISSING",
-        (LogEvent::Stop, _) => "stop",
-    };
+    let word = word(line);
     // A name may hold anything; a line stays one line and sends nothing to a terminal.
     let lines: Vec<String> = msg.split('\n').map(printable).collect();
     format!(
         "{time} {word:<8}{}\n",
         lines.join("\n                                 ")
     )
+}
+
+fn word(line: &LogLine) -> &'static str {
+    match (&line.event, line.level) {
+        (LogEvent::Notice(_) | LogEvent::Unknown, Level::Error) => "error",
+        (LogEvent::Notice(_) | LogEvent::Unknown, Level::Warn) => "warning",
+        (LogEvent::Notice(_) | LogEvent::Unknown, Level::Info) => "notice",
+        (LogEvent::Start(_), _) => "start",
+        (LogEvent::Join(_), _) => "join",
+        (LogEvent::Session(_), _) => "session",
+        (LogEvent::Critical(_), _) => "CRIT",
+        (LogEvent::Late(_), _) => "late",
+        (LogEvent::Stall(_), _) => "STALL",
+        (LogEvent::Return(_), _) => "return",
+        (LogEvent::Exit(exit), _) if exit.how == How::Unknown => "gone",
+        (LogEvent::Exit(_), Level::Info) => "left",
+        (LogEvent::Exit(_), _) => "DIED",
+        (LogEvent::Evict(_), _) => "evict",
+        (LogEvent::Refuse(_), _) => "refuse",
+        (LogEvent::Gap(_), _) => "gap",
+        (LogEvent::Pause(_), _) => "pause",
+        (LogEvent::Resume(_), _) => "resume",
+        (LogEvent::Recover(_), _) => "recover",
+        (LogEvent::GaveUp(_), _) => "GAVE UP",
+        (LogEvent::Hold(_), Level::Info) => "go on",
+        (LogEvent::Hold(_), _) => "HOLD",
+        (LogEvent::Hook(_), _) => "hook",
+        (LogEvent::Missing(_), Level::Info) => "there",
+        (LogEvent::Missing(_), _) => "MISSING",
+        (LogEvent::Stop(_), _) => "stop",
+    }
 }
 
 /// Somebody else's text with nothing in it that a terminal obeys, that ends a line, or that changes how the rest
@@ -67,7 +65,6 @@ pub fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log_line::Fields;
 
     #[test]
     fn nothing_that_a_terminal_obeys_or_that_turns_a_text_is_printable() {
@@ -82,13 +79,12 @@ mod tests {
             ts_ns: 0,
             session_id: "0000000000000007".to_owned(),
             level: Level::Warn,
-            event: LogEvent::Stall,
             msg: "evil\u{1b}[2J\u{202e} (7) silent".to_owned(),
-            fields: Fields::default(),
+            event: LogEvent::Unknown,
         });
         assert_eq!(
             text,
-            "1970-01-01T00:00:00.000Z STALL   evil?[2J? (7) silent\n"
+            "1970-01-01T00:00:00.000Z warning evil?[2J? (7) silent\n"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! What the observer says to other programs: the lines of its log, the answers of its HTTP API, the ids of its agents,
+//! What the observer says to other programs: the lines of its log, the rows of its event file, the answers of its HTTP API, the ids of its agents,
 //! and the places where it listens.
 //!
 //! Types and text only: nothing here opens a socket or a file, or decides anything.
@@ -7,14 +7,18 @@
 
 mod agent_id;
 mod human;
-mod log_line;
+pub mod log_line;
+mod messages;
 mod places;
+mod row;
 pub mod v1;
 
 pub use agent_id::{AgentId, NotAnId};
 pub use human::{human_line, printable};
-pub use log_line::{Fields, Level, LogEvent, LogLine};
+pub use log_line::{LogEvent, LogLine};
+pub use messages::{exact_duration, hanging_threads, os_error, transport_name};
 pub use places::{
     CONTROL_SOCKET_SUFFIX, HTTP_ADDRESS, SOCKET_NAME, SOCKET_PATH_BYTES_MAX, control_socket_beside,
     default_runtime_directory, default_socket_path,
 };
+pub use row::{append_row, begins_a_row};

@@ -1,197 +1,246 @@
-//! One line of the observer's log: when, how serious, about what, and the fields that belong to it.
+//! One line of the observer's log under `--log-format json`, and one event of `/api/v1/events`.
+//!
+//! The key `event` says which other keys there are. A reader matches on [`LogEvent`]; keys that it does not know are
+//! left out, and an event that it does not know, or not with these keys, is [`LogEvent::Unknown`]: the line of another
+//! version, whose `msg` can be shown all the same.
+//! Keys are written in a fixed order, and those that do not apply are absent.
+
+mod keys;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Number;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Number, Value};
 
-/// How serious a log line is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// Worth knowing.
-    Info,
-    /// Needs attention.
-    Warn,
-    /// Something the operator asked for does not work.
-    Error,
-}
+pub use keys::{
+    Agent, AgentOnly, Critical, Exit, Gap, GaveUp, Hold, Hook, How, Join, Late, Missing, Notice,
+    Outcome, Pause, Recover, Refuse, Return, Session, Stall, Start, Stop,
+};
+pub use varta_core::fact::Level;
 
-/// What a log line is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LogEvent {
-    /// The observer listens.
-    Start,
-    /// First beat of an agent.
-    Join,
-    /// A known process began a new series of beats.
-    Session,
-    /// An agent says that it is critical.
-    Critical,
-    /// Silence beyond the soft tier.
-    Late,
-    /// Silence beyond the threshold.
-    Stall,
-    /// A stalled agent spoke again.
-    Return,
-    /// A process ended.
-    Exit,
-    /// A silent agent gave its slot to a newcomer.
-    Evict,
-    /// Datagrams were refused.
-    Refuse,
-    /// The observer itself was not watching for a while.
-    Gap,
-    /// An agent is paused: its silence does not count for a while.
-    Pause,
-    /// A pause is over, or was ended.
-    Resume,
-    /// A recovery action began, ended, or could not be done.
-    Recover,
-    /// Nothing more is done about a silent agent.
-    GaveUp,
-    /// Recovery holds its fire because the host is the suspect, or goes on.
-    Hold,
-    /// Steps for another occasion than a stall were run.
-    Hook,
-    /// Agents that were expected did not come, or are there after all.
-    Missing,
-    /// About the observer itself.
-    Notice,
-    /// The observer stops.
-    Stop,
-}
-
-/// One line of the observer's log under `--log-format json`. Keys that do not apply are absent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// One line of the log.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(from = "AnyKeys")]
 pub struct LogLine {
     /// Unix time, nanoseconds.
     pub ts_ns: u64,
     /// Differs between any two runs of the observer; 16 hex digits.
     pub session_id: String,
-    /// How serious it is.
+    /// How serious it is: `info`, `warn`, `error`.
     pub level: Level,
-    /// What it is about.
-    pub event: LogEvent,
     /// The same for a person, in one sentence.
     pub msg: String,
-    /// The rest, by event.
-    #[serde(flatten)]
-    pub fields: Fields,
+    /// What it is about.
+    pub event: LogEvent,
 }
 
-/// The parts of a log line that only some events have.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Fields {
-    /// The agent's process id.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u32>,
-    /// The agent's name: its command name.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// The agent's user id.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub uid: Option<u32>,
-    /// The agent's program file.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub exe: Option<PathBuf>,
-    /// Its path in the control group hierarchy.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cgroup: Option<String>,
-    /// Its unit of the system's service manager.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub unit: Option<String>,
-    /// Its unit of its own user's service manager.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user_unit: Option<String>,
-    /// When it started, clock ticks since boot.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub start_ticks: Option<u64>,
-    /// Inode of its pid namespace.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pid_ns: Option<u64>,
-    /// Its pid inside its pid namespace, if that is not the observer's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub inner_pid: Option<u32>,
-    /// Status of the beat: `ok`, `degraded`, `critical`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub status: Option<String>,
-    /// Payload of the beat.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub payload: Option<u32>,
-    /// Last accepted nonce.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub nonce: Option<u64>,
-    /// How long the agent was silent, milliseconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub silence_ms: Option<f64>,
-    /// The threshold it was held to, milliseconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub threshold_ms: Option<f64>,
-    /// How long after the deadline the observer noticed, milliseconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lateness_ms: Option<f64>,
-    /// How a process ended: `left`, `died`, `unknown`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub how: Option<String>,
-    /// Its exit code.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub code: Option<u8>,
-    /// The signal that killed it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub signal: Option<u8>,
-    /// What became of a recovery: the label values of `varta_recovery_outcomes_total`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub outcome: Option<String>,
-    /// Process id of a recovery command.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub child_pid: Option<u32>,
-    /// How long a recovery command ran, milliseconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub duration_ms: Option<f64>,
-    /// What a recovery command wrote: its beginning and its end.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub output: Option<String>,
-    /// How many bytes it wrote altogether.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub output_bytes: Option<u64>,
-    /// Why: datagrams were refused, an agent is paused, fire is held, recovery gave up.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// When a pause ends unless the observer is stopped or asleep meanwhile: Unix time, nanoseconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub until_ns: Option<u64>,
-    /// How many times.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub count: Option<u64>,
-    /// How many lines were left out, by their `event`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub left_out: Option<BTreeMap<String, u64>>,
-    /// Text of the operating system.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-    /// Where the observer listens.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub socket: Option<PathBuf>,
-    /// Where it listens for agents elsewhere: address and port.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub udp: Option<String>,
-    /// Where it answers questions over TCP: address and port.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub http: Option<String>,
-    /// Its control socket.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub control: Option<PathBuf>,
-    /// Where an agent elsewhere sends from: its address; for refused datagrams with the port.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
-    /// How an agent elsewhere was first heard: `udp` or `secure_udp`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub transport: Option<String>,
-    /// All counters that are not zero, by series, as the metrics tell them: times in seconds, the others whole.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub counters: Option<BTreeMap<String, Number>>,
+/// A line of whatever version.
+#[derive(Deserialize)]
+struct AnyKeys {
+    ts_ns: u64,
+    session_id: String,
+    #[serde(with = "LevelKey")]
+    level: Level,
+    msg: String,
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+impl From<AnyKeys> for LogLine {
+    fn from(keys: AnyKeys) -> Self {
+        let event = LogEvent::deserialize(Value::Object(keys.others));
+        Self {
+            ts_ns: keys.ts_ns,
+            session_id: keys.session_id,
+            level: keys.level,
+            msg: keys.msg,
+            event: event.unwrap_or(LogEvent::Unknown),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Level", rename_all = "lowercase")]
+enum LevelKey {
+    Info,
+    Warn,
+    Error,
+}
+
+/// What a line is about, named by its key `event`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum LogEvent {
+    /// The observer listens.
+    Start(Start),
+    /// First beat of an agent.
+    Join(Join),
+    /// A known process began a new series of beats, or beats over several sessions.
+    Session(Session),
+    /// An agent reports that it is critical.
+    Critical(Critical),
+    /// Silence beyond the soft tier.
+    Late(Late),
+    /// Silence beyond the threshold.
+    Stall(Stall),
+    /// A stalled agent beats again.
+    Return(Return),
+    /// A process ended.
+    Exit(Exit),
+    /// A silent agent gave its slot to another one.
+    Evict(AgentOnly),
+    /// Datagrams were refused.
+    Refuse(Refuse),
+    /// The observer itself was not watching for a while.
+    Gap(Gap),
+    /// An agent is paused: its silence does not count for a while.
+    Pause(Pause),
+    /// A pause is over.
+    Resume(AgentOnly),
+    /// A recovery action began, ended, or could not be done.
+    Recover(Recover),
+    /// Nothing more is done about a silent agent.
+    GaveUp(GaveUp),
+    /// Recovery holds its fire because the host is the suspect, or goes on.
+    Hold(Hold),
+    /// Steps for another occasion than a stall were run.
+    Hook(Hook),
+    /// Agents that were expected did not come, or are there after all.
+    Missing(Missing),
+    /// About the observer itself.
+    Notice(Notice),
+    /// The observer stops.
+    Stop(Stop),
+    /// An event that this program does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl LogEvent {
+    /// The agent that it is about, if it is about one.
+    pub fn agent(&self) -> Option<&Agent> {
+        match self {
+            Self::Join(Join { agent, .. })
+            | Self::Session(Session { agent, .. })
+            | Self::Critical(Critical { agent, .. })
+            | Self::Late(Late { agent, .. })
+            | Self::Stall(Stall { agent, .. })
+            | Self::Return(Return { agent, .. })
+            | Self::Exit(Exit { agent, .. })
+            | Self::Evict(AgentOnly { agent, .. })
+            | Self::Pause(Pause { agent, .. })
+            | Self::Resume(AgentOnly { agent, .. })
+            | Self::Recover(Recover { agent, .. })
+            | Self::GaveUp(GaveUp { agent, .. })
+            | Self::Hook(Hook { agent, .. }) => Some(agent),
+            Self::Start(_)
+            | Self::Refuse(_)
+            | Self::Gap(_)
+            | Self::Hold(_)
+            | Self::Missing(_)
+            | Self::Notice(_)
+            | Self::Stop(_)
+            | Self::Unknown => None,
+        }
+    }
+
+    /// Counters that it brings, by series.
+    pub fn counters(&self) -> Option<&BTreeMap<String, Number>> {
+        match self {
+            Self::Notice(notice) => notice.counters.as_ref(),
+            Self::Stop(stop) => Some(&stop.counters),
+            _ => None,
+        }
+    }
+}
+
+/// The keys of a line in their order.
+#[derive(Serialize)]
+struct Keys<'a, E> {
+    ts_ns: u64,
+    session_id: &'a str,
+    #[serde(with = "LevelKey")]
+    level: Level,
+    event: &'static str,
+    msg: &'a str,
+    #[serde(flatten)]
+    others: E,
+}
+
+impl Serialize for LogLine {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.event {
+            LogEvent::Start(keys) => self.with("start", keys, serializer),
+            LogEvent::Join(keys) => self.with("join", keys, serializer),
+            LogEvent::Session(keys) => self.with("session", keys, serializer),
+            LogEvent::Critical(keys) => self.with("critical", keys, serializer),
+            LogEvent::Late(keys) => self.with("late", keys, serializer),
+            LogEvent::Stall(keys) => self.with("stall", keys, serializer),
+            LogEvent::Return(keys) => self.with("return", keys, serializer),
+            LogEvent::Exit(keys) => self.with("exit", keys, serializer),
+            LogEvent::Evict(keys) => self.with("evict", keys, serializer),
+            LogEvent::Refuse(keys) => self.with("refuse", keys, serializer),
+            LogEvent::Gap(keys) => self.with("gap", keys, serializer),
+            LogEvent::Pause(keys) => self.with("pause", keys, serializer),
+            LogEvent::Resume(keys) => self.with("resume", keys, serializer),
+            LogEvent::Recover(keys) => self.with("recover", keys, serializer),
+            LogEvent::GaveUp(keys) => self.with("gave_up", keys, serializer),
+            LogEvent::Hold(keys) => self.with("hold", keys, serializer),
+            LogEvent::Hook(keys) => self.with("hook", keys, serializer),
+            LogEvent::Missing(keys) => self.with("missing", keys, serializer),
+            LogEvent::Notice(keys) => self.with("notice", keys, serializer),
+            LogEvent::Stop(keys) => self.with("stop", keys, serializer),
+            LogEvent::Unknown => self.with("unknown", BTreeMap::<(), ()>::new(), serializer),
+        }
+    }
+}
+
+impl LogLine {
+    fn with<S: Serializer, E: Serialize>(
+        &self,
+        event: &'static str,
+        others: E,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let keys = Keys {
+            ts_ns: self.ts_ns,
+            session_id: &self.session_id,
+            level: self.level,
+            event,
+            msg: &self.msg,
+            others,
+        };
+        keys.serialize(serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_and_keys_that_are_not_known_leave_the_message() {
+        let head = r#""ts_ns":5,"session_id":"a","level":"warn","msg":"hello""#;
+        let read = |rest: &str| serde_json::from_str::<LogLine>(&format!("{{{head},{rest}}}"));
+        let line = read(r#""event":"replaced","successor":{"pid":9}"#).unwrap();
+        assert_eq!(
+            (line.msg.as_str(), line.event),
+            ("hello", LogEvent::Unknown)
+        );
+        let line = read(r#""event":"late","pid":7"#).unwrap();
+        assert_eq!(
+            (line.msg.as_str(), line.event),
+            ("hello", LogEvent::Unknown)
+        );
+        let line = read(r#""event":"late","pid":7,"silence_ms":3,"mood":"bad""#).unwrap();
+        let LogEvent::Late(late) = line.event else {
+            panic!("another event");
+        };
+        assert_eq!((late.agent.pid, late.silence_ms), (7, 3.0));
+        let line = read(r#""event":"recover","pid":7,"outcome":"bored""#).unwrap();
+        let LogEvent::Recover(recover) = line.event else {
+            panic!("another event");
+        };
+        assert_eq!(recover.outcome, Outcome::Unknown);
+    }
 }

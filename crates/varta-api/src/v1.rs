@@ -271,9 +271,9 @@ pub struct EventView {
 
 /// Recent events, oldest first: `GET /api/v1/events`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EventsPage {
+pub struct EventsPage<E = EventView> {
     /// Those that are remembered and newer than `after`.
-    pub events: Vec<EventView>,
+    pub events: Vec<E>,
     /// Events between `after` and the last one of `events` that are not remembered any more.
     pub missed: u64,
     /// The run whose events these are: numbers of another one mean others.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use varta_api::v1::{EventView, PAGE_MAX};
 use varta_api::{human_line, printable};
 
@@ -108,14 +109,18 @@ fn begin(observer: &Observer, arguments: &EventsArguments, show: &mut Show) -> R
     // One at least: its number says what "now" is.
     let page = observer.events(arguments.after, arguments.limit.max(1))?;
     match (arguments.limit, arguments.after) {
-        (0, None) => page.events.iter().for_each(|event| show.go_to(event)),
+        (0, None) => {
+            let events = page.events.iter();
+            let events = events.filter_map(|event| understood(event.get()));
+            events.for_each(|event| show.go_to(&event));
+        }
         // Those after it come live.
         (0, Some(_)) => {}
         (_, after) => {
             // Who asks for the latest ones does not miss those before.
             tell_missed(after.map_or(0, |_| page.missed));
             for event in &page.events {
-                show.event(event)?;
+                show.event(event.get())?;
             }
         }
     }
@@ -169,35 +174,29 @@ impl Show {
         }
     }
 
-    /// A message that is no event this program knows is told of and passed over.
     fn message(&mut self, message: &Message) -> io::Result<()> {
-        let result = match message.kind.as_str() {
+        match message.kind.as_str() {
             MISSED => {
-                serde_json::from_str(&message.data).map(|Missed { missed }| tell_missed(missed))
+                let missed = understood(&message.data);
+                missed
+                    .iter()
+                    .for_each(|Missed { missed }| tell_missed(*missed));
+                Ok(())
             }
-            _ => match serde_json::from_str(&message.data) {
-                Ok(event) => return self.event(&event),
-                Err(error) => Err(error),
-            },
-        };
-        if let Err(error) = result {
-            eprintln!(
-                "varta: an event is not understood ({}); is the observer of another version \
-                     than this varta, {}?",
-                printable(&error.to_string()),
-                env!("CARGO_PKG_VERSION")
-            );
+            _ => self.event(&message.data),
         }
-        Ok(())
     }
 
-    fn event(&mut self, event: &EventView) -> io::Result<()> {
-        let text = if self.json {
-            serde_json::to_string(event)? + "\n"
-        } else {
-            human_line(&event.line)
+    /// Shows an event that came as JSON. As JSON it goes on as it came, with keys that this program does not know.
+    fn event(&mut self, json: &str) -> io::Result<()> {
+        let Some(event) = understood::<EventView>(json) else {
+            return Ok(());
         };
-        self.go_to(event);
+        let text = match self.json {
+            true => format!("{json}\n"),
+            false => human_line(&event.line),
+        };
+        self.go_to(&event);
         // At once, so that a reader sees each event when it happens.
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes())?;
@@ -220,6 +219,19 @@ impl Show {
             id: event.id,
         };
     }
+}
+
+/// What the observer has sent. It is reported and passed over if it has another form.
+fn understood<T: DeserializeOwned>(json: &str) -> Option<T> {
+    let read = serde_json::from_str(json);
+    if let Err(error) = &read {
+        eprintln!(
+            "varta: an event is not understood ({}); is the observer of another version than this varta, {}?",
+            printable(&error.to_string()),
+            env!("CARGO_PKG_VERSION")
+        );
+    }
+    read.ok()
 }
 
 fn tell_missed(count: u64) {

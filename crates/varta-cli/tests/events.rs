@@ -15,7 +15,7 @@ use fake::{Answer, Fake, http, json, problem, told, varta};
 fn event(id: u64, session_id: &str) -> String {
     let (ts_ns, msg) = (id * 1_000_000_000, format!("web ({id}): first beat"));
     json!({"id": id, "ts_ns": ts_ns, "session_id": session_id, "level": "info", "event": "join",
-        "msg": msg, "pid": id})
+        "msg": msg, "pid": id, "status": "ok", "payload": 0, "nonce": 1})
     .to_string()
 }
 
@@ -183,9 +183,28 @@ fn following_can_begin_after_any_event() {
 }
 
 #[test]
-fn an_event_of_a_kind_that_is_not_known_does_not_end_it() {
-    let unknown = event(8, "a").replace("join", "da\\u001b[2Jnce");
-    let messages = format!("data: {unknown}\n\n{}", message(9, "a"));
+fn an_event_of_a_newer_observer_is_shown_by_its_message_and_as_json_with_all_its_keys() {
+    let newer = event(8, "a").replace("join", "dance");
+    let newer = newer.replace("\"pid\"", "\"partner\":\"db\",\"pid\"");
+    let messages = format!("data: {newer}\n\n");
+    let fake = observer(move || stream(&messages));
+    let (shown, _) = follow(&fake, &["--limit=0"], 1);
+    assert!(
+        shown[0].ends_with("notice  web (8): first beat"),
+        "{shown:?}"
+    );
+    let (shown, _) = follow(&fake, &["--limit=0", "--json"], 1);
+    let shown: Value = serde_json::from_str(&shown[0]).unwrap();
+    assert_eq!(
+        (&shown["event"], &shown["partner"]),
+        (&json!("dance"), &json!("db"))
+    );
+}
+
+#[test]
+fn an_event_that_is_not_understood_does_not_end_it() {
+    let garbled = event(8, "a").replace("info", "da\\u001b[2Jnce");
+    let messages = format!("data: {garbled}\n\n{}", message(9, "a"));
     let fake = observer(move || stream(&messages));
     let (shown, error) = follow(&fake, &["--limit=0"], 1);
     assert!(shown[0].ends_with("web (9): first beat"), "{shown:?}");

@@ -317,6 +317,13 @@ impl Default for Counters {
 }
 
 impl Counters {
+    /// All counters that are not zero, with their values.
+    pub fn nonzero(&self) -> Vec<(Counter, u64)> {
+        let counters = Counter::ALL.iter();
+        let values = counters.map(|counter| (*counter, self.get(*counter)));
+        values.filter(|(_, value)| *value > 0).collect()
+    }
+
     /// Adds `amount`; only the counter's one writing thread may call this.
     pub fn add(&self, counter: Counter, amount: u64) {
         if amount == 0 {

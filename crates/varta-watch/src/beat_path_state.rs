@@ -4,11 +4,10 @@
 //! The beat path alone writes, everybody else reads; nobody waits, and nothing here wakes the beat path. What a page of
 //! metrics shows of this is read when the page is made, see [`BeatPathState::level`].
 
-use std::fmt;
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use varta_core::Gauge;
+use varta_core::fact::Transport;
 
 use crate::clock::RawClock;
 
@@ -18,43 +17,6 @@ const OVERDUE_NS: u64 = 200_000_000;
 /// Threads that drop descriptors which were attached to datagrams: so many may hang before the beat path waits for them.
 /// Each takes 64 KiB of address space and 30 KiB of memory.
 pub(crate) const DISCARD_THREADS_MAX: usize = 64;
-
-/// A way on which beats come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Transport {
-    Unix,
-    Udp,
-}
-
-impl Transport {
-    pub(crate) const ALL: [Self; 2] = [Self::Unix, Self::Udp];
-}
-
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unix => "the Unix socket",
-            Self::Udp => "UDP",
-        })
-    }
-}
-
-/// So many discarding threads hang. Displayed as a part of a sentence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct HangingThreads(pub(crate) u64);
-
-impl fmt::Display for HangingThreads {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            1 => f.write_str("1 thread hangs"),
-            count => write!(f, "{count} threads hang"),
-        }?;
-        write!(
-            f,
-            " letting go of descriptors that were attached to datagrams (of {DISCARD_THREADS_MAX} that may)"
-        )
-    }
-}
 
 /// What the beat path says of itself. Times are nanoseconds of the raw clock.
 #[derive(Debug)]
@@ -145,13 +107,8 @@ impl BeatPathState {
         self.local_agents.load(Ordering::Acquire)
     }
 
-    /// Why nothing can be received, if so.
-    pub(crate) fn receive_error(&self, transport: Transport) -> Option<io::Error> {
-        let errno = self.receive_errno(transport);
-        (errno != 0).then(|| io::Error::from_raw_os_error(i32::try_from(errno).unwrap_or_default()))
-    }
-
-    fn receive_errno(&self, transport: Transport) -> u64 {
+    /// The error number with which receiving fails; 0 while it succeeds.
+    pub(crate) fn receive_errno(&self, transport: Transport) -> u64 {
         self.receive_errnos[transport as usize].load(Ordering::Acquire)
     }
 
@@ -220,7 +177,7 @@ mod tests {
         assert!(!state.set_receive_errno(Transport::Udp, 0));
         assert!(state.set_receive_errno(Transport::Udp, 1));
         assert!(!state.set_receive_errno(Transport::Udp, 1));
-        assert!(state.receive_error(Transport::Unix).is_none());
-        assert!(state.receive_error(Transport::Udp).is_some());
+        assert_eq!(state.receive_errno(Transport::Unix), 0);
+        assert_eq!(state.receive_errno(Transport::Udp), 1);
     }
 }

@@ -29,8 +29,6 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use varta_api::{Fields, LogEvent};
-
 use config::{Config, Sources};
 use report::log::Log;
 
@@ -65,7 +63,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            log.error(LogEvent::Notice, problem, Fields::default());
+            log.error(problem);
             ExitCode::from(EXIT_FAILURE)
         }
     };

@@ -6,10 +6,10 @@ mod support;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use support::LogLine;
 use support::agents::{AgentProcess, joined};
 use support::ladders::Marks;
 use support::{Observer, PATIENCE, copy_program, public_directory};
-use varta_api::LogEvent;
 
 const GAPS: &str = "varta_observer_gaps_total";
 const PUT_OFF: &str = "varta_observer_stalls_put_off_total";
@@ -33,8 +33,8 @@ fn reports_between_stops(
         observer.signal(Signal::STOP);
         std::thread::sleep(stopped_for);
         observer.signal(Signal::CONT);
-        observer.count_within(LogEvent::Stall, runs_for);
-        if observer.seen_of(LogEvent::Stall, pid) > 0 {
+        observer.count_within("stall", runs_for);
+        if observer.seen_of("stall", pid) > 0 {
             return true;
         }
     }
@@ -65,9 +65,9 @@ fn an_impatient_agent_that_came_and_went_delays_no_stall_of_others() {
     copy_program(&std::env::current_exe().unwrap(), &program);
     let mut fast = support::agents::Puppet::start_under(&[], &program, &observer.socket);
     fast.tell("beat self 1");
-    observer.wait_for_pid(LogEvent::Join, fast.pid);
+    observer.wait_for_pid("join", fast.pid);
     fast.leave(0);
-    observer.wait_for_pid(LogEvent::Exit, fast.pid);
+    observer.wait_for_pid("exit", fast.pid);
     let hung = joined(&observer);
     // More than the impatient agent tolerated, less than the others do.
     let (stopped_for, runs_for) = (Duration::from_millis(30), Duration::from_millis(20));
@@ -99,7 +99,7 @@ fn stalls_of_a_crowd(flags: &[&str]) -> support::Stopped {
         .collect();
     observer.wait_for_count("varta_observer_joins_total", agents.len() as u64);
     stop_again_and_again(&observer, 100, Duration::from_millis(90));
-    observer.count_within(LogEvent::Stall, Duration::from_millis(100));
+    observer.count_within("stall", Duration::from_millis(100));
     drop(agents);
     observer.stop()
 }
@@ -107,15 +107,16 @@ fn stalls_of_a_crowd(flags: &[&str]) -> support::Stopped {
 #[test]
 fn pauses_in_which_a_shallow_queue_loses_beats_stall_no_agent_that_beats() {
     let stopped = stalls_of_a_crowd(&["--queue-datagrams=off"]);
-    assert_eq!(stopped.count(LogEvent::Stall), 0);
+    assert_eq!(stopped.count("stall"), 0);
     let depth = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").unwrap();
     if depth.trim() == "10" {
         assert!(stopped.counter("varta_observer_queue_full_total") > 0);
-        let says_why = |line: &&varta_api::LogLine| {
-            line.fields.reason.as_deref() == Some("queue_full") && line.fields.pid.is_some()
-        };
+        let says_why =
+            |line: &&LogLine| line.text("reason") == Some("queue_full") && line.pid().is_some();
         let told = stopped.lines.iter().filter(says_why);
-        let put_off = told.filter_map(|line| line.fields.count).sum::<u64>();
+        let put_off = told
+            .filter_map(|line| line.number::<u64>("count"))
+            .sum::<u64>();
         assert_eq!(put_off, stopped.counter(PUT_OFF), "each is in the log");
     }
 }
@@ -123,7 +124,7 @@ fn pauses_in_which_a_shallow_queue_loses_beats_stall_no_agent_that_beats() {
 #[test]
 fn pauses_in_which_a_deep_queue_keeps_all_beats_put_off_no_stall() {
     let stopped = stalls_of_a_crowd(&[]);
-    assert_eq!(stopped.count(LogEvent::Stall), 0);
+    assert_eq!(stopped.count("stall"), 0);
     if stopped.counter("varta_observer_queue_full_total") == 0 {
         assert_eq!(stopped.counter(PUT_OFF), 0);
     }

@@ -14,7 +14,6 @@ use rustix::process::Signal;
 use serde_json::Value;
 use support::http::{Reply, assert_healthy, assert_problem};
 use support::{BEATS, Observer, PATIENCE, frame};
-use varta_api::LogEvent;
 use varta_api::v1::{AgentView, AgentsPage, Health, State};
 
 /// Of the kind that are asked while the beat path sleeps.
@@ -94,7 +93,7 @@ fn wait_until_it_tells(observer: &Observer, line: &str) {
 fn no_question_but_that_for_its_health_wakes_the_beat_path() {
     let observer = Observer::start(&["--threshold-ms=100"]);
     observer.send(&frame(7));
-    observer.wait_for_pid(LogEvent::Stall, std::process::id());
+    observer.wait_for_pid("stall", std::process::id());
     wait_until_it_tells(&observer, ONLY_INPUT_WAKES_IT);
     let agent = only_agent(&observer);
     let thread = thread(&observer, "varta-ingest");
@@ -127,7 +126,7 @@ fn a_beat_path_that_hangs_is_said_to_and_nobody_grows_silent_meanwhile() {
     let observer = Observer::start(&["--threshold-ms=600"]);
     let agent = observer.connect();
     agent.send(&frame(1)).unwrap();
-    observer.wait_for_pid(LogEvent::Join, std::process::id());
+    observer.wait_for_pid("join", std::process::id());
     let thread = hang(&observer);
     // Each of these waits a second for it.
     let hung: Reply = observer.ask("/healthz");
@@ -151,9 +150,9 @@ fn a_beat_path_that_hangs_is_said_to_and_nobody_grows_silent_meanwhile() {
     assert_healthy(&observer);
     observer.wait_for_count(BEATS, 2);
     // It may stall after its second beat, and not for the time before that.
-    let stalls = observer.lines_told(|line| line.event == LogEvent::Stall);
+    let stalls = observer.lines_told(|line| line.event == "stall");
     assert!(
-        stalls.iter().all(|line| line.fields.nonce == Some(2)),
+        stalls.iter().all(|line| line.number("nonce") == Some(2)),
         "{stalls:?}"
     );
     let info: Value = observer.ask("/api/v1/info").json();
@@ -172,7 +171,7 @@ fn an_observer_whose_beat_path_hangs_ends_when_it_is_told_to_and_says_why() {
     );
     // Its end is ours to take note of before it is anybody else's.
     waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
-    observer.wait_for(LogEvent::Notice, |line| line.msg.contains("hangs"));
+    observer.wait_for("notice", |line| line.msg.contains("hangs"));
     assert_eq!(observer.exit_code(), Some(1));
 }
 
@@ -180,7 +179,7 @@ fn an_observer_whose_beat_path_hangs_ends_when_it_is_told_to_and_says_why() {
 fn nobody_keeps_the_beat_path_in_real_time_by_flooding_it() {
     let observer = Observer::start(&["--max-beat-rate=0"]);
     observer.send(&frame(1));
-    observer.wait_for_pid(LogEvent::Join, std::process::id());
+    observer.wait_for_pid("join", std::process::id());
     // Not everybody may run in real time; who may not does as well without.
     let from_the_start = match tells(&observer, IN_REAL_TIME) {
         true => IN_REAL_TIME,
@@ -208,6 +207,6 @@ fn nobody_keeps_the_beat_path_in_real_time_by_flooding_it() {
 fn an_observer_that_is_not_to_run_in_real_time_does_not() {
     let observer = Observer::start(&["--real-time=false"]);
     observer.send(&frame(1));
-    observer.wait_for_pid(LogEvent::Join, std::process::id());
+    observer.wait_for_pid("join", std::process::id());
     assert!(tells(&observer, NOT_IN_REAL_TIME));
 }

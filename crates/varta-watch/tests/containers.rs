@@ -7,13 +7,13 @@ use std::fs;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use support::LogLine;
 use support::agents::{AgentProcess, Puppet, agent_command};
 use support::namespaces::{CONTAINER, may_make_pid_namespaces};
 use support::{
     AS_NOBODY, BEATS, DISTRUST, Observer, copy_program, frame_of, may_become_nobody,
     public_directory, wrapped,
 };
-use varta_api::{LogEvent, LogLine};
 
 const MISMATCH: &str = "varta_frame_auth_failures_total";
 const BAD_PID: &str = "varta_decode_errors_total{kind=\"bad_pid\"}";
@@ -58,9 +58,9 @@ fn enclosed_observer(flags: &[&str]) -> Observer {
 
 fn assert_unseen(observer: &Observer) {
     let line = observer.wait_for_refusal("unseen_sender");
-    assert_eq!(line.fields.pid, None);
+    assert_eq!(line.pid(), None);
     let more = Duration::from_millis(500);
-    assert_eq!(observer.count_within(LogEvent::Join, more), 0);
+    assert_eq!(observer.count_within("join", more), 0);
 }
 
 #[test]
@@ -99,17 +99,17 @@ fn the_first_process_of_a_container_is_known_by_its_outer_pid() {
     let mut agent = first_in_container(&observer);
     assert_eq!(agent.inner_pid, 1);
     agent.tell("beat 1 1");
-    let join = observer.wait_for_pid(LogEvent::Join, agent.pid);
-    assert_eq!(join.fields.inner_pid, Some(1));
+    let join = observer.wait_for_pid("join", agent.pid);
+    assert_eq!(join.number("inner_pid"), Some(1));
     let namespace = fs::read_link(format!("/proc/{}/ns/pid", agent.pid)).unwrap();
-    let inode = format!("pid:[{}]", join.fields.pid_ns.unwrap());
+    let inode = format!("pid:[{}]", join.number::<u64>("pid_ns").unwrap());
     assert_eq!(namespace.to_str(), Some(&*inode));
-    let stall = observer.wait_for(LogEvent::Stall, |_| true);
-    assert_eq!(stall.fields.pid, Some(agent.pid));
+    let stall = observer.wait_for("stall", |_| true);
+    assert_eq!(stall.pid(), Some(agent.pid));
     agent.leave(3);
-    let exit = observer.wait_for(LogEvent::Exit, |_| true);
-    assert_eq!(exit.fields.pid, Some(agent.pid));
-    assert_eq!(exit.fields.code, Some(3));
+    let exit = observer.wait_for("exit", |_| true);
+    assert_eq!(exit.pid(), Some(agent.pid));
+    assert_eq!(exit.number("code"), Some(3));
     observer.stop().assert_counters(&[(BAD_PID, 0), (BEATS, 1)]);
 }
 
@@ -121,13 +121,13 @@ fn a_contained_process_may_use_its_inner_and_its_outer_pid() {
     let observer = Observer::start(&["--threshold-ms=60000"]);
     let mut inner = later_in_container(&observer, 2);
     inner.tell("beat self 1");
-    let join = observer.wait_for_pid(LogEvent::Join, inner.pid);
-    assert_eq!(join.fields.inner_pid, Some(inner.inner_pid));
+    let join = observer.wait_for_pid("join", inner.pid);
+    assert_eq!(join.number("inner_pid"), Some(inner.inner_pid));
     inner.tell(&format!("beat {} 2", inner.pid));
     let mut outer = later_in_container(&observer, 2);
     outer.tell(&format!("beat {} 1", outer.pid));
-    let join = observer.wait_for_pid(LogEvent::Join, outer.pid);
-    assert_eq!(join.fields.inner_pid, Some(outer.inner_pid));
+    let join = observer.wait_for_pid("join", outer.pid);
+    assert_eq!(join.number("inner_pid"), Some(outer.inner_pid));
     outer.tell("beat self 2");
     let stopped = observer.stop_when(BEATS, 4);
     stopped.assert_counters(&[(JOINS, 2), (MISMATCH, 0), (BEATS, 4)]);
@@ -167,7 +167,7 @@ fn a_process_cannot_pass_for_one_of_a_sibling_container() {
     let mut sibling = later_in_container(&observer, 5);
     assert_ne!(liar.inner_pid, sibling.inner_pid);
     sibling.tell("beat self 1");
-    observer.wait_for_pid(LogEvent::Join, sibling.pid);
+    observer.wait_for_pid("join", sibling.pid);
     // As a stranger, and when it is known.
     for nonce in [1, 2] {
         liar.tell(&format!("beat {} {}", sibling.inner_pid, 10 * nonce));
@@ -192,11 +192,11 @@ fn the_strict_check_refuses_containers_and_nobody_else() {
     let mut contained = first_in_container(&observer);
     contained.tell("beat self 1");
     let refused = observer.wait_for_refusal("foreign_namespace");
-    assert_eq!(refused.fields.pid, Some(contained.pid));
+    assert_eq!(refused.pid(), Some(contained.pid));
     contained.tell(&format!("beat {} 1", contained.pid));
     observer.wait_for_count(FOREIGN, 2);
     let host = AgentProcess::start(&observer.socket);
-    observer.wait_for_pid(LogEvent::Join, host.pid());
+    observer.wait_for_pid("join", host.pid());
     let stopped = observer.stop();
     stopped.assert_counters(&[(FOREIGN, 2), (JOINS, 1)]);
 }
@@ -217,7 +217,7 @@ fn the_strict_check_does_not_take_the_shortlived_for_foreign() {
         agent.wait().unwrap();
     }
     for _ in 0..agents {
-        observer.wait_for(LogEvent::Exit, |_| true);
+        observer.wait_for("exit", |_| true);
     }
     let stopped = observer.stop();
     stopped.assert_counters(&[
@@ -236,12 +236,12 @@ fn the_strict_check_gives_way_to_who_allows_containers() {
     let observer = Observer::start(&flags);
     let mut contained = first_in_container(&observer);
     contained.tell("beat self 1");
-    observer.wait_for_pid(LogEvent::Join, contained.pid);
+    observer.wait_for_pid("join", contained.pid);
     observer.stop().assert_counters(&[(FOREIGN, 0)]);
 }
 
 fn has_outcome(wanted: &'static str) -> impl Fn(&LogLine) -> bool {
-    move |line| line.fields.outcome.as_deref() == Some(wanted)
+    move |line| line.text("outcome") == Some(wanted)
 }
 
 #[test]
@@ -252,11 +252,11 @@ fn recovery_leaves_containers_alone_unless_allowed() {
     let observer = Observer::start(&["--threshold-ms=1500", "--recovery-exec=kill -KILL {pid}"]);
     let mut agent = first_in_container(&observer);
     agent.tell("beat self 1");
-    observer.wait_for_pid(LogEvent::Stall, agent.pid);
-    let refused = observer.wait_for(LogEvent::Recover, has_outcome("refused_cross_namespace"));
-    assert_eq!(refused.fields.pid, Some(agent.pid));
+    observer.wait_for_pid("stall", agent.pid);
+    let refused = observer.wait_for("recover", has_outcome("refused_cross_namespace"));
+    assert_eq!(refused.pid(), Some(agent.pid));
     agent.tell("beat self 2");
-    observer.wait_for_pid(LogEvent::Return, agent.pid);
+    observer.wait_for_pid("return", agent.pid);
     observer.stop().assert_counters(&[
         ("varta_recovery_outcomes_total{outcome=\"spawned\"}", 0),
         (
@@ -285,8 +285,8 @@ fn a_hook_signals_nobody_in_a_container_unless_allowed() {
     let observer = Observer::start(&["--config", file.path().to_str().unwrap()]);
     let mut agent = first_in_container(&observer);
     agent.tell("beat self 1");
-    let refused = observer.wait_for_pid(LogEvent::Hook, agent.pid);
-    let error = refused.fields.error.unwrap_or_default();
+    let refused = observer.wait_for_pid("hook", agent.pid);
+    let error = refused.text("error").unwrap_or_default();
     assert!(error.contains("--allow-cross-namespace-agents"), "{error}");
 }
 
@@ -303,14 +303,14 @@ fn recovery_that_may_touch_containers_is_aimed_at_the_outer_pid() {
     let mut agent = first_in_container(&observer);
     agent.tell("beat self 1");
     agent.signal(Signal::STOP);
-    let spawned = observer.wait_for(LogEvent::Recover, |line| {
-        has_outcome("spawned")(line) && line.fields.pid == Some(agent.pid)
+    let spawned = observer.wait_for("recover", |line| {
+        has_outcome("spawned")(line) && line.pid() == Some(agent.pid)
     });
     assert!(
         spawned.msg.contains(&format!("-KILL {}", agent.pid)),
         "{}",
         spawned.msg
     );
-    let exit = observer.wait_for_pid(LogEvent::Exit, agent.pid);
-    assert_eq!(exit.fields.signal, Some(9));
+    let exit = observer.wait_for_pid("exit", agent.pid);
+    assert_eq!(exit.number("signal"), Some(9));
 }

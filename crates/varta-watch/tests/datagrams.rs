@@ -4,8 +4,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use varta_api::{LogEvent, LogLine};
-
+use support::LogLine;
 use support::agents::AgentProcess;
 use support::network::{NOISE, TRUNCATED};
 use support::{BEATS, DISTRUST, Observer, frame, with_descriptor_limit};
@@ -61,16 +60,16 @@ fn without_descriptors_it_finds_every_exit_and_says_once_what_it_cannot_do() {
         .map(|_| AgentProcess::start(&observer.socket))
         .collect();
     for _ in &agents {
-        observer.wait_for(LogEvent::Join, |_| true);
+        observer.wait_for("join", |_| true);
     }
     // Long before the threshold, whether anybody watched it or not.
     for agent in &mut agents {
         agent.leave(0);
-        observer.wait_for_pid(LogEvent::Exit, agent.pid());
+        observer.wait_for_pid("exit", agent.pid());
     }
     let stopped = observer.stop();
-    assert_eq!(stopped.count(LogEvent::Exit), agents.len());
-    assert_eq!(stopped.count(LogEvent::Stall), 0);
+    assert_eq!(stopped.count("exit"), agents.len());
+    assert_eq!(stopped.count("stall"), 0);
     let unwatched = stopped.counter(UNWATCHED);
     assert!((1..8).contains(&unwatched), "{unwatched}");
     let warned = |line: &&LogLine| line.msg.contains("limit on open files");

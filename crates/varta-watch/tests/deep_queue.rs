@@ -20,7 +20,6 @@ use support::{
     AS_NOBODY, BEATS, Observer, copy_program, frame_of, may_become_nobody, public_directory,
     wrapped,
 };
-use varta_api::LogEvent;
 
 const SETTING: &str = "/proc/sys/net/unix/max_dgram_qlen";
 
@@ -136,7 +135,7 @@ fn switched_off_the_queue_is_what_the_kernel_offers_and_the_remedy_is_told() {
     let is_shallow = depth < 64;
     assert_eq!(shallow.is_some(), is_shallow);
     if is_shallow {
-        let line = observer.wait_for(LogEvent::Notice, |line| line.msg.contains("queues"));
+        let line = observer.wait_for("notice", |line| line.msg.contains("queues"));
         assert_eq!(Some(line.msg), shallow);
     }
 }
@@ -163,8 +162,8 @@ fn an_ordinary_users_observer_has_a_deep_queue_and_knows_its_agents() {
     assert_eq!(told(&observer), (DEEP, None));
     let mut agent = Puppet::start_under(&AS_NOBODY, &agent, &observer.socket);
     agent.tell("beat self 1");
-    let join = observer.wait_for_pid(LogEvent::Join, agent.pid);
-    assert_eq!(join.fields.uid, Some(NOBODY));
+    let join = observer.wait_for_pid("join", agent.pid);
+    assert_eq!(join.number("uid"), Some(NOBODY));
     assert_eq!(fill(&observer), DEEP);
 }
 

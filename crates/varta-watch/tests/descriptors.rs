@@ -18,10 +18,10 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use support::LogLine;
 use support::agents::AgentProcess;
 use support::{BEATS, DESCRIPTORS_MAX, Observer, PATIENCE, frame, with_descriptor_limit};
 use varta_api::v1::Health;
-use varta_api::{LogEvent, LogLine};
 use varta_sys::denial::{Call, deny};
 
 const REFUSED: &str = "varta_ctrl_truncated_total";
@@ -154,7 +154,7 @@ fn on_an_older_kernel_what_brings_descriptors_is_refused_whole_and_none_is_insta
         refusal.msg.contains("descriptors are attached"),
         "{refusal:?}"
     );
-    assert_eq!(refusal.fields.pid, Some(std::process::id()));
+    assert_eq!(refusal.pid(), Some(std::process::id()));
     observer.wait_for_count(BEATS, 2);
     assert_eq!(observer.open_descriptors(), before);
     let refused = counts.len() as u64;
@@ -169,8 +169,8 @@ fn a_first_beat_that_brings_descriptors_makes_nobody_join() {
     send_with(&sender, &frame(1), &[sender.as_fd()]);
     observer.wait_for_count(REFUSED, 1);
     sender.send(&frame(2)).unwrap();
-    let join = observer.wait_for_pid(LogEvent::Join, std::process::id());
-    assert_eq!(join.fields.nonce, Some(2));
+    let join = observer.wait_for_pid("join", std::process::id());
+    assert_eq!(join.number("nonce"), Some(2));
     observer.stop().assert_counters(&[(REFUSED, 1), (JOINS, 1)]);
 }
 
@@ -209,7 +209,7 @@ fn sockets_that_linger_keep_nobody_waiting_however_many_and_however_hidden() {
 fn a_flood_of_descriptors_is_shed_or_refused_and_its_neighbours_are_heard() {
     let observer = start_on_older_kernel(&["--threshold-ms=60000"]);
     let neighbour = AgentProcess::start(&observer.socket);
-    observer.wait_for_pid(LogEvent::Join, neighbour.pid());
+    observer.wait_for_pid("join", neighbour.pid());
     let sender = observer.connect();
     let before = observer.open_descriptors();
     let attached = [sender.as_fd(); DESCRIPTORS_MAX];
@@ -221,7 +221,7 @@ fn a_flood_of_descriptors_is_shed_or_refused_and_its_neighbours_are_heard() {
     assert_eq!(observer.open_descriptors(), before);
     let stopped = observer.stop();
     assert!(stopped.counter(REFUSED) > 0);
-    assert_eq!(stopped.count(LogEvent::Join), 1);
+    assert_eq!(stopped.count("join"), 1);
 }
 
 /// What a command that was run for an agent has left, one line for each descriptor that it had.
@@ -254,7 +254,7 @@ fn commands_are_run_while_descriptors_are_attached_and_get_none_of_them() {
         .map(|_| AgentProcess::start(&observer.socket))
         .collect();
     for _ in &agents {
-        observer.wait_for(LogEvent::Join, |_| true);
+        observer.wait_for("join", |_| true);
     }
     for agent in &agents {
         agent.signal(Signal::STOP);
@@ -307,24 +307,24 @@ fn a_step_that_the_observer_has_no_descriptor_for_is_done_later_and_spends_no_bu
     ];
     let observer = Observer::start(&flags);
     let agent = AgentProcess::start(&observer.socket);
-    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    observer.wait_for_pid("join", agent.pid());
     let before = limit_descriptors(&observer, Some(observer.open_descriptors() as u64));
     agent.signal(Signal::STOP);
-    observer.wait_for_pid(LogEvent::Stall, agent.pid());
+    observer.wait_for_pid("stall", agent.pid());
     // More often than the budget allows.
     for _ in 0..3 {
-        let postponed = |line: &LogLine| line.fields.outcome.as_deref() == Some("postponed");
-        let line = observer.wait_for(LogEvent::Recover, postponed);
-        let error = line.fields.error.unwrap();
+        let postponed = |line: &LogLine| line.text("outcome") == Some("postponed");
+        let line = observer.wait_for("recover", postponed);
+        let error = line.text("error").unwrap();
         assert!(error.contains("Too many open files"), "{error}");
     }
     assert!(!ran.exists());
     limit_descriptors(&observer, before);
-    observer.wait_for(LogEvent::Recover, |line| {
-        line.fields.outcome.as_deref() == Some("reaped_zero")
+    observer.wait_for("recover", |line| {
+        line.text("outcome") == Some("reaped_zero")
     });
     assert!(ran.exists());
-    assert_eq!(observer.seen(LogEvent::GaveUp), 0);
+    assert_eq!(observer.seen("gave_up"), 0);
     observer.stop();
 }
 
@@ -343,8 +343,8 @@ fn receiving_that_fails_is_named_and_unhealthy_and_costs_nothing() {
         let began = Instant::now();
         let observer = start_denied(call, &["--threshold-ms=100"]);
         observer.send(&frame(1));
-        let failed = observer.wait_for(LogEvent::Notice, |line| {
-            line.fields.reason.as_deref() == Some("receive_failed")
+        let failed = observer.wait_for("notice", |line| {
+            line.text("reason") == Some("receive_failed")
         });
         assert!(failed.msg.contains("Operation not permitted"), "{failed:?}");
         let reply = observer.ask("/healthz");
@@ -358,7 +358,7 @@ fn receiving_that_fails_is_named_and_unhealthy_and_costs_nothing() {
         observer.wait_for_count(RECEIVE_ERRORS, 8);
         let errors = observer.counters()[RECEIVE_ERRORS];
         assert!(errors <= 11 + began.elapsed().as_secs(), "{errors}");
-        let told = |line: &&LogLine| line.fields.reason.as_deref() == Some("receive_failed");
+        let told = |line: &&LogLine| line.text("reason") == Some("receive_failed");
         let stopped = observer.stop();
         assert_eq!(stopped.lines.iter().filter(told).count(), 1);
         let misleading = stopped

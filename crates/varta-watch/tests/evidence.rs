@@ -12,6 +12,7 @@ use std::process::Command;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, UCred, sendmsg};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
+use support::Event;
 use support::network::{
     MASTER, PATIENT, PID, SHARED, Seal, Series, bytes_of, flag, key, last_frame, socket,
     start_sealed_in, write_key,
@@ -21,7 +22,6 @@ use support::{
     wait_until_judged, wrapped,
 };
 use tempfile::TempDir;
-use varta_api::LogEvent;
 use varta_api::v1::EventsPage;
 use varta_vlp::PAYLOAD_GOODBYE;
 use varta_vlp::secure::AgentKey;
@@ -86,9 +86,7 @@ fn a_link_that_is_planted_before_a_rotation_is_not_followed_and_the_old_file_goe
     fs::rename(&path, &moved).unwrap();
     symlink(&victim, &path).unwrap();
     observer.signal(Signal::HUP);
-    observer.wait_for(LogEvent::Notice, |line| {
-        line.msg.contains("it is a symbolic link")
-    });
+    observer.wait_for("notice", |line| line.msg.contains("it is a symbolic link"));
     observer.send(&frame(1));
     rows_when(&moved, |rows| rows.iter().any(|row| row[1] == "beat"));
     assert_eq!(fs::read(&victim).unwrap(), b"precious\n");
@@ -135,8 +133,8 @@ fn the_words_of_a_private_command_are_in_no_log_and_no_answer() {
     let flags = ["--threshold-ms=100", &file, "--recovery-wait=10ms"];
     let observer = Observer::start_in(directory, &flags, |command| command);
     observer.send(&frame(1));
-    observer.wait_for(LogEvent::Recover, |line| {
-        line.fields.outcome.as_deref() == Some("reaped_zero")
+    observer.wait_for("recover", |line| {
+        line.text("outcome") == Some("reaped_zero")
     });
     for page in [
         "/api/v1/events",
@@ -164,8 +162,8 @@ fn a_private_command_that_cannot_start_is_told_of_without_its_words() {
     let flags = ["--threshold-ms=100", &file];
     let observer = Observer::start_in(directory, &flags, |command| command);
     observer.send(&frame(1));
-    let failed = observer.wait_for(LogEvent::Recover, |line| {
-        line.fields.outcome.as_deref() == Some("spawn_failed")
+    let failed = observer.wait_for("recover", |line| {
+        line.text("outcome") == Some("spawn_failed")
     });
     assert!(failed.msg.contains("the command in /"), "{}", failed.msg);
     for line in &observer.stop().lines {
@@ -183,12 +181,12 @@ fn write_command(directory: &TempDir, command: &str) -> String {
 
 /// Fails unless the lines of a kind and those that were left out are so many, and told are the burst of one user or
 /// a few more.
-fn assert_left_out(stopped: &Stopped, event: LogEvent, name: &str, total: u64) {
+fn assert_left_out(stopped: &Stopped, event: &str, name: &str, total: u64) {
     let told = stopped.count(event) as u64;
     let left_out: u64 = stopped
         .lines
         .iter()
-        .filter_map(|line| line.fields.left_out.as_ref()?.get(name))
+        .filter_map(|line| line.keys.get("left_out")?.get(name)?.as_u64())
         .sum();
     assert_eq!(
         told + left_out,
@@ -212,7 +210,7 @@ fn joins_and_exits_without_end_are_a_line_a_second_and_a_stall_is_remembered_amo
     ];
     let observer = Observer::start_in(directory, &flags, |command| command);
     observer.send(&frame(1));
-    let stall = observer.wait_for_pid(LogEvent::Stall, std::process::id());
+    let stall = observer.wait_for_pid("stall", std::process::id());
     let datagrams: Vec<_> = (0..AGENTS)
         .flat_map(|i| {
             [
@@ -225,8 +223,8 @@ fn joins_and_exits_without_end_are_a_line_a_second_and_a_stall_is_remembered_amo
     observer.hear_all(&socket(), &datagrams);
     // Nobody else pays.
     observer.send(&frame(2));
-    observer.wait_for_pid(LogEvent::Return, std::process::id());
-    let page: EventsPage = observer.ask("/api/v1/events?after=0&limit=1000").json();
+    observer.wait_for_pid("return", std::process::id());
+    let page: EventsPage<Event> = observer.ask("/api/v1/events?after=0&limit=1000").json();
     let remembered = page.events.iter().map(|event| &event.line);
     assert!(remembered.clone().any(|line| *line == stall), "{page:#?}");
     let rows = rows_when(&path, |rows| {
@@ -235,17 +233,17 @@ fn joins_and_exits_without_end_are_a_line_a_second_and_a_stall_is_remembered_amo
     let joins = rows.iter().filter(|row| row[1] == "join").count();
     assert_eq!(joins, AGENTS as usize + 1);
     let stopped = observer.stop();
-    assert_left_out(&stopped, LogEvent::Join, "join", u64::from(AGENTS) + 1);
-    assert_left_out(&stopped, LogEvent::Exit, "exit", u64::from(AGENTS));
+    assert_left_out(&stopped, "join", "join", u64::from(AGENTS) + 1);
+    assert_left_out(&stopped, "exit", "exit", u64::from(AGENTS));
     let counted = stopped.counter("varta_log_suppressed_total{kind=\"user_rate\"}");
-    let lines = stopped
-        .lines
-        .iter()
-        .filter(|line| line.fields.left_out.is_some());
-    let sum: u64 = lines.clone().filter_map(|line| line.fields.count).sum();
+    let lines = stopped.lines.iter().filter(|line| line.has("left_out"));
+    let sum: u64 = lines
+        .clone()
+        .filter_map(|line| line.number::<u64>("count"))
+        .sum();
     assert_eq!(counted, sum);
     for line in lines {
-        assert_eq!(line.fields.source.as_deref(), Some("127.0.0.1"));
+        assert_eq!(line.text("source"), Some("127.0.0.1"));
     }
 }
 
@@ -266,7 +264,7 @@ fn a_zombie_that_is_made_to_speak_again_and_again_joins_and_leaves_once() {
     for nonce in 1..=DATAGRAMS {
         send_as(&sender, pid, &frame_of(child.id(), nonce));
         if nonce == 1 {
-            observer.wait_for_pid(LogEvent::Exit, child.id());
+            observer.wait_for_pid("exit", child.id());
         }
     }
     wait_until_judged(&observer, ENDED, DATAGRAMS);

@@ -3,13 +3,13 @@
 
 mod support;
 
+use support::LogLine;
 use support::network::{
     Beating, JOINS, LEFT, PATIENT, PID, REPLAYED, SEALS, SENDERS_FULL, SESSIONS, STALLS, Seal,
     Series, socket, start_sealed,
 };
 use support::{BEATS, Observer};
 use varta_api::v1::AgentsPage;
-use varta_api::{LogEvent, LogLine};
 use varta_vlp::PAYLOAD_GOODBYE;
 
 /// A handle that has beaten for a while, and one that was opened since.
@@ -29,8 +29,8 @@ fn assert_heard(observer: &Observer, datagrams: &[Vec<u8>]) {
 /// A line that says over how many sessions the agent beats.
 fn says_sessions(count: impl Fn(u64) -> bool) -> impl Fn(&LogLine) -> bool {
     move |line: &LogLine| {
-        let is_it = line.fields.reason.as_deref() == Some("several_sessions");
-        is_it && line.fields.count.is_some_and(&count)
+        let is_it = line.text("reason") == Some("several_sessions");
+        is_it && line.number("count").is_some_and(&count)
     }
 }
 
@@ -49,7 +49,7 @@ fn two_handles_of_one_process_are_heard_by_turns() {
         let before = observer.counters();
         observer.hear_all(&socket(), &capture);
         observer.assert_gained(&before, &[(REPLAYED, capture.len() as u64)]);
-        observer.told(LogEvent::Session, says_sessions(|count| count == 2));
+        observer.told("session", says_sessions(|count| count == 2));
         let page: AgentsPage = observer.ask("/api/v1/agents").json();
         assert_eq!(page.agents[0].sessions, Some(2), "{seal:?}");
         let stopped = observer.stop();
@@ -120,14 +120,12 @@ fn a_goodbye_of_one_handle_ends_its_session_and_that_of_the_last_one_ends_the_ag
         let observer = start_sealed(&[PATIENT]);
         let [mut old, mut young] = two_handles(seal);
         observer.hear_all(&socket(), &[old.beat(), young.beat(), old.beat()]);
-        observer.told(LogEvent::Session, says_sessions(|count| count == 2));
+        observer.told("session", says_sessions(|count| count == 2));
         observer.hear(&socket(), &young.last(PAYLOAD_GOODBYE, 5));
         assert_heard(&observer, &old.beats(2));
         assert_eq!(observer.counters().get(LEFT), None);
         observer.hear(&socket(), &old.last(PAYLOAD_GOODBYE, 2_000));
-        observer.told(LogEvent::Exit, |line| {
-            line.fields.how.as_deref() == Some("left")
-        });
+        observer.told("exit", |line| line.text("how") == Some("left"));
         // A handle may go on after its goodbye.
         let before = observer.counters();
         observer.hear(&socket(), &young.beat());
@@ -143,13 +141,11 @@ fn a_handle_that_ends_without_a_goodbye_is_missed_in_the_log_and_keeps_nobody_fr
         let main = Beating::start(&observer, &socket(), main);
         observer.wait_for_count(BEATS, 2);
         observer.hear(&socket(), &helper.beat());
-        observer.told(LogEvent::Session, says_sessions(|count| count == 2));
-        observer.told(LogEvent::Session, says_sessions(|count| count < 2));
+        observer.told("session", says_sessions(|count| count == 2));
+        observer.told("session", says_sessions(|count| count < 2));
         let mut main = main.stop();
         observer.hear(&socket(), &main.last(PAYLOAD_GOODBYE, 1 << 40));
-        observer.told(LogEvent::Exit, |line| {
-            line.fields.how.as_deref() == Some("left")
-        });
+        observer.told("exit", |line| line.text("how") == Some("left"));
     }
 }
 
@@ -175,10 +171,10 @@ fn a_handle_too_many_is_refused_with_a_word_until_another_one_has_left() {
             assert_heard(&observer, &handle.beats(2));
         }
     }
-    let refusal = observer.told(LogEvent::Refuse, |line| {
-        line.fields.reason.as_deref() == Some("too_many_sessions")
+    let refusal = observer.told("refuse", |line| {
+        line.text("reason") == Some("too_many_sessions")
     });
-    assert_eq!(refusal.fields.pid, Some(PID));
+    assert_eq!(refusal.pid(), Some(PID));
     observer.stop().assert_counters(&[(JOINS, 2), (LEFT, 0)]);
 }
 
@@ -214,16 +210,19 @@ fn an_agent_whose_beats_were_refused_is_not_called_stalled_without_that_word() {
     for (pid, seal) in (PID..).zip(SEALS) {
         let mut agent = Series::new(seal, pid, "limited");
         observer.hear_all(&socket(), &agent.beats(10));
-        let stall = observer.told(LogEvent::Stall, |line| line.fields.pid == Some(pid));
-        assert_eq!(stall.fields.reason.as_deref(), Some("beats_refused"));
-        assert!(stall.fields.count.is_some_and(|refused| refused > 0));
+        let stall = observer.told("stall", |line| line.pid() == Some(pid));
+        assert_eq!(stall.text("reason"), Some("beats_refused"));
+        assert!(
+            stall
+                .number::<u64>("count")
+                .is_some_and(|refused| refused > 0)
+        );
         // From then on it is silent.
         let before = observer.counters()[BEATS];
         while observer.counters()[BEATS] == before {
             observer.hear(&socket(), &agent.beat());
         }
-        let is_another =
-            |line: &LogLine| line.fields.pid == Some(pid) && line.fields.reason.is_none();
-        observer.told(LogEvent::Stall, is_another);
+        let is_another = |line: &LogLine| line.pid() == Some(pid) && line.text("reason").is_none();
+        observer.told("stall", is_another);
     }
 }

@@ -5,6 +5,7 @@ mod support;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use support::LogLine;
 use support::agents::{AgentProcess, Puppet, joined, me};
 use support::ladders::{
     HOOKS_DONE, HOOKS_DROPPED, HOOKS_FAILED, HOOKS_WITHDRAWN, Marks, QUIET, REAPED_ZERO, RECOVERED,
@@ -13,7 +14,6 @@ use support::ladders::{
 use support::network::{PID, last_frame, socket_at};
 use support::{BEATS, Observer, critical_of, frame, frame_of};
 use varta_api::v1::AgentsPage;
-use varta_api::{LogEvent, LogLine};
 use varta_vlp::PAYLOAD_GOODBYE;
 
 /// Agents elsewhere are heard in clear.
@@ -51,7 +51,7 @@ fn pause(observer: &Observer) {
 
 /// The hook ends without its last step, for this reason.
 fn withdrawn(observer: &Observer, why: &str) -> LogLine {
-    let line = observer.told(LogEvent::Hook, |line| line.msg.contains("no more of on-"));
+    let line = observer.told("hook", |line| line.msg.contains("no more of on-"));
     assert!(line.msg.contains(why), "{line:?}");
     line
 }
@@ -72,8 +72,8 @@ fn each_occasion_has_its_hook_once_with_its_reason() {
     pause(&observer);
     let mut other = joined(&observer);
     other.leave(3);
-    observer.wait_for(LogEvent::Hook, |line| {
-        line.fields.pid == Some(other.pid) && line.fields.reason.as_deref() == Some("exit")
+    observer.wait_for("hook", |line| {
+        line.pid() == Some(other.pid) && line.text("reason") == Some("exit")
     });
     let count = |reason: &str| marks.read().iter().filter(|mark| *mark == reason).count();
     for reason in ["critical", "gave-up", "recovered", "exit"] {
@@ -89,8 +89,8 @@ fn a_clean_exit_is_no_occasion() {
     marks.reload(&observer, &text);
     let mut agent = joined(&observer);
     agent.leave(0);
-    observer.wait_for_pid(LogEvent::Exit, agent.pid);
-    assert_eq!(observer.count_within(LogEvent::Hook, QUIET), 0);
+    observer.wait_for_pid("exit", agent.pid);
+    assert_eq!(observer.count_within("hook", QUIET), 0);
     assert_eq!(marks.read(), [""; 0]);
 }
 
@@ -101,35 +101,27 @@ fn a_goodbye_is_no_critical_occasion_here_or_elsewhere_also_as_a_first_word() {
     let observer = marks.observer(&on_critical(&[marks.mark("critical", "")]), &flags);
     let mut known = joined(&observer);
     known.tell("leave");
-    observer.wait_for_pid(LogEvent::Exit, known.pid);
+    observer.wait_for_pid("exit", known.pid);
     let mut stranger = Puppet::start(&observer.socket);
     stranger.tell("leave");
-    observer.wait_for_pid(LogEvent::Exit, stranger.pid);
+    observer.wait_for_pid("exit", stranger.pid);
     let elsewhere = socket_at("127.0.0.1");
     for pid in [PID, PID + 1] {
         if pid == PID {
             observer.hear(&elsewhere, &frame_of(pid, 1));
         }
         observer.hear(&elsewhere, &last_frame(pid, PAYLOAD_GOODBYE, 1));
-        observer.told(LogEvent::Exit, |line| line.fields.pid == Some(pid));
+        observer.told("exit", |line| line.pid() == Some(pid));
     }
     // A last frame without a goodbye is an alarm, and comes after all the others.
     known.tell("beat self 2");
     known.tell("crash");
-    observer.wait_for_pid(LogEvent::Critical, known.pid);
+    observer.wait_for_pid("critical", known.pid);
     marks.wait_for(1);
     let stopped = observer.stop();
-    assert_eq!(stopped.count(LogEvent::Critical), 1, "{:#?}", stopped.lines);
-    let status_of = |line: &LogLine| line.fields.status.clone();
-    let joins = stopped
-        .lines
-        .iter()
-        .filter(|line| line.event == LogEvent::Join);
-    assert!(
-        joins
-            .map(status_of)
-            .all(|status| status.as_deref() == Some("ok"))
-    );
+    assert_eq!(stopped.count("critical"), 1, "{:#?}", stopped.lines);
+    let mut joins = stopped.lines.iter().filter(|line| line.event == "join");
+    assert!(joins.all(|join| join.text("status") == Some("ok")));
     assert_eq!(marks.read(), ["critical"]);
 }
 
@@ -148,8 +140,8 @@ fn a_hook_ends_with_the_first_step_that_fails() {
     );
     let observer = marks.observer(&text, &[]);
     observer.send(&critical_of(me(), 1));
-    let line = observer.wait_for_pid(LogEvent::Hook, me());
-    let error = line.fields.error.unwrap();
+    let line = observer.wait_for_pid("hook", me());
+    let error = line.text("error").unwrap();
     assert!(error.contains("exit status: 4"), "{error}");
     assert_eq!(marks.read(), ["one", "two"]);
     let stopped = observer.stop();
@@ -166,13 +158,13 @@ fn who_is_back_when_a_wait_is_over_is_not_called_late() {
     );
     let observer = marks.observer(&text, &[]);
     let agent = AgentProcess::start(&observer.socket);
-    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    observer.wait_for_pid("join", agent.pid());
     agent.signal(Signal::STOP);
-    observer.wait_for_pid(LogEvent::Late, agent.pid());
+    observer.wait_for_pid("late", agent.pid());
     agent.signal(Signal::CONT);
     let line = withdrawn(&observer, "the agent is back");
-    assert_eq!(line.fields.reason.as_deref(), Some("late"));
-    assert_eq!(line.fields.pid, Some(agent.pid()));
+    assert_eq!(line.text("reason"), Some("late"));
+    assert_eq!(line.pid(), Some(agent.pid()));
     assert_eq!(marks.read(), [""; 0]);
     let stopped = observer.stop();
     stopped.assert_counters(&[(HOOKS_WITHDRAWN, 1), (HOOKS_DONE, 0)]);
@@ -188,7 +180,7 @@ fn who_is_back_when_a_program_has_ended_is_not_called_late_any_more() {
     );
     let observer = marks.observer(&text, &[]);
     let agent = AgentProcess::start(&observer.socket);
-    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    observer.wait_for_pid("join", agent.pid());
     agent.signal(Signal::STOP);
     marks.wait_for(1);
     let beats = observer.counters()[BEATS];
@@ -209,7 +201,7 @@ fn ended_by(happens: impl FnOnce(&Observer, &Marks), why: &str) {
     happens(&observer, &marks);
     marks.open_gate();
     let line = withdrawn(&observer, why);
-    assert_eq!(line.fields.reason.as_deref(), Some("critical"));
+    assert_eq!(line.text("reason"), Some("critical"));
     assert_eq!(marks.read(), ["one"]);
     let stopped = observer.stop();
     stopped.assert_counters(&[(HOOKS_WITHDRAWN, 1), (HOOKS_DONE, 0)]);
@@ -234,11 +226,11 @@ fn a_paused_agent_has_no_hooks() {
     let marks = Marks::new();
     let observer = marks.observer(&on_critical(&[marks.mark("critical", "")]), &[]);
     observer.send(&frame(1));
-    observer.wait_for_pid(LogEvent::Join, me());
+    observer.wait_for_pid("join", me());
     pause(&observer);
     observer.send(&critical_of(me(), 2));
-    observer.wait_for_pid(LogEvent::Critical, me());
-    assert_eq!(observer.count_within(LogEvent::Hook, QUIET), 0);
+    observer.wait_for_pid("critical", me());
+    assert_eq!(observer.count_within("hook", QUIET), 0);
     assert_eq!(marks.read(), [""; 0]);
 }
 
@@ -272,7 +264,7 @@ fn no_hook_is_started_while_the_observer_stops() {
     observer.send(&frame(1));
     marks.wait_for(1);
     observer.send(&critical_of(me(), 2));
-    observer.wait_for_pid(LogEvent::Critical, me());
+    observer.wait_for_pid("critical", me());
     observer.stop();
     assert_eq!(marks.read(), ["stubborn"]);
 }
@@ -295,8 +287,8 @@ fn no_hook_is_run_for_who_may_be_anybody() {
         &observer,
         "recovery may not act on agents that are heard this way",
     );
-    assert_eq!(line.fields.pid, Some(PID));
-    observer.count_within(LogEvent::Hook, QUIET);
+    assert_eq!(line.pid(), Some(PID));
+    observer.count_within("hook", QUIET);
     assert_eq!(marks.read(), [""; 0]);
     let stopped = observer.stop();
     stopped.assert_counters(&[(HOOKS_WITHDRAWN, 1), (HOOKS_DONE, 0)]);
@@ -320,7 +312,7 @@ fn who_is_back_is_told_of_also_if_nothing_was_done_about_it() {
     let observer = marks.observer(&text, &[]);
     for nonce in 1..=2 {
         observer.send(&frame(nonce));
-        observer.wait_for_pid(LogEvent::Stall, me());
+        observer.wait_for_pid("stall", me());
     }
     assert_eq!(marks.wait_for(1), ["recovered"]);
     observer.wait_for_count(HOOKS_DONE, 1);
@@ -374,7 +366,7 @@ fn ladders_have_their_turn_while_hooks_hang() {
     let frames = agents.map(|pid| critical_of(pid, 1).to_vec());
     observer.hear_all(&socket_at("127.0.0.1"), &frames.collect::<Vec<_>>());
     marks.wait_for(PLACES);
-    observer.count_within(LogEvent::Hook, QUIET);
+    observer.count_within("hook", QUIET);
     assert_eq!(marks.read(), ["hook"; PLACES]);
     observer.hear(&socket_at("127.0.0.2"), &frame_of(PID, 1));
     observer.wait_for_count(REAPED_ZERO, 1);
@@ -397,22 +389,17 @@ fn no_hook_is_started_while_fire_is_held_and_it_comes_after() {
     let agents = 2..10;
     let frames = agents.map(|pid| frame_of(pid, 1).to_vec());
     observer.hear_all(&socket, &frames.collect::<Vec<_>>());
-    observer.told(LogEvent::Hold, |_| true);
+    observer.told("hold", |_| true);
     observer.hear(&socket, &critical_of(2, 2));
-    observer.told(LogEvent::Critical, |line| line.fields.pid == Some(2));
-    observer.count_within(LogEvent::Hook, QUIET);
+    observer.told("critical", |line| line.pid() == Some(2));
+    observer.count_within("hook", QUIET);
     assert_eq!(marks.read(), [""; 0]);
     marks.reload(&observer, &format!("mass-stall-share = \"off\"\n{text}"));
     assert_eq!(marks.wait_for(1), ["2"]);
     observer.wait_for_count(HOOKS_DONE, 1);
     let stopped = observer.stop();
-    let reasons = stopped
-        .lines
-        .iter()
-        .filter(|line| line.event == LogEvent::Hold);
-    let reasons: Vec<_> = reasons
-        .filter_map(|line| line.fields.reason.as_deref())
-        .collect();
+    let reasons = stopped.lines.iter().filter(|line| line.event == "hold");
+    let reasons: Vec<_> = reasons.filter_map(|line| line.text("reason")).collect();
     assert_eq!(reasons, ["mass_stall", "resumed"]);
 }
 
@@ -429,7 +416,7 @@ fn the_host_is_looked_at_before_a_hook_that_has_waited_goes_on() {
     let frames = (2..8).map(|pid| critical_of(pid, 1).to_vec());
     // They are silent together by the time the wait is over.
     observer.hear_all(&socket, &frames.collect::<Vec<_>>());
-    observer.told(LogEvent::Hold, |_| true);
-    assert_eq!(observer.count_within(LogEvent::Hook, QUIET), 0);
+    observer.told("hold", |_| true);
+    assert_eq!(observer.count_within("hook", QUIET), 0);
     assert_eq!(marks.read(), [""; 0]);
 }

@@ -13,8 +13,8 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use support::http::{Follower, Reply, assert_healthy, assert_problem, read_all, request};
 use support::network::{flag, hex, write_key};
 use support::{Observer, frame, refused_start};
+use varta_api::HTTP_ADDRESS;
 use varta_api::v1::{AgentsPage, Health};
-use varta_api::{HTTP_ADDRESS, Level, LogEvent};
 
 const ANY: &str = "--http=127.0.0.1:0";
 const TOKEN: &str = "0123456789abcdef";
@@ -125,9 +125,9 @@ fn a_taken_default_address_costs_a_warning_and_a_taken_one_that_was_asked_for_th
     );
     let observer = Observer::start_in(directory, &[&token], |command| command);
     let address = HTTP_ADDRESS.to_string();
-    let notice = observer.wait_for(LogEvent::Notice, |line| line.msg.contains(&address));
-    assert_eq!(notice.level, Level::Warn);
-    assert_eq!(observer.start_line().fields.http, None);
+    let notice = observer.wait_for("notice", |line| line.msg.contains(&address));
+    assert_eq!(notice.level, "warn");
+    assert_eq!(observer.start_line().text("http"), None);
     assert_healthy(&observer);
     let directory = tempfile::tempdir().unwrap();
     let place = flag("--socket", &directory.path().join("varta.sock"));
@@ -181,10 +181,8 @@ fn a_control_socket_that_cannot_be_had_is_an_error_only_if_it_was_asked_for() {
     assert_eq!(status.code(), Some(1));
     assert!(text.contains("--control-socket"), "{text}");
     let observer = Observer::start_in(directory, &[], |command| command);
-    observer.wait_for(LogEvent::Notice, |line| {
-        line.msg.contains("--control-socket")
-    });
-    assert_eq!(observer.start_line().fields.control, None);
+    observer.wait_for("notice", |line| line.msg.contains("--control-socket"));
+    assert_eq!(observer.start_line().text("control"), None);
     observer.stop();
     assert_eq!(fs::read(occupied).unwrap_or_default(), b"");
 }
@@ -302,7 +300,7 @@ fn a_replaced_token_counts_from_sighup_on_and_an_unusable_one_changes_nothing() 
     assert_eq!((status(TOKEN), status(OTHER_TOKEN)), (200, 401));
     let reload = || {
         observer.signal(Signal::HUP);
-        observer.wait_for(LogEvent::Notice, |line| line.msg.starts_with("SIGHUP"))
+        observer.wait_for("notice", |line| line.msg.starts_with("SIGHUP"))
     };
     assert!(reload().msg.contains("read the token"));
     assert_eq!((status(TOKEN), status(OTHER_TOKEN)), (401, 200));
@@ -327,9 +325,7 @@ fn keys_and_token_are_replaced_together_or_not_at_all() {
     fs::write(&key_path, "no key").unwrap();
     fs::write(&token_path, OTHER_TOKEN).unwrap();
     observer.signal(Signal::HUP);
-    observer.wait_for(LogEvent::Notice, |line| {
-        line.msg.contains("nothing is changed")
-    });
+    observer.wait_for("notice", |line| line.msg.contains("nothing is changed"));
     let reply = observer.get("/readyz", &[&authorization(TOKEN)]);
     assert_eq!(reply.status, 200);
 }
@@ -463,7 +459,7 @@ fn a_thousand_idle_connections_cost_a_bounded_number_of_descriptors_and_no_beat(
     assert_problem(&reply, 503, "too many connections");
     // Beats are taken and the other door answers.
     observer.send(&frame(1));
-    observer.wait_for_pid(LogEvent::Join, std::process::id());
+    observer.wait_for_pid("join", std::process::id());
     assert_healthy(&observer);
     drop(idle);
     observer.ask_until::<Health>("/healthz", |_| observer.open_descriptors() <= before + 8);

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::Signal;
+use support::LogLine;
 use support::network::{
     Beating, JOINS, MASTER, MASTER_FILE, PATIENT, PID, REPLAYED, SEALS, SHARED, SHARED_FILE,
     STALLS, Seal, Series, UNDECRYPTABLE, flag, hex, socket, start_sealed, start_sealed_in,
@@ -17,7 +18,6 @@ use support::network::{
 };
 use support::{BEATS, Observer, frame_of};
 use tempfile::TempDir;
-use varta_api::{Level, LogEvent, LogLine};
 
 /// Every flag that names a key file.
 const FLAGS: [&str; 3] = ["--key-file", "--accepted-key-file", "--master-key-file"];
@@ -343,7 +343,7 @@ fn a_file_that_is_no_memory_of_what_was_heard_is_left_as_it_is() {
 /// Has the observer read its key files again; returns what it says of them.
 fn reload(observer: &Observer) -> LogLine {
     observer.signal(Signal::HUP);
-    observer.wait_for(LogEvent::Notice, |line| line.msg.starts_with("SIGHUP"))
+    observer.wait_for("notice", |line| line.msg.starts_with("SIGHUP"))
 }
 
 /// Writes the observer's files anew, has it read them, and waits until the new shared key opens.
@@ -352,7 +352,7 @@ fn change_keys(observer: &Observer, shared: u8, master: u8) {
     write_key(directory, SHARED_FILE, hex(shared));
     write_key(directory, MASTER_FILE, hex(master));
     let notice = reload(observer);
-    assert_eq!(notice.level, Level::Info);
+    assert_eq!(notice.level, "info");
     assert!(
         notice.msg.contains("1 shared key and a master key"),
         "{}",
@@ -485,7 +485,7 @@ fn assert_reload_fails(spoil: impl Fn(&Path), flag_name: &str, words: &[&str]) {
     }
     spoil(&directory);
     let error = reload(&observer);
-    assert_eq!(error.level, Level::Error);
+    assert_eq!(error.level, "error");
     for word in [words, &[flag_name, directory.to_str().unwrap()]].concat() {
         assert!(error.msg.contains(word), "{word} in {}", error.msg);
     }

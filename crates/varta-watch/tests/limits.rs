@@ -5,8 +5,6 @@ mod support;
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
-use varta_api::LogEvent;
-
 use support::agents::Puppet;
 use support::{BEATS, DISTRUST, Observer, frame, frame_of, wait_until_judged};
 
@@ -78,7 +76,7 @@ fn all_agents_together_are_cut_to_the_common_rate() {
     let mut agents: Vec<_> = (0..4).map(|_| Puppet::start(&observer.socket)).collect();
     for agent in &mut agents {
         agent.tell("beat self 1");
-        observer.wait_for_pid(LogEvent::Join, agent.pid);
+        observer.wait_for_pid("join", agent.pid);
         agent.tell("beat self 2 500");
     }
     wait_until_judged(&observer, GLOBAL, 2_000);
@@ -103,7 +101,7 @@ fn a_newcomer_joins_although_the_common_limit_is_used_up() {
     for _ in 0..4 {
         let mut newcomer = Puppet::start(&observer.socket);
         newcomer.tell("beat self 1");
-        observer.wait_for_pid(LogEvent::Join, newcomer.pid);
+        observer.wait_for_pid("join", newcomer.pid);
     }
     observer.stop().assert_counters(&[(JOINS, 5)]);
 }
@@ -118,7 +116,7 @@ fn a_last_frame_passes_although_its_agents_limit_is_used_up() {
     let mut agent = Puppet::start(&observer.socket);
     agent.tell("beat self 1 50");
     agent.tell("leave");
-    let exit = observer.wait_for_pid(LogEvent::Exit, agent.pid);
+    let exit = observer.wait_for_pid("exit", agent.pid);
     assert!(exit.msg.contains("goodbye"), "{}", exit.msg);
     assert!(observer.stop().counter(PER_PID) > 0);
 }

@@ -8,10 +8,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use support::LogLine;
 use support::agents::{AgentProcess, Puppet, joined};
 use support::ladders::has_outcome;
 use support::{BEATS, Observer, frame, frame_of, refused_start, resealed, rows_when, signal_pid};
-use varta_api::{Level, LogEvent};
 
 /// Not a test: what [`AgentProcess`] runs.
 #[test]
@@ -24,21 +24,21 @@ fn a_hung_agent_is_reported_once_and_reported_back() {
     let observer = Observer::start(&["--threshold-ms=300"]);
     let mut agent = Puppet::start(&observer.socket);
     agent.tell("beat self 1");
-    let join = observer.wait_for_pid(LogEvent::Join, agent.pid);
-    assert!(join.fields.name.is_some());
+    let join = observer.wait_for_pid("join", agent.pid);
+    assert!(join.text("name").is_some());
     agent.signal(Signal::STOP);
-    let stall = observer.wait_for_pid(LogEvent::Stall, agent.pid);
-    assert_eq!(stall.fields.threshold_ms, Some(300.0));
-    assert!(stall.fields.silence_ms.unwrap() >= 300.0);
+    let stall = observer.wait_for_pid("stall", agent.pid);
+    assert_eq!(stall.ms("threshold_ms"), Some(300.0));
+    assert!(stall.ms("silence_ms").unwrap() >= 300.0);
     let quiet = Duration::from_millis(1_000);
-    assert_eq!(observer.count_within(LogEvent::Stall, quiet), 1, "once");
+    assert_eq!(observer.count_within("stall", quiet), 1, "once");
     agent.signal(Signal::CONT);
     agent.tell("beat self 2");
-    let back = observer.wait_for_pid(LogEvent::Return, agent.pid);
-    assert!(back.fields.silence_ms.unwrap() >= 1_000.0);
+    let back = observer.wait_for_pid("return", agent.pid);
+    assert!(back.ms("silence_ms").unwrap() >= 1_000.0);
     let stopped = observer.stop();
     // It may have stalled again before the stop.
-    let stalls = stopped.count(LogEvent::Stall) as u64;
+    let stalls = stopped.count("stall") as u64;
     stopped.assert_counters(&[
         ("varta_observer_stalls_total", stalls),
         ("varta_observer_returns_total", 1),
@@ -52,18 +52,24 @@ fn an_exit_is_told_at_once_and_is_no_stall() {
     let mut failing = AgentProcess::start(&observer.socket);
     let mut killed = AgentProcess::start(&observer.socket);
     for _ in 0..3 {
-        observer.wait_for(LogEvent::Join, |_| true);
+        observer.wait_for("join", |_| true);
     }
     polite.leave(0);
-    let left = observer.wait_for_pid(LogEvent::Exit, polite.pid());
-    assert_eq!((left.level, left.fields.code), (Level::Info, Some(0)));
+    let left = observer.wait_for_pid("exit", polite.pid());
+    assert_eq!(
+        (left.level.as_str(), left.number("code")),
+        ("info", Some(0))
+    );
     failing.leave(3);
-    let died = observer.wait_for_pid(LogEvent::Exit, failing.pid());
-    assert_eq!((died.level, died.fields.code), (Level::Warn, Some(3)));
+    let died = observer.wait_for_pid("exit", failing.pid());
+    assert_eq!(
+        (died.level.as_str(), died.number("code")),
+        ("warn", Some(3))
+    );
     killed.kill();
-    let died = observer.wait_for_pid(LogEvent::Exit, killed.pid());
-    assert_eq!(died.fields.signal, Some(9));
-    assert_eq!(observer.stop().count(LogEvent::Stall), 0);
+    let died = observer.wait_for_pid("exit", killed.pid());
+    assert_eq!(died.number("signal"), Some(9));
+    assert_eq!(observer.stop().count("stall"), 0);
 }
 
 #[test]
@@ -74,9 +80,9 @@ fn a_process_that_is_gone_before_its_beat_is_read_comes_and_goes() {
     agent.tell("beat self 1");
     agent.leave(9);
     observer.signal(Signal::CONT);
-    observer.wait_for_pid(LogEvent::Join, agent.pid);
-    observer.wait_for_pid(LogEvent::Exit, agent.pid);
-    assert_eq!(observer.stop().count(LogEvent::Stall), 0);
+    observer.wait_for_pid("join", agent.pid);
+    observer.wait_for_pid("exit", agent.pid);
+    assert_eq!(observer.stop().count("stall"), 0);
 }
 
 #[test]
@@ -86,18 +92,18 @@ fn healthy_agents_do_not_pay_for_a_pause_of_the_observer() {
         .map(|_| AgentProcess::start(&observer.socket))
         .collect();
     for _ in &agents {
-        observer.wait_for(LogEvent::Join, |_| true);
+        observer.wait_for("join", |_| true);
     }
     observer.signal(Signal::STOP);
     std::thread::sleep(Duration::from_millis(3_000));
     observer.signal(Signal::CONT);
-    let gap = observer.wait_for(LogEvent::Gap, |_| true);
-    assert!(gap.fields.duration_ms.unwrap() >= 2_000.0);
+    let gap = observer.wait_for("gap", |_| true);
+    assert!(gap.ms("duration_ms").unwrap() >= 2_000.0);
     // Whoever pays does so before anybody is heard again and again.
     let beats = observer.counters()[BEATS];
     observer.wait_for_count(BEATS, beats + 40);
     let stopped = observer.stop();
-    assert_eq!(stopped.count(LogEvent::Stall), 0);
+    assert_eq!(stopped.count("stall"), 0);
     assert!(stopped.seconds("varta_observer_gap_seconds_total") >= 2.0);
 }
 
@@ -105,19 +111,19 @@ fn healthy_agents_do_not_pay_for_a_pause_of_the_observer() {
 fn a_stalled_agent_is_still_found_after_a_pause_of_the_observer() {
     let observer = Observer::start(&["--threshold-ms=400"]);
     let agent = AgentProcess::start(&observer.socket);
-    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    observer.wait_for_pid("join", agent.pid());
     agent.signal(Signal::STOP);
     observer.signal(Signal::STOP);
     std::thread::sleep(Duration::from_millis(1_000));
     observer.signal(Signal::CONT);
-    observer.wait_for_pid(LogEvent::Stall, agent.pid());
+    observer.wait_for_pid("stall", agent.pid());
 }
 
 #[test]
 fn bad_datagrams_are_refused_by_reason_and_change_nothing() {
     let observer = Observer::start(&["--threshold-ms=60000"]);
     observer.send(&frame(1));
-    observer.wait_for_pid(LogEvent::Join, std::process::id());
+    observer.wait_for_pid("join", std::process::id());
 
     let good = frame(2);
     let altered = |at: usize, value: u8| {
@@ -165,7 +171,7 @@ fn bad_datagrams_are_refused_by_reason_and_change_nothing() {
     ] {
         assert_eq!(stopped.counter(series), count, "{series}");
     }
-    assert!(stopped.count(LogEvent::Refuse) > 0, "the operator is told");
+    assert!(stopped.count("refuse") > 0, "the operator is told");
 }
 
 #[test]
@@ -178,10 +184,10 @@ fn the_recovery_command_runs_once_for_the_stalled_process() {
     let flags = ["--threshold-ms=300", "--recovery-exec", &exec];
     let observer = Observer::start_in(directory, &flags, |command| command);
     let agent = joined(&observer);
-    let spawned = observer.wait_for(LogEvent::Recover, has_outcome("spawned"));
-    assert_eq!(spawned.fields.pid, Some(agent.pid));
-    assert!(spawned.fields.child_pid.is_some());
-    observer.wait_for(LogEvent::Recover, has_outcome("reaped_zero"));
+    let spawned = observer.wait_for("recover", has_outcome("spawned"));
+    assert_eq!(spawned.pid(), Some(agent.pid));
+    assert!(spawned.has("child_pid"));
+    observer.wait_for("recover", has_outcome("reaped_zero"));
     std::thread::sleep(Duration::from_millis(700));
     let calls = fs::read_to_string(calls).unwrap();
     assert_eq!(calls, format!("{0} for-{0}\n", agent.pid));
@@ -205,13 +211,13 @@ fn a_second_stall_within_the_debounce_is_recovered_later_not_never() {
     ];
     let observer = Observer::start(&flags);
     let mut agent = joined(&observer);
-    let first = observer.wait_for(LogEvent::Recover, has_outcome("spawned"));
-    observer.wait_for(LogEvent::Recover, has_outcome("reaped_zero"));
+    let first = observer.wait_for("recover", has_outcome("spawned"));
+    observer.wait_for("recover", has_outcome("reaped_zero"));
     agent.tell("beat self 2");
-    observer.wait_for_pid(LogEvent::Return, agent.pid);
-    observer.wait_for_pid(LogEvent::Stall, agent.pid);
-    observer.wait_for(LogEvent::Recover, has_outcome("debounced"));
-    let second = observer.wait_for(LogEvent::Recover, has_outcome("spawned"));
+    observer.wait_for_pid("return", agent.pid);
+    observer.wait_for_pid("stall", agent.pid);
+    observer.wait_for("recover", has_outcome("debounced"));
+    let second = observer.wait_for("recover", has_outcome("spawned"));
     // A line may be written a little after its command was started.
     let apart_ms = (second.ts_ns - first.ts_ns) / 1_000_000;
     assert!(apart_ms > 3_000, "{apart_ms} ms after the first one");
@@ -228,11 +234,9 @@ fn a_recovery_command_that_takes_too_long_is_killed() {
     ];
     let observer = Observer::start(&flags);
     let agent = AgentProcess::start(&observer.socket);
-    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    observer.wait_for_pid("join", agent.pid());
     agent.signal(Signal::STOP);
-    observer.wait_for(LogEvent::Recover, |line| {
-        line.fields.outcome.as_deref() == Some("killed")
-    });
+    observer.wait_for("recover", |line| line.text("outcome") == Some("killed"));
     observer.stop();
 }
 
@@ -241,10 +245,10 @@ fn a_running_recovery_command_does_not_outlive_the_observer() {
     let flags = ["--threshold-ms=200", "--recovery-exec=sleep 600"];
     let observer = Observer::start(&flags);
     let agent = AgentProcess::start(&observer.socket);
-    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    observer.wait_for_pid("join", agent.pid());
     agent.signal(Signal::STOP);
-    let spawned = observer.wait_for(LogEvent::Recover, |line| line.fields.child_pid.is_some());
-    let child = spawned.fields.child_pid.unwrap();
+    let spawned = observer.wait_for("recover", |line| line.has("child_pid"));
+    let child: u32 = spawned.number("child_pid").unwrap();
     observer.stop();
     assert!(!fs::exists(format!("/proc/{child}")).unwrap());
 }
@@ -292,7 +296,7 @@ fn the_event_file_holds_no_beats_when_only_changes_are_asked_for() {
     let flags = ["--threshold-ms=2000", "--export-events=changes", &flag];
     let observer = Observer::start_in(directory, &flags, |command| command);
     let mut agent = joined(&observer);
-    observer.wait_for_pid(LogEvent::Stall, agent.pid);
+    observer.wait_for_pid("stall", agent.pid);
     agent.tell("beat self 2");
     agent.leave(0);
     let rows = rows_when(&file, |rows| rows.iter().any(|row| row[1] == "exit"));
@@ -315,10 +319,10 @@ fn the_event_file_is_opened_anew_on_sighup() {
     observer.send(&frame(1));
     rows_when(&file, has_beat);
     observer.signal(Signal::HUP);
-    observer.wait_for(LogEvent::Notice, |line| line.msg.contains("SIGHUP"));
+    observer.wait_for("notice", |line| line.msg.contains("SIGHUP"));
     fs::rename(&file, &moved).unwrap();
     observer.signal(Signal::HUP);
-    observer.wait_for(LogEvent::Notice, |line| line.msg.contains("SIGHUP"));
+    observer.wait_for("notice", |line| line.msg.contains("SIGHUP"));
     observer.send(&frame(2));
     rows_when(&file, has_beat);
     assert_eq!(
@@ -360,9 +364,8 @@ fn a_full_disk_costs_one_log_line_and_tears_no_row() {
     for nonce in 1..=beats {
         observer.send(&frame(nonce));
     }
-    let full =
-        |line: &varta_api::LogLine| line.level == Level::Error && line.msg.contains("events.tsv");
-    observer.wait_for(LogEvent::Notice, full);
+    let full = |line: &LogLine| line.level == "error" && line.msg.contains("events.tsv");
+    observer.wait_for("notice", full);
     rows_when(&file, |rows| rows.iter().all(|row| row.len() == 6));
     fs::remove_file(&ballast).unwrap();
     Command::new("mount")
@@ -370,7 +373,7 @@ fn a_full_disk_costs_one_log_line_and_tears_no_row() {
         .arg(&disk)
         .status()
         .unwrap();
-    observer.wait_for(LogEvent::Notice, |line| line.msg.contains("written again"));
+    observer.wait_for("notice", |line| line.msg.contains("written again"));
     let rows = rows_when(&file, |rows| {
         rows.iter().any(|row| row[3] == beats.to_string())
     });
@@ -393,12 +396,12 @@ fn a_full_disk_costs_one_log_line_and_tears_no_row() {
 fn agents_find_their_way_back_after_the_observer_was_killed() {
     let mut first = Observer::start(&["--threshold-ms=60000"]);
     let agent = AgentProcess::start(&first.socket);
-    first.wait_for_pid(LogEvent::Join, agent.pid());
+    first.wait_for_pid("join", agent.pid());
     first.kill();
     assert!(first.socket.exists(), "a killed observer leaves its socket");
     let directory = std::mem::replace(&mut first.directory, tempfile::tempdir().unwrap());
     let second = Observer::start_in(directory, &["--threshold-ms=60000"], |command| command);
-    second.wait_for_pid(LogEvent::Join, agent.pid());
+    second.wait_for_pid("join", agent.pid());
 }
 
 #[test]
@@ -545,7 +548,7 @@ fn a_flood_of_beats_does_not_keep_it_from_judging_nor_from_stopping() {
     let flags = ["--threshold-ms=300", &flag];
     let observer = Observer::start_in(directory, &flags, |command| command);
     let agent = AgentProcess::start(&observer.socket);
-    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    observer.wait_for_pid("join", agent.pid());
     let sender = UnixDatagram::unbound().unwrap();
     sender.connect(&observer.socket).unwrap();
     let flood = std::thread::spawn(move || {
@@ -558,7 +561,7 @@ fn a_flood_of_beats_does_not_keep_it_from_judging_nor_from_stopping() {
         }
     });
     agent.signal(Signal::STOP);
-    observer.wait_for_pid(LogEvent::Stall, agent.pid());
+    observer.wait_for_pid("stall", agent.pid());
     observer.wait_for_count(BEATS, 100);
     observer.stop();
     flood.join().unwrap();

@@ -3,8 +3,8 @@
 mod support;
 
 use varta_api::v1::{AgentView, AgentsPage};
-use varta_api::{LogEvent, LogLine};
 
+use support::LogLine;
 use support::agents::{Puppet, joined, me};
 use support::http::Follower;
 use support::ladders::{
@@ -40,7 +40,7 @@ fn only_agent(observer: &Observer) -> AgentView {
 }
 
 fn of_pid(pid: u32, outcome: &'static str) -> impl Fn(&LogLine) -> bool {
-    move |line| line.fields.pid == Some(pid) && has_outcome(outcome)(line)
+    move |line| line.pid() == Some(pid) && has_outcome(outcome)(line)
 }
 
 #[test]
@@ -88,10 +88,10 @@ fn a_step_that_fails_leads_to_the_next_one_without_waiting() {
     let observer = marks.observer(&ladder(200, &steps, ""), &[]);
     observer.send(&frame(1));
     let failed = observer.wait_for_outcome("reaped_nonzero");
-    assert_eq!(failed.fields.code, Some(3));
+    assert_eq!(failed.number("code"), Some(3));
     observer.wait_for_outcome("reaped_zero");
     assert_eq!(marks.read(), ["failing", "next"]);
-    assert_eq!(observer.count_within(LogEvent::GaveUp, QUIET), 0);
+    assert_eq!(observer.count_within("gave_up", QUIET), 0);
 }
 
 #[test]
@@ -104,14 +104,14 @@ fn a_last_step_that_keeps_failing_is_tried_again_until_the_budget_is_spent() {
     let observer = marks.observer(&ladder(200, &steps, "budget = 4"), &[]);
     let mut events = Follower::start(&observer, "/api/v1/events?follow=true", &[]);
     observer.send(&frame(1));
-    let line = observer.wait_for_pid(LogEvent::GaveUp, me());
-    assert_eq!(line.fields.reason.as_deref(), Some("budget_spent"));
+    let line = observer.wait_for_pid("gave_up", me());
+    assert_eq!(line.text("reason"), Some("budget_spent"));
     assert_eq!(marks.read(), ["first", "last", "last", "last"]);
-    while events.next_line().event != LogEvent::GaveUp {}
+    while events.next_line().event != "gave_up" {}
     let agent = only_agent(&observer);
     assert!(agent.gave_up);
     assert_eq!(agent.recovery.as_deref(), Some("gave_up"));
-    assert_eq!(observer.count_within(LogEvent::GaveUp, QUIET), 1);
+    assert_eq!(observer.count_within("gave_up", QUIET), 1);
     let stopped = observer.stop();
     stopped.assert_counters(&[
         (SPAWNED, 4),
@@ -128,15 +128,15 @@ fn who_does_not_come_back_is_given_up_once_and_begins_anew_after_it_was_back() {
     // Long enough to be asked about before it is given up again.
     let observer = marks.observer(&ladder(1_000, &steps, ""), &[]);
     observer.send(&frame(1));
-    let line = observer.wait_for_pid(LogEvent::GaveUp, me());
-    assert_eq!(line.fields.reason.as_deref(), Some("steps_exhausted"));
-    assert_eq!(observer.count_within(LogEvent::GaveUp, QUIET), 1);
+    let line = observer.wait_for_pid("gave_up", me());
+    assert_eq!(line.text("reason"), Some("steps_exhausted"));
+    assert_eq!(observer.count_within("gave_up", QUIET), 1);
     assert_eq!(marks.read(), ["one", "two"]);
     assert!(only_agent(&observer).gave_up);
     observer.send(&frame(2));
     observer.wait_for_outcome("recovered");
     assert!(!only_agent(&observer).gave_up);
-    observer.wait_for_pid(LogEvent::GaveUp, me());
+    observer.wait_for_pid("gave_up", me());
     assert_eq!(marks.read(), ["one", "two", "one", "two"]);
     observer.stop().assert_counters(&[
         (SPAWNED, 4),
@@ -154,19 +154,19 @@ fn who_is_back_before_its_turn_comes_is_not_acted_on() {
     let text = ladder(300, &steps, "");
     let observer = marks.observer(&text, &["--recovery-max-in-flight=1"]);
     let first = joined(&observer);
-    observer.wait_for(LogEvent::Recover, of_pid(first.pid, "spawned"));
+    observer.wait_for("recover", of_pid(first.pid, "spawned"));
     let mut second = joined(&observer);
-    observer.wait_for(LogEvent::Recover, of_pid(second.pid, "waiting"));
+    observer.wait_for("recover", of_pid(second.pid, "waiting"));
     // The only place is taken: the decision is made, the action is not begun.
     second.tell("beat self 2");
-    observer.wait_for_pid(LogEvent::Return, second.pid);
+    observer.wait_for_pid("return", second.pid);
     assert_eq!(marks.wait_for(1), [first.pid.to_string()]);
     // Said its last word, so that it does not stall again.
     second.tell("leave");
-    observer.wait_for_pid(LogEvent::Exit, second.pid);
+    observer.wait_for_pid("exit", second.pid);
     marks.open_gate();
-    observer.wait_for(LogEvent::Recover, of_pid(first.pid, "reaped_zero"));
-    observer.count_within(LogEvent::Recover, QUIET);
+    observer.wait_for("recover", of_pid(first.pid, "reaped_zero"));
+    observer.count_within("recover", QUIET);
     assert_eq!(marks.read(), [first.pid.to_string()]);
     let stopped = observer.stop();
     assert_eq!(stopped.outcomes(second.pid), ["waiting"]);
@@ -181,10 +181,10 @@ fn end_in_mid_ladder(end: impl FnOnce(&mut Puppet)) {
     let mut agent = joined(&observer);
     marks.wait_for(1);
     end(&mut agent);
-    observer.wait_for_pid(LogEvent::Exit, agent.pid);
+    observer.wait_for_pid("exit", agent.pid);
     marks.open_gate();
     observer.wait_for_outcome("reaped_nonzero");
-    assert_eq!(observer.count_within(LogEvent::GaveUp, QUIET), 0);
+    assert_eq!(observer.count_within("gave_up", QUIET), 0);
     assert_eq!(marks.read(), ["one"]);
     observer
         .stop()
@@ -216,14 +216,14 @@ fn a_pause_ends_the_ladder_and_after_it_the_next_silence_begins_at_its_foot() {
     let path = format!("/api/v1/agents/{}", only_agent(&observer).id);
     let pause = r#"{"for":3600,"reason":"work"}"#;
     assert_eq!(observer.wish(&format!("{path}/pause"), pause).status, 200);
-    observer.wait_for_pid(LogEvent::Pause, me());
+    observer.wait_for_pid("pause", me());
     marks.open_gate();
     observer.wait_for_outcome("reaped_nonzero");
-    observer.count_within(LogEvent::Recover, QUIET);
+    observer.count_within("recover", QUIET);
     assert_eq!(marks.read(), ["one"]);
     assert_eq!(observer.wish(&format!("{path}/resume"), "{}").status, 200);
-    let stall = observer.wait_for_pid(LogEvent::Stall, me());
-    assert!(stall.fields.silence_ms.unwrap() >= 300.0, "{stall:?}");
+    let stall = observer.wait_for_pid("stall", me());
+    assert!(stall.ms("silence_ms").unwrap() >= 300.0, "{stall:?}");
     assert_eq!(marks.wait_for(3), ["one", "one", "two"]);
 }
 
@@ -238,8 +238,8 @@ fn a_budget_is_spent_across_silences() {
         observer.wait_for_outcome("reaped_zero");
     }
     observer.send(&frame(3));
-    let line = observer.wait_for_pid(LogEvent::GaveUp, me());
-    assert_eq!(line.fields.reason.as_deref(), Some("budget_spent"));
+    let line = observer.wait_for_pid("gave_up", me());
+    assert_eq!(line.text("reason"), Some("budget_spent"));
     assert_eq!(marks.read().len(), 2);
 }
 
@@ -265,11 +265,11 @@ fn a_service_that_is_restarted_into_the_next_stall_spends_one_budget() {
     let observer = marks.observer(&ladder(200, &steps, "budget = 2"), &[]);
     for _ in 0..2 {
         let service = joined(&observer);
-        observer.wait_for_pid(LogEvent::Exit, service.pid);
+        observer.wait_for_pid("exit", service.pid);
     }
     let third = joined(&observer);
-    let line = observer.wait_for_pid(LogEvent::GaveUp, third.pid);
-    assert_eq!(line.fields.reason.as_deref(), Some("budget_spent"));
+    let line = observer.wait_for_pid("gave_up", third.pid);
+    assert_eq!(line.text("reason"), Some("budget_spent"));
     assert_eq!(observer.stop().outcomes(third.pid), [""; 0]);
 }
 
@@ -278,12 +278,12 @@ fn who_only_observes_decides_nothing() {
     let marks = Marks::new();
     let observer = marks.observer(&all_hooks(&marks), &["--recovery-mode=observe"]);
     observer.send(&critical_of(me(), 1));
-    observer.wait_for_pid(LogEvent::Stall, me());
-    assert_eq!(observer.count_within(LogEvent::Recover, QUIET), 0);
+    observer.wait_for_pid("stall", me());
+    assert_eq!(observer.count_within("recover", QUIET), 0);
     observer.send(&frame(2));
-    observer.wait_for_pid(LogEvent::Return, me());
+    observer.wait_for_pid("return", me());
     let stopped = observer.stop();
-    for event in [LogEvent::Recover, LogEvent::Hook, LogEvent::GaveUp] {
+    for event in ["recover", "hook", "gave_up"] {
         assert_eq!(stopped.count(event), 0, "{event:?}");
     }
     assert_eq!(marks.read(), [""; 0]);
@@ -300,15 +300,13 @@ fn a_dry_run_says_what_it_would_do_and_touches_nothing() {
     let mut agent = joined(&observer);
     observer.wait_for_outcome("dry_run");
     observer.wait_for_outcome("dry_run");
-    observer.wait_for(LogEvent::Recover, |line| {
-        line.msg.contains("would have given up")
-    });
-    observer.count_within(LogEvent::Hook, QUIET);
+    observer.wait_for("recover", |line| line.msg.contains("would have given up"));
+    observer.count_within("hook", QUIET);
     assert!(!only_agent(&observer).gave_up);
     agent.tell("beat self 2");
-    observer.wait_for_pid(LogEvent::Return, agent.pid);
+    observer.wait_for_pid("return", agent.pid);
     let stopped = observer.stop();
-    assert!(stopped.count(LogEvent::Hook) >= 2, "late and gave-up");
+    assert!(stopped.count("hook") >= 2, "late and gave-up");
     assert_eq!(marks.read(), [""; 0]);
     stopped.assert_counters(&[
         (SPAWNED, 0),

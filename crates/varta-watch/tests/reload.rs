@@ -7,11 +7,11 @@ use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::Signal;
+use support::LogLine;
 use support::agents::{AgentProcess, me};
 use support::ladders::{GAVE_UP, Marks, QUIET, SPAWNED, ladder};
 use support::{Observer, frame};
 use varta_api::v1::{AgentsPage, State};
-use varta_api::{Level, LogEvent, LogLine};
 
 const STALLS: &str = "varta_observer_stalls_total";
 const MISSING: &str = "varta_agents_missing";
@@ -47,7 +47,7 @@ fn end_by(text: impl FnOnce(&Marks) -> String) {
     assert!(line.msg.contains("are in force"), "{line:?}");
     marks.open_gate();
     observer.wait_for_outcome("reaped_nonzero");
-    observer.count_within(LogEvent::Recover, QUIET);
+    observer.count_within("recover", QUIET);
     assert_eq!(marks.read(), ["one"]);
     observer
         .stop()
@@ -69,7 +69,7 @@ fn a_rule_that_is_taken_away_in_mid_ladder_ends_it() {
     marks.reload(&observer, &without);
     marks.open_gate();
     observer.wait_for_outcome("reaped_nonzero");
-    observer.count_within(LogEvent::Recover, QUIET);
+    observer.count_within("recover", QUIET);
     assert_eq!(marks.read(), ["one"]);
 }
 
@@ -122,11 +122,11 @@ fn who_is_not_silent_by_a_raised_threshold_is_left_alone() {
     observer.ask_until("/api/v1/agents", all_alive);
     marks.open_gate();
     observer.wait_for_outcome("reaped_nonzero");
-    observer.count_within(LogEvent::Recover, QUIET);
+    observer.count_within("recover", QUIET);
     assert_eq!(marks.read(), ["one"]);
     let stopped = observer.stop();
     let is_told = |line: &&&LogLine| line.msg.contains("not stalled any more");
-    let told = stopped.lines_of(LogEvent::Notice, me());
+    let told = stopped.lines_of("notice", me());
     assert_eq!(told.iter().filter(is_told).count(), 1);
 }
 
@@ -137,12 +137,10 @@ fn what_was_rehearsed_begins_at_the_foot_and_has_its_whole_budget_when_it_become
     let serious = ladder(200, &steps, "budget = 2");
     let observer = marks.observer(&format!("recovery-mode = \"dry-run\"\n{serious}"), &[]);
     observer.send(&frame(1));
-    observer.wait_for(LogEvent::Recover, |line| {
-        line.msg.contains("would have given up")
-    });
+    observer.wait_for("recover", |line| line.msg.contains("would have given up"));
     assert!(marks.read().is_empty());
     marks.reload(&observer, &serious);
-    observer.wait_for_pid(LogEvent::GaveUp, me());
+    observer.wait_for_pid("gave_up", me());
     assert_eq!(marks.read(), ["one", "two"]);
     let stopped = observer.stop();
     stopped.assert_counters(&[(STALLS, 1), (SPAWNED, 2), (GAVE_UP, 1)]);
@@ -153,7 +151,7 @@ fn another_ladder_is_begun_for_who_is_silent_already() {
     let marks = Marks::new();
     let observer = marks.observer("threshold-ms = 200\n", &[]);
     observer.send(&frame(1));
-    observer.wait_for_pid(LogEvent::Stall, me());
+    observer.wait_for_pid("stall", me());
     marks.reload(&observer, &ladder(200, &[marks.mark("first", "")], ""));
     assert_eq!(marks.wait_for(1), ["first"]);
     observer.wait_for_outcome("reaped_zero");
@@ -170,7 +168,7 @@ fn who_was_given_up_begins_anew_with_another_ladder() {
     let first = marks.mark("first", ", wait = \"10ms\"");
     let observer = marks.observer(&ladder(200, &[first], ""), &[]);
     observer.send(&frame(1));
-    observer.wait_for_pid(LogEvent::GaveUp, me());
+    observer.wait_for_pid("gave_up", me());
     marks.reload(&observer, &ladder(200, &[marks.mark("second", "")], ""));
     assert_eq!(marks.wait_for(2), ["first", "second"]);
 }
@@ -182,17 +180,17 @@ fn a_bad_file_changes_nothing_and_each_mistake_is_told_with_its_place() {
     marks.configure("threshold-ms = 60000\nrecovery-mod = \"observe\"\nlate-ms = \"soon\"\n");
     observer.signal(Signal::HUP);
     let refused = |what: &str| {
-        let line = observer.told(LogEvent::Notice, |line| {
+        let line = observer.told("notice", |line| {
             line.msg.contains("nothing is changed") && line.msg.contains(what)
         });
-        assert_eq!(line.level, Level::Error);
+        assert_eq!(line.level, "error");
         assert!(line.msg.contains("varta.toml:"), "{line:?}");
     };
     refused("recovery-mode");
     refused("late-ms");
     observer.send(&frame(1));
-    let stall = observer.wait_for_pid(LogEvent::Stall, me());
-    assert_eq!(stall.fields.threshold_ms, Some(300.0));
+    let stall = observer.wait_for_pid("stall", me());
+    assert_eq!(stall.ms("threshold_ms"), Some(300.0));
     assert_eq!(marks.wait_for(1), ["it"]);
 }
 
@@ -202,11 +200,11 @@ fn a_missing_file_changes_nothing() {
     let observer = marks.observer("threshold-ms = 300\n", &[]);
     fs::remove_file(marks.config()).unwrap();
     observer.signal(Signal::HUP);
-    observer.wait_for(LogEvent::Notice, |line| {
-        line.level == Level::Error && line.msg.contains("nothing is changed")
+    observer.wait_for("notice", |line| {
+        line.level == "error" && line.msg.contains("nothing is changed")
     });
     observer.send(&frame(1));
-    observer.wait_for_pid(LogEvent::Stall, me());
+    observer.wait_for_pid("stall", me());
 }
 
 /// A reload that finds this in place of the file is refused at once, and what was in force stays in force.
@@ -216,14 +214,12 @@ fn refused(put: impl FnOnce(&Path), why: &str) {
     fs::remove_file(marks.config()).unwrap();
     put(&marks.config());
     observer.signal(Signal::HUP);
-    observer.wait_for(LogEvent::Notice, |line| {
-        line.level == Level::Error
-            && line.msg.contains("nothing is changed")
-            && line.msg.contains(why)
+    observer.wait_for("notice", |line| {
+        line.level == "error" && line.msg.contains("nothing is changed") && line.msg.contains(why)
     });
     observer.send(&frame(1));
-    let stall = observer.wait_for_pid(LogEvent::Stall, me());
-    assert_eq!(stall.fields.threshold_ms, Some(300.0));
+    let stall = observer.wait_for_pid("stall", me());
+    assert_eq!(stall.ms("threshold_ms"), Some(300.0));
     assert_eq!(marks.wait_for(1), ["it"]);
 }
 
@@ -261,7 +257,7 @@ fn another_threshold_makes_nobody_stall_who_beats_and_holds_for_who_does_not() {
     let marks = Marks::new();
     let observer = marks.observer("threshold-ms = 60000\n", &[]);
     let agent = AgentProcess::start(&observer.socket);
-    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    observer.wait_for_pid("join", agent.pid());
     let rule = "threshold-ms = 60000\n[[agent]]\nname = \"*\"\nthreshold = \"2s\"\n";
     for text in [rule, "threshold-ms = 3000\n", rule] {
         marks.reload(&observer, text);
@@ -269,11 +265,11 @@ fn another_threshold_makes_nobody_stall_who_beats_and_holds_for_who_does_not() {
     // A reload that makes somebody stall does so before it beats again and again.
     let beats = observer.counters()[support::BEATS];
     observer.wait_for_count(support::BEATS, beats + 20);
-    assert_eq!(observer.seen(LogEvent::Stall), 0);
+    assert_eq!(observer.seen("stall"), 0);
     agent.signal(Signal::STOP);
-    let stall = observer.wait_for_pid(LogEvent::Stall, agent.pid());
-    assert_eq!(stall.fields.threshold_ms, Some(2_000.0));
-    assert!(stall.fields.silence_ms.unwrap() >= 2_000.0);
+    let stall = observer.wait_for_pid("stall", agent.pid());
+    assert_eq!(stall.ms("threshold_ms"), Some(2_000.0));
+    assert!(stall.ms("silence_ms").unwrap() >= 2_000.0);
 }
 
 #[test]
@@ -281,11 +277,11 @@ fn a_longer_threshold_gives_who_is_late_its_time() {
     let marks = Marks::new();
     let observer = marks.observer("threshold-ms = 3000\nlate-ms = 200\n", &[]);
     observer.send(&frame(1));
-    observer.wait_for_pid(LogEvent::Late, me());
+    observer.wait_for_pid("late", me());
     marks.reload(&observer, "threshold-ms = 60000\n");
     observer.send(&frame(2));
     observer.wait_for_count(support::BEATS, 2);
-    assert_eq!(observer.count_within(LogEvent::Stall, QUIET), 0);
+    assert_eq!(observer.count_within("stall", QUIET), 0);
 }
 
 #[test]
@@ -303,11 +299,11 @@ fn what_needs_a_restart_is_named_and_the_rest_is_in_force() {
     );
     assert!(!restart.contains("threshold-ms"), "{line:?}");
     observer.send(&frame(1));
-    observer.wait_for_pid(LogEvent::Stall, me());
+    observer.wait_for_pid("stall", me());
 }
 
 fn about_missing(reason: &'static str) -> impl Fn(&LogLine) -> bool {
-    move |line| line.fields.reason.as_deref() == Some(reason)
+    move |line| line.text("reason") == Some(reason)
 }
 
 /// How many agents are missing. Who answers with the counters has done with all that it has told.
@@ -328,19 +324,19 @@ first-beat-within = \"300ms\"
 fn expected_agents_that_do_not_show_up_are_told_of_once_and_again_when_they_do() {
     let marks = Marks::new();
     let observer = marks.observer(EXPECTED, &[]);
-    let line = observer.wait_for(LogEvent::Missing, about_missing("missing"));
-    assert_eq!(line.level, Level::Error);
-    assert_eq!(line.fields.name.as_deref(), Some("worker"));
-    assert_eq!(line.fields.count, Some(2));
+    let line = observer.wait_for("missing", about_missing("missing"));
+    assert_eq!(line.level, "error");
+    assert_eq!(line.text("name"), Some("worker"));
+    assert_eq!(line.number("count"), Some(2));
     assert_eq!(missing(&observer), Some(2.0));
-    assert_eq!(observer.count_within(LogEvent::Missing, QUIET), 1);
+    assert_eq!(observer.count_within("missing", QUIET), 1);
     observer.send(&frame(1));
-    observer.wait_for_pid(LogEvent::Join, me());
+    observer.wait_for_pid("join", me());
     assert_eq!(missing(&observer), Some(1.0));
     let _second = AgentProcess::start(&observer.socket);
-    observer.wait_for(LogEvent::Missing, about_missing("complete"));
+    observer.wait_for("missing", about_missing("complete"));
     assert_eq!(missing(&observer), Some(0.0));
-    assert_eq!(observer.count_within(LogEvent::Missing, QUIET), 2);
+    assert_eq!(observer.count_within("missing", QUIET), 2);
 }
 
 #[test]
@@ -349,9 +345,9 @@ fn expected_agents_that_show_up_in_time_are_not_told_of() {
     let text = EXPECTED.replace("300ms", "5s").replace("= 2", "= 1");
     let observer = marks.observer(&text, &[]);
     observer.send(&frame(1));
-    observer.wait_for_pid(LogEvent::Join, me());
+    observer.wait_for_pid("join", me());
     marks.reload(&observer, &text.replace("5s", "100ms"));
-    assert_eq!(observer.count_within(LogEvent::Missing, QUIET), 0);
+    assert_eq!(observer.count_within("missing", QUIET), 0);
     assert_eq!(missing(&observer), Some(0.0));
 }
 
@@ -360,13 +356,13 @@ fn the_gauge_of_missing_agents_follows_those_that_come_and_leave_and_the_rules()
     let marks = Marks::new();
     let text = EXPECTED.replace("= 2", "= 3");
     let observer = marks.observer(&text, &[]);
-    observer.wait_for(LogEvent::Missing, about_missing("missing"));
+    observer.wait_for("missing", about_missing("missing"));
     assert_eq!(missing(&observer), Some(3.0));
     let mut agent = AgentProcess::start(&observer.socket);
-    observer.wait_for_pid(LogEvent::Join, agent.pid());
+    observer.wait_for_pid("join", agent.pid());
     assert_eq!(missing(&observer), Some(2.0));
     agent.leave(0);
-    observer.wait_for_pid(LogEvent::Exit, agent.pid());
+    observer.wait_for_pid("exit", agent.pid());
     assert_eq!(missing(&observer), Some(3.0));
     marks.reload(&observer, "threshold-ms = 60000\n");
     assert_eq!(missing(&observer), Some(0.0));
@@ -376,13 +372,13 @@ fn the_gauge_of_missing_agents_follows_those_that_come_and_leave_and_the_rules()
 fn a_reload_that_leaves_an_expectation_as_it_is_does_not_tell_of_it_again() {
     let marks = Marks::new();
     let observer = marks.observer(EXPECTED, &[]);
-    observer.wait_for(LogEvent::Missing, about_missing("missing"));
+    observer.wait_for("missing", about_missing("missing"));
     let other_rule = "[[agent]]\nname = \"nobody\"\n";
     let text = EXPECTED.replace("[[agent]]", &format!("{other_rule}[[agent]]"));
     marks.reload(&observer, &text);
     assert_eq!(missing(&observer), Some(2.0));
-    assert_eq!(observer.count_within(LogEvent::Missing, 2 * QUIET), 1);
+    assert_eq!(observer.count_within("missing", 2 * QUIET), 1);
     observer.send(&frame(1));
     let _second = AgentProcess::start(&observer.socket);
-    observer.wait_for(LogEvent::Missing, about_missing("complete"));
+    observer.wait_for("missing", about_missing("complete"));
 }

@@ -11,7 +11,6 @@ use support::network::{
     Series, socket, socket_at, start_sealed,
 };
 use support::{BEATS, Observer, frame_of};
-use varta_api::LogEvent;
 use varta_vlp::PAYLOAD_GOODBYE;
 
 /// How far back datagrams of one session may come, out of order.
@@ -145,7 +144,7 @@ fn a_datagram_that_comes_again_after_a_stall_does_not_end_it() {
     for mut agent in agents("stall") {
         let capture = agent.beats(3);
         observer.hear_all(&socket(), &capture);
-        observer.wait_for(LogEvent::Stall, |_| true);
+        observer.wait_for("stall", |_| true);
         assert_refused(&observer, &capture);
         let before = observer.counters();
         observer.hear(&socket(), &agent.beat());
@@ -176,13 +175,13 @@ fn a_datagram_that_comes_again_after_its_agent_was_evicted_brings_nobody_back() 
         capture.extend(beats);
     }
     let mut newcomers = Vec::new();
-    while observer.seen(LogEvent::Evict) < 2 {
+    while observer.seen("evict") < 2 {
         let number = newcomers.len() as u32 + 1;
         assert!(number < 200, "nobody gives way");
         let mut newcomer = Series::new(SEALS[0], PID + number, &number.to_string());
         observer.hear(&socket(), &newcomer.beat());
         newcomers.push(newcomer);
-        observer.count_within(LogEvent::Evict, Duration::from_millis(50));
+        observer.count_within("evict", Duration::from_millis(50));
     }
     // There is room again.
     let goodbyes = newcomers
@@ -367,7 +366,7 @@ fn a_beat_that_its_goodbye_has_overtaken_brings_nobody_back() {
         let late = agent.beat();
         let goodbye = agent.last(PAYLOAD_GOODBYE, 1_000);
         observer.hear(&socket(), &goodbye);
-        observer.told(LogEvent::Exit, |_| true);
+        observer.told("exit", |_| true);
         let before = observer.counters();
         observer.hear(&socket(), &late);
         observer.assert_gained(&before, &[(OUT_OF_ORDER, 1)]);
@@ -423,9 +422,9 @@ fn a_process_that_was_started_anew_is_heard_before_anybody_calls_it_stalled() {
         observer.wait_for_count(BEATS, 3);
         first.stop();
         let second = Beating::start(&observer, &socket, Series::new(seal, PID, "second"));
-        let session = observer.wait_for(LogEvent::Session, |_| true);
-        assert_eq!(session.fields.pid, Some(PID));
-        assert_eq!(session.fields.source.as_deref(), Some("127.0.0.1"));
+        let session = observer.wait_for("session", |_| true);
+        assert_eq!(session.pid(), Some(PID));
+        assert_eq!(session.text("source"), Some("127.0.0.1"));
         let heard = observer.counters()[BEATS];
         observer.wait_for_count(BEATS, heard + 3);
         second.stop();

@@ -9,8 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use varta_api::{LogEvent, LogLine};
-
+use support::LogLine;
 use support::agents::{agent_command, joined};
 use support::ladders::{Marks, QUIET, REAPED_ZERO, SPAWNED, has_outcome, ladder};
 use support::network::{JOINS, STALLS, socket};
@@ -138,8 +137,8 @@ fn flags<'a>(more: &[&'a str]) -> Vec<&'a str> {
 fn most_at_a_time(lines: &[LogLine]) -> usize {
     let mut most = 0;
     let mut now: usize = 0;
-    for line in lines.iter().filter(|line| line.event == LogEvent::Recover) {
-        match line.fields.outcome.as_deref() {
+    for line in lines.iter().filter(|line| line.event == "recover") {
+        match line.text("outcome") {
             Some("spawned") => now += 1,
             Some(outcome) if outcome.starts_with("reaped") || outcome == "killed" => now -= 1,
             _ => {}
@@ -158,22 +157,20 @@ fn no_child_is_started_while_a_thousand_are_silent_together_and_who_stays_silent
     let crowd = Crowd::new(MANY);
     crowd.beat(&observer, 1, 0);
     // On a busy machine perhaps before the last of them was heard.
-    let held = observer.told(LogEvent::Hold, |_| true);
-    assert_eq!(held.fields.reason.as_deref(), Some("mass_stall"));
+    let held = observer.told("hold", |_| true);
+    assert_eq!(held.text("reason"), Some("mass_stall"));
     observer.wait_for_count(STALLS, u64::from(MANY));
     assert_eq!(observer.metric(HELD), Some(1.0));
     assert_eq!(observer.metric(MASS_STALLS), Some(1.0));
-    assert_eq!(observer.count_within(LogEvent::Hold, QUIET), 1);
+    assert_eq!(observer.count_within("hold", QUIET), 1);
     let counters = observer.counters();
     assert_eq!(counters.get(SPAWNED), None, "{counters:#?}");
     assert_eq!(marks.read(), [""; 0]);
     // One of them is silent for a reason of its own.
     let others = crowd.keep_beating(&observer, 1);
-    observer.wait_for(LogEvent::Hold, |line| {
-        line.fields.reason.as_deref() == Some("resumed")
-    });
+    observer.wait_for("hold", |line| line.text("reason") == Some("resumed"));
     let spawned = observer.wait_for_outcome("spawned");
-    assert_eq!(spawned.fields.pid, Some(crowd.last()));
+    assert_eq!(spawned.pid(), Some(crowd.last()));
     drop(others);
 }
 
@@ -234,7 +231,7 @@ fn no_more_than_eight_commands_run_at_a_time_and_everybody_has_a_turn() {
     let silent = Silent::start(&observer, count);
     observer.wait_for_count(STALLS, count as u64);
     marks.wait_for(PLACES);
-    observer.count_within(LogEvent::Recover, QUIET);
+    observer.count_within("recover", QUIET);
     assert_eq!(marks.read().len(), PLACES);
     assert_eq!(observer.metric("varta_recovery_in_flight"), Some(8.0));
     marks.open_gate();
@@ -282,7 +279,7 @@ fn agents_elsewhere_leave_half_of_the_places_to_local_ones() {
     crowd.beat(&observer, 1, 0);
     observer.wait_for_count(STALLS, u64::from(crowd.count));
     marks.wait_for(PLACES_ELSEWHERE);
-    observer.count_within(LogEvent::Recover, QUIET);
+    observer.count_within("recover", QUIET);
     assert_eq!(marks.read().len(), PLACES_ELSEWHERE);
     let local = Silent::start(&observer, 1);
     let marks_now = marks.wait_for(PLACES_ELSEWHERE + 1);
@@ -299,7 +296,7 @@ fn hooks_of_agents_elsewhere_leave_half_of_the_places_to_local_ones() {
     let frames = (2..26).map(|pid| critical_of(pid, 1).to_vec());
     observer.hear_all(&socket(), &frames.collect::<Vec<_>>());
     marks.wait_for(HOOKS_ELSEWHERE);
-    observer.count_within(LogEvent::Hook, QUIET);
+    observer.count_within("hook", QUIET);
     assert_eq!(marks.read().len(), HOOKS_ELSEWHERE);
     observer.send(&critical_of(std::process::id(), 1));
     let marks_now = marks.wait_for(HOOKS_ELSEWHERE + 1);
@@ -316,19 +313,19 @@ fn a_mass_stall_that_does_not_end_holds_fire_for_a_bounded_time() {
     let observer = marks.observer(&text, &flags(&[]));
     let crowd = Crowd::new(6);
     crowd.beat(&observer, 1, 0);
-    let held = observer.told(LogEvent::Hold, |_| true);
-    assert_eq!(held.fields.reason.as_deref(), Some("mass_stall"));
-    let expired = observer.wait_for(LogEvent::Hold, |_| true);
-    assert_eq!(expired.fields.reason.as_deref(), Some("expired"));
+    let held = observer.told("hold", |_| true);
+    assert_eq!(held.text("reason"), Some("mass_stall"));
+    let expired = observer.wait_for("hold", |_| true);
+    assert_eq!(expired.text("reason"), Some("expired"));
     observer.wait_for_count(REAPED_ZERO, u64::from(crowd.count));
     assert_eq!(observer.metric(HELD), Some(0.0));
     let stopped = observer.stop();
-    assert_eq!(stopped.count(LogEvent::Hold), 2);
-    let told = stopped.lines.iter().map(|line| line.event);
-    let mut told = told.filter(|event| [LogEvent::Hold, LogEvent::Recover].contains(event));
+    assert_eq!(stopped.count("hold"), 2);
+    let told = stopped.lines.iter().map(|line| line.event.as_str());
+    let mut told = told.filter(|event| ["hold", "recover"].contains(event));
     assert_eq!(
         told.by_ref().take(2).collect::<Vec<_>>(),
-        [LogEvent::Hold; 2],
+        ["hold"; 2],
         "nothing is done before"
     );
     stopped.assert_counters(&[(MASS_STALLS, 1)]);

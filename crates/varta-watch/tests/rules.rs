@@ -3,8 +3,8 @@
 mod support;
 
 use varta_api::v1::AgentsPage;
-use varta_api::{LogEvent, LogLine};
 
+use support::LogLine;
 use support::http::Reply;
 use support::ladders::Marks;
 use support::network::socket;
@@ -26,12 +26,12 @@ fn start(marks: &Marks, rules: &str) -> Observer {
 
 fn local(observer: &Observer) -> LogLine {
     observer.send(&frame(1));
-    observer.wait_for_pid(LogEvent::Join, std::process::id())
+    observer.wait_for_pid("join", std::process::id())
 }
 
 fn elsewhere(observer: &Observer) -> LogLine {
     observer.hear(&socket(), &frame_of(PID, 1));
-    observer.told(LogEvent::Join, |line| line.fields.pid == Some(PID))
+    observer.told("join", |line| line.pid() == Some(PID))
 }
 
 fn own_uid() -> u32 {
@@ -47,7 +47,7 @@ fn called(selectors: &str) -> Option<String> {
     let marks = Marks::new();
     let rule = format!("[[agent]]\n{selectors}\nas = \"it\"\n");
     let observer = start(&marks, &rule);
-    local(&observer).fields.name
+    local(&observer).text("name").map(str::to_owned)
 }
 
 fn own_name() -> Option<String> {
@@ -105,7 +105,7 @@ fn agents_are_found_by_how_they_speak_and_where_from() {
         let marks = Marks::new();
         let rule = format!("[[agent]]\n{selectors}\nas = \"it\"\n");
         let observer = start(&marks, &rule);
-        let is_it = |line: LogLine| line.fields.name.as_deref() == Some("it");
+        let is_it = |line: LogLine| line.text("name") == Some("it");
         assert_eq!(is_it(local(&observer)), finds_local, "{selectors}");
         assert_eq!(is_it(elsewhere(&observer)), finds_remote, "{selectors}");
     }
@@ -118,7 +118,7 @@ fn the_first_rule_that_an_agent_matches_holds_for_it() {
                  [[agent]]\norigin = \"unix\"\nas = \"b\"\n\
                  [[agent]]\nname = \"*\"\nas = \"c\"\nthreshold = \"10ms\"\n";
     let observer = start(&marks, rules);
-    assert_eq!(local(&observer).fields.name.as_deref(), Some("b"));
+    assert_eq!(local(&observer).text("name"), Some("b"));
 }
 
 fn names(observer: &Observer) -> Vec<Option<String>> {
@@ -168,7 +168,7 @@ fn a_rule_has_a_threshold_and_agents_elsewhere_a_grace_on_top() {
     local(&observer);
     elsewhere(&observer);
     for (pid, threshold_ms) in [(PID, 350.0), (std::process::id(), 250.0)] {
-        let stall = observer.told(LogEvent::Stall, |line| line.fields.pid == Some(pid));
-        assert_eq!(stall.fields.threshold_ms, Some(threshold_ms));
+        let stall = observer.told("stall", |line| line.pid() == Some(pid));
+        assert_eq!(stall.ms("threshold_ms"), Some(threshold_ms));
     }
 }

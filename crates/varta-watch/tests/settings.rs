@@ -9,7 +9,6 @@ use std::process::Command;
 
 use support::{AS_NOBODY, Observer, copy_program, may_become_nobody, public_directory, wrapped};
 use tempfile::TempDir;
-use varta_api::LogEvent;
 
 /// What the observer said instead of watching.
 #[derive(Debug)]
@@ -551,9 +550,7 @@ fn a_variable_that_is_no_setting_is_mentioned_with_the_nearest_name() {
         command.env("VARTA_TRESHOLD_MS", "1");
         command
     });
-    let notice = observer.wait_for(LogEvent::Notice, |line| {
-        line.msg.contains("VARTA_TRESHOLD_MS")
-    });
+    let notice = observer.wait_for("notice", |line| line.msg.contains("VARTA_TRESHOLD_MS"));
     assert!(
         notice.msg.contains("did you mean VARTA_THRESHOLD_MS?"),
         "{}",

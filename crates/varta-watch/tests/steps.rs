@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use support::LogLine;
 use support::http::assert_problem;
 use support::ladders::{Marks, ladder};
 use support::{Observer, PATIENCE, frame};
-use varta_api::LogLine;
 use varta_api::v1::AgentsPage;
 
 /// Time for a program to begin on a busy machine, before it is ended.
@@ -53,7 +53,7 @@ fn a_program_that_is_missing_by_now_fails_its_step() {
     let (path, step) = program(directory.path());
     let remove = || fs::remove_file(&path).unwrap();
     let (_observer, line) = first_step(&Marks::new(), step, SPAWN_FAILED, remove);
-    assert!(line.fields.error.unwrap().contains("No such file"));
+    assert!(line.text("error").unwrap().contains("No such file"));
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn a_program_that_is_not_executable_by_now_fails_its_step() {
     let (path, step) = program(directory.path());
     let forbid = || fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     let (_observer, line) = first_step(&Marks::new(), step, SPAWN_FAILED, forbid);
-    assert!(line.fields.error.unwrap().contains("Permission denied"));
+    assert!(line.text("error").unwrap().contains("Permission denied"));
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn a_program_that_exits_with_3_fails_its_step() {
     let marks = Marks::new();
     let step = marks.shell("echo why; exit 3", ", wait = \"1h\"");
     let (_observer, line) = first_step(&marks, step, "reaped_nonzero", || ());
-    assert_eq!(line.fields.code, Some(3));
+    assert_eq!(line.number("code"), Some(3));
     assert!(line.msg.ends_with("; it said: why"), "{line:?}");
 }
 
@@ -79,7 +79,7 @@ fn a_program_that_hangs_is_ended_and_fails_its_step() {
     let marks = Marks::new();
     let step = marks.shell("exec sleep 600", ", timeout = \"100ms\", wait = \"1h\"");
     let (_observer, line) = first_step(&marks, step, "killed", || ());
-    assert_eq!(line.fields.signal, Some(15), "{line:?}");
+    assert_eq!(line.number("signal"), Some(15), "{line:?}");
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn a_program_that_ignores_being_told_to_go_is_killed_and_fails_its_step() {
     let marks = Marks::new();
     let script = "trap '' TERM; while :; do sleep 600; done";
     let (_observer, line) = first_step(&marks, marks.shell(script, BEGUN), "killed", || ());
-    assert_eq!(line.fields.signal, Some(9), "{line:?}");
+    assert_eq!(line.number("signal"), Some(9), "{line:?}");
 }
 
 #[test]
@@ -140,8 +140,8 @@ fn what_a_program_writes_beyond_the_bound_is_counted_and_takes_no_memory() {
     let script = "head -c 200000000 /dev/zero; echo end; exit 3";
     let step = marks.shell(script, ", wait = \"1h\"");
     let (observer, line) = first_step(&marks, step, "reaped_nonzero", || ());
-    assert_eq!(line.fields.output_bytes, Some(200_000_004));
-    let output = line.fields.output.unwrap();
+    assert_eq!(line.number("output_bytes"), Some(200_000_004));
+    let output = line.text("output").unwrap();
     assert!(output.len() < 5_000, "{} bytes kept", output.len());
     assert!(output.ends_with("\0end\n"));
     let most_kib = most_resident_kib(&observer);
@@ -165,6 +165,6 @@ fn a_program_that_closes_its_streams_is_waited_for() {
     let script = "echo first >> marks; exec <&- >&- 2>&-; sleep 0.3; echo last >> marks; exit 3";
     let step = marks.shell(script, ", wait = \"1h\"");
     let (_observer, line) = first_step(&marks, step, "reaped_nonzero", || ());
-    assert_eq!(line.fields.code, Some(3));
+    assert_eq!(line.number("code"), Some(3));
     assert_eq!(marks.read(), ["first", "last", "next"]);
 }

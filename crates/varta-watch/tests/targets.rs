@@ -13,7 +13,6 @@ use std::os::unix::process::ExitStatusExt;
 use support::ladders::{Marks, ladder};
 use support::users::{AS_USER, Place};
 use support::{copy_program, wrapped};
-use varta_api::{Level, LogEvent};
 
 const SIGNALLED: &str = "varta_recovery_outcomes_total{outcome=\"signalled\"}";
 
@@ -50,10 +49,10 @@ fn an_agent_that_moves_into_the_group_of_a_root_process_takes_nobody_but_itself_
     let mut agent = place.puppet();
     agent.tell(&format!("move {}", daemon.id()));
     agent.tell("beat self 1");
-    place.observer.wait_for_pid(LogEvent::Exit, agent.pid);
+    place.observer.wait_for_pid("exit", agent.pid);
     end_unharmed(daemon);
     let stopped = place.observer.stop();
-    let lines = stopped.lines_of(LogEvent::Recover, agent.pid);
+    let lines = stopped.lines_of("recover", agent.pid);
     let sent = "sent signal KILL to 1 process of its process group, spared 1 of another user";
     assert!(lines[0].msg.ends_with(sent), "{lines:?}");
     stopped.assert_counters(&[(SIGNALLED, 1)]);
@@ -84,14 +83,14 @@ fn an_agent_that_has_become_a_setuid_program_is_not_signalled() {
 
     let mut agent = place.puppet();
     agent.tell("beat self 1");
-    place.observer.wait_for_pid(LogEvent::Join, agent.pid);
+    place.observer.wait_for_pid("join", agent.pid);
     agent.tell(&format!("exec {}", setuid.display()));
     place
         .marks
         .reload(&place.observer, &ladder(300, &[step], ""));
     let line = place.observer.wait_for_outcome("signal_failed");
-    assert_eq!(line.fields.pid, Some(agent.pid));
-    assert_eq!(line.level, Level::Error);
+    assert_eq!(line.pid(), Some(agent.pid));
+    assert_eq!(line.level, "error");
     let why = "it joined as uid 65533 and has the rights of uid 0 by now";
     assert!(line.msg.ends_with(why), "{line:?}");
     assert!(agent.leave(0).success());

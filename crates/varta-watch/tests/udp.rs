@@ -6,13 +6,13 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use support::LogLine;
 use support::agents::{AgentProcess, Puppet};
 use support::network::{
     Beating, JOINS, LEFT, OUT_OF_ORDER, PATIENT, PID, RETURNS, STALLS, Seal, Series, TABLE_FULL,
     TRUNCATED, last_frame, recovery_of, socket, socket_at, start_in_clear,
 };
 use support::{BEATS, frame, frame_of, refused_start, resealed};
-use varta_api::{LogEvent, LogLine};
 use varta_vlp::PAYLOAD_GOODBYE;
 
 const UNAUTHENTICATED: &str = "varta_recovery_refused_total{reason=\"unauthenticated_transport\"}";
@@ -28,11 +28,11 @@ fn series(pid: u32) -> Series {
 }
 
 fn is_from(source: &str) -> impl Fn(&LogLine) -> bool {
-    move |line| line.fields.source.as_deref() == Some(source)
+    move |line| line.text("source") == Some(source)
 }
 
 fn is_local(line: &LogLine) -> bool {
-    line.fields.source.is_none()
+    line.text("source").is_none()
 }
 
 #[test]
@@ -40,18 +40,18 @@ fn an_agent_elsewhere_joins_stalls_comes_back_and_says_goodbye() {
     let observer = start_in_clear(&["--threshold-ms=500"]);
     let socket = socket_at("127.0.0.2");
     observer.hear(&socket, &frame_of(PID, 1));
-    let join = observer.told(LogEvent::Join, |_| true).fields;
-    assert_eq!(join.pid, Some(PID));
-    assert_eq!(join.source.as_deref(), Some("127.0.0.2"));
-    assert_eq!(join.transport.as_deref(), Some("udp"));
-    assert_eq!((join.uid, join.name, join.exe), (None, None, None));
-    let stall = observer.told(LogEvent::Stall, is_from("127.0.0.2")).fields;
-    assert_eq!((stall.pid, stall.nonce), (Some(PID), Some(1)));
+    let join = observer.told("join", |_| true);
+    assert_eq!(join.pid(), Some(PID));
+    assert_eq!(join.text("source"), Some("127.0.0.2"));
+    assert_eq!(join.text("transport"), Some("udp"));
+    assert!(!join.has("uid") && !join.has("name") && !join.has("exe"));
+    let stall = observer.told("stall", is_from("127.0.0.2"));
+    assert_eq!((stall.pid(), stall.number("nonce")), (Some(PID), Some(1)));
     let last = [frame_of(PID, 2), last_frame(PID, PAYLOAD_GOODBYE, 1)];
     observer.hear_all(&socket, &last.map(Vec::from));
-    observer.told(LogEvent::Return, is_from("127.0.0.2"));
-    let exit = observer.told(LogEvent::Exit, is_from("127.0.0.2")).fields;
-    assert_eq!(exit.how.as_deref(), Some("left"));
+    observer.told("return", is_from("127.0.0.2"));
+    let exit = observer.told("exit", is_from("127.0.0.2"));
+    assert_eq!(exit.text("how"), Some("left"));
     observer.stop().assert_counters(&[
         (BEATS, 3),
         (JOINS, 1),
@@ -67,9 +67,9 @@ fn who_said_goodbye_elsewhere_is_no_stall_and_may_come_again() {
     let socket = socket();
     let life = [frame_of(PID, 1), last_frame(PID, PAYLOAD_GOODBYE, 1)];
     observer.hear_all(&socket, &life.map(Vec::from));
-    observer.told(LogEvent::Exit, |_| true);
+    observer.told("exit", |_| true);
     assert_eq!(
-        observer.count_within(LogEvent::Stall, Duration::from_millis(700)),
+        observer.count_within("stall", Duration::from_millis(700)),
         0
     );
     observer.hear(&socket, &frame_of(PID, 1));
@@ -90,8 +90,8 @@ fn it_does_not_listen_in_clear_unless_that_was_accepted() {
 #[test]
 fn the_banner_warns_of_a_port_that_is_open_to_everybody() {
     let observer = start_in_clear(&[]);
-    let start = observer.told(LogEvent::Start, |_| true);
-    let udp = start.fields.udp.unwrap();
+    let start = observer.told("start", |_| true);
+    let udp = start.text("udp").unwrap();
     let warning = format!("WARNING: plain UDP on {udp}");
     assert!(start.msg.contains(&warning), "{}", start.msg);
     assert!(udp.starts_with("0.0.0.0:"), "{udp}");
@@ -103,7 +103,7 @@ fn it_listens_where_it_is_told_to() {
     let observer = start_in_clear(&["--udp-bind-addr=127.0.0.3", PATIENT]);
     assert_eq!(observer.udp().ip().to_string(), "127.0.0.3");
     observer.hear(&socket(), &frame_of(PID, 1));
-    observer.told(LogEvent::Join, |_| true);
+    observer.told("join", |_| true);
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn an_agent_is_heard_over_ipv6() {
     };
     let observer = start_in_clear(&["--udp-bind-addr=::1", PATIENT]);
     observer.hear(&socket, &frame_of(PID, 1));
-    observer.told(LogEvent::Join, is_from("::1"));
+    observer.told("join", is_from("::1"));
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn a_pid_that_no_process_of_this_host_can_have_is_welcome() {
     let observer = start_in_clear(&[PATIENT]);
     for pid in [2, 4_194_305, u32::MAX] {
         observer.hear(&socket(), &frame_of(pid, 1));
-        let join = observer.told(LogEvent::Join, |line| line.fields.pid == Some(pid));
+        let join = observer.told("join", |line| line.pid() == Some(pid));
         assert!(is_from("127.0.0.1")(&join));
     }
     observer.stop().assert_counters(&[(JOINS, 3), (BEATS, 3)]);
@@ -198,11 +198,11 @@ fn an_old_beat_is_refused_while_newer_ones_come() {
 fn the_beats_of_a_local_agent_do_not_count_for_its_namesake_elsewhere() {
     let observer = start_in_clear(&["--threshold-ms=2000"]);
     let local = AgentProcess::start(&observer.socket);
-    observer.told(LogEvent::Join, is_local);
+    observer.told("join", is_local);
     let remote = Beating::start(&observer, &socket(), series(local.pid()));
-    observer.told(LogEvent::Join, is_from("127.0.0.1"));
+    observer.told("join", is_from("127.0.0.1"));
     remote.stop();
-    let stall = observer.told(LogEvent::Stall, |_| true);
+    let stall = observer.told("stall", |_| true);
     assert!(is_from("127.0.0.1")(&stall), "{}", stall.msg);
     observer.stop().assert_counters(&[(JOINS, 2), (STALLS, 1)]);
 }
@@ -211,14 +211,14 @@ fn the_beats_of_a_local_agent_do_not_count_for_its_namesake_elsewhere() {
 fn the_beats_of_an_agent_elsewhere_do_not_count_for_its_local_namesake() {
     let observer = start_in_clear(&["--threshold-ms=2000"]);
     let local = AgentProcess::start(&observer.socket);
-    observer.told(LogEvent::Join, is_local);
+    observer.told("join", is_local);
     let remote = Beating::start(&observer, &socket(), series(local.pid()));
-    observer.told(LogEvent::Join, is_from("127.0.0.1"));
+    observer.told("join", is_from("127.0.0.1"));
     local.signal(Signal::STOP);
-    let stall = observer.told(LogEvent::Stall, |_| true);
+    let stall = observer.told("stall", |_| true);
     assert!(is_local(&stall), "{}", stall.msg);
     local.signal(Signal::CONT);
-    observer.told(LogEvent::Return, is_local);
+    observer.told("return", is_local);
     remote.stop();
     observer.stop().assert_counters(&[(JOINS, 2), (STALLS, 1)]);
 }
@@ -228,11 +228,11 @@ fn the_last_frame_of_a_namesake_elsewhere_does_nothing_to_a_local_agent() {
     let observer = start_in_clear(&[PATIENT]);
     let (socket, own) = (socket(), std::process::id());
     observer.send(&frame(1));
-    observer.told(LogEvent::Join, is_local);
+    observer.told("join", is_local);
     for (timestamp, payload) in [(1, 0), (2, PAYLOAD_GOODBYE)] {
         observer.hear(&socket, &last_frame(own, payload, timestamp));
     }
-    let exit = observer.told(LogEvent::Exit, |_| true);
+    let exit = observer.told("exit", |_| true);
     assert!(is_from("127.0.0.1")(&exit), "{}", exit.msg);
     observer.send(&frame(2));
     observer.wait_for_count(BEATS, 4);
@@ -249,9 +249,9 @@ fn the_end_of_a_local_agent_does_nothing_to_its_namesake_elsewhere() {
     let (socket, pid) = (socket(), local.pid);
     observer.hear(&socket, &frame_of(pid, 1));
     local.tell("beat self 1");
-    observer.told(LogEvent::Join, is_local);
+    observer.told("join", is_local);
     local.leave(3);
-    let exit = observer.told(LogEvent::Exit, |_| true);
+    let exit = observer.told("exit", |_| true);
     assert!(is_local(&exit), "{}", exit.msg);
     let before = observer.counters();
     observer.hear(&socket, &frame_of(pid, 2));
@@ -270,7 +270,7 @@ fn agents_elsewhere_that_fill_their_table_take_no_room_from_local_ones() {
     let mut locals: Vec<_> = (0..4).map(|_| Puppet::start(&observer.socket)).collect();
     for local in &mut locals {
         local.tell("beat self 1");
-        observer.told(LogEvent::Join, |line| line.fields.pid == Some(local.pid));
+        observer.told("join", |line| line.pid() == Some(local.pid));
     }
     observer.hear(&socket, &frame_of(103, 2));
     observer.assert_gained(&before, &[(JOINS, 4), (BEATS, 5)]);
@@ -283,17 +283,17 @@ fn an_agent_elsewhere_takes_no_slot_of_a_local_one_that_is_silent() {
     let mut locals: Vec<_> = (0..2).map(|_| Puppet::start(&observer.socket)).collect();
     for local in &mut locals {
         local.tell("beat self 1");
-        observer.told(LogEvent::Stall, |line| line.fields.pid == Some(local.pid));
+        observer.told("stall", |line| line.pid() == Some(local.pid));
     }
     // Once a local newcomer gets in, silent ones do give way, and only to it.
     let mut newcomer = Puppet::start(&observer.socket);
     let mut tries = 0;
-    while observer.seen_of(LogEvent::Join, newcomer.pid) == 0 {
+    while observer.seen_of("join", newcomer.pid) == 0 {
         tries += 1;
         let frames = (100..104).map(|pid| frame_of(pid, tries).to_vec());
         observer.hear_all(&socket, &frames.collect::<Vec<_>>());
         newcomer.tell(&format!("beat self {tries}"));
-        observer.count_within(LogEvent::Join, Duration::from_millis(50));
+        observer.count_within("join", Duration::from_millis(50));
     }
     let stopped = observer.stop();
     stopped.assert_counters(&[("varta_tracker_evicted_total", 1), (JOINS, 5)]);
@@ -303,8 +303,8 @@ fn an_agent_elsewhere_takes_no_slot_of_a_local_one_that_is_silent() {
 fn a_recovery_command_is_not_run_for_an_agent_that_nobody_vouches_for() {
     let observer = start_in_clear(&["--threshold-ms=300", "--recovery-exec=true {pid}"]);
     observer.hear(&socket(), &frame_of(PID, 1));
-    let refusal = observer.told(LogEvent::Recover, |_| true);
-    let outcome = refusal.fields.outcome.as_deref();
+    let refusal = observer.told("recover", |_| true);
+    let outcome = refusal.text("outcome");
     assert_eq!(outcome, Some("refused_unauthenticated_transport"));
     assert!(is_from("127.0.0.1")(&refusal));
     observer.stop().assert_counters(&[
@@ -341,7 +341,7 @@ fn leave_to_recover_agents_under_keys_is_none_for_those_in_clear() {
 fn a_local_agent_is_recovered_although_those_elsewhere_are_not() {
     let observer = start_in_clear(&["--threshold-ms=300", "--recovery-exec=true {pid}"]);
     observer.send(&frame(1));
-    let end = |line: &LogLine| line.fields.outcome.as_deref() == Some("reaped_zero");
-    observer.told(LogEvent::Recover, end);
+    let end = |line: &LogLine| line.text("outcome") == Some("reaped_zero");
+    observer.told("recover", end);
     observer.stop().assert_counters(&[(UNAUTHENTICATED, 0)]);
 }

@@ -4,8 +4,6 @@ mod support;
 
 use std::time::Duration;
 
-use varta_api::LogEvent;
-
 use support::agents::{Puppet, joined, me};
 use support::ladders::{Marks, QUIET, ladder};
 use support::users::{Place, USER};
@@ -33,18 +31,18 @@ fn one_user_cannot_take_every_slot_and_a_full_table_makes_the_observer_unready()
     let mut puppets: Vec<Puppet> = (0..4).map(|_| place.puppet()).collect();
     for puppet in &mut puppets[..3] {
         puppet.tell("beat self 1");
-        observer.wait_for_pid(LogEvent::Join, puppet.pid);
+        observer.wait_for_pid("join", puppet.pid);
     }
     puppets[3].tell("beat self 1");
     let refused = observer.wait_for_refusal("user_share_exceeded");
-    assert_eq!(refused.fields.pid, Some(puppets[3].pid));
+    assert_eq!(refused.pid(), Some(puppets[3].pid));
     let share = format!("newcomers of uid {USER} found its share of 3 agents full");
     let ready = observer.ask("/readyz");
     assert_eq!(ready.status, 200, "others have room");
     assert!(ready.text().contains(&share), "{}", ready.text());
 
     observer.send(&frame(1));
-    observer.wait_for_pid(LogEvent::Join, me());
+    observer.wait_for_pid("join", me());
     let mut of_root = Puppet::start(&observer.socket);
     of_root.tell("beat self 1");
     observer.wait_for_refusal("capacity_exceeded");
@@ -58,9 +56,9 @@ fn one_user_cannot_take_every_slot_and_a_full_table_makes_the_observer_unready()
 
     // A slot that is free again is anybody's whose share is not used up.
     assert!(puppets.remove(0).leave(0).success());
-    observer.wait_for(LogEvent::Exit, |_| true);
+    observer.wait_for("exit", |_| true);
     puppets[2].tell("beat self 2");
-    observer.wait_for_pid(LogEvent::Join, puppets[2].pid);
+    observer.wait_for_pid("join", puppets[2].pid);
     assert_eq!(observer.ask("/readyz").status, 503, "full again");
     let info = observer.ask("/api/v1/info").text();
     assert!(info.contains(r#""full":true"#), "{info}");
@@ -82,22 +80,22 @@ fn a_mass_stall_of_one_users_agents_holds_nobody_elses_fire() {
     let mut crowd: Vec<Puppet> = (0..6).map(|_| place.puppet()).collect();
     for puppet in &mut crowd {
         puppet.tell("beat self 1");
-        observer.wait_for_pid(LogEvent::Join, puppet.pid);
+        observer.wait_for_pid("join", puppet.pid);
     }
     let victim = joined(observer);
     // Whoever has been silent for a new threshold already has all of it from the reload on: they stall together.
     std::thread::sleep(Duration::from_millis(300));
     place.marks.reload(observer, &soon);
-    let hold = observer.told(LogEvent::Hold, |_| true);
-    assert_eq!(hold.fields.uid, Some(USER), "{hold:?}");
-    assert_eq!(hold.fields.reason.as_deref(), Some("mass_stall"));
+    let hold = observer.told("hold", |_| true);
+    assert_eq!(hold.number("uid"), Some(USER), "{hold:?}");
+    assert_eq!(hold.text("reason"), Some("mass_stall"));
     assert_eq!(place.marks.wait_for(1), [victim.pid.to_string()]);
     for puppet in &crowd {
-        if observer.seen_of(LogEvent::Stall, puppet.pid) == 0 {
-            observer.wait_for_pid(LogEvent::Stall, puppet.pid);
+        if observer.seen_of("stall", puppet.pid) == 0 {
+            observer.wait_for_pid("stall", puppet.pid);
         }
     }
-    observer.count_within(LogEvent::Recover, QUIET);
+    observer.count_within("recover", QUIET);
     assert_eq!(place.marks.read(), [victim.pid.to_string()]);
     // They leave but for one, which is acted on after all.
     for mut puppet in crowd.drain(1..) {
@@ -124,7 +122,7 @@ fn processes_without_end_do_not_renew_the_budget_of_their_user() {
     }
     puppets[2].tell("beat self 1");
     let waits = observer.wait_for_outcome("user_budget_spent");
-    assert_eq!(waits.fields.pid, Some(puppets[2].pid));
+    assert_eq!(waits.pid(), Some(puppets[2].pid));
     assert!(waits.msg.contains("for agents of uid 65533"), "{waits:?}");
     observer.send(&frame_of(me(), 1));
     let acted = [puppets[0].pid, puppets[1].pid, me()].map(|pid| pid.to_string());
@@ -148,11 +146,11 @@ fn a_user_whose_service_comes_back_under_another_name_goes_on_with_its_budget() 
         puppet.tell("beat self 1");
         last = puppet.pid;
         match name {
-            "three" => observer.wait_for_pid(LogEvent::GaveUp, last),
-            _ => observer.wait_for_pid(LogEvent::Exit, last),
+            "three" => observer.wait_for_pid("gave_up", last),
+            _ => observer.wait_for_pid("exit", last),
         };
     }
     let line = place.observer.stop();
-    let line = line.lines_of(LogEvent::GaveUp, last)[0];
-    assert_eq!(line.fields.reason.as_deref(), Some("budget_spent"));
+    let line = line.lines_of("gave_up", last)[0];
+    assert_eq!(line.text("reason"), Some("budget_spent"));
 }

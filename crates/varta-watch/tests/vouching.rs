@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use varta_api::v1::AgentsPage;
-use varta_api::{LogEvent, LogLine};
 
+use support::LogLine;
 use support::agents::Puppet;
 use support::ladders::Marks;
 use support::namespaces::{AS_ROOT_OF_A_USER_NAMESPACE, may_make_user_namespaces};
@@ -141,8 +141,8 @@ fn a_unit_that_a_user_has_named_is_not_handed_to_the_system_manager() {
         assert!(groups.put(group, puppet.pid), "{group}");
         let known = marks.read().len();
         puppet.tell("beat self 1");
-        let join = observer.wait_for_pid(LogEvent::Join, puppet.pid);
-        assert!(join.fields.cgroup.unwrap().ends_with(group));
+        let join = observer.wait_for_pid("join", puppet.pid);
+        assert!(join.text("cgroup").unwrap().ends_with(group));
         assert_eq!(marks.wait_for(known + 1)[known], mark, "{group}");
         puppets.push((puppet, directory));
     }
@@ -173,19 +173,19 @@ fn observer_for(marks: &Marks, program: &Path) -> Observer {
 
 fn joined(observer: &Observer, puppet: &mut Puppet) -> LogLine {
     puppet.tell("beat self 1");
-    observer.wait_for_pid(LogEvent::Join, puppet.pid)
+    observer.wait_for_pid("join", puppet.pid)
 }
 
 #[track_caller]
 fn assert_trusted(join: &LogLine, program: &Path) {
-    assert_eq!(join.fields.name.as_deref(), Some("trusted"));
-    assert_eq!(join.fields.exe.as_deref(), Some(program));
+    assert_eq!(join.text("name"), Some("trusted"));
+    assert_eq!(join.text("exe"), program.to_str());
 }
 
 #[track_caller]
 fn assert_not_trusted(join: &LogLine) {
-    assert_ne!(join.fields.name.as_deref(), Some("trusted"));
-    assert_eq!(join.fields.exe, None);
+    assert_ne!(join.text("name"), Some("trusted"));
+    assert_eq!(join.text("exe"), None);
 }
 
 /// Mounts the program that is started over another path, and starts what is there then.
@@ -299,11 +299,11 @@ fn a_program_that_was_replaced_goes_on_with_the_budget_of_its_service() {
     fs::rename(&agent, &program).unwrap();
     let mut new = Puppet::start_under(&[], &program, &observer.socket);
     joined(&observer, &mut old);
-    observer.wait_for_pid(LogEvent::GaveUp, old.pid);
+    observer.wait_for_pid("gave_up", old.pid);
     old.leave(1);
-    observer.wait_for_pid(LogEvent::Exit, old.pid);
+    observer.wait_for_pid("exit", old.pid);
     joined(&observer, &mut new);
-    observer.wait_for_pid(LogEvent::GaveUp, new.pid);
+    observer.wait_for_pid("gave_up", new.pid);
     assert_eq!(marks.read(), ["acted"]);
 }
 
@@ -334,8 +334,8 @@ fn in_a_user_namespace_an_observer_watches_its_own_user_and_nobody_else() {
     let refused = observer.wait_for_refusal("foreign_uid");
     assert!(refused.msg.contains("is nobody"), "{}", refused.msg);
     let mut own = Puppet::start_under(&AS_NOBODY, &agent, &observer.socket);
-    assert_eq!(joined(&observer, &mut own).fields.uid, Some(0));
-    assert_eq!(observer.stop().count(LogEvent::Join), 1);
+    assert_eq!(joined(&observer, &mut own).number("uid"), Some(0));
+    assert_eq!(observer.stop().count("join"), 1);
     // Nor does a group let in who is nobody: 64000 is 0 inside.
     let (observer, agent) = observer_of_a_namespace(&["--allow-gid=0", "--socket-mode=666"]);
     let member = [
@@ -349,7 +349,7 @@ fn in_a_user_namespace_an_observer_watches_its_own_user_and_nobody_else() {
     observer.wait_for_refusal("foreign_uid");
     let mut own = Puppet::start_under(&AS_NOBODY, &agent, &observer.socket);
     joined(&observer, &mut own);
-    assert_eq!(observer.stop().count(LogEvent::Join), 1);
+    assert_eq!(observer.stop().count("join"), 1);
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn an_agent_that_proc_hides_is_not_said_to_live_in_another_namespace() {
         wrapped(&["unshare", "--mount", "sh", "-c", &script], &copy)
     });
     observer.send(&frame(1));
-    let refused = observer.wait_for(LogEvent::Recover, |_| true);
+    let refused = observer.wait_for("recover", |_| true);
     assert!(refused.msg.contains("hidepid"), "{}", refused.msg);
     assert!(
         !refused.msg.contains("it lives in another"),
@@ -483,13 +483,13 @@ fn a_rule_that_any_user_can_match_is_warned_of_and_holds() {
     );
     let observer = marks.observer(rule, &several);
     let is_warning = |line: &LogLine| line.msg.contains("several users may join");
-    observer.wait_for(LogEvent::Notice, is_warning);
+    observer.wait_for("notice", is_warning);
     // What is known is not said again, what is new is.
     marks.reload(&observer, rule);
     marks.configure(&format!("{rule}{}", rule.replace("web", "job")));
     observer.signal(rustix::process::Signal::HUP);
-    let new = observer.wait_for(LogEvent::Notice, is_warning);
-    observer.wait_for(LogEvent::Notice, |line| line.msg.starts_with("SIGHUP"));
+    let new = observer.wait_for("notice", is_warning);
+    observer.wait_for("notice", |line| line.msg.starts_with("SIGHUP"));
     let stopped = observer.stop();
     let warnings = stopped.lines.iter().filter(|line| is_warning(line));
     assert_eq!(warnings.count(), 2, "{new:?}");

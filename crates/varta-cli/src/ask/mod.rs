@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{Instant, sleep, timeout};
@@ -133,12 +134,12 @@ impl Observer {
         Err(self.unanswered(&format!("the list of agents has no end; check {given_by}")))
     }
 
-    /// The latest events, or the first ones after `after`; oldest first.
+    /// The latest events, or the first ones after `after`; oldest first, each as it came.
     pub(crate) fn events(
         &self,
         after: Option<u64>,
         limit: u64,
-    ) -> Result<EventsPage, RequestError> {
+    ) -> Result<EventsPage<Box<RawValue>>, RequestError> {
         let after = after.map_or(String::new(), |id| format!("&after={id}"));
         self.get(&format!("{}/events?limit={limit}{after}", v1::PREFIX))
     }

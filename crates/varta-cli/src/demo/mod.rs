@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
-use varta_api::{Level, LogLine};
+use varta_api::log_line::{Level, LogLine};
 
 use crate::{Failure, signals};
 use agent::Role;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::{Number, Value, json};
-use varta_api::{Fields, LogEvent, LogLine};
+use varta_api::log_line::{LogEvent, LogLine, Outcome};
 
 use super::THRESHOLD;
 use super::agent::Role;
@@ -105,17 +105,17 @@ impl Seen {
 
     /// Takes a line of the observer's log.
     pub(super) fn take(&mut self, line: &LogLine) {
-        let fields = &line.fields;
-        match line.event {
-            LogEvent::Start => {
+        match &line.event {
+            LogEvent::Start(start) => {
                 self.listening = true;
-                self.observer_pid = fields.pid.unwrap_or_default();
+                self.observer_pid = start.pid;
             }
-            LogEvent::Stop => self.counters = fields.counters.clone().unwrap_or_default(),
-            _ => {
-                let pid = fields.pid.unwrap_or_default();
-                if let Some(agent) = self.agents.iter_mut().find(|agent| agent.pid == pid) {
-                    agent.take(line.event, fields);
+            LogEvent::Stop(stop) => self.counters.clone_from(&stop.counters),
+            event => {
+                let pid = event.agent().map(|agent| agent.pid);
+                let mut agents = self.agents.iter_mut();
+                if let Some(agent) = agents.find(|agent| Some(agent.pid) == pid) {
+                    agent.take(event);
                 }
             }
         }
@@ -252,30 +252,32 @@ impl AgentSeen {
         !self.handled_ms.is_empty()
     }
 
-    fn take(&mut self, event: LogEvent, fields: &Fields) {
+    fn take(&mut self, event: &LogEvent) {
         match event {
-            LogEvent::Join => self.state = State::Alive,
-            LogEvent::Stall => {
+            LogEvent::Join(_) => self.state = State::Alive,
+            LogEvent::Stall(stall) => {
                 self.state = State::Stalled;
-                self.lateness_ms.extend(fields.lateness_ms);
+                self.lateness_ms.push(stall.lateness_ms);
             }
-            LogEvent::Return => {
+            LogEvent::Return(returned) => {
                 self.state = State::Alive;
-                self.returned_after_ms.extend(fields.silence_ms);
+                self.returned_after_ms.push(returned.silence_ms);
             }
-            LogEvent::Recover => match fields.outcome.as_deref() {
-                Some("reaped_zero") => self.handled_ms.extend(fields.duration_ms),
-                Some("spawn_failed" | "reaped_nonzero" | "killed") => self.failures += 1,
-                Some("signalled") => self.signals += 1,
-                Some("recovered") => self.recoveries += 1,
+            LogEvent::Recover(recover) => match recover.outcome {
+                Outcome::ReapedZero => self.handled_ms.extend(recover.duration_ms),
+                Outcome::SpawnFailed | Outcome::ReapedNonzero | Outcome::Killed => {
+                    self.failures += 1;
+                }
+                Outcome::Signalled => self.signals += 1,
+                Outcome::Recovered => self.recoveries += 1,
                 _ => {}
             },
-            LogEvent::GaveUp => {
+            LogEvent::GaveUp(_) => {
                 self.state = State::GivenUp;
                 self.given_up += 1;
             }
-            LogEvent::Exit => {
-                self.state = match (fields.code, fields.signal) {
+            LogEvent::Exit(exit) => {
+                self.state = match (exit.code, exit.signal) {
                     (Some(code), _) => State::Left(code),
                     (None, Some(signal)) => State::Killed(signal),
                     (None, None) => State::Gone,

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use ratatui::text::Line;
-use varta_api::LogLine;
+use varta_api::log_line::LogLine;
 
 use super::screen::Screen;
 use super::seen::Seen;

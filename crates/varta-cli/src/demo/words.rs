@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ratatui::style::{Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
-use varta_api::{Fields, Level, LogEvent, LogLine};
+use varta_api::log_line::{Agent, Exit, How, Level, LogEvent, LogLine, Outcome, Recover};
 
 use super::THRESHOLD;
 use super::agent::Role;
@@ -30,82 +30,87 @@ pub(super) fn title(length: Duration) -> Vec<Line<'static>> {
 
 /// An event of the log as one line. `None` for what is no part of the story.
 pub(super) fn event(line: &LogLine, at: Duration) -> Option<Line<'static>> {
-    let fields = &line.fields;
-    let who = who(fields);
+    let who = line.event.agent().map_or_else(String::new, name_of);
     let bad = Style::new().red().add_modifier(Modifier::BOLD);
     let good = Style::new().green();
     let act = Style::new().yellow();
     let quiet = Style::new().cyan();
-    let (word, style, text) = match line.event {
-        LogEvent::Start => (
+    let first_line = || first_line(&line.msg);
+    let (word, style, text) = match &line.event {
+        LogEvent::Start(start) => (
             "start",
             quiet,
-            format!(
-                "the observer listens (pid {})",
-                fields.pid.unwrap_or_default()
-            ),
+            format!("the observer listens (pid {})", start.pid),
         ),
-        LogEvent::Join => (
+        LogEvent::Join(join) => (
             "join",
             good,
-            format!("{who}: first beat (pid {})", fields.pid.unwrap_or_default()),
+            format!("{who}: first beat (pid {})", join.agent.pid),
         ),
-        LogEvent::Stall => ("STALL", bad, stall(&who, fields)),
-        LogEvent::Return => (
+        LogEvent::Stall(stall) => (
+            "STALL",
+            bad,
+            format!(
+                "{who}: silent for {} s, noticed {} after that",
+                THRESHOLD.as_secs(),
+                milliseconds(stall.lateness_ms)
+            ),
+        ),
+        LogEvent::Return(returned) => (
             "return",
             good,
             format!(
                 "{who}: beats again after {} of silence",
-                seconds(fields.silence_ms)
+                seconds(returned.silence_ms)
             ),
         ),
-        LogEvent::Exit if fields.how.as_deref() == Some("left") => {
+        LogEvent::Exit(exit) if exit.how == How::Left => {
             ("left", quiet, format!("{who}: ended in order, no alarm"))
         }
-        LogEvent::Exit => ("DIED", bad, format!("{who}: {}", death(fields))),
-        LogEvent::Recover => match (fields.outcome.as_deref(), fields.child_pid) {
-            (Some("spawned"), Some(child)) => (
-                "recover",
-                act,
-                format!("{who}: step 1, the command demo-heal (pid {child})"),
-            ),
-            (Some("reaped_zero"), _) => (
-                "recover",
-                act,
-                format!(
-                    "{who}: demo-heal succeeded after {:.1} ms",
-                    fields.duration_ms.unwrap_or_default()
-                ),
-            ),
-            (Some("signalled"), _) => (
-                "recover",
-                act,
-                format!("{who}: still silent; step 2, the signal SIGCONT"),
-            ),
-            (Some("recovered"), _) => ("recover", good, format!("{who}: recovered")),
-            _ => ("recover", act, first_line(&line.msg)),
-        },
-        LogEvent::GaveUp => (
+        LogEvent::Exit(exit) => ("DIED", bad, format!("{who}: {}", death(exit))),
+        LogEvent::Recover(recover) if recover.outcome == Outcome::Recovered => {
+            ("recover", good, format!("{who}: recovered"))
+        }
+        LogEvent::Recover(recover) => {
+            let text = step(&who, recover).unwrap_or_else(first_line);
+            ("recover", act, text)
+        }
+        LogEvent::GaveUp(_) => (
             "GAVE UP",
             bad,
             format!("{who}: no step is left, a person must look at it"),
         ),
-        LogEvent::Hold => ("hold", bad, first_line(&line.msg)),
-        LogEvent::Hook => ("hook", act, first_line(&line.msg)),
-        LogEvent::Missing => ("missing", bad, first_line(&line.msg)),
-        LogEvent::Stop => ("stop", quiet, "the observer has stopped".to_owned()),
-        LogEvent::Notice if line.level == Level::Info => return None,
-        LogEvent::Notice => ("notice", act, first_line(&line.msg)),
-        LogEvent::Session => ("session", act, first_line(&line.msg)),
-        LogEvent::Critical => ("CRIT", bad, format!("{who}: says that it is critical")),
-        LogEvent::Pause => ("pause", act, first_line(&line.msg)),
-        LogEvent::Resume => ("resume", act, first_line(&line.msg)),
-        LogEvent::Late => ("late", act, first_line(&line.msg)),
-        LogEvent::Evict => ("evict", act, first_line(&line.msg)),
-        LogEvent::Refuse => ("refuse", act, first_line(&line.msg)),
-        LogEvent::Gap => ("gap", act, first_line(&line.msg)),
+        LogEvent::Hold(_) => ("hold", bad, first_line()),
+        LogEvent::Hook(_) => ("hook", act, first_line()),
+        LogEvent::Missing(_) => ("missing", bad, first_line()),
+        LogEvent::Stop(_) => ("stop", quiet, "the observer has stopped".to_owned()),
+        LogEvent::Notice(_) if line.level == Level::Info => return None,
+        LogEvent::Notice(_) | LogEvent::Unknown => ("notice", act, first_line()),
+        LogEvent::Session(_) => ("session", act, first_line()),
+        LogEvent::Critical(_) => ("CRIT", bad, format!("{who}: says that it is critical")),
+        LogEvent::Pause(_) => ("pause", act, first_line()),
+        LogEvent::Resume(_) => ("resume", act, first_line()),
+        LogEvent::Late(_) => ("late", act, first_line()),
+        LogEvent::Evict(_) => ("evict", act, first_line()),
+        LogEvent::Refuse(_) => ("refuse", act, first_line()),
+        LogEvent::Gap(_) => ("gap", act, first_line()),
     };
     Some(story_line(at, word, style, text))
+}
+
+/// A step of the demo's ladder; `None` for what is no part of it.
+fn step(who: &str, recover: &Recover) -> Option<String> {
+    match (recover.outcome, recover.child_pid) {
+        (Outcome::Spawned, Some(child)) => Some(format!(
+            "{who}: step 1, the command demo-heal (pid {child})"
+        )),
+        (Outcome::ReapedZero, _) => Some(format!(
+            "{who}: demo-heal succeeded after {:.1} ms",
+            recover.duration_ms.unwrap_or_default()
+        )),
+        (Outcome::Signalled, _) => Some(format!("{who}: still silent; step 2, the signal SIGCONT")),
+        _ => None,
+    }
 }
 
 /// The demo's own word: why everybody leaves now.
@@ -123,24 +128,13 @@ fn story_line(at: Duration, word: &str, style: Style, text: String) -> Line<'sta
     ])
 }
 
-fn who(fields: &Fields) -> String {
-    match (&fields.name, fields.pid) {
-        (Some(name), _) => name.clone(),
-        (None, Some(pid)) => format!("pid {pid}"),
-        (None, None) => "somebody".to_owned(),
-    }
+fn name_of(agent: &Agent) -> String {
+    let name = agent.name.clone();
+    name.unwrap_or_else(|| format!("pid {}", agent.pid))
 }
 
-fn stall(who: &str, fields: &Fields) -> String {
-    format!(
-        "{who}: silent for {} s, noticed {} after that",
-        THRESHOLD.as_secs(),
-        milliseconds(fields.lateness_ms.unwrap_or_default())
-    )
-}
-
-fn death(fields: &Fields) -> String {
-    match (fields.signal, fields.code) {
+fn death(exit: &Exit) -> String {
+    match (exit.signal, exit.code) {
         (Some(signal), _) => format!("killed by {}", signal_name(signal)),
         (None, Some(code)) => format!("ended with code {code}"),
         (None, None) => "is gone, the kernel does not tell how".to_owned(),
@@ -154,8 +148,8 @@ fn signal_name(signal: u8) -> String {
     }
 }
 
-fn seconds(ms: Option<f64>) -> String {
-    format!("{:.3} s", ms.unwrap_or_default() / 1e3)
+fn seconds(ms: f64) -> String {
+    format!("{:.3} s", ms / 1e3)
 }
 
 /// Two decimals up to 100 ms, none above.
@@ -196,10 +190,10 @@ pub(super) fn latest(agent: &AgentSeen) -> String {
         (State::Killed(SIGABRT), _) => "killed by SIGABRT".to_owned(),
         (State::Killed(signal), _) => format!("killed by signal {signal}"),
         (State::Gone, _) => "ended, nobody knows how".to_owned(),
-        (_, [silence_ms]) => format!("back after {}", seconds(Some(*silence_ms))),
+        (_, [silence_ms]) => format!("back after {}", seconds(*silence_ms)),
         (_, [.., silence_ms]) => format!(
             "back after {} ({}x)",
-            seconds(Some(*silence_ms)),
+            seconds(*silence_ms),
             agent.returned_after_ms.len()
         ),
         (_, []) => agent.role.plan().to_owned(),
@@ -348,27 +342,28 @@ mod tests {
 
     #[test]
     fn what_happens_to_a_silent_agent_fits_80_columns() {
-        let outcomes = ["spawned", "reaped_zero", "signalled", "recovered"];
-        let recoveries = outcomes.map(|outcome| (LogEvent::Recover, Some(outcome.to_owned())));
-        let others = [LogEvent::Stall, LogEvent::Return, LogEvent::GaveUp];
-        let others = others.map(|event| (event, None));
-        for (kind, outcome) in recoveries.into_iter().chain(others) {
-            let line = LogLine {
-                ts_ns: 0,
-                session_id: String::new(),
-                level: Level::Warn,
-                event: kind,
-                msg: String::new(),
-                fields: Fields {
-                    name: Some(Role::Stuck.name().to_owned()),
-                    child_pid: Some(4_194_304),
-                    lateness_ms: Some(99.99),
-                    duration_ms: Some(99.99),
-                    silence_ms: Some(99_999.9),
-                    outcome,
-                    ..Fields::default()
-                },
-            };
+        let keys = r#""pid": 4194304, "name": "demo-stuck", "child_pid": 4194304, "nonce": 1, "payload": 1,
+            "status": "ok", "silence_ms": 99999.9, "threshold_ms": 1000, "lateness_ms": 99.99,
+            "duration_ms": 99.99, "reason": "steps_exhausted""#;
+        for (kind, outcome) in [
+            ("recover", "spawned"),
+            ("recover", "reaped_zero"),
+            ("recover", "signalled"),
+            ("recover", "recovered"),
+            ("stall", ""),
+            ("return", ""),
+            ("gave_up", "gave_up"),
+        ] {
+            let json = format!(
+                r#"{{"ts_ns": 0, "session_id": "", "level": "warn", "msg": "", "event": "{kind}",
+                "outcome": "{outcome}", {keys}}}"#
+            );
+            let line: LogLine = serde_json::from_str(&json).unwrap();
+            assert_ne!(line.event, LogEvent::Unknown, "{json}");
+            assert_eq!(
+                line.event.agent().unwrap().name.as_deref(),
+                Some(Role::Stuck.name())
+            );
             let told = event(&line, Duration::from_secs(3600)).unwrap();
             assert!(told.width() <= 80, "{told}");
         }

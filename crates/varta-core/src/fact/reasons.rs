@@ -31,6 +31,11 @@ pub enum Transport {
     Udp,
 }
 
+impl Transport {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Unix, Self::Udp];
+}
+
 /// Why a step comes later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeferReason {

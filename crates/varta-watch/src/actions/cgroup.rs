@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::process::{Signal, pidfd_send_signal};
+use varta_core::fact::{Protected, SignalHits};
 
-use super::target::Hits;
 use crate::process_info;
 
 /// Name of a child's control group, before a number.
@@ -41,18 +41,18 @@ pub(super) fn is_within(path: &str, ancestor: &str) -> bool {
 
 /// Why a control group is not to be hit for one process in it: it holds a whole login, everything of a user,
 /// or many services. Groups below one of these have a purpose of their own and may be hit.
-pub(super) fn shared_by_many(path: &str) -> Option<&'static str> {
+pub(super) fn shared_by_many(path: &str) -> Option<Protected> {
     let name = path.trim_end_matches('/').rsplit('/').next()?;
     if name.is_empty() {
-        Some("it is in the root control group, with everything else")
+        Some(Protected::RootCgroup)
     } else if name.ends_with(".slice") {
-        Some("its control group is a slice, with services and sessions in it")
+        Some(Protected::Slice)
     } else if name.starts_with("session-") && name.ends_with(".scope") {
-        Some("its control group is a login session")
+        Some(Protected::LoginSession)
     } else if name.starts_with("user@") && name.ends_with(".service") {
-        Some("its control group is that of everything a user runs")
+        Some(Protected::UserManager)
     } else if name == "init.scope" {
-        Some("its control group is that of a service manager")
+        Some(Protected::ServiceManager)
     } else {
         None
     }
@@ -85,8 +85,12 @@ pub(super) fn kill(directory: &Path) -> io::Result<()> {
 
 /// Sends a signal to everything in a control group and below it, one process after the other, each through
 /// its pidfd. What is started meanwhile may be missed. Fails if it could be sent to nobody.
-pub(super) fn signal_members(directory: &Path, path: &str, signal: Signal) -> io::Result<Hits> {
-    let mut hits = Hits::default();
+pub(super) fn signal_members(
+    directory: &Path,
+    path: &str,
+    signal: Signal,
+) -> io::Result<SignalHits> {
+    let mut hits = SignalHits::default();
     let mut refusal = rustix::io::Errno::SRCH.into();
     for pid in members(directory)? {
         let Ok(pidfd) = process_info::open(pid) else {

@@ -7,8 +7,6 @@ use std::future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::process::{
@@ -18,12 +16,13 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
+use varta_core::fact::{ExitCause, Force, ProgramExit, StartFailure};
 use varta_sys::child::{Child, Program};
 
 use super::cgroup::{ChildCgroup, Delegated};
 use super::output::{Collector, LeftOpen, Output};
-use super::target::{self, SpawnError};
-use super::{Runner, StartError, Subject, environment};
+use super::target;
+use super::{Runner, Subject, environment};
 use crate::process_info;
 use crate::settings::policy::{Children, RunStep};
 
@@ -42,31 +41,10 @@ pub(crate) struct Running {
     left_open: LeftOpen,
 }
 
-/// How a program came to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum How {
-    /// By itself.
-    Finished,
-    /// Its time was up.
-    TimedOut(Force),
-    /// The observer stops.
-    Stopped(Force),
-}
-
-/// What it took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Force {
-    /// It went when it was told to.
-    Term,
-    /// It was still there when the grace was over.
-    Kill,
-}
-
 /// A program that has ended and was reaped.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    pub(crate) status: io::Result<ExitStatus>,
-    pub(crate) how: How,
+    pub(crate) exit: ProgramExit,
     /// From its start to its own end; what it has left behind does not count.
     pub(crate) duration: Duration,
     pub(crate) output: Output,
@@ -82,12 +60,10 @@ impl Runner {
         step: &RunStep,
         children: &Children,
         subject: &Subject,
-    ) -> Result<Running, StartError> {
-        let failed = |error| {
-            StartError::Spawn(SpawnError {
-                program: step.called(),
-                error,
-            })
+    ) -> Result<Running, StartFailure> {
+        let failed = |error| StartFailure::Spawn {
+            program: step.called(),
+            error: target::os_error(error),
         };
         let (reader, writer) = io::pipe().map_err(failed)?;
         let collector = Collector::new(reader, children.capture_bytes).map_err(failed)?;
@@ -123,7 +99,7 @@ impl Running {
     /// Waits for the end, or brings it about when the time is up or the observer stops.
     pub(crate) async fn wait(mut self) -> Ended {
         let life = live(&mut self.group, self.timeout, self.grace, &mut self.stop);
-        let (how, end) = tokio::select! {
+        let (cause, end) = tokio::select! {
             biased;
             ended = life => ended,
             never = self.collector.collect() => match never {},
@@ -131,8 +107,10 @@ impl Running {
         let status = self.group.reap().await;
         self.group.is_over = true;
         Ended {
-            status,
-            how,
+            exit: ProgramExit {
+                status: status.map_err(target::os_error),
+                cause,
+            },
             duration: end - self.started,
             output: self.collector.finish(&self.left_open),
         }
@@ -157,18 +135,18 @@ async fn live(
     timeout: Option<Duration>,
     grace: Duration,
     stop: &mut watch::Receiver<Option<Duration>>,
-) -> (How, Instant) {
+) -> (ExitCause, Instant) {
     tokio::select! {
         biased;
-        end = group.leader_end() => return (How::Finished, end),
+        end = group.leader_end() => return (ExitCause::Itself, end),
         () = sleep(timeout.unwrap_or(Duration::MAX)) => {}
         grace = told_to_stop(stop) => {
             let (force, end) = group.end(grace).await;
-            return (How::Stopped(force), end);
+            return (ExitCause::ObserverStops(force), end);
         }
     }
     let (force, end) = group.end(grace).await;
-    (How::TimedOut(force), end)
+    (ExitCause::TimedOut(force), end)
 }
 
 /// The grace that the observer has left for its children when it stops.
@@ -184,8 +162,8 @@ async fn told_to_stop(stop: &mut watch::Receiver<Option<Duration>>) -> Duration 
 struct Group {
     /// The leader.
     pidfd: AsyncFd<OwnedFd>,
-    /// How the leader has ended, once it was reaped.
-    status: Option<ExitStatus>,
+    /// The leader's wait status, once it was reaped.
+    status: Option<i32>,
     /// The number of the group, and of its session. Another group may get it once the leader was reaped.
     number: Option<Pid>,
     /// The group can be reached through the pidfd, even when its leader was reaped (Linux 6.9).
@@ -227,8 +205,8 @@ impl Group {
         Instant::now()
     }
 
-    /// How the leader has ended. It has, but whoever traces it is told first.
-    async fn reap(&mut self) -> io::Result<ExitStatus> {
+    /// The leader's wait status. It has ended, but whoever traces it is told first.
+    async fn reap(&mut self) -> io::Result<i32> {
         const ENDED: WaitIdOptions = WaitIdOptions::EXITED.union(WaitIdOptions::NOHANG);
         if let Some(status) = self.status {
             return Ok(status);
@@ -236,7 +214,7 @@ impl Group {
         loop {
             let leader = WaitId::PidFd(self.pidfd.get_ref().as_fd());
             match waitid(leader, ENDED) {
-                Ok(Some(ended)) => return Ok(*self.status.insert(exit_status(&ended))),
+                Ok(Some(ended)) => return Ok(*self.status.insert(wait_status(&ended))),
                 Ok(None) => sleep(GROUP_PAUSE).await,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -341,13 +319,13 @@ fn string(text: impl Into<OsString>) -> io::Result<CString> {
     CString::new(text.into().into_vec()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// As the standard library has it.
-fn exit_status(ended: &WaitIdStatus) -> ExitStatus {
+/// As the kernel encodes it.
+fn wait_status(ended: &WaitIdStatus) -> i32 {
     const CORE_DUMPED: i32 = 0x80;
     let code = ended.exit_status().map(|code| (code & 0xFF) << 8);
     let signal = ended.terminating_signal();
     let core = if ended.dumped() { CORE_DUMPED } else { 0 };
-    ExitStatus::from_raw(code.or(signal).unwrap_or_default() | core)
+    code.or(signal).unwrap_or_default() | core
 }
 
 /// Signals a group by its number, which is its own until its leader is reaped.

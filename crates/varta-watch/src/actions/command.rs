@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use varta_core::Agent;
+use varta_core::fact::SignalTarget;
 
-use crate::settings::policy::{RunStep, SignalStep, Step, Target};
+use crate::settings::policy::{RunStep, SignalStep, Step};
 
 /// What stands for the address of an agent elsewhere; empty for a local one.
 pub(crate) const SOURCE_PLACEHOLDER: &str = "{source}";
@@ -65,11 +66,11 @@ impl Step {
         match self {
             Self::Run(run) => run.shown(subject),
             Self::Signal(SignalStep { signal, to, .. }) => {
-                let name = crate::settings::policy::signal_name(*signal);
+                let name = signal.name();
                 let whom = match to {
-                    Target::Process => "it",
-                    Target::Group => "its process group",
-                    Target::Cgroup => "its control group",
+                    SignalTarget::Process => "it",
+                    SignalTarget::Group => "its process group",
+                    SignalTarget::Cgroup => "its control group",
                 };
                 format!("signal {name} to {whom}")
             }

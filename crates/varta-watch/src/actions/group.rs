@@ -15,7 +15,9 @@ use std::os::fd::OwnedFd;
 
 use rustix::process::{Pid, Signal, getpgrp, pidfd_send_signal};
 
-use super::target::{Hits, INIT, StartError, sent};
+use varta_core::fact::{Protected, SignalHits, StartFailure};
+
+use super::target::{INIT, not_sent, sent};
 use crate::process_info;
 use crate::process_info::rights::Owners;
 
@@ -30,29 +32,23 @@ pub(super) fn signal(
     target: &OwnedFd,
     user: u32,
     signal: Signal,
-) -> Result<Hits, StartError> {
-    let group = group_of(pid).ok_or(StartError::Forbidden(
-        "its process group is not for the observer to see",
-    ))?;
+) -> Result<SignalHits, StartFailure> {
+    let group = group_of(pid).ok_or(StartFailure::Protected(Protected::GroupHidden))?;
     if group == getpgrp() {
-        return Err(StartError::Forbidden(
-            "the observer is in its process group",
-        ));
+        return Err(StartFailure::Protected(Protected::ObserverInGroup));
     }
     if Pid::from_raw(INIT as i32) == Some(group) || Some(group) == group_of(INIT) {
-        return Err(StartError::Forbidden(
-            "the first process of the system is in its process group",
-        ));
+        return Err(StartFailure::Protected(Protected::InitInGroup));
     }
     sent(pidfd_send_signal(target, signal))?;
-    let mut hits = Hits {
+    let mut hits = SignalHits {
         signalled: 1,
         spared: 0,
     };
     let mut seen = HashSet::from([pid]);
     for _ in 0..WALKS_MAX {
         let before = seen.len();
-        for member in processes().map_err(StartError::Signal)? {
+        for member in processes().map_err(not_sent)? {
             if group_of(member) != Some(group) || !seen.insert(member) {
                 continue;
             }
@@ -76,11 +72,11 @@ fn signal_member(
     group: Pid,
     user: u32,
     signal: Signal,
-) -> Result<Option<bool>, StartError> {
+) -> Result<Option<bool>, StartFailure> {
     let pidfd = match process_info::open(pid) {
         Ok(pidfd) => pidfd,
         Err(error) if process_info::is_gone(&error) => return Ok(None),
-        Err(error) => return Err(StartError::Signal(error)),
+        Err(error) => return Err(not_sent(error)),
     };
     // Read by number after the process was taken hold of: they are its own if it has not ended afterwards.
     let is_member = group_of(pid) == Some(group);

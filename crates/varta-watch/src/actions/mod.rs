@@ -23,14 +23,15 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use varta_core::Agent;
+use varta_core::fact::{SignalHits, StartFailure};
 
 use crate::process_info::KernelFeatures;
 use crate::settings::policy::SignalStep;
 use cgroup::Delegated;
-pub(crate) use child::{Ended, Force, How};
+pub(crate) use child::Ended;
 pub(crate) use command::{SOURCE_PLACEHOLDER, Subject};
 use output::LeftOpen;
-pub(crate) use target::{Hits, StartError};
+pub(crate) use target::is_shortage;
 
 /// What all steps share.
 pub(crate) struct Runner {
@@ -59,7 +60,7 @@ impl Runner {
         step: &SignalStep,
         agent: Agent,
         user: u32,
-    ) -> Result<Hits, StartError> {
+    ) -> Result<SignalHits, StartFailure> {
         target::signal(step, agent, user, self.kernel)
     }
 

@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::process::Signal;
 use toml::Spanned;
 use toml::de::DeValue;
+use varta_core::fact::{Signal, SignalTarget};
 
 use super::problems::{Problems, nearest};
 use super::programs::SearchPath;
 use super::section::{Section, kind, text};
 use super::units;
-use crate::settings::policy::{RunStep, SIGNALS, SignalStep, Step, Target};
+use crate::settings::policy::{RunStep, SignalStep, Step};
 
 /// More are no ladder but a program; write one.
 const STEPS_MAX: usize = 32;
@@ -28,10 +28,10 @@ pub(super) const PLACEHOLDERS: &[&str] = &[
     "{source}",
 ];
 
-const TARGETS: &[(&str, Target)] = &[
-    ("process", Target::Process),
-    ("group", Target::Group),
-    ("cgroup", Target::Cgroup),
+const TARGETS: &[(&str, SignalTarget)] = &[
+    ("process", SignalTarget::Process),
+    ("group", SignalTarget::Group),
+    ("cgroup", SignalTarget::Cgroup),
 ];
 
 const FORMS: &str =
@@ -218,9 +218,9 @@ fn placeholders(text: &str) -> impl Iterator<Item = &str> {
 
 fn signal(name: &str) -> Result<Signal, String> {
     let bare = name.strip_prefix("SIG").unwrap_or(name);
-    let found = SIGNALS.iter().find(|(known, _)| *known == bare);
-    found.map(|(_, signal)| *signal).ok_or_else(|| {
-        let names: Vec<&str> = SIGNALS.iter().map(|(name, _)| *name).collect();
+    let found = Signal::ALL.into_iter().find(|known| known.name() == bare);
+    found.ok_or_else(|| {
+        let names = Signal::ALL.map(Signal::name);
         format!(
             "{name:?} is no signal that can be sent; there are {}",
             names.join(", ")
@@ -256,8 +256,8 @@ mod tests {
 
     #[test]
     fn signals_go_with_and_without_their_prefix() {
-        assert_eq!(signal("TERM"), Ok(Signal::TERM));
-        assert_eq!(signal("SIGUSR1"), Ok(Signal::USR1));
+        assert_eq!(signal("TERM"), Ok(Signal::Term));
+        assert_eq!(signal("SIGUSR1"), Ok(Signal::Usr1));
         for name in ["term", "SEGV", "15", ""] {
             assert!(signal(name).is_err(), "{name}");
         }

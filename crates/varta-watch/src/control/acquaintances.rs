@@ -15,7 +15,6 @@ use crate::clock::RawClock;
 use crate::handoff::{IdentityQuery, IdentityReply};
 use crate::process_info::facts::Facts;
 use crate::process_info::{self, KernelFeatures, program};
-use crate::report::messages::Who;
 
 /// How often unwatched agents are looked at.
 const SEARCH_PAUSE: Duration = Duration::from_millis(250);
@@ -192,16 +191,10 @@ impl Acquaintances {
             .map(|(_, facts)| facts)
     }
 
-    /// How an agent is called.
-    pub(super) fn name_of(&self, agent: Agent) -> Who {
-        Who {
-            address: self.address_of(agent),
-            pid: agent.pid,
-            name: self
-                .facts_of(agent)
-                .map(|facts| facts.name.clone())
-                .unwrap_or_default(),
-        }
+    /// How an agent calls itself; empty if unknown.
+    pub(super) fn name_of(&self, agent: Agent) -> String {
+        let facts = self.facts_of(agent);
+        facts.map(|facts| facts.name.clone()).unwrap_or_default()
     }
 
     /// When [`Self::find_ended`] is due.
@@ -380,7 +373,7 @@ mod tests {
         let mut all = acquaintances(kernel());
         let me = agent(0, std::process::id());
         all.join(me, true);
-        assert!(!all.name_of(me).name.is_empty());
+        assert!(!all.name_of(me).is_empty());
         let other = Agent {
             instance: me.instance + 1,
             ..me

@@ -11,14 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use varta_core::{Agent, Counter, Locality};
+use varta_core::fact::{HookOutcome, Occasion, WithdrawReason};
+use varta_core::{Agent, AgentRef, Fact, Locality};
 
-use super::recoveries::{Recoveries, Work, is_success};
-use super::{Control, recovery_messages};
-use crate::actions::{Ended, Subject};
-use crate::report::line_limit::{LineKind, Owner};
-use crate::report::messages;
-use crate::settings::policy::{Mode, Occasion, Step};
+use super::recoveries::{Recoveries, Work};
+use super::{Control, nanoseconds};
+use crate::actions::{Ended, Subject, is_shortage};
+use crate::settings::policy::{Mode, Step};
 
 /// Hooks of a kind under way at the same time; more are dropped and counted.
 const HOOKS_MAX: usize = 1024;
@@ -31,7 +30,7 @@ pub(super) struct Hook {
     agent: Agent,
     /// The user of an agent of this host.
     user: Option<u32>,
-    who: messages::Who,
+    who: AgentRef,
     occasion: Occasion,
     subject: Subject,
     steps: Vec<Step>,
@@ -42,14 +41,6 @@ pub(super) struct Hook {
 impl Hook {
     pub(super) const fn agent(&self) -> Agent {
         self.agent
-    }
-
-    /// Whose agent it is for.
-    fn owner(&self) -> Owner {
-        let address = self.who.address.map(Owner::Address);
-        address
-            .or(self.user.map(Owner::User))
-            .unwrap_or(Owner::Others)
     }
 
     /// Whether its next step takes a place.
@@ -129,29 +120,26 @@ impl Control {
     pub(super) fn hook(&mut self, agent: Agent, occasion: Occasion) {
         let policy = Arc::clone(&self.recoveries.policy);
         let rule = self.recoveries.book.rule_of(&policy, agent);
-        let steps = rule.map_or(&[][..], |rule| occasion.steps(&rule.hooks));
+        let steps = rule.map_or(&[][..], |rule| rule.hooks.on(occasion));
         if steps.is_empty() || policy.mode == Mode::Observe || self.is_paused(agent) {
             return;
         }
-        let who = self.name_of(agent);
+        let who = self.agent_ref(agent);
         if policy.mode == Mode::DryRun {
-            if self.may_tell(agent, LineKind::Hook) {
-                recovery_messages::would_hook(&self.given.log, &who, occasion);
-            }
-            return;
+            let agent = who;
+            return self.publish(&Fact::HookRehearsed { agent, occasion });
         }
-        if self.refusal_of(agent).is_some() {
-            let owner = self.owner_of(agent);
-            return self.withdrawn(&who, owner, occasion, NOT_ALLOWED);
+        if self.is_untrusted(agent) {
+            return self.publish_withdrawn(who, occasion, WithdrawReason::UntrustedOrigin);
         }
         let subject = Subject {
             is_target: matches!(occasion, Occasion::Late | Occasion::Critical),
-            ..self.subject(agent, &who, occasion.name())
+            ..self.subject(agent, who.name.clone(), occasion.name())
         };
         let is_new = self.recoveries.hooks.add(Hook {
             agent,
             user: self.recoveries.book.lineage_of(agent).user,
-            who,
+            who: who.clone(),
             occasion,
             subject,
             steps: steps.to_vec(),
@@ -159,7 +147,8 @@ impl Control {
             begun: Instant::now(),
         });
         if !is_new {
-            self.given.counters.count(Counter::HooksDropped);
+            let agent = who;
+            self.publish(&Fact::HookDropped { agent, occasion });
         }
     }
 
@@ -190,12 +179,12 @@ impl Control {
     /// Takes a hook's next step; true if that runs by now.
     fn take_hook_step(&mut self, mut hook: Hook) -> bool {
         let Some(step) = hook.steps.get(hook.taken) else {
-            self.end_hook(&hook, None);
+            self.end_hook(hook, None);
             return false;
         };
-        if let Some(why) = self.withdrawal(&hook) {
+        if let Some(reason) = self.withdrawal(&hook) {
             self.recoveries.hooks.end(&hook);
-            self.withdrawn(&hook.who, hook.owner(), hook.occasion, why);
+            self.publish_withdrawn(hook.who, hook.occasion, reason);
             return false;
         }
         let result = match step {
@@ -230,24 +219,28 @@ impl Control {
                 hook.taken += 1;
                 self.recoveries.hooks.go_on(hook);
             }
-            Err(error) if error.is_shortage() => {
-                let now = Instant::now();
-                self.throttle
-                    .add_postponed(now, &hook.who, error.to_string());
-                self.recoveries.hooks.wait(hook, now + POSTPONED);
+            Err(reason) if is_shortage(&reason) => {
+                let postponed = Fact::StepPostponed {
+                    agent: hook.who.clone(),
+                    hook: Some(hook.occasion),
+                    reason,
+                    count: 1,
+                };
+                self.publish(&postponed);
+                self.recoveries.hooks.wait(hook, Instant::now() + POSTPONED);
             }
-            Err(error) => self.end_hook(&hook, Some(error.to_string())),
+            Err(reason) => self.end_hook(hook, Some(HookOutcome::NotStarted(reason))),
         }
         false
     }
 
     /// A hook's program has ended.
-    pub(super) fn hook_program_ended(&mut self, mut hook: Hook, ended: &Ended) {
+    pub(super) fn hook_program_ended(&mut self, mut hook: Hook, ended: Ended) {
         self.recoveries.core().give_back_hook(hook.agent);
-        if is_success(ended) {
+        if ended.exit.is_success() {
             hook.taken += 1;
             if hook.taken == hook.steps.len() {
-                return self.end_hook(&hook, None);
+                return self.end_hook(hook, None);
             }
             return self.recoveries.hooks.go_on(hook);
         }
@@ -255,47 +248,45 @@ impl Control {
             Step::Run(run) => run.called(),
             Step::Signal(_) | Step::Wait(_) => String::new(),
         };
-        let problem = format!("{program}: {}", recovery_messages::end_of(ended));
-        self.end_hook(&hook, Some(problem));
+        let exit = ended.exit;
+        self.end_hook(hook, Some(HookOutcome::ProgramFailed { program, exit }));
     }
 
-    fn end_hook(&mut self, hook: &Hook, problem: Option<String>) {
-        self.recoveries.hooks.end(hook);
-        self.given.counters.count(match problem {
-            None => Counter::HooksDone,
-            Some(_) => Counter::HooksFailed,
-        });
-        let result = problem.map_or(Ok(hook.steps.len()), Err);
-        let took = hook.begun.elapsed();
-        if result.is_err() || self.may_tell_of(hook.owner(), LineKind::Hook) {
-            recovery_messages::hooked(&self.given.log, &hook.who, hook.occasion, &result, took);
-        }
+    /// A hook has ended, with all of its steps or by a failure.
+    fn end_hook(&mut self, hook: Hook, failure: Option<HookOutcome>) {
+        self.recoveries.hooks.end(&hook);
+        let steps = hook.steps.len() as u64;
+        let ended = Fact::HookEnded {
+            agent: hook.who,
+            occasion: hook.occasion,
+            outcome: failure.unwrap_or(HookOutcome::Done { steps }),
+            duration_ns: nanoseconds(hook.begun.elapsed()),
+        };
+        self.publish(&ended);
     }
 
-    /// Nothing more is done for an occasion.
-    fn withdrawn(&mut self, who: &messages::Who, owner: Owner, occasion: Occasion, why: &str) {
-        self.given.counters.count(Counter::HooksWithdrawn);
-        if self.may_tell_of(owner, LineKind::Hook) {
-            recovery_messages::withdrawn(&self.given.log, who, occasion, why);
-        }
+    fn publish_withdrawn(&mut self, agent: AgentRef, occasion: Occasion, reason: WithdrawReason) {
+        let withdrawn = Fact::HookWithdrawn {
+            agent,
+            occasion,
+            reason,
+        };
+        self.publish(&withdrawn);
     }
 
     /// Why nothing more is done, if it is not what the operator wants by now or not what the agent needs.
-    fn withdrawal(&self, hook: &Hook) -> Option<&'static str> {
+    fn withdrawal(&self, hook: &Hook) -> Option<WithdrawReason> {
         if self.recoveries.policy.mode != Mode::Enforce {
-            Some("--recovery-mode is another one by now")
+            Some(WithdrawReason::ModeChanged)
         } else if self.is_paused(hook.agent) {
-            Some("the agent is paused")
+            Some(WithdrawReason::Paused)
         } else if hook.occasion == Occasion::Late && !self.is_late(hook.agent) {
-            Some("the agent is back")
+            Some(WithdrawReason::Returned)
         } else {
             None
         }
     }
 }
-
-/// Why nothing is done about who may be anybody.
-const NOT_ALLOWED: &str = "recovery may not act on agents that are heard this way";
 
 #[cfg(test)]
 mod tests {
@@ -313,10 +304,11 @@ mod tests {
         Hook {
             agent,
             user: Some(instance as u32),
-            who: messages::Who {
-                pid: agent.pid,
+            who: AgentRef {
+                agent,
                 name: String::new(),
                 address: None,
+                uid: None,
             },
             occasion,
             subject: Subject {

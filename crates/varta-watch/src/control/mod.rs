@@ -1,15 +1,15 @@
-//! The other thread: everything slow. It takes events from the beat path, tells them to the log and
-//! the event file, and starts what the core decides about recovery.
+//! The other thread: everything slow. It takes events from the beat path, publishes what has happened, and starts
+//! what the core decides about recovery.
 //!
 //! Nothing here can delay a beat. The table of slots is the truth about who is silent; events only
 //! say when to look. So an event that was dropped can cost a log line, never a wrong action.
 
 mod acquaintances;
+mod events;
 mod hooks;
 mod pressure;
 mod receive_trouble;
 mod recoveries;
-mod recovery_messages;
 mod reload;
 mod rulebook;
 mod wishes;
@@ -25,11 +25,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use varta_api::LogEvent;
+use varta_core::fact::{Level, StopCause};
 use varta_core::slot::Slot;
 use varta_core::{
-    Agent, BeatLimit, Counter, Counters, Deadlines, Event, EventKind, ExitStatus, JoinedFrom, Rate,
-    SlotTable, UID_UNKNOWN,
+    Agent, AgentRef, BeatLimit, Counter, Counters, Deadlines, Event, EventKind, ExitStatus, Fact,
+    Rate, SlotTable, UID_UNKNOWN,
 };
 
 use crate::actions::Runner;
@@ -38,15 +38,10 @@ use crate::config::Config;
 use crate::handoff::command::Command;
 use crate::handoff::{EventReceiver, Handed, Update, UpdateSender};
 use crate::process_info::{self, KernelFeatures};
-use crate::report::event_file::{EventFile, append_row};
-use crate::report::line_limit::{LineKind, LineLimit, Owner};
-use crate::report::log::Log;
-use crate::report::log_throttle::LogThrottle;
-use crate::report::messages;
+use crate::report::Report;
 use crate::settings::network::KeyFiles;
-use crate::settings::policy::Occasion;
 use crate::snapshot::control_state::ControlState;
-use crate::snapshot::directory::{AgentInfo, Directory};
+use crate::snapshot::directory::Directory;
 use crate::snapshot::no_room::NoRoom;
 use crate::token::TokenFile;
 use acquaintances::Acquaintances;
@@ -75,8 +70,7 @@ pub(crate) struct ControlConfig {
     pub(crate) events: EventReceiver,
     pub(crate) updates: UpdateSender,
     pub(crate) commands: mpsc::Receiver<Command>,
-    pub(crate) log: Log,
-    pub(crate) event_file: Option<EventFile>,
+    pub(crate) report: Report,
     /// What the operator wanted at the start.
     pub(crate) config: Config,
     /// Slots of the table.
@@ -104,8 +98,6 @@ pub(crate) struct Control {
     recoveries: Recoveries,
     /// What the operator wants now.
     in_force: Config,
-    throttle: LogThrottle,
-    line_limit: LineLimit,
     pauses: Pauses,
     /// The operator knows that descriptors have run out.
     receive_trouble: ReceiveTrouble,
@@ -115,10 +107,8 @@ pub(crate) struct Control {
 /// Why the control thread ended.
 #[derive(Debug)]
 pub(crate) enum StopReason {
-    /// SIGINT or SIGTERM.
-    Signal(&'static str),
-    /// `--shutdown-after-secs` has passed.
-    TimeIsUp,
+    /// It was told to stop.
+    Told(StopCause),
     /// The beat path gave up.
     IngestFailed(io::Error),
 }
@@ -161,8 +151,6 @@ impl Control {
             in_force: given.config.clone(),
             given,
             next_pid_max: Instant::now() + PID_MAX_PAUSE,
-            throttle: LogThrottle::default(),
-            line_limit: LineLimit::new(Instant::now()),
             pauses: Pauses::default(),
             receive_trouble: ReceiveTrouble::default(),
             told_of_unwatched_exits: false,
@@ -196,20 +184,17 @@ impl Control {
                 Some(work) = self.recoveries.work_ended() => self.take_note(work),
                 Some(command) = self.given.commands.recv() => self.handle(command),
                 () = at(due) => {}
-                () = at(end) => return Ok(StopReason::TimeIsUp),
-                _ = signals.interrupt.recv() => return Ok(StopReason::Signal("SIGINT")),
-                _ = signals.terminate.recv() => return Ok(StopReason::Signal("SIGTERM")),
+                () = at(end) => return Ok(StopReason::Told(StopCause::TimeIsUp)),
+                _ = signals.interrupt.recv() => return Ok(StopReason::Told(StopCause::Interrupt)),
+                _ = signals.terminate.recv() => return Ok(StopReason::Told(StopCause::Terminate)),
                 _ = signals.hangup.recv() => self.reload(),
-                _ = signals.user1.recv() => self.tell_counters(),
+                _ = signals.user1.recv() => self.publish_counters(),
                 Ok(error) = &mut *ingest_end => return Ok(StopReason::IngestFailed(error)),
             }
             self.act();
             self.look_around(Instant::now());
             self.given.updates.send();
-            self.throttle.tell_due(&self.given.log, Instant::now());
-            let left_out = self.line_limit.take_due(Instant::now());
-            messages::left_out(&self.given.log, left_out);
-            self.count_lost_lines();
+            self.given.report.tick();
         }
     }
 
@@ -219,8 +204,7 @@ impl Control {
         self.given.commands.close();
         while self.given.commands.try_recv().is_ok() {}
         while self.take_events() {}
-        self.throttle.tell_all(&self.given.log);
-        messages::left_out(&self.given.log, self.line_limit.take_all());
+        self.given.report.finish();
         let longest = self.given.config.settings.shutdown_grace;
         let grace = self.recoveries.policy.children.grace.min(longest);
         self.recoveries.runner.stop(grace);
@@ -234,242 +218,66 @@ impl Control {
 
     /// Writes what is left to be written.
     pub(crate) fn close(&mut self) {
-        if let Some(event_file) = self.given.event_file.take() {
-            self.given
-                .counters
-                .add(Counter::RowsDropped, event_file.take_dropped());
-            event_file.close();
-        }
-        self.count_lost_lines();
-    }
-
-    fn count_lost_lines(&self) {
-        let lost = self.given.log.take_suppressed();
-        self.given.counters.add(Counter::LogLinesSuppressed, lost);
+        self.given.report.close();
     }
 
     /// Takes what has happened, up to a bound; true if there may be more.
     fn take_events(&mut self) -> bool {
-        let mut rows = String::new();
+        let mut more = true;
         for _ in 0..EVENTS_PER_TURN {
             let Some(handed) = self.given.events.pop() else {
-                self.write_rows(rows);
-                return false;
+                more = false;
+                break;
             };
-            let (event, process) = match handed {
-                Handed::Event { event, process } => (event, process),
+            match handed {
+                Handed::Event { event, process } => {
+                    self.take_event(completed(event, process.as_ref()));
+                }
                 Handed::Query(query) => {
                     let reply = self.acquaintances.answer(query);
                     self.given.updates.add(Update::Identity(reply));
                     // A beat is waiting.
                     self.given.updates.send();
-                    continue;
                 }
-            };
-            let event = completed(event, process.as_ref());
-            if self.given.event_file.is_some() {
-                append_row(&mut rows, &event);
-            }
-            self.tell(&event);
-        }
-        self.write_rows(rows);
-        true
-    }
-
-    fn write_rows(&self, rows: String) {
-        if let Some(event_file) = &self.given.event_file {
-            self.given
-                .counters
-                .add(Counter::RowsDropped, event_file.take_dropped());
-            if !rows.is_empty() {
-                event_file.write(rows.into_bytes());
             }
         }
+        self.given.report.write_rows();
+        more
     }
 
-    /// Logs an event and tells recovery what it needs to know.
-    fn tell(&mut self, event: &Event) {
-        match event.kind {
-            EventKind::Beat { .. } => {}
-            EventKind::Join {
-                agent,
-                from,
-                status,
-                payload,
-                nonce,
-            } => {
-                match from {
-                    JoinedFrom::Local { exit_watched, .. } => {
-                        let info = self.acquaintances.join(agent, exit_watched);
-                        // Before anybody reads of the join and acts on it.
-                        self.given.updates.add(Update::Info(agent, info));
-                        self.given.updates.send();
-                    }
-                    JoinedFrom::Remote { address, .. } => {
-                        self.acquaintances.join_from(agent, address);
-                    }
-                }
-                let who = self.name_of(agent);
-                let facts = self.acquaintances.facts_of(agent);
-                let uid = match from {
-                    JoinedFrom::Local { uid, .. } => Some(uid).filter(|uid| *uid != UID_UNKNOWN),
-                    JoinedFrom::Remote { .. } => None,
-                };
-                let info = AgentInfo {
-                    uid,
-                    name: who.name.clone(),
-                    joined_as: who.name.clone(),
-                    unit: facts.and_then(|facts| facts.units.system.clone()),
-                    user_unit: facts.and_then(|facts| facts.units.user.clone()),
-                    address: who.address,
-                    sealed: matches!(from, JoinedFrom::Remote { sealed: true, .. }),
-                    ..AgentInfo::default()
-                };
-                self.given.directory.enter(agent, info);
-                self.hold_to_rule(agent);
-                self.joined(agent);
-                if self.may_tell(agent, LineKind::Join) {
-                    let who = self.name_of(agent);
-                    let facts = self.acquaintances.facts_of(agent);
-                    messages::join(&self.given.log, &who, facts, from, status, payload, nonce);
-                }
-                self.tell_of_unwatched_exits();
-            }
-            EventKind::Session { agent, .. } => {
-                self.acquaintances.review(agent);
-                self.hold_to_rule(agent);
-                self.throttle
-                    .add_session(Instant::now(), self.name_of(agent));
-            }
-            EventKind::Sessions { agent, count } => {
-                self.given
-                    .directory
-                    .update(agent, |info| info.sessions = count);
-                messages::several_sessions(&self.given.log, &self.name_of(agent), count);
-            }
-            EventKind::Critical {
-                agent,
-                nonce,
-                payload,
-            } => {
-                if self.may_tell(agent, LineKind::Critical) {
-                    messages::critical(&self.given.log, &self.name_of(agent), nonce, payload);
-                }
-                self.hook(agent, Occasion::Critical);
-            }
-            EventKind::Late {
-                agent, silence_ns, ..
-            } => {
-                if self.may_tell(agent, LineKind::Late) {
-                    messages::late(&self.given.log, &self.name_of(agent), silence_ns);
-                }
-                self.hook(agent, Occasion::Late);
-            }
-            EventKind::Stall {
-                agent,
-                last_nonce,
-                silence_ns,
-                threshold_ns,
-                refused,
-            } => {
-                let who = self.name_of(agent);
-                messages::stall(
-                    &self.given.log,
-                    &who,
-                    last_nonce,
-                    silence_ns,
-                    threshold_ns,
-                    refused,
-                );
-                self.recover(agent, &who, event.observer_ns);
-            }
-            EventKind::Return {
-                agent,
-                silence_ns,
-                status,
-                payload,
-                nonce,
-            } => {
-                let who = self.name_of(agent);
-                messages::returned(&self.given.log, &who, silence_ns, status, payload, nonce);
-                self.returned(agent, &who);
-            }
-            EventKind::Exit { agent, status, .. } => {
-                self.given.counters.count(match status {
-                    ExitStatus::Code(0) | ExitStatus::Goodbye => Counter::ExitsLeft,
-                    ExitStatus::Code(_) | ExitStatus::Signal(_) => Counter::ExitsDied,
-                    ExitStatus::Unknown => Counter::ExitsUnknown,
-                });
-                if self.may_tell(agent, LineKind::Exit) {
-                    messages::exit(&self.given.log, &self.name_of(agent), status);
-                }
-                if !status.is_clean() {
-                    self.hook(agent, Occasion::Exit);
-                }
-                self.forget(agent);
-            }
-            EventKind::Evicted { agent } => {
-                messages::evicted(&self.given.log, &self.name_of(agent));
-                self.forget(agent);
-            }
-            EventKind::Refused { sender, reason } => {
-                let now = Instant::now();
-                self.given.no_room.note(sender, reason, now.into_std());
-                self.throttle.add_refusal(now, sender, reason);
-            }
-            EventKind::Flood { pid, one_in } => messages::flood(&self.given.log, pid, one_in),
-            EventKind::PutOff { agent, silence_ns } => {
-                let who = self.name_of(agent);
-                self.throttle.add_put_off(Instant::now(), who, silence_ns);
-            }
-            EventKind::NetworkDrops { count } => self.throttle.add_drops(Instant::now(), count),
-            EventKind::ReceiveTrouble => {
-                let (log, beat_path) = (&self.given.log, &self.given.beat_path);
-                self.receive_trouble.tell(log, beat_path, Instant::now());
-            }
-            EventKind::Gap { gap_ns } => self.throttle.add_gap(Instant::now(), gap_ns),
+    /// Tells everybody what has happened now.
+    pub(crate) fn publish(&mut self, fact: &Fact) {
+        let now_ns = self.given.beat_path.raw().now_ns();
+        self.publish_at(fact, now_ns);
+    }
+
+    /// Tells everybody what has happened at a time of the observer's clock, and remembers with the agent what became of
+    /// its recovery.
+    fn publish_at(&mut self, fact: &Fact, observer_ns: u64) {
+        if let (Some(agent), Some(outcome)) = (fact.agent(), fact.outcome()) {
+            let label = outcome.info().label.map(|(_, value)| value);
+            self.given.directory.update(agent.agent, |info| {
+                info.recovery = label;
+                // Whatever else comes is another attempt.
+                info.gave_up = outcome == Counter::RecoveryGaveUp;
+            });
         }
+        self.given.report.publish(fact, observer_ns);
     }
 
-    fn tell_of_unwatched_exits(&mut self) {
-        if !self.told_of_unwatched_exits && self.given.counters.get(Counter::ExitWatchFailed) > 0 {
-            self.told_of_unwatched_exits = true;
-            messages::unwatched_exits(&self.given.log);
-        }
+    fn notice(&mut self, level: Level, text: String) {
+        self.publish(&Fact::Notice { level, text });
     }
 
-    /// Whose agent this is, as far as the log is concerned.
-    fn owner_of(&self, agent: Agent) -> Owner {
-        match self.given.directory.get(agent) {
-            Some(AgentInfo {
-                address: Some(address),
-                ..
-            }) => Owner::Address(address),
-            Some(AgentInfo { uid: Some(uid), .. }) => Owner::User(uid),
-            _ => Owner::Others,
-        }
-    }
-
-    /// Whether a line about an agent goes into the log, or is counted with those that its user causes too many of.
-    fn may_tell(&mut self, agent: Agent, kind: LineKind) -> bool {
-        self.may_tell_of(self.owner_of(agent), kind)
-    }
-
-    fn may_tell_of(&mut self, owner: Owner, kind: LineKind) -> bool {
-        let may = self.line_limit.admit(owner, kind, Instant::now());
-        if !may {
-            self.given.counters.count(Counter::LogLinesOverRate);
-        }
-        may
-    }
-
-    /// How an agent is called: as its rule says, else as it calls itself.
-    fn name_of(&self, agent: Agent) -> messages::Who {
-        let who = self.acquaintances.name_of(agent);
+    /// An agent as facts name it: as its rule says, else as it calls itself.
+    fn agent_ref(&self, agent: Agent) -> AgentRef {
         let rule = self.recoveries.book.rule_of(&self.recoveries.policy, agent);
-        match rule.and_then(|rule| rule.label.clone()) {
-            Some(name) => messages::Who { name, ..who },
-            None => who,
+        let label = rule.and_then(|rule| rule.label.clone());
+        AgentRef {
+            agent,
+            name: label.unwrap_or_else(|| self.acquaintances.name_of(agent)),
+            address: self.acquaintances.address_of(agent),
+            uid: self.given.directory.uid_of(agent),
         }
     }
 
@@ -503,7 +311,8 @@ impl Control {
             address: self.acquaintances.address_of(agent),
         };
         if let Some(complete) = self.recoveries.book.enter(&policy, &newcomer) {
-            messages::complete(&self.given.log, &complete);
+            let selection = complete;
+            self.publish(&Fact::AgentsComplete { selection });
         }
         let patience = self.patience_of(agent);
         let known = Deadlines {
@@ -533,7 +342,7 @@ impl Control {
             self.given.updates.add(Update::BeatLimit(agent, limit));
         }
         let label = rule.and_then(|rule| rule.label.clone());
-        let name = self.name_of(agent).name;
+        let name = self.agent_ref(agent).name;
         self.given.directory.update(agent, |info| {
             info.name = name;
             info.label = label;
@@ -551,12 +360,12 @@ impl Control {
         // A pause of no length: what was reported is over, and silence from now on is reported anew.
         self.given.updates.add(Update::Pause(agent, Duration::ZERO));
         self.settled(agent);
-        messages::excused(
-            &self.given.log,
-            &self.name_of(agent),
+        let excused = Fact::StallExcused {
+            agent: self.agent_ref(agent),
             silence_ns,
             threshold_ns,
-        );
+        };
+        self.publish(&excused);
     }
 
     /// What is in the slot of an agent, as long as that is its.
@@ -594,22 +403,30 @@ impl Control {
         let updates = updates.then(|| Instant::now() + UPDATES_PAUSE);
         let search = self.acquaintances.next_search();
         let pid_max = Some(self.next_pid_max);
-        let (throttled, pauses) = (self.throttle.next_due(), self.pauses.next_due());
-        let left_out = self.line_limit.next_due();
+        let lines = self
+            .given
+            .report
+            .next_due_ns()
+            .map(|ns| self.instant_at(ns));
         let (act, missing) = (self.next_act(), self.recoveries.book.next_due());
-        [
-            act, missing, throttled, left_out, pauses, updates, search, pid_max,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        let pauses = self.pauses.next_due();
+        [act, missing, lines, pauses, updates, search, pid_max]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// A time of the observer's clock, or now if that has passed.
+    fn instant_at(&self, observer_ns: u64) -> Instant {
+        let ahead_ns = observer_ns.saturating_sub(self.given.beat_path.raw().now_ns());
+        Instant::now() + Duration::from_nanos(ahead_ns)
     }
 
     /// What must be looked at now and then because nothing rings a bell.
     fn look_around(&mut self, now: Instant) {
         self.end_pauses(now);
         for missing in self.recoveries.take_missing(now) {
-            messages::missing(&self.given.log, &missing);
+            self.publish(&missing);
             self.tell_missing();
         }
         for (agent, process) in self.acquaintances.find_ended(now) {
@@ -623,13 +440,9 @@ impl Control {
         }
     }
 
-    fn tell_counters(&self) {
-        messages::counters(
-            &self.given.log,
-            LogEvent::Notice,
-            "so far",
-            &self.given.counters,
-        );
+    fn publish_counters(&mut self) {
+        let counters = self.given.counters.nonzero();
+        self.publish(&Fact::CountersSoFar { counters });
     }
 }
 

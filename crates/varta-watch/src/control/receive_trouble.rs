@@ -1,45 +1,43 @@
-//! What is told of beats that cannot be received: that it began, why, and that it is over. The state of the beat path
-//! says what is so now; each change is told once.
+//! What is published of beats that cannot be received: that it began, why, and that it is over. The state of the beat
+//! path says what is so now; each change is published once.
 
-use std::io;
-use std::time::Duration;
+use varta_core::Fact;
+use varta_core::fact::Transport;
 
-use tokio::time::Instant;
+use crate::beat_path_state::{BeatPathState, DISCARD_THREADS_MAX};
 
-use crate::beat_path_state::{BeatPathState, Transport};
-use crate::report::log::Log;
-use crate::report::messages;
-
-/// What was told last.
+/// What was published last.
 #[derive(Debug, Default)]
 pub(super) struct ReceiveTrouble {
-    errors: [Told; 2],
-    blocked: Told,
+    errors: [Known; 2],
+    blocked: Known,
     hanging: u64,
 }
 
 /// A level that is 0 while all is well, and since when it is not.
 #[derive(Debug, Default)]
-struct Told {
+struct Known {
     level: u64,
-    since: Option<Instant>,
+    since_ns: Option<u64>,
 }
 
 /// What has become of a level.
 enum Change {
     Began,
-    Ended(Duration),
+    Ended { after_ns: u64 },
 }
 
-impl Told {
-    fn change_to(&mut self, level: u64, now: Instant) -> Option<Change> {
+impl Known {
+    fn change_to(&mut self, level: u64, now_ns: u64) -> Option<Change> {
         if std::mem::replace(&mut self.level, level) == level {
             return None;
         }
         match level {
-            0 => self.since.take().map(|since| Change::Ended(now - since)),
+            0 => self.since_ns.take().map(|since_ns| Change::Ended {
+                after_ns: now_ns.saturating_sub(since_ns),
+            }),
             _ => {
-                self.since.get_or_insert(now);
+                self.since_ns.get_or_insert(now_ns);
                 Some(Change::Began)
             }
         }
@@ -47,28 +45,43 @@ impl Told {
 }
 
 impl ReceiveTrouble {
-    pub(super) fn tell(&mut self, log: &Log, beat_path: &BeatPathState, now: Instant) {
-        for (told, transport) in self.errors.iter_mut().zip(Transport::ALL) {
-            let error = beat_path.receive_error(transport);
-            let errno = error.as_ref().and_then(io::Error::raw_os_error);
-            let level = errno.map_or(0, |errno| u64::from(errno.unsigned_abs()));
-            match (told.change_to(level, now), error) {
-                (Some(Change::Began), Some(error)) => {
-                    messages::receiving_fails(log, transport, &error);
+    /// What has changed since the last call.
+    pub(super) fn changes(&mut self, beat_path: &BeatPathState, now_ns: u64) -> Vec<Fact> {
+        let mut changes = Vec::new();
+        for (known, transport) in self.errors.iter_mut().zip(Transport::ALL) {
+            let errno = beat_path.receive_errno(transport);
+            match known.change_to(errno, now_ns) {
+                Some(Change::Began) => changes.push(Fact::ReceiveFailed {
+                    transport,
+                    errno: i32::try_from(errno).unwrap_or_default(),
+                }),
+                Some(Change::Ended { after_ns }) => {
+                    changes.push(restored(transport, after_ns));
                 }
-                (Some(Change::Ended(after)), _) => messages::receives_again(log, transport, after),
-                _ => {}
+                None => {}
             }
         }
-        match self.blocked.change_to(beat_path.is_blocked().into(), now) {
-            Some(Change::Began) => messages::receiving_is_blocked(log),
-            Some(Change::Ended(after)) => messages::receives_again(log, Transport::Unix, after),
+        let is_blocked = beat_path.is_blocked().into();
+        match self.blocked.change_to(is_blocked, now_ns) {
+            Some(Change::Began) => changes.push(Fact::ReceiveBlocked),
+            Some(Change::Ended { after_ns }) => changes.push(restored(Transport::Unix, after_ns)),
             None => {}
         }
-        let hanging = beat_path.hanging_threads();
-        if std::mem::replace(&mut self.hanging, hanging) != hanging {
-            messages::descriptors_hang(log, hanging);
+        let threads = beat_path.hanging_threads();
+        if std::mem::replace(&mut self.hanging, threads) != threads {
+            changes.push(Fact::DescriptorsHang {
+                threads,
+                threads_max: DISCARD_THREADS_MAX as u64,
+            });
         }
+        changes
+    }
+}
+
+fn restored(transport: Transport, after_ns: u64) -> Fact {
+    Fact::ReceiveRestored {
+        transport,
+        after_ns,
     }
 }
 
@@ -78,15 +91,12 @@ mod tests {
 
     #[test]
     fn a_level_is_told_when_it_changes_and_its_end_with_the_whole_time() {
-        let mut told = Told::default();
-        let start = Instant::now();
-        assert!(told.change_to(0, start).is_none());
-        assert!(matches!(told.change_to(1, start), Some(Change::Began)));
-        assert!(told.change_to(1, start).is_none());
-        let later = start + Duration::from_secs(1);
-        assert!(matches!(told.change_to(2, later), Some(Change::Began)));
-        let end = start + Duration::from_secs(3);
-        let ended = told.change_to(0, end);
-        assert!(matches!(ended, Some(Change::Ended(after)) if after == Duration::from_secs(3)));
+        let mut known = Known::default();
+        assert!(known.change_to(0, 5).is_none());
+        assert!(matches!(known.change_to(1, 5), Some(Change::Began)));
+        assert!(known.change_to(1, 5).is_none());
+        assert!(matches!(known.change_to(2, 6), Some(Change::Began)));
+        let ended = known.change_to(0, 8);
+        assert!(matches!(ended, Some(Change::Ended { after_ns: 3 })));
     }
 }

@@ -10,20 +10,20 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use varta_core::census::census;
-use varta_core::hold::{HoldChange, HoldOptions, HoldReason, Holds, Scope};
+use varta_core::fact::{DeferReason, Occasion, SignalHits, StartFailure, UntrustedOrigin};
+use varta_core::hold::{HoldChange, HoldOptions, Holds, Scope};
 use varta_core::ladder::{
     self as ladder, Action, ActionEnd, GaveUp, Ladders, Next, Plan, SilenceEnded,
 };
 use varta_core::permits::{PermitLimits, UserBudget};
 use varta_core::slot::SlotState;
-use varta_core::{Agent, BeatOrigin, Counter, Gauge, Locality, Timing};
+use varta_core::{Agent, AgentRef, BeatOrigin, Fact, Gauge, Locality};
 
 use super::hooks::{Hook, Hooks};
 use super::rulebook::Rulebook;
-use super::{Control, nanoseconds, pressure, recovery_messages};
-use crate::actions::{Ended, Hits, How, Runner, StartError, Subject};
-use crate::report::messages::{self, Missing};
-use crate::settings::policy::{Ladder, Mode, Occasion, Policy, SignalStep, Step};
+use super::{Control, nanoseconds, pressure};
+use crate::actions::{Ended, Runner, Subject, is_shortage};
+use crate::settings::policy::{Ladder, Mode, Policy, SignalStep, Step};
 
 /// Why a ladder is climbed, as placeholders call it.
 const STALL: &str = "stall";
@@ -52,20 +52,11 @@ pub(super) struct Recoveries {
     rehearsed_since_ns: u64,
 }
 
-/// Whether a program has done what it was for.
-pub(super) fn is_success(ended: &Ended) -> bool {
-    let succeeded = ended
-        .status
-        .as_ref()
-        .is_ok_and(std::process::ExitStatus::success);
-    succeeded && ended.how == How::Finished
-}
-
 /// Something that was started has ended.
 pub(super) enum Work {
     Action {
         action: Action,
-        who: messages::Who,
+        who: AgentRef,
         child_pid: u32,
         ended: Ended,
     },
@@ -101,7 +92,7 @@ impl Recoveries {
     }
 
     /// Expectations that have run out, each told once.
-    pub(super) fn take_missing(&mut self, now: Instant) -> Vec<Missing> {
+    pub(super) fn take_missing(&mut self, now: Instant) -> Vec<Fact> {
         self.book.take_missing(&self.policy, now)
     }
 
@@ -129,7 +120,7 @@ impl Recoveries {
         } = self;
         let ladder_of = |agent: Agent| {
             let origin = book.origin_of(agent)?;
-            let may_act = policy.mode != Mode::Observe && refusal(origin).is_none();
+            let may_act = policy.mode != Mode::Observe && may_act_on_origin(origin);
             book.ladder_of(policy, agent).filter(|_| may_act)
         };
         if let Some(core) = core {
@@ -187,18 +178,11 @@ impl Recoveries {
     }
 }
 
-/// How it is counted that recovery may not act on agents that were heard this way; `None` if it may.
-fn refusal(origin: BeatOrigin) -> Option<(Counter, Counter)> {
+/// Whether recovery may act on agents that are heard this way (observer spec 4.2).
+fn may_act_on_origin(origin: BeatOrigin) -> bool {
     match origin {
-        BeatOrigin::NetworkUnverified => Some((
-            Counter::RecoveryUnauthenticated,
-            Counter::RefusedUnauthenticated,
-        )),
-        BeatOrigin::SocketModeOnly => Some((
-            Counter::RecoverySocketModeOnly,
-            Counter::RefusedSocketModeOnly,
-        )),
-        BeatOrigin::KernelAttested | BeatOrigin::OperatorAttestedTransport => None,
+        BeatOrigin::NetworkUnverified | BeatOrigin::SocketModeOnly => false,
+        BeatOrigin::KernelAttested | BeatOrigin::OperatorAttestedTransport => true,
     }
 }
 
@@ -262,7 +246,7 @@ impl Control {
     }
 
     /// An agent has stalled.
-    pub(super) fn recover(&mut self, agent: Agent, who: &messages::Who, now_ns: u64) {
+    pub(super) fn recover(&mut self, agent: Agent, now_ns: u64) {
         if self.recoveries.policy.mode == Mode::Observe || self.is_paused(agent) {
             return;
         }
@@ -271,21 +255,21 @@ impl Control {
             return;
         };
         // Who may not be acted on has no ladder.
-        let ladder = self.may_act_on(agent, who).then_some(ladder);
-        let why = match self.recoveries.core().on_stall(agent, ladder, now_ns) {
-            Plan::TooRecent => "the last action is too recent",
-            Plan::StillActing => "the last action still runs",
+        let ladder = self.may_act_on(agent).then_some(ladder);
+        let reason = match self.recoveries.core().on_stall(agent, ladder, now_ns) {
+            Plan::TooRecent => DeferReason::TooRecent,
+            Plan::StillActing => DeferReason::StillActing,
             Plan::Now | Plan::Nothing => return,
         };
-        self.count_outcome(agent, Counter::RecoveryDebounced);
-        recovery_messages::deferred(&self.given.log, who, why);
+        let agent = self.agent_ref(agent);
+        self.publish(&Fact::RecoveryDeferred { agent, reason });
     }
 
     /// An agent speaks again.
-    pub(super) fn returned(&mut self, agent: Agent, who: &messages::Who) {
+    pub(super) fn returned(&mut self, agent: Agent) {
         if self.settled(agent).acted && !self.is_rehearsal() {
-            self.count_outcome(agent, Counter::RecoveryRecovered);
-            recovery_messages::recovered(&self.given.log, who);
+            let agent = self.agent_ref(agent);
+            self.publish(&Fact::Recovered { agent });
         }
         self.hook(agent, Occasion::Recovered);
     }
@@ -318,56 +302,56 @@ impl Control {
         self.tell_missing();
     }
 
-    /// Whether the way an agent was heard lets recovery act on it (observer spec 4.2).
-    fn may_act_on(&self, agent: Agent, who: &messages::Who) -> bool {
-        let Some((origin, outcome, reason)) = self.refusal_of(agent) else {
-            return true;
+    /// Whether the way an agent was heard lets recovery act on it. If not that is published.
+    fn may_act_on(&mut self, agent: Agent) -> bool {
+        let reason = match self.recoveries.book.origin_of(agent) {
+            Some(BeatOrigin::SocketModeOnly) => UntrustedOrigin::SocketModeOnly,
+            Some(BeatOrigin::NetworkUnverified) if self.given.keys.is_some() => {
+                UntrustedOrigin::SecureUdp
+            }
+            Some(BeatOrigin::NetworkUnverified) => UntrustedOrigin::PlainUdp,
+            Some(BeatOrigin::KernelAttested | BeatOrigin::OperatorAttestedTransport) | None => {
+                return true;
+            }
         };
-        self.count_outcome(agent, outcome);
-        self.given.counters.count(reason);
-        let sealed = self.given.keys.is_some();
-        recovery_messages::refused_by_origin(&self.given.log, who, origin, sealed);
+        let agent = self.agent_ref(agent);
+        self.publish(&Fact::RecoveryRefused { agent, reason });
         false
     }
 
-    /// How an agent was heard and how it is counted that recovery may not act on it for that.
-    pub(super) fn refusal_of(&self, agent: Agent) -> Option<(BeatOrigin, Counter, Counter)> {
-        let origin = self.recoveries.book.origin_of(agent)?;
-        refusal(origin).map(|(outcome, reason)| (origin, outcome, reason))
+    /// Whether the way an agent was heard keeps recovery from acting on it.
+    pub(super) fn is_untrusted(&self, agent: Agent) -> bool {
+        let origin = self.recoveries.book.origin_of(agent);
+        origin.is_some_and(|origin| !may_act_on_origin(origin))
     }
 
     /// Fails unless an agent lives where recovery may touch it: here, not in a container, unless that is allowed.
-    pub(super) fn check_reach(&mut self, agent: Agent) -> Result<(), StartError> {
+    pub(super) fn check_reach(&mut self, agent: Agent) -> Result<(), StartFailure> {
         if self.recoveries.policy.recover_foreign || agent.is_remote() {
             return Ok(());
         }
         match self.acquaintances.is_foreign(agent) {
             Some(false) => Ok(()),
-            Some(true) => Err(StartError::CrossNamespace),
-            None => Err(StartError::Hidden),
+            Some(true) => Err(StartFailure::CrossNamespace),
+            None => Err(StartFailure::Hidden),
         }
     }
 
-    pub(super) fn subject(
-        &self,
-        agent: Agent,
-        who: &messages::Who,
-        reason: &'static str,
-    ) -> Subject {
+    pub(super) fn subject(&self, agent: Agent, name: String, reason: &'static str) -> Subject {
         let facts = self.slot_of(agent);
         let now_ns = self.given.beat_path.attention_now_ns();
         let silence_ns = facts.map_or(0, |facts| facts.silence_ns(now_ns));
         let process = self.acquaintances.facts_of(agent);
         Subject {
             agent,
-            name: who.name.clone(),
+            name,
             status: facts.map_or_else(String::new, |facts| facts.status.to_string()),
             silence_ms: silence_ns / 1_000_000,
             unit: process.and_then(|process| process.units.system.clone()),
             user_unit: process.and_then(|process| process.units.user.clone()),
             reason,
             is_target: true,
-            source: who.address,
+            source: self.acquaintances.address_of(agent),
         }
     }
 
@@ -376,11 +360,7 @@ impl Control {
         let core = self.recoveries.core.as_ref();
         let is_known = core.is_some_and(|core| core.is_silent(agent));
         if !is_known && self.is_silent(agent) {
-            self.recover(
-                agent,
-                &self.name_of(agent),
-                self.given.beat_path.raw().now_ns(),
-            );
+            self.recover(agent, self.given.beat_path.raw().now_ns());
         }
     }
 
@@ -468,89 +448,89 @@ impl Control {
                     Scope::User(user) => core.hold_user(user, is_held),
                 }
             }
-            self.tell_hold(scope, change);
+            self.publish_hold(scope, change);
         }
         let now = Instant::now();
         self.recoveries.next_look = now + LOOK_PAUSE.max((now - begun) * LOOK_PARTS);
     }
 
-    fn tell_hold(&self, scope: Scope, change: HoldChange) {
-        let counters = &self.given.counters;
+    fn publish_hold(&mut self, scope: Scope, change: HoldChange) {
         let is_held = self.recoveries.holds.is_any_held();
-        counters.set(Gauge::RecoveryHeld, u64::from(is_held));
-        if let HoldChange::Held(reason) = change {
-            counters.count(match reason {
-                HoldReason::MassStall { .. } => Counter::HoldsMassStall,
-                HoldReason::Memory(_) => Counter::HoldsMemory,
-                HoldReason::Io(_) => Counter::HoldsIo,
-            });
-        }
-        recovery_messages::hold(&self.given.log, scope, change);
+        self.given
+            .counters
+            .set(Gauge::RecoveryHeld, u64::from(is_held));
+        self.publish(&Fact::Hold { scope, change });
     }
 
     /// Takes a step for an agent that is silent still.
     fn climb(&mut self, action: Action, now_ns: u64) {
-        let agent = action.agent;
-        let who = self.name_of(agent);
-        match self.take_step(action, &who) {
-            Ok(None) => {}
-            Ok(Some(end)) => self.end_action(action, end, now_ns),
-            Err(error) if error.is_shortage() => {
-                self.count_outcome(agent, Counter::RecoveryPostponed);
-                self.throttle
-                    .add_postponed(Instant::now(), &who, error.to_string());
-                self.end_action(action, ActionEnd::Postponed, now_ns);
-            }
-            Err(error) => {
-                let (counter, end) = match &error {
-                    StartError::TargetGone | StartError::Unidentified => {
-                        (Counter::RecoveryTargetGone, ActionEnd::TargetGone)
-                    }
-                    StartError::CrossNamespace | StartError::Hidden => {
-                        self.given.counters.count(Counter::RefusedCrossNamespace);
-                        (Counter::RecoveryCrossNamespace, ActionEnd::Refused)
-                    }
-                    StartError::Spawn(_) => (Counter::RecoverySpawnFailed, ActionEnd::Failed),
-                    StartError::NotHere
-                    | StartError::OthersNow { .. }
-                    | StartError::Forbidden(_)
-                    | StartError::Signal(_) => (Counter::RecoverySignalFailed, ActionEnd::Failed),
+        let agent = self.agent_ref(action.agent);
+        let end = match self.take_step(action, &agent) {
+            Ok(None) => return,
+            Ok(Some(end)) => end,
+            Err(reason) if is_shortage(&reason) => {
+                let postponed = Fact::StepPostponed {
+                    agent,
+                    hook: None,
+                    reason,
+                    count: 1,
                 };
-                self.count_outcome(agent, counter);
-                recovery_messages::not_started(&self.given.log, &who, &error);
-                self.end_action(action, end, now_ns);
+                self.publish(&postponed);
+                ActionEnd::Postponed
             }
-        }
+            Err(reason) => {
+                let end = match reason {
+                    StartFailure::TargetGone | StartFailure::Unidentified => ActionEnd::TargetGone,
+                    StartFailure::CrossNamespace | StartFailure::Hidden => ActionEnd::Refused,
+                    StartFailure::Spawn { .. }
+                    | StartFailure::Remote
+                    | StartFailure::OtherUser { .. }
+                    | StartFailure::Protected(_)
+                    | StartFailure::Signal(_) => ActionEnd::Failed,
+                };
+                self.publish(&Fact::StepFailed { agent, reason });
+                end
+            }
+        };
+        self.end_action(action, end, now_ns);
     }
 
     /// Starts a step. `None` while it runs.
     fn take_step(
         &mut self,
         action: Action,
-        who: &messages::Who,
-    ) -> Result<Option<ActionEnd>, StartError> {
+        who: &AgentRef,
+    ) -> Result<Option<ActionEnd>, StartFailure> {
         let agent = action.agent;
         let still_silent = self.is_silent(agent) && !self.is_paused(agent);
         let policy = Arc::clone(&self.recoveries.policy);
         let ladder = policy.ladders.get(action.ladder as usize);
         let step = ladder.and_then(|ladder| ladder.steps.get(action.step as usize));
         let (Some(step), true) = (step, still_silent) else {
-            return Err(StartError::TargetGone);
+            return Err(StartFailure::TargetGone);
         };
         self.check_reach(agent)?;
-        let subject = self.subject(agent, who, STALL);
+        let subject = self.subject(agent, who.name.clone(), STALL);
         let shown = step.shown(Some(&subject));
         if self.is_rehearsal() {
-            self.count_outcome(agent, Counter::RecoveryDryRun);
-            recovery_messages::dry_run(&self.given.log, who, &shown);
+            let rehearsed = Fact::StepRehearsed {
+                agent: who.clone(),
+                step: shown,
+            };
+            self.publish(&rehearsed);
             return Ok(Some(ActionEnd::Handled));
         }
         match step {
             Step::Wait(_) => Ok(Some(ActionEnd::Handled)),
             Step::Signal(signal) => {
                 let hits = self.signal(signal, agent)?;
-                self.count_outcome(agent, Counter::RecoverySignalled);
-                recovery_messages::signalled(&self.given.log, who, signal, hits);
+                let signalled = Fact::Signalled {
+                    agent: who.clone(),
+                    signal: signal.signal,
+                    target: signal.to,
+                    hits,
+                };
+                self.publish(&signalled);
                 Ok(Some(ActionEnd::Handled))
             }
             Step::Run(run) => {
@@ -559,8 +539,12 @@ impl Control {
                     .runner
                     .start(run, &policy.children, &subject)?;
                 let child_pid = running.pid;
-                self.count_outcome(agent, Counter::RecoverySpawned);
-                recovery_messages::spawned(&self.given.log, who, child_pid, &shown);
+                let started = Fact::ProgramStarted {
+                    agent: who.clone(),
+                    child_pid,
+                    command: shown,
+                };
+                self.publish(&started);
                 let who = who.clone();
                 self.recoveries.working.spawn(async move {
                     Work::Action {
@@ -576,8 +560,12 @@ impl Control {
     }
 
     /// Sends a step's signal to an agent as the user that it joined as could.
-    pub(super) fn signal(&self, step: &SignalStep, agent: Agent) -> Result<Hits, StartError> {
-        let joined = self.slot_of(agent).ok_or(StartError::TargetGone)?;
+    pub(super) fn signal(
+        &self,
+        step: &SignalStep,
+        agent: Agent,
+    ) -> Result<SignalHits, StartFailure> {
+        let joined = self.slot_of(agent).ok_or(StartFailure::TargetGone)?;
         self.recoveries.runner.signal(step, agent, joined.uid)
     }
 
@@ -587,29 +575,34 @@ impl Control {
         }
     }
 
-    fn wait_for_room(&self, agent: Agent) {
-        self.count_outcome(agent, Counter::RecoveryWaiting);
+    fn wait_for_room(&mut self, agent: Agent) {
         let limits = &self.recoveries.policy.limits;
-        recovery_messages::waits(&self.given.log, &self.name_of(agent), limits);
+        let waits = Fact::WaitsForPermit {
+            agent: self.agent_ref(agent),
+            max_in_flight: limits.max_in_flight as u64,
+            starts_per_second: limits.starts_per_second,
+        };
+        self.publish(&waits);
     }
 
-    fn wait_for_user(&self, agent: Agent, user: u32) {
-        self.count_outcome(agent, Counter::RecoveryUserBudget);
+    fn wait_for_user(&mut self, agent: Agent, uid: u32) {
         let limits = &self.recoveries.policy.limits;
-        recovery_messages::user_waits(&self.given.log, &self.name_of(agent), user, limits);
+        let waits = Fact::WaitsForUserBudget {
+            agent: self.agent_ref(agent),
+            uid,
+            budget: limits.user_budget,
+            window_ns: nanoseconds(limits.user_window),
+        };
+        self.publish(&waits);
     }
 
-    fn give_up(&mut self, agent: Agent, why: GaveUp) {
-        if self.is_rehearsal() {
-            recovery_messages::would_give_up(&self.given.log, &self.name_of(agent), why);
-            return self.hook(agent, Occasion::GaveUp);
-        }
-        self.count_outcome(agent, Counter::RecoveryGaveUp);
-        self.given.counters.count(match why {
-            GaveUp::StepsExhausted => Counter::GaveUpSteps,
-            GaveUp::BudgetSpent => Counter::GaveUpBudget,
-        });
-        recovery_messages::gave_up(&self.given.log, &self.name_of(agent), why);
+    fn give_up(&mut self, agent: Agent, reason: GaveUp) {
+        let gave_up = Fact::GaveUp {
+            agent: self.agent_ref(agent),
+            reason,
+            rehearsed: self.is_rehearsal(),
+        };
+        self.publish(&gave_up);
         self.hook(agent, Occasion::GaveUp);
     }
 
@@ -621,36 +614,26 @@ impl Control {
                 who,
                 child_pid,
                 ended,
-            } => self.child_ended(action, &who, child_pid, &ended),
-            Work::Hook { hook, ended } => self.hook_program_ended(*hook, &ended),
+            } => self.child_ended(action, who, child_pid, ended),
+            Work::Hook { hook, ended } => self.hook_program_ended(*hook, ended),
         }
     }
 
-    fn child_ended(&mut self, action: Action, who: &messages::Who, child_pid: u32, ended: &Ended) {
-        let (outcome, end) = match (is_success(ended), ended.how) {
-            (true, _) => (Counter::RecoveryReapedZero, ActionEnd::Handled),
-            (false, How::Finished) => (Counter::RecoveryReapedNonzero, ActionEnd::Failed),
-            (false, How::TimedOut(_) | How::Stopped(_)) => {
-                (Counter::RecoveryKilled, ActionEnd::Failed)
-            }
+    fn child_ended(&mut self, action: Action, agent: AgentRef, child_pid: u32, ended: Ended) {
+        let end = match ended.exit.is_success() {
+            true => ActionEnd::Handled,
+            false => ActionEnd::Failed,
         };
-        self.count_outcome(action.agent, outcome);
-        let counters = &self.given.counters;
-        counters.observe(Timing::RecoveryDuration, nanoseconds(ended.duration));
-        counters.add(Counter::OutputDropped, ended.output.dropped);
-        let label = outcome.info().label.map_or("", |(_, value)| value);
-        recovery_messages::ended(&self.given.log, who, child_pid, ended, label);
+        let program_ended = Fact::ProgramEnded {
+            agent,
+            child_pid,
+            exit: ended.exit,
+            duration_ns: nanoseconds(ended.duration),
+            output: ended.output.text(),
+            output_bytes: ended.output.written(),
+            dropped_bytes: ended.output.dropped,
+        };
+        self.publish(&program_ended);
         self.end_action(action, end, self.given.beat_path.raw().now_ns());
-    }
-
-    /// Counts what became of a recovery, and remembers it with the agent.
-    fn count_outcome(&self, agent: Agent, outcome: Counter) {
-        self.given.counters.count(outcome);
-        let label = outcome.info().label.map(|(_, value)| value);
-        self.given.directory.update(agent, |info| {
-            info.recovery = label;
-            // Whatever else comes is another attempt.
-            info.gave_up = outcome == Counter::RecoveryGaveUp;
-        });
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use varta_api::{Fields, LogEvent};
+use varta_core::fact::Level;
 
 use super::{Control, nanoseconds};
 use crate::config::Config;
@@ -22,8 +22,7 @@ struct Fresh {
 impl Control {
     pub(super) fn reload(&mut self) {
         let mut done = Vec::new();
-        if let Some(event_file) = &self.given.event_file {
-            event_file.reopen();
+        if self.given.report.reopen_event_file() {
             done.push(
                 "the event file is opened again if its path leads to another file".to_owned(),
             );
@@ -32,21 +31,14 @@ impl Control {
             Ok(fresh) => self.put_in_force(fresh, &mut done),
             Err(problems) => {
                 for problem in problems {
-                    let msg = format!("SIGHUP: nothing is changed: {problem}");
-                    self.error(msg);
+                    let text = format!("SIGHUP: nothing is changed: {problem}");
+                    self.notice(Level::Error, text);
                 }
             }
         }
         if !done.is_empty() {
-            let msg = format!("SIGHUP: {}", done.join("; "));
-            let log = &self.given.log;
-            log.info(LogEvent::Notice, msg, Fields::default());
+            self.notice(Level::Info, format!("SIGHUP: {}", done.join("; ")));
         }
-    }
-
-    fn error(&self, msg: String) {
-        let log = &self.given.log;
-        log.error(LogEvent::Notice, msg, Fields::default());
     }
 
     fn read_again(&self) -> Result<Fresh, Vec<String>> {
@@ -82,10 +74,9 @@ impl Control {
             done.push(format!("changed, but only after a restart: {restart}"));
         }
         done.push("settings, rules and ladders are in force".to_owned());
-        let known = &self.in_force.warnings;
+        let known = std::mem::take(&mut self.in_force.warnings);
         for warning in config.warnings.iter().filter(|new| !known.contains(new)) {
-            let log = &self.given.log;
-            log.warn(LogEvent::Notice, warning.clone(), Fields::default());
+            self.notice(Level::Warn, warning.clone());
         }
         let threshold_ns = nanoseconds(config.settings.threshold);
         self.given.state.set_threshold(threshold_ns);

@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use tokio::time::Instant;
 use varta_core::ladder::Lineage;
 use varta_core::rules::{Known, Namespace, first_match};
-use varta_core::{Agent, BeatLimit, BeatOrigin, Deadlines};
+use varta_core::{Agent, BeatLimit, BeatOrigin, Deadlines, Fact};
 
+use super::nanoseconds;
 use crate::process_info::facts::Facts;
-use crate::report::messages::Missing;
 use crate::settings::policy::{AgentRule, LadderChoice, Policy};
 
 /// What is known of an agent when it joins.
@@ -212,7 +212,7 @@ impl Rulebook {
     }
 
     /// Expectations that have run out, each told once.
-    pub(super) fn take_missing(&mut self, policy: &Policy, now: Instant) -> Vec<Missing> {
+    pub(super) fn take_missing(&mut self, policy: &Policy, now: Instant) -> Vec<Fact> {
         let mut missing = Vec::new();
         self.awaited.retain(|awaited| {
             if awaited.until > now {
@@ -221,11 +221,11 @@ impl Rulebook {
             let rule = &policy.rules[awaited.rule];
             if let Some(expectation) = rule.expectation {
                 self.missing.push(awaited.rule);
-                missing.push(Missing {
-                    what: rule.title(),
+                missing.push(Fact::AgentsMissing {
+                    selection: rule.title(),
                     expected: expectation.agents,
-                    heard: self.present[awaited.rule],
-                    within: expectation.within,
+                    present: self.present[awaited.rule],
+                    within_ns: nanoseconds(expectation.within),
                 });
             }
             false

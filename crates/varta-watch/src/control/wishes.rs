@@ -7,12 +7,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use varta_core::Agent;
+use varta_core::fact::ResumeCause;
+use varta_core::{Agent, Fact};
 
-use super::Control;
+use super::{Control, nanoseconds};
 use crate::handoff::Update;
 use crate::handoff::command::{Command, Gone};
-use crate::report::messages;
 
 /// How soon is looked again whether a pause is over that should be, at the least.
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
@@ -82,8 +82,12 @@ impl Control {
         self.pauses.add(agent, Instant::now() + time);
         // Whatever was to be done about its silence is not any more.
         self.settled(agent);
-        let who = self.name_of(agent);
-        messages::paused(&self.given.log, &who, time, reason.as_deref());
+        let paused = Fact::Paused {
+            agent: self.agent_ref(agent),
+            duration_ns: nanoseconds(time),
+            reason: reason.clone(),
+        };
+        self.publish(&paused);
         let directory = &self.given.directory;
         directory.update(agent, |info| info.pause_reason = reason);
         Ok(update)
@@ -93,7 +97,7 @@ impl Control {
         self.look_for(agent)?;
         let update = self.given.updates.add(Update::Resume(agent));
         if self.pauses.forget(agent) {
-            self.tell_resumed(agent, "resumed: its silence counts from now on");
+            self.end_pause(agent, ResumeCause::Operator);
         }
         Ok(update)
     }
@@ -107,7 +111,7 @@ impl Control {
         while let Some(agent) = self.pauses.take_due(now) {
             match self.left_of_pause(agent) {
                 Some(left) => self.pauses.add(agent, now + left.max(LOOK_PAUSE)),
-                None => self.tell_resumed(agent, "the pause is over"),
+                None => self.end_pause(agent, ResumeCause::Expired),
             }
         }
     }
@@ -120,8 +124,12 @@ impl Control {
         (left_ns > 0).then(|| Duration::from_nanos(left_ns))
     }
 
-    fn tell_resumed(&mut self, agent: Agent, how: &str) {
-        messages::resumed(&self.given.log, &self.name_of(agent), how);
+    fn end_pause(&mut self, agent: Agent, cause: ResumeCause) {
+        let resumed = Fact::Resumed {
+            agent: self.agent_ref(agent),
+            cause,
+        };
+        self.publish(&resumed);
         let directory = &self.given.directory;
         directory.update(agent, |info| info.pause_reason = None);
         // It may have stalled before this thread knew that the pause was over.

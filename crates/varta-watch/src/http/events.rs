@@ -234,7 +234,8 @@ mod tests {
     use hyper::body::Body as _;
     use tokio::runtime::{Builder, Runtime};
     use varta_api::v1::EventsPage;
-    use varta_api::{Fields, Level, LogEvent, LogLine};
+    use varta_api::{LogEvent, LogLine};
+    use varta_core::fact::Level;
 
     use super::*;
 
@@ -249,9 +250,8 @@ mod tests {
                 ts_ns: 0,
                 session_id: "run".to_owned(),
                 level: Level::Info,
-                event: LogEvent::Notice,
                 msg: String::new(),
-                fields: Fields::default(),
+                event: LogEvent::Unknown,
             });
         }
     }

@@ -3,7 +3,9 @@
 
 use std::io;
 
-use crate::beat_path_state::{BeatPathState, Transport};
+use varta_core::fact::Transport;
+
+use crate::beat_path_state::BeatPathState;
 
 /// So many calls in a row that fail are no accident.
 const FAILURES_MAX: u32 = 3;

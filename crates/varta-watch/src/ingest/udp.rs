@@ -14,6 +14,7 @@ use varta_core::admission::{
     Admitted, KnownRemote, Moment, RemoteBeat, RemoteFrame, RemoteSenders, Room, network_frame,
 };
 use varta_core::agent::NO_KEY;
+use varta_core::fact::Transport;
 use varta_core::overflow::restart_thresholds;
 use varta_core::replay::ReplayGuard;
 use varta_core::tracker::Recorded;
@@ -24,7 +25,6 @@ use varta_vlp::secure::MASTER_ENVELOPE_BYTES;
 use super::intake::Intake;
 use super::open::Opener;
 use super::recorder::Recorder;
-use crate::beat_path_state::Transport;
 use crate::keys::KeyRing;
 use crate::replay_file::ReplayWords;
 

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use varta_core::admission::{Datagram, SendTimeBound};
 use varta_core::attention::Gap;
+use varta_core::fact::Transport;
 use varta_core::{AgentKey, Counter, Credentials, EventKind, Locality, ReceiveQueue, Refusal};
 use varta_sys::filter;
 use varta_sys::receive::{
@@ -30,7 +31,6 @@ use super::local::local;
 use super::recorder::Recorder;
 use super::shed::{FloodKind, Shed};
 use super::sleep::{Fetched, Ready};
-use crate::beat_path_state::Transport;
 use crate::clock::RawClock;
 use crate::handoff::IdentityReply;
 use crate::socket_file::BoundSocket;

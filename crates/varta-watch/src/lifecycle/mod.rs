@@ -18,10 +18,10 @@ use std::time::{Duration, SystemTime};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use varta_api::{Fields, LogEvent};
+use varta_api::exact_duration;
 use varta_core::replay::ReplayOptions;
 use varta_core::{
-    AllowedUsers, BeatOrigin, Counters, Limits, LocalGate, SlotTable, Tracker, TrackerOptions,
+    AllowedUsers, BeatOrigin, Counters, Fact, Limits, LocalGate, SlotTable, Tracker, TrackerOptions,
 };
 use varta_sys::users;
 
@@ -37,9 +37,9 @@ use crate::ingest::{Channels, Ingest, IngestConfig, Sockets, UdpSource};
 use crate::keys::KeyRing;
 use crate::process_info::{self, KernelFeatures};
 use crate::replay_file;
+use crate::report::Report;
 use crate::report::event_file::EventFile;
 use crate::report::log::Log;
-use crate::report::messages;
 use crate::settings::network::{KeyFiles, UdpSettings};
 use crate::settings::policy::{Mode, Policy};
 use crate::settings::{ExportEvents, Settings};
@@ -224,8 +224,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         events: receiver,
         updates: update_sender,
         commands,
-        log: log.clone(),
-        event_file,
+        report: Report::new(log.clone(), event_file, Arc::clone(&counters), raw),
         config: config.clone(),
         slots,
         seed: random_number(),
@@ -261,14 +260,11 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
                 }
             })
             .map_err(failure("cannot start the beat path"))?;
-        banner(settings, log, udp_address, &places);
-        for msg in places.notices {
-            log.warn(LogEvent::Notice, msg, Fields::default());
-        }
-        tell(log, config.notices.clone());
-        for warning in &config.warnings {
-            log.warn(LogEvent::Notice, warning.clone(), Fields::default());
-        }
+        show_address(settings, &places);
+        control.publish(&started(settings, udp_address, &places));
+        places.notices.iter().for_each(|notice| log.warn(notice));
+        config.notices.iter().for_each(|notice| log.info(notice));
+        config.warnings.iter().for_each(|warning| log.warn(warning));
         notices(settings, log, queue, kernel);
         udp_notices(settings, log, udp_notes.unwrap_or_default());
         let reason = control
@@ -286,14 +282,14 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         server.close().await;
         control.close();
         let reason = reason.map_err(failure("the control thread cannot wait"))?;
-        let when = match reason {
-            StopReason::Signal(signal) => signal,
-            StopReason::TimeIsUp => "--shutdown-after-secs has passed",
+        let cause = match reason {
+            StopReason::Told(cause) => cause,
             StopReason::IngestFailed(error) => {
                 return Err(format!("the beat path cannot wait for beats: {error}"));
             }
         };
-        messages::counters(log, LogEvent::Stop, when, &counters);
+        let counters = counters.nonzero();
+        control.publish(&Fact::Stopped { cause, counters });
         match hangs {
             true => Err(HANGS.to_owned()),
             false => Ok(()),
@@ -411,18 +407,19 @@ fn create_directory(socket: &Path) -> Result<(), Failure> {
     })
 }
 
-/// Says where the observer listens and what it will do.
-fn banner(settings: &Settings, log: &Log, udp: Option<SocketAddr>, answers: &Places) {
+/// Writes an address that the system has chosen to standard output.
+fn show_address(settings: &Settings, answers: &Places) {
+    let tcp = settings.http.tcp.as_ref();
     if let Some(address) = answers.tcp
-        && settings
-            .http
-            .tcp
-            .as_ref()
-            .is_some_and(|tcp| tcp.at.port() == 0)
+        && tcp.is_some_and(|tcp| tcp.at.port() == 0)
     {
         // For whoever has started us and has to find out. A closed standard output is its choice.
         let _ = writeln!(std::io::stdout(), "{address}");
     }
+}
+
+/// Where the observer listens and what it will do.
+fn started(settings: &Settings, udp: Option<SocketAddr>, answers: &Places) -> Fact {
     let on_stall = on_stall(&settings.policy);
     let elsewhere = match (&settings.udp, udp) {
         (Some(settings), Some(address)) if settings.keys.is_empty() => format!(
@@ -434,26 +431,25 @@ fn banner(settings: &Settings, log: &Log, udp: Option<SocketAddr>, answers: &Pla
         ),
         _ => String::new(),
     };
-    let msg = format!(
+    let banner = format!(
         "varta-watch {} listens on {} (mode {:04o}, processes of {}){elsewhere}\nstalled: silent for {}; \
          room for {} agents\n{answers}\non stall: {on_stall}",
         env!("CARGO_PKG_VERSION"),
         settings.socket.display(),
         settings.socket_access.mode,
         Whose(&settings.users),
-        messages::exact(nanoseconds(settings.threshold)),
+        exact_duration(nanoseconds(settings.threshold)),
         settings.capacity,
     );
-    let fields = Fields {
-        pid: Some(std::process::id()),
-        socket: Some(settings.socket.clone()),
-        udp: udp.map(|address| address.to_string()),
-        http: answers.tcp.map(|address| address.to_string()),
+    Fact::Started {
+        pid: std::process::id(),
+        socket: settings.socket.clone(),
+        udp,
+        http: answers.tcp,
         control: answers.control.clone(),
-        threshold_ms: Some(settings.threshold.as_secs_f64() * 1e3),
-        ..Fields::default()
-    };
-    log.info(LogEvent::Start, msg, fields);
+        threshold_ns: nanoseconds(settings.threshold),
+        banner,
+    }
 }
 
 /// What is done about stalls, for a person.
@@ -478,13 +474,6 @@ fn on_stall(policy: &Policy) -> String {
     }
 }
 
-/// Says something about this system or these settings, each in one line.
-fn tell(log: &Log, notices: Vec<String>) {
-    for msg in notices {
-        log.info(LogEvent::Notice, msg, Fields::default());
-    }
-}
-
 /// Whose processes may speak, for a person.
 struct Whose<'a>(&'a AllowedUsers);
 
@@ -502,7 +491,7 @@ impl Display for Whose<'_> {
 
 /// Says what this system or these settings make worse than it could be, each in one line.
 fn notices(settings: &Settings, log: &Log, queue: Depth, kernel: KernelFeatures) {
-    let say = |msg: String| log.info(LogEvent::Notice, msg, Fields::default());
+    let say = |text: String| log.info(text);
     if users::effective_uid() == 0 && !users::is_root() {
         say(
             "uid 0 is not the root of this host but an ordinary user here (/proc/self/uid_map is not the whole range \
@@ -553,8 +542,8 @@ fn udp_notices(settings: &Settings, log: &Log, mut notices: Vec<String>) {
         }
         _ => {}
     }
-    tell(log, notices);
-    let warn = |msg: &str| log.warn(LogEvent::Notice, msg.to_owned(), Fields::default());
+    notices.iter().for_each(|notice| log.info(notice));
+    let warn = |text: &str| log.warn(text);
     if let Some(command) = command.filter(|_| udp.vouched_for) {
         if in_clear {
             warn(

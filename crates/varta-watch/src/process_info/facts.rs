@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use varta_api::printable;
 use varta_core::Claims;
+use varta_core::fact::ProcessDescription;
 
 use super::program::Program;
 use super::rights::Owners;
@@ -78,6 +79,20 @@ impl Facts {
     /// The pid that a process of a container has inside.
     pub(crate) fn inner_pid(&self) -> Option<u32> {
         self.pids.get(1..)?.last().copied()
+    }
+}
+
+impl From<&Facts> for ProcessDescription {
+    fn from(facts: &Facts) -> Self {
+        Self {
+            exe: facts.exe.clone(),
+            cgroup: facts.cgroup.clone(),
+            unit: facts.units.system.clone(),
+            user_unit: facts.units.user.clone(),
+            start_ticks: facts.start_ticks,
+            pid_ns: facts.pid_ns,
+            inner_pid: facts.inner_pid(),
+        }
     }
 }
 

@@ -74,12 +74,13 @@ impl Default for History {
 
 impl Told {
     fn new(id: u64, mut line: LogLine) -> Self {
-        let fields = &mut line.fields;
-        let exe = fields.exe.take();
-        fields.exe = exe.map(|path| cut(path.to_string_lossy().into_owned()).into());
-        fields.cgroup = fields.cgroup.take().map(cut);
-        fields.unit = fields.unit.take().map(cut);
-        fields.user_unit = fields.user_unit.take().map(cut);
+        if let LogEvent::Join(join) = &mut line.event {
+            let exe = join.exe.take();
+            join.exe = exe.map(|path| cut(path.to_string_lossy().into_owned()).into());
+            join.cgroup = join.cgroup.take().map(cut);
+            join.unit = join.unit.take().map(cut);
+            join.user_unit = join.user_unit.take().map(cut);
+        }
         let head = format!("id: {}-{id}\ndata: ", line.session_id);
         let json = serde_json::to_string(&EventView { id, line }).unwrap_or_default();
         let message = Bytes::from(format!("{head}{json}\n\n"));
@@ -107,7 +108,7 @@ impl History {
         let mut recent = self.locked();
         let id = self.last_id() + 1;
         recent.make_room();
-        let part = match is_kept(line.event) {
+        let part = match is_kept(&line.event) {
             true => &mut recent.kept,
             false => &mut recent.others,
         };
@@ -154,15 +155,15 @@ impl History {
 }
 
 /// Whether a line tells of a stall or of what belongs to one.
-const fn is_kept(event: LogEvent) -> bool {
+const fn is_kept(event: &LogEvent) -> bool {
     matches!(
         event,
-        LogEvent::Stall
-            | LogEvent::Return
-            | LogEvent::Recover
-            | LogEvent::GaveUp
-            | LogEvent::Hold
-            | LogEvent::Missing
+        LogEvent::Stall(_)
+            | LogEvent::Return(_)
+            | LogEvent::Recover(_)
+            | LogEvent::GaveUp(_)
+            | LogEvent::Hold(_)
+            | LogEvent::Missing(_)
     )
 }
 
@@ -214,23 +215,30 @@ impl Recent {
 
 #[cfg(test)]
 mod tests {
-    use varta_api::{Fields, Level};
+    use varta_core::fact::{Level, ProcessDescription};
+    use varta_core::hold::{HoldChange, Scope};
+    use varta_core::{Agent, AgentRef, Fact, JoinedFrom, Locality};
+    use varta_vlp::Status;
 
     use super::*;
 
-    fn line() -> LogLine {
-        line_of(LogEvent::Notice)
+    fn line_of(fact: &Fact) -> LogLine {
+        LogLine::of(fact, 0, "run").unwrap()
     }
 
-    fn line_of(event: LogEvent) -> LogLine {
-        LogLine {
-            ts_ns: 0,
-            session_id: "run".to_owned(),
+    fn line() -> LogLine {
+        line_of(&Fact::Notice {
             level: Level::Info,
-            event,
-            msg: String::new(),
-            fields: Fields::default(),
-        }
+            text: String::new(),
+        })
+    }
+
+    /// A line of those that have a share of their own.
+    fn kept() -> LogLine {
+        line_of(&Fact::Hold {
+            scope: Scope::All(Locality::Local),
+            change: HoldChange::Resumed,
+        })
     }
 
     fn ids(page: &Page) -> Vec<u64> {
@@ -255,8 +263,8 @@ mod tests {
         let history = History::default();
         assert_eq!(ids(&history.latest(8)), [0; 0]);
         history.add(line());
-        history.add(line_of(LogEvent::Stall));
-        history.add(line_of(LogEvent::GaveUp));
+        history.add(kept());
+        history.add(kept());
         (0..100).for_each(|_| history.add(line()));
         let page = history.latest(8);
         assert_eq!(ids(&page), [2, 3, 98, 99, 100, 101, 102, 103]);
@@ -264,7 +272,7 @@ mod tests {
         assert_eq!(ids(&history.latest(4)), [3, 101, 102, 103]);
         assert_eq!(ids(&history.latest(1)), [103]);
         assert_eq!(history.latest(usize::MAX).events.len(), 103);
-        (0..100).for_each(|_| history.add(line_of(LogEvent::Stall)));
+        (0..100).for_each(|_| history.add(kept()));
         assert_eq!(ids(&history.latest(4)), [200, 201, 202, 203]);
     }
 
@@ -281,9 +289,9 @@ mod tests {
     fn stalls_outlast_a_flood_and_their_order_and_the_number_of_what_is_missing_are_right() {
         let history = History::default();
         history.add(line());
-        history.add(line_of(LogEvent::Stall));
+        history.add(kept());
         history.add(line());
-        history.add(line_of(LogEvent::GaveUp));
+        history.add(kept());
         (0..3 * REMEMBERED_MAX).for_each(|_| history.add(line()));
         let last_id = history.last_id();
         let first_id = last_id - (REMEMBERED_MAX as u64 - 2) + 1;
@@ -310,18 +318,18 @@ mod tests {
     #[test]
     fn stalls_without_end_take_all_there_is_and_give_back_all_but_their_share() {
         let history = History::default();
-        let kept = || {
+        let parts = || {
             let recent = history.locked();
             (recent.kept.len(), recent.others.len())
         };
-        (0..2 * REMEMBERED_MAX).for_each(|_| history.add(line_of(LogEvent::Stall)));
-        assert_eq!(kept(), (REMEMBERED_MAX, 0));
+        (0..2 * REMEMBERED_MAX).for_each(|_| history.add(kept()));
+        assert_eq!(parts(), (REMEMBERED_MAX, 0));
         (0..2 * REMEMBERED_MAX).for_each(|_| history.add(line()));
-        assert_eq!(kept(), (KEPT_MIN, REMEMBERED_MAX - KEPT_MIN));
-        history.add(line_of(LogEvent::Stall));
-        assert_eq!(kept(), (KEPT_MIN + 1, REMEMBERED_MAX - KEPT_MIN - 1));
+        assert_eq!(parts(), (KEPT_MIN, REMEMBERED_MAX - KEPT_MIN));
+        history.add(kept());
+        assert_eq!(parts(), (KEPT_MIN + 1, REMEMBERED_MAX - KEPT_MIN - 1));
         history.add(line());
-        assert_eq!(kept(), (KEPT_MIN, REMEMBERED_MAX - KEPT_MIN));
+        assert_eq!(parts(), (KEPT_MIN, REMEMBERED_MAX - KEPT_MIN));
     }
 
     #[test]
@@ -349,14 +357,41 @@ mod tests {
     #[test]
     fn only_the_first_part_of_a_long_path_is_remembered() {
         let history = History::default();
-        let mut long = line();
-        long.fields.exe = Some("ü".repeat(4000).into());
-        long.fields.cgroup = Some("x".repeat(16_000));
+        let process = ProcessDescription {
+            exe: Some("ü".repeat(4000).into()),
+            cgroup: Some("x".repeat(16_000)),
+            ..ProcessDescription::default()
+        };
+        let agent = Agent {
+            slot: 0,
+            pid: 7,
+            instance: 1,
+            stream: 0,
+        };
+        let long = line_of(&Fact::Joined {
+            agent: AgentRef {
+                agent,
+                name: String::new(),
+                address: None,
+                uid: None,
+            },
+            from: JoinedFrom::Local {
+                uid: 0,
+                exit_watched: true,
+            },
+            process: Some(process),
+            status: Status::Ok,
+            payload: 0,
+            nonce: 1,
+        });
         history.add(long);
         let told = history.after(0, 1).events.remove(0);
         assert!(told.message.len() < 3 * PATH_BYTES_MAX);
         let event: EventView = serde_json::from_slice(&told.json).unwrap();
-        let exe = event.line.fields.exe.unwrap();
-        assert_eq!(exe, std::path::PathBuf::from("ü".repeat(256) + "…"));
+        let LogEvent::Join(join) = event.line.event else {
+            panic!("{event:?}");
+        };
+        let exe = std::path::PathBuf::from("ü".repeat(256) + "…");
+        assert_eq!(join.exe, Some(exe));
     }
 }

@@ -11,7 +11,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use varta_api::{Fields, Level, LogEvent, LogLine, human_line};
+use varta_api::{LogLine, human_line};
+use varta_core::Fact;
+use varta_core::fact::Level;
 
 use super::history::History;
 use crate::settings::LogFormat;
@@ -82,16 +84,41 @@ impl Log {
         &self.session_id
     }
 
-    pub(crate) fn info(&self, event: LogEvent, msg: String, fields: Fields) {
-        self.line(Level::Info, event, msg, fields);
+    /// Writes the line of a fact, if it has one.
+    pub(crate) fn write(&self, fact: &Fact) {
+        let Some(line) = self.line(fact) else {
+            return;
+        };
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let unread = self.line(&Fact::LinesUnread { count: lost });
+            if !unread.is_some_and(|unread| self.put(unread)) {
+                self.lost.fetch_add(lost, Ordering::Relaxed);
+            }
+        }
+        if !self.put(line) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.suppressed.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
-    pub(crate) fn warn(&self, event: LogEvent, msg: String, fields: Fields) {
-        self.line(Level::Warn, event, msg, fields);
+    /// Says something about the observer, its host or its settings that is worth knowing.
+    pub(crate) fn info(&self, text: impl Into<String>) {
+        self.notice(Level::Info, text.into());
     }
 
-    pub(crate) fn error(&self, event: LogEvent, msg: String, fields: Fields) {
-        self.line(Level::Error, event, msg, fields);
+    /// The same of what needs attention.
+    pub(crate) fn warn(&self, text: impl Into<String>) {
+        self.notice(Level::Warn, text.into());
+    }
+
+    /// The same of what the operator has asked for and does not work.
+    pub(crate) fn error(&self, text: impl Into<String>) {
+        self.notice(Level::Error, text.into());
+    }
+
+    fn notice(&self, level: Level, text: String) {
+        self.write(&Fact::Notice { level, text });
     }
 
     /// Lines that were lost since the last call.
@@ -99,31 +126,14 @@ impl Log {
         self.suppressed.swap(0, Ordering::Relaxed)
     }
 
-    fn line(&self, level: Level, event: LogEvent, msg: String, fields: Fields) {
-        let lost = self.lost.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            let msg = format!("{lost} log lines were lost because nobody read them");
-            if !self.put(Level::Warn, LogEvent::Notice, msg, Fields::default()) {
-                self.lost.fetch_add(lost, Ordering::Relaxed);
-            }
-        }
-        if !self.put(level, event, msg, fields) {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-            self.suppressed.fetch_add(1, Ordering::Relaxed);
-        }
+    fn line(&self, fact: &Fact) -> Option<LogLine> {
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let ts_ns = since_epoch.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
+        LogLine::of(fact, ts_ns, &self.session_id)
     }
 
     /// Whether the line has got through.
-    fn put(&self, level: Level, event: LogEvent, msg: String, fields: Fields) -> bool {
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let line = LogLine {
-            ts_ns: since_epoch.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
-            session_id: self.session_id.to_string(),
-            level,
-            event,
-            msg,
-            fields,
-        };
+    fn put(&self, line: LogLine) -> bool {
         let text = match self.format {
             LogFormat::Human => human_line(&line),
             LogFormat::Json => json(&line),
@@ -152,29 +162,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_json_line_reads_back_and_leaves_out_what_does_not_apply() {
-        let fields = Fields {
-            pid: Some(42),
-            ..Fields::default()
-        };
-        let text = json(&LogLine {
-            ts_ns: 5,
-            session_id: "0000000000000007".to_owned(),
-            level: Level::Info,
-            event: LogEvent::Join,
-            msg: "hello".to_owned(),
-            fields,
-        });
-        assert_eq!(
-            text,
-            "{\"ts_ns\":5,\"session_id\":\"0000000000000007\",\"level\":\"info\",\
-             \"event\":\"join\",\"msg\":\"hello\",\"pid\":42}\n"
-        );
-        let line: LogLine = serde_json::from_str(&text).unwrap();
-        assert_eq!(line.fields.pid, Some(42));
-    }
-
-    #[test]
     fn lines_that_nobody_reads_are_counted_and_told_of() {
         let (queue, lines) = sync_channel(2);
         let log = Log {
@@ -185,7 +172,7 @@ mod tests {
             suppressed: Arc::default(),
             history: Arc::default(),
         };
-        let tell = || log.info(LogEvent::Notice, "hello".to_owned(), Fields::default());
+        let tell = || log.info("hello");
         (0..5).for_each(|_| tell());
         assert_eq!((log.take_suppressed(), log.take_suppressed()), (3, 0));
         assert_eq!(lines.try_iter().count(), 2);
@@ -198,7 +185,7 @@ mod tests {
     #[test]
     fn what_is_told_is_remembered() {
         let (log, _writer) = Log::start(LogFormat::Json, 7).unwrap();
-        log.info(LogEvent::Notice, "hello".to_owned(), Fields::default());
+        log.info("hello");
         let page = log.history().after(0, 10);
         let told: varta_api::v1::EventView = serde_json::from_slice(&page.events[0].json).unwrap();
         assert_eq!(told.line.msg, "hello");

@@ -1,10 +1,131 @@
-//! What is told and kept: the log and its history, the event file, and the words of both.
+//! What is told and kept of what happens: log and live events, rows of the event file, counters.
 //!
-//! Nothing here decides anything or waits for a reader; every queue is bounded, and what finds no room is counted.
+//! A fact is published once, in [`Report::publish`], and everything else follows from it there. Nothing here decides
+//! anything or waits for a reader; every queue is bounded, and what finds no room is counted.
 
 pub(crate) mod event_file;
 pub(crate) mod history;
-pub(crate) mod line_limit;
+mod line_limit;
 pub(crate) mod log;
-pub(crate) mod log_throttle;
-pub(crate) mod messages;
+mod log_throttle;
+
+use std::sync::Arc;
+
+use varta_api::append_row;
+use varta_core::{Counter, Counters, Fact};
+
+use crate::clock::RawClock;
+use event_file::EventFile;
+use line_limit::LineLimit;
+use log::Log;
+use log_throttle::LogThrottle;
+
+/// Where facts go.
+pub(crate) struct Report {
+    log: Log,
+    event_file: Option<EventFile>,
+    /// Rows that are not handed to the event file yet.
+    rows: String,
+    counters: Arc<Counters>,
+    throttle: LogThrottle,
+    line_limit: LineLimit,
+    raw: RawClock,
+}
+
+impl Report {
+    pub(crate) fn new(
+        log: Log,
+        event_file: Option<EventFile>,
+        counters: Arc<Counters>,
+        raw: RawClock,
+    ) -> Self {
+        Self {
+            log,
+            event_file,
+            rows: String::new(),
+            counters,
+            throttle: LogThrottle::default(),
+            line_limit: LineLimit::default(),
+            raw,
+        }
+    }
+
+    /// Tells everybody what happened at `observer_ns` on the observer's clock. What may repeat has its line later, in
+    /// [`Self::tick`], and its row with [`Self::write_rows`].
+    pub(crate) fn publish(&mut self, fact: &Fact, observer_ns: u64) {
+        if self.event_file.is_some() {
+            append_row(&mut self.rows, fact, observer_ns);
+        }
+        fact.count(&self.counters);
+        let now_ns = self.raw.now_ns();
+        if self.throttle.takes(fact, now_ns) {
+            return;
+        }
+        match self.line_limit.admits(fact, now_ns) {
+            true => self.log.write(fact),
+            false => self.counters.count(Counter::LogLinesOverRate),
+        }
+    }
+
+    /// Hands the rows of what was published to the event file.
+    pub(crate) fn write_rows(&mut self) {
+        let Some(event_file) = &self.event_file else {
+            return;
+        };
+        let dropped = event_file.take_dropped();
+        self.counters.add(Counter::RowsDropped, dropped);
+        if !self.rows.is_empty() {
+            event_file.write(std::mem::take(&mut self.rows).into_bytes());
+        }
+    }
+
+    /// Writes the lines that have waited long enough.
+    pub(crate) fn tick(&mut self) {
+        let now_ns = self.raw.now_ns();
+        let waiting = self.throttle.take_due(now_ns);
+        self.write_lines(&waiting);
+        let left_out = self.line_limit.take_due(now_ns);
+        self.write_lines(&left_out);
+        self.count_lost_lines();
+    }
+
+    /// Writes every row and every line that waits.
+    pub(crate) fn finish(&mut self) {
+        self.write_rows();
+        let waiting = self.throttle.take_all();
+        self.write_lines(&waiting);
+        let left_out = self.line_limit.take_all(self.raw.now_ns());
+        self.write_lines(&left_out);
+        self.count_lost_lines();
+    }
+
+    fn write_lines(&self, facts: &[Fact]) {
+        facts.iter().for_each(|fact| self.log.write(fact));
+    }
+
+    fn count_lost_lines(&self) {
+        let lost = self.log.take_suppressed();
+        self.counters.add(Counter::LogLinesSuppressed, lost);
+    }
+
+    /// When [`Self::tick`] has something to write, on the observer's clock.
+    pub(crate) fn next_due_ns(&self) -> Option<u64> {
+        let due = [self.throttle.next_due_ns(), self.line_limit.next_due_ns()];
+        due.into_iter().flatten().min()
+    }
+
+    /// Opens the event file again under its name; false if there is none.
+    pub(crate) fn reopen_event_file(&self) -> bool {
+        self.event_file.as_ref().map(EventFile::reopen).is_some()
+    }
+
+    /// Writes what is left to be written.
+    pub(crate) fn close(&mut self) {
+        self.finish();
+        if let Some(event_file) = self.event_file.take() {
+            let dropped = event_file.take_dropped();
+            self.counters.add(Counter::RowsDropped, dropped);
+            event_file.close();
+        }
+    }
+}

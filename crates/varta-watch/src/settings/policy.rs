@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::process::Signal;
+use varta_core::fact::{Occasion, Signal, SignalTarget};
 use varta_core::rules::{Selector, glob};
 
 /// All of it; replaced as a whole on SIGHUP.
@@ -83,35 +83,14 @@ pub(crate) struct Hooks {
     pub(crate) on_gave_up: Vec<Step>,
 }
 
-/// When steps are taken besides those of a ladder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Occasion {
-    Late,
-    Critical,
-    Exit,
-    Recovered,
-    GaveUp,
-}
-
-impl Occasion {
-    /// As settings, placeholders and logs call it.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Late => "late",
-            Self::Critical => "critical",
-            Self::Exit => "exit",
-            Self::Recovered => "recovered",
-            Self::GaveUp => "gave-up",
-        }
-    }
-
-    pub(crate) fn steps(self, hooks: &Hooks) -> &[Step] {
-        match self {
-            Self::Late => &hooks.on_late,
-            Self::Critical => &hooks.on_critical,
-            Self::Exit => &hooks.on_exit,
-            Self::Recovered => &hooks.on_recovered,
-            Self::GaveUp => &hooks.on_gave_up,
+impl Hooks {
+    pub(crate) fn on(&self, occasion: Occasion) -> &[Step] {
+        match occasion {
+            Occasion::Late => &self.on_late,
+            Occasion::Critical => &self.on_critical,
+            Occasion::Exit => &self.on_exit,
+            Occasion::Recovered => &self.on_recovered,
+            Occasion::GaveUp => &self.on_gave_up,
         }
     }
 }
@@ -162,42 +141,9 @@ pub(crate) struct RunStep {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct SignalStep {
     pub(crate) signal: Signal,
-    pub(crate) to: Target,
+    pub(crate) to: SignalTarget,
     /// How long the agent may take to come back.
     pub(crate) wait: Duration,
-}
-
-/// The signals that can be sent, by name.
-pub(crate) const SIGNALS: &[(&str, Signal)] = &[
-    ("TERM", Signal::TERM),
-    ("KILL", Signal::KILL),
-    ("INT", Signal::INT),
-    ("HUP", Signal::HUP),
-    ("QUIT", Signal::QUIT),
-    ("ABRT", Signal::ABORT),
-    ("USR1", Signal::USR1),
-    ("USR2", Signal::USR2),
-    ("CONT", Signal::CONT),
-    ("STOP", Signal::STOP),
-    ("ALRM", Signal::ALARM),
-    ("WINCH", Signal::WINCH),
-];
-
-/// The name of one of them.
-pub(crate) fn signal_name(signal: Signal) -> &'static str {
-    let found = SIGNALS.iter().find(|(_, known)| *known == signal);
-    found.map_or("?", |(name, _)| name)
-}
-
-/// Who gets a signal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Target {
-    #[default]
-    Process,
-    /// Its process group.
-    Group,
-    /// Everything in its control group.
-    Cgroup,
 }
 
 /// Limits for all recoveries together.

@@ -76,6 +76,13 @@ impl Directory {
         (*known == agent).then(|| info.clone())
     }
 
+    /// The user of an agent, by kernel credentials.
+    pub(crate) fn uid_of(&self, agent: Agent) -> Option<u32> {
+        let agents = self.locked();
+        let (known, info) = agents.get(&agent.slot)?;
+        info.uid.filter(|_| *known == agent)
+    }
+
     /// Nobody panics while holding it, and if so its entries are whole.
     fn locked(&self) -> MutexGuard<'_, HashMap<u32, (Agent, AgentInfo)>> {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,18 +1,23 @@
 //! What keeps beats from being received now, for a person.
 
-use crate::beat_path_state::{BeatPathState, HangingThreads, Transport};
+use varta_api::{hanging_threads, os_error, transport_name};
+use varta_core::fact::Transport;
+
+use crate::beat_path_state::{BeatPathState, DISCARD_THREADS_MAX};
 
 /// Nothing while all is well. Fatal ones first: while there is one, nobody is heard on that way.
 pub(crate) fn problems(beat_path: &BeatPathState) -> (Vec<String>, Vec<String>) {
     let errors = Transport::ALL.into_iter().filter_map(|transport| {
-        let error = beat_path.receive_error(transport)?;
-        Some(format!("receiving over {transport} fails: {error}"))
+        let errno = beat_path.receive_errno(transport);
+        let errno = i32::try_from(errno).unwrap_or_default();
+        let transport = transport_name(transport);
+        (errno != 0).then(|| format!("receiving over {transport} fails: {}", os_error(errno)))
     });
     let blocked = beat_path.is_blocked().then(|| {
         "a datagram with descriptors keeps local beats waiting: all threads that could take it hang".to_owned()
     });
     let hanging = beat_path.hanging_threads();
-    let hanging = (hanging != 0).then(|| HangingThreads(hanging).to_string());
+    let hanging = (hanging != 0).then(|| hanging_threads(hanging, DISCARD_THREADS_MAX as u64));
     (
         errors.chain(blocked).collect(),
         hanging.into_iter().collect(),

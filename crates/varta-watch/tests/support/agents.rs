@@ -12,7 +12,6 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio, exit};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
-use varta_api::LogEvent;
 use varta_client::{Frame, Status, Varta};
 use varta_vlp::{NONCE_TERMINAL, PAYLOAD_GOODBYE};
 
@@ -41,7 +40,7 @@ pub(crate) fn me() -> u32 {
 pub(crate) fn joined(observer: &Observer) -> Puppet {
     let mut puppet = Puppet::start(&observer.socket);
     puppet.tell("beat self 1");
-    observer.wait_for_pid(LogEvent::Join, puppet.pid);
+    observer.wait_for_pid("join", puppet.pid);
     puppet
 }
 

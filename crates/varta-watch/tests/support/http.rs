@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use varta_api::LogLine;
-use varta_api::v1::{EventView, Health, Problem};
+use varta_api::v1::{Health, Problem};
 
+use super::{Event, LogLine};
 use super::{Observer, PATIENCE};
 
 /// An answer.
@@ -77,12 +77,12 @@ pub(crate) fn request(path: &str, headers: &[&str]) -> Vec<u8> {
 impl Observer {
     /// Where it answers over TCP.
     pub(crate) fn http_address(&self) -> SocketAddr {
-        self.start_line().fields.http.unwrap().parse().unwrap()
+        self.start_line().text("http").unwrap().parse().unwrap()
     }
 
     /// Where it answers without TCP.
     pub(crate) fn control_socket(&self) -> PathBuf {
-        self.start_line().fields.control.unwrap()
+        self.start_line().text("control").unwrap().into()
     }
 
     pub(crate) fn connect_tcp(&self) -> TcpStream {
@@ -214,7 +214,7 @@ impl Follower {
     }
 
     /// The next event and its id.
-    pub(crate) fn next(&mut self) -> (String, EventView) {
+    pub(crate) fn next(&mut self) -> (String, Event) {
         let mut id = None;
         loop {
             let line = self.line();

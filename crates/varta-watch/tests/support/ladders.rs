@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
-use varta_api::{LogEvent, LogLine};
 
+use super::LogLine;
 use super::{Observer, PATIENCE, Stopped};
 
 pub(crate) const SPAWNED: &str = "varta_recovery_outcomes_total{outcome=\"spawned\"}";
@@ -114,7 +114,7 @@ impl Marks {
     pub(crate) fn reload(&self, observer: &Observer, text: &str) -> LogLine {
         self.configure(text);
         observer.signal(Signal::HUP);
-        observer.wait_for(LogEvent::Notice, |line| line.msg.starts_with("SIGHUP"))
+        observer.wait_for("notice", |line| line.msg.starts_with("SIGHUP"))
     }
 }
 
@@ -142,12 +142,12 @@ pub(crate) fn all_hooks(marks: &Marks) -> String {
 }
 
 pub(crate) fn has_outcome(wanted: &'static str) -> impl Fn(&LogLine) -> bool {
-    move |line| line.fields.outcome.as_deref() == Some(wanted)
+    move |line| line.text("outcome") == Some(wanted)
 }
 
 impl Observer {
     pub(crate) fn wait_for_outcome(&self, outcome: &'static str) -> LogLine {
-        self.wait_for(LogEvent::Recover, has_outcome(outcome))
+        self.wait_for("recover", has_outcome(outcome))
     }
 
     /// The value of a series without labels, or with these, on the page of metrics.
@@ -162,9 +162,9 @@ impl Observer {
 impl Stopped {
     /// What became of the recoveries of one agent, in order.
     pub(crate) fn outcomes(&self, pid: u32) -> Vec<&str> {
-        let lines = self.lines_of(LogEvent::Recover, pid);
-        let outcomes = lines.into_iter().map(|line| &line.fields.outcome);
-        outcomes.flatten().map(String::as_str).collect()
+        let lines = self.lines_of("recover", pid);
+        let outcomes = lines.into_iter().filter_map(|line| line.text("outcome"));
+        outcomes.collect()
     }
 }
 

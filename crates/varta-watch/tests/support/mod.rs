@@ -6,6 +6,7 @@
 pub(crate) mod agents;
 pub(crate) mod http;
 pub(crate) mod ladders;
+mod log_line;
 pub(crate) mod namespaces;
 pub(crate) mod network;
 pub(crate) mod users;
@@ -24,8 +25,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Number;
 use tempfile::TempDir;
-use varta_api::{LogEvent, LogLine};
 use varta_client::{Frame, Status};
+
+pub(crate) use log_line::{Event, LogLine};
 
 /// How long anything may take on a busy machine before the test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -83,7 +85,7 @@ impl Observer {
             directory,
             socket,
         };
-        observer.wait_for(LogEvent::Start, |_| true);
+        observer.wait_for("start", |_| true);
         observer
     }
 
@@ -92,7 +94,7 @@ impl Observer {
     }
 
     /// Waits for the next line that fits.
-    pub(crate) fn wait_for(&self, event: LogEvent, fits: impl Fn(&LogLine) -> bool) -> LogLine {
+    pub(crate) fn wait_for(&self, event: &str, fits: impl Fn(&LogLine) -> bool) -> LogLine {
         let until = Instant::now() + PATIENCE;
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -114,17 +116,17 @@ impl Observer {
     /// What it said when it had started.
     pub(crate) fn start_line(&self) -> LogLine {
         let seen = self.seen.borrow();
-        let start = seen.iter().find(|line| line.event == LogEvent::Start);
+        let start = seen.iter().find(|line| line.event == "start");
         start.unwrap().clone()
     }
 
     /// Waits for the next line about this process.
-    pub(crate) fn wait_for_pid(&self, event: LogEvent, pid: u32) -> LogLine {
-        self.wait_for(event, |line| line.fields.pid == Some(pid))
+    pub(crate) fn wait_for_pid(&self, event: &str, pid: u32) -> LogLine {
+        self.wait_for(event, |line| line.pid() == Some(pid))
     }
 
     /// How many lines of a kind there have been, after waiting `time` for more.
-    pub(crate) fn count_within(&self, event: LogEvent, time: Duration) -> usize {
+    pub(crate) fn count_within(&self, event: &str, time: Duration) -> usize {
         let until = Instant::now() + time;
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -137,7 +139,7 @@ impl Observer {
     }
 
     /// How many lines of a kind have been read.
-    pub(crate) fn seen(&self, event: LogEvent) -> usize {
+    pub(crate) fn seen(&self, event: &str) -> usize {
         self.seen
             .borrow()
             .iter()
@@ -147,15 +149,13 @@ impl Observer {
 
     /// Waits for a line that says why something was refused, or finds it among those that were read.
     pub(crate) fn wait_for_refusal(&self, reason: &str) -> LogLine {
-        self.told(LogEvent::Refuse, |line| {
-            line.fields.reason.as_deref() == Some(reason)
-        })
+        self.told("refuse", |line| line.text("reason") == Some(reason))
     }
 
     /// All lines of a kind about one process that have been read.
-    pub(crate) fn seen_of(&self, event: LogEvent, pid: u32) -> usize {
+    pub(crate) fn seen_of(&self, event: &str, pid: u32) -> usize {
         let seen = self.seen.borrow();
-        let of_it = |line: &&LogLine| line.event == event && line.fields.pid == Some(pid);
+        let of_it = |line: &&LogLine| line.event == event && line.pid() == Some(pid);
         seen.iter().filter(of_it).count()
     }
 
@@ -166,8 +166,8 @@ impl Observer {
     /// The counters as they are now, but for those that tell times.
     pub(crate) fn counters(&self) -> BTreeMap<String, u64> {
         self.signal(Signal::USR1);
-        let line = self.wait_for(LogEvent::Notice, |line| line.fields.counters.is_some());
-        whole(line.fields.counters.unwrap())
+        let line = self.wait_for("notice", |line| line.has("counters"));
+        whole(counters_of(&line))
     }
 
     /// Waits until a counter is that high, for as long as it goes on rising.
@@ -207,11 +207,11 @@ impl Observer {
     /// Sends SIGTERM, checks that the stop was clean, and returns all lines.
     pub(crate) fn stop(mut self) -> Stopped {
         self.signal(Signal::TERM);
-        let stop = self.wait_for(LogEvent::Stop, |_| true);
+        let stop = self.wait_for("stop", |_| true);
         let status = self.child.wait().unwrap();
         assert_eq!(status.code(), Some(0));
         assert!(!self.socket.exists(), "the socket file was left behind");
-        let counters = stop.fields.counters.unwrap_or_default();
+        let counters = counters_of(&stop);
         Stopped {
             lines: self.seen.borrow().clone(),
             seconds: counters
@@ -341,6 +341,14 @@ pub(crate) struct Stopped {
     seconds: BTreeMap<String, f64>,
 }
 
+fn counters_of(line: &LogLine) -> BTreeMap<String, Number> {
+    let counters = line.keys["counters"].as_object().unwrap();
+    let counters = counters.iter();
+    counters
+        .map(|(series, value)| (series.clone(), value.as_number().unwrap().clone()))
+        .collect()
+}
+
 fn whole(counters: BTreeMap<String, Number>) -> BTreeMap<String, u64> {
     let counters = counters.into_iter();
     counters
@@ -357,13 +365,13 @@ impl Stopped {
         self.seconds.get(series).copied().unwrap_or(0.0)
     }
 
-    pub(crate) fn count(&self, event: LogEvent) -> usize {
+    pub(crate) fn count(&self, event: &str) -> usize {
         self.lines.iter().filter(|line| line.event == event).count()
     }
 
     /// The lines of a kind about one process.
-    pub(crate) fn lines_of(&self, event: LogEvent, pid: u32) -> Vec<&LogLine> {
-        let of_it = |line: &&LogLine| line.event == event && line.fields.pid == Some(pid);
+    pub(crate) fn lines_of(&self, event: &str, pid: u32) -> Vec<&LogLine> {
+        let of_it = |line: &&LogLine| line.event == event && line.pid() == Some(pid);
         self.lines.iter().filter(of_it).collect()
     }
 

@@ -15,12 +15,12 @@ use chacha20poly1305::ChaCha20Poly1305;
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use rustix::process::Signal;
 use tempfile::TempDir;
-use varta_api::{LogEvent, LogLine};
 use varta_client::{Frame, Status};
 use varta_vlp::NONCE_TERMINAL;
 use varta_vlp::secure::known_answers::{seal_agent, seal_shared};
 use varta_vlp::secure::{AgentKey, Key};
 
+use super::LogLine;
 use super::{BEATS, Observer, PATIENCE, frame_of};
 
 pub(crate) const JOINS: &str = "varta_observer_joins_total";
@@ -148,8 +148,8 @@ pub(crate) fn socket() -> UdpSocket {
 impl Observer {
     /// Where it listens for agents elsewhere.
     pub(crate) fn udp(&self) -> SocketAddr {
-        let start = self.told(LogEvent::Start, |_| true);
-        let mut address: SocketAddr = start.fields.udp.unwrap().parse().unwrap();
+        let start = self.told("start", |_| true);
+        let mut address: SocketAddr = start.text("udp").unwrap().parse().unwrap();
         if address.ip().is_unspecified() {
             address.set_ip(Ipv4Addr::LOCALHOST.into());
         }
@@ -157,7 +157,7 @@ impl Observer {
     }
 
     /// A line that fits, be it one that has been read.
-    pub(crate) fn told(&self, event: LogEvent, fits: impl Fn(&LogLine) -> bool) -> LogLine {
+    pub(crate) fn told(&self, event: &str, fits: impl Fn(&LogLine) -> bool) -> LogLine {
         let told = self.lines_told(|line| line.event == event && fits(line));
         match told.into_iter().next() {
             Some(line) => line,
@@ -391,12 +391,12 @@ pub(crate) fn recovery_of(
     let common = ["--threshold-ms=300", "--recovery-exec", &exec];
     let observer = start(&[&common[..], flags].concat());
     observer.hear(&socket(), beat);
-    let is_last = |line: &LogLine| line.fields.outcome.as_deref() != Some("spawned");
-    observer.told(LogEvent::Recover, is_last);
-    let outcomes = observer.lines_told(|line| line.event == LogEvent::Recover);
-    let outcomes = outcomes.into_iter().filter_map(|line| line.fields.outcome);
+    let is_last = |line: &LogLine| line.text("outcome") != Some("spawned");
+    observer.told("recover", is_last);
+    let outcomes = observer.lines_told(|line| line.event == "recover");
+    let outcomes = outcomes.iter().filter_map(|line| line.text("outcome"));
     let text = fs::read_to_string(&target).ok();
-    let outcomes = outcomes.collect();
+    let outcomes = outcomes.map(str::to_owned).collect();
     observer.stop();
     (text.map(|text| text.trim_end().to_owned()), outcomes)
 }

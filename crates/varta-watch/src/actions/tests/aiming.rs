@@ -1,16 +1,20 @@
 use super::*;
-use crate::settings::policy::Target;
-use rustix::process::Signal;
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use varta_core::fact::{Protected, Signal, SignalTarget};
 
 /// As the user whose process this is and all others are.
-fn send(signal: Signal, to: Target, agent: Agent) -> Result<Hits, StartError> {
+fn send(signal: Signal, to: SignalTarget, agent: Agent) -> Result<SignalHits, StartFailure> {
     send_as(rustix::process::getuid().as_raw(), signal, to, agent)
 }
 
 /// To an agent that joined as `user`.
-fn send_as(user: u32, signal: Signal, to: Target, agent: Agent) -> Result<Hits, StartError> {
+fn send_as(
+    user: u32,
+    signal: Signal,
+    to: SignalTarget,
+    agent: Agent,
+) -> Result<SignalHits, StartFailure> {
     let step = SignalStep {
         signal,
         to,
@@ -19,8 +23,8 @@ fn send_as(user: u32, signal: Signal, to: Target, agent: Agent) -> Result<Hits, 
     Runner::new(kernel()).signal(&step, agent, user)
 }
 
-fn hits(signalled: usize, spared: usize) -> Hits {
-    Hits { signalled, spared }
+fn hits(signalled: u64, spared: u64) -> SignalHits {
+    SignalHits { signalled, spared }
 }
 
 /// Users that are not the test's, where the test is root's.
@@ -35,13 +39,17 @@ fn is_root() -> bool {
     is_root
 }
 
-const EVERY_TARGET: [Target; 3] = [Target::Process, Target::Group, Target::Cgroup];
+const EVERY_TARGET: [SignalTarget; 3] = [
+    SignalTarget::Process,
+    SignalTarget::Group,
+    SignalTarget::Cgroup,
+];
 
 #[test]
 fn a_signal_reaches_the_process_and_nobody_else() {
     let mut target = bystander(sleeper().process_group(0));
     let mut neighbour = bystander(sleeper().process_group(target.id() as i32));
-    let sent = send(Signal::USR1, Target::Process, agent(target.id()));
+    let sent = send(Signal::Usr1, SignalTarget::Process, agent(target.id()));
     assert_eq!(sent.unwrap(), hits(1, 0));
     assert_eq!(target.wait().unwrap().signal(), Some(10));
     assert_eq!(neighbour.try_wait().unwrap(), None);
@@ -53,7 +61,7 @@ fn a_signal_reaches_the_process_and_nobody_else() {
 fn a_signal_reaches_the_whole_group_through_its_leader() {
     let mut leader = bystander(sleeper().process_group(0));
     let mut member = bystander(sleeper().process_group(leader.id() as i32));
-    let sent = send(Signal::TERM, Target::Group, agent(leader.id()));
+    let sent = send(Signal::Term, SignalTarget::Group, agent(leader.id()));
     assert_eq!(sent.unwrap(), hits(2, 0));
     assert_eq!(leader.wait().unwrap().signal(), Some(15));
     assert_eq!(member.wait().unwrap().signal(), Some(15));
@@ -63,7 +71,7 @@ fn a_signal_reaches_the_whole_group_through_its_leader() {
 fn a_signal_reaches_the_whole_group_through_any_member() {
     let mut leader = bystander(sleeper().process_group(0));
     let mut member = bystander(sleeper().process_group(leader.id() as i32));
-    let sent = send(Signal::KILL, Target::Group, agent(member.id()));
+    let sent = send(Signal::Kill, SignalTarget::Group, agent(member.id()));
     assert_eq!(sent.unwrap(), hits(2, 0));
     assert_eq!(leader.wait().unwrap().signal(), Some(9));
     assert_eq!(member.wait().unwrap().signal(), Some(9));
@@ -80,7 +88,12 @@ fn an_agent_that_moved_into_a_foreign_group_takes_nobody_along_that_it_could_not
     let mut moved_in = bystander(sleeper().process_group(group).uid(user));
     let mut same_user = bystander(sleeper().process_group(group).uid(user));
     let mut other_user = bystander(sleeper().process_group(group).uid(other));
-    let sent = send_as(user, Signal::KILL, Target::Group, agent(moved_in.id()));
+    let sent = send_as(
+        user,
+        Signal::Kill,
+        SignalTarget::Group,
+        agent(moved_in.id()),
+    );
     assert_eq!(sent.unwrap(), hits(2, 2));
     for hit in [&mut moved_in, &mut same_user] {
         assert_eq!(hit.wait().unwrap().signal(), Some(9));
@@ -89,7 +102,7 @@ fn an_agent_that_moved_into_a_foreign_group_takes_nobody_along_that_it_could_not
     for spared in [&mut leader, &mut other_user] {
         assert_eq!(spared.try_wait().unwrap(), None);
         let pid = rustix::process::Pid::from_child(spared);
-        rustix::process::kill_process(pid, Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         assert_eq!(spared.wait().unwrap().signal(), Some(15));
     }
 }
@@ -101,7 +114,7 @@ fn the_group_of_an_agent_of_roots_is_hit_whoever_is_in_it() {
     }
     let mut leader = bystander(sleeper().process_group(0));
     let mut member = bystander(sleeper().process_group(leader.id() as i32).uid(USERS[0]));
-    let sent = send_as(0, Signal::KILL, Target::Group, agent(leader.id()));
+    let sent = send_as(0, Signal::Kill, SignalTarget::Group, agent(leader.id()));
     assert_eq!(sent.unwrap(), hits(2, 0));
     assert_eq!(leader.wait().unwrap().signal(), Some(9));
     assert_eq!(member.wait().unwrap().signal(), Some(9));
@@ -120,7 +133,7 @@ fn members_that_are_forked_while_their_group_is_signalled_are_hit_too() {
     let mut forking = bystander(&mut forking);
     let mut stdout = forking.stdout.take().unwrap();
     stdout.read_exact(&mut [0]).unwrap();
-    send(Signal::KILL, Target::Group, agent(leader.id())).unwrap();
+    send(Signal::Kill, SignalTarget::Group, agent(leader.id())).unwrap();
     // Each of them holds the pipe: it ends when the last one has gone.
     assert_eq!(stdout.read(&mut [0]).unwrap(), 0);
     leader.wait().unwrap();
@@ -134,9 +147,12 @@ fn a_process_that_its_user_could_not_signal_any_more_is_not_signalled() {
     }
     let mut now_roots = bystander(sleeper().process_group(0));
     for to in EVERY_TARGET {
-        let error = send_as(USERS[0], Signal::KILL, to, agent(now_roots.id())).unwrap_err();
-        assert!(matches!(error, StartError::OthersNow { .. }), "{error}");
-        assert!(error.to_string().contains("uid 0 by now"), "{error}");
+        let error = send_as(USERS[0], Signal::Kill, to, agent(now_roots.id())).unwrap_err();
+        let expected = StartFailure::OtherUser {
+            uid: 0,
+            joined_as: USERS[0],
+        };
+        assert_eq!(error, expected);
     }
     assert_eq!(now_roots.try_wait().unwrap(), None);
     now_roots.kill().unwrap();
@@ -149,7 +165,7 @@ fn a_process_of_roots_that_became_another_users_is_signalled_still() {
         return;
     }
     let mut dropped = bystander(sleeper().uid(USERS[0]));
-    let sent = send_as(0, Signal::KILL, Target::Process, agent(dropped.id()));
+    let sent = send_as(0, Signal::Kill, SignalTarget::Process, agent(dropped.id()));
     assert_eq!(sent.unwrap(), hits(1, 0));
     assert_eq!(dropped.wait().unwrap().signal(), Some(9));
 }
@@ -165,12 +181,12 @@ fn nobody_is_signalled_where_it_cannot_be_seen_whose_process_it_is() {
         println!("skipped: without pidfs nobody is identified without /proc");
     } else {
         let step = SignalStep {
-            signal: Signal::KILL,
-            to: Target::Process,
+            signal: Signal::Kill,
+            to: SignalTarget::Process,
             wait: Duration::ZERO,
         };
         let sent = Runner::new(blind).signal(&step, agent(child.id()), 0);
-        assert!(matches!(sent, Err(StartError::Forbidden(_))), "{sent:?}");
+        assert!(matches!(sent, Err(StartFailure::Protected(_))), "{sent:?}");
         assert_eq!(child.try_wait().unwrap(), None);
     }
     child.kill().unwrap();
@@ -180,13 +196,8 @@ fn nobody_is_signalled_where_it_cannot_be_seen_whose_process_it_is() {
 #[test]
 fn the_group_that_the_observer_is_in_is_not_signalled() {
     let mut child = bystander(&mut sleeper());
-    let error = send(Signal::CONT, Target::Group, agent(child.id())).unwrap_err();
-    assert!(matches!(error, StartError::Forbidden(_)), "{error}");
-    assert!(
-        error
-            .to_string()
-            .contains("the observer is in its process group")
-    );
+    let error = send(Signal::Cont, SignalTarget::Group, agent(child.id())).unwrap_err();
+    assert_eq!(error, StartFailure::Protected(Protected::ObserverInGroup));
     child.kill().unwrap();
     child.wait().unwrap();
 }
@@ -194,8 +205,8 @@ fn the_group_that_the_observer_is_in_is_not_signalled() {
 #[test]
 fn the_observer_is_not_signalled() {
     for to in EVERY_TARGET {
-        let error = send(Signal::CONT, to, this_process()).unwrap_err();
-        assert!(matches!(error, StartError::Forbidden(_)), "{error}");
+        let error = send(Signal::Cont, to, this_process()).unwrap_err();
+        assert!(matches!(error, StartFailure::Protected(_)), "{error:?}");
     }
 }
 
@@ -208,16 +219,16 @@ fn the_first_process_is_not_signalled() {
         stream: 0,
     };
     for to in EVERY_TARGET {
-        let error = send(Signal::CONT, to, init).unwrap_err();
-        assert!(matches!(error, StartError::Forbidden(_)), "{error}");
+        let error = send(Signal::Cont, to, init).unwrap_err();
+        assert!(matches!(error, StartFailure::Protected(_)), "{error:?}");
     }
 }
 
 #[test]
 fn an_agent_elsewhere_cannot_be_signalled() {
     for to in EVERY_TARGET {
-        let error = send(Signal::CONT, to, elsewhere()).unwrap_err();
-        assert!(matches!(error, StartError::NotHere), "{error}");
+        let error = send(Signal::Cont, to, elsewhere()).unwrap_err();
+        assert!(matches!(error, StartFailure::Remote), "{error:?}");
     }
 }
 
@@ -229,8 +240,8 @@ fn a_process_that_nothing_identifies_is_not_signalled() {
         ..agent(child.id())
     };
     for to in EVERY_TARGET {
-        let error = send(Signal::KILL, to, unknown).unwrap_err();
-        assert!(matches!(error, StartError::Unidentified), "{error}");
+        let error = send(Signal::Kill, to, unknown).unwrap_err();
+        assert!(matches!(error, StartFailure::Unidentified), "{error:?}");
     }
     assert_eq!(child.try_wait().unwrap(), None);
     child.kill().unwrap();
@@ -242,11 +253,11 @@ fn a_recycled_pid_is_not_signalled() {
     let mut child = bystander(sleeper().process_group(0));
     let before = another_instance_of(agent(child.id()));
     for to in EVERY_TARGET {
-        let error = send(Signal::KILL, to, before).unwrap_err();
-        assert!(matches!(error, StartError::TargetGone), "{error}");
+        let error = send(Signal::Kill, to, before).unwrap_err();
+        assert!(matches!(error, StartFailure::TargetGone), "{error:?}");
     }
     // Nothing is under way to it: what it gets next is what it dies of.
-    send(Signal::TERM, Target::Process, agent(child.id())).unwrap();
+    send(Signal::Term, SignalTarget::Process, agent(child.id())).unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(15));
 }
 
@@ -258,13 +269,13 @@ fn a_process_that_has_ended_is_not_signalled_even_as_a_zombie() {
     child.kill().unwrap();
     assert!(ends(&crate::process_info::open(child.id()).unwrap()));
     for to in EVERY_TARGET {
-        let error = send(Signal::KILL, to, agent).unwrap_err();
-        assert!(matches!(error, StartError::TargetGone), "{error}");
+        let error = send(Signal::Kill, to, agent).unwrap_err();
+        assert!(matches!(error, StartFailure::TargetGone), "{error:?}");
     }
     child.wait().unwrap();
     for to in EVERY_TARGET {
-        let error = send(Signal::KILL, to, agent).unwrap_err();
-        assert!(matches!(error, StartError::TargetGone), "{error}");
+        let error = send(Signal::Kill, to, agent).unwrap_err();
+        assert!(matches!(error, StartFailure::TargetGone), "{error:?}");
     }
     assert_eq!(member.try_wait().unwrap(), None);
     member.kill().unwrap();
@@ -283,7 +294,7 @@ fn a_signal_can_be_caught() {
         .unwrap();
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut [0]).unwrap();
-    send(Signal::USR2, Target::Process, agent(child.id())).unwrap();
+    send(Signal::Usr2, SignalTarget::Process, agent(child.id())).unwrap();
     let mut said = String::new();
     stdout.read_to_string(&mut said).unwrap();
     assert_eq!(said, "caught\n");

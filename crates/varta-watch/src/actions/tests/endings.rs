@@ -1,5 +1,4 @@
 use super::*;
-use std::os::unix::process::ExitStatusExt;
 
 #[test]
 fn a_program_that_hangs_is_told_to_go() {
@@ -8,8 +7,8 @@ fn a_program_that_hangs_is_told_to_go() {
         ..step("/bin/sleep", &["600"])
     };
     let ended = run(&step);
-    assert_eq!(ended.how, How::TimedOut(Force::Term));
-    assert_eq!(ended.status.unwrap().signal(), Some(15));
+    assert_eq!(ended.exit.cause, ExitCause::TimedOut(Force::Term));
+    assert_eq!(ended.exit.status, Ok(15));
 }
 
 #[test]
@@ -35,8 +34,8 @@ fn a_program_that_ignores_being_told_is_killed() {
             .unwrap();
         std::fs::read_to_string(&ready).unwrap();
         let ended = running.wait().await;
-        assert_eq!(ended.how, How::TimedOut(Force::Kill));
-        assert_eq!(ended.status.unwrap().signal(), Some(9));
+        assert_eq!(ended.exit.cause, ExitCause::TimedOut(Force::Kill));
+        assert_eq!(ended.exit.status, Ok(9));
     });
 }
 
@@ -53,8 +52,8 @@ fn a_program_may_use_its_grace_to_clean_up() {
         let (running, _) = start_ready(&runner, &shell(&script), &ready);
         runner.stop(Duration::from_secs(600));
         let ended = running.wait().await;
-        assert_eq!(ended.how, How::Stopped(Force::Term));
-        assert_eq!(ended.status.unwrap().code(), Some(7));
+        assert_eq!(ended.exit.cause, ExitCause::ObserverStops(Force::Term));
+        assert_eq!(ended.exit.status, Ok(7 << 8));
         // The shell may remark on its own child before.
         assert!(ended.output.text().ends_with("cleaned\n"));
     });
@@ -68,7 +67,10 @@ fn a_stopped_program_hears_that_it_is_to_go() {
         let pid = rustix::process::Pid::from_raw(running.pid as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
         runner.stop(Duration::from_secs(600));
-        assert_eq!(running.wait().await.how, How::Stopped(Force::Term));
+        assert_eq!(
+            running.wait().await.exit.cause,
+            ExitCause::ObserverStops(Force::Term)
+        );
     });
 }
 
@@ -133,7 +135,7 @@ fn what_a_program_has_left_running_when_it_ended_by_itself_stays() {
     block_on(async {
         let runner = Runner::new(kernel());
         let (running, left) = start_ready(&runner, &shell(&script), &ready);
-        assert_eq!(running.wait().await.how, How::Finished);
+        assert_eq!(running.wait().await.exit.cause, ExitCause::Itself);
         let pidfd = crate::process_info::open(left.trim().parse().unwrap()).unwrap();
         assert!(!crate::process_info::has_ended(&pidfd));
         rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).unwrap();
@@ -191,7 +193,10 @@ fn all_children_end_when_the_observer_stops() {
         runner.stop(Duration::from_secs(600));
         let mut ended = 0;
         while let Some(end) = set.join_next().await {
-            assert_eq!(end.unwrap().how, How::Stopped(Force::Term));
+            assert_eq!(
+                end.unwrap().exit.cause,
+                ExitCause::ObserverStops(Force::Term)
+            );
             ended += 1;
         }
         assert_eq!(ended, 20);

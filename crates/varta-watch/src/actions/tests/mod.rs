@@ -16,6 +16,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use varta_core::Agent;
+use varta_core::fact::{ExitCause, Force};
 
 use super::child::Running;
 use super::*;

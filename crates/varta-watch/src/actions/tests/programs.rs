@@ -1,9 +1,9 @@
 use super::*;
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use std::collections::BTreeSet;
 use std::fs::File;
 
-fn error_of(step: &RunStep, agent: Agent) -> Option<StartError> {
+fn error_of(step: &RunStep, agent: Agent) -> Option<StartFailure> {
     let start = async {
         Runner::new(kernel())
             .start(step, &children(), &subject(agent))
@@ -16,7 +16,7 @@ fn error_of(step: &RunStep, agent: Agent) -> Option<StartError> {
 fn a_program_that_is_missing_is_not_started() {
     let error = error_of(&step("/no/such/program", &[]), this_process());
     assert!(
-        matches!(&error, Some(StartError::Spawn(error)) if error.error.kind() == io::ErrorKind::NotFound),
+        matches!(&error, Some(StartFailure::Spawn { error, .. }) if error.errno == Some(Errno::NOENT.raw_os_error())),
         "{error:?}"
     );
 }
@@ -25,31 +25,35 @@ fn a_program_that_is_missing_is_not_started() {
 fn a_program_that_is_not_executable_is_not_started() {
     let error = error_of(&step("/etc/passwd", &[]), this_process());
     assert!(
-        matches!(&error, Some(StartError::Spawn(error)) if error.error.kind() == io::ErrorKind::PermissionDenied),
+        matches!(&error, Some(StartFailure::Spawn { error, .. }) if error.errno == Some(Errno::ACCESS.raw_os_error())),
         "{error:?}"
     );
 }
 
 #[test]
-fn what_is_said_about_a_program_that_cannot_be_started_names_it() {
+fn a_program_that_cannot_be_started_is_named_with_what_the_system_says() {
     let error = error_of(&step("/etc/passwd", &[]), this_process()).unwrap();
-    assert_eq!(
-        error.to_string(),
-        "cannot start /etc/passwd: Permission denied (os error 13)"
-    );
+    let StartFailure::Spawn { program, error } = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(program, "/etc/passwd");
+    assert_eq!(error.text, "Permission denied (os error 13)");
 }
 
 #[test]
 fn an_argument_that_no_program_can_be_given_is_an_error() {
     let error = error_of(&step("/bin/true", &["a\0b"]), this_process());
-    assert!(matches!(error, Some(StartError::Spawn(_))), "{error:?}");
+    assert!(
+        matches!(error, Some(StartFailure::Spawn { .. })),
+        "{error:?}"
+    );
 }
 
 #[test]
 fn the_exit_code_of_a_program_is_told() {
     let ended = run(&shell("exit 3"));
-    assert_eq!(ended.status.unwrap().code(), Some(3));
-    assert_eq!(ended.how, How::Finished);
+    assert_eq!(ended.exit.status, Ok(3 << 8));
+    assert_eq!(ended.exit.cause, ExitCause::Itself);
 }
 
 #[test]
@@ -116,7 +120,7 @@ fn a_program_has_a_session_and_a_group_of_its_own() {
 #[test]
 fn no_program_is_started_for_a_recycled_pid() {
     let error = error_of(&step("/bin/true", &[]), another_instance_of(this_process()));
-    assert!(matches!(error, Some(StartError::TargetGone)), "{error:?}");
+    assert!(matches!(error, Some(StartFailure::TargetGone)), "{error:?}");
 }
 
 #[test]
@@ -127,12 +131,15 @@ fn no_program_is_started_for_a_process_that_has_ended_even_as_a_zombie() {
     assert!(ends(&crate::process_info::open(child.id()).unwrap()));
     let as_zombie = error_of(&step("/bin/true", &[]), agent);
     assert!(
-        matches!(as_zombie, Some(StartError::TargetGone)),
+        matches!(as_zombie, Some(StartFailure::TargetGone)),
         "{as_zombie:?}"
     );
     child.wait().unwrap();
     let reaped = error_of(&step("/bin/true", &[]), agent);
-    assert!(matches!(reaped, Some(StartError::TargetGone)), "{reaped:?}");
+    assert!(
+        matches!(reaped, Some(StartFailure::TargetGone)),
+        "{reaped:?}"
+    );
 }
 
 #[test]
@@ -142,7 +149,10 @@ fn no_program_is_started_for_a_process_that_nothing_identifies() {
         ..this_process()
     };
     let error = error_of(&step("/bin/true", &[]), unknown);
-    assert!(matches!(error, Some(StartError::Unidentified)), "{error:?}");
+    assert!(
+        matches!(error, Some(StartFailure::Unidentified)),
+        "{error:?}"
+    );
 }
 
 #[test]

@@ -1,16 +1,14 @@
 use std::io::Write;
 use std::path::Path;
 
-use rustix::process::Signal;
 use tempfile::NamedTempFile;
+use varta_core::fact::{Signal, SignalTarget};
 use varta_core::rules::{Namespace, Selector, Transport};
 
 use super::*;
 use crate::config::tests::parse;
 use crate::config::{Config, EarlyExit};
-use crate::settings::policy::{
-    AgentRule, Expectation, Hooks, LadderChoice, Mode, SignalStep, Target,
-};
+use crate::settings::policy::{AgentRule, Expectation, Hooks, LadderChoice, Mode, SignalStep};
 
 fn file(text: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
@@ -92,8 +90,8 @@ fn ladders_say_what_to_do_and_take_the_rest_from_the_settings() {
         name: "restart".to_owned(),
         steps: vec![
             Step::Signal(SignalStep {
-                signal: Signal::TERM,
-                to: Target::Group,
+                signal: Signal::Term,
+                to: SignalTarget::Group,
                 wait: Duration::from_secs(5),
             }),
             Step::Wait(Duration::from_secs(30)),
@@ -140,8 +138,8 @@ fn rules_say_who_is_meant_and_what_holds() {
         hooks: Hooks {
             on_late: vec![run("/bin/sh", &[], None, 10)],
             on_critical: vec![Step::Signal(SignalStep {
-                signal: Signal::HUP,
-                to: Target::Process,
+                signal: Signal::Hup,
+                to: SignalTarget::Process,
                 wait: Duration::from_secs(10),
             })],
             ..Hooks::default()

@@ -8,8 +8,6 @@
 //! do, the file is one of this user's own ([`crate::own_file`]) that only its owner can write to and only its group
 //! can read.
 
-mod row;
-
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -21,11 +19,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
-use varta_api::{Fields, LogEvent};
+use varta_api::begins_a_row;
 
 use crate::own_file::{self, OwnFileError};
 use crate::report::log::Log;
-pub(crate) use row::append_row;
 
 /// Rows are collected this long before they are written, so that a busy observer writes tens of
 /// times a second and not thousands.
@@ -177,7 +174,7 @@ fn tell_narrowed(log: &Log, path: &Path, narrowed: Option<u32>) {
         path.display(),
         had & FILE_MODE
     );
-    log.info(LogEvent::Notice, msg, Fields::default());
+    log.info(msg);
 }
 
 fn cut_unfinished_row(file: &mut OpenFile) -> io::Result<()> {
@@ -195,7 +192,7 @@ fn cut_unfinished_row(file: &mut OpenFile) -> io::Result<()> {
         .rposition(|byte| *byte == b'\n')
         .map(|end| end + 1);
     match fragment.or((start == 0).then_some(0)) {
-        Some(at) if row::begins_a_row(&tail[at..]) => file.cut(start + at as u64),
+        Some(at) if begins_a_row(&tail[at..]) => file.cut(start + at as u64),
         // Somebody else's text: it stays, and our rows begin on a line of their own.
         _ => file.file.write_all(b"\n"),
     }
@@ -389,11 +386,9 @@ impl Writer {
             Ok(()) => {
                 self.unsynced.get_or_insert_with(Instant::now);
                 if std::mem::take(&mut self.trouble) {
-                    self.log.info(
-                        LogEvent::Notice,
-                        format!("--export-file {} is written again", self.path.display()),
-                        Fields::default(),
-                    );
+                    let path = self.path.display();
+                    self.log
+                        .info(format!("--export-file {path} is written again"));
                 }
             }
             Err(error) => {
@@ -420,7 +415,7 @@ impl Writer {
     }
 
     fn say(&self, problem: String) {
-        self.log.error(LogEvent::Notice, problem, Fields::default());
+        self.log.error(problem);
     }
 }
 

@@ -1,0 +1,428 @@
+//! The keys that the lines of each event have besides those of every line, in the order in which they are written.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Number;
+
+/// An agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agent {
+    /// Its process id; of an agent of another host on that host.
+    pub pid: u32,
+    /// As its rule calls it, else its command name; absent if unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// What became of a recovery: the label values of `varta_recovery_outcomes_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "they are the documented label values")]
+pub enum Outcome {
+    Spawned,
+    Debounced,
+    Waiting,
+    UserBudgetSpent,
+    SpawnFailed,
+    Postponed,
+    ReapedZero,
+    ReapedNonzero,
+    Killed,
+    TargetGone,
+    RefusedCrossNamespace,
+    RefusedUnauthenticatedTransport,
+    RefusedSocketModeOnly,
+    Signalled,
+    SignalFailed,
+    DryRun,
+    Recovered,
+    GaveUp,
+    /// One that this program does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Keys of `start`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// The observer's process id.
+    pub pid: u32,
+    /// The threshold of agents whose rule says nothing else, milliseconds.
+    pub threshold_ms: f64,
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// Where it listens for agents of other hosts: address and port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp: Option<String>,
+    /// Where it answers questions over TCP: address and port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// Its control socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<PathBuf>,
+}
+
+/// Keys of `join`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Join {
+    /// Which agent.
+    #[serde(flatten)]
+    pub agent: Agent,
+    /// Its user id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Its program file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exe: Option<PathBuf>,
+    /// Its path in the control group hierarchy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// Its unit of the system's service manager.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// Its unit of its own user's service manager.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_unit: Option<String>,
+    /// When it started, clock ticks since boot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_ticks: Option<u64>,
+    /// Inode of its pid namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid_ns: Option<u64>,
+    /// Its pid inside its pid namespace, if that is not the observer's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inner_pid: Option<u32>,
+    /// Status of the beat: `ok`, `degraded`, `critical`.
+    pub status: String,
+    /// Payload of the beat.
+    pub payload: u32,
+    /// Nonce of the beat.
+    pub nonce: u64,
+    /// The address of an agent of another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// How an agent of another host was heard: `udp` or `secure_udp`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transport: Option<String>,
+}
+
+/// Keys of `session`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Session {
+    /// Which agent; the last one if there were several.
+    #[serde(flatten)]
+    pub agent: Agent,
+    /// `several_sessions`: it beats over more than one session, or does not any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How many series began, or over how many sessions it beats.
+    pub count: u64,
+    /// The address of an agent of another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+/// Keys of `critical`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Critical {
+    /// Which agent.
+    #[serde(flatten)]
+    pub agent: Agent,
+    /// Status of the beat: `critical`.
+    pub status: String,
+    /// Payload of the beat.
+    pub payload: u32,
+    /// Nonce of the beat.
+    pub nonce: u64,
+    /// The address of an agent of another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+/// Keys of `late`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Late {
+    /// Which agent.
+    #[serde(flatten)]
+    pub agent: Agent,
+    /// How long it is silent, milliseconds.
+    pub silence_ms: f64,
+    /// The address of an agent of another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+/// Keys of `stall`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stall {
+    /// Which agent.
+    #[serde(flatten)]
+    pub agent: Agent,
+    /// Last accepted nonce.
+    pub nonce: u64,
+    /// How long it is silent, milliseconds.
+    pub silence_ms: f64,
+    /// The threshold it is held to, milliseconds.
+    pub threshold_ms: f64,
+    /// How long after the deadline the observer noticed, milliseconds.
+    pub lateness_ms: f64,
+    /// `beats_refused`: it may be alive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How many datagrams of it were refused meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// The address of an agent of another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+/// Keys of `return`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Return {
+    /// Which agent.
+    #[serde(flatten)]
+    pub agent: Agent,
+    /// Status of the beat: `ok`, `degraded`, `critical`.
+    pub status: String,
+    /// Payload of the beat.
+    pub payload: u32,
+    /// Nonce of the beat.
+    pub nonce: u64,
+    /// How long it was silent, milliseconds.
+    pub silence_ms: f64,
+    /// The address of an agent of another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// In order.
+    Left,
+    /// With another exit code than 0, or by a signal.
+    Died,
+    /// The kernel does not say.
+    Unknown,
+}
+
+/// Keys of `exit`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Which agent.
+    #[serde(flatten)]
+    pub agent: Agent,
+    /// How it ended.
+    pub how: How,
+    /// Its exit code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<u8>,
+    /// The signal that killed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<u8>,
+    /// The address of an agent of another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+/// Keys of `evict` and `resume`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentOnly {
+    /// Which agent.
+    #[serde(flatten)]
+    pub agent: Agent,
+    /// The address of an agent of another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+/// Keys of `refuse`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Refuse {
+    /// Who has sent the last one; absent if unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Why.
+    pub reason: String,
+    /// How many datagrams.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// From where on another host: address and port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+/// Keys of `gap`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Gap {
+    /// By how much the observer was late, milliseconds.
+    pub duration_ms: f64,
+    /// In how many gaps.
+    pub count: u64,
+}
+
+/// Keys of `pause`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pause {
+    /// Which agent.
+    #[serde(flatten)]
+    pub agent: Agent,
+    /// The operator's reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When it ends unless the observer is stopped or asleep meanwhile: Unix time, nanoseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until_ns: Option<u64>,
+    /// The address of an agent of another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+/// Keys of `recover`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recover {
+    /// Which agent.
+    #[serde(flatten)]
+    pub agent: Agent,
+    /// Exit code of a program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<u8>,
+    /// The signal that ended a program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<u8>,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Process id of a program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub child_pid: Option<u32>,
+    /// How long a program ran, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<f64>,
+    /// What a program wrote: its beginning and its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    /// How many bytes it wrote altogether.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_bytes: Option<u64>,
+    /// Why it would have been given up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How many steps were postponed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// What failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The address of an agent of another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+/// Keys of `gave_up`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GaveUp {
+    /// Which agent.
+    #[serde(flatten)]
+    pub agent: Agent,
+    /// What became of it: `gave_up`.
+    pub outcome: Outcome,
+    /// Why: `steps_exhausted`, `budget_spent`.
+    pub reason: String,
+    /// The address of an agent of another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+/// Keys of `hold`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hold {
+    /// The user whose agents it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Why: `mass_stall`, `memory_pressure`, `io_pressure`, or `resumed`, `expired`.
+    pub reason: String,
+}
+
+/// Keys of `hook`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Which agent.
+    #[serde(flatten)]
+    pub agent: Agent,
+    /// How long it took, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<f64>,
+    /// The occasion: `late`, `critical`, `exit`, `recovered`, `gave-up`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The address of an agent of another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+/// Keys of `missing`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Missing {
+    /// The agents that are meant.
+    pub name: String,
+    /// `missing` or `complete`.
+    pub reason: String,
+    /// How many are missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+}
+
+/// Keys of `notice`. Only one about agents or lines has any but `reason`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Notice {
+    /// The process id of an agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The user whose agents caused too many lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// How long an agent is silent, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub silence_ms: Option<f64>,
+    /// The threshold it is held to, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold_ms: Option<f64>,
+    /// How long something lasted, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<f64>,
+    /// What it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How many times.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// How many lines were left out, by their `event`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<BTreeMap<String, u64>>,
+    /// Text of the operating system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The address of an agent of another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// All counters that are not zero, by series, as the metrics report them: times in seconds, the others whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counters: Option<BTreeMap<String, Number>>,
+}
+
+/// Keys of `stop`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stop {
+    /// All counters that are not zero, by series, as the metrics report them: times in seconds, the others whole.
+    pub counters: BTreeMap<String, Number>,
+}
