@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use varta_api::printable;
 use varta_api::v1::{
     self, AgentView, AgentsPage, EventsPage, Health, Info, PauseRequest, Problem, ResumeRequest,
@@ -41,6 +41,9 @@ pub(crate) use place::{ObserverArguments, beat_socket};
 /// How long an answer may take. An observer answers within milliseconds; who asks for a health check wants
 /// to know soon.
 const ANSWER_WAIT: Duration = Duration::from_secs(3);
+
+/// For how long an observer that has no room is asked again: 2 s, which leaves time to read what it said last.
+const RETRY_WAIT: Duration = Duration::from_secs(2);
 
 /// How long is waited before an observer that has no room for a question now is asked again. It has room within
 /// milliseconds; who tries more often takes some of it.
@@ -240,23 +243,27 @@ impl Observer {
         })
     }
 
-    /// Asks until there is room for the question, or no more time for another try.
+    /// Asks until there is room for the question, for [`RETRY_WAIT`] at most. Returns the last answer.
     async fn send(
         &self,
         request: hyper::http::request::Builder,
         body: Bytes,
     ) -> Result<Response<Incoming>, RequestError> {
         let request = self.complete(request, body)?;
-        let asked = Instant::now();
-        loop {
-            let response = self.send_once(request.clone()).await?;
-            let has_time = asked.elapsed() + BUSY_PAUSE < ANSWER_WAIT;
-            match response {
-                Some(response) if !(is_busy(&response) && has_time) => return Ok(response),
-                None if !has_time => return Err(self.hung_up()),
-                Some(_) | None => sleep(BUSY_PAUSE).await,
-            }
+        let retry_until = Instant::now() + RETRY_WAIT;
+        let mut answer = self.send_once(request.clone()).await?;
+        while answer.as_ref().is_none_or(is_busy) {
+            let retry = async {
+                sleep(BUSY_PAUSE).await;
+                self.send_once(request.clone()).await
+            };
+            // An answer that takes longer than there is time for does not replace the one before.
+            let Ok(retried) = timeout_at(retry_until, retry).await else {
+                break;
+            };
+            answer = retried?;
         }
+        answer.ok_or_else(|| self.hung_up())
     }
 
     fn complete(
