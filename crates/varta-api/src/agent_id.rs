@@ -1,17 +1,20 @@
-//! The id of an agent: its pid and its instance, so that it never names another agent.
+//! The id of an agent: its pid, its instance and its stream, so that it never names another agent.
 
 use std::fmt;
 use std::str::FromStr;
 
 use varta_core::Agent;
 
-/// Names an agent for as long as it is tracked. As text: the pid in decimal, a dash, the instance in hexadecimal.
+/// Names an agent for as long as it is tracked. As text: the pid in decimal, a dash, the instance in hexadecimal; for
+/// a stream other than 0 a point and its number in decimal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AgentId {
     /// Process id; of an agent of another host, on its own host.
     pub pid: u32,
     /// Which process of those that have had this pid.
     pub instance: u64,
+    /// Which stream of beats of that process; 0 for the one that most have alone.
+    pub stream: u16,
 }
 
 /// The text is not the id of an agent.
@@ -23,13 +26,18 @@ impl From<Agent> for AgentId {
         Self {
             pid: agent.pid,
             instance: agent.instance,
+            stream: agent.stream,
         }
     }
 }
 
 impl fmt::Display for AgentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{:x}", self.pid, self.instance)
+        write!(f, "{}-{:x}", self.pid, self.instance)?;
+        match self.stream {
+            0 => Ok(()),
+            stream => write!(f, ".{stream}"),
+        }
     }
 }
 
@@ -38,10 +46,12 @@ impl FromStr for AgentId {
 
     /// Reads an id exactly as it is written: one agent has one id.
     fn from_str(text: &str) -> Result<Self, NotAnId> {
-        let (pid, instance) = text.split_once('-').ok_or(NotAnId)?;
+        let (pid, rest) = text.split_once('-').ok_or(NotAnId)?;
+        let (instance, stream) = rest.split_once('.').unwrap_or((rest, "0"));
         let id = Self {
             pid: pid.parse().map_err(|_| NotAnId)?,
             instance: u64::from_str_radix(instance, 16).map_err(|_| NotAnId)?,
+            stream: stream.parse().map_err(|_| NotAnId)?,
         };
         match id.to_string() == text {
             true => Ok(id),
@@ -64,12 +74,15 @@ mod tests {
 
     #[test]
     fn an_id_is_read_as_it_is_written() {
-        let id = AgentId {
-            pid: 4711,
-            instance: 0x1f3a,
-        };
-        assert_eq!(id.to_string(), "4711-1f3a");
-        assert_eq!("4711-1f3a".parse(), Ok(id));
+        for (stream, text) in [(0, "4711-1f3a"), (7, "4711-1f3a.7")] {
+            let id = AgentId {
+                pid: 4711,
+                instance: 0x1f3a,
+                stream,
+            };
+            assert_eq!(id.to_string(), text);
+            assert_eq!(text.parse(), Ok(id));
+        }
     }
 
     #[test]
@@ -87,6 +100,11 @@ mod tests {
             "4711-1f3a ",
             "4711-1f3a-2",
             "99999999999-1",
+            "4711-1f3a.0",
+            "4711-1f3a.",
+            "4711-1f3a.07",
+            "4711-1f3a.65536",
+            "4711.7-1f3a",
         ] {
             assert_eq!(text.parse::<AgentId>(), Err(NotAnId), "{text}");
         }

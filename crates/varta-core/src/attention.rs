@@ -70,7 +70,7 @@ impl AttentionClock {
 
     /// Takes a raw reading. Returns the gap if the observer came more than 1 ms later than it had promised; the
     /// promise is used up either way.
-    pub fn look(&mut self, raw_ns: u64) -> Option<Gap> {
+    pub fn advance_to(&mut self, raw_ns: u64) -> Option<Gap> {
         if raw_ns < self.last_raw_ns {
             self.regressions = self.regressions.saturating_add(1);
             return None;
@@ -144,7 +144,7 @@ mod tests {
     fn a_kept_promise_counts_the_whole_sleep() {
         let mut clock = AttentionClock::new(0);
         clock.promise(500 * MS);
-        assert_eq!(clock.look(501 * MS), None);
+        assert_eq!(clock.advance_to(501 * MS), None);
         assert_eq!(clock.now_ns(), 501 * MS);
     }
 
@@ -152,7 +152,7 @@ mod tests {
     fn waking_before_the_promise_counts_too() {
         let mut clock = AttentionClock::new(0);
         clock.promise(500 * MS);
-        assert_eq!(clock.look(10 * MS), None);
+        assert_eq!(clock.advance_to(10 * MS), None);
         assert_eq!(clock.now_ns(), 10 * MS);
     }
 
@@ -160,10 +160,10 @@ mod tests {
     fn a_gap_takes_its_own_length_off_and_no_more() {
         let mut clock = AttentionClock::new(0);
         clock.promise(500 * MS);
-        assert_eq!(clock.look(3_000 * MS), gap(2_500 * MS));
+        assert_eq!(clock.advance_to(3_000 * MS), gap(2_500 * MS));
         assert_eq!(clock.now_ns(), 500 * MS, "what was slept before counts");
         clock.promise(3_400 * MS);
-        assert_eq!(clock.look(3_400 * MS), None);
+        assert_eq!(clock.advance_to(3_400 * MS), None);
         assert_eq!(clock.now_ns(), 900 * MS);
     }
 
@@ -171,27 +171,27 @@ mod tests {
     fn lateness_that_some_agents_tolerate_is_reported_and_stays_on_the_clock() {
         let mut clock = AttentionClock::new(0);
         clock.promise(10 * MS);
-        assert_eq!(clock.look(110 * MS), gap(100 * MS));
+        assert_eq!(clock.advance_to(110 * MS), gap(100 * MS));
         assert_eq!(clock.now_ns(), 110 * MS);
         clock.promise(120 * MS);
-        assert_eq!(clock.look(220 * MS + 1), gap(100 * MS + 1));
+        assert_eq!(clock.advance_to(220 * MS + 1), gap(100 * MS + 1));
         assert_eq!(clock.now_ns(), 120 * MS);
     }
 
     #[test]
     fn without_a_promise_everything_until_the_next_look_is_lateness() {
         let mut clock = AttentionClock::new(0);
-        assert_eq!(clock.look(MS), None);
-        assert_eq!(clock.look(51 * MS), gap(50 * MS));
-        assert_eq!(clock.look(251 * MS), gap(200 * MS));
+        assert_eq!(clock.advance_to(MS), None);
+        assert_eq!(clock.advance_to(51 * MS), gap(50 * MS));
+        assert_eq!(clock.advance_to(251 * MS), gap(200 * MS));
         assert_eq!(clock.now_ns(), 51 * MS);
     }
 
     #[test]
     fn a_reading_that_goes_back_is_absorbed_and_counted_once() {
         let mut clock = AttentionClock::new(0);
-        clock.look(MS);
-        assert_eq!(clock.look(0), None);
+        clock.advance_to(MS);
+        assert_eq!(clock.advance_to(0), None);
         assert_eq!(clock.now_ns(), MS);
         assert_eq!((clock.take_regressions(), clock.take_regressions()), (1, 0));
     }
@@ -199,16 +199,16 @@ mod tests {
     #[test]
     fn only_gaps_above_five_seconds_are_jumps() {
         let mut clock = AttentionClock::new(0);
-        clock.look(5_000 * MS);
+        clock.advance_to(5_000 * MS);
         assert_eq!(clock.take_jumps(), 0);
-        clock.look(12_000 * MS);
+        clock.advance_to(12_000 * MS);
         assert_eq!((clock.take_jumps(), clock.take_jumps()), (1, 0));
     }
 
     #[test]
     fn raw_at_turns_a_deadline_into_a_wake_up_time_across_gaps() {
         let mut clock = AttentionClock::new(0);
-        clock.look(10_000 * MS);
+        clock.advance_to(10_000 * MS);
         assert_eq!(clock.now_ns(), 0);
         assert_eq!(clock.raw_at(2_000 * MS), 12_000 * MS);
         assert_eq!(clock.raw_at(0), 10_000 * MS);

@@ -259,7 +259,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     fn remove(&mut self, slot: u32, facts: &Slot) {
         self.unindex(&key_of(facts), slot);
         self.wheel.cancel(slot);
-        self.leave_line(slot, facts);
+        self.dequeue_reclaimable(slot, facts);
         if facts.state.is_latched() {
             self.latched -= 1;
         }
@@ -268,7 +268,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.free.push(slot);
         self.len[facts.locality] -= 1;
         if facts.locality == Locality::Local {
-            self.users.leave(facts.uid);
+            self.users.remove(facts.uid);
         }
     }
 
@@ -331,7 +331,11 @@ fn key_of(facts: &Slot) -> AgentKey {
 #[cfg(test)]
 mod amend_tests;
 #[cfg(test)]
+mod behaviour_tests;
+#[cfg(test)]
 mod invariants;
+#[cfg(test)]
+mod property_tests;
 #[cfg(test)]
 mod remote_tests;
 #[cfg(test)]

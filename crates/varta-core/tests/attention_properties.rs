@@ -332,7 +332,7 @@ impl Observer {
     }
 
     fn look(&mut self, world: &World) {
-        if let Some(gap) = self.clock.look(world.now_ns)
+        if let Some(gap) = self.clock.advance_to(world.now_ns)
             && !gap.is_off_the_clock
         {
             self.tracker.excuse(self.clock.now_ns(), gap.gap_ns);

@@ -199,7 +199,7 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
         let before = allocations_on_this_thread();
         for _ in 0..100_000 {
             raw_ns += next(&mut random) % 100_000_000;
-            let gap = clock.look(raw_ns);
+            let gap = clock.advance_to(raw_ns);
             clock.promise(raw_ns + 50_000_000);
             let now_ns = clock.now_ns();
             if let Some(gap) = gap {

@@ -202,7 +202,7 @@ impl Limits {
     }
 
     /// Whether a stranger may be looked at; costs a token of the newcomers' own reserve.
-    pub fn let_newcomer_in(&mut self, locality: Locality, now_ns: u64) -> Result<(), Limit> {
+    pub fn admit_newcomer(&mut self, locality: Locality, now_ns: u64) -> Result<(), Limit> {
         let rate = self.newcomers[locality];
         let is_in = self.shared[locality].newcomers.take(rate, now_ns);
         if is_in { Ok(()) } else { Err(Limit::Newcomers) }
@@ -210,7 +210,7 @@ impl Limits {
 
     /// Whether a process that has just said goodbye may join again. Each time it would have a full bucket,
     /// so without a limit here it would have none at all.
-    pub fn let_back_in(&mut self, locality: Locality, now_ns: u64) -> Result<(), Limit> {
+    pub fn admit_comeback(&mut self, locality: Locality, now_ns: u64) -> Result<(), Limit> {
         let is_in = self.shared[locality].comebacks.take(COMEBACKS, now_ns);
         if is_in { Ok(()) } else { Err(Limit::Comebacks) }
     }
@@ -235,7 +235,7 @@ impl Limits {
 
     /// A new agent has a slot, and no limit of its own yet: its bucket is full but for the beat that brought
     /// it.
-    pub fn welcome(&mut self, slot: u32, now_ns: u64) {
+    pub fn note_join(&mut self, slot: u32, now_ns: u64) {
         let Some(budget) = self.budgets.get_mut(slot as usize) else {
             return;
         };
@@ -251,7 +251,7 @@ impl Limits {
 
     /// Whether a beat of a known agent may be credited. The token is spent whatever becomes of the
     /// beat afterwards. Terminal frames have a reserve and do not count against the common limit.
-    pub fn let_beat_in(
+    pub fn admit_beat(
         &mut self,
         slot: u32,
         locality: Locality,
@@ -339,7 +339,7 @@ mod tests {
     fn limits(agent: Option<Rate>, global: Option<Rate>) -> Limits {
         let mut limits = Limits::new(4, LimitOptions { agent, global }, 0);
         for slot in 0..4 {
-            limits.welcome(slot, 0);
+            limits.note_join(slot, 0);
         }
         limits
     }
@@ -348,19 +348,19 @@ mod tests {
     fn a_flood_spends_its_own_tokens_before_the_common_ones() {
         let mut limits = limits(Some(rate(10, 5)), Some(rate(10, 10)));
         let flood: Vec<_> = (0..100)
-            .map(|_| limits.let_beat_in(0, Local, false, 0))
+            .map(|_| limits.admit_beat(0, Local, false, 0))
             .collect();
         assert_eq!(flood.iter().filter(|passed| passed.is_ok()).count(), 4);
         assert_eq!(flood[99], Err(Limit::Agent));
         for _ in 0..4 {
-            assert_eq!(limits.let_beat_in(1, Local, false, 0), Ok(()));
+            assert_eq!(limits.admit_beat(1, Local, false, 0), Ok(()));
         }
     }
 
     #[test]
     fn the_common_limit_holds_for_all_agents_together() {
         let mut limits = limits(None, Some(rate(1, 6)));
-        let mut let_in = |slot| limits.let_beat_in(slot, Local, false, 0);
+        let mut let_in = |slot| limits.admit_beat(slot, Local, false, 0);
         assert!((0..6).all(|i| let_in(i % 4).is_ok()));
         assert_eq!(let_in(3), Err(Limit::Global));
     }
@@ -368,26 +368,26 @@ mod tests {
     #[test]
     fn a_crash_is_heard_in_the_midst_of_its_own_flood_and_a_flood_of_crashes_is_not() {
         let mut limits = limits(Some(rate(1, 1)), Some(rate(1, 1)));
-        assert_eq!(limits.let_beat_in(0, Local, false, 0), Err(Limit::Agent));
-        assert_eq!(limits.let_beat_in(0, Local, true, 0), Ok(()));
-        assert_eq!(limits.let_beat_in(0, Local, true, 1), Err(Limit::Agent));
-        assert_eq!(limits.let_beat_in(0, Local, true, SECOND), Ok(()));
+        assert_eq!(limits.admit_beat(0, Local, false, 0), Err(Limit::Agent));
+        assert_eq!(limits.admit_beat(0, Local, true, 0), Ok(()));
+        assert_eq!(limits.admit_beat(0, Local, true, 1), Err(Limit::Agent));
+        assert_eq!(limits.admit_beat(0, Local, true, SECOND), Ok(()));
     }
 
     #[test]
     fn strangers_have_a_reserve_that_no_agent_can_spend() {
         let mut limits = limits(None, Some(rate(1, 1)));
-        while limits.let_beat_in(0, Local, false, 0).is_ok() {}
+        while limits.admit_beat(0, Local, false, 0).is_ok() {}
         for _ in 0..NEWCOMER_BURST_MIN {
-            assert_eq!(limits.let_newcomer_in(Local, 0), Ok(()));
+            assert_eq!(limits.admit_newcomer(Local, 0), Ok(()));
         }
-        assert_eq!(limits.let_newcomer_in(Local, 0), Err(Limit::Newcomers));
+        assert_eq!(limits.admit_newcomer(Local, 0), Err(Limit::Newcomers));
     }
 
     #[test]
     fn leaving_and_coming_back_is_no_way_around_the_limit() {
         let mut limits = limits(Some(rate(1, 1)), None);
-        let back = |limits: &mut Limits, now_ns| limits.let_back_in(Local, now_ns).is_ok();
+        let back = |limits: &mut Limits, now_ns| limits.admit_comeback(Local, now_ns).is_ok();
         assert_eq!((0..1_000).filter(|_| back(&mut limits, 0)).count(), 100);
         assert!(back(&mut limits, SECOND));
     }
@@ -395,7 +395,7 @@ mod tests {
     #[test]
     fn without_limits_everything_passes() {
         let mut limits = limits(None, None);
-        assert!((0..100_000).all(|_| limits.let_beat_in(0, Local, false, 0).is_ok()));
+        assert!((0..100_000).all(|_| limits.admit_beat(0, Local, false, 0).is_ok()));
     }
 
     #[test]
@@ -405,12 +405,12 @@ mod tests {
             global: Some(rate(10, 10)),
         };
         let mut limits = Limits::new(2, options, 0);
-        while limits.let_beat_in(0, Remote, false, 0).is_ok() {}
-        while limits.let_newcomer_in(Remote, 0).is_ok() {}
-        while limits.let_back_in(Remote, 0).is_ok() {}
-        assert_eq!(limits.let_beat_in(1, Local, false, 0), Ok(()));
-        assert_eq!(limits.let_newcomer_in(Local, 0), Ok(()));
-        assert_eq!(limits.let_back_in(Local, 0), Ok(()));
+        while limits.admit_beat(0, Remote, false, 0).is_ok() {}
+        while limits.admit_newcomer(Remote, 0).is_ok() {}
+        while limits.admit_comeback(Remote, 0).is_ok() {}
+        assert_eq!(limits.admit_beat(1, Local, false, 0), Ok(()));
+        assert_eq!(limits.admit_newcomer(Local, 0), Ok(()));
+        assert_eq!(limits.admit_comeback(Local, 0), Ok(()));
     }
 
     #[test]
@@ -420,8 +420,8 @@ mod tests {
             global: None,
         };
         let mut limits = Limits::new(2, options, 0);
-        limits.welcome(0, 0);
-        limits.welcome(1, 0);
+        limits.note_join(0, 0);
+        limits.note_join(1, 0);
         let begun = |limits: &mut Limits, slot, now_ns| {
             (0..1000)
                 .filter(|_| {
@@ -437,13 +437,13 @@ mod tests {
         assert_eq!(begun(&mut limits, 0, 3 * SECOND), 3);
         assert_eq!(begun(&mut limits, 1, 0), 100, "another agent");
         let mut unlimited = Limits::new(1, LimitOptions::default(), 0);
-        unlimited.welcome(0, 0);
+        unlimited.note_join(0, 0);
         assert_eq!(begun(&mut unlimited, 0, 0), 1000);
     }
 
     /// How many of ten beats that come at once from the agent in a slot pass.
     fn of_ten(limits: &mut Limits, slot: u32, now_ns: u64) -> usize {
-        let passes = |_: &i32| limits.let_beat_in(slot, Local, false, now_ns).is_ok();
+        let passes = |_: &i32| limits.admit_beat(slot, Local, false, now_ns).is_ok();
         (0..10).filter(passes).count()
     }
 
@@ -458,7 +458,7 @@ mod tests {
             },
             SECOND,
         );
-        (0..2).for_each(|slot| limits.welcome(slot, SECOND));
+        (0..2).for_each(|slot| limits.note_join(slot, SECOND));
         limits.set_agent_limit(0, BeatLimit::Own(rate(1, 5)), SECOND);
         assert_eq!(of_ten(&mut limits, 0, SECOND), 5);
         assert_eq!(of_ten(&mut limits, 1, SECOND), 1);
@@ -467,7 +467,7 @@ mod tests {
         limits.set_agent_limit(0, BeatLimit::Common, SECOND);
         assert_eq!(of_ten(&mut limits, 0, SECOND), 2);
         limits.set_agent_limit(0, BeatLimit::Unlimited, SECOND);
-        limits.welcome(0, 9 * SECOND);
+        limits.note_join(0, 9 * SECOND);
         assert_eq!(of_ten(&mut limits, 0, 9 * SECOND), 1);
         limits.set_agent_limit(7, BeatLimit::Unlimited, 0);
     }
@@ -483,7 +483,7 @@ mod tests {
     #[test]
     fn limits_that_are_replaced_hold_at_once_and_agents_keep_their_own() {
         let mut limits = Limits::new(3, LimitOptions::default(), SECOND);
-        (0..3).for_each(|slot| limits.welcome(slot, SECOND));
+        (0..3).for_each(|slot| limits.note_join(slot, SECOND));
         limits.set_agent_limit(1, BeatLimit::Own(rate(1, 4)), SECOND);
         let agent = Some(rate(1, 3));
         limits.replace(LimitOptions {

@@ -215,7 +215,7 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
             return Ok(Admitted::First);
         };
         let is_terminal = heard.beat.frame.is_terminal();
-        let limit = limits.let_beat_in(known.slot, Locality::Remote, is_terminal, now.raw_ns);
+        let limit = limits.admit_beat(known.slot, Locality::Remote, is_terminal, now.raw_ns);
         limit.map_err(Refusal::RateLimited)?;
         Ok(Admitted::Known)
     }
@@ -355,9 +355,9 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
         limits: &mut Limits,
         now_ns: u64,
     ) -> Result<(), Refusal> {
-        let mut limit = limits.let_newcomer_in(Locality::Remote, now_ns);
+        let mut limit = limits.admit_newcomer(Locality::Remote, now_ns);
         if self.left_at_ns(heard, now_ns).is_some() {
-            limit = limit.and_then(|()| limits.let_back_in(Locality::Remote, now_ns));
+            limit = limit.and_then(|()| limits.admit_comeback(Locality::Remote, now_ns));
         }
         limit.map_err(Refusal::RateLimited)
     }

@@ -205,7 +205,7 @@ impl LocalSenders {
             Err(reason) => return Verdict::Refuse(reason),
         };
         let is_terminal = frame.is_terminal();
-        if let Err(limit) = limits.let_beat_in(agent.slot, Locality::Local, is_terminal, now_ns) {
+        if let Err(limit) = limits.admit_beat(agent.slot, Locality::Local, is_terminal, now_ns) {
             return Verdict::Refuse(Refusal::RateLimited(limit));
         }
         if !is_right {
@@ -334,9 +334,9 @@ impl LocalSenders {
             self.note_noise(pid, now_ns);
             return Err(reason);
         }
-        let mut limit = limits.let_newcomer_in(Locality::Local, now_ns);
+        let mut limit = limits.admit_newcomer(Locality::Local, now_ns);
         if self.departed.get(pid, now_ns).is_some() {
-            limit = limit.and_then(|()| limits.let_back_in(Locality::Local, now_ns));
+            limit = limit.and_then(|()| limits.admit_comeback(Locality::Local, now_ns));
         }
         limit.map_err(Refusal::RateLimited)
     }

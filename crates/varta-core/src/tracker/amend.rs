@@ -25,7 +25,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             SlotState::Reclaimable => {
                 // Whether it still is one is for the wheel to find out.
                 facts.state = SlotState::Stalled;
-                self.leave_line(agent.slot, &facts);
+                self.dequeue_reclaimable(agent.slot, &facts);
             }
             SlotState::Stalled | SlotState::Free => {}
             SlotState::Alive | SlotState::Late => {
@@ -51,7 +51,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.for_each_stream(agent, |tracker, slot, mut facts| {
             if facts.state.is_latched() {
                 tracker.latched -= 1;
-                tracker.leave_line(slot, &facts);
+                tracker.dequeue_reclaimable(slot, &facts);
             }
             facts.state = SlotState::Alive;
             facts.paused_until_ns = until_ns.max(now_ns);

@@ -60,7 +60,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         } else if facts.state == SlotState::Stalled && facts.is_reclaimable(now_ns) {
             facts.state = SlotState::Reclaimable;
             self.table.store(slot, &facts);
-            self.line_up(slot, &facts);
+            self.enqueue_reclaimable(slot, &facts);
             return ControlFlow::Continue(());
         }
         let excused_ns = now_ns - self.judged_ns(&facts, now_ns);

@@ -149,7 +149,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             facts.status == Status::Critical && known.status != Status::Critical;
         if known.state.is_latched() {
             self.latched -= 1;
-            self.leave_line(slot, &known);
+            self.dequeue_reclaimable(slot, &known);
             self.counters.count(Counter::Returns);
             recorded.returned_after_ns = Some(known.silence_ns(now_ns));
         }
@@ -184,7 +184,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.thresholds.add(threshold_ns);
         self.len[facts.locality] += 1;
         if let Some(uid) = user {
-            self.users.join(uid);
+            self.users.add(uid);
         }
         self.counters.count(Counter::BeatsAccepted);
         self.counters.count(Counter::Joins);

@@ -71,17 +71,17 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     }
 
     /// Queues a slot for newcomers.
-    pub(super) fn line_up(&mut self, slot: u32, facts: &Slot) {
+    pub(super) fn enqueue_reclaimable(&mut self, slot: u32, facts: &Slot) {
         self.reclaimable.push(slot, facts.locality);
         if facts.locality == Locality::Local {
-            self.users.line_up(facts.uid);
+            self.users.add_reclaimable(facts.uid);
         }
     }
 
     /// Takes a slot out of its queue, if it is in one.
-    pub(super) fn leave_line(&mut self, slot: u32, facts: &Slot) {
+    pub(super) fn dequeue_reclaimable(&mut self, slot: u32, facts: &Slot) {
         if self.reclaimable.remove(slot) && facts.locality == Locality::Local {
-            self.users.leave_line(facts.uid);
+            self.users.remove_reclaimable(facts.uid);
         }
     }
 }

@@ -51,7 +51,7 @@ impl Users {
         number.map_or_else(Tally::default, |number| self.tallies[number as usize])
     }
 
-    pub(super) fn join(&mut self, user: u32) {
+    pub(super) fn add(&mut self, user: u32) {
         if user == ROOT {
             return;
         }
@@ -65,7 +65,7 @@ impl Users {
         }
     }
 
-    pub(super) fn leave(&mut self, user: u32) {
+    pub(super) fn remove(&mut self, user: u32) {
         let Some(number) = self.numbers.get(&user) else {
             return;
         };
@@ -78,14 +78,14 @@ impl Users {
     }
 
     /// One of its agents has got in line.
-    pub(super) fn line_up(&mut self, user: u32) {
+    pub(super) fn add_reclaimable(&mut self, user: u32) {
         if let Some(number) = self.numbers.get(&user) {
             self.tallies[number as usize].reclaimable += 1;
         }
     }
 
     /// One of its agents has left the line.
-    pub(super) fn leave_line(&mut self, user: u32) {
+    pub(super) fn remove_reclaimable(&mut self, user: u32) {
         if let Some(number) = self.numbers.get(&user) {
             self.tallies[number as usize].reclaimable -= 1;
         }

@@ -12,7 +12,10 @@ use std::time::Duration;
 use clap::builder::ArgAction;
 use clap::{Arg, Args, Command, CommandFactory, Parser, ValueEnum};
 use clap_complete::Shell;
-use varta_core::tracker::{DEFAULT_CAPACITY, DEFAULT_EVICTION_SCAN_WINDOW, MAX_CAPACITY};
+use varta_core::{
+    DEFAULT_CAPACITY, DEFAULT_EVICTION_SCAN_WINDOW, MAX_CAPACITY, MAX_EVICTION_SCAN_WINDOW,
+    MIN_EVICTION_SCAN_WINDOW,
+};
 
 use super::Toggle;
 use super::http::HttpFlags;
@@ -200,7 +203,7 @@ pub(super) struct Flags {
     pub(super) real_time: bool,
 
     /// Slots looked at per attempt to evict under the balanced policy
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_EVICTION_SCAN_WINDOW as u64, value_parser = clap::value_parser!(u64).range(1..=MAX_CAPACITY as u64), hide_short_help = true, help_heading = "Silence")]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_EVICTION_SCAN_WINDOW as u64, value_parser = clap::value_parser!(u64).range(MIN_EVICTION_SCAN_WINDOW as u64..=MAX_EVICTION_SCAN_WINDOW as u64), hide_short_help = true, help_heading = "Silence")]
     pub(super) eviction_scan_window: u64,
 
     #[command(flatten)]

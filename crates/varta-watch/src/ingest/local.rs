@@ -309,7 +309,7 @@ impl Recorder {
             self.report_refused(local(sender.pid), &recorded);
             return None;
         };
-        self.limits.welcome(agent.slot, self.clock.raw_ns());
+        self.limits.note_join(agent.slot, self.clock.raw_ns());
         let has_room = self.processes.has_room();
         let pidfd = process
             .filter(|process| has_room && self.sleeper.watch_exit(agent.slot, process).is_ok());

@@ -81,7 +81,7 @@ impl Recorder {
     /// Reads the clock, reports a gap, and returns the raw time.
     pub(super) fn read_clock(&mut self) -> u64 {
         let raw_ns = self.clock.raw.now_ns();
-        if let Some(gap) = self.clock.attention.look(raw_ns) {
+        if let Some(gap) = self.clock.attention.advance_to(raw_ns) {
             self.note_gap(gap);
         }
         raw_ns

@@ -154,7 +154,7 @@ impl Sleeper {
     }
 
     /// Says what is ready now.
-    pub(crate) fn look(&self, ready: &mut Ready, fetched: &mut Fetched) -> io::Result<()> {
+    pub(crate) fn poll(&self, ready: &mut Ready, fetched: &mut Fetched) -> io::Result<()> {
         self.fetch(Some(&AT_ONCE), ready, fetched)
     }
 

@@ -191,7 +191,7 @@ impl UdpSource {
         });
         let room = Room {
             in_table: known.is_some() || recorder.tracker.may_have_room_for(None),
-            for_events: recorder.events.has_room_for_join(),
+            for_events: known.is_some() || recorder.events.has_room_for_join(),
         };
         let threshold_ns = recorder.options.threshold_ns;
         let now = moment(recorder);
@@ -240,7 +240,7 @@ impl UdpSource {
         };
         self.senders.note_join(agent);
         let now_ns = recorder.clock.raw_ns();
-        recorder.limits.welcome(agent.slot, now_ns);
+        recorder.limits.note_join(agent.slot, now_ns);
         let from = JoinedFrom::Remote {
             address: heard.address.ip(),
             sealed: heard.is_sealed(),

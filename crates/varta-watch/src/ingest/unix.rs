@@ -294,7 +294,7 @@ impl UnixSource {
                 Some(_) => self.receive_batch_looking(recorder),
             };
             let known_exits = ready.exits.len();
-            recorder.sleeper.look(ready, fetched)?;
+            recorder.sleeper.poll(ready, fetched)?;
             for slot in &ready.exits[known_exits..] {
                 recorder.processes.note_end(*slot);
             }

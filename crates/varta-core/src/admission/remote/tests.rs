@@ -124,7 +124,7 @@ impl Host {
             .record(&heard.beat, now.attention_ns, THRESHOLD_NS);
         let agent = recorded.agent.expect("the tracker takes it");
         if admitted == Admitted::First {
-            self.limits.welcome(agent.slot, now.raw_ns);
+            self.limits.note_join(agent.slot, now.raw_ns);
             self.senders.note_join(agent);
         }
         let facts = || self.tracker.facts_in(agent.slot);

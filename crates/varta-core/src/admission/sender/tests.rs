@@ -31,7 +31,7 @@ fn senders(refuse_foreign: bool) -> LocalSenders {
 
 fn limits() -> Limits {
     let mut limits = Limits::new(4, LimitOptions::default(), 0);
-    limits.welcome(0, 0);
+    limits.note_join(0, 0);
     limits
 }
 
@@ -135,7 +135,7 @@ fn a_beat_that_a_limit_refuses_does_not_wait() {
         global: None,
     };
     let mut limits = Limits::new(1, options, 0);
-    limits.welcome(0, 0);
+    limits.note_join(0, 0);
     let refused = Verdict::Refuse(Refusal::RateLimited(Limit::Agent));
     let mut senders = senders(false);
     for beat in [beat(11), claiming(7, 11)] {
