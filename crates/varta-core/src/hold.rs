@@ -11,8 +11,8 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use crate::agent::Locality;
-use crate::census::{Census, Censuses};
+use crate::agent::{Locality, PerLocality};
+use crate::silence_counts::{SilenceByGroup, SilenceCounts};
 
 pub use fire::{HoldChange, HoldFire, HoldOptions, HoldReason, Pressure};
 
@@ -34,7 +34,7 @@ pub enum Scope {
 pub struct Holds {
     options: HoldOptions,
     /// By locality: neither says anything about the other.
-    all: [HoldFire; 2],
+    all: PerLocality<HoldFire>,
     /// Users for whom fire is held.
     users: BTreeMap<u32, HoldFire>,
 }
@@ -44,7 +44,10 @@ impl Holds {
     pub fn new(options: HoldOptions) -> Self {
         Self {
             options,
-            all: [HoldFire::new(options), HoldFire::new(options)],
+            all: PerLocality {
+                local: HoldFire::new(options),
+                remote: HoldFire::new(options),
+            },
             users: BTreeMap::new(),
         }
     }
@@ -52,14 +55,17 @@ impl Holds {
     /// Other options; what is held stays held until it is judged by them.
     pub fn set_options(&mut self, options: HoldOptions) {
         self.options = options;
-        for hold in self.all.iter_mut().chain(self.users.values_mut()) {
+        for hold in [&mut self.all.local, &mut self.all.remote]
+            .into_iter()
+            .chain(self.users.values_mut())
+        {
             hold.set_options(options);
         }
     }
 
     /// Whether fire is held for all agents of a locality.
     pub fn is_held(&self, locality: Locality) -> bool {
-        self.all[locality as usize].reason().is_some()
+        self.all[locality].reason().is_some()
     }
 
     /// Whether fire is held for the agents of a user.
@@ -83,32 +89,32 @@ impl Holds {
     /// Looks at the agents and the host, `now_ns` in attention time.
     pub fn judge(
         &mut self,
-        censuses: &Censuses,
+        groups: &SilenceByGroup,
         pressure: Pressure,
         now_ns: u64,
     ) -> Vec<(Scope, HoldChange)> {
         let mut changes = Vec::new();
-        let is_host = self.is_host_silent(censuses);
-        for (locality, census) in [
-            (Locality::Local, &censuses.local),
-            (Locality::Remote, &censuses.remote),
+        let is_host = self.is_host_silent(groups);
+        for (locality, counts) in [
+            (Locality::Local, &groups.local),
+            (Locality::Remote, &groups.remote),
         ] {
-            let counts = locality == Locality::Remote || is_host;
-            let change = self.all[locality as usize].judge(census, counts, pressure, now_ns);
+            let mass_counts = locality == Locality::Remote || is_host;
+            let change = self.all[locality].judge(counts, mass_counts, pressure, now_ns);
             changes.extend(change.map(|change| (Scope::All(locality), change)));
         }
-        if censuses.users.len() > 1 {
-            for (user, census) in &censuses.users {
-                let is_mass = HoldFire::new(self.options).mass_stall(census).is_some();
+        if groups.users.len() > 1 {
+            for (user, counts) in &groups.users {
+                let is_mass = HoldFire::new(self.options).mass_stall(counts).is_some();
                 if is_mass && !self.users.contains_key(user) {
                     self.users.insert(*user, HoldFire::new(self.options));
                 }
             }
         }
-        let nobody = Census::default();
+        let nobody = SilenceCounts::default();
         self.users.retain(|user, hold| {
-            let census = censuses.users.get(user).unwrap_or(&nobody);
-            let change = hold.judge(census, true, Pressure::default(), now_ns);
+            let counts = groups.users.get(user).unwrap_or(&nobody);
+            let change = hold.judge(counts, true, Pressure::default(), now_ns);
             changes.extend(change.map(|change| (Scope::User(*user), change)));
             hold.reason().is_some()
         });
@@ -116,26 +122,23 @@ impl Holds {
     }
 
     /// Whether a mass stall of all agents of this host would not be one user's alone.
-    fn is_host_silent(&self, censuses: &Censuses) -> bool {
-        let is_mass = |user: &u32, census: &Census| match self.users.get(user) {
-            Some(hold) => hold.mass_stall(census).is_some(),
-            None => HoldFire::new(self.options).mass_stall(census).is_some(),
+    fn is_host_silent(&self, groups: &SilenceByGroup) -> bool {
+        let is_mass = |user: &u32, counts: &SilenceCounts| match self.users.get(user) {
+            Some(hold) => hold.mass_stall(counts).is_some(),
+            None => HoldFire::new(self.options).mass_stall(counts).is_some(),
         };
-        let others = censuses.users.iter();
-        let others = others.filter(|(user, census)| !is_mass(user, census));
-        let mut rest = Census::default();
-        for (_, census) in others {
-            rest.watched += census.watched;
-            rest.silent += census.silent;
-            rest.fresh += census.fresh;
+        let others = groups.users.iter();
+        let others = others.filter(|(user, counts)| !is_mass(user, counts));
+        let mut rest = SilenceCounts::default();
+        for (_, counts) in others {
+            rest.watched += counts.watched;
+            rest.silent += counts.silent;
+            rest.fresh += counts.fresh;
         }
-        if rest.watched == 0 || rest.watched == censuses.local.watched {
+        if rest.watched == 0 || rest.watched == groups.local.watched {
             return true;
         }
-        let is_held = matches!(
-            self.all[Locality::Local as usize].reason(),
-            Some(HoldReason::MassStall { .. })
-        );
+        let is_held = matches!(self.all.local.reason(), Some(HoldReason::MassStall { .. }));
         // As long as fire is held whoever is silent counts, however long by now.
         let silent = if is_held { rest.silent } else { rest.fresh };
         let of = rest.watched - (rest.silent - silent);

@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::fact::{Signal, SignalTarget};
+use crate::fact::{Occasion, Signal, SignalTarget};
 use crate::rules::{Selector, glob};
 
 /// All of it; replaced as a whole when the settings are read again.
@@ -182,6 +182,19 @@ pub struct RecoveryLimits {
     pub memory_pressure: Option<f64>,
     /// The same for I/O.
     pub io_pressure: Option<f64>,
+}
+
+impl Hooks {
+    /// The steps for an occasion.
+    pub fn on(&self, occasion: Occasion) -> &[Step] {
+        match occasion {
+            Occasion::Late => &self.on_late,
+            Occasion::Critical => &self.on_critical,
+            Occasion::Exit => &self.on_exit,
+            Occasion::Recovered => &self.on_recovered,
+            Occasion::GaveUp => &self.on_gave_up,
+        }
+    }
 }
 
 impl Policy {

@@ -80,7 +80,7 @@ pub enum Action {
 
 impl Action {
     /// `None` for a step that only waits, which the engine does by itself.
-    pub(super) fn of(step: &Step) -> Option<Self> {
+    pub fn of(step: &Step) -> Option<Self> {
         match step {
             Step::Run(run) => Some(Self::Run(run.clone())),
             Step::Signal(signal) => Some(Self::Signal(*signal)),

@@ -7,10 +7,10 @@ use super::Engine;
 use super::effect::Effect;
 use super::rule_assignments::nanoseconds;
 use crate::agent::{Agent, Locality};
-use crate::census::{Censuses, census};
 use crate::fact::Fact;
 use crate::hold::{HoldChange, HoldOptions, Holds, Pressure, Scope};
 use crate::policy::Policy;
+use crate::silence_counts::{SilenceByGroup, count_silent};
 
 /// How often it is looked whether held fire may be free again.
 const HELD_PAUSE_NS: u64 = 100_000_000;
@@ -26,7 +26,7 @@ pub(super) struct HostWatch {
     /// No look before then, on the observer's clock.
     next_look_ns: u64,
     /// The pressure figures are being read; the agents were counted at these times.
-    asked: Option<(super::Now, Censuses)>,
+    asked: Option<(super::Now, SilenceByGroup)>,
 }
 
 impl HostWatch {
@@ -82,20 +82,17 @@ impl Engine {
             false => self.host.next_held_look_ns(),
         };
         if !self.host.is_asked() && look_ns.is_some_and(|look_ns| look_ns <= now_ns) {
-            let censuses = census(&self.table, self.now.attention_ns);
-            self.host.asked = Some((self.now, censuses));
+            let groups = count_silent(&self.table, self.now.attention_ns);
+            self.host.asked = Some((self.now, groups));
             self.effects.push_back(Effect::ReadPressure);
         }
     }
 
     pub(super) fn on_pressure(&mut self, pressure: Pressure) {
-        let Some((then, censuses)) = self.host.asked.take() else {
+        let Some((then, groups)) = self.host.asked.take() else {
             return;
         };
-        let changes = self
-            .host
-            .holds
-            .judge(&censuses, pressure, then.attention_ns);
+        let changes = self.host.holds.judge(&groups, pressure, then.attention_ns);
         for (scope, change) in changes {
             let is_held = matches!(change, HoldChange::Held(_));
             if let Some(ladders) = &mut self.ladders {

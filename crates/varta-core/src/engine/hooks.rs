@@ -16,7 +16,7 @@ use super::outcomes::InFlight;
 use super::rule_assignments::nanoseconds;
 use crate::agent::{Agent, Locality, PerLocality};
 use crate::fact::{AgentRef, Fact, HookOutcome, Occasion, StartFailure, WithdrawReason};
-use crate::policy::{self, Mode, Step};
+use crate::policy::{Mode, Step};
 
 /// Hooks of a locality under way at the same time; more are dropped and counted.
 const HOOKS_MAX: usize = 1024;
@@ -149,7 +149,7 @@ impl Engine {
     /// Takes the steps for an occasion, if the agent's rule has any.
     pub(super) fn hook(&mut self, agent: Agent, occasion: Occasion) {
         let rule = self.rule_of(agent);
-        let steps = rule.map_or(&[][..], |rule| steps_for(occasion, &rule.hooks));
+        let steps = rule.map_or(&[][..], |rule| rule.hooks.on(occasion));
         if steps.is_empty() || self.policy.mode == Mode::Observe || self.is_paused(agent) {
             return;
         }
@@ -306,16 +306,6 @@ impl Engine {
         } else {
             None
         }
-    }
-}
-
-fn steps_for(occasion: Occasion, hooks: &policy::Hooks) -> &[Step] {
-    match occasion {
-        Occasion::Late => &hooks.on_late,
-        Occasion::Critical => &hooks.on_critical,
-        Occasion::Exit => &hooks.on_exit,
-        Occasion::Recovered => &hooks.on_recovered,
-        Occasion::GaveUp => &hooks.on_gave_up,
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::mem::discriminant;
 
-use crate::census::Census;
+use crate::silence_counts::SilenceCounts;
 
 /// Below this part of its limit a pressure is over, so that a figure at the limit does not flicker.
 const RELIEF: f64 = 0.8;
@@ -106,7 +106,7 @@ impl HoldFire {
     /// nothing.
     pub fn judge(
         &mut self,
-        census: &Census,
+        counts: &SilenceCounts,
         mass_counts: bool,
         pressure: Pressure,
         now_ns: u64,
@@ -115,8 +115,8 @@ impl HoldFire {
         if !is_mass {
             self.mass_since_ns = now_ns;
         }
-        self.silent_before = self.silent_before(census);
-        let mass = self.mass_stall(census).filter(|_| mass_counts);
+        self.silent_before = self.silent_before(counts);
+        let mass = self.mass_stall(counts).filter(|_| mass_counts);
         let mass_ns = now_ns.saturating_sub(self.mass_since_ns);
         let is_old = |max_ns| is_mass && mass_ns >= max_ns;
         if mass.is_some() && self.options.mass_max_ns.is_some_and(is_old) {
@@ -126,7 +126,7 @@ impl HoldFire {
         }
         let cause = mass.or_else(|| self.starved(pressure));
         if cause.is_some() {
-            self.settled_ns = now_ns.saturating_add(census.threshold_ns.min(SETTLE_MAX_NS));
+            self.settled_ns = now_ns.saturating_add(counts.threshold_ns.min(SETTLE_MAX_NS));
         }
         let is_settled = now_ns >= self.settled_ns;
         let now = cause.or_else(|| self.reason.filter(|_| !is_settled));
@@ -142,20 +142,20 @@ impl HoldFire {
     }
 
     /// Agents that were silent before the others: fixed while a mass stall holds fire.
-    fn silent_before(&self, census: &Census) -> u32 {
+    fn silent_before(&self, counts: &SilenceCounts) -> u32 {
         match self.reason {
             Some(HoldReason::MassStall { .. }) => self.silent_before,
-            _ => census.silent.saturating_sub(census.fresh),
+            _ => counts.silent.saturating_sub(counts.fresh),
         }
     }
 
     /// Whether too many have fallen silent together. Once held, whoever has been silent with the others counts,
     /// however long by now.
-    pub(super) fn mass_stall(&self, census: &Census) -> Option<HoldReason> {
+    pub(super) fn mass_stall(&self, counts: &SilenceCounts) -> Option<HoldReason> {
         let share = self.options.share?;
-        let silent_before = self.silent_before(census);
-        let silent = census.silent.saturating_sub(silent_before);
-        let of = census.watched.saturating_sub(silent_before);
+        let silent_before = self.silent_before(counts);
+        let silent = counts.silent.saturating_sub(silent_before);
+        let of = counts.watched.saturating_sub(silent_before);
         let too_many = silent >= self.options.min && f64::from(silent) > share * f64::from(of);
         too_many.then_some(HoldReason::MassStall { silent, of })
     }
@@ -191,8 +191,8 @@ mod tests {
         })
     }
 
-    fn crowd(watched: u32, silent: u32, fresh: u32) -> Census {
-        Census {
+    fn crowd(watched: u32, silent: u32, fresh: u32) -> SilenceCounts {
+        SilenceCounts {
             watched,
             silent,
             fresh,
@@ -238,7 +238,7 @@ mod tests {
     {
         const S: u64 = 1_000_000_000;
         for (threshold_ns, settle_ns) in [(2 * S, 2 * S), (3_600 * S, 10 * S)] {
-            let crowd = |silent| Census {
+            let crowd = |silent| SilenceCounts {
                 threshold_ns,
                 ..crowd(100, silent, silent)
             };
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_cause_that_comes_again_before_all_are_back_is_the_same_cause() {
-        let crowd = |silent| Census {
+        let crowd = |silent| SilenceCounts {
             threshold_ns: 10,
             ..crowd(100, silent, silent)
         };
@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn a_mass_stall_that_is_over_is_not_said_to_last() {
         let mut hold = hold();
-        let crowd = |silent| Census {
+        let crowd = |silent| SilenceCounts {
             threshold_ns: 50,
             ..crowd(100, silent, silent)
         };
@@ -344,7 +344,7 @@ mod tests {
     #[test]
     fn other_options_count_at_once() {
         let mut hold = hold();
-        let crowd = Census {
+        let crowd = SilenceCounts {
             threshold_ns: 10,
             ..crowd(100, 60, 60)
         };

@@ -19,22 +19,22 @@ fn options() -> HoldOptions {
 }
 
 /// Users with their agents, of which so many have just fallen silent.
-fn crowds(users: &[(u32, u32, u32)]) -> Censuses {
-    let mut censuses = Censuses::default();
+fn crowds(users: &[(u32, u32, u32)]) -> SilenceByGroup {
+    let mut groups = SilenceByGroup::default();
     for (user, watched, fresh) in users {
-        let census = Census {
+        let counts = SilenceCounts {
             watched: *watched,
             silent: *fresh,
             fresh: *fresh,
             latched: 0,
             threshold_ns: 0,
         };
-        censuses.local.watched += watched;
-        censuses.local.silent += fresh;
-        censuses.local.fresh += fresh;
-        censuses.users.insert(*user, census);
+        groups.local.watched += watched;
+        groups.local.silent += fresh;
+        groups.local.fresh += fresh;
+        groups.users.insert(*user, counts);
     }
-    censuses
+    groups
 }
 
 /// Whose fire is held when these crowds are looked at for the first time.

@@ -101,11 +101,11 @@ impl<W: AsRef<[AtomicU64]>> SlotTable<W> {
         }
     }
 
-    /// What a census needs of an occupied slot and nothing else, so that all of them can be looked at in a
+    /// What a count of the silent needs of an occupied slot and nothing else, so that all of them can be looked at in a
     /// moment.
     pub(crate) fn read_rhythm(&self, slot: u32) -> Option<Rhythm> {
         let words = self.slot_words(slot)?;
-        // A free slot is not worth the wait; one that is filled just now is in the next census.
+        // A free slot is not worth the wait; one that is filled just now is in the next count.
         if words[HEAD].load(Ordering::Relaxed) == 0 {
             return None;
         }

@@ -16,15 +16,17 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
+use varta_core::engine::Subject;
 use varta_core::fact::{ExitCause, Force, ProgramExit, StartFailure};
+use varta_core::policy::RunStep;
 use varta_sys::child::{Child, Program};
 
 use super::cgroup::{ChildCgroup, Delegated};
 use super::output::{Collector, LeftOpen, Output};
 use super::target;
-use super::{Runner, Subject, environment};
+use super::{Runner, command, environment};
 use crate::process_info;
-use crate::settings::policy::{Children, RunStep};
+use crate::settings::children::Children;
 
 /// How often it is looked whether a group has gone whose leader has. The kernel tells nobody.
 const GROUP_PAUSE: Duration = Duration::from_millis(10);
@@ -296,7 +298,10 @@ fn program(
     output: OwnedFd,
     procs: Option<File>,
 ) -> io::Result<Program> {
-    let arguments = step.arguments.iter().map(|argument| subject.fill(argument));
+    let arguments = step
+        .arguments
+        .iter()
+        .map(|argument| command::fill(subject, argument));
     // The last word about a name counts.
     let environment: BTreeMap<_, _> = environment.into_iter().collect();
     let variables = environment.into_iter().map(|(mut variable, value)| {

@@ -2,8 +2,10 @@
 
 use std::ffi::{OsStr, OsString};
 
-use super::Subject;
-use crate::settings::policy::{CHILD_PATH, Children};
+use varta_core::engine::Subject;
+
+use super::command;
+use crate::settings::children::{CHILD_PATH, Children};
 
 /// What the service manager tells the observer about itself. A child that believed it could report in the
 /// observer's name, take its sockets for its own, or write to its journal stream. From systemd.exec(5) and
@@ -52,7 +54,7 @@ pub(super) fn for_child(
     }
     let given = children.environment.iter();
     environment.extend(given.map(|(key, value)| (key.into(), value.into())));
-    let facts = subject.variables();
+    let facts = command::variables(subject);
     environment.extend(facts.map(|(key, value)| (key.into(), value.into())));
     environment
 }

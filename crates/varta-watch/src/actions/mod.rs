@@ -24,12 +24,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use varta_core::Agent;
 use varta_core::fact::{SignalHits, StartFailure};
+use varta_core::policy::SignalStep;
 
 use crate::process_info::KernelFeatures;
-use crate::settings::policy::SignalStep;
 use cgroup::Delegated;
 pub(crate) use child::Ended;
-pub(crate) use command::{SOURCE_PLACEHOLDER, Subject};
+pub(crate) use command::{SOURCE_PLACEHOLDER, shown, shown_step};
 use output::LeftOpen;
 pub(crate) use target::is_shortage;
 

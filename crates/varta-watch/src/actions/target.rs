@@ -11,11 +11,11 @@ use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 use varta_core::Agent;
 use varta_core::fact::{OsError, Protected, SignalHits, SignalTarget, StartFailure};
+use varta_core::policy::SignalStep;
 
 use super::{cgroup, group};
 use crate::process_info::rights::Owners;
 use crate::process_info::{self, KernelFeatures};
-use crate::settings::policy::SignalStep;
 
 /// The first process of a pid namespace, whose end is the end of all others in it.
 pub(super) const INIT: u32 = 1;

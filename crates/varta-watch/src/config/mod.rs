@@ -199,6 +199,7 @@ impl Flags {
         );
         let users = users.map_err(|text| problems.about("allow-uid", &[], text));
         let several_may_join = users.as_ref().is_ok_and(users::may_be_several);
+        let children = self.children();
         let policy = self.policy(
             given.file,
             exec.as_deref(),
@@ -246,7 +247,6 @@ impl Flags {
             udp,
             http,
             threshold: Duration::from_millis(self.threshold_ms),
-            late: self.late_ms.map(Duration::from_millis),
             capacity,
             agents_per_user,
             eviction_policy: match self.tracker_eviction_policy {
@@ -256,6 +256,7 @@ impl Flags {
             eviction_scan_window: self.eviction_scan_window as usize,
             recovery_exec: exec,
             policy,
+            children,
             export_file: self.export_file,
             allow_any_export_file: self.allow_any_export_file,
             export_events: self.export_events,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use varta_core::policy::{Ladder, Policy, RecoveryLimits, RunStep, Step};
 use varta_sys::secret_file;
 
 use super::Toggle;
@@ -12,7 +13,7 @@ use super::rules::{self, Defaults, NONE, RECOVERY_EXEC};
 use super::steps::{self, StepDefaults};
 use super::table::{Flags, RecoveryFlags};
 use super::units;
-use crate::settings::policy::{Children, Ladder, Policy, RecoveryLimits, RunStep, Step};
+use crate::settings::children::Children;
 
 /// A command of any sensible length, as the kernel bounds one argument.
 const COMMAND_BYTES_MAX: usize = 128 * 1024;
@@ -94,12 +95,13 @@ impl Flags {
             }),
         };
         Policy {
+            threshold: Duration::from_millis(self.threshold_ms),
+            late: self.late_ms.map(Duration::from_millis),
             rules: written.rules,
             ladders: written.ladders,
             default_ladder,
-            mode: self.recovery.recovery_mode,
-            limits: self.limits(),
-            children: self.children(),
+            mode: self.recovery.recovery_mode.into(),
+            limits: self.recovery_limits(),
             recover_foreign: self.allow_cross_namespace_agents,
         }
     }
@@ -211,7 +213,7 @@ impl Flags {
         })
     }
 
-    fn limits(&self) -> RecoveryLimits {
+    fn recovery_limits(&self) -> RecoveryLimits {
         let flags = &self.limits;
         RecoveryLimits {
             max_in_flight: flags.recovery_max_in_flight as usize,
@@ -226,7 +228,7 @@ impl Flags {
         }
     }
 
-    fn children(&self) -> Children {
+    pub(super) fn children(&self) -> Children {
         let flags = &self.recovery;
         Children {
             inherit_environment: flags.recovery_inherit_env,

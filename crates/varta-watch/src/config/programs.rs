@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
-use crate::settings::policy::CHILD_PATH;
+use crate::settings::children::CHILD_PATH;
 
 /// Directories that a name is looked up in. Nobody's path has more, and each of them costs time for each name.
 const PLACES_MAX: usize = 256;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::DeValue;
+use varta_core::policy::{AgentRule, Expectation, Hooks, Ladder, LadderChoice, Step};
 use varta_core::rules::{Namespace, Selector, Transport};
 
 use super::file::{Document, Parsed};
@@ -14,7 +15,6 @@ use super::steps::{self, StepDefaults};
 use super::table;
 use super::units::{self, quoted};
 use super::unvouched;
-use crate::settings::policy::{AgentRule, Expectation, Hooks, Ladder, LadderChoice, Step};
 
 /// The word for no ladder.
 pub(super) const NONE: &str = "none";

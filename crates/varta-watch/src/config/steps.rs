@@ -6,12 +6,12 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeValue;
 use varta_core::fact::{Signal, SignalTarget};
+use varta_core::policy::{RunStep, SignalStep, Step};
 
 use super::problems::{Problems, nearest};
 use super::programs::SearchPath;
 use super::section::{Section, kind, text};
 use super::units;
-use crate::settings::policy::{RunStep, SignalStep, Step};
 
 /// More are no ladder but a program; write one.
 const STEPS_MAX: usize = 32;

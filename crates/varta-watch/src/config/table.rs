@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::builder::ArgAction;
 use clap::{Arg, Args, Command, CommandFactory, Parser, ValueEnum};
 use clap_complete::Shell;
+use varta_core::policy::Mode;
 use varta_core::{
     DEFAULT_CAPACITY, DEFAULT_EVICTION_SCAN_WINDOW, MAX_CAPACITY, MAX_EVICTION_SCAN_WINDOW,
     MIN_EVICTION_SCAN_WINDOW,
@@ -23,7 +24,6 @@ use super::network::NetworkFlags;
 use super::problems::nearest;
 use super::{old_flags, units, users};
 use crate::settings::http::AgentSeries;
-use crate::settings::policy::Mode;
 use crate::settings::{ExportEvents, LogFormat, QUEUE_DATAGRAMS_DEFAULT};
 
 /// Beats per second of one agent unless told otherwise, as in 0.2.0.
@@ -303,8 +303,8 @@ pub(super) struct RecoveryFlags {
     pub(super) default_recovery: Option<String>,
 
     /// What recovery may do
-    #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Enforce)]
-    pub(super) recovery_mode: Mode,
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = RecoveryMode::Enforce)]
+    pub(super) recovery_mode: RecoveryMode,
 
     /// Least time between the actions of two silences of an agent, in milliseconds
     ///
@@ -421,6 +421,27 @@ pub(super) struct RecoveryLimitFlags {
 pub(super) enum Eviction {
     Strict,
     Balanced,
+}
+
+/// What recovery may do.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum RecoveryMode {
+    /// Tell of stalls, decide nothing.
+    Observe,
+    /// Decide and tell, touch nothing.
+    DryRun,
+    /// Decide, tell and act.
+    Enforce,
+}
+
+impl From<RecoveryMode> for Mode {
+    fn from(mode: RecoveryMode) -> Self {
+        match mode {
+            RecoveryMode::Observe => Self::Observe,
+            RecoveryMode::DryRun => Self::DryRun,
+            RecoveryMode::Enforce => Self::Enforce,
+        }
+    }
 }
 
 /// Settings that take effect on SIGHUP. The others are about what exists once it is open, or about how big

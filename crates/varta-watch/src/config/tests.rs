@@ -325,7 +325,7 @@ fn an_argument_that_is_not_text_is_an_error_and_not_a_crash() {
 fn variables_are_split_at_the_first_equals_sign() {
     let config = parse(&["--socket=/s", "--recovery-env", "A=b=c"]).unwrap();
     assert_eq!(
-        config.settings.policy.children.environment,
+        config.settings.children.environment,
         [("A".to_owned(), "b=c".to_owned())]
     );
 }

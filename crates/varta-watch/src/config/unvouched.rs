@@ -6,10 +6,10 @@
 
 use std::time::Duration;
 
+use varta_core::policy::{AgentRule, Hooks, LadderChoice};
 use varta_core::rules::{Selector, Transport};
 
 use super::units;
-use crate::settings::policy::{AgentRule, Hooks, LadderChoice};
 
 /// What is to be said of a rule while several users may join: what selects, what any of them could get, and how to
 /// mend it. `threshold` holds for agents without a rule.

@@ -1,19 +1,19 @@
-//! The other thread: everything slow. It takes events from the beat path, publishes what has happened, and starts
-//! what the core decides about recovery.
+//! The other thread: everything slow. It is a shell around the engine ([`varta_core::engine`]): it receives what has
+//! happened, feeds it to the engine, carries out what that answers, and feeds back what became of it. It decides
+//! nothing about agents.
 //!
 //! Nothing here can delay a beat. The table of slots is the truth about who is silent; events only
 //! say when to look. So an event that was dropped can cost a log line, never a wrong action.
+//!
+//! Bounds: a turn takes [`EVENTS_PER_TURN`] events; what else is kept here is bounded where it is kept.
 
-mod acquaintances;
-mod events;
-mod hooks;
 mod pressure;
+mod process_registry;
 mod receive_trouble;
-mod recoveries;
 mod reload;
-mod rulebook;
-mod wishes;
+mod steps;
 
+use std::collections::HashMap;
 use std::future;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -25,17 +25,19 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use varta_core::engine::{
+    AgentGone, AgentUpdate, Effect, Engine, EngineOptions, Input, Levels, Now, Outcome,
+    ProcessFacts, StepOrder,
+};
 use varta_core::fact::{Level, StopCause};
-use varta_core::slot::Slot;
+use varta_core::policy::Policy;
 use varta_core::{
-    Agent, AgentRef, BeatLimit, Counter, Counters, Deadlines, Event, EventKind, ExitStatus, Fact,
-    Rate, SlotTable, UID_UNKNOWN,
+    Agent, Counter, Counters, Event, EventKind, ExitStatus, Fact, Gauge, JoinedFrom, SlotTable,
 };
 
-use crate::actions::Runner;
 use crate::beat_path_state::BeatPathState;
 use crate::config::Config;
-use crate::handoff::command::Command;
+use crate::handoff::command::{CommandRequest, Reply};
 use crate::handoff::{EventReceiver, Handed, Update, UpdateSender};
 use crate::process_info::{self, KernelFeatures};
 use crate::report::Report;
@@ -44,11 +46,9 @@ use crate::snapshot::control_state::ControlState;
 use crate::snapshot::directory::Directory;
 use crate::snapshot::no_room::NoRoom;
 use crate::token::TokenFile;
-use acquaintances::Acquaintances;
+use process_registry::ProcessRegistry;
 use receive_trouble::ReceiveTrouble;
-use recoveries::Recoveries;
-use rulebook::Newcomer;
-use wishes::Pauses;
+use steps::Steps;
 
 /// Events handled before anything else gets a turn.
 const EVENTS_PER_TURN: usize = 4096;
@@ -56,10 +56,7 @@ const EVENTS_PER_TURN: usize = 4096;
 /// How often the largest pid of this host is read, in case the operator changes it.
 const PID_MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// Seconds' worth of beats that an agent with a limit of its own may send at once.
-const BURST_SECONDS: u32 = 10;
-
-/// How soon updates that found no room are sent again.
+/// How soon updates of the beat path that found no room are sent again.
 const UPDATES_PAUSE: Duration = Duration::from_millis(10);
 
 /// How long killed recovery commands may take to be gone when the observer stops.
@@ -69,12 +66,10 @@ const REAP_WAIT: Duration = Duration::from_millis(100);
 pub(crate) struct ControlConfig {
     pub(crate) events: EventReceiver,
     pub(crate) updates: UpdateSender,
-    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) commands: mpsc::Receiver<CommandRequest>,
     pub(crate) report: Report,
     /// What the operator wanted at the start.
     pub(crate) config: Config,
-    /// Slots of the table.
-    pub(crate) slots: usize,
     /// Spreads what must not happen all at once.
     pub(crate) seed: u64,
     /// Read again on SIGHUP; `None` without encrypted UDP.
@@ -93,12 +88,19 @@ pub(crate) struct ControlConfig {
 /// The control thread's state.
 pub(crate) struct Control {
     given: ControlConfig,
-    acquaintances: Acquaintances,
+    engine: Engine,
+    /// What the engine goes by, for what must be looked up for it.
+    policy: Arc<Policy>,
+    processes: ProcessRegistry,
+    steps: Steps,
+    /// Who waits for the answer to a command, by ticket.
+    replies: HashMap<u64, Reply>,
+    last_ticket: u64,
+    /// The number of the last update of the beat path.
+    last_update: u64,
     next_pid_max: Instant,
-    recoveries: Recoveries,
     /// What the operator wants now.
     in_force: Config,
-    pauses: Pauses,
     /// The operator knows that descriptors have run out.
     receive_trouble: ReceiveTrouble,
     told_of_unwatched_exits: bool,
@@ -140,20 +142,27 @@ impl Signals {
 
 impl Control {
     pub(crate) fn new(given: ControlConfig) -> Self {
-        let policy = Arc::new(given.config.settings.policy.clone());
-        let runner = Runner::new(given.kernel);
-        given
-            .state
-            .set_threshold(nanoseconds(given.config.settings.threshold));
+        let settings = &given.config.settings;
+        let policy = Arc::new(settings.policy.clone());
+        let options = EngineOptions {
+            seed: given.seed,
+            own_uid: rustix::process::geteuid().as_raw(),
+        };
+        let now = now(&given.beat_path);
+        given.state.set_threshold(nanoseconds(settings.threshold));
         Self {
-            acquaintances: Acquaintances::new(given.kernel, given.beat_path.raw()),
-            recoveries: Recoveries::new(policy, runner, given.slots, given.seed),
-            in_force: given.config.clone(),
-            given,
+            engine: Engine::new(options, Arc::clone(&given.table), Arc::clone(&policy), now),
+            policy,
+            processes: ProcessRegistry::new(given.kernel, given.beat_path.raw()),
+            steps: Steps::new(given.kernel, settings.children.clone()),
+            replies: HashMap::new(),
+            last_ticket: 0,
+            last_update: 0,
             next_pid_max: Instant::now() + PID_MAX_PAUSE,
-            pauses: Pauses::default(),
+            in_force: given.config.clone(),
             receive_trouble: ReceiveTrouble::default(),
             told_of_unwatched_exits: false,
+            given,
         }
     }
 
@@ -181,8 +190,10 @@ impl Control {
                     more = self.take_events();
                 }
                 () = tokio::task::yield_now(), if more => more = self.take_events(),
-                Some(work) = self.recoveries.work_ended() => self.take_note(work),
-                Some(command) = self.given.commands.recv() => self.handle(command),
+                Some((action, end)) = self.steps.ended() => {
+                    self.feed(Input::Outcome { action, outcome: Outcome::Ended(end) });
+                }
+                Some(request) = self.given.commands.recv() => self.handle(request),
                 () = at(due) => {}
                 () = at(end) => return Ok(StopReason::Told(StopCause::TimeIsUp)),
                 _ = signals.interrupt.recv() => return Ok(StopReason::Told(StopCause::Interrupt)),
@@ -191,26 +202,27 @@ impl Control {
                 _ = signals.user1.recv() => self.publish_counters(),
                 Ok(error) = &mut *ingest_end => return Ok(StopReason::IngestFailed(error)),
             }
-            self.act();
+            self.feed(Input::Timeout);
             self.look_around(Instant::now());
+            self.show_levels();
             self.given.updates.send();
+            self.given.report.write_rows();
             self.given.report.tick();
         }
     }
 
     /// Ends everything that was started. The beat path has stopped: no more events come, and nothing can be
-    /// changed.
+    /// changed. The engine is not told of the time any more, so it orders nothing.
     pub(crate) async fn finish(&mut self) {
         self.given.commands.close();
         while self.given.commands.try_recv().is_ok() {}
         while self.take_events() {}
         self.given.report.finish();
-        let longest = self.given.config.settings.shutdown_grace;
-        let grace = self.recoveries.policy.children.grace.min(longest);
-        self.recoveries.runner.stop(grace);
+        let grace = self.steps.stop(self.given.config.settings.shutdown_grace);
         let _ = tokio::time::timeout(grace + REAP_WAIT, async {
-            while let Some(work) = self.recoveries.work_ended().await {
-                self.take_note(work);
+            while let Some((action, end)) = self.steps.ended().await {
+                let outcome = Outcome::Ended(end);
+                self.feed(Input::Outcome { action, outcome });
             }
         })
         .await;
@@ -223,194 +235,165 @@ impl Control {
 
     /// Takes what has happened, up to a bound; true if there may be more.
     fn take_events(&mut self) -> bool {
-        let mut more = true;
         for _ in 0..EVENTS_PER_TURN {
-            let Some(handed) = self.given.events.pop() else {
-                more = false;
-                break;
-            };
-            match handed {
-                Handed::Event { event, process } => {
+            match self.given.events.pop() {
+                None => return false,
+                Some(Handed::Event { event, process }) => {
                     self.take_event(completed(event, process.as_ref()));
                 }
-                Handed::Query(query) => {
-                    let reply = self.acquaintances.answer(query);
+                Some(Handed::Query(query)) => {
+                    let reply = self.processes.answer(query);
                     self.given.updates.add(Update::Identity(reply));
                     // A beat is waiting.
                     self.given.updates.send();
                 }
             }
         }
-        self.given.report.write_rows();
-        more
+        true
     }
 
-    /// Tells everybody what has happened now.
+    /// Feeds an event with what can be looked up about its process.
+    fn take_event(&mut self, event: Event) {
+        let facts = match event.kind {
+            EventKind::Join { agent, from, .. } => self.joined(agent, from),
+            EventKind::Session { agent, .. } => {
+                let policy = &self.policy;
+                self.processes
+                    .review(agent, &|path| policy.names_program(path))
+            }
+            EventKind::Refused { sender, reason } => {
+                let now = Instant::now().into_std();
+                self.given.no_room.note(sender, reason, now);
+                None
+            }
+            EventKind::ReceiveTrouble => {
+                let now_ns = event.observer_ns;
+                for fact in self.receive_trouble.changes(&self.given.beat_path, now_ns) {
+                    self.given.report.publish(&fact, now_ns);
+                }
+                None
+            }
+            _ => None,
+        };
+        self.feed(Input::Event {
+            event,
+            facts: facts.map(Box::new),
+        });
+        match event.kind {
+            EventKind::Join { .. } => self.publish_unwatched_exits(),
+            EventKind::Exit { agent, .. } | EventKind::Evicted { agent } => {
+                self.processes.forget(agent);
+            }
+            _ => {}
+        }
+    }
+
+    /// Looks at the process of a new agent, for the engine and for the beat path.
+    fn joined(&mut self, agent: Agent, from: JoinedFrom) -> Option<ProcessFacts> {
+        let JoinedFrom::Local { exit_watched, .. } = from else {
+            return None;
+        };
+        let policy = &self.policy;
+        let (info, facts) = self
+            .processes
+            .join(agent, exit_watched, &|path| policy.names_program(path));
+        // Before anybody reads of the join and acts on it.
+        self.given.updates.add(Update::Info(agent, info));
+        self.given.updates.send();
+        Some(facts)
+    }
+
+    fn publish_unwatched_exits(&mut self) {
+        if !self.told_of_unwatched_exits && self.given.counters.get(Counter::ExitWatchFailed) > 0 {
+            self.told_of_unwatched_exits = true;
+            self.publish(&Fact::ExitsUnwatched);
+        }
+    }
+
+    /// Feeds an operator's command; it is answered by an effect.
+    fn handle(&mut self, CommandRequest { command, reply }: CommandRequest) {
+        self.last_ticket += 1;
+        let ticket = self.last_ticket;
+        self.replies.insert(ticket, reply);
+        self.feed(Input::Command { ticket, command });
+    }
+
+    fn feed(&mut self, input: Input) {
+        self.engine.handle(input, now(&self.given.beat_path));
+        while let Some(effect) = self.engine.poll_effect() {
+            self.carry_out(effect);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Publish { observer_ns, fact } => {
+                self.given.report.publish(&fact, observer_ns);
+            }
+            Effect::TakeStep(order) => self.take_step(&order),
+            Effect::Update(update) => self.last_update = self.given.updates.add(update_of(update)),
+            Effect::ReadPressure => {
+                let pressure = Input::Pressure(pressure::read());
+                self.engine.handle(pressure, now(&self.given.beat_path));
+            }
+            Effect::Directory {
+                agent,
+                info: Some(info),
+            } => self.given.directory.enter(agent, *info),
+            Effect::Directory { agent, info: None } => self.given.directory.leave(agent),
+            Effect::Answer { ticket, result } => self.answer(ticket, result),
+        }
+    }
+
+    fn take_step(&mut self, order: &StepOrder) {
+        let outcome = self.steps.take(order, &mut self.processes);
+        let action = order.id;
+        let outcome = Input::Outcome { action, outcome };
+        self.engine.handle(outcome, now(&self.given.beat_path));
+    }
+
+    fn answer(&mut self, ticket: u64, result: Result<(), AgentGone>) {
+        if let Some(reply) = self.replies.remove(&ticket) {
+            // Whoever does not wait for the answer any more gets what was wanted all the same.
+            let _ = reply.send(result.map(|()| self.last_update));
+        }
+    }
+
+    /// Publishes what is about no agent.
     pub(crate) fn publish(&mut self, fact: &Fact) {
         let now_ns = self.given.beat_path.raw().now_ns();
-        self.publish_at(fact, now_ns);
-    }
-
-    /// Tells everybody what has happened at a time of the observer's clock, and remembers with the agent what became of
-    /// its recovery.
-    fn publish_at(&mut self, fact: &Fact, observer_ns: u64) {
-        if let (Some(agent), Some(outcome)) = (fact.agent(), fact.outcome()) {
-            let label = outcome.info().label.map(|(_, value)| value);
-            self.given.directory.update(agent.agent, |info| {
-                info.recovery = label;
-                // Whatever else comes is another attempt.
-                info.gave_up = outcome == Counter::RecoveryGaveUp;
-            });
-        }
-        self.given.report.publish(fact, observer_ns);
+        self.given.report.publish(fact, now_ns);
     }
 
     fn notice(&mut self, level: Level, text: String) {
         self.publish(&Fact::Notice { level, text });
     }
 
-    /// An agent as facts name it: as its rule says, else as it calls itself.
-    fn agent_ref(&self, agent: Agent) -> AgentRef {
-        let rule = self.recoveries.book.rule_of(&self.recoveries.policy, agent);
-        let label = rule.and_then(|rule| rule.label.clone());
-        AgentRef {
-            agent,
-            name: label.unwrap_or_else(|| self.acquaintances.name_of(agent)),
-            address: self.acquaintances.address_of(agent),
-            uid: self.given.directory.uid_of(agent),
-        }
+    fn publish_counters(&mut self) {
+        let counters = self.given.counters.nonzero();
+        self.publish(&Fact::CountersSoFar { counters });
     }
 
-    fn forget(&mut self, agent: Agent) {
-        self.gone(agent);
-        self.acquaintances.forget(agent);
-        self.pauses.forget(agent);
-        self.given.directory.leave(agent);
-    }
-
-    /// Finds the rule of an agent, tells the beat path, and calls the agent as the rule says. True if it was
-    /// stalled and is not by that rule.
-    fn hold_to_rule(&mut self, agent: Agent) -> bool {
-        let Some(slot) = self.slot_of(agent) else {
-            return false;
-        };
-        let sealed = self
-            .given
-            .directory
-            .get(agent)
-            .is_some_and(|info| info.sealed);
-        let policy = Arc::clone(&self.recoveries.policy);
-        self.acquaintances
-            .check_program(agent, |path| policy.names_program(path));
-        let newcomer = Newcomer {
-            agent,
-            facts: self.acquaintances.facts_of(agent),
-            uid: Some(slot.uid).filter(|uid| *uid != UID_UNKNOWN),
-            origin: slot.origin,
-            sealed,
-            address: self.acquaintances.address_of(agent),
-        };
-        if let Some(complete) = self.recoveries.book.enter(&policy, &newcomer) {
-            let selection = complete;
-            self.publish(&Fact::AgentsComplete { selection });
-        }
-        let patience = self.patience_of(agent);
-        let known = Deadlines {
-            threshold_ns: slot.threshold_ns,
-            late_ns: slot.late_ns,
-        };
-        let now_ns = self.given.beat_path.attention_now_ns();
-        let silence_ns = slot.silence_ns(now_ns);
-        let mut is_excused = false;
-        if self.recoveries.book.note_patience(agent, patience, known) {
-            self.given.updates.add(Update::Deadlines(agent, patience));
-            // A pause that the beat path has not heard of yet ends the stall by itself, and must not be cut short.
-            is_excused = slot.state.is_latched()
-                && silence_ns < patience.threshold_ns
-                && !self.is_paused(agent);
-        }
-        let rule = self.recoveries.book.rule_of(&policy, agent);
-        let limit = match rule.and_then(|rule| rule.max_beat_rate) {
-            None => BeatLimit::Common,
-            Some(0) => BeatLimit::Unlimited,
-            Some(per_second) => BeatLimit::Own(Rate {
-                per_second,
-                burst: per_second.saturating_mul(BURST_SECONDS),
-            }),
-        };
-        if self.recoveries.book.note_limit(agent, limit) {
-            self.given.updates.add(Update::BeatLimit(agent, limit));
-        }
-        let label = rule.and_then(|rule| rule.label.clone());
-        let name = self.agent_ref(agent).name;
-        self.given.directory.update(agent, |info| {
-            info.name = name;
-            info.label = label;
-        });
-        self.tell_missing();
-        if is_excused {
-            self.excuse(agent, silence_ns, patience.threshold_ns);
-        }
-        is_excused
-    }
-
-    /// A stall that is none by the rule in force now: nothing more is done about it. From now on the agent has
-    /// its full threshold.
-    fn excuse(&mut self, agent: Agent, silence_ns: u64, threshold_ns: u64) {
-        // A pause of no length: what was reported is over, and silence from now on is reported anew.
-        self.given.updates.add(Update::Pause(agent, Duration::ZERO));
-        self.settled(agent);
-        let excused = Fact::StallExcused {
-            agent: self.agent_ref(agent),
-            silence_ns,
-            threshold_ns,
-        };
-        self.publish(&excused);
-    }
-
-    /// What is in the slot of an agent, as long as that is its.
-    fn slot_of(&self, agent: Agent) -> Option<Slot> {
-        let slot = self.given.table.read(agent.slot)?;
-        (slot.agent(agent.slot) == agent).then_some(slot)
-    }
-
-    /// How long an agent may be silent.
-    fn patience_of(&self, agent: Agent) -> Deadlines {
-        let rule = self.recoveries.book.rule_of(&self.recoveries.policy, agent);
-        let threshold = rule.and_then(|rule| rule.threshold);
-        let threshold = threshold.unwrap_or(self.in_force.settings.threshold);
-        let grace = rule.filter(|_| agent.is_remote());
-        let grace = grace.map_or(Duration::ZERO, |rule| rule.network_grace);
-        let late = rule
-            .and_then(|rule| rule.late)
-            .or(self.in_force.settings.late);
-        // One that is no shorter than the threshold would never be seen.
-        let late = late.filter(|late| *late < threshold);
-        Deadlines {
-            threshold_ns: nanoseconds(threshold.saturating_add(grace)),
-            late_ns: late.map_or(0, |late| nanoseconds(late.saturating_add(grace))),
-        }
-    }
-
-    /// Says how many agents are missing.
-    fn tell_missing(&self) {
-        let missing = self.recoveries.book.count_missing(&self.recoveries.policy);
-        self.given.state.set_agents_missing(missing);
+    fn show_levels(&self) {
+        let Levels {
+            in_flight,
+            is_fire_held,
+            agents_missing,
+        } = self.engine.levels();
+        let counters = &self.given.counters;
+        counters.set(Gauge::RecoveryInFlight, in_flight as u64);
+        counters.set(Gauge::RecoveryHeld, is_fire_held.into());
+        self.given.state.set_agents_missing(agents_missing);
     }
 
     fn next_due(&self) -> Option<Instant> {
         let updates = self.given.updates.is_backed_up();
         let updates = updates.then(|| Instant::now() + UPDATES_PAUSE);
-        let search = self.acquaintances.next_search();
-        let pid_max = Some(self.next_pid_max);
-        let lines = self
-            .given
-            .report
-            .next_due_ns()
-            .map(|ns| self.instant_at(ns));
-        let (act, missing) = (self.next_act(), self.recoveries.book.next_due());
-        let pauses = self.pauses.next_due();
-        [act, missing, lines, pauses, updates, search, pid_max]
+        let observer_ns = [self.engine.next_timeout(), self.given.report.next_due_ns()];
+        let observer_ns = observer_ns.into_iter().flatten().min();
+        let due = observer_ns.map(|ns| self.instant_at(ns));
+        let search = self.processes.next_search();
+        [due, updates, search, Some(self.next_pid_max)]
             .into_iter()
             .flatten()
             .min()
@@ -424,12 +407,7 @@ impl Control {
 
     /// What must be looked at now and then because nothing rings a bell.
     fn look_around(&mut self, now: Instant) {
-        self.end_pauses(now);
-        for missing in self.recoveries.take_missing(now) {
-            self.publish(&missing);
-            self.tell_missing();
-        }
-        for (agent, process) in self.acquaintances.find_ended(now) {
+        for (agent, process) in self.processes.find_ended(now) {
             self.given.updates.add(Update::Ended(agent, process));
         }
         if now >= self.next_pid_max {
@@ -439,10 +417,22 @@ impl Control {
                 .add(Update::PidMax(process_info::pid_max()));
         }
     }
+}
 
-    fn publish_counters(&mut self) {
-        let counters = self.given.counters.nonzero();
-        self.publish(&Fact::CountersSoFar { counters });
+fn now(beat_path: &BeatPathState) -> Now {
+    Now {
+        observer_ns: beat_path.raw().now_ns(),
+        attention_ns: beat_path.attention_now_ns(),
+    }
+}
+
+/// What the engine wants the beat path to know, as that is told.
+fn update_of(update: AgentUpdate) -> Update {
+    match update {
+        AgentUpdate::Deadlines(agent, deadlines) => Update::Deadlines(agent, deadlines),
+        AgentUpdate::BeatLimit(agent, limit) => Update::BeatLimit(agent, limit),
+        AgentUpdate::Pause(agent, time) => Update::Pause(agent, time),
+        AgentUpdate::Resume(agent) => Update::Resume(agent),
     }
 }
 

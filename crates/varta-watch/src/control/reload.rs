@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
+use varta_core::engine::Input;
 use varta_core::fact::Level;
+use varta_core::policy::Policy;
 
 use super::{Control, nanoseconds};
 use crate::config::Config;
 use crate::handoff::Update;
 use crate::keys::KeyRing;
-use crate::settings::policy::Policy;
 use crate::token::{Token, TokenFile};
 
 /// Everything that was read again.
@@ -84,28 +85,16 @@ impl Control {
         self.given
             .updates
             .add(Update::Limits(config.settings.limits));
-        self.in_force = config;
-        self.replace_policy();
-        self.given.updates.send();
-    }
-
-    /// Other rules, ladders and limits from now on. What runs goes on; who is silent goes on climbing where
-    /// the ladder is the same, and begins anew where it is not.
-    fn replace_policy(&mut self) {
-        let policy = Arc::new(Policy {
+        self.steps.set_children(config.settings.children.clone());
+        self.policy = Arc::new(Policy {
             // What the beat path was told at the start.
             recover_foreign: self.given.config.settings.policy.recover_foreign,
-            ..self.in_force.settings.policy.clone()
+            ..config.settings.policy.clone()
         });
-        let now_ns = self.given.beat_path.raw().now_ns();
-        self.recoveries.replace_policy(policy, now_ns);
-        let mut agents = self.agents();
-        agents.retain(|agent| !self.hold_to_rule(*agent));
-        self.recoveries.replace_ladders(now_ns);
-        // Who fell silent while nothing was to be done about anybody.
-        for agent in agents {
-            self.recover_forgotten(agent);
-        }
-        self.tell_missing();
+        self.in_force = config;
+        let policy = Arc::clone(&self.policy);
+        let programs = self.processes.programs(&|path| policy.names_program(path));
+        self.feed(Input::Policy { policy, programs });
+        self.given.updates.send();
     }
 }

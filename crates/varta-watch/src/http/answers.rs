@@ -16,7 +16,7 @@ use super::events::FOLLOWERS_MAX;
 use super::problem::Refusal;
 use super::stage::Stage;
 use super::work::Work;
-use crate::handoff::command::Command;
+use crate::handoff::command::CommandRequest;
 use crate::report::history::History;
 use crate::settings::http::AgentSeries;
 use crate::snapshot::view::{Seen, View};
@@ -33,7 +33,7 @@ pub(crate) struct Answers {
     pub(super) view: Arc<View>,
     pub(super) history: Arc<History>,
     /// To the control thread.
-    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) commands: mpsc::Sender<CommandRequest>,
     pub(super) agents: AgentSeries,
     work: Work,
     pub(super) followers: Arc<Semaphore>,
@@ -52,7 +52,7 @@ impl Answers {
     pub(crate) fn new(
         view: Arc<View>,
         history: Arc<History>,
-        commands: mpsc::Sender<Command>,
+        commands: mpsc::Sender<CommandRequest>,
         agents: AgentSeries,
         stage: watch::Receiver<Stage>,
     ) -> Arc<Self> {

@@ -33,7 +33,7 @@ use axum::middleware::from_fn_with_state;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::handoff::command::Command;
+use crate::handoff::command::CommandRequest;
 use crate::report::history::History;
 use crate::settings::SocketAccess;
 use crate::settings::http::{HttpSettings, Place};
@@ -134,7 +134,7 @@ impl Listeners {
         self,
         view: View,
         history: &Arc<History>,
-        commands: &mpsc::Sender<Command>,
+        commands: &mpsc::Sender<CommandRequest>,
         settings: &HttpSettings,
         descriptors: usize,
     ) -> io::Result<Server> {

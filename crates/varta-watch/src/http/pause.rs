@@ -21,11 +21,12 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use varta_api::v1::{PAUSE_SECONDS_MAX, PauseRequest, REASON_CHARS_MAX, ResumeRequest};
+use varta_core::engine::{AgentGone, Command};
 
 use super::answers::{AgentId, Answers, Shared, nobody, stops};
 use super::guard::Onlooker;
 use super::problem::Refusal;
-use crate::handoff::command::{Command, Gone};
+use crate::handoff::command::CommandRequest;
 use crate::snapshot::view::Seen;
 
 /// A request is a hundred bytes long; a reason takes 800 at most.
@@ -72,14 +73,12 @@ async fn pause(
     let time = time(request.seconds)?;
     let reason = reason(request.reason)?;
     let seen = Arc::clone(&answers).find(id).await?;
-    let (reply, done) = oneshot::channel();
     let command = Command::Pause {
         agent: seen.agent,
         time,
         reason,
-        reply,
     };
-    carry_out(&answers, &seen, command, done).await
+    carry_out(&answers, &seen, command).await
 }
 
 async fn resume(
@@ -90,25 +89,18 @@ async fn resume(
 ) -> Result<Response, Refusal> {
     let ResumeRequest {} = read(&headers, body).await?;
     let seen = Arc::clone(&answers).find(id).await?;
-    let (reply, done) = oneshot::channel();
-    let command = Command::Resume {
-        agent: seen.agent,
-        reply,
-    };
-    carry_out(&answers, &seen, command, done).await
+    let command = Command::Resume { agent: seen.agent };
+    carry_out(&answers, &seen, command).await
 }
 
 /// Has something done about an agent, and shows the agent once the beat path has done it. What others have asked
 /// for at the same moment may be done by then, too, and is not waited for.
-async fn carry_out(
-    answers: &Answers,
-    seen: &Seen,
-    command: Command,
-    done: oneshot::Receiver<Result<u64, Gone>>,
-) -> Result<Response, Refusal> {
-    answers.commands.send(command).await.map_err(|_| stops())?;
+async fn carry_out(answers: &Answers, seen: &Seen, command: Command) -> Result<Response, Refusal> {
+    let (reply, done) = oneshot::channel();
+    let request = CommandRequest { command, reply };
+    answers.commands.send(request).await.map_err(|_| stops())?;
     let done = done.await.map_err(|_| stops())?;
-    let update = done.map_err(|Gone| nobody())?;
+    let update = done.map_err(|AgentGone| nobody())?;
     let asked = Instant::now();
     while !answers.view.probe.has_done(update) {
         if asked.elapsed() > DONE_WAIT {

@@ -19,13 +19,14 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use varta_api::exact_duration;
+use varta_core::policy::{Mode, Policy};
 use varta_core::replay::ReplayOptions;
 use varta_core::{
     AllowedUsers, BeatOrigin, Counters, Fact, Limits, LocalGate, SlotTable, Tracker, TrackerOptions,
 };
 use varta_sys::users;
 
-use crate::actions::SOURCE_PLACEHOLDER;
+use crate::actions::{self, SOURCE_PLACEHOLDER};
 use crate::beat_path_state::BeatPathState;
 use crate::beat_queue::{self, Depth};
 use crate::clock::RawClock;
@@ -41,7 +42,6 @@ use crate::report::Report;
 use crate::report::event_file::EventFile;
 use crate::report::log::Log;
 use crate::settings::network::{KeyFiles, UdpSettings};
-use crate::settings::policy::{Mode, Policy};
 use crate::settings::{ExportEvents, Settings};
 use crate::snapshot::view::{About, View};
 use crate::socket_file::{BoundSocket, Purpose};
@@ -226,7 +226,6 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
         commands,
         report: Report::new(log.clone(), event_file, Arc::clone(&counters), raw),
         config: config.clone(),
-        slots,
         seed: random_number(),
         keys: key_files(settings),
         table,
@@ -456,7 +455,7 @@ fn started(settings: &Settings, udp: Option<SocketAddr>, answers: &Places) -> Fa
 fn on_stall(policy: &Policy) -> String {
     let steps = policy.default_ladder.map(|ladder| {
         let steps = &policy.ladders[ladder].steps;
-        let shown: Vec<String> = steps.iter().map(|step| step.shown(None)).collect();
+        let shown: Vec<String> = steps.iter().map(actions::shown_step).collect();
         shown.join(", then ")
     });
     let rules = match policy.rules.len() {

@@ -3,19 +3,20 @@
 //! `config` makes it from flags, environment and file, and checks it; every other room reads it. Nothing here reads a
 //! file, looks anything up or decides anything.
 
+pub(crate) mod children;
 pub(crate) mod http;
 pub(crate) mod network;
-pub(crate) mod policy;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use varta_core::policy::Policy;
 use varta_core::{AllowedUsers, EvictionPolicy, LimitOptions};
 
+use children::Children;
 use http::HttpSettings;
 use network::UdpSettings;
-use policy::Policy;
 
 /// Datagrams that the beat socket queues unless told otherwise, as a text. A thousand agents that beat in phase find room
 /// eight times over; agents can fill it with some 6 MiB of beats.
@@ -44,16 +45,15 @@ pub(crate) struct Settings {
     pub(crate) udp: Option<UdpSettings>,
     pub(crate) http: HttpSettings,
     pub(crate) threshold: Duration,
-    /// Silence that makes an agent late; shorter than the threshold.
-    pub(crate) late: Option<Duration>,
     pub(crate) capacity: usize,
     /// Slots that agents of one user may have, root aside.
     pub(crate) agents_per_user: usize,
     pub(crate) eviction_policy: EvictionPolicy,
     pub(crate) eviction_scan_window: usize,
     pub(crate) recovery_exec: Option<String>,
-    /// Rules, ladders and restraint.
+    /// Rules, ladders and limits.
     pub(crate) policy: Policy,
+    pub(crate) children: Children,
     pub(crate) export_file: Option<PathBuf>,
     /// Whatever that leads to.
     pub(crate) allow_any_export_file: bool,

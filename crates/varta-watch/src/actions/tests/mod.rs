@@ -16,11 +16,14 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use varta_core::Agent;
+use varta_core::engine::{Action, Subject};
 use varta_core::fact::{ExitCause, Force};
+use varta_core::policy::RunStep;
+use varta_vlp::Status;
 
 use super::child::Running;
 use super::*;
-use crate::settings::policy::{Children, RunStep};
+use crate::settings::children::Children;
 
 fn kernel() -> KernelFeatures {
     KernelFeatures::find(std::os::unix::net::UnixDatagram::unbound().unwrap())
@@ -60,7 +63,7 @@ fn subject(agent: Agent) -> Subject {
     Subject {
         agent,
         name: "web".to_owned(),
-        status: "degraded".to_owned(),
+        status: Some(Status::Degraded),
         silence_ms: 1500,
         unit: None,
         user_unit: None,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 fn filled(argument: &str, subject: &Subject) -> String {
-    subject.fill(argument)
+    command::fill(subject, argument)
 }
 
 fn somebody() -> Subject {
@@ -61,21 +61,18 @@ fn a_name_that_looks_like_a_placeholder_is_not_filled_in_again() {
 fn control_characters_in_what_an_agent_says_are_replaced() {
     let subject = Subject {
         name: "a\0b\nc\u{1b}[31m".to_owned(),
-        status: "\r".to_owned(),
         unit: Some("\u{85}.service".to_owned()),
         ..somebody()
     };
-    assert_eq!(
-        filled("{name}|{status}|{unit}", &subject),
-        "a?b?c?[31m|?|?.service"
-    );
-    let values = subject.variables().collect::<BTreeMap<_, _>>();
+    assert_eq!(filled("{name}|{unit}", &subject), "a?b?c?[31m|?.service");
+    let values = command::variables(&subject).collect::<BTreeMap<_, _>>();
     assert_eq!(values["VARTA_NAME"], "a?b?c?[31m");
 }
 
 #[test]
 fn a_program_is_never_filled_in() {
-    let shown = step("/bin/{pid}", &["{pid}"]).shown(Some(&somebody()));
+    let run = Action::Run(step("/bin/{pid}", &["{pid}"]));
+    let shown = command::shown(&run, Some(&somebody()));
     assert_eq!(shown, "/bin/{pid} 7");
 }
 
@@ -86,7 +83,8 @@ fn the_words_of_a_private_file_are_not_shown() {
         ..step("/bin/secret", &["secret", "{pid}"])
     };
     for subject in [None, Some(&somebody())] {
-        assert_eq!(step.shown(subject), "the command in /etc/varta/command");
+        let shown = command::shown(&Action::Run(step.clone()), subject);
+        assert_eq!(shown, "the command in /etc/varta/command");
     }
 }
 

@@ -3,12 +3,13 @@ use std::path::Path;
 
 use tempfile::NamedTempFile;
 use varta_core::fact::{Signal, SignalTarget};
+use varta_core::policy::{AgentRule, Expectation, Hooks, LadderChoice, Mode, SignalStep};
 use varta_core::rules::{Namespace, Selector, Transport};
 
 use super::*;
 use crate::config::tests::parse;
 use crate::config::{Config, EarlyExit};
-use crate::settings::policy::{AgentRule, Expectation, Hooks, LadderChoice, Mode, SignalStep};
+use crate::settings::Settings;
 
 fn file(text: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
@@ -22,11 +23,15 @@ fn parse_file(text: &str, flags: &[&str]) -> Result<Config, EarlyExit> {
     parse(&[&["--socket=/s", "--config", path], flags].concat())
 }
 
-fn policy(text: &str, flags: &[&str]) -> Policy {
+fn settings(text: &str, flags: &[&str]) -> Settings {
     match parse_file(text, flags) {
-        Ok(config) => config.settings.policy,
+        Ok(config) => config.settings,
         Err(exit) => panic!("{}", exit.text),
     }
+}
+
+fn policy(text: &str, flags: &[&str]) -> Policy {
+    settings(text, flags).policy
 }
 
 /// The problems, without the file's name.
@@ -246,8 +251,8 @@ fn the_default_ladder_has_one_name() {
 }
 
 #[test]
-fn restraint_and_children_come_from_their_settings() {
-    let policy = policy(
+fn limits_and_children_come_from_their_settings() {
+    let settings = settings(
         "mass-stall-share = 0.25\nmemory-pressure = \"off\"\nrecovery-grace = \"0s\"\n",
         &[
             "--io-pressure=33",
@@ -255,6 +260,7 @@ fn restraint_and_children_come_from_their_settings() {
             "--recovery-env=A=b",
         ],
     );
+    let policy = settings.policy;
     let limits = policy.limits;
     assert_eq!(limits.mass_stall_share, Some(0.25));
     assert_eq!(limits.mass_stall_min, 5);
@@ -271,7 +277,7 @@ fn restraint_and_children_come_from_their_settings() {
         capture_bytes: 4096,
         grace: Duration::ZERO,
     };
-    assert_eq!(policy.children, expected);
+    assert_eq!(settings.children, expected);
 }
 
 #[test]
@@ -445,7 +451,7 @@ fn a_reload_brings_what_the_file_says_by_then_and_names_what_needs_a_restart() {
     std::fs::write(path, "threshold-ms = 600\ntracker-capacity = 11\n").unwrap();
     let new = old.again().unwrap();
     assert_eq!(new.settings.threshold, Duration::from_millis(600));
-    assert_eq!(new.settings.late, Some(Duration::from_millis(50)));
+    assert_eq!(new.settings.policy.late, Some(Duration::from_millis(50)));
     assert_eq!(old.needing_restart(&new), ["tracker-capacity"]);
     assert_eq!(
         old.needing_restart(&old.again().unwrap()),

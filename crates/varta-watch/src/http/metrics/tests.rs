@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use varta_core::engine::AgentInfo;
 use varta_core::{
     Agent, AgentKey, Beat, BeatOrigin, Counters, SlotTable, Timing, Tracker, TrackerOptions,
 };
@@ -12,7 +13,7 @@ use crate::beat_path_state::BeatPathState;
 use crate::beat_queue::Depth;
 use crate::clock::RawClock;
 use crate::handoff;
-use crate::snapshot::directory::{AgentInfo, Directory};
+use crate::snapshot::directory::Directory;
 use crate::snapshot::view::About;
 
 const THRESHOLD_NS: u64 = 1_000_000_000;
@@ -610,8 +611,12 @@ fn names_and_help_need_no_escape_and_follow_the_rules() {
 fn an_agent_that_changes_its_name_keeps_its_series() {
     let mut observer = Observer::new(1);
     let agent = observer.local(7, Status::Ok, "worker");
-    let rename = |info: &mut AgentInfo| info.name = "other".to_owned();
-    observer.view.directory.update(agent, rename);
+    let info = observer.view.directory.get(agent).unwrap();
+    let renamed = AgentInfo {
+        name: "other".to_owned(),
+        ..info
+    };
+    observer.view.directory.enter(agent, renamed);
     let page = observer.page(Format::Text);
     let statuses = of(&page, "varta_status");
     assert_eq!(statuses.len(), 1);

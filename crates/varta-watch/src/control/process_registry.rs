@@ -1,15 +1,19 @@
-//! What the control thread knows of the processes behind the agents: their names and facts, the answers
-//! to the beat path's questions about them, and the search for the end of those that nobody watches.
+//! The processes behind local agents: looking at them for the engine and for the beat path, and the search for the end
+//! of those that nothing watches. What is known of an agent is kept by the engine; here is only what it takes to look
+//! again.
+//!
+//! Bounds: one entry per local agent, and [`EXAMINED_MAX`] processes that have not joined yet.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use varta_core::Agent;
 use varta_core::admission::ProcessInfo;
 use varta_core::agent::UNIDENTIFIED;
+use varta_core::engine::ProcessFacts;
 
 use crate::clock::RawClock;
 use crate::handoff::{IdentityQuery, IdentityReply};
@@ -26,13 +30,11 @@ const SEARCH_AGENTS: usize = 64;
 /// Processes that were looked at before they joined, at most; those that never join are forgotten.
 const EXAMINED_MAX: usize = 1024;
 
-/// Everybody's facts.
-pub(super) struct Acquaintances {
+/// The processes.
+pub(super) struct ProcessRegistry {
     kernel: KernelFeatures,
     raw: RawClock,
-    known: HashMap<u32, (Agent, Facts)>,
-    /// Where agents elsewhere live, by slot.
-    addresses: HashMap<u32, (Agent, IpAddr)>,
+    known: HashMap<u32, Process>,
     /// Looked at because the beat path asked, by pid and instance.
     examined: HashMap<(u32, u64), Facts>,
     /// Agents whose end is not watched; the first is looked at next. Those that are gone are left out
@@ -41,16 +43,27 @@ pub(super) struct Acquaintances {
     next_search: Option<Instant>,
 }
 
+/// The process of an agent.
+struct Process {
+    agent: Agent,
+    /// Its program file, by a path that its user may have chosen.
+    program: Option<PathBuf>,
+    /// It lives in a pid namespace below the observer's; `None` if `/proc` has not told.
+    is_foreign: Option<bool>,
+}
+
+/// Whether a rule names the program at a path.
+pub(super) type IsNamed<'a> = &'a dyn Fn(&str) -> bool;
+
 /// An unwatched agent that has ended, with its process while it is a zombie.
 pub(super) type Ended = (Agent, Option<OwnedFd>);
 
-impl Acquaintances {
+impl ProcessRegistry {
     pub(super) fn new(kernel: KernelFeatures, raw: RawClock) -> Self {
         Self {
             kernel,
             raw,
             known: HashMap::new(),
-            addresses: HashMap::new(),
             examined: HashMap::new(),
             unwatched: VecDeque::new(),
             next_search: None,
@@ -106,95 +119,98 @@ impl Acquaintances {
         existed || !self.kernel.sender_pidfd
     }
 
-    /// A new agent. Returns what the beat path is to know.
-    pub(super) fn join(&mut self, agent: Agent, exit_watched: bool) -> ProcessInfo {
+    /// A new local agent: what the beat path is to know, and what the engine is.
+    pub(super) fn join(
+        &mut self,
+        agent: Agent,
+        exit_watched: bool,
+        is_named: IsNamed<'_>,
+    ) -> (ProcessInfo, ProcessFacts) {
         let examined = self.examined.remove(&(agent.pid, agent.instance));
         let facts = examined
             .or_else(|| Facts::of(agent.pid, agent.instance, self.kernel))
             .unwrap_or_default();
         let info = info_of(&facts);
-        self.known.insert(agent.slot, (agent, facts));
         if !exit_watched {
             self.unwatched.push_back(agent);
             self.next_search
                 .get_or_insert(Instant::now() + SEARCH_PAUSE);
         }
-        info
+        (info, self.learn(agent, facts, is_named))
     }
 
-    /// A new agent that lives elsewhere: `/proc` knows nothing of it.
-    pub(super) fn join_from(&mut self, agent: Agent, address: IpAddr) {
-        self.addresses.insert(agent.slot, (agent, address));
+    /// Looks at the process of an agent again, which may run another program by now; `None` if nothing can be seen.
+    pub(super) fn review(&mut self, agent: Agent, is_named: IsNamed<'_>) -> Option<ProcessFacts> {
+        let facts = self.facts_of(agent)?;
+        Some(self.learn(agent, facts, is_named))
     }
 
-    /// An agent may be another program now.
-    pub(super) fn review(&mut self, agent: Agent) {
-        if agent.is_remote() {
-            return;
-        }
-        if let Some(facts) = Facts::of(agent.pid, agent.instance, self.kernel) {
-            self.known.insert(agent.slot, (agent, facts));
+    fn facts_of(&self, agent: Agent) -> Option<Facts> {
+        match agent.is_remote() {
+            true => None,
+            false => Facts::of(agent.pid, agent.instance, self.kernel),
         }
     }
 
-    /// Compares the program of an agent with the file that is at its path here, if the operator has named that path in
-    /// a rule. Other paths are not looked up: the agent has chosen them.
-    pub(super) fn check_program(&mut self, agent: Agent, is_named: impl FnOnce(&str) -> bool) {
-        let Some((known, facts)) = self.known.get_mut(&agent.slot) else {
-            return;
-        };
-        if *known != agent {
-            return;
+    fn learn(&mut self, agent: Agent, mut facts: Facts, is_named: IsNamed<'_>) -> ProcessFacts {
+        let process = Process::of(agent, &facts);
+        facts.exe = self.checked_program(&process, is_named);
+        let is_foreign = process.is_foreign;
+        self.known.insert(agent.slot, process);
+        ProcessFacts {
+            is_foreign,
+            process: (&facts).into(),
+            name: facts.name,
         }
-        facts.exe = facts.program.clone().filter(|path| {
+    }
+
+    /// The program of each agent, as far as a rule may match by it.
+    pub(super) fn programs(&self, is_named: IsNamed<'_>) -> Vec<(Agent, Option<PathBuf>)> {
+        let known = self.known.values();
+        let programs =
+            known.map(|process| (process.agent, self.checked_program(process, is_named)));
+        programs.collect()
+    }
+
+    /// The program of a process, unless a rule names that path and another file is there for the observer. Other paths
+    /// are not looked up: the agent has chosen them.
+    fn checked_program(&self, process: &Process, is_named: IsNamed<'_>) -> Option<PathBuf> {
+        let Process { agent, program, .. } = process;
+        program.clone().filter(|path| {
             let is_asked_for = path.to_str().is_some_and(is_named);
             !is_asked_for
                 || (program::runs(agent.pid, path)
                     // Whoever has the pid now has had it since before it was looked at.
                     && self.kernel.hold(agent.pid).is_ok_and(|held| held.instance == agent.instance))
-        });
+        })
     }
 
     /// An agent is gone.
     pub(super) fn forget(&mut self, agent: Agent) {
-        if self.facts_of(agent).is_some() {
+        if self.process_of(agent).is_some() {
             self.known.remove(&agent.slot);
         }
-        if self.address_of(agent).is_some() {
-            self.addresses.remove(&agent.slot);
-        }
-    }
-
-    /// Where an agent lives, if not here.
-    pub(super) fn address_of(&self, agent: Agent) -> Option<IpAddr> {
-        let (known, address) = self.addresses.get(&agent.slot)?;
-        (*known == agent).then_some(*address)
     }
 
     /// Whether an agent lives in a pid namespace below the observer's; `None` if `/proc` shows it to others only.
     pub(super) fn is_foreign(&mut self, agent: Agent) -> Option<bool> {
-        let is_unknown = |facts: Option<&Facts>| facts.is_none_or(|facts| facts.pids.is_empty());
-        if is_unknown(self.facts_of(agent)) {
-            self.review(agent);
+        if !self.kernel.proc {
+            return Some(false);
         }
-        let facts = self.facts_of(agent);
-        match self.kernel.proc && is_unknown(facts) {
-            true => None,
-            false => Some(facts.is_some_and(Facts::is_foreign)),
+        let known = self.process_of(agent);
+        let known = known.and_then(|process| process.is_foreign);
+        let is_foreign = known.or_else(|| is_foreign(&self.facts_of(agent)?));
+        if let Some(process) = self.known.get_mut(&agent.slot)
+            && process.agent == agent
+        {
+            process.is_foreign = is_foreign;
         }
+        is_foreign
     }
 
-    pub(super) fn facts_of(&self, agent: Agent) -> Option<&Facts> {
-        let known = self.known.get(&agent.slot);
-        known
-            .filter(|(known, _)| *known == agent)
-            .map(|(_, facts)| facts)
-    }
-
-    /// How an agent calls itself; empty if unknown.
-    pub(super) fn name_of(&self, agent: Agent) -> String {
-        let facts = self.facts_of(agent);
-        facts.map(|facts| facts.name.clone()).unwrap_or_default()
+    fn process_of(&self, agent: Agent) -> Option<&Process> {
+        let process = self.known.get(&agent.slot);
+        process.filter(|process| process.agent == agent)
     }
 
     /// When [`Self::find_ended`] is due.
@@ -212,7 +228,7 @@ impl Acquaintances {
             let Some(agent) = self.unwatched.pop_front() else {
                 break;
             };
-            if self.facts_of(agent).is_none() {
+            if self.process_of(agent).is_none() {
                 continue;
             }
             match self.ended(agent) {
@@ -236,6 +252,21 @@ impl Acquaintances {
     }
 }
 
+impl Process {
+    fn of(agent: Agent, facts: &Facts) -> Self {
+        Self {
+            agent,
+            program: facts.program.clone(),
+            is_foreign: is_foreign(facts),
+        }
+    }
+}
+
+/// Unknown is not foreign to the beat path, and not to be acted on for recovery.
+fn is_foreign(facts: &Facts) -> Option<bool> {
+    (!facts.pids.is_empty()).then(|| facts.is_foreign())
+}
+
 fn info_of(facts: &Facts) -> ProcessInfo {
     ProcessInfo {
         claims: facts.claims(),
@@ -247,15 +278,14 @@ fn info_of(facts: &Facts) -> ProcessInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::PathBuf;
     use std::process::{Child, Command};
 
     fn kernel() -> KernelFeatures {
         KernelFeatures::find(std::os::unix::net::UnixDatagram::unbound().unwrap())
     }
 
-    fn acquaintances(kernel: KernelFeatures) -> Acquaintances {
-        Acquaintances::new(kernel, RawClock::start())
+    fn registry(kernel: KernelFeatures) -> ProcessRegistry {
+        ProcessRegistry::new(kernel, RawClock::start())
     }
 
     fn sleeper() -> Child {
@@ -285,7 +315,7 @@ mod tests {
     #[test]
     fn a_process_is_introduced_with_its_instance_and_its_names() {
         let pid = std::process::id();
-        let introduction = acquaintances(kernel()).answer(question(pid, None));
+        let introduction = registry(kernel()).answer(question(pid, None));
         assert_eq!(introduction.ticket, 3);
         assert!(introduction.process.is_some());
         assert_eq!(introduction.instance, agent(0, pid).instance);
@@ -303,7 +333,7 @@ mod tests {
         let raw = RawClock::start();
         let mut child = sleeper();
         let proved = |kernel, sent_after_ns| {
-            let mut all = Acquaintances::new(kernel, raw);
+            let mut all = ProcessRegistry::new(kernel, raw);
             all.answer(question(child.id(), Some(sent_after_ns))).proved
         };
         let later_ns = raw.now_ns() + 1_000_000_000;
@@ -321,9 +351,9 @@ mod tests {
     #[test]
     fn the_end_of_an_unwatched_agent_is_found_reaped_or_not() {
         let (mut reaped, mut zombie, mut alive) = (sleeper(), sleeper(), sleeper());
-        let mut all = acquaintances(kernel());
+        let mut all = registry(kernel());
         for (slot, child) in [&reaped, &zombie, &alive].into_iter().enumerate() {
-            all.join(agent(slot as u32, child.id()), false);
+            all.join(agent(slot as u32, child.id()), false, &|_| false);
         }
         assert_eq!(all.find_ended(Instant::now()).len(), 0, "not yet time");
         reaped.kill().unwrap();
@@ -352,40 +382,36 @@ mod tests {
 
     #[test]
     fn a_path_that_a_rule_names_is_compared_and_no_other_is_looked_up() {
-        let mut all = acquaintances(kernel());
+        let mut all = registry(kernel());
         let me = agent(0, std::process::id());
-        all.join(me, true);
-        let own = std::env::current_exe().ok();
-        let exe = |all: &Acquaintances| all.facts_of(me).unwrap().exe.clone();
-        all.check_program(me, |_| true);
-        assert_eq!(exe(&all), own);
+        let (_, facts) = all.join(me, true, &|_| true);
+        assert_eq!(facts.process.exe, std::env::current_exe().ok());
         // What another process would see there.
         let elsewhere = Some(PathBuf::from("/bin/sh"));
-        all.known.get_mut(&0).unwrap().1.program = elsewhere.clone();
-        all.check_program(me, |_| true);
-        assert_eq!(exe(&all), None);
-        all.check_program(me, |path| path != "/bin/sh");
-        assert_eq!(exe(&all), elsewhere);
+        all.known.get_mut(&0).unwrap().program = elsewhere.clone();
+        assert_eq!(all.programs(&|_| true), [(me, None)]);
+        let programs = all.programs(&|path| path != "/bin/sh");
+        assert_eq!(programs, [(me, elsewhere)]);
     }
 
     #[test]
-    fn a_slot_that_changed_hands_has_no_facts_of_the_one_before() {
-        let mut all = acquaintances(kernel());
+    fn a_slot_that_changed_hands_has_no_process_of_the_one_before() {
+        let mut all = registry(kernel());
         let me = agent(0, std::process::id());
-        all.join(me, true);
-        assert!(!all.name_of(me).is_empty());
+        let (_, facts) = all.join(me, true, &|_| false);
+        assert!(!facts.name.is_empty());
         let other = Agent {
             instance: me.instance + 1,
             ..me
         };
-        assert_eq!(all.facts_of(other), None);
+        assert!(all.process_of(other).is_none());
         all.forget(other);
-        assert!(all.facts_of(me).is_some());
+        assert!(all.process_of(me).is_some());
     }
 
     #[test]
     fn where_a_process_lives_that_cannot_be_looked_at_is_unknown() {
-        let mut all = acquaintances(kernel());
+        let mut all = registry(kernel());
         let me = agent(0, std::process::id());
         assert_eq!(all.is_foreign(me), Some(false), "looked at when asked");
         let gone = Agent {

@@ -33,7 +33,7 @@ const FRESH_THRESHOLDS: u64 = 2;
 
 /// How many agents there are, by silence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Census {
+pub struct SilenceCounts {
     /// Agents that are judged: all but those that are paused.
     pub watched: u32,
     /// Those that are silent for half their threshold and longer than they usually are, or stalled.
@@ -48,35 +48,35 @@ pub struct Census {
 
 /// How many agents there are, by where they live and whose they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Censuses {
+pub struct SilenceByGroup {
     /// Agents of this host.
-    pub local: Census,
+    pub local: SilenceCounts,
     /// Remote agents, whose silence says nothing about this host (law 3).
-    pub remote: Census,
+    pub remote: SilenceCounts,
     /// Agents of this host, by user.
-    pub users: BTreeMap<u32, Census>,
+    pub users: BTreeMap<u32, SilenceCounts>,
 }
 
 /// Counts the agents of a table as of `now_ns`, attention time, from any thread.
-pub fn census<W: AsRef<[AtomicU64]>>(table: &SlotTable<W>, now_ns: u64) -> Censuses {
-    let mut censuses = Censuses::default();
+pub fn count_silent<W: AsRef<[AtomicU64]>>(table: &SlotTable<W>, now_ns: u64) -> SilenceByGroup {
+    let mut groups = SilenceByGroup::default();
     for slot in 0..table.capacity() as u32 {
         let Some(rhythm) = table.read_rhythm(slot) else {
             continue;
         };
         match rhythm.locality {
             Locality::Local => {
-                censuses.local.count(&rhythm, now_ns);
-                let users = censuses.users.entry(rhythm.uid);
+                groups.local.count(&rhythm, now_ns);
+                let users = groups.users.entry(rhythm.uid);
                 users.or_default().count(&rhythm, now_ns);
             }
-            Locality::Remote => censuses.remote.count(&rhythm, now_ns),
+            Locality::Remote => groups.remote.count(&rhythm, now_ns),
         }
     }
-    censuses
+    groups
 }
 
-impl Census {
+impl SilenceCounts {
     fn count(&mut self, rhythm: &Rhythm, now_ns: u64) {
         if now_ns < rhythm.paused_until_ns {
             return;

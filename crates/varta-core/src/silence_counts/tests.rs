@@ -1,4 +1,4 @@
-//! Censuses of agents with known rhythms.
+//! SilenceByGroup of agents with known rhythms.
 
 use varta_vlp::{Frame, Status};
 
@@ -48,19 +48,19 @@ impl Agents {
         stalls
     }
 
-    fn census(&self, now_ns: u64) -> Census {
-        let censuses = census(&self.table, now_ns);
-        assert_eq!(censuses.remote, Census::default());
-        let of_user = censuses.users.get(&UID_UNKNOWN).copied();
-        assert_eq!(of_user.unwrap_or_default(), censuses.local);
-        censuses.local
+    fn counts(&self, now_ns: u64) -> SilenceCounts {
+        let groups = count_silent(&self.table, now_ns);
+        assert_eq!(groups.remote, SilenceCounts::default());
+        let of_user = groups.users.get(&UID_UNKNOWN).copied();
+        assert_eq!(of_user.unwrap_or_default(), groups.local);
+        groups.local
     }
 }
 
 #[test]
 fn an_empty_table_has_nobody() {
-    assert_eq!(Agents::new(16).census(T), Census::default());
-    assert_eq!(Agents::new(0).census(T), Census::default());
+    assert_eq!(Agents::new(16).counts(T), SilenceCounts::default());
+    assert_eq!(Agents::new(0).counts(T), SilenceCounts::default());
 }
 
 #[test]
@@ -69,12 +69,12 @@ fn silence_counts_from_half_a_threshold_and_from_what_is_unusual() {
     agents.beats(2, 0, T / 10, T);
     agents.beats(3, 0, T * 8 / 10, 2 * T);
     let last_ns = T * 9 / 10;
-    assert_eq!(agents.census(last_ns + T / 2 - 1).silent, 0);
-    assert_eq!(agents.census(last_ns + T / 2).silent, 1);
+    assert_eq!(agents.counts(last_ns + T / 2 - 1).silent, 0);
+    assert_eq!(agents.counts(last_ns + T / 2).silent, 1);
     let last_ns = T * 8 / 10 * 2;
     let unusual_ns = T * 7 / 8;
-    assert_eq!(agents.census(last_ns + unusual_ns - 1).silent, 1);
-    assert_eq!(agents.census(last_ns + unusual_ns).silent, 2);
+    assert_eq!(agents.counts(last_ns + unusual_ns - 1).silent, 1);
+    assert_eq!(agents.counts(last_ns + unusual_ns).silent, 2);
 }
 
 #[test]
@@ -84,16 +84,16 @@ fn an_outage_makes_no_silence_usual() {
     let back_ns = 1_000 * T;
     agents.judge(back_ns);
     agents.beat(2, back_ns);
-    assert_eq!(agents.census(back_ns + T * 7 / 8 - 1).silent, 0);
-    assert_eq!(agents.census(back_ns + T * 7 / 8).silent, 1);
+    assert_eq!(agents.counts(back_ns + T * 7 / 8 - 1).silent, 0);
+    assert_eq!(agents.counts(back_ns + T * 7 / 8).silent, 1);
 }
 
 #[test]
 fn of_an_agent_heard_once_half_a_threshold_is_all_that_is_known() {
     let mut agents = Agents::new(4);
     agents.beat(2, 0);
-    assert_eq!(agents.census(T / 2 - 1).silent, 0);
-    assert_eq!(agents.census(T / 2).silent, 1);
+    assert_eq!(agents.counts(T / 2 - 1).silent, 0);
+    assert_eq!(agents.counts(T / 2).silent, 1);
 }
 
 #[test]
@@ -102,20 +102,20 @@ fn a_stalled_agent_is_silent_whatever_its_rhythm_and_fresh_for_two_thresholds() 
     agents.beats(2, 0, 3 * T / 2, 2 * T);
     let last_ns = 3 * T / 2;
     assert_eq!(agents.judge(last_ns + T), 1);
-    let stalled = Census {
+    let stalled = SilenceCounts {
         watched: 1,
         silent: 1,
         fresh: 1,
         latched: 1,
         threshold_ns: T,
     };
-    assert_eq!(agents.census(last_ns + T), stalled);
-    assert_eq!(agents.census(last_ns + 2 * T - 1), stalled);
-    let old = Census {
+    assert_eq!(agents.counts(last_ns + T), stalled);
+    assert_eq!(agents.counts(last_ns + 2 * T - 1), stalled);
+    let old = SilenceCounts {
         fresh: 0,
         ..stalled
     };
-    assert_eq!(agents.census(last_ns + 2 * T), old);
+    assert_eq!(agents.counts(last_ns + 2 * T), old);
 }
 
 #[test]
@@ -124,10 +124,10 @@ fn who_is_paused_is_not_counted_until_the_pause_is_over() {
     let agent = agents.beat(2, 0);
     agents.judge(T);
     agents.tracker.pause(agent, 5 * T, T);
-    assert_eq!(agents.census(5 * T - 1), Census::default());
-    let after = agents.census(5 * T);
+    assert_eq!(agents.counts(5 * T - 1), SilenceCounts::default());
+    let after = agents.counts(5 * T);
     assert_eq!((after.watched, after.silent), (1, 0));
-    assert_eq!(agents.census(5 * T + T / 2).silent, 1);
+    assert_eq!(agents.counts(5 * T + T / 2).silent, 1);
 }
 
 #[test]
@@ -143,11 +143,11 @@ fn at_the_first_stall_of_a_mass_stall_most_are_silent_already() {
     while agents.judge(now_ns) == 0 {
         now_ns += T / 1000;
     }
-    let census = agents.census(now_ns);
-    assert_eq!(census.watched, count);
-    assert!(census.latched < 10, "only the first: {census:?}");
-    assert!(census.silent > count * 9 / 10, "{census:?}");
-    assert_eq!(census.fresh, census.silent);
+    let counts = agents.counts(now_ns);
+    assert_eq!(counts.watched, count);
+    assert!(counts.latched < 10, "only the first: {counts:?}");
+    assert!(counts.silent > count * 9 / 10, "{counts:?}");
+    assert_eq!(counts.fresh, counts.silent);
 }
 
 /// A number below `bound` that is the same in every run.
@@ -176,7 +176,7 @@ fn most_silent_of_healthy(interval_ns: u64) -> f64 {
             }
         }
         if now_ns > warm_ns {
-            most = most.max(agents.census(now_ns).silent);
+            most = most.max(agents.counts(now_ns).silent);
         }
     }
     f64::from(most) / f64::from(count)
