@@ -90,8 +90,8 @@ impl Agent {
 const REMOTE: u64 = 1 << 63;
 
 /// A number for where a remote agent speaks from: the key that vouches for it ([`NO_KEY`] in clear), and
-/// its address without the port. Two that share one would be one host; with 63 bits and a `seed` that nobody
-/// outside knows that does not happen to a million hosts. Addresses that mean something on one link only
+/// its address without the port. Two that share one would be one host; with 63 bits and a `seed` that is
+/// unpredictable that does not happen to a million hosts. Addresses that mean something on one link only
 /// count with their link.
 pub fn remote_source(key: u64, address: &SocketAddr, seed: u64) -> u64 {
     let seed = key.hash(seed);

@@ -1,7 +1,7 @@
 //! The attention clock: time during which the observer was watching.
 //!
-//! Before it sleeps, the observer promises when it will look again at the latest. What agents send meanwhile
-//! waits in a queue that is read before anybody is judged, so silence up to the promise is proved by the
+//! Before it sleeps, the observer promises when it will be awake again at the latest. What agents send meanwhile
+//! waits in a queue that is read before any agent is judged, so silence up to the promise is proved by the
 //! queue. Time after the promise is lateness: the observer was stopped, starved or suspended, and its agents may
 //! have been, too (law 2).
 //!
@@ -94,18 +94,18 @@ impl AttentionClock {
         })
     }
 
-    /// Promises to look again no later than `raw_ns`. Without a promise the observer is at work, and all time
-    /// until it looks again is lateness.
+    /// Promises another reading no later than `raw_ns`. Without a promise the observer is at work, and all time
+    /// until the next reading is lateness.
     pub fn promise(&mut self, raw_ns: u64) {
         self.promised_raw_ns = raw_ns.max(self.last_raw_ns);
     }
 
-    /// Attention time of the last look: when beats are heard, and what silence is judged by.
+    /// Attention time of the last reading: when beats are heard, and what silence is judged by.
     pub fn now_ns(&self) -> u64 {
         self.attention_ns
     }
 
-    /// Raw time of the last look.
+    /// Raw time of the last reading.
     pub fn raw_now_ns(&self) -> u64 {
         self.last_raw_ns
     }

@@ -12,7 +12,7 @@ pub enum AgentKey {
     Local {
         /// Pid by kernel credentials.
         pid: u32,
-        /// Which process has that pid. `None`: not examined for this beat; whoever is known under
+        /// Which process has that pid. `None`: not examined for this beat; the process that is known under
         /// the pid is meant.
         instance: Option<u64>,
         /// Which stream of the process; 0 for beats that come as datagrams.
@@ -20,7 +20,7 @@ pub enum AgentKey {
     },
     /// A remote process. Sources never meet local agents, nor each other.
     Remote {
-        /// Who vouches for the pid: key and address, as a number.
+        /// What vouches for the pid: key and address, as a number.
         source: u64,
         /// Pid as claimed.
         pid: u32,
@@ -62,9 +62,9 @@ impl AgentKey {
 /// A beat with everything the kernel or a key says about it.
 #[derive(Clone, Copy, Debug)]
 pub struct Beat {
-    /// Who sent it.
+    /// Its sender.
     pub key: AgentKey,
-    /// What it says. The pid in it is not looked at.
+    /// What it says. The pid in it is not used.
     pub frame: Frame,
     /// How it came.
     pub origin: BeatOrigin,
@@ -77,7 +77,7 @@ pub struct Beat {
 }
 
 impl Beat {
-    /// A beat of a sender of whom nothing more is known: no namespace, no user, no session.
+    /// A beat of a sender about which nothing more is known: no namespace, no user, no session.
     pub const fn new(key: AgentKey, frame: Frame, origin: BeatOrigin) -> Self {
         Self {
             key,

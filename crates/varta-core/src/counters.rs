@@ -346,7 +346,7 @@ impl Counters {
         self.values[counter as usize].load(Ordering::Relaxed)
     }
 
-    /// Sets a gauge; only its one writing thread may call this. Who reads the value then reads of other gauges
+    /// Sets a gauge; only its one writing thread may call this. A thread that reads the value then reads of other gauges
     /// what was set before, or later.
     pub fn set(&self, gauge: Gauge, value: u64) {
         self.gauges[gauge as usize].store(value, Ordering::Release);

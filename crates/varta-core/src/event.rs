@@ -1,7 +1,7 @@
-//! What happened, as the observer tells it: fixed size, `Copy`, no borrowed data.
+//! What the beat path saw: fixed size, `Copy`, no borrowed data.
 //!
 //! Events are made by the beat path and read by everything slow (log, event file, recovery). They
-//! carry numbers only; names and texts are looked up by whoever shows them.
+//! carry numbers only; names and texts are added where they are shown.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use varta_vlp::Status;
 use crate::agent::{Agent, ExitStatus};
 use crate::refusal::Refusal;
 
-/// An entry of the observer's story.
+/// What happened, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
     /// Nanoseconds since the observer's clock was created; every real second counts.
@@ -24,7 +24,7 @@ pub struct Event {
 pub enum EventKind {
     /// First beat of an agent.
     Join {
-        /// Who.
+        /// Which agent.
         agent: Agent,
         /// Where from.
         from: JoinedFrom,
@@ -37,7 +37,7 @@ pub enum EventKind {
     },
     /// A known process began a new series of beats: another program after `exec`, another handle.
     Session {
-        /// Who.
+        /// Which agent.
         agent: Agent,
         /// Nonce of the beat that began it.
         nonce: u64,
@@ -49,14 +49,14 @@ pub enum EventKind {
     /// A remote agent beats over several sessions at once: it has several handles, or several processes share its
     /// key, address and pid. Or that is over.
     Sessions {
-        /// Who.
+        /// Which agent.
         agent: Agent,
         /// How many; fewer than two when it is over.
         count: usize,
     },
-    /// An accepted beat. Only made when somebody asked for every beat.
+    /// An accepted beat. Only made when every beat is exported.
     Beat {
-        /// Who.
+        /// Which agent.
         agent: Agent,
         /// Frame nonce.
         nonce: u64,
@@ -66,9 +66,9 @@ pub enum EventKind {
         payload: u32,
     },
     /// An agent says that it is critical and did not before; once a second and agent at most, so that one
-    /// whose status flickers crowds out nobody.
+    /// whose status flickers crowds out no other event.
     Critical {
-        /// Who.
+        /// Which agent.
         agent: Agent,
         /// Nonce of the beat that says so.
         nonce: u64,
@@ -77,7 +77,7 @@ pub enum EventKind {
     },
     /// Silence has reached the soft tier of this agent; once per silence.
     Late {
-        /// Who.
+        /// Which agent.
         agent: Agent,
         /// Last accepted nonce.
         last_nonce: u64,
@@ -86,7 +86,7 @@ pub enum EventKind {
     },
     /// Silence has reached the threshold; once per silence.
     Stall {
-        /// Who.
+        /// Which agent.
         agent: Agent,
         /// Last accepted nonce.
         last_nonce: u64,
@@ -100,7 +100,7 @@ pub enum EventKind {
     },
     /// A stalled agent spoke again.
     Return {
-        /// Who.
+        /// Which agent.
         agent: Agent,
         /// Nonce of the beat that ended the silence.
         nonce: u64,
@@ -113,7 +113,7 @@ pub enum EventKind {
     },
     /// The process is gone, or took its leave.
     Exit {
-        /// Who.
+        /// Which agent.
         agent: Agent,
         /// Last accepted nonce.
         last_nonce: u64,
@@ -122,19 +122,19 @@ pub enum EventKind {
     },
     /// A silent agent gave its slot to a newcomer because the table was full.
     Evicted {
-        /// Who lost the slot.
+        /// The agent that lost the slot.
         agent: Agent,
     },
     /// A datagram was refused; nothing else changed.
     Refused {
-        /// Who sent it, as far as that is known.
+        /// Its sender, as far as that is known.
         sender: Sender,
         /// Why.
         reason: Refusal,
     },
-    /// Somebody sends without pause, so most of it is dropped before it is queued; or that is over.
+    /// A sender sends without pause, so most of it is dropped before it is queued; or that is over.
     Flood {
-        /// Who; 0 for datagrams that are no frames, whoever sends them.
+        /// The sender; 0 for datagrams that are no frames, of any sender.
         pid: u32,
         /// One in this many is let through; 1 when it is over.
         one_in: u32,
@@ -142,7 +142,7 @@ pub enum EventKind {
     /// An agent is silent for its threshold, but a full queue may have refused its beats, so its stall is put
     /// off.
     PutOff {
-        /// Who.
+        /// Which agent.
         agent: Agent,
         /// Attention time since its last accepted beat, nanoseconds.
         silence_ns: u64,
@@ -183,7 +183,7 @@ pub enum JoinedFrom {
     },
 }
 
-/// Who sent a datagram that was refused.
+/// The sender of a datagram that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sender {
     /// Kernel pid where known, else the pid the frame claims, else 0.

@@ -116,7 +116,7 @@ mod tests {
             });
             for _ in 0..WRITES {
                 histogram.observe(15);
-                // Nobody writes without pause: there is a beat to be received in between.
+                // No writer writes without pause: it receives a beat in between.
                 (0..200).for_each(|_| std::hint::spin_loop());
             }
             reader.join().unwrap();

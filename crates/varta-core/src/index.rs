@@ -116,7 +116,7 @@ impl Error for OutOfRange {}
 /// A key of a [`BoundedIndex`].
 pub trait IndexKey: Copy + Eq {
     /// A well-mixed hash. Equal keys and seeds give equal hashes, on every machine and in every run;
-    /// who does not know the seed must not be able to choose keys whose hashes collide.
+    /// a stranger who does not know the seed must not be able to choose keys whose hashes collide.
     fn hash(&self, seed: u64) -> u64;
 }
 
@@ -133,7 +133,7 @@ pub trait IndexKey: Copy + Eq {
 ///
 /// *Bounds.* At load one half the chance that a given key needs `n` probes falls by a factor of about
 /// 3.5 for each further cell, so a full table of a million keys exceeds `MAX_PROBE` with a probability
-/// below 10^-25, over seeds its keys were chosen without. Who knows the seed can do worse: up to one
+/// below 10^-25, over seeds its keys were chosen without. A stranger who knows the seed can do worse: up to one
 /// probe per live key.
 #[derive(Clone, Debug)]
 pub struct BoundedIndex<K> {

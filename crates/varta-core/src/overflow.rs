@@ -1,7 +1,7 @@
 //! Whether a kernel's receive queue may have refused beats.
 //!
 //! A queue that is read until it is empty, and gave less than it holds since it was empty last, was never full
-//! in between: no beat was refused. One that gave as many as it holds may have been full, and who was refused
+//! in between: no beat was refused. One that gave as many as it holds may have been full, and which beats were refused
 //! then cannot be known. So every agent's silence restarts ([`crate::Tracker::restart_silence`]), whatever the
 //! reason: agents that beat in phase, a pause, a CPU quota, a flood.
 //!

@@ -22,7 +22,7 @@ pub enum Refusal {
         /// The sender's group.
         gid: u32,
     },
-    /// Nobody knows whose the process is: the observer's user namespace does not map its user, see
+    /// The user of the process is unknown: the observer's user namespace does not map it, see
     /// [`crate::LocalGate::nobody`].
     UnmappedUser {
         /// The number that all such users have.
@@ -46,11 +46,11 @@ pub enum Refusal {
         /// What the frame claims.
         claimed: u32,
     },
-    /// Somebody has the sender's pid, but it cannot be proved that it is the sender.
+    /// A process has the sender's pid, but it cannot be proved that it is the sender.
     UnprovedSender,
-    /// The sender has ended, and its end was told of already.
+    /// The sender has ended, and its end was reported already.
     SenderEnded,
-    /// Too many newcomers wait to be looked at.
+    /// Too many newcomers wait to be examined.
     Crowded,
     /// The sender lives in another pid namespace, and the operator wants none of those.
     ForeignNamespace,
@@ -62,7 +62,7 @@ pub enum Refusal {
     NamespaceConflict,
     /// An old or repeated nonce.
     OutOfOrder,
-    /// The table is full and nobody may be evicted.
+    /// The table is full and no agent may be evicted.
     CapacityExceeded,
     /// The sender's user has as many agents as one user may have, and none of them may be evicted.
     UserShareExceeded {

@@ -29,11 +29,11 @@ const NONCE_WRAP_DISTANCE: u64 = 1 << 20;
 /// new session: a quarter, so that an agent that beats as seldom as it may still gets through in time.
 const SESSION_QUIET_PARTS: u64 = 4;
 
-/// What the observer thinks of an agent.
+/// How an agent stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum SlotState {
-    /// Nobody is here.
+    /// No stream is here.
     Free = 0,
     /// Heard within its threshold.
     Alive = 1,
@@ -55,7 +55,7 @@ impl SlotState {
 /// One agent's facts. All times are attention time in nanoseconds unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// What the observer thinks of the agent.
+    /// How the agent stands.
     pub state: SlotState,
     /// Process id.
     pub pid: u32,
@@ -169,11 +169,11 @@ impl Slot {
     /// nonce is compared with that of another session only to tell a new series from one that goes on, which
     /// decides nothing but what is counted.
     ///
-    /// Where the kernel vouches for the sender nobody else can replay its beats, so a nonce that does not
+    /// Where the kernel vouches for the sender no other process can replay its beats, so a nonce that does not
     /// grow is a new session of the same process: at once if the timestamp restarts too (a new handle,
     /// another program after `exec`), else as soon as the process has been quiet for a while (the older
     /// of two handles goes on after the newer one was closed). It is never locked out. Only the very same
-    /// frame again is never one. A sender that nobody vouches for must be quiet first in any case, since a
+    /// frame again is never one. A sender that nothing vouches for must be quiet first in any case, since a
     /// network reorders.
     pub(crate) fn continuation(&self, beat: &Beat, now_ns: u64) -> Option<Continuation> {
         let frame = &beat.frame;
@@ -202,7 +202,7 @@ impl Slot {
             .then_some(Continuation::NewSession)
     }
 
-    /// Whether a frame of this agent may begin a session that nobody has heard of. A terminal frame must be newer
+    /// Whether a frame of this agent may begin a session that was never heard. A terminal frame must be newer
     /// than the last one: it may have been recorded while no observer listened (wire spec 10.6).
     pub fn may_begin_session(&self, frame: &Frame) -> bool {
         !frame.is_terminal()
@@ -233,7 +233,7 @@ impl Slot {
         self.silence_ns(now_ns) > self.threshold_ns.saturating_mul(RECLAIM_THRESHOLDS)
     }
 
-    /// When the wheel must look at the slot again, given its state.
+    /// When the slot is due again, given its state.
     pub(crate) fn next_look_ns(&self) -> u64 {
         let after_ns = match self.state {
             SlotState::Alive if self.late_ns != 0 => self.late_ns.min(self.threshold_ns),

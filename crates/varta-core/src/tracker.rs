@@ -1,4 +1,4 @@
-//! The ledger: which agents there are, when each was last heard, and who has been silent too long.
+//! The ledger: which agents there are, when each was last heard, and which have been silent too long.
 //!
 //! One call credits a beat ([`Tracker::record`]). The silent are found in three steps: a slot is due
 //! ([`Tracker::pop_due`]), a source that knows a later beat of it than the table records that, and what silence is
@@ -8,7 +8,7 @@
 //! its defects; how each known defect is avoided is said where the decision is taken.
 //!
 //! Beats do not touch the timer wheel: a slot stays armed at the deadline it had when it was last
-//! looked at. When that comes, its true deadline is computed from its last beat, and the slot is
+//! judged. When that comes, its true deadline is computed from its last beat, and the slot is
 //! either judged or armed again. An armed deadline is therefore never later than the true one.
 
 mod amend;
@@ -78,7 +78,7 @@ pub struct Tracker<W = Box<[AtomicU64]>> {
     users: Users,
     wheel: Wheel,
     reclaimable: Reclaimable,
-    /// Slots nobody has; the last one is given out next.
+    /// Free slots; the last one is given out next.
     free: Vec<u32>,
     len: PerLocality<usize>,
     quota: PerLocality<usize>,
@@ -107,7 +107,7 @@ impl Tracker {
 
 impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     /// A tracker over an empty table. The tracker must be the table's only writer. Capacity 0 is
-    /// legal: nobody is ever admitted.
+    /// legal: no agent is ever admitted.
     pub fn new(table: Arc<SlotTable<W>>, counters: Arc<Counters>, options: TrackerOptions) -> Self {
         let capacity = table.capacity().min(MAX_SLOTS);
         Self {
@@ -171,14 +171,14 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         });
     }
 
-    /// When [`Self::drain_stalled_slots`] should be called next; `None` while nothing is armed.
+    /// When silence should be judged next; `None` while nothing is armed.
     /// Early wake-ups are harmless.
     pub fn next_deadline_ns(&self) -> Option<u64> {
         self.wheel.next_deadline_ns()
     }
 
     /// The shortest threshold of the agents that are there now, to within an eighth: none is shorter.
-    /// `None` while nobody is tracked.
+    /// `None` while no agent is tracked.
     pub fn shortest_threshold_ns(&self) -> Option<u64> {
         self.thresholds.shortest_ns()
     }
@@ -220,7 +220,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.len.local
     }
 
-    /// True while nobody is tracked.
+    /// True while no agent is tracked.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

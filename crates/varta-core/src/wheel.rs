@@ -1,8 +1,8 @@
-//! Deadlines: which slot must be looked at next, and when (DESIGN section 5, "Wheel").
+//! Deadlines: which slot is due next, and when (DESIGN section 5, "Wheel").
 //!
 //! A hierarchical timing wheel. Arming and cancelling touch one bucket, expiring moves a timer at most
 //! once per level, whatever the number of timers and however mixed their deadlines. It reads no clock,
-//! calls nobody back and gives a timer no meaning beyond its slot number; there is one timer per slot.
+//! calls nothing back and gives a timer no meaning beyond its slot number; there is one timer per slot.
 //! Bounds: memory is 24 bytes per slot plus 9 KiB, reserved by [`Wheel::new`]; any `u64` of nanoseconds
 //! is a legal deadline; work per call of [`Wheel::pop_due`] is bounded by the caller's budget. A timer
 //! never fires early, and becomes due less than one tick (16.4 us) after its deadline.
@@ -153,7 +153,7 @@ impl Wheel {
     ///
     /// Never later than the earliest deadline rounded up to its tick, and exactly that unless the
     /// cancelling or moving of a timer left a bound behind that is too early. That costs a sleeper one
-    /// vain awakening, which sorts the bucket anew, exactly. If a timer was armed in the past, or the
+    /// vain awakening, which sorts the bucket again, exactly. If a timer was armed in the past, or the
     /// last call ran out of budget, it is a time that has passed.
     pub fn next_deadline_ns(&self) -> Option<u64> {
         let waiting = self.lists[self.open].head != NONE || self.lists[DUE].head != NONE;

@@ -1,9 +1,9 @@
-//! Token buckets: how much anybody may send.
+//! Token buckets: how much a sender may send.
 //!
 //! A bucket holds up to a burst of tokens and fills at a rate; every beat that is let in takes one.
 //! Tokens are counted in billionths, so that a rate of `r` per second is `r` billionths per nanosecond
 //! and no remainder is ever lost: over any time, no more than `burst + rate * time` beats pass and, if
-//! somebody asks often enough, no fewer.
+//! it is asked often enough, no fewer.
 //!
 //! [`Limits`] puts them together: one bucket per agent, one for all together, and reserves for what must
 //! not drown in a flood, terminal frames and first contacts. What an agent sends too much is refused
@@ -22,11 +22,11 @@ const TERMINAL_PAUSE_NS: u64 = 1_000_000_000;
 /// First contacts per second beyond the burst. One costs about 20 us, so this is a fifth of a core.
 const NEWCOMER_RATE: u32 = 10_000;
 
-/// The same for remote agents, whom nobody knows: they are few, and each may cost the memory of a session.
+/// The same for remote agents, which no kernel vouches for: they are few, and each may cost the memory of a session.
 const REMOTE_NEWCOMER_RATE: u32 = 100;
 
 /// Sessions that an agent may begin: it begins one when it starts and when it reconnects. Each makes the
-/// observer forget a closed one of somebody else's in the end.
+/// observer forget a closed one of another agent in the end.
 const SESSIONS: Rate = Rate {
     per_second: 1,
     burst: 100,
@@ -35,7 +35,7 @@ const SESSIONS: Rate = Rate {
 /// First contacts that may come at once: at least this many, and as many as there is room for.
 const NEWCOMER_BURST_MIN: u32 = 10_000;
 
-/// Processes that said goodbye and come back at once, per second and at once: enough for who means it.
+/// Processes that said goodbye and come back at once, per second and at once: enough for a process that restarts itself.
 const COMEBACKS: Rate = Rate {
     per_second: 10,
     burst: 100,
@@ -50,7 +50,7 @@ pub struct Rate {
     pub burst: u32,
 }
 
-/// The level of one bucket. Where the rate is known from elsewhere it need not be kept with it.
+/// The level of one bucket. Where the rate is kept apart it need not be kept with it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TokenBucket {
     /// Billionths of a token.
@@ -95,7 +95,7 @@ pub struct LimitOptions {
 /// How many beats of one agent are taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BeatLimit {
-    /// As many as of everybody: [`LimitOptions::agent`].
+    /// As many as of every agent: [`LimitOptions::agent`].
     #[default]
     Common,
     /// As many as this, whatever holds for others.
@@ -114,7 +114,7 @@ struct Budget {
 }
 
 impl Budget {
-    /// The limit in force, given what holds for everybody.
+    /// The limit in force, given what holds for every agent.
     fn rate(&self, common: Option<Rate>) -> Option<Rate> {
         match self.limit {
             BeatLimit::Common => common,
@@ -201,7 +201,7 @@ impl Limits {
         }
     }
 
-    /// Whether a stranger may be looked at; costs a token of the newcomers' own reserve.
+    /// Whether a stranger may be examined; costs a token of the newcomers' own reserve.
     pub fn admit_newcomer(&mut self, locality: Locality, now_ns: u64) -> Result<(), Limit> {
         let rate = self.newcomers[locality];
         let is_in = self.shared[locality].newcomers.take(rate, now_ns);

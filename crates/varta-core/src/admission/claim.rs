@@ -4,7 +4,7 @@
 //! the one the observer's kernel interface uses, so a claim is right if it is any of the pids the
 //! kernel has for that process (`NSpid` in `/proc/PID/status`), and a lie otherwise.
 
-/// Pids kept per process beside its own: as many nested namespaces as anybody runs agents in. The kernel
+/// Pids kept per process beside its own: more nested namespaces than agents run in. The kernel
 /// allows 32; the innermost ones are kept.
 pub const CLAIMS_MAX: usize = 4;
 

@@ -55,7 +55,7 @@ pub struct AttestedFrame {
 /// Whose processes may speak.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AllowedUsers {
-    /// Everybody's.
+    /// Those of every user.
     Everyone,
     /// Those of one of these users or one of these groups, by the credentials of the datagram: the real
     /// user and the real group, not the supplementary ones.
@@ -147,8 +147,8 @@ pub fn network_frame(bytes: &[u8]) -> Result<Frame, Refusal> {
     Frame::decode(bytes).map_err(Refusal::Decode)
 }
 
-/// A claim that is not the sender's. Pid 1 is reserved on the wire for everybody but the first process of
-/// a container, so for anybody else it is no valid frame (wire spec 5).
+/// A claim that is not the sender's. Pid 1 is reserved on the wire for the first process of
+/// a container, so for any other it is no valid frame (wire spec 5).
 pub fn wrong_claim(claimed: u32) -> Refusal {
     match claimed {
         1 => Refusal::Decode(DecodeError::BadPid(1)),

@@ -1,11 +1,11 @@
 //! What becomes of a datagram that came over a network: credited, refused, or the first one of an agent.
 //!
-//! In clear (plain UDP) nobody vouches for anything; sealed, a key vouches for the frame and the replay
+//! In clear (plain UDP) nothing vouches for a datagram; sealed, a key vouches for the frame and the replay
 //! guard for its being new. An agent is `(key, address without port, pid)`, so hosts with equal pids,
 //! and a local process with that pid, are other agents. A session keeps the address it began at.
 //!
 //! Processes that share key, address and pid are one agent: several handles of one process, or processes that
-//! nobody can tell apart. Under a key each has a session of its own, and nothing is compared between sessions. A
+//! cannot be told apart. Under a key each has a session of its own, and nothing is compared between sessions. A
 //! goodbye ends the session that it came over, and the agent only if no other session of it was heard within its
 //! threshold, or if nothing else came over that session. That an agent beats over several sessions at once is
 //! reported, because one of its senders can hang unnoticed while another one beats.
@@ -119,7 +119,7 @@ pub struct RemoteSenders<W> {
 }
 
 impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
-    /// Who speaks in clear. `seed` must be unpredictable; `slots` is how many the table has.
+    /// Senders in clear. `seed` must be unpredictable; `slots` is how many the table has.
     pub fn in_clear(origin: BeatOrigin, seed: u64, slots: usize) -> Self {
         Self {
             origin,
@@ -130,7 +130,7 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
         }
     }
 
-    /// Who speaks under a key.
+    /// Senders under keys.
     pub fn sealed(origin: BeatOrigin, guard: ReplayGuard<W>, slots: usize) -> Self {
         let seed = guard.seed();
         Self {
@@ -165,7 +165,7 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
     }
 
     /// Whether a beat may be credited. What opens a session needs a token before the guard remembers it; anything
-    /// else only once it is known to be no copy, since copies are anybody's to send. A newcomer is held to
+    /// else only once it is known to be no copy, since any host can send copies. A newcomer is held to
     /// `newcomer_threshold_ns`.
     pub fn judge(
         &mut self,
@@ -294,7 +294,7 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
         }
     }
 
-    /// Whether a beat is heard for the first time, and its place in its session. In clear nobody can tell.
+    /// Whether a beat is heard for the first time, and its place in its session. In clear that is unknown.
     fn admit(
         &mut self,
         arrival: Option<&Arrival>,
@@ -370,7 +370,7 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
         self.departed.get((source, pid), now_ns)
     }
 
-    /// A beat from before the goodbye that came first. It brings nobody back; a newer one of its session does,
+    /// A beat from before the goodbye that came first. It brings no agent back; a newer one of its session does,
     /// or another session, and in clear another series.
     fn is_overtaken_by_goodbye(&self, heard: &RemoteBeat, now_ns: u64) -> bool {
         let frame = &heard.beat.frame;

@@ -3,8 +3,8 @@
 //!
 //! An agent that is known costs one look into an index. A stranger is credited at once if the kernel has
 //! handed over its process with the datagram and it calls itself what the kernel calls it; otherwise its beats
-//! wait until more is known of the process. A known pid may have passed to another process, so who cannot have sent
-//! the datagram is told from who has by what the caller finds out.
+//! wait until more is known of the process. A known pid may have passed to another process; which of the two has sent a
+//! datagram follows from what the caller finds out.
 //!
 //! Nothing here makes a system call. Facts about processes are arguments; those that are expensive to find out are
 //! closures, called at most once and only where the decision depends on them. Nothing is allocated after construction,
@@ -38,7 +38,7 @@ pub enum Verdict {
     Wait,
     /// It waits, and this must be asked.
     Ask(SenderQuery),
-    /// The pid of the agent that is known has passed to another process, and nobody can tell which of the two has sent
+    /// The pid of the agent that is known has passed to another process, and it is unknown which of the two has sent
     /// it: the agent is retired and the beat is refused ([`Refusal::UnprovedSender`]).
     RetireAndRefuse,
     /// There is no room in the table; the tracker says why.
@@ -235,7 +235,7 @@ impl LocalSenders {
     ) -> Verdict {
         let pid = beat.sender.pid;
         if !room.in_table {
-            // Refused without a look at the sender: it costs what an accepted beat costs.
+            // Refused without examining the sender: it costs what an accepted beat costs.
             return Verdict::NoRoom;
         }
         if let Err(reason) = self.screen(beat, room, limits, now_ns) {

@@ -28,7 +28,7 @@
 //! |   | 24–63 | 0 |
 //!
 //! Times and durations are nanoseconds; times are attention time unless they are the agent's own. All-zero words
-//! are a free slot. Whoever changes the meaning of a word increments [`LAYOUT_VERSION`].
+//! are a free slot. A change of the meaning of a word increments [`LAYOUT_VERSION`].
 
 use varta_vlp::Status;
 

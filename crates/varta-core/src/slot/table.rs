@@ -101,7 +101,7 @@ impl<W: AsRef<[AtomicU64]>> SlotTable<W> {
         }
     }
 
-    /// What a count of the silent needs of an occupied slot and nothing else, so that all of them can be looked at in a
+    /// What a count of the silent needs of an occupied slot and nothing else, so that all slots can be counted in a
     /// moment.
     pub(crate) fn read_rhythm(&self, slot: u32) -> Option<Rhythm> {
         let words = self.slot_words(slot)?;

@@ -1,6 +1,6 @@
 //! What an operator changes about an agent that is known: the rule it is held to, and pauses.
 //!
-//! Whatever changes, nobody is called stalled because of it alone, and counts, wheel and queues stay true.
+//! Whatever changes, no agent is reported as stalled because of it alone, and counts, wheel and queues stay true.
 
 use std::sync::atomic::AtomicU64;
 

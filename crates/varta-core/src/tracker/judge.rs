@@ -23,7 +23,7 @@ impl Due {
 }
 
 impl<W: AsRef<[AtomicU64]>> Tracker<W> {
-    /// The next slot that is due at `now_ns`; each timer that is looked at costs one of `budget`. What is left over
+    /// The next slot that is due at `now_ns`; each timer that is examined costs one of `budget`. What is left over
     /// when the budget is used up is due at the next call.
     ///
     /// A source that may know a later beat of the agent than the table records it before the slot is judged.
@@ -70,7 +70,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     }
 
     /// Judges every slot that is due at `now_ns`, until `hand_over` does not take a silence or `budget` timers were
-    /// looked at: [`Self::pop_due`] and [`Self::judge`] for callers whose sources never know a later beat.
+    /// examined: [`Self::pop_due`] and [`Self::judge`] for callers whose sources never know a later beat.
     pub fn drain_stalled_slots(
         &mut self,
         now_ns: u64,

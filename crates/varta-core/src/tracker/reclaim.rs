@@ -1,4 +1,4 @@
-//! The agents that have been silent long enough to give way, oldest first: local and remote agents in queues of
+//! The agents that have been silent long enough to be evicted, oldest first: local and remote agents in queues of
 //! their own, because a remote newcomer takes nothing from a local agent (law 3).
 
 use crate::agent::{Locality, PerLocality};

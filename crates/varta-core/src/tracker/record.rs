@@ -194,7 +194,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         recorded
     }
 
-    /// A slot for a newcomer, and who gives way for it if none is free.
+    /// A slot for a newcomer, and the agent that is evicted for it if none is free.
     fn slot_for(
         &mut self,
         user: Option<u32>,

@@ -1,4 +1,4 @@
-//! Room: whether there is a slot for a newcomer, and which agent gives way to it.
+//! Room: whether there is a slot for a newcomer, and which agent is evicted for it.
 
 use std::sync::atomic::AtomicU64;
 

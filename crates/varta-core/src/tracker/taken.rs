@@ -1,4 +1,4 @@
-//! The tracker's counters as differences: what has happened since somebody asked last (observer spec
+//! The tracker's counters as differences: what has happened since the last call (observer spec
 //! 1.8). The totals are in [`crate::Counters`].
 
 use std::sync::atomic::AtomicU64;

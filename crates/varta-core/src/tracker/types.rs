@@ -4,7 +4,7 @@ use super::DEFAULT_EVICTION_SCAN_WINDOW;
 use crate::agent::Agent;
 use crate::slot::{Slot, Tier};
 
-/// Whom a full table may evict. Victims are always silent for more than ten thresholds.
+/// Which agents a full table may evict. Victims are always silent for more than ten thresholds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EvictionPolicy {
     /// Only agents whose stall has been reported; the longest reclaimable first. An agent becomes reclaimable when it
@@ -56,7 +56,7 @@ pub struct Deadlines {
 pub struct Recorded {
     /// What became of it.
     pub outcome: BeatOutcome,
-    /// Whom it was credited to; `None` exactly when it was refused.
+    /// The agent it was credited to; `None` exactly when it was refused.
     pub agent: Option<Agent>,
     /// The beat ended a silence that had been reported as a stall; its length.
     pub returned_after_ns: Option<u64>,
@@ -64,14 +64,14 @@ pub struct Recorded {
     pub new_session: bool,
     /// The agent says that it is critical, and the beat before did not, or there was none.
     pub turned_critical: bool,
-    /// Who had to leave for this agent: evicted, or an earlier process with the same pid.
+    /// The agent that left for this one: evicted, or an earlier process with the same pid.
     pub displaced: Option<Displaced>,
 }
 
-/// An agent that left the table because of somebody else's beat.
+/// An agent that left the table because of a beat of another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Displaced {
-    /// Who left.
+    /// The agent.
     pub agent: Agent,
     /// Its last nonce.
     pub last_nonce: u64,
@@ -102,7 +102,7 @@ impl Recorded {
 /// A silence to be handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Silence {
-    /// Who is silent.
+    /// The silent agent.
     pub agent: Agent,
     /// How silent.
     pub tier: Tier,
@@ -115,9 +115,9 @@ pub struct Silence {
 /// Construction parameters beyond the table.
 #[derive(Clone, Copy, Debug)]
 pub struct TrackerOptions {
-    /// Whom a full table may evict.
+    /// Which agents a full table may evict.
     pub policy: EvictionPolicy,
-    /// Slots looked at per scan, 1 to capacity; clamped.
+    /// Slots examined per scan, 1 to capacity; clamped.
     pub scan_window: usize,
     /// Seed of the index of remote agents. Random in an observer, so that strangers cannot choose
     /// colliding keys; fixed in tests.

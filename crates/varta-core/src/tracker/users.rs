@@ -1,6 +1,6 @@
 //! How many agents of this host each user has, so that no user takes every slot.
 //!
-//! Root is not counted: it can take what it likes anyway. Nor is anybody where a user may have as many agents
+//! Root is not counted: it can take every slot anyway. No user is counted where one may have as many agents
 //! as there are slots. Bounds: one tally per slot, one look into an index per call, nothing allocated after
 //! construction.
 
@@ -13,7 +13,7 @@ const ROOT: u32 = 0;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     pub(super) agents: u32,
-    /// Those of them that stand in the line of those that give way to a newcomer.
+    /// Those of them that may be evicted.
     pub(super) reclaimable: u32,
 }
 
@@ -24,7 +24,7 @@ pub(super) struct Users {
     /// Number of the tally of each user that has agents.
     numbers: BoundedIndex<u32>,
     tallies: Box<[Tally]>,
-    /// Tallies nobody has.
+    /// Free tallies.
     free: Vec<u32>,
 }
 
@@ -77,14 +77,14 @@ impl Users {
         }
     }
 
-    /// One of its agents has got in line.
+    /// One of its agents may be evicted.
     pub(super) fn add_reclaimable(&mut self, user: u32) {
         if let Some(number) = self.numbers.get(&user) {
             self.tallies[number as usize].reclaimable += 1;
         }
     }
 
-    /// One of its agents has left the line.
+    /// One of its agents may not be evicted any more.
     pub(super) fn remove_reclaimable(&mut self, user: u32) {
         if let Some(number) = self.numbers.get(&user) {
             self.tallies[number as usize].reclaimable -= 1;

@@ -3,7 +3,7 @@
 use tokio::sync::{mpsc, oneshot};
 use varta_core::engine::{AgentGone, Command};
 
-/// Commands that wait; who sends more waits, too.
+/// Commands that wait; a sender of more waits, too.
 const COMMANDS_MAX: usize = 64;
 
 /// A command, and who waits for its answer.

@@ -1,13 +1,13 @@
 //! The ways between the beat path and everything slow: a bounded ring of events and queries one way, a
 //! bounded ring of updates the other way, and a bell at the end of each.
 //!
-//! [`command`] is the way from whoever takes requests to the control thread.
+//! [`command`] is the way from the HTTP server to the control thread.
 //!
 //! The beat path never waits. A full ring refuses: a stall is then offered again in the next turn,
-//! anything else is dropped and counted. Beats and refusals, of which anybody can make many, may
+//! anything else is dropped and counted. Beats and refusals, of which any process can make many, may
 //! only fill the ring to three quarters, so that they cannot crowd out what matters (that an agent is critical
-//! matters, and is told once a second and agent); nobody joins while
-//! less than an eighth is free, so that there is always room to tell of those who are there.
+//! matters, and is reported once a second and agent); no agent joins while
+//! less than an eighth is free, so that there is always room for events of those that are there.
 
 pub(crate) mod command;
 
@@ -42,7 +42,7 @@ pub(crate) enum Handed {
     /// Something happened.
     Event {
         event: Event,
-        /// With an exit: the process that ended, for whoever wants to know how.
+        /// With an exit: the process that ended, to find out how.
         process: Option<OwnedFd>,
     },
     /// The beat path needs to know something before it can credit a beat.
@@ -54,7 +54,7 @@ pub(crate) struct IdentityQuery {
     /// Comes back with the reply.
     pub(crate) ticket: u64,
     pub(crate) pid: u32,
-    /// The sender, or whoever has its pid; `None` if there was no descriptor for it.
+    /// The sender, or the process that has its pid now; `None` if there was no descriptor for it.
     pub(crate) process: Option<OwnedFd>,
     /// The instance number, if the descriptor has told it.
     pub(crate) instance: Option<u64>,
@@ -80,7 +80,7 @@ pub(crate) enum Update {
     Identity(IdentityReply),
     /// An agent that was credited at once has been examined since.
     Info(Agent, ProcessInfo),
-    /// An agent that nobody watches is gone.
+    /// An agent whose end is not watched is gone.
     Ended(Agent, Option<OwnedFd>),
     /// The largest pid of this host.
     PidMax(u32),
@@ -142,7 +142,7 @@ impl EventSender {
         RING_EVENTS - self.ring.slots()
     }
 
-    /// Whether somebody may join, so that the join and what follows can be told.
+    /// Whether an agent may join, so that the join and what follows can be reported.
     pub(crate) fn has_room_for_join(&self) -> bool {
         self.ring.slots() > RESERVED_FOR_AGENTS
     }
@@ -236,7 +236,7 @@ pub(crate) struct LivenessProbe {
     done: Arc<AtomicU64>,
 }
 
-/// Who asks within this time of somebody else shares the answer: 1 ms. However many ask, the beat path is woken
+/// Callers that ask within this time of each other share the answer: 1 ms. However many ask, the beat path is woken
 /// a thousand times a second at most.
 const PROBE_SHARED_NS: u64 = 1_000_000;
 
@@ -306,7 +306,7 @@ impl UpdateSender {
         }
     }
 
-    /// Takes an update; it goes out with the next [`Self::send`]. Returns its number, counted from 1: whoever has
+    /// Takes an update; it goes out with the next [`Self::send`]. Returns its number, counted from 1: a caller that has
     /// to know when it was carried out asks [`LivenessProbe::has_done`].
     pub(crate) fn add(&mut self, update: Update) -> u64 {
         self.waiting.push_back(update);

@@ -5,7 +5,7 @@
 //! in them, as newer kernels refuse them. Letting go of a descriptor can hang for as long as its sender has arranged
 //! ([`varta_sys::discard`]). The beat path goes on when the datagram has left the queue.
 //!
-//! There is a thread to spare while there are fewer than [`DISCARD_THREADS_MAX`]. If they all hang, nobody can take the next
+//! There is a thread to spare while there are fewer than [`DISCARD_THREADS_MAX`]. If they all hang, none can take the next
 //! datagram out of the queue, and what is behind it waits.
 
 use std::io;
@@ -23,7 +23,7 @@ use crate::clock::RawClock;
 
 const STACK_BYTES: usize = 64 * 1024;
 
-/// Who takes longer than this over a datagram hangs: 1 s. Sleeps are cut short after a hundredth of that.
+/// A thread that takes longer than this over a datagram hangs: 1 s. Sleeps are cut short after a hundredth of that.
 const HANGS_NS: u64 = 1_000_000_000;
 
 /// In place of a thread's number.
@@ -44,7 +44,7 @@ struct Shared {
     /// Those that were not started.
     spare: Mutex<Vec<usize>>,
     idle: AtomicUsize,
-    /// Who has taken the last job.
+    /// The thread that has taken the last job.
     taken_by: AtomicUsize,
 }
 
@@ -179,7 +179,7 @@ fn work(shared: &Arc<Shared>, number: usize) {
         thread.since_ns.store(since_ns, Ordering::Relaxed);
         discarder.begin();
         shared.taken_by.store(number, Ordering::Release);
-        // The beat path is told by the progress.
+        // The beat path sees it from the progress.
         let _ = discarder.discard(shared.socket.as_fd(), hurry.as_ref());
         thread.since_ns.store(0, Ordering::Relaxed);
         post(&shared.bell, 1);

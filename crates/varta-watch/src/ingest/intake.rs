@@ -10,16 +10,16 @@ use crate::beat_path_state::BeatPathState;
 /// So many calls in a row that fail are no accident.
 const FAILURES_MAX: u32 = 3;
 
-/// The first pause then, 10 ms, and what pauses double up to, 1 s: whoever reads the log has noticed by then.
+/// The first pause then, 10 ms, and what pauses double up to, 1 s: an operator has read the log by then.
 const PAUSE_MIN_NS: u64 = 10_000_000;
 const PAUSE_MAX_NS: u64 = 1_000_000_000;
 
-/// How soon it is looked whether a datagram that brings descriptors has left the queue, if nobody rings: 1 ms, and then
+/// How soon it is checked whether a datagram that brings descriptors has left the queue, if no bell rings: 1 ms, and then
 /// an eighth of the time that it takes, up to 100 ms.
 const HANDOVER_PAUSE_MIN_NS: u64 = 1_000_000;
 const HANDOVER_PAUSE_MAX_NS: u64 = 100_000_000;
 
-/// A datagram that takes longer than this to leave the queue keeps everybody waiting, and so does a socket that cannot be
+/// A datagram that takes longer than this to leave the queue keeps all agents waiting, and so does a socket that cannot be
 /// read for that long: 100 ms, lateness that no agent tolerates.
 pub(super) const DEAF_NS: u64 = 100_000_000;
 
@@ -32,7 +32,7 @@ pub(super) struct Intake {
     error: u64,
     /// It is left alone until then.
     rests_until_ns: u64,
-    /// The next datagram is being taken by somebody else, since then.
+    /// The next datagram is being taken by another thread, since then.
     handed_over_ns: Option<u64>,
     /// Since when it has not been read although it should.
     closed_ns: Option<u64>,

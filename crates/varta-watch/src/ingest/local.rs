@@ -1,16 +1,16 @@
-//! Local senders: from a datagram with credentials to the agent it is credited to, or to nobody.
+//! Local senders: from a datagram with credentials to the agent it is credited to, or to its refusal.
 //!
 //! What is decided is decided in [`varta_core::admission::LocalSenders`]; here its questions about processes are
 //! answered and its verdicts carried out.
 //!
 //! A known pid may have passed to another process. While the agent's own process is alive, or a zombie,
-//! that cannot be, so it is asked for its end after each of its datagrams was seen and before that is
+//! that cannot be, so it is checked whether it has ended after each of its datagrams was seen and before that is
 //! taken. From its end on datagrams under its pid are taken together with their sender, so that the last
 //! beats of the old process and the first of the new one are told apart; so are those of an agent without a
 //! descriptor.
 //!
-//! In a flood, which is taken in batches, it is asked afterwards who has ended by then. A beat of one that
-//! has is its own unless its pid has a new owner; then nobody can tell, and nobody is credited.
+//! In a flood, which is taken in batches, it is checked afterwards which processes have ended by then. A beat of one that
+//! has is its own unless its pid has a new owner; then its sender is unknown, and it is refused.
 
 use std::os::fd::OwnedFd;
 
@@ -117,7 +117,7 @@ impl Recorder {
         match verdict {
             Verdict::Credit => self.credit(beat, facts),
             Verdict::RetireAndRefuse => {
-                // Nobody can tell which of the two has sent it.
+                // It is unknown which of the two has sent it.
                 self.retire_process(agent, None);
                 self.refuse(local(agent.pid), Refusal::UnprovedSender);
             }
@@ -141,7 +141,7 @@ impl Recorder {
         self.take_local_goodbye(&beat, &recorded);
     }
 
-    /// A beat of a process that nobody knows yet. Returns what it calls itself if it joins.
+    /// A beat of a process that is not known yet. Returns what it calls itself if it joins.
     fn hear_stranger(
         &mut self,
         beat: &AttestedFrame,

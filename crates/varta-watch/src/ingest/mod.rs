@@ -2,7 +2,7 @@
 //!
 //! Each turn drains the sources first and judges afterwards (law 1), by the attention clock (law 2).
 //! After start-up the thread takes no lock, reads no file, writes no log, and does a bounded amount of
-//! work per turn (law 4). A beat of a known agent costs a look at its sender, a look whether that still
+//! work per turn (law 4). A beat of a known agent costs a peek at its sender, a check that its process still
 //! lives, and a receive; further system calls are made when an agent is heard for the first time or begins
 //! a new series, when one ends, when a flood begins or ends, when the next deadline moves, and when the thread's
 //! priority is used up or renewed.
@@ -52,7 +52,7 @@ const CALM_NS: u64 = 1_000_000;
 /// queues.
 const UDP_ROUNDS: usize = 12;
 
-/// Timers looked at per turn: 4096 take less than a millisecond, so that beats never wait longer
+/// Timers examined per turn: 4096 take less than a millisecond, so that beats never wait longer
 /// than that for a mass stall.
 const TIMER_BUDGET: u32 = 4096;
 
@@ -65,7 +65,7 @@ pub(crate) struct IngestConfig {
     pub(crate) gate: LocalGate,
     pub(crate) kernel: KernelFeatures,
     pub(crate) threshold_ns: u64,
-    /// Somebody wants every beat as an event.
+    /// Every beat is wanted as an event.
     pub(crate) every_beat: bool,
     /// Agents of other pid namespaces are refused.
     pub(crate) refuse_foreign: bool,
@@ -234,7 +234,7 @@ impl Ingest {
         }
         let recorder = &mut self.recorder;
         let deadline_ns = recorder.tracker.next_deadline_ns();
-        // Nobody is judged while nobody can be heard.
+        // No agent is judged while none can be heard.
         let mut wake_ns = match deadline_ns.filter(|_| self.unix.is_open()) {
             Some(deadline_ns) => recorder.clock.attention.raw_at(deadline_ns),
             None if self.ring_was_full => now_ns,
@@ -281,7 +281,7 @@ impl Ingest {
         counters.add(Counter::ClockJumps, jumps);
         let local_agents = recorder.tracker.local_len() as u64;
         recorder.state.set_local_agents(local_agents);
-        // Last: who sees it sees what the turn has done.
+        // Last: a reader that sees it sees what the turn has done.
         recorder.state.set_last_turn(self.woken_ns);
     }
 

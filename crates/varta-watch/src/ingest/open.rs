@@ -98,7 +98,7 @@ impl Opener {
 }
 
 /// Keys derived from the master key, of agents that have proved to have theirs. A claim alone finds no
-/// place here, so nobody outside can push another one out.
+/// place here, so no stranger can push another one out.
 #[derive(Debug)]
 struct AgentKeys {
     index: BoundedIndex<u32>,

@@ -1,8 +1,8 @@
-//! How far the beat path goes before others on this host.
+//! The scheduling priority of the beat path.
 //!
 //! It does little and must do that in time, so it runs in real time where this user may (root,
 //! `CAP_SYS_NICE`): whatever else is started or busy, in which session or control group ever, it looks when it
-//! said it would. That is a privilege that nobody who sends beats may turn against the host: once it has done
+//! said it would. That is a privilege that no sender of beats may turn against the host: once it has done
 //! more than its allowance it is an ordinary thread for a second, though one of high priority and with
 //! short turns.
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use varta_sys::sched;
 
-/// As a nice value: 0 is everybody's.
+/// As a nice value: 0 is the default.
 const HIGH_PRIORITY: i32 = -10;
 
 /// More than nearly every turn takes, and the least the kernel knows: 100 us.
@@ -61,7 +61,7 @@ impl SchedPriority {
             Some(Change::Renewed) => sched::real_time().unwrap_or(false),
         };
         if !changed {
-            // Somebody else decides by now.
+            // The operator has changed it meanwhile.
             self.allowance = None;
         }
     }

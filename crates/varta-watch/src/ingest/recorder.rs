@@ -1,7 +1,7 @@
 //! What all sources of beats share: the tracker, the limits, the clock, the processes that are held, and the way to
 //! the control thread.
 //!
-//! A source receives and says who is speaking; what follows from a beat is done here, and told. Local senders are
+//! A source receives and says who is speaking; what follows from a beat is done and reported here. Local senders are
 //! judged in [`super::local`].
 
 use std::ops::ControlFlow;
@@ -24,7 +24,7 @@ use crate::clock::RawClock;
 use crate::handoff::EventSender;
 use crate::process_info::KernelFeatures;
 
-/// That an agent has become critical is told once in this time: 1 s.
+/// That an agent has become critical is reported once in this time: 1 s.
 const CRITICAL_PAUSE_NS: u64 = 1_000_000_000;
 
 /// The raw clock and what of it was attention.
@@ -57,7 +57,7 @@ pub(super) struct RecorderOptions {
     pub(super) kernel: KernelFeatures,
     /// What newcomers are held to.
     pub(super) threshold_ns: u64,
-    /// Every beat is told.
+    /// Every beat is reported.
     pub(super) every_beat: bool,
 }
 
@@ -116,7 +116,7 @@ impl Recorder {
         self.tracker.record(beat, self.clock.now_ns(), threshold_ns)
     }
 
-    /// Tells what a beat has changed.
+    /// Reports what a beat has changed.
     pub(super) fn report(&mut self, sender: Sender, beat: &Beat, recorded: &Recorded) {
         let Some(agent) = recorded.agent else {
             return self.report_refused(sender, recorded);
@@ -157,7 +157,7 @@ impl Recorder {
         }
     }
 
-    /// Tells of a new agent.
+    /// Reports a new agent.
     pub(super) fn report_join(&mut self, agent: Agent, frame: &Frame, from: JoinedFrom) {
         self.send(EventKind::Join {
             agent,
@@ -168,8 +168,8 @@ impl Recorder {
         });
     }
 
-    /// Whether it is long enough ago that an agent was told to be critical. One that changes its mind many times
-    /// a second would fill the ring; that it is in trouble has been told.
+    /// Whether it is long enough ago that an agent was reported as critical. One that changes its mind many times
+    /// a second would fill the ring; that it is in trouble has been reported.
     fn may_report_critical(&mut self, agent: Agent) -> bool {
         let now_ns = self.clock.raw_ns();
         let from_ns = &mut self.processes.of(agent).critical_from_ns;
@@ -180,7 +180,7 @@ impl Recorder {
         may
     }
 
-    /// Tells of a beat that the tracker has refused, and counted.
+    /// Reports a beat that the tracker has refused, and counted.
     pub(super) fn report_refused(&mut self, sender: Sender, recorded: &Recorded) {
         let reason = match recorded.outcome {
             BeatOutcome::OriginConflict => Refusal::OriginConflict,
@@ -203,7 +203,7 @@ impl Recorder {
         self.send(EventKind::Refused { sender, reason });
     }
 
-    /// Tells who had to leave for a newcomer: an agent that was evicted, or a process whose pid has passed on.
+    /// Reports the agents that left for a newcomer: one that was evicted, or those of a process whose pid has passed on.
     pub(super) fn report_displaced(&mut self, recorded: &Recorded) {
         let mut next = recorded.displaced;
         while let Some(displaced) = next {
@@ -263,7 +263,7 @@ impl Recorder {
         self.events.send(event, process);
     }
 
-    /// Lets go of a process; while somebody else holds it, epoll must be told not to watch it.
+    /// Lets go of a process; while another descriptor of it is open, epoll must be told not to watch it.
     fn release(&mut self, agent: Agent) -> Option<OwnedFd> {
         let pidfd = self.processes.release(agent)?;
         self.sleeper.forget(&pidfd);

@@ -1,23 +1,23 @@
 //! Shedding a flood where it is made.
 //!
-//! The kernel queues a handful of datagrams for all agents together. Whoever sends without pause keeps
+//! The kernel queues a handful of datagrams for all agents together. A sender that sends without pause keeps
 //! that queue full, and others find no room, however fast the observer reads and whatever it refuses
 //! afterwards. So what is refused at a flood's rate is not queued in the first place: a filter on the
 //! socket, which the kernel runs in the sender's own context, lets only a sample of it pass. The sender
-//! cannot tell, nobody else is touched, and the flood costs the flooder.
+//! cannot tell, no other sender is affected, and the flood costs the flooder.
 //!
-//! Only what cannot be another agent's is shed: frames whose claim is their sender's own pid or nobody's, and
+//! Only what cannot be another agent's is shed: frames whose claim is their sender's own pid or that of no process, and
 //! no known agent's pid inside a container, and datagrams that are no frames at all. Terminal frames are a
 //! kind of their own, so that a crash is heard in the midst of a flood of beats. The sample keeps an honest flooder
 //! alive at its allowed rate, tells how much was shed, and when to stop.
 
 use varta_sys::filter::Instruction;
 
-/// How often floods are looked at.
+/// How often floods are reviewed.
 const WINDOW_NS: u64 = 100_000_000;
 
 /// Refusals of one kind per window, in so many windows in a row, that make a flood: 3000 per second, with
-/// which somebody who sends them in bursts can keep the queue full. A burst is over before it is one.
+/// which a sender in bursts can keep the queue full. A burst is over before it is one.
 const FLOOD_REFUSALS: u64 = 300;
 const FLOOD_WINDOWS: u32 = 3;
 
@@ -128,7 +128,7 @@ impl Shed {
         if self.floods.len() < KINDS_MAX {
             self.floods.push(new);
         } else if let Some(flood) = self.floods.iter_mut().find(|flood| flood.power == 0) {
-            // Whoever is refused most often is here most of the time.
+            // The kind that is refused most often is here most of the time.
             flood.refused = flood.refused.saturating_sub(1);
             if flood.refused == 0 {
                 *flood = new;
@@ -137,7 +137,7 @@ impl Shed {
         0
     }
 
-    /// Somebody has joined who may use this claim: it is shed no longer.
+    /// An agent has joined that may use this claim: it is shed no longer.
     pub(super) fn spare(&mut self, pid: u32) {
         let before = self.floods.len();
         let is_claim = |kind| kind == FloodKind::Of(pid) || kind == FloodKind::LastOf(pid);
@@ -292,7 +292,7 @@ fn write_program(program: &mut Vec<Instruction>, floods: &[Flood]) {
     ]);
     for is_last in [false, true] {
         for (pid, power) in claims(is_last) {
-            // The claim is loaded anew each time, since sampling uses the one register there is.
+            // The claim is loaded again each time, since sampling uses the one register there is.
             program.push(statement(LOAD_WORD, 4));
             program.push(jump(JUMP_EQUAL, pid.swap_bytes(), 0, 4));
             program.extend(sample(power));

@@ -37,11 +37,11 @@ const UPDATES: u64 = u64::MAX - 3;
 /// What is ready.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
-    /// Somebody wants the loop to end.
+    /// The loop is to end.
     pub(crate) stop: bool,
     /// The control thread has sent updates.
     pub(crate) updates: bool,
-    /// Slots whose process may have ended; each is added once, and taken out by whoever has seen to it.
+    /// Slots whose process may have ended; each is added once, and taken out when it was handled.
     pub(crate) exits: Vec<u32>,
 }
 

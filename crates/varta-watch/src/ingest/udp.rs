@@ -158,7 +158,7 @@ impl UdpSource {
                 }
             };
             if self.intake.has_succeeded(now_ns) > 0 {
-                // What could not be read is held against nobody.
+                // What could not be read counts against no agent.
                 recorder.restart_silence(Locality::Remote, self.restart_thresholds);
             }
             if received == BATCH {
@@ -209,7 +209,7 @@ impl UdpSource {
         }
     }
 
-    /// Who is speaking, and what they say or why it is not believed.
+    /// The sender, and what it says or why that is refused.
     fn read(&mut self, i: usize) -> Option<(Sender, Result<RemoteBeat, Refusal>)> {
         let datagram = self.batch.datagram(i)?;
         let address = datagram.source;

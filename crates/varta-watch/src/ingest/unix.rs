@@ -7,7 +7,7 @@
 //!
 //! No descriptor of a sender is received or closed here, since closing one may hang: the kernel refuses them, or, where
 //! it cannot, each datagram is looked at before it is taken, in a flood too, and one that brings some is left to
-//! [`super::discards`]. Until it has left the queue nothing is read. While the socket is not read, nobody's silence
+//! [`super::discards`]. Until it has left the queue nothing is read. While the socket is not read, no silence
 //! is proved beyond what was read before.
 
 use std::io;
@@ -44,7 +44,7 @@ const ONE_BY_ONE_MIN: usize = 256;
 const ONE_BY_ONE_MAX: usize = 8192;
 
 /// Fewest datagrams one turn is ready to read. The real budget is no smaller than the kernel's
-/// queue, so that all that was queued when the turn began is read before anybody is judged.
+/// queue, so that all that was queued when the turn began is read before any agent is judged.
 pub(super) const RECEIVE_BUDGET_MIN: usize = 1024;
 
 /// One byte more than a frame, so that a longer datagram can be told from one.
@@ -206,7 +206,7 @@ impl UnixSource {
         heard_ns.min(recorder.clock.now_ns().saturating_sub(since_ns))
     }
 
-    /// When this must be looked at even if nothing comes.
+    /// When there is work even if nothing comes.
     pub(super) fn next_due_ns(&self, now_ns: u64) -> Option<u64> {
         let discards = self.discards.as_ref();
         let at_work = discards.is_some_and(|discards| discards.at_work() > 0);
@@ -277,7 +277,7 @@ impl UnixSource {
         false
     }
 
-    /// Takes what is queued in batches, and looks who has ended by then.
+    /// Takes what is queued in batches, and finds out which processes have ended by then.
     fn take_batches(
         &mut self,
         recorder: &mut Recorder,
@@ -363,7 +363,7 @@ impl UnixSource {
         Stop::Full
     }
 
-    /// Takes the datagram that was looked at; a stranger's together with its sender.
+    /// Takes the datagram that was peeked at; a stranger's together with its sender.
     fn take_one(&mut self, recorder: &mut Recorder, sender: Option<Credentials>) -> io::Result<()> {
         let with_sender = sender.is_some_and(|sender| recorder.wants_process_of(sender))
             && pass_pidfd(self.socket.as_fd(), true).is_ok();
@@ -484,7 +484,7 @@ impl UnixSource {
 }
 
 /// What flood a datagram belongs to if it is one of many. Only what cannot be another agent's: a frame
-/// about its own sender or about nobody who is known, or what is no frame.
+/// about its own sender or about no known agent, or what is no frame.
 fn flood_kind(recorder: &Recorder, datagram: &Datagram<'_>) -> Option<FloodKind> {
     let Ok(bytes) = <&[u8; FRAME_BYTES]>::try_from(datagram.bytes) else {
         return Some(FloodKind::Shapeless);
