@@ -154,6 +154,21 @@ fn fact_of(event: &Event, agent: AgentRef, facts: Option<&ProcessFacts>) -> Opti
             nonce,
             payload,
         },
+        EventKind::Exit {
+            last_nonce, status, ..
+        } => Fact::Exited {
+            agent,
+            last_nonce,
+            status,
+        },
+        EventKind::Evicted { .. } => Fact::Evicted { agent },
+        _ => return fact_of_silence(event, agent),
+    })
+}
+
+/// How long an agent is silent, or was.
+fn fact_of_silence(event: &Event, agent: AgentRef) -> Option<Fact> {
+    Some(match event.kind {
         EventKind::Late {
             last_nonce,
             silence_ns,
@@ -189,25 +204,12 @@ fn fact_of(event: &Event, agent: AgentRef, facts: Option<&ProcessFacts>) -> Opti
             payload,
             nonce,
         },
-        EventKind::Exit {
-            last_nonce, status, ..
-        } => Fact::Exited {
-            agent,
-            last_nonce,
-            status,
-        },
-        EventKind::Evicted { .. } => Fact::Evicted { agent },
         EventKind::PutOff { silence_ns, .. } => Fact::StallPutOff {
             agent,
             silence_ns,
             count: 1,
         },
-        EventKind::Beat { .. }
-        | EventKind::Refused { .. }
-        | EventKind::Flood { .. }
-        | EventKind::NetworkDrops { .. }
-        | EventKind::ReceiveTrouble
-        | EventKind::Gap { .. } => return None,
+        _ => return None,
     })
 }
 
