@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Number, Value};
 
 pub use keys::{
-    Agent, AgentOnly, Critical, Exit, Gap, GaveUp, Hold, Hook, How, Join, Late, Missing, Notice,
-    Outcome, Pause, Recover, Refuse, Return, Session, Stall, Start, Stop,
+    Agent, AgentOnly, BeatStatus, Critical, Exit, Gap, GaveUp, Hold, Hook, How, Join, Late,
+    Missing, Notice, Outcome, Pause, Recover, Refuse, Return, Session, Stall, Start, Stop,
 };
 pub use varta_core::fact::Level;
 
@@ -216,6 +216,8 @@ impl LogLine {
 
 #[cfg(test)]
 mod tests {
+    use varta_core::Counter;
+
     use super::*;
 
     #[test]
@@ -241,6 +243,10 @@ mod tests {
         let LogEvent::Recover(recover) = line.event else {
             panic!("another event");
         };
-        assert_eq!(recover.outcome, Outcome::Unknown);
+        assert_eq!(recover.outcome, Outcome::Unknown("bored".to_owned()));
+        assert_eq!(recover.outcome.to_string(), "bored");
+        let counted = Outcome::counted_as(Counter::RecoveryReapedZero);
+        assert_eq!(counted, Outcome::ReapedZero);
+        assert_eq!(Outcome::ReapedZero.to_string(), "reaped_zero");
     }
 }

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::log_line::LogLine;
+use crate::log_line::{BeatStatus, LogLine, Outcome};
 
 /// The path below which everything here is found.
 pub const PREFIX: &str = "/api/v1";
@@ -184,8 +184,8 @@ pub struct AgentView {
     /// processes that cannot be told apart.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sessions: Option<usize>,
-    /// Status of its last beat: `ok`, `degraded`, `critical`.
-    pub status: String,
+    /// Status of its last beat.
+    pub status: BeatStatus,
     /// Payload of its last beat.
     pub payload: u32,
     /// Nonce of its last regular beat.
@@ -203,9 +203,9 @@ pub struct AgentView {
     pub stalls: u32,
     /// Time since its first beat, on the attention clock.
     pub tracked: f64,
-    /// What became of the last recovery: the label values of `varta_recovery_outcomes_total`.
+    /// What became of the last recovery.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub recovery: Option<String>,
+    pub recovery: Option<Outcome>,
     /// Recovery has tried everything for the present silence.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub gave_up: bool,

@@ -1,5 +1,6 @@
 //! What the tests of several rooms are made from.
 
+use varta_api::log_line::BeatStatus;
 use varta_api::v1::{AgentView, State};
 
 /// An agent that is alive.
@@ -15,7 +16,7 @@ pub(crate) fn agent(name: &str, pid: u32) -> AgentView {
         source: None,
         sessions: None,
         transport: "unix".to_owned(),
-        status: "ok".to_owned(),
+        status: BeatStatus::Ok,
         payload: 0,
         nonce: None,
         silence: 0.4,

@@ -154,7 +154,7 @@ pub enum EventKind {
         count: u64,
     },
     /// Receiving beats fails, or succeeds again; or descriptors that came attached are being let go of, which may hang.
-    /// The gauges say which.
+    /// The beat path shows which.
     ReceiveTrouble,
     /// The observer itself was stopped, starved or suspended (law 2): this time counts against no agent that
     /// does not tolerate it.

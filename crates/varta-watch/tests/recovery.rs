@@ -2,6 +2,7 @@
 
 mod support;
 
+use varta_api::log_line::Outcome;
 use varta_api::v1::{AgentView, AgentsPage};
 
 use support::LogLine;
@@ -110,7 +111,7 @@ fn a_last_step_that_keeps_failing_is_tried_again_until_the_budget_is_spent() {
     while events.next_line().event != "gave_up" {}
     let agent = only_agent(&observer);
     assert!(agent.gave_up);
-    assert_eq!(agent.recovery.as_deref(), Some("gave_up"));
+    assert_eq!(agent.recovery, Some(Outcome::GaveUp));
     assert_eq!(observer.count_within("gave_up", QUIET), 1);
     let stopped = observer.stop();
     stopped.assert_counters(&[

@@ -1,10 +1,15 @@
 //! The keys that the lines of each event have besides those of every line, in the order in which they are written.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
+use serde::de::IntoDeserializer;
+use serde::de::value::{Error, StrDeserializer};
 use serde::{Deserialize, Serialize};
 use serde_json::Number;
+use varta_core::Counter;
+use varta_vlp::Status;
 
 /// An agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,7 +22,7 @@ pub struct Agent {
 }
 
 /// What became of a recovery: the label values of `varta_recovery_outcomes_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs, reason = "they are the documented label values")]
 pub enum Outcome {
@@ -40,8 +45,56 @@ pub enum Outcome {
     Recovered,
     GaveUp,
     /// One that this program does not know.
-    #[serde(other)]
-    Unknown,
+    #[serde(untagged)]
+    Unknown(String),
+}
+
+impl Outcome {
+    /// The outcome that is counted by a counter of `varta_recovery_outcomes_total`.
+    pub fn counted_as(counter: Counter) -> Self {
+        let label = counter.info().label.map_or("", |(_, label)| label);
+        let label: StrDeserializer<'_, Error> = label.into_deserializer();
+        // A text is always an outcome.
+        Self::deserialize(label).unwrap_or_else(|error| Self::Unknown(error.to_string()))
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+/// What an agent says of itself in a beat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BeatStatus {
+    /// All is well.
+    Ok,
+    /// It works, but not as it should.
+    Degraded,
+    /// It does not work.
+    Critical,
+    /// A status that this program does not know.
+    #[serde(untagged)]
+    Unknown(String),
+}
+
+impl From<Status> for BeatStatus {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::Ok => Self::Ok,
+            Status::Degraded => Self::Degraded,
+            Status::Critical => Self::Critical,
+            Status::Stall => Self::Unknown(status.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for BeatStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// Keys of `start`.
@@ -94,8 +147,8 @@ pub struct Join {
     /// Its pid inside its pid namespace, if that is not the observer's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inner_pid: Option<u32>,
-    /// Status of the beat: `ok`, `degraded`, `critical`.
-    pub status: String,
+    /// Status of the beat.
+    pub status: BeatStatus,
     /// Payload of the beat.
     pub payload: u32,
     /// Nonce of the beat.
@@ -130,8 +183,8 @@ pub struct Critical {
     /// Which agent.
     #[serde(flatten)]
     pub agent: Agent,
-    /// Status of the beat: `critical`.
-    pub status: String,
+    /// Status of the beat: critical.
+    pub status: BeatStatus,
     /// Payload of the beat.
     pub payload: u32,
     /// Nonce of the beat.
@@ -185,8 +238,8 @@ pub struct Return {
     /// Which agent.
     #[serde(flatten)]
     pub agent: Agent,
-    /// Status of the beat: `ok`, `degraded`, `critical`.
-    pub status: String,
+    /// Status of the beat.
+    pub status: BeatStatus,
     /// Payload of the beat.
     pub payload: u32,
     /// Nonce of the beat.

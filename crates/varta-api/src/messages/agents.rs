@@ -9,7 +9,7 @@ use varta_vlp::Status;
 
 use super::{Message, exact_duration, ms, number_of, refusals, seconds, source};
 use crate::log_line::{
-    Critical, Exit, How, Join, Late, LogEvent, Notice, Pause, Return, Session, Stall,
+    BeatStatus, Critical, Exit, How, Join, Late, LogEvent, Notice, Pause, Return, Session, Stall,
 };
 
 pub(super) fn message(fact: &Fact, ts_ns: u64) -> Option<Message> {
@@ -112,7 +112,7 @@ fn joined(
         start_ticks: process.start_ticks,
         pid_ns: process.pid_ns,
         inner_pid: process.inner_pid,
-        status: status.to_string(),
+        status: status.into(),
         payload,
         nonce,
         source: source(agent),
@@ -162,7 +162,7 @@ fn sessions_changed(agent: &AgentRef, sessions: u64) -> Message {
 fn critical(agent: &AgentRef, nonce: u64, payload: u32) -> Message {
     let critical = Critical {
         agent: agent.into(),
-        status: Status::Critical.to_string(),
+        status: BeatStatus::Critical,
         payload,
         nonce,
         source: source(agent),
@@ -260,7 +260,7 @@ fn about(agent: &AgentRef) -> Notice {
 fn returned(agent: &AgentRef, silence_ns: u64, (status, payload, nonce): Beat) -> Message {
     let returned = Return {
         agent: agent.into(),
-        status: status.to_string(),
+        status: status.into(),
         payload,
         nonce,
         silence_ms: ms(silence_ns),

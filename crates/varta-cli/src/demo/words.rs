@@ -100,7 +100,7 @@ pub(super) fn event(line: &LogLine, at: Duration) -> Option<Line<'static>> {
 
 /// A step of the demo's ladder; `None` for what is no part of it.
 fn step(who: &str, recover: &Recover) -> Option<String> {
-    match (recover.outcome, recover.child_pid) {
+    match (&recover.outcome, recover.child_pid) {
         (Outcome::Spawned, Some(child)) => Some(format!(
             "{who}: step 1, the command demo-heal (pid {child})"
         )),

@@ -5,6 +5,7 @@
 //! off at the right. Columns for which nobody has a value are not shown where they are seldom needed.
 
 use ratatui::crossterm::style::{ContentStyle, Stylize};
+use varta_api::log_line::{BeatStatus, Outcome};
 use varta_api::printable;
 use varta_api::v1::{AgentView, State};
 
@@ -274,13 +275,13 @@ fn state(state: State) -> Cell {
 
 fn status(agent: &AgentView) -> Cell {
     let style = ContentStyle::new();
-    let style = match agent.status.as_str() {
-        "ok" => style,
-        "degraded" => style.dark_yellow(),
-        _ => style.dark_red(),
+    let style = match agent.status {
+        BeatStatus::Ok => style,
+        BeatStatus::Degraded => style.dark_yellow(),
+        BeatStatus::Critical | BeatStatus::Unknown(_) => style.dark_red(),
     };
     Cell {
-        text: printable(&agent.status),
+        text: printable(&agent.status.to_string()),
         style,
     }
 }
@@ -304,13 +305,15 @@ fn recovery(agent: &AgentView) -> Cell {
             style: style.dark_red().bold(),
         };
     }
-    let style = match agent.recovery.as_deref() {
-        None | Some("reaped_zero") => style,
-        Some("spawned" | "debounced" | "waiting") => style.dark_yellow(),
+    let style = match agent.recovery {
+        None | Some(Outcome::ReapedZero) => style,
+        Some(Outcome::Spawned | Outcome::Debounced | Outcome::Waiting) => style.dark_yellow(),
         Some(_) => style.dark_red(),
     };
+    let recovery = agent.recovery.as_ref();
+    let text = recovery.map_or_else(|| "-".to_owned(), Outcome::to_string);
     Cell {
-        text: printable(agent.recovery.as_deref().unwrap_or("-")),
+        text: printable(&text),
         style,
     }
 }
@@ -324,9 +327,9 @@ mod tests {
         let mut stalled = agent("a-name-too-long", 7);
         stalled.state = State::Stalled;
         stalled.silence = 130.0;
-        stalled.recovery = Some("refused_cross_namespace".to_owned());
+        stalled.recovery = Some(Outcome::RefusedCrossNamespace);
         let mut alive = agent("ev\u{1b}[2Jil", 4_194_304);
-        alive.status = "degraded".to_owned();
+        alive.status = BeatStatus::Degraded;
         alive.payload = u32::MAX;
         alive.uid = None;
         vec![stalled, alive]

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use varta_api::AgentId;
+use varta_api::log_line::Outcome;
 use varta_api::v1::{self, AgentView, Info, State, StateCounts};
 use varta_core::engine::AgentInfo;
 use varta_core::slot::Slot;
-use varta_core::{Agent, Counter, Counters, Gauge, SlotState, SlotTable};
+use varta_core::{Agent, Counters, Gauge, SlotState, SlotTable};
 
 use super::control_state::ControlState;
 use super::directory::Directory;
@@ -131,7 +132,7 @@ impl View {
             // What was last heard says nothing of an agent that is silent.
             sessions: (info.sessions > 1 && *silence_ns < facts.threshold_ns)
                 .then_some(info.sessions),
-            status: facts.status.to_string(),
+            status: facts.status.into(),
             payload: facts.payload,
             nonce: facts.last_nonce,
             silence: seconds(*silence_ns),
@@ -140,7 +141,7 @@ impl View {
             beats_per_second: facts.beats as f64 / seconds(tracked_ns).max(1.0),
             stalls: facts.stalls,
             tracked: seconds(tracked_ns),
-            recovery: info.recovery.and_then(outcome_label).map(str::to_owned),
+            recovery: info.recovery.map(Outcome::counted_as),
             gave_up: info.gave_up,
             paused_for: is_paused.then(|| seconds(facts.paused_until_ns.saturating_sub(now_ns))),
             pause_reason: info.pause_reason.filter(|_| is_paused),
@@ -206,8 +207,4 @@ impl View {
 /// For readers: seconds as a decimal number.
 pub(crate) fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
-}
-/// What became of a recovery, as the counter of that outcome is labelled.
-fn outcome_label(outcome: Counter) -> Option<&'static str> {
-    outcome.info().label.map(|(_, value)| value)
 }
