@@ -37,6 +37,7 @@ pub mod admission;
 pub mod agent;
 pub mod attention;
 pub mod beat;
+pub mod beat_events;
 pub mod counters;
 pub mod engine;
 pub mod event;

@@ -194,7 +194,12 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         match *key {
             AgentKey::Local { pid, stream, .. } => {
                 let is_it = |slot: &u32| self.table.stream_in(*slot) == Some(stream);
-                self.streams.of(pid).find(is_it)
+                let first = self.streams.first(pid)?;
+                // The links of the others are not touched where one look is enough.
+                match is_it(&first) {
+                    true => Some(first),
+                    false => self.streams.of(pid).find(is_it),
+                }
             }
             AgentKey::Remote { source, pid } => self.remote.get(&(source, pid)),
         }

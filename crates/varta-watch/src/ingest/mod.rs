@@ -31,6 +31,7 @@ use std::sync::Arc;
 
 use varta_core::admission::LocalSenders;
 use varta_core::attention::longest_sleep_ns;
+use varta_core::beat_events::BeatEvents;
 use varta_core::{Counter, Counters, EventKind, Gauge, Limits, LocalGate, Timing, Tracker};
 
 use crate::beat_path_state::BeatPathState;
@@ -137,7 +138,6 @@ impl Ingest {
         let options = RecorderOptions {
             kernel: config.kernel,
             threshold_ns: config.threshold_ns,
-            every_beat: config.every_beat,
         };
         Ok(Self {
             unix: UnixSource::new(sockets.local, unix, updates.bell(), raw)?,
@@ -150,6 +150,7 @@ impl Ingest {
                 processes: HeldProcesses::new(slots, config.descriptor_budget),
                 clock: Clock::start(raw),
                 sleeper,
+                beat_events: BeatEvents::new(slots, config.every_beat),
                 events,
                 state,
                 counters,

@@ -10,15 +10,13 @@ use crate::process_info;
 
 /// What is kept of the agent in a slot beside the table.
 #[derive(Default)]
-pub(super) struct Held {
+struct Held {
     /// Held so that its pid cannot mean another process unnoticed; `None` for want of descriptors.
     pidfd: Option<OwnedFd>,
     /// The kernel has reported its end while a batch was taken.
     has_ended: bool,
     /// What it may call itself; `None` while that is unknown.
     claims: Option<Claims>,
-    /// That it is critical is not told before, raw time.
-    pub(super) critical_from_ns: u64,
 }
 
 impl Held {
@@ -50,7 +48,7 @@ impl HeldProcesses {
         }
     }
 
-    pub(super) fn of(&mut self, agent: Agent) -> &mut Held {
+    fn of(&mut self, agent: Agent) -> &mut Held {
         &mut self.slots[agent.slot as usize]
     }
 

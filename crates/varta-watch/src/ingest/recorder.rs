@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use varta_core::admission::LocalSenders;
 use varta_core::attention::{AttentionClock, Gap, tolerance_ns};
-use varta_core::tracker::{Displaced, Recorded, Silence};
+use varta_core::beat_events::{self, BeatEvents};
+use varta_core::tracker::{Displaced, Recorded};
 use varta_core::{
-    Agent, Beat, BeatOutcome, Counter, Counters, Event, EventKind, ExitStatus, JoinedFrom, Limits,
-    Locality, Refusal, Sender, Tier, Tracker,
+    Agent, Beat, Counter, Counters, Event, EventKind, ExitStatus, JoinedFrom, Limits, Locality,
+    Refusal, Sender, Tier, Tracker,
 };
 use varta_vlp::Frame;
 
@@ -23,9 +24,6 @@ use crate::beat_path_state::BeatPathState;
 use crate::clock::RawClock;
 use crate::handoff::EventSender;
 use crate::process_info::KernelFeatures;
-
-/// That an agent has become critical is reported once in this time: 1 s.
-const CRITICAL_PAUSE_NS: u64 = 1_000_000_000;
 
 /// The raw clock and what of it was attention.
 pub(super) struct Clock {
@@ -57,8 +55,6 @@ pub(super) struct RecorderOptions {
     pub(super) kernel: KernelFeatures,
     /// What newcomers are held to.
     pub(super) threshold_ns: u64,
-    /// Every beat is reported.
-    pub(super) every_beat: bool,
 }
 
 pub(super) struct Recorder {
@@ -69,6 +65,7 @@ pub(super) struct Recorder {
     pub(super) processes: HeldProcesses,
     pub(super) clock: Clock,
     pub(super) sleeper: Sleeper,
+    pub(super) beat_events: BeatEvents,
     pub(super) events: EventSender,
     /// What other threads read of the beat path.
     pub(super) state: Arc<BeatPathState>,
@@ -121,79 +118,31 @@ impl Recorder {
         let Some(agent) = recorded.agent else {
             return self.report_refused(sender, recorded);
         };
-        let Frame { payload, nonce, .. } = beat.frame;
-        let status = beat.frame.condition();
-        if recorded.new_session {
-            self.send(EventKind::Session {
-                agent,
-                nonce,
-                status,
-                payload,
-            });
-        }
-        if let Some(silence_ns) = recorded.returned_after_ns {
-            self.send(EventKind::Return {
-                agent,
-                nonce,
-                status,
-                payload,
-                silence_ns,
-            });
-        }
-        if recorded.turned_critical && self.may_report_critical(agent) {
-            self.send(EventKind::Critical {
-                agent,
-                nonce,
-                payload,
-            });
-        }
-        if self.options.every_beat {
-            self.send(EventKind::Beat {
-                agent,
-                nonce,
-                status: beat.frame.status,
-                payload,
-            });
-        }
+        let Self {
+            beat_events,
+            events,
+            clock,
+            ..
+        } = self;
+        beat_events.credited(agent, beat, recorded, clock.raw_ns(), |kind| {
+            let observer_ns = clock.raw.now_ns();
+            events.send(Event { observer_ns, kind }, None);
+        });
     }
 
     /// Reports a new agent.
     pub(super) fn report_join(&mut self, agent: Agent, frame: &Frame, from: JoinedFrom) {
-        self.send(EventKind::Join {
-            agent,
-            from,
-            nonce: frame.nonce,
-            status: frame.condition(),
-            payload: frame.payload,
-        });
-    }
-
-    /// Whether it is long enough ago that an agent was reported as critical. One that changes its mind many times
-    /// a second would fill the ring; that it is in trouble has been reported.
-    fn may_report_critical(&mut self, agent: Agent) -> bool {
-        let now_ns = self.clock.raw_ns();
-        let from_ns = &mut self.processes.of(agent).critical_from_ns;
-        let may = now_ns >= *from_ns;
-        if may {
-            *from_ns = now_ns.saturating_add(CRITICAL_PAUSE_NS);
-        }
-        may
+        let kind = self.beat_events.join(agent, frame, from);
+        self.send(kind);
     }
 
     /// Reports a beat that the tracker has refused, and counted.
     pub(super) fn report_refused(&mut self, sender: Sender, recorded: &Recorded) {
-        let reason = match recorded.outcome {
-            BeatOutcome::OriginConflict => Refusal::OriginConflict,
-            BeatOutcome::NamespaceConflict => Refusal::NamespaceConflict,
-            BeatOutcome::CapacityExceeded => Refusal::CapacityExceeded,
-            BeatOutcome::UserShareExceeded { uid } => Refusal::UserShareExceeded { uid },
-            BeatOutcome::OutOfOrder
-            | BeatOutcome::Inserted
-            | BeatOutcome::Refreshed
-            | BeatOutcome::Reordered => Refusal::OutOfOrder,
-        };
         self.refusals += 1;
-        self.send(EventKind::Refused { sender, reason });
+        self.send(EventKind::Refused {
+            sender,
+            reason: beat_events::refusal(recorded),
+        });
     }
 
     /// Refuses a datagram before the tracker has heard of it.
@@ -287,7 +236,7 @@ impl Recorder {
             let taken = tracker.judge(due, heard_ns, |silence| {
                 let event = Event {
                     observer_ns,
-                    kind: kind_of(silence, refused(silence.agent)),
+                    kind: beat_events::silence(silence, refused(silence.agent)),
                 };
                 if silence.tier == Tier::PutOff {
                     // It will be put off again, or be a stall.
@@ -318,26 +267,5 @@ impl Recorder {
     pub(super) fn publish_lag(&self, now_ns: u64) {
         let lag_ns = now_ns.saturating_sub(self.clock.now_ns());
         self.state.set_attention_lag(lag_ns);
-    }
-}
-
-fn kind_of(silence: &Silence, refused: u32) -> EventKind {
-    let agent = silence.agent;
-    let last_nonce = silence.slot.last_nonce.unwrap_or(0);
-    let silence_ns = silence.silence_ns;
-    match silence.tier {
-        Tier::Late => EventKind::Late {
-            agent,
-            last_nonce,
-            silence_ns,
-        },
-        Tier::Stalled => EventKind::Stall {
-            agent,
-            last_nonce,
-            silence_ns,
-            threshold_ns: silence.slot.threshold_ns,
-            refused,
-        },
-        Tier::PutOff => EventKind::PutOff { agent, silence_ns },
     }
 }
