@@ -3,6 +3,7 @@
 //! The floors are those of `docs/design.md`. Test modules are part of their room and are held to the same floors.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -120,6 +121,20 @@ fn every_arrow_between_rooms_of_the_observer_points_down() {
         .collect();
     let wrong = upward(read("varta_watch"), &floors);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_crate_of_the_house_is_looked_at() {
+    let directories = fs::read_dir(house().join("crates")).unwrap();
+    for directory in directories {
+        let name = directory
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .replace('-', "_");
+        let is_listed = CRATES.iter().any(|(known, _)| *known == name);
+        assert!(is_listed, "{name}: say in CRATES what it may know");
+    }
 }
 
 #[test]
