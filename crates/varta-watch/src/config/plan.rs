@@ -239,8 +239,8 @@ impl Flags {
     }
 }
 
-fn unless_off<T: Copy>(wish: &Toggle<T>) -> Option<T> {
-    match wish {
+fn unless_off<T: Copy>(toggle: &Toggle<T>) -> Option<T> {
+    match toggle {
         Toggle::Off => None,
         Toggle::At(value) => Some(*value),
     }
