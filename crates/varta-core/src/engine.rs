@@ -35,13 +35,12 @@ use std::sync::Arc;
 
 use crate::agent::Agent;
 use crate::fact::{AgentRef, Fact};
-use crate::ladder::Ladders;
-use crate::policy::Policy;
+use crate::ladder::{self, Ladders};
+use crate::policy::{Policy, SignalStep};
 use crate::slot::{Slot, SlotState, SlotTable};
 use agents::{AgentRecord, Agents};
 use hold_fire::HostWatch;
-use hooks::Hooks;
-use outcomes::InFlight;
+use hooks::{Hook, Hooks};
 use pauses::PauseEnds;
 use rule_assignments::Expectations;
 
@@ -66,6 +65,19 @@ pub struct Levels {
     pub is_fire_held: bool,
     /// Agents that were expected in time, did not come and are not there now.
     pub agents_missing: u64,
+}
+
+/// An order that was not yet reported to be over.
+#[derive(Debug)]
+enum InFlight {
+    Ladder {
+        action: ladder::Action,
+        /// As it was called when the step was ordered; it may have left by now.
+        agent: AgentRef,
+        /// The step, if it sends a signal.
+        signal: Option<SignalStep>,
+    },
+    Hook(Box<Hook>),
 }
 
 /// The engine.

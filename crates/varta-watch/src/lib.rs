@@ -63,7 +63,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            log.error(problem);
+            log.error(problem.to_string());
             ExitCode::from(EXIT_FAILURE)
         }
     };

@@ -96,10 +96,7 @@ fn reach<'a>(room: &str, known: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeS
 #[must_use]
 pub fn upward(source: &Crate, floors: &Floors<'_>) -> Vec<String> {
     let mut wrong = Vec::new();
-    for room in source
-        .rooms_in(&[])
-        .filter(|room| !floors.contains_key(room))
-    {
+    for room in source.rooms().filter(|room| !floors.contains_key(room)) {
         wrong.push(format!("{room}: give this room a floor"));
     }
     for (from, to, arrow) in inside(&source.arrows(), &[]) {

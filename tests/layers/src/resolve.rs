@@ -82,11 +82,17 @@ impl Crate {
         Ok(all)
     }
 
-    /// Modules directly below this one.
-    pub(crate) fn rooms_in(&self, module: &[String]) -> impl Iterator<Item = &str> {
-        let below = self.modules.iter();
-        below.filter_map(move |known| match known.split_last() {
-            Some((name, parent)) if parent == module => Some(name.as_str()),
+    /// Every module, the root with them.
+    #[must_use]
+    pub fn modules(&self) -> Vec<Vec<String>> {
+        self.modules.iter().cloned().collect()
+    }
+
+    /// Modules directly below the root.
+    pub fn rooms(&self) -> impl Iterator<Item = &str> {
+        let modules = self.modules.iter();
+        modules.filter_map(|module| match module.as_slice() {
+            [room] => Some(room.as_str()),
             _ => None,
         })
     }

@@ -10,10 +10,9 @@
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
-use super::Engine;
 use super::effect::{Action, Subject};
-use super::outcomes::InFlight;
 use super::rule_assignments::nanoseconds;
+use super::{Engine, InFlight};
 use crate::agent::{Agent, Locality, PerLocality};
 use crate::fact::{AgentRef, Fact, HookOutcome, Occasion, StartFailure, WithdrawReason};
 use crate::policy::{Mode, Step};

@@ -2,9 +2,9 @@
 
 use super::effect::{Action, Effect, StepOrder, Subject};
 use super::input::ActionId;
-use super::outcomes::InFlight;
+
 use super::rule_assignments::nanoseconds;
-use super::{AgentRecord, Engine};
+use super::{AgentRecord, Engine, InFlight};
 use crate::agent::BeatOrigin;
 use crate::agent::{Agent, Locality};
 use crate::fact::{DeferReason, Fact, Occasion, StartFailure, UntrustedOrigin};

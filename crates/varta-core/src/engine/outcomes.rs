@@ -3,25 +3,12 @@
 //! Each order is in flight from [`Effect::TakeStep`](super::Effect) until its last outcome. Bounds: as many programs as
 //! there are permits, and one order that is not yet answered.
 
-use super::Engine;
 use super::hooks::Hook;
 use super::input::{ActionId, Outcome, ProgramEnd};
+use super::{Engine, InFlight};
 use crate::fact::{AgentRef, Fact, HookOutcome, StartFailure};
 use crate::ladder::{self as ladder, ActionEnd};
 use crate::policy::SignalStep;
-
-/// An order that was not yet reported to be over.
-#[derive(Debug)]
-pub(super) enum InFlight {
-    Ladder {
-        action: ladder::Action,
-        /// As it was called when the step was ordered; it may have left by now.
-        agent: AgentRef,
-        /// The step, if it sends a signal.
-        signal: Option<SignalStep>,
-    },
-    Hook(Box<Hook>),
-}
 
 impl Engine {
     pub(super) fn on_outcome(&mut self, id: ActionId, outcome: Outcome) {

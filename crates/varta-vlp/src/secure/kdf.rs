@@ -7,7 +7,7 @@ use hkdf::Hkdf;
 use sha2::Sha256;
 use zeroize::Zeroize;
 
-use super::{Key, PREFIX_BYTES, SALT_BYTES};
+use super::{AgentKey, Fingerprint, Key, PREFIX_BYTES, SALT_BYTES};
 
 /// The key of the agent with that pid.
 pub fn derive_agent_key(master: &Key, pid: u32) -> Key {
@@ -59,9 +59,19 @@ fn info_panic_prefix(pid: u32, timestamp_ns: u64, firing: u32) -> [u8; 34] {
     ])
 }
 
-/// The first eight bytes that name a key without telling it.
-pub(super) fn derive_fingerprint(key: &Key) -> [u8; 8] {
-    expand_prefix(key.expose(), b"varta-fingerprint-v1\0")
+impl Key {
+    /// What this key may be called in public.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let bytes = expand_prefix(self.expose(), b"varta-fingerprint-v1\0");
+        Fingerprint(u64::from_be_bytes(bytes))
+    }
+}
+
+impl AgentKey {
+    /// The key of `pid` under a master key.
+    pub fn derive(master: &Key, pid: u32) -> Self {
+        Self::from_derived(derive_agent_key(master, pid), pid)
+    }
 }
 
 fn expand_key(input: &Key, info: &[u8]) -> Key {

@@ -7,7 +7,7 @@ use core::fmt;
 
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::{KEY_BYTES, kdf};
+use super::KEY_BYTES;
 
 /// Hex digits of a key.
 const HEX_BYTES: usize = 2 * KEY_BYTES;
@@ -81,11 +81,6 @@ impl Key {
         hex
     }
 
-    /// What this key may be called in public.
-    pub fn fingerprint(&self) -> Fingerprint {
-        Fingerprint(u64::from_be_bytes(kdf::derive_fingerprint(self)))
-    }
-
     /// The secret itself, for the ciphers of this module.
     pub(super) fn expose(&self) -> &[u8; KEY_BYTES] {
         &self.0
@@ -115,11 +110,6 @@ pub struct AgentKey {
 }
 
 impl AgentKey {
-    /// The key of `pid` under a master key.
-    pub fn derive(master: &Key, pid: u32) -> Self {
-        Self::from_derived(kdf::derive_agent_key(master, pid), pid)
-    }
-
     /// A key that somebody with the master key has derived for `pid`.
     pub const fn from_derived(key: Key, pid: u32) -> Self {
         Self { pid, key }

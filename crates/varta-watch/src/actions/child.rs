@@ -22,6 +22,7 @@ use varta_core::policy::RunStep;
 use varta_sys::child::{Child, Program};
 
 use super::cgroup::{ChildCgroup, Delegated};
+use super::failure::os_error;
 use super::output::{Collector, LeftOpen, Output};
 use super::target;
 use super::{Runner, command, environment};
@@ -65,7 +66,7 @@ impl Runner {
     ) -> Result<Running, StartFailure> {
         let failed = |error| StartFailure::Spawn {
             program: step.called(),
-            error: target::os_error(error),
+            error: os_error(error),
         };
         let (reader, writer) = io::pipe().map_err(failed)?;
         let collector = Collector::new(reader, children.capture_bytes).map_err(failed)?;
@@ -110,7 +111,7 @@ impl Running {
         self.group.is_over = true;
         Ended {
             exit: ProgramExit {
-                status: status.map_err(target::os_error),
+                status: status.map_err(os_error),
                 cause,
             },
             duration: end - self.started,

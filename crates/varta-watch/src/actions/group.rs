@@ -17,9 +17,9 @@ use rustix::process::{Pid, Signal, getpgrp, pidfd_send_signal};
 
 use varta_core::fact::{Protected, SignalHits, StartFailure};
 
-use super::target::{INIT, not_sent, sent};
-use crate::process_info;
+use super::failure::{not_sent, sent};
 use crate::process_info::rights::Owners;
+use crate::process_info::{self, INIT};
 
 /// Walks through `/proc` for one signal. A group that still grows after so many forks faster than it is
 /// killed; what is left of it is left to the next step.

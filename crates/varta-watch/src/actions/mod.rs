@@ -13,6 +13,7 @@ mod cgroup;
 mod child;
 mod command;
 mod environment;
+mod failure;
 mod group;
 mod output;
 mod target;
@@ -30,8 +31,8 @@ use crate::process_info::KernelFeatures;
 use cgroup::Delegated;
 pub(crate) use child::Ended;
 pub(crate) use command::{SOURCE_PLACEHOLDER, shown, shown_step};
+pub(crate) use failure::is_shortage;
 use output::LeftOpen;
-pub(crate) use target::is_shortage;
 
 /// What all steps share.
 pub(crate) struct Runner {

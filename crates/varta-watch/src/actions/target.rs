@@ -7,42 +7,15 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 use varta_core::Agent;
-use varta_core::fact::{OsError, Protected, SignalHits, SignalTarget, StartFailure};
+use varta_core::fact::{Protected, SignalHits, SignalTarget, StartFailure};
 use varta_core::policy::SignalStep;
 
+use super::failure::{not_sent, sent};
 use super::{cgroup, group};
 use crate::process_info::rights::Owners;
-use crate::process_info::{self, KernelFeatures};
-
-/// The first process of a pid namespace, whose end is the end of all others in it.
-pub(super) const INIT: u32 = 1;
-
-/// An error of the system as facts carry it.
-#[allow(clippy::needless_pass_by_value, reason = "it maps errors")]
-pub(super) fn os_error(error: io::Error) -> OsError {
-    OsError {
-        errno: error.raw_os_error(),
-        text: error.to_string(),
-    }
-}
-
-pub(super) fn not_sent(error: io::Error) -> StartFailure {
-    StartFailure::Signal(os_error(error))
-}
-
-/// The observer itself lacks what an action takes, descriptors, memory or processes: nothing was done, and it may be
-/// possible later.
-pub(crate) fn is_shortage(failure: &StartFailure) -> bool {
-    let (StartFailure::Spawn { error, .. } | StartFailure::Signal(error)) = failure else {
-        return false;
-    };
-    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
-    let mut shortages = shortages.iter().map(|shortage| shortage.raw_os_error());
-    shortages.any(|shortage| error.errno == Some(shortage))
-}
+use crate::process_info::{self, INIT, KernelFeatures};
 
 /// Takes hold of the process that is meant. Keep the descriptor until the action has started: it shows at any
 /// time whether the process has ended. What the system refuses is made an error by `failed`.
@@ -110,17 +83,6 @@ pub(super) fn signal(
         SignalTarget::Group => group::signal(agent.pid, &target, user, signal),
         SignalTarget::Cgroup => signal_cgroup(agent.pid, &target, signal),
     }
-}
-
-pub(super) fn sent<E: Into<io::Error>>(result: Result<(), E>) -> Result<(), StartFailure> {
-    result.map_err(|error| {
-        let error = error.into();
-        if process_info::is_gone(&error) {
-            StartFailure::TargetGone
-        } else {
-            not_sent(error)
-        }
-    })
 }
 
 /// The signal of a step as the system calls are given it.

@@ -12,6 +12,7 @@ mod answers;
 mod connection;
 mod events;
 mod guard;
+mod listen;
 pub(crate) mod metrics;
 mod pause;
 mod problem;
@@ -23,9 +24,8 @@ mod work;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,14 +35,15 @@ use tokio::task::JoinSet;
 
 use crate::handoff::command::CommandRequest;
 use crate::report::history::History;
-use crate::settings::SocketAccess;
 use crate::settings::http::{HttpSettings, Place};
 use crate::snapshot::view::View;
-use crate::socket_file::{BoundSocket, Purpose};
+use crate::socket_file::BoundSocket;
 use crate::token::TokenFile;
 use answers::Answers;
 use connection::{Listener, Socket};
 use guard::Guard;
+pub(crate) use listen::ListenError;
+use listen::{open_control, open_tcp, opened};
 use routes::router;
 use stage::Stage;
 
@@ -51,12 +52,6 @@ const CONNECTIONS_MAX: usize = 256;
 
 /// How long answers under way may take when the observer stops.
 const STOP_WAIT: Duration = Duration::from_millis(500);
-
-/// The control socket is for the observer's own user, and for root.
-const CONTROL_ACCESS: SocketAccess = SocketAccess {
-    mode: 0o600,
-    gid: None,
-};
 
 /// Listeners that are open and not served yet: who knocks waits.
 #[derive(Debug)]
@@ -98,16 +93,15 @@ pub(crate) struct Server {
 
 impl Listeners {
     /// Opens what was asked for, or says what is in the way. What nobody asked for may be missing.
-    pub(crate) fn open(settings: &HttpSettings) -> Result<Self, String> {
+    pub(crate) fn open(settings: &HttpSettings) -> Result<Self, ListenError> {
         let token = settings.token_file.as_deref().map(TokenFile::open);
-        let token = token.transpose().map_err(|error| error.to_string())?;
+        let token = token.transpose().map_err(ListenError::Token)?;
         let mut places = Places::default();
         let tcp = opened(settings.tcp.as_ref(), &mut places.notices, open_tcp)?;
         let (tcp, address) = tcp.unzip();
         places.tcp = address;
-        let control = opened(settings.control.as_ref(), &mut places.notices, |path| {
-            open_control(path)
-        })?;
+        let control = settings.control.as_ref();
+        let control = opened(control, &mut places.notices, |path| open_control(path))?;
         if let Some(Place { at, .. }) = settings.control.as_ref().filter(|_| control.is_some()) {
             places.control = Some(at.clone());
         }
@@ -197,45 +191,6 @@ impl Server {
 /// Connections of one listener: with those of the other one no more than half of what there is.
 fn connections_max(descriptors: usize) -> usize {
     (descriptors / 4).clamp(1, CONNECTIONS_MAX)
-}
-
-/// Opens a listener; one that nobody asked for costs a notice if it cannot be had.
-fn opened<T, D>(
-    place: Option<&Place<T>>,
-    notices: &mut Vec<String>,
-    open: impl FnOnce(&T) -> Result<D, String>,
-) -> Result<Option<D>, String> {
-    let Some(Place { at, asked_for }) = place else {
-        return Ok(None);
-    };
-    match open(at) {
-        Ok(listener) => Ok(Some(listener)),
-        Err(problem) if *asked_for => Err(problem),
-        Err(problem) => {
-            notices.push(problem);
-            Ok(None)
-        }
-    }
-}
-
-fn open_tcp(address: &SocketAddr) -> Result<(TcpListener, SocketAddr), String> {
-    let open = || {
-        let listener = TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        let bound = listener.local_addr()?;
-        Ok((listener, bound))
-    };
-    open().map_err(|error: io::Error| {
-        format!("cannot answer on {address}: {error}; choose another address with --http, or off")
-    })
-}
-
-fn open_control(path: &Path) -> Result<(BoundSocket, UnixListener), String> {
-    let bound = BoundSocket::bind(path, CONTROL_ACCESS, Purpose::Questions)
-        .map_err(|error| error.to_string())?;
-    let socket = bound.as_fd().try_clone_to_owned();
-    let socket = socket.map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
-    Ok((bound, socket.into()))
 }
 
 #[cfg(test)]

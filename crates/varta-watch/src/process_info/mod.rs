@@ -24,6 +24,9 @@ const PIDFS_MAGIC: u64 = 0x5049_4446;
 /// The kernel never gives out a larger pid on 64-bit machines.
 const PID_MAX_LIMIT: u32 = 1 << 22;
 
+/// The first process of a pid namespace, whose end is the end of all others in it.
+pub(crate) const INIT: u32 = 1;
+
 /// What this system offers to tell processes apart. Found out once, at the start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KernelFeatures {

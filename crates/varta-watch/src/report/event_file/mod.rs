@@ -8,6 +8,8 @@
 //! do, the file is one of this user's own ([`crate::own_file`]) that only its owner can write to and only its group
 //! can read.
 
+use std::error::Error;
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -51,6 +53,48 @@ enum Message {
     Reopen,
 }
 
+/// Why the event file cannot be written. The text names the flag, the file and the fix.
+#[derive(Debug)]
+#[non_exhaustive]
+pub(crate) enum EventFileError {
+    Open(PathBuf, io::Error),
+    NotOwn(PathBuf, OwnFileError),
+    InUse(PathBuf),
+    Thread(io::Error),
+}
+
+impl fmt::Display for EventFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open(path, error) => {
+                write!(f, "cannot open --export-file {}: {error}", path.display())
+            }
+            Self::NotOwn(path, error) => write!(
+                f,
+                "cannot use --export-file {}: {error}; name another file, or allow this one with \
+                 --allow-any-export-file",
+                path.display()
+            ),
+            Self::InUse(path) => write!(
+                f,
+                "another program writes to --export-file {}; choose another file",
+                path.display()
+            ),
+            Self::Thread(error) => write!(f, "cannot start the event file's thread: {error}"),
+        }
+    }
+}
+
+impl Error for EventFileError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Open(_, error) | Self::Thread(error) => Some(error),
+            Self::NotOwn(_, error) => Some(error),
+            Self::InUse(_) => None,
+        }
+    }
+}
+
 /// The control thread's handle to the event file.
 pub(crate) struct EventFile {
     queue: SyncSender<Message>,
@@ -59,8 +103,8 @@ pub(crate) struct EventFile {
 }
 
 impl EventFile {
-    /// Opens the file, whatever it is if `allow_any`, and starts the writing thread. The error text names the file.
-    pub(crate) fn open(path: &Path, allow_any: bool, log: Log) -> Result<Self, String> {
+    /// Opens the file, whatever it is if `allow_any`, and starts the writing thread.
+    pub(crate) fn open(path: &Path, allow_any: bool, log: Log) -> Result<Self, EventFileError> {
         let (file, narrowed) = open_file(path, allow_any)?;
         tell_narrowed(&log, path, narrowed);
         let (queue, messages) = sync_channel(QUEUE_BATCHES);
@@ -81,7 +125,7 @@ impl EventFile {
                 writer.run(&messages);
                 let _ = closing.send(());
             })
-            .map_err(|error| format!("cannot start the event file's thread: {error}"))?;
+            .map_err(EventFileError::Thread)?;
         Ok(Self {
             queue,
             dropped,
@@ -123,25 +167,18 @@ fn count_rows(rows: &[u8]) -> u64 {
 
 /// Opens for appending. A row that a crash left unfinished at the end is cut off, so that the next
 /// one does not continue it. Returns the permissions that the file had if they were too many, too.
-fn open_file(path: &Path, allow_any: bool) -> Result<(OpenFile, Option<u32>), String> {
-    let fail = |error: io::Error| format!("cannot open --export-file {}: {error}", path.display());
+fn open_file(path: &Path, allow_any: bool) -> Result<(OpenFile, Option<u32>), EventFileError> {
+    let fail = |error: io::Error| EventFileError::Open(path.to_owned(), error);
     let file = match allow_any {
         true => open_any(path).map_err(fail)?,
         false => own_file::open(path, APPEND, FILE_MODE).map_err(|error| match error {
             OwnFileError::Io(error) => fail(error),
-            error => format!(
-                "cannot use --export-file {}: {error}; name another file, or allow this one with \
-                 --allow-any-export-file",
-                path.display()
-            ),
+            error => EventFileError::NotOwn(path.to_owned(), error),
         })?,
     };
     // File systems without locks are used without.
     if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
-        return Err(format!(
-            "another program writes to --export-file {}; choose another file",
-            path.display()
-        ));
+        return Err(EventFileError::InUse(path.to_owned()));
     }
     let narrowed = match allow_any {
         true => None,
@@ -374,7 +411,7 @@ impl Writer {
                 tell_narrowed(&self.log, &self.path, narrowed);
                 self.rows.sink = file;
             }
-            Err(error) => self.say(error),
+            Err(error) => self.say(error.to_string()),
         }
     }
 
@@ -531,6 +568,7 @@ mod tests {
         let Err(error) = open_file(&path, false) else {
             panic!("opened twice");
         };
+        let error = error.to_string();
         assert!(error.contains("another program writes"), "{error}");
     }
 
@@ -552,6 +590,7 @@ mod tests {
         let Err(error) = open_file(directory.path(), true) else {
             panic!("opened a directory");
         };
+        let error = error.to_string();
         assert!(error.starts_with("cannot open --export-file /"), "{error}");
     }
 
@@ -567,6 +606,7 @@ mod tests {
         let Err(error) = open_file(&path, false) else {
             panic!("followed a link");
         };
+        let error = error.to_string();
         assert!(error.contains("it is a symbolic link"), "{error}");
         assert!(error.contains("--allow-any-export-file"), "{error}");
         assert_eq!(std::fs::read(&victim).unwrap(), b"7\tbeat");
