@@ -78,11 +78,6 @@ impl Agent {
     pub const fn is_remote(self) -> bool {
         matches!(self.locality(), Locality::Remote)
     }
-
-    /// Whether both are streams of the same process.
-    pub const fn is_same_process(self, other: Self) -> bool {
-        self.pid == other.pid && self.instance == other.instance
-    }
 }
 
 /// Set in every [`remote_source`] and in no instance of a local process: those are counted up from a

@@ -18,7 +18,6 @@ mod reclaim;
 mod record;
 mod room;
 mod streams;
-mod taken;
 mod thresholds;
 mod types;
 mod users;
@@ -26,9 +25,9 @@ mod users;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crate::agent::{Agent, BeatOrigin, Locality, PerLocality};
+use crate::agent::{Agent, Locality, PerLocality};
 use crate::beat::AgentKey;
-use crate::counters::{Counter, Counters};
+use crate::counters::Counters;
 use crate::index::BoundedIndex;
 use crate::slot::{Slot, SlotTable};
 use crate::wheel::Wheel;
@@ -67,8 +66,6 @@ pub const MAX_EVICTION_SCAN_WINDOW: usize = MAX_CAPACITY;
 pub struct Tracker<W = Box<[AtomicU64]>> {
     table: Arc<SlotTable<W>>,
     counters: Arc<Counters>,
-    /// Counter values at the last `take_*`.
-    taken: [u64; Counter::ALL.len()],
     capacity: usize,
     policy: EvictionPolicy,
     scan_window: usize,
@@ -86,7 +83,6 @@ pub struct Tracker<W = Box<[AtomicU64]>> {
     thresholds: Thresholds,
     gaps: RecentGaps,
     restarts: PerLocality<Restart>,
-    evicted_pid: Option<u32>,
     /// Streams that left because their pid has passed to another process, beside the one that was returned.
     displaced: Vec<Displaced>,
 }
@@ -111,7 +107,6 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     pub fn new(table: Arc<SlotTable<W>>, counters: Arc<Counters>, options: TrackerOptions) -> Self {
         let capacity = table.capacity().min(MAX_SLOTS);
         Self {
-            taken: [0; Counter::ALL.len()],
             capacity,
             policy: options.policy,
             scan_window: options.scan_window.clamp(
@@ -139,7 +134,6 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             thresholds: Thresholds::new(),
             gaps: RecentGaps::new(),
             restarts: PerLocality::default(),
-            evicted_pid: None,
             displaced: Vec::with_capacity(MAX_STREAMS_PER_PROCESS),
             table,
             counters,
@@ -243,21 +237,6 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     /// An agent's facts by key.
     pub fn get(&self, key: &AgentKey) -> Option<Slot> {
         self.slot_of(key).and_then(|slot| self.table.load(slot))
-    }
-
-    /// Time of the last accepted beat.
-    pub fn last_ns_of(&self, key: &AgentKey) -> Option<u64> {
-        Some(self.get(key)?.last_ns)
-    }
-
-    /// Pinned origin.
-    pub fn origin_of(&self, key: &AgentKey) -> Option<BeatOrigin> {
-        Some(self.get(key)?.origin)
-    }
-
-    /// Pinned namespace: outer `None` = not tracked, inner `None` = unknown.
-    pub fn pid_ns_inode_of(&self, key: &AgentKey) -> Option<Option<u64>> {
-        Some(self.get(key)?.ns_inode)
     }
 
     /// Takes a stream out of every structure and frees its slot.

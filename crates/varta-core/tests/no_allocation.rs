@@ -209,6 +209,8 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
                 tracker.restart_silence(Locality::Local, now_ns, 4);
             }
             let recorded = tracker.record(&beat(&mut random), now_ns, THRESHOLD_NS);
+            let evicted = recorded.displaced.filter(|displaced| displaced.evicted);
+            evictions += u64::from(evicted.is_some());
             if let (Some(agent), Some(_)) = (recorded.agent, recorded.returned_after_ns) {
                 recovery.on_silence_ended(agent, now_ns);
             }
@@ -240,7 +242,6 @@ fn tracking_judging_evicting_and_recovering_allocate_nothing() {
                 recovery.on_gone(agent, lineage, now_ns);
                 tracker.retire(agent);
             }
-            evictions += tracker.take_evictions();
         }
         assert_eq!(allocations_on_this_thread() - before, 0, "{policy:?}");
         assert!(

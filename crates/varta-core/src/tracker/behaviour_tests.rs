@@ -6,7 +6,9 @@ use varta_vlp::{Frame, NONCE_TERMINAL, PAYLOAD_GOODBYE, Status};
 
 use super::tests::*;
 use super::*;
+use crate::agent::BeatOrigin;
 use crate::beat::Beat;
+use crate::counters::Counter;
 use crate::slot::Tier;
 
 #[test]
@@ -40,7 +42,7 @@ fn an_unknown_namespace_is_not_learnt_from_a_refused_beat() {
     tracker.update(beat(100, 10), 0);
     let old = in_namespace(beat(100, 10), Some(3));
     assert_eq!(tracker.update(old, 1), BeatOutcome::OutOfOrder);
-    assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(None));
+    assert_eq!(tracker.get(&key(100)).unwrap().ns_inode, None);
 }
 
 #[test]
@@ -55,8 +57,8 @@ fn a_terminal_frame_does_not_touch_the_nonce_mark() {
         tracker.update(beat(100, far + 1), 2),
         BeatOutcome::Refreshed
     );
-    assert_eq!(tracker.take_nonce_wraps(), 0);
-    assert_eq!(tracker.take_session_restarts(), 0);
+    assert_eq!(tracker.counted(Counter::NonceWraps), 0);
+    assert_eq!(tracker.counted(Counter::SessionRestarts), 0);
 }
 
 #[test]
@@ -81,7 +83,7 @@ fn an_attested_agent_that_starts_over_is_a_new_session() {
     let fresh = tracker.record(&beat(100, 1), 1, T);
     assert_eq!(fresh.outcome, BeatOutcome::Refreshed);
     assert!(fresh.new_session);
-    assert_eq!(tracker.take_session_restarts(), 1);
+    assert_eq!(tracker.counted(Counter::SessionRestarts), 1);
     assert_eq!(tracker.update(beat(100, 2), 2), BeatOutcome::Refreshed);
     assert_eq!(tracker.update(terminal(100, 5), 3), BeatOutcome::Refreshed);
 }
@@ -98,7 +100,7 @@ fn of_two_handles_the_older_is_out_of_order_only_while_the_newer_speaks() {
     assert!(session.new_session);
     older.frame.nonce = 2;
     assert_eq!(tracker.update(older, T / 2), BeatOutcome::Refreshed);
-    assert_eq!(tracker.take_session_restarts(), 1);
+    assert_eq!(tracker.counted(Counter::SessionRestarts), 1);
 }
 
 #[test]
@@ -122,7 +124,7 @@ fn a_process_with_a_new_handle_for_every_beat_is_heard() {
             "at {now_ns}"
         );
     }
-    assert_eq!(tracker.take_session_restarts(), 3);
+    assert_eq!(tracker.counted(Counter::SessionRestarts), 3);
 }
 
 #[test]
@@ -132,13 +134,13 @@ fn a_namespace_is_learnt_once() {
     let agent = tracker.local_agent(100).unwrap();
     tracker.learn_namespace(agent, 5);
     tracker.learn_namespace(agent, 6);
-    assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(Some(5)));
+    assert_eq!(tracker.get(&key(100)).unwrap().ns_inode, Some(5));
     let other = Agent {
         instance: agent.instance + 1,
         ..agent
     };
     tracker.learn_namespace(other, 7);
-    assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(Some(5)));
+    assert_eq!(tracker.get(&key(100)).unwrap().ns_inode, Some(5));
 }
 
 #[test]
@@ -367,8 +369,8 @@ fn a_hundred_thousand_evictions_leave_every_slot_reachable() {
         tracker.drain(now_ns);
         tracker.update(beat(2 + pid, 1), now_ns);
     }
-    assert!(tracker.take_evictions() > 50_000);
-    assert_eq!(tracker.take_probe_exhausted(), 0);
-    assert_eq!(tracker.take_invariant_violations(), 0);
+    assert!(tracker.counted(Counter::Evictions) > 50_000);
+    assert_eq!(tracker.counted(Counter::ProbeExhausted), 0);
+    assert_eq!(tracker.counted(Counter::InvariantViolations), 0);
     tracker.check_invariants();
 }

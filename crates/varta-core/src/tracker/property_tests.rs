@@ -6,7 +6,9 @@ use proptest::prelude::*;
 
 use super::tests::*;
 use super::*;
+use crate::agent::BeatOrigin;
 use crate::beat::Beat;
+use crate::counters::Counter;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -121,7 +123,7 @@ proptest! {
             }
             tracker.check_invariants();
         }
-        prop_assert_eq!(tracker.take_invariant_violations(), 0);
-        prop_assert_eq!(tracker.take_probe_exhausted(), 0);
+        prop_assert_eq!(tracker.counted(Counter::InvariantViolations), 0);
+        prop_assert_eq!(tracker.counted(Counter::ProbeExhausted), 0);
     }
 }

@@ -220,7 +220,6 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     fn evict(&mut self, slot: u32, victim: &Slot) -> Displaced {
         self.remove(slot, victim);
         self.counters.count(Counter::Evictions);
-        self.evicted_pid = Some(victim.pid);
         Displaced {
             agent: victim.agent(slot),
             last_nonce: victim.last_nonce.unwrap_or(0),

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use varta_vlp::{Frame, NONCE_TERMINAL, Status};
 
 use super::*;
+use crate::agent::BeatOrigin;
 use crate::beat::Beat;
 use crate::replay::Heard;
 use crate::slot::Tier;

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use super::tests::{T, beat, deadlines, key, strict};
 use super::*;
 use crate::beat::Beat;
+use crate::counters::Counter;
 
 /// A beat of a stream of a process that is examined.
 fn stream(pid: u32, instance: u64, stream: u16, nonce: u64) -> Beat {
@@ -26,7 +27,7 @@ fn two_streams_of_a_process_are_judged_apart() {
     let mut tracker = strict(4);
     let first = join(&mut tracker, stream(100, 1, 0, 1), 0);
     let second = join(&mut tracker, stream(100, 1, 7, 1), 0);
-    assert!(first.is_same_process(second) && first != second);
+    assert_eq!((first.pid, first.instance), (second.pid, second.instance));
     assert_eq!((first.stream, second.stream), (0, 7));
     tracker.record(&stream(100, 1, 0, 2), T / 2, T);
     let stalled = |found: Vec<Silence>| found.iter().map(|s| s.agent).collect::<Vec<_>>();
@@ -131,7 +132,7 @@ fn a_process_has_so_many_streams_and_no_more() {
     }
     let one_more = stream(100, 1, MAX_STREAMS_PER_PROCESS as u16, 1);
     assert_eq!(tracker.update(one_more, 0), BeatOutcome::CapacityExceeded);
-    assert_eq!(tracker.take_probe_exhausted(), 0);
+    assert_eq!(tracker.counted(Counter::ProbeExhausted), 0);
     tracker.check_invariants();
     join(&mut tracker, stream(101, 1, 0, 1), 0);
 }

@@ -6,7 +6,9 @@ use std::ops::ControlFlow;
 use varta_vlp::{Frame, NONCE_TERMINAL, Status};
 
 use super::*;
+use crate::agent::BeatOrigin;
 use crate::beat::Beat;
+use crate::counters::Counter;
 use crate::slot::Tier;
 
 /// The threshold, a whole number of the wheel's ticks: a deadline is noticed at the first tick at or
@@ -77,6 +79,10 @@ impl Tracker {
         stalls.map(|silence| silence.agent.pid).collect()
     }
 
+    pub(super) fn counted(&self, counter: Counter) -> u64 {
+        self.counters.get(counter)
+    }
+
     pub(super) fn fill(&mut self, count: u32, now_ns: u64) {
         for pid in 0..count {
             assert_eq!(
@@ -122,7 +128,7 @@ fn doc_02_a_latched_agent_silent_for_twenty_thresholds_gives_way() {
     assert_eq!(tracker.latched(), 8);
     assert_eq!(tracker.update(beat(999, 1), 20 * T), BeatOutcome::Inserted);
     assert_eq!(tracker.latched(), 7);
-    assert_eq!(tracker.take_evictions(), 1);
+    assert_eq!(tracker.counted(Counter::Evictions), 1);
     tracker.check_invariants();
 }
 
@@ -206,8 +212,7 @@ fn doc_08_a_fruitless_search_for_a_victim_is_counted_once() {
         tracker.update(beat(999, 1), T),
         BeatOutcome::CapacityExceeded
     );
-    assert_eq!(tracker.take_eviction_scan_truncated(), 1);
-    assert_eq!(tracker.take_eviction_scan_truncated(), 0);
+    assert_eq!(tracker.counted(Counter::EvictionScanTruncated), 1);
 }
 
 #[test]
@@ -218,8 +223,7 @@ fn doc_09_another_origin_for_a_known_agent_is_a_conflict_that_changes_nothing() 
     let other = with_origin(beat(100, 6), BeatOrigin::SocketModeOnly);
     assert_eq!(tracker.update(other, 20), BeatOutcome::OriginConflict);
     assert_eq!(tracker.get(&key(100)), before);
-    assert_eq!(tracker.take_origin_conflicts(), 1);
-    assert_eq!(tracker.take_origin_conflicts(), 0);
+    assert_eq!(tracker.counted(Counter::OriginConflicts), 1);
     assert_eq!(tracker.update(beat(100, 6), 30), BeatOutcome::Refreshed);
 }
 
@@ -229,7 +233,7 @@ fn doc_10_churn_through_a_small_table_never_exhausts_the_index() {
     for pid in 0..4096_u32 {
         tracker.record(&beat(100 + pid, 1), u64::from(pid), 1);
     }
-    assert_eq!(tracker.take_probe_exhausted(), 0);
+    assert_eq!(tracker.counted(Counter::ProbeExhausted), 0);
     tracker.check_invariants();
 }
 
@@ -243,12 +247,12 @@ fn doc_11_random_use_violates_no_invariant() {
         let pid = 1 + (random.next() % 96) as u32;
         match random.next() % 8 {
             0 => drop(tracker.drain(now_ns)),
-            1 => drop(tracker.last_ns_of(&key(pid))),
+            1 => drop(tracker.get(&key(pid))),
             _ => drop(tracker.update(beat(pid, step + 1), now_ns)),
         }
     }
-    assert_eq!(tracker.take_invariant_violations(), 0);
-    assert_eq!(tracker.take_probe_exhausted(), 0);
+    assert_eq!(tracker.counted(Counter::InvariantViolations), 0);
+    assert_eq!(tracker.counted(Counter::ProbeExhausted), 0);
 }
 
 #[test]
@@ -275,9 +279,8 @@ fn doc_13_another_namespace_for_a_known_agent_is_a_conflict() {
     tracker.update(in_namespace(beat(100, 1), Some(1)), 0);
     let other = in_namespace(beat(100, 2), Some(2));
     assert_eq!(tracker.update(other, 1), BeatOutcome::NamespaceConflict);
-    assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(Some(1)));
-    assert_eq!(tracker.take_namespace_conflicts(), 1);
-    assert_eq!(tracker.take_namespace_conflicts(), 0);
+    assert_eq!(tracker.get(&key(100)).unwrap().ns_inode, Some(1));
+    assert_eq!(tracker.counted(Counter::NamespaceConflicts), 1);
 }
 
 #[test]
@@ -286,8 +289,8 @@ fn doc_14_the_same_namespace_again_is_a_refresh() {
     for nonce in 1..=2 {
         tracker.update(in_namespace(beat(100, nonce), Some(1)), nonce);
     }
-    assert_eq!(tracker.last_ns_of(&key(100)), Some(2));
-    assert_eq!(tracker.take_namespace_conflicts(), 0);
+    assert_eq!(tracker.get(&key(100)).unwrap().last_ns, 2);
+    assert_eq!(tracker.counted(Counter::NamespaceConflicts), 0);
 }
 
 #[test]
@@ -298,7 +301,7 @@ fn doc_15_a_known_namespace_cannot_become_unknown() {
         tracker.update(beat(100, 2), 1),
         BeatOutcome::NamespaceConflict
     );
-    assert_eq!(tracker.take_namespace_conflicts(), 1);
+    assert_eq!(tracker.counted(Counter::NamespaceConflicts), 1);
 }
 
 #[test]
@@ -307,8 +310,8 @@ fn doc_16_an_unknown_namespace_may_become_known() {
     tracker.update(beat(100, 1), 0);
     let known = in_namespace(beat(100, 2), Some(1));
     assert_eq!(tracker.update(known, 1), BeatOutcome::Refreshed);
-    assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(Some(1)));
-    assert_eq!(tracker.take_namespace_conflicts(), 0);
+    assert_eq!(tracker.get(&key(100)).unwrap().ns_inode, Some(1));
+    assert_eq!(tracker.counted(Counter::NamespaceConflicts), 0);
 }
 
 #[test]
@@ -316,8 +319,8 @@ fn doc_17_unknown_twice_is_a_refresh() {
     let mut tracker = strict(8);
     tracker.update(beat(100, 1), 0);
     assert_eq!(tracker.update(beat(100, 2), 1), BeatOutcome::Refreshed);
-    assert_eq!(tracker.pid_ns_inode_of(&key(100)), Some(None));
-    assert_eq!(tracker.take_namespace_conflicts(), 0);
+    assert_eq!(tracker.get(&key(100)).unwrap().ns_inode, None);
+    assert_eq!(tracker.counted(Counter::NamespaceConflicts), 0);
 }
 
 // --- boundaries ---------------------------------------------------------------------------------
@@ -373,11 +376,9 @@ fn the_victim_is_the_agent_that_became_reclaimable_first() {
         tracker.drain(tick * T);
     }
     for victim in [101, 102, 100] {
-        assert_eq!(
-            tracker.update(beat(200 + victim, 1), 20 * T),
-            BeatOutcome::Inserted
-        );
-        assert_eq!(tracker.take_evicted_pid(), Some(victim));
+        let recorded = tracker.record(&beat(200 + victim, 1), 20 * T, T);
+        assert_eq!(recorded.outcome, BeatOutcome::Inserted);
+        assert_eq!(recorded.displaced.unwrap().agent.pid, victim);
         tracker.drain(20 * T);
     }
 }
@@ -417,8 +418,8 @@ fn nonce_wrap_is_accepted_only_between_the_two_ends_of_the_range() {
             "{last} then {new}"
         );
         let wraps = u64::from(update == BeatOutcome::Refreshed);
-        assert_eq!(tracker.take_nonce_wraps(), wraps);
-        assert_eq!(tracker.take_out_of_order(), 1 - wraps);
+        assert_eq!(tracker.counted(Counter::NonceWraps), wraps);
+        assert_eq!(tracker.counted(Counter::OutOfOrder), 1 - wraps);
     }
 }
 
@@ -426,7 +427,7 @@ fn nonce_wrap_is_accepted_only_between_the_two_ends_of_the_range() {
 fn capacity_zero_admits_nobody_and_capacity_one_admits_one() {
     let mut none = tracker(0, EvictionPolicy::Balanced);
     assert_eq!(none.update(beat(100, 1), 0), BeatOutcome::CapacityExceeded);
-    assert_eq!(none.take_eviction_scan_truncated(), 1);
+    assert_eq!(none.counted(Counter::EvictionScanTruncated), 1);
     assert_eq!(none.drain(T), []);
     let mut one = strict(1);
     assert_eq!(one.update(beat(100, 1), 0), BeatOutcome::Inserted);

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use super::tests::{T, beat};
 use super::*;
+use crate::agent::BeatOrigin;
 use crate::beat::Beat;
+use crate::counters::Counter;
 
 const SLOTS: usize = 16;
 const SHARE: usize = 6;
