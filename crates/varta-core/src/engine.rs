@@ -244,9 +244,17 @@ impl Engine {
         (slot.agent(agent.slot) == agent).then_some(slot)
     }
 
+    /// The threshold that applies to an agent by its rule.
+    fn threshold_ns(&self, agent: Agent) -> Option<u64> {
+        let deadlines = self.agents.get(agent)?.deadlines?;
+        Some(deadlines.threshold_ns)
+    }
+
+    /// Whether an agent has stalled, by the threshold that applies now too.
     fn is_silent(&self, agent: Agent) -> bool {
-        let slot = self.slot_of(agent);
-        slot.is_some_and(|slot| slot.state.is_latched())
+        let slot = self.slot_of(agent).filter(|slot| slot.state.is_latched());
+        let silence_ns = slot.map(|slot| slot.silence_ns(self.now.attention_ns));
+        silence_ns.is_some_and(|silence_ns| Some(silence_ns) >= self.threshold_ns(agent))
     }
 
     /// Whether an agent has been silent beyond its soft tier.

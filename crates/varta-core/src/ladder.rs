@@ -118,6 +118,8 @@ enum Phase {
     Idle,
     /// The step begins when the timer fires.
     Due,
+    /// The step is an action that waits for the budget of its user; the timer fires when there may be one.
+    AwaitingBudget,
     /// The step is an action that waits for room.
     Ready,
     /// The action of the step runs.
@@ -484,7 +486,7 @@ impl Ladders {
         let agent = entry.agent;
         match entry.phase {
             Phase::Waiting => entry.step += 1,
-            Phase::Due => {}
+            Phase::Due | Phase::AwaitingBudget => {}
             Phase::Idle | Phase::Ready | Phase::Acting => return None,
         }
         let ladder = self.ladders.get(entry.ladder as usize);

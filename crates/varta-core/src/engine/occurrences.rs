@@ -35,7 +35,10 @@ impl Engine {
             }
             EventKind::Stall { agent, .. } => {
                 self.publish_event(agent, event);
-                self.on_stall(agent, event.observer_ns);
+                // The beat path may have gone by an older threshold.
+                if !self.excuse_stall(agent) {
+                    self.on_stall(agent, event.observer_ns);
+                }
             }
             EventKind::Return { agent, .. } => {
                 self.publish_event(agent, event);
@@ -73,10 +76,9 @@ impl Engine {
         facts: Option<Box<ProcessFacts>>,
         event: &Event,
     ) {
-        // An agent whose end was not reported.
-        let before = self.agents.in_slot(agent.slot);
-        if let Some(other) = before.filter(|before| *before != agent) {
-            self.on_gone(other);
+        // An agent whose end was not reported; perhaps an earlier one under the same name.
+        if let Some(before) = self.agents.in_slot(agent.slot) {
+            self.on_gone(before);
         }
         let mut record = AgentRecord::new(agent);
         match from {
@@ -91,12 +93,6 @@ impl Engine {
         let name = facts.as_ref().map(|facts| facts.name.clone());
         record.joined_as = name.unwrap_or_default();
         record.facts = facts.map(|facts| *facts);
-        if let Some(known) = self.agents.remove(agent) {
-            record.rule = known.rule;
-            record.limit = known.limit;
-            record.deadlines = known.deadlines;
-            record.pause = known.pause;
-        }
         self.agents.insert(record);
         self.assign_rule(agent);
         if let (Some(ladders), Some(record)) = (&mut self.ladders, self.agents.get(agent)) {

@@ -15,7 +15,11 @@ use crate::agent::Agent;
 use crate::fact::{Fact, ResumeCause};
 
 /// How soon it is looked again whether a pause is over that should be, at the least.
-const LOOK_PAUSE_NS: u64 = 1_000_000;
+const LOOK_PAUSE_MIN_NS: u64 = 1_000_000;
+
+/// The same at the most, 100 ms: what is left in the slot may be that of an earlier pause, which the beat path has not
+/// replaced yet.
+const LOOK_PAUSE_MAX_NS: u64 = 100_000_000;
 
 /// When pauses are expected to end, on the observer's clock, with the slot of the agent.
 #[derive(Debug, Default)]
@@ -107,8 +111,8 @@ impl Engine {
             let pause = self.set_pause(agent, None);
             match (pause, self.left_of_pause_ns(agent)) {
                 (Some(pause), Some(left_ns)) => {
-                    let left_ns = left_ns.max(LOOK_PAUSE_NS);
-                    let until_ns = self.now.observer_ns.saturating_add(left_ns);
+                    let look_ns = left_ns.clamp(LOOK_PAUSE_MIN_NS, LOOK_PAUSE_MAX_NS);
+                    let until_ns = self.now.observer_ns.saturating_add(look_ns);
                     self.set_pause(agent, Some(Pause { until_ns, ..pause }));
                 }
                 _ => self.resumed(agent, ResumeCause::Expired),

@@ -118,14 +118,22 @@ impl Engine {
             let update = AgentUpdate::BeatLimit(agent, limit);
             self.effects.push_back(Effect::Update(update));
         }
-        let silence_ns = slot.silence_ns(self.now.attention_ns);
+        has_other_deadlines && self.excuse_stall(agent)
+    }
+
+    /// Excuses an agent whose stall is none by the threshold that applies now, which the beat path may not know yet.
+    /// False if it is a stall, or over.
+    pub(super) fn excuse_stall(&mut self, agent: Agent) -> bool {
+        let slot = self.slot_of(agent).filter(|slot| slot.state.is_latched());
         // A pause that the beat path has not heard of yet ends the stall by itself, and must not be cut short.
-        let is_excused = has_other_deadlines
-            && slot.state.is_latched()
-            && silence_ns < deadlines.threshold_ns
-            && !self.is_paused(agent);
+        let Some(slot) = slot.filter(|_| !self.is_paused(agent)) else {
+            return false;
+        };
+        let silence_ns = slot.silence_ns(self.now.attention_ns);
+        let threshold_ns = self.threshold_ns(agent).unwrap_or(slot.threshold_ns);
+        let is_excused = silence_ns < threshold_ns;
         if is_excused {
-            self.excuse(agent, silence_ns, deadlines.threshold_ns);
+            self.excuse(agent, silence_ns, threshold_ns);
         }
         is_excused
     }

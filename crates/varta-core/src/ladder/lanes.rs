@@ -75,7 +75,7 @@ impl Ladders {
             let Some(uid) = user.filter(|_| user_may_ns > now_ns) else {
                 break (slot, agent, user);
             };
-            entry.phase = Phase::Due;
+            entry.phase = Phase::AwaitingBudget;
             let was_reported = std::mem::replace(&mut entry.user_wait_reported, true);
             self.leave_queue(slot);
             self.arm(agent, user_may_ns);

@@ -28,6 +28,10 @@ impl Ladders {
             entry.ladder = after.unwrap_or(NO_LADDER);
             let is_stopped = entry.phase == Phase::Idle && !entry.gave_up && !entry.in_flight;
             if before == self.ladders.get(entry.ladder as usize) && !is_stopped {
+                if entry.phase == Phase::AwaitingBudget {
+                    // There may be more by the new limits.
+                    self.arm(agent, now_ns);
+                }
                 continue;
             }
             entry.phase = Phase::Idle;

@@ -105,3 +105,18 @@ fn the_next_agent_in_a_slot_has_nothing_to_do_with_the_pause_of_the_one_before()
     assert_eq!(world.ordered(), ["/bin/first"]);
     assert_eq!(resumed(&world), []);
 }
+
+#[test]
+fn a_pause_that_takes_the_place_of_a_longer_one_is_over_in_its_own_time() {
+    let mut world = World::new(policy(&[run("/bin/first")]));
+    world.join(agent(0));
+    world.command(1, pause(agent(0), 3600));
+    let until_ns = world.now_ns + 3600 * S;
+    world.change(agent(0), |slot| slot.paused_until_ns = until_ns);
+    world.command(2, pause(agent(0), 1));
+    world.pass(2 * S);
+    assert_eq!(resumed(&world), [], "the beat path has not heard of it");
+    world.change(agent(0), |slot| slot.paused_until_ns = 0);
+    world.pass(S / 5);
+    assert_eq!(resumed(&world), [ResumeCause::Expired]);
+}

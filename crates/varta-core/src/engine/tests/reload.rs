@@ -21,6 +21,62 @@ fn a_stall_that_is_none_by_a_raised_threshold_is_excused() {
 }
 
 #[test]
+fn a_stall_that_was_excused_stays_so_while_the_beat_path_does_not_know() {
+    let patient = || Policy {
+        threshold: Duration::from_secs(60),
+        ..policy(&[run("/bin/first")])
+    };
+    let mut world = World::new(policy(&[run("/bin/first")]));
+    world.join(agent(0));
+    world.stall(agent(0));
+    world.reload(patient());
+    // The slot says that it is stalled still.
+    world.reload(patient());
+    world.pass(10 * S);
+    assert_eq!(world.ordered(), [""; 0]);
+}
+
+#[test]
+fn a_stall_by_the_threshold_before_is_excused_when_it_comes() {
+    let mut world = World::new(policy(&[run("/bin/first")]));
+    world.join(agent(0));
+    world.reload(Policy {
+        threshold: Duration::from_secs(60),
+        ..policy(&[run("/bin/first")])
+    });
+    world.updates.clear();
+    // The beat path did not know of the reload when it saw this.
+    world.stall(agent(0));
+    assert_eq!(
+        world.updates,
+        [AgentUpdate::Pause(agent(0), Duration::ZERO)]
+    );
+    assert!(world.has_published(|fact| matches!(fact, Fact::StallExcused { .. })));
+    world.pass(10 * S);
+    assert_eq!(world.ordered(), [""; 0]);
+}
+
+#[test]
+fn agents_that_wait_for_the_budget_of_their_user_go_on_when_there_is_none_any_more() {
+    let with_budget = |user_budget| {
+        let mut policy = policy(&[kill()]);
+        policy.limits.user_budget = user_budget;
+        policy.limits.user_window = Duration::from_secs(3600);
+        policy
+    };
+    let mut world = World::new(with_budget(1));
+    world.join(agent(0));
+    world.join(agent(1));
+    world.stall(agent(0));
+    world.stall(agent(1));
+    world.pass(60 * S);
+    assert_eq!(world.ordered(), ["KILL"]);
+    world.reload(with_budget(0));
+    world.pass(S);
+    assert_eq!(world.ordered(), ["KILL"]);
+}
+
+#[test]
 fn a_ladder_that_stays_the_same_is_climbed_on_and_another_one_begun_anew() {
     let mut world = World::new(policy(&[run("/bin/first"), run("/bin/second")]));
     world.join(agent(0));

@@ -116,3 +116,33 @@ fn a_slot_that_changed_hands_counts_the_new_agent_only() {
     world.pass(11 * S);
     assert_eq!(world.engine.levels().agents_missing, 1);
 }
+
+#[test]
+fn nothing_of_an_agent_whose_end_was_lost_carries_over_to_the_next_under_the_same_name() {
+    let mut world = World::new(Policy {
+        rules: vec![AgentRule {
+            threshold: Some(Duration::from_secs(7)),
+            ..rule("web")
+        }],
+        ..policy(&[run("/bin/first")])
+    });
+    world.join(agent(0));
+    let time = Duration::from_secs(60);
+    let reason = None;
+    let agent = agent(0);
+    world.command(
+        1,
+        Command::Pause {
+            agent,
+            time,
+            reason,
+        },
+    );
+    world.updates.clear();
+    world.join(agent);
+    let deadlines = Deadlines {
+        threshold_ns: 7 * S,
+        late_ns: 0,
+    };
+    assert_eq!(world.updates, [AgentUpdate::Deadlines(agent, deadlines)]);
+}
