@@ -1,6 +1,7 @@
-//! The words: each fact as one sentence for a person and as keys for a program.
+//! Messages: each fact as one sentence for a person and as keys for a program.
 //!
-//! What has no line: a single beat, and a hook that was dropped; both are counted, and the beat has a row.
+//! Two facts have no line: a single beat, which has a row in the event file, and a hook that was dropped, which is
+//! counted.
 
 mod agents;
 mod observer;

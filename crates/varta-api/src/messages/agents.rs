@@ -1,4 +1,4 @@
-//! The words about agents: how they come, fall silent, return and go, and what of them is refused.
+//! Messages about agents: how they join, fall silent, return and end, and which datagrams are refused.
 
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, SystemTime};

@@ -1,4 +1,4 @@
-//! The words about the observer itself: what it cannot do, what it was told, what it has counted.
+//! Messages about the observer itself: what it cannot do, what it was asked to do, what it has counted.
 
 use std::collections::BTreeMap;
 use std::io;

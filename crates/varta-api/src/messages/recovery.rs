@@ -1,4 +1,4 @@
-//! The words of recovery: ladders, hold-fire and hooks.
+//! Messages about recovery: ladders, hold-fire and hooks.
 
 use std::os::unix::process::ExitStatusExt;
 

@@ -1,4 +1,4 @@
-//! The words about datagrams that were refused: from whom, why, and what helps.
+//! Messages about refused datagrams: the sender, the reason, and what helps.
 
 use std::net::SocketAddr;
 

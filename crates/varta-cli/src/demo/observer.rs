@@ -105,12 +105,20 @@ impl Drop for Observer {
     }
 }
 
+/// What a row of the event file is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RowKind {
+    Beat,
+    Exit,
+    Other,
+}
+
 /// One row of the observer's event file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Row<'a> {
     /// The observer's own clock.
     pub(super) observer_ns: u64,
-    pub(super) kind: &'a str,
+    pub(super) kind: RowKind,
     pub(super) pid: u32,
     pub(super) status: &'a str,
 }
@@ -120,7 +128,11 @@ impl<'a> Row<'a> {
     fn parse(text: &'a str) -> Option<Self> {
         let mut columns = text.split('\t');
         let observer_ns = columns.next()?.parse().ok()?;
-        let kind = columns.next()?;
+        let kind = match columns.next()? {
+            "beat" => RowKind::Beat,
+            "exit" => RowKind::Exit,
+            _ => RowKind::Other,
+        };
         let pid = columns.next()?.parse().ok()?;
         let _nonce = columns.next()?;
         Some(Self {
@@ -176,15 +188,15 @@ mod tests {
         let mut events = EventFile::at(file.path().to_owned());
         let read = |events: &mut EventFile| {
             let mut rows = Vec::new();
-            events.read_new(|row| rows.push((row.observer_ns, row.kind.to_owned(), row.pid)));
+            events.read_new(|row| rows.push((row.observer_ns, row.kind, row.pid)));
             rows
         };
         assert_eq!(read(&mut events), []);
         file.write_all(b"5\tbeat\t42\t7\tok\t8\n6\tgap\t-\t-\t-\t1\n7\tst")
             .unwrap();
-        assert_eq!(read(&mut events), [(5, "beat".to_owned(), 42)]);
+        assert_eq!(read(&mut events), [(5, RowKind::Beat, 42)]);
         file.write_all(b"all\t42\t7\tstall\t-\n").unwrap();
-        assert_eq!(read(&mut events), [(7, "stall".to_owned(), 42)]);
+        assert_eq!(read(&mut events), [(7, RowKind::Other, 42)]);
         assert_eq!(read(&mut events), []);
     }
 }

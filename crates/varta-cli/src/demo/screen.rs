@@ -206,7 +206,7 @@ mod tests {
         let now = Instant::now();
         let beat = observer::Row {
             observer_ns: 1_000_000,
-            kind: "beat",
+            kind: observer::RowKind::Beat,
             pid: 4_194_304,
             status: "ok",
         };

@@ -9,7 +9,7 @@ use varta_api::log_line::{LogEvent, LogLine, Outcome};
 
 use super::THRESHOLD;
 use super::agent::Role;
-use super::observer::Row;
+use super::observer::{Row, RowKind};
 
 /// The signal of `abort(3)`.
 pub(super) const SIGABRT: u8 = 6;
@@ -132,18 +132,18 @@ impl Seen {
             return;
         };
         match row.kind {
-            "beat" => {
+            RowKind::Beat => {
                 agent.beats += 1;
                 agent.last_beat_ns = Some(row.observer_ns);
                 row.status.clone_into(&mut agent.status);
             }
-            "exit" => {
+            RowKind::Exit => {
                 let silence_ns = agent
                     .last_beat_ns
                     .map(|ns| row.observer_ns.saturating_sub(ns));
                 agent.end_noticed_after_ms = silence_ns.map(|ns| ns as f64 / 1e6);
             }
-            _ => {}
+            RowKind::Other => {}
         }
     }
 

@@ -26,7 +26,7 @@ use varta_core::{Counter, Counters};
 use super::agents::{each_once, limit, number, unknown};
 use super::problem::Refusal;
 use super::stage::{Stage, closing};
-use crate::report::history::{History, Page, Told};
+use crate::report::history::{History, HistoryEntry, Page};
 
 /// Followers of one listener. A person has a few windows, and a log collector is one; each costs the control thread
 /// some microseconds per event.
@@ -132,7 +132,7 @@ struct Following {
     counters: Arc<Counters>,
     /// The number of the last event that went out.
     after: u64,
-    waiting: VecDeque<Told>,
+    waiting: VecDeque<HistoryEntry>,
     /// Everything else had a turn since it took a page.
     rested: bool,
     news: WatchStream<u64>,

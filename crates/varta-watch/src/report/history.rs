@@ -1,10 +1,10 @@
 //! What has happened lately: the last log lines, numbered, for whoever asks and for whoever listens.
 //!
-//! What tells of stalls and of what was done about them keeps a share that nothing else takes, so it cannot be
+//! Lines about stalls and about what was done about them keep a share that nothing else takes, so they cannot be
 //! flooded away by agents that come and go. Some numbers in between are forgotten then.
 //!
-//! Each is written down once, in the forms it is told in; readers share the bytes. A listener that does not
-//! keep up loses lines and is told how many; nobody waits for it.
+//! Each is rendered once, in both forms in which it is served; readers share the bytes. A follower that does not
+//! keep up loses lines and learns how many; nothing waits for it.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -29,9 +29,9 @@ const LATEST_KEPT_PARTS: usize = 4;
 /// Bytes of a path that are remembered; the log has all of them. Strangers choose how long their paths are.
 const PATH_BYTES_MAX: usize = 512;
 
-/// An event in the forms it is told in.
+/// An event in the forms in which it is served.
 #[derive(Clone, Debug)]
-pub(crate) struct Told {
+pub(crate) struct HistoryEntry {
     pub(crate) id: u64,
     /// An [`EventView`] as JSON.
     pub(crate) json: Bytes,
@@ -42,7 +42,7 @@ pub(crate) struct Told {
 /// Some events, oldest first.
 #[derive(Debug)]
 pub(crate) struct Page {
-    pub(crate) events: Vec<Told>,
+    pub(crate) events: Vec<HistoryEntry>,
     /// How many before the last of them are forgotten.
     pub(crate) missed: u64,
 }
@@ -51,8 +51,8 @@ pub(crate) struct Page {
 #[derive(Debug, Default)]
 struct Recent {
     /// Stalls, and what was done about them.
-    kept: VecDeque<Told>,
-    others: VecDeque<Told>,
+    kept: VecDeque<HistoryEntry>,
+    others: VecDeque<HistoryEntry>,
 }
 
 /// The last events.
@@ -72,7 +72,7 @@ impl Default for History {
     }
 }
 
-impl Told {
+impl HistoryEntry {
     fn new(id: u64, mut line: LogLine) -> Self {
         if let LogEvent::Join(join) = &mut line.event {
             let exe = join.exe.take();
@@ -112,7 +112,7 @@ impl History {
             true => &mut recent.kept,
             false => &mut recent.others,
         };
-        part.push_back(Told::new(id, line));
+        part.push_back(HistoryEntry::new(id, line));
         // In the order of their numbers, so within the lock.
         self.last_id.send_replace(id);
     }
@@ -154,7 +154,7 @@ impl History {
     }
 }
 
-/// Whether a line tells of a stall or of what belongs to one.
+/// Whether a line is about a stall or about what was done about one.
 const fn is_kept(event: &LogEvent) -> bool {
     matches!(
         event,
@@ -174,7 +174,8 @@ impl Recent {
         if self.kept.len() + self.others.len() < REMEMBERED_MAX {
             return;
         }
-        let oldest = |part: &VecDeque<Told>| part.front().map_or(u64::MAX, |told| told.id);
+        let oldest =
+            |part: &VecDeque<HistoryEntry>| part.front().map_or(u64::MAX, |entry| entry.id);
         let is_kept_older = oldest(&self.kept) < oldest(&self.others);
         match is_kept_older && self.kept.len() > KEPT_MIN {
             true => self.kept.pop_front(),
@@ -182,19 +183,19 @@ impl Recent {
         };
     }
 
-    fn latest(&self, limit: usize) -> Vec<Told> {
+    fn latest(&self, limit: usize) -> Vec<HistoryEntry> {
         let reserved = self.kept.len().min(limit / LATEST_KEPT_PARTS);
         let kept = self.kept.iter().rev().take(limit);
         let others = self.others.iter().rev().take(limit - reserved);
-        let mut events: Vec<&Told> = kept.chain(others).collect();
-        events.sort_unstable_by_key(|told| told.id);
+        let mut events: Vec<&HistoryEntry> = kept.chain(others).collect();
+        events.sort_unstable_by_key(|entry| entry.id);
         let surplus = events.len().saturating_sub(limit);
         events.into_iter().skip(surplus).cloned().collect()
     }
 
-    fn after(&self, after: u64, limit: usize) -> Vec<Told> {
+    fn after(&self, after: u64, limit: usize) -> Vec<HistoryEntry> {
         let [mut kept, mut others] = [&self.kept, &self.others].map(|part| {
-            let first = part.partition_point(|told| told.id <= after);
+            let first = part.partition_point(|entry| entry.id <= after);
             part.range(first..).peekable()
         });
         let mut events = Vec::new();
@@ -204,10 +205,10 @@ impl Recent {
                 (Some(_), None) => kept.next(),
                 _ => others.next(),
             };
-            let Some(told) = next else {
+            let Some(entry) = next else {
                 break;
             };
-            events.push(told.clone());
+            events.push(entry.clone());
         }
         events
     }
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_too_late_is_told_how_many_are_forgotten() {
+    fn a_reader_that_asks_too_late_learns_how_many_are_forgotten() {
         let history = History::default();
         (0..REMEMBERED_MAX + 10).for_each(|_| history.add(line()));
         let page = history.after(4, usize::MAX);
@@ -300,7 +301,7 @@ mod tests {
             (ids(&page), page.missed),
             (vec![2, 4, first_id], first_id - 3)
         );
-        // Whoever goes on behind each event in turn gets all of them once, and is told of each that is missing.
+        // A reader that goes on behind each event in turn gets all of them once, and learns how many are missing.
         let (mut after, mut got, mut missed) = (0, 0, 0);
         loop {
             let page = history.after(after, 7);
@@ -343,14 +344,14 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_told_in_both_forms_from_the_same_bytes() {
+    fn both_forms_of_an_event_are_the_same_bytes() {
         let history = History::default();
         history.add(line());
-        let told = history.after(0, 1).events.remove(0);
-        let event: EventView = serde_json::from_slice(&told.json).unwrap();
+        let entry = history.after(0, 1).events.remove(0);
+        let event: EventView = serde_json::from_slice(&entry.json).unwrap();
         assert_eq!(event.line, line());
-        let text = std::str::from_utf8(&told.message).unwrap();
-        let json = std::str::from_utf8(&told.json).unwrap();
+        let text = std::str::from_utf8(&entry.message).unwrap();
+        let json = std::str::from_utf8(&entry.json).unwrap();
         assert_eq!(text, format!("id: run-1\ndata: {json}\n\n"));
     }
 
@@ -385,9 +386,9 @@ mod tests {
             nonce: 1,
         });
         history.add(long);
-        let told = history.after(0, 1).events.remove(0);
-        assert!(told.message.len() < 3 * PATH_BYTES_MAX);
-        let event: EventView = serde_json::from_slice(&told.json).unwrap();
+        let entry = history.after(0, 1).events.remove(0);
+        assert!(entry.message.len() < 3 * PATH_BYTES_MAX);
+        let event: EventView = serde_json::from_slice(&entry.json).unwrap();
         let LogEvent::Join(join) = event.line.event else {
             panic!("{event:?}");
         };

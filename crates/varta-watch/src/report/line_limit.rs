@@ -26,13 +26,13 @@ const ALL: Rate = Rate {
     burst: 2000,
 };
 
-/// Lines that were left out are told of after this long: 1 s.
+/// Lines that were left out are reported after this long: 1 s.
 const INTERVAL_NS: u64 = 1_000_000_000;
 
 /// An owner that causes no line for this long has a full bucket again, and need not be remembered: 30 s.
 const IDLE_NS: u64 = 30_000_000_000;
 
-/// Users and addresses with an account of their own. Each may cause a line per second that tells what was left out.
+/// Users and addresses with an account of their own. Each may cause a line per second that reports what was left out.
 const OWNERS_MAX: usize = 16;
 
 /// The accounts. Times are those of the observer's clock.
@@ -131,7 +131,7 @@ impl LineLimit {
         }
     }
 
-    /// What was left out and is to be told of by now.
+    /// What was left out and is to be reported by now.
     pub(super) fn take_due(&mut self, now_ns: u64) -> Vec<Fact> {
         self.take_left_out(now_ns, INTERVAL_NS)
     }
@@ -174,17 +174,17 @@ mod tests {
     const ALICE: LineOwner = LineOwner::User(1000);
     const BOB: LineOwner = LineOwner::User(1001);
 
-    /// How many of so many lines at the same moment are told.
-    fn told(limit: &mut LineLimit, owner: LineOwner, count: u32, now_ns: u64) -> u32 {
+    /// How many of so many lines at the same moment are admitted.
+    fn admitted(limit: &mut LineLimit, owner: LineOwner, count: u32, now_ns: u64) -> u32 {
         (0..count)
             .map(|_| u32::from(limit.admit(owner, Join, now_ns)))
             .sum()
     }
 
     #[test]
-    fn beyond_the_burst_lines_are_counted_by_kind_and_told_of_after_the_interval() {
+    fn beyond_the_burst_lines_are_counted_by_kind_and_reported_after_the_interval() {
         let mut limit = LineLimit::default();
-        assert_eq!(told(&mut limit, ALICE, USER.burst, 5), USER.burst);
+        assert_eq!(admitted(&mut limit, ALICE, USER.burst, 5), USER.burst);
         assert_eq!(limit.next_due_ns(), None);
         for kind in [Join, Exit, Join, Critical] {
             assert!(!limit.admit(ALICE, kind, 5));
@@ -200,18 +200,18 @@ mod tests {
         };
         assert_eq!(limit.take_due(due_ns), [left_out]);
         assert_eq!(limit.next_due_ns(), None);
-        let refilled = told(&mut limit, ALICE, USER.burst, due_ns);
+        let refilled = admitted(&mut limit, ALICE, USER.burst, due_ns);
         assert_eq!(refilled, USER.per_second);
     }
 
     #[test]
     fn nobody_pays_for_another_until_all_together_are_too_many() {
         let mut limit = LineLimit::default();
-        told(&mut limit, ALICE, 10 * USER.burst, 5);
-        assert_eq!(told(&mut limit, BOB, 1, 5), 1);
+        admitted(&mut limit, ALICE, 10 * USER.burst, 5);
+        assert_eq!(admitted(&mut limit, BOB, 1, 5), 1);
         let mut users = (0..).map(LineOwner::User);
         let all: u32 = (0..2 * OWNERS_MAX)
-            .map(|_| told(&mut limit, users.next().unwrap(), USER.burst, 5))
+            .map(|_| admitted(&mut limit, users.next().unwrap(), USER.burst, 5))
             .sum();
         assert_eq!(all, ALL.burst - USER.burst - 1);
     }

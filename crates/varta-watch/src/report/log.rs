@@ -74,7 +74,7 @@ impl Log {
         Ok((log, writer))
     }
 
-    /// What was told lately.
+    /// The last lines.
     pub(crate) fn history(&self) -> Arc<History> {
         Arc::clone(&self.history)
     }
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_that_nobody_reads_are_counted_and_told_of() {
+    fn lines_that_nobody_reads_are_counted_and_reported() {
         let (queue, lines) = sync_channel(2);
         let log = Log {
             format: LogFormat::Human,
@@ -172,23 +172,23 @@ mod tests {
             suppressed: Arc::default(),
             history: Arc::default(),
         };
-        let tell = || log.info("hello");
-        (0..5).for_each(|_| tell());
+        let write = || log.info("hello");
+        (0..5).for_each(|_| write());
         assert_eq!((log.take_suppressed(), log.take_suppressed()), (3, 0));
         assert_eq!(lines.try_iter().count(), 2);
-        tell();
-        let told: Vec<String> = lines.try_iter().collect();
-        assert!(told[0].contains("3 log lines were lost"), "{told:?}");
-        assert_eq!((told.len(), log.take_suppressed()), (2, 0));
+        write();
+        let written: Vec<String> = lines.try_iter().collect();
+        assert!(written[0].contains("3 log lines were lost"), "{written:?}");
+        assert_eq!((written.len(), log.take_suppressed()), (2, 0));
     }
 
     #[test]
-    fn what_is_told_is_remembered() {
+    fn a_line_is_remembered() {
         let (log, _writer) = Log::start(LogFormat::Json, 7).unwrap();
         log.info("hello");
         let page = log.history().after(0, 10);
-        let told: varta_api::v1::EventView = serde_json::from_slice(&page.events[0].json).unwrap();
-        assert_eq!(told.line.msg, "hello");
-        assert_eq!(told.line.session_id, log.session_id());
+        let event: varta_api::v1::EventView = serde_json::from_slice(&page.events[0].json).unwrap();
+        assert_eq!(event.line.msg, "hello");
+        assert_eq!(event.line.session_id, log.session_id());
     }
 }

@@ -1,5 +1,5 @@
-//! Telling about what may repeat without repeating: the first of its kind at once, then one line per kind and second
-//! that stands for all that came since. Times are those of the observer's clock.
+//! Lines about what may repeat: the first of its kind at once, then one line per kind and second that stands for all
+//! that came since. Times are those of the observer's clock.
 //!
 //! Bounded: there are as many kinds as reasons for a refusal, and five more.
 
@@ -8,7 +8,7 @@ use varta_core::Fact;
 /// Time between two lines of a kind: 1 s.
 const QUIET_NS: u64 = 1_000_000_000;
 
-/// What has happened since the log last told, by kind.
+/// What has happened since the last line, by kind.
 #[derive(Debug, Default)]
 pub(super) struct LogThrottle {
     kinds: Vec<Repeated>,
@@ -18,9 +18,9 @@ pub(super) struct LogThrottle {
 #[derive(Debug)]
 struct Repeated {
     kind: &'static str,
-    /// What is to be told: all of them in one.
+    /// What waits for its line: all of them in one.
     waiting: Option<Fact>,
-    /// Nothing is told of this kind before then.
+    /// There is no line of this kind before then.
     quiet_until_ns: u64,
 }
 
@@ -85,16 +85,16 @@ impl LogThrottle {
         true
     }
 
-    /// What is to be told by now.
+    /// What is due by now.
     pub(super) fn take_due(&mut self, now_ns: u64) -> Vec<Fact> {
         let kinds = self.kinds.iter_mut();
         let due = kinds.filter(|kind| kind.quiet_until_ns <= now_ns);
-        let told = due.filter_map(|kind| {
+        let taken = due.filter_map(|kind| {
             let fact = kind.waiting.take()?;
             kind.quiet_until_ns = now_ns.saturating_add(QUIET_NS);
             Some(fact)
         });
-        told.collect()
+        taken.collect()
     }
 
     /// All that waits, whether it is time or not.
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_is_told_at_once_and_the_rest_once_a_second() {
+    fn the_first_line_comes_at_once_and_the_others_once_a_second() {
         let mut throttle = LogThrottle::default();
         let gap = |late_ns, count| Fact::Gap { late_ns, count };
         assert_eq!(throttle.take_due(5), []);

@@ -1,7 +1,7 @@
-//! What is told and kept of what happens: log and live events, rows of the event file, counters.
+//! What is reported and kept of what happens: log and live events, rows of the event file, counters.
 //!
 //! A fact is published once, in [`Report::publish`], and everything else follows from it there. Nothing here decides
-//! anything or waits for a reader; every queue is bounded, and what finds no room is counted.
+//! anything about agents or waits for a reader; every queue is bounded, and what finds no room is counted.
 
 pub(crate) mod event_file;
 pub(crate) mod history;
@@ -50,11 +50,15 @@ impl Report {
         }
     }
 
-    /// Tells everybody what happened at `observer_ns` on the observer's clock. What may repeat has its line later, in
-    /// [`Self::tick`], and its row with [`Self::write_rows`].
+    /// Reports what happened at `observer_ns` on the observer's clock. The line of what may repeat comes with
+    /// [`Self::tick`], the row with [`Self::write_rows`].
     pub(crate) fn publish(&mut self, fact: &Fact, observer_ns: u64) {
         if self.event_file.is_some() {
             append_row(&mut self.rows, fact, observer_ns);
+        }
+        if matches!(fact, Fact::Beat { .. }) {
+            // It has a row and nothing else, and there are many.
+            return;
         }
         fact.count(&self.counters);
         let now_ns = self.raw.now_ns();
@@ -127,5 +131,49 @@ impl Report {
             self.counters.add(Counter::RowsDropped, dropped);
             event_file.close();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use varta_core::{Agent, AgentRef, ExitStatus};
+
+    use super::*;
+    use crate::settings::LogFormat;
+
+    #[test]
+    fn line_row_counter_and_event_follow_from_one_fact() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("rows");
+        let (log, _writer) = Log::start(LogFormat::Json, 7).unwrap();
+        let history = log.history();
+        let counters = Arc::new(Counters::default());
+        let event_file = EventFile::open(&path, false, log.clone()).unwrap();
+        let raw = RawClock::start();
+        let mut report = Report::new(log, Some(event_file), Arc::clone(&counters), raw);
+        let agent = Agent {
+            slot: 0,
+            pid: 7,
+            instance: 1,
+            stream: 0,
+        };
+        let exited = Fact::Exited {
+            agent: AgentRef {
+                agent,
+                name: "web".to_owned(),
+                address: None,
+                uid: None,
+            },
+            last_nonce: 3,
+            status: ExitStatus::Code(0),
+        };
+        report.publish(&exited, 5);
+        report.close();
+        assert_eq!(counters.get(Counter::ExitsLeft), 1);
+        let page = history.after(0, 10);
+        let event = std::str::from_utf8(&page.events[0].json).unwrap();
+        assert!(event.contains("web (7): exited cleanly"), "{event}");
+        let rows = std::fs::read_to_string(path).unwrap();
+        assert_eq!(rows, "5\texit\t7\t3\tleft\tcode=0\n");
     }
 }
