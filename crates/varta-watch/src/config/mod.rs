@@ -14,6 +14,7 @@ mod plan;
 mod positions;
 mod problems;
 mod programs;
+mod recovery_flags;
 mod rules;
 mod section;
 mod show;
@@ -29,7 +30,7 @@ use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, FromArgMatches};
-use varta_core::{EvictionPolicy, LimitOptions, Rate};
+use varta_core::{AllowedUsers, EvictionPolicy, LimitOptions, Rate};
 
 use crate::beat_queue;
 use crate::keys;
@@ -187,19 +188,10 @@ impl Flags {
         mut notices: Vec<String>,
     ) -> Option<Config> {
         let exec = plan::command(&self.recovery, problems);
-        let own_uid = rustix::process::geteuid().as_raw();
-        let is_root = varta_sys::users::is_root();
-        let (uids, gids) = (self.allow_uid.clone(), self.allow_gid.clone());
-        let users = users::allowed(
-            uids,
-            gids,
-            own_uid,
-            is_root,
-            varta_sys::users::unmapped_uid(),
-        );
-        let users = users.map_err(|text| problems.about("allow-uid", &[], text));
+        let users = self.allowed_users(problems);
         let several_may_join = users.as_ref().is_ok_and(users::may_be_several);
-        let children = self.children();
+        let (children, limits) = (self.children(), self.beat_limits());
+        let agents_per_user = self.agents_per_user(several_may_join);
         let policy = self.policy(
             given.file,
             exec.as_deref(),
@@ -218,17 +210,8 @@ impl Flags {
         let users = users.ok()?;
         let socket_access = match self.socket_mode {
             Some(mode) => SocketAccess { mode, gid: None },
-            None => users::socket_access(&users, own_uid),
+            None => users::socket_access(&users, rustix::process::geteuid().as_raw()),
         };
-        let agent_burst = self
-            .max_beat_burst
-            .unwrap_or_else(|| self.max_beat_rate.saturating_mul(MAX_BEAT_BURST_SECONDS));
-        let capacity = self.tracker_capacity as usize;
-        let share = match several_may_join {
-            true => capacity - capacity / UNSHARED_PART,
-            false => capacity,
-        };
-        let agents_per_user = self.max_agents_per_user.map_or(share, |most| most as usize);
         let settings = Settings {
             socket,
             socket_is_default,
@@ -240,14 +223,11 @@ impl Flags {
             users,
             refuse_foreign: self.strict_namespace_check && !self.allow_cross_namespace_agents,
             real_time: self.real_time,
-            limits: LimitOptions {
-                agent: rate(self.max_beat_rate, agent_burst),
-                global: rate(self.global_beat_rate, self.global_beat_burst),
-            },
+            limits,
             udp,
             http,
             threshold: Duration::from_millis(self.threshold_ms),
-            capacity,
+            capacity: self.tracker_capacity as usize,
             agents_per_user,
             eviction_policy: match self.tracker_eviction_policy {
                 Eviction::Strict => EvictionPolicy::Strict,
@@ -271,6 +251,35 @@ impl Flags {
             written: given.written,
             sources: given.sources,
         })
+    }
+
+    /// Whose processes may join; nothing if the flags do not say it, which is then said.
+    fn allowed_users(&self, problems: &mut Problems) -> Result<AllowedUsers, ()> {
+        let own_uid = rustix::process::geteuid().as_raw();
+        let is_root = varta_sys::users::is_root();
+        let (uids, gids) = (self.allow_uid.clone(), self.allow_gid.clone());
+        let nobody = varta_sys::users::unmapped_uid();
+        let users = users::allowed(uids, gids, own_uid, is_root, nobody);
+        users.map_err(|text| problems.about("allow-uid", &[], text))
+    }
+
+    fn beat_limits(&self) -> LimitOptions {
+        let agent_burst = self
+            .max_beat_burst
+            .unwrap_or_else(|| self.max_beat_rate.saturating_mul(MAX_BEAT_BURST_SECONDS));
+        LimitOptions {
+            agent: rate(self.max_beat_rate, agent_burst),
+            global: rate(self.global_beat_rate, self.global_beat_burst),
+        }
+    }
+
+    fn agents_per_user(&self, several_may_join: bool) -> usize {
+        let capacity = self.tracker_capacity as usize;
+        let share = match several_may_join {
+            true => capacity - capacity / UNSHARED_PART,
+            false => capacity,
+        };
+        self.max_agents_per_user.map_or(share, |most| most as usize)
     }
 }
 

@@ -9,9 +9,10 @@ use super::Toggle;
 use super::file::Parsed;
 use super::problems::Problems;
 use super::programs::SearchPath;
+use super::recovery_flags::RecoveryFlags;
 use super::rules::{self, Defaults, NONE, RECOVERY_EXEC};
 use super::steps::{self, StepDefaults};
-use super::table::{Flags, RecoveryFlags};
+use super::table::Flags;
 use super::units;
 use crate::settings::children::Children;
 

@@ -10,9 +10,9 @@ use varta_core::rules::{Namespace, Selector, Transport};
 
 use super::file::{Document, Parsed};
 use super::problems::{Problems, did_you_mean};
+use super::recovery_flags;
 use super::section::{Section, glob, kind, label, text, user};
 use super::steps::{self, StepDefaults};
-use super::table;
 use super::units::{self, quoted};
 use super::unvouched;
 
@@ -272,7 +272,7 @@ impl<'a> Reader<'a> {
         let backoff = duration("backoff", units::some_time);
         let backoff_max = duration("backoff-max", units::some_time);
         let reset_after = duration("reset-after", units::some_time);
-        let budget = section.integer("budget", 1..=table::BUDGET_MAX, problems);
+        let budget = section.integer("budget", 1..=recovery_flags::BUDGET_MAX, problems);
         self.check_backoff(section, backoff, backoff_max);
         let ladder = Ladder {
             name: name.to_owned(),
