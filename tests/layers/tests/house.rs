@@ -59,6 +59,7 @@ const CORE_BEATS: &[&str] = &[
     "admission",
     "attention",
     "beat",
+    "beat_events",
     "fifo",
     "index",
     "overflow",
