@@ -213,9 +213,10 @@ impl Engine {
     /// What became of a recovery: it is remembered with the agent, and published.
     fn publish_outcome(&mut self, agent: Agent, fact: Fact) {
         if let (Some(record), Some(outcome)) = (self.agents.get_mut(agent), fact.outcome()) {
-            record.recovery = Some(outcome);
+            let info = record.info_mut();
+            info.recovery = Some(outcome);
             // Whatever else comes is another attempt.
-            record.gave_up = matches!(fact, Fact::GaveUp { .. });
+            info.gave_up = matches!(fact, Fact::GaveUp { .. });
             self.show(agent);
         }
         self.publish(fact);
@@ -223,8 +224,8 @@ impl Engine {
 
     /// Shows an agent to readers as it is now.
     fn show(&mut self, agent: Agent) {
-        let info = self.agents.get(agent).map(AgentRecord::info);
-        let info = info.map(Box::new);
+        let record = self.agents.get(agent);
+        let info = record.map(|record| Arc::clone(&record.info));
         self.effects.push_back(Effect::Directory { agent, info });
     }
 
@@ -232,9 +233,9 @@ impl Engine {
         let record = self.agents.get(agent);
         AgentRef {
             agent,
-            name: record.map_or_else(String::new, |record| record.name().to_owned()),
-            address: record.and_then(|record| record.address),
-            uid: record.and_then(|record| record.uid),
+            name: record.map_or_else(String::new, |record| record.info.name.clone()),
+            address: record.and_then(|record| record.info.address),
+            uid: record.and_then(|record| record.info.uid),
         }
     }
 
@@ -265,10 +266,8 @@ impl Engine {
 
     /// Whether an operator wants an agent left alone; the beat path may not have heard yet.
     fn is_paused(&self, agent: Agent) -> bool {
-        let pause = self
-            .agents
-            .get(agent)
-            .and_then(|record| record.pause.as_ref());
-        pause.is_some_and(|pause| pause.until_ns > self.now.observer_ns)
+        let record = self.agents.get(agent);
+        let until_ns = record.and_then(|record| record.paused_until_ns);
+        until_ns.is_some_and(|until_ns| until_ns > self.now.observer_ns)
     }
 }

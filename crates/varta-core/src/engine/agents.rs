@@ -3,14 +3,12 @@
 //! The record ends with its agent. What a successor takes over from it is in the ladders' room. Bounds: one record
 //! per slot of the table.
 
-use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::effect::AgentInfo;
 use super::input::ProcessFacts;
 use crate::admission::BeatLimit;
-use crate::agent::Agent;
-use crate::agent::BeatOrigin;
-use crate::counters::Counter;
+use crate::agent::{Agent, BeatOrigin};
 use crate::ladder::Lineage;
 use crate::tracker::Deadlines;
 
@@ -18,87 +16,55 @@ use crate::tracker::Deadlines;
 #[derive(Debug)]
 pub(super) struct AgentRecord {
     pub(super) agent: Agent,
+    /// What readers see of it, shared with those that keep it for them. Changed through [`Self::info_mut`].
+    pub(super) info: Arc<AgentInfo>,
     pub(super) facts: Option<ProcessFacts>,
-    /// Its command name when it joined.
-    pub(super) joined_as: String,
-    /// By kernel credentials, if it came with them.
-    pub(super) uid: Option<u32>,
-    /// Where a remote agent lives.
-    pub(super) address: Option<IpAddr>,
-    /// A key vouches for its beats.
-    pub(super) sealed: bool,
-    /// Over how many sessions it beats at once.
-    pub(super) sessions: usize,
     /// How it is heard; `None` if it had left again before it was looked at.
     pub(super) origin: Option<BeatOrigin>,
     /// The rule that applies, by number.
     pub(super) rule: Option<usize>,
-    /// What the rule calls it.
-    pub(super) label: Option<String>,
     pub(super) lineage: Lineage,
     /// What it may send, as the beat path was told.
     pub(super) limit: BeatLimit,
     /// How long it may be silent, if the beat path was told.
     pub(super) deadlines: Option<Deadlines>,
-    pub(super) pause: Option<Pause>,
-    /// What became of the last recovery.
-    pub(super) recovery: Option<Counter>,
-    /// Recovery has tried everything for this silence.
-    pub(super) gave_up: bool,
-}
-
-/// An operator wants the agent left alone.
-#[derive(Clone, Debug)]
-pub(super) struct Pause {
-    /// When it is expected to end, on the observer's clock.
-    pub(super) until_ns: u64,
-    pub(super) reason: Option<String>,
+    /// When its pause is expected to end, on the observer's clock, if it is paused.
+    pub(super) paused_until_ns: Option<u64>,
 }
 
 impl AgentRecord {
-    pub(super) fn new(agent: Agent) -> Self {
+    pub(super) fn new(agent: Agent, info: AgentInfo, facts: Option<ProcessFacts>) -> Self {
         Self {
             agent,
-            facts: None,
-            joined_as: String::new(),
-            uid: None,
-            address: None,
-            sealed: false,
-            sessions: 0,
+            info: Arc::new(info),
+            facts,
             origin: None,
             rule: None,
-            label: None,
             lineage: Lineage::default(),
             limit: BeatLimit::default(),
             deadlines: None,
-            pause: None,
-            recovery: None,
-            gave_up: false,
+            paused_until_ns: None,
         }
     }
 
-    /// Its label, else its command name; empty if unknown.
-    pub(super) fn name(&self) -> &str {
-        let own = self.facts.as_ref().map_or("", |facts| &facts.name);
-        self.label.as_deref().unwrap_or(own)
+    /// What readers are to see of it from now on.
+    pub(super) fn info_mut(&mut self) -> &mut AgentInfo {
+        Arc::make_mut(&mut self.info)
     }
 
-    pub(super) fn info(&self) -> AgentInfo {
-        let process = self.facts.as_ref().map(|facts| &facts.process);
-        AgentInfo {
-            name: self.name().to_owned(),
-            label: self.label.clone(),
-            joined_as: self.joined_as.clone(),
-            unit: process.and_then(|process| process.unit.clone()),
-            user_unit: process.and_then(|process| process.user_unit.clone()),
-            uid: self.uid,
-            address: self.address,
-            sealed: self.sealed,
-            sessions: self.sessions,
-            recovery: self.recovery,
-            gave_up: self.gave_up,
-            pause_reason: self.pause.as_ref().and_then(|pause| pause.reason.clone()),
-        }
+    /// Brings what readers see up to date with its process and its label.
+    pub(super) fn rename(&mut self, label: Option<String>) {
+        let facts = self.facts.as_ref();
+        let own = facts.map_or("", |facts| &facts.name);
+        let name = label.clone().unwrap_or_else(|| own.to_owned());
+        let process = facts.map(|facts| &facts.process);
+        let unit = process.and_then(|process| process.unit.clone());
+        let user_unit = process.and_then(|process| process.user_unit.clone());
+        let info = self.info_mut();
+        info.name = name;
+        info.label = label;
+        info.unit = unit;
+        info.user_unit = user_unit;
     }
 }
 

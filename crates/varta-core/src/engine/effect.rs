@@ -1,6 +1,7 @@
 //! What the engine answers with: data, to be carried out one by one in their order.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use varta_vlp::Status;
@@ -35,7 +36,7 @@ pub enum Effect {
         /// Which.
         agent: Agent,
         /// What is known of it besides what is in its slot.
-        info: Option<Box<AgentInfo>>,
+        info: Option<Arc<AgentInfo>>,
     },
     /// The answer to a command. Its update of the beat path, if there is one, is the last [`Effect::Update`] before.
     Answer {

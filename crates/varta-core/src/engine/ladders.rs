@@ -60,8 +60,9 @@ impl Engine {
     /// The silence of an agent is over, one way or the other.
     pub(super) fn end_silence(&mut self, agent: Agent) -> SilenceEnded {
         if let Some(record) = self.agents.get_mut(agent)
-            && std::mem::take(&mut record.gave_up)
+            && record.info.gave_up
         {
+            record.info_mut().gave_up = false;
             self.show(agent);
         }
         let now_ns = self.now.observer_ns;
@@ -241,14 +242,14 @@ impl Engine {
         let process = facts.map(|facts| &facts.process);
         Subject {
             agent,
-            name: record.map_or_else(String::new, |record| record.name().to_owned()),
+            name: record.map_or_else(String::new, |record| record.info.name.clone()),
             status: slot.map(|slot| slot.status),
             silence_ms: silence_ns / 1_000_000,
             unit: process.and_then(|process| process.unit.clone()),
             user_unit: process.and_then(|process| process.user_unit.clone()),
             reason,
             is_target,
-            source: record.and_then(|record| record.address),
+            source: record.and_then(|record| record.info.address),
         }
     }
 }
@@ -268,7 +269,7 @@ pub(super) fn ladder_of(policy: &Policy, record: &AgentRecord) -> Option<u32> {
 /// Why the way in which an agent is heard forbids to act on it.
 pub(super) fn refusal(record: &AgentRecord) -> Option<UntrustedOrigin> {
     match record.origin? {
-        BeatOrigin::NetworkUnverified if record.sealed => Some(UntrustedOrigin::SecureUdp),
+        BeatOrigin::NetworkUnverified if record.info.sealed => Some(UntrustedOrigin::SecureUdp),
         BeatOrigin::NetworkUnverified => Some(UntrustedOrigin::PlainUdp),
         BeatOrigin::SocketModeOnly => Some(UntrustedOrigin::SocketModeOnly),
         BeatOrigin::KernelAttested | BeatOrigin::OperatorAttestedTransport => None,

@@ -2,6 +2,7 @@
 
 use super::Engine;
 use super::agents::AgentRecord;
+use super::effect::AgentInfo;
 use super::input::ProcessFacts;
 use crate::agent::{Agent, UID_UNKNOWN};
 use crate::event::{Event, EventKind, JoinedFrom};
@@ -20,7 +21,7 @@ impl Engine {
             }
             EventKind::Sessions { agent, count } => {
                 if let Some(record) = self.agents.get_mut(agent) {
-                    record.sessions = count;
+                    record.info_mut().sessions = count;
                     self.show(agent);
                 }
                 self.publish_event(agent, event);
@@ -33,10 +34,13 @@ impl Engine {
                 self.publish_event(agent, event);
                 self.hook(agent, Occasion::Late);
             }
-            EventKind::Stall { agent, .. } => {
+            EventKind::Stall {
+                agent, silence_ns, ..
+            } => {
                 self.publish_event(agent, event);
                 // The beat path may have gone by an older threshold.
-                if !self.excuse_stall(agent) {
+                let is_stall = self.threshold_ns(agent) <= Some(silence_ns);
+                if is_stall || !self.excuse_stall(agent) {
                     self.on_stall(agent, event.observer_ns);
                 }
             }
@@ -80,19 +84,23 @@ impl Engine {
         if let Some(before) = self.agents.in_slot(agent.slot) {
             self.on_gone(before);
         }
-        let mut record = AgentRecord::new(agent);
-        match from {
+        let (uid, address, sealed) = match from {
             JoinedFrom::Local { uid, .. } => {
-                record.uid = Some(uid).filter(|uid| *uid != UID_UNKNOWN);
+                (Some(uid).filter(|uid| *uid != UID_UNKNOWN), None, false)
             }
-            JoinedFrom::Remote { address, sealed } => {
-                record.address = Some(address);
-                record.sealed = sealed;
-            }
-        }
+            JoinedFrom::Remote { address, sealed } => (None, Some(address), sealed),
+        };
+        let facts = facts.map(|facts| *facts);
         let name = facts.as_ref().map(|facts| facts.name.clone());
-        record.joined_as = name.unwrap_or_default();
-        record.facts = facts.map(|facts| *facts);
+        let info = AgentInfo {
+            joined_as: name.unwrap_or_default(),
+            uid,
+            address,
+            sealed,
+            ..AgentInfo::default()
+        };
+        let mut record = AgentRecord::new(agent, info, facts);
+        record.rename(None);
         self.agents.insert(record);
         self.assign_rule(agent);
         if let (Some(ladders), Some(record)) = (&mut self.ladders, self.agents.get(agent)) {

@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Engine;
-use super::agents::Pause;
 use super::effect::{AgentGone, AgentUpdate, Effect};
 use super::input::Command;
 use super::rule_assignments::nanoseconds;
@@ -65,11 +64,8 @@ impl Engine {
         self.effects.push_back(Effect::Update(update));
         let duration_ns = nanoseconds(time);
         let until_ns = self.now.observer_ns.saturating_add(duration_ns);
-        let pause = Pause {
-            until_ns,
-            reason: reason.clone(),
-        };
-        self.set_pause(agent, Some(pause));
+        self.set_pause(agent, Some(until_ns));
+        self.set_pause_reason(agent, reason.clone());
         // Whatever was to be done about its silence is not any more.
         self.end_silence(agent);
         self.show(agent);
@@ -83,23 +79,31 @@ impl Engine {
     fn resume(&mut self, agent: Agent) {
         self.effects
             .push_back(Effect::Update(AgentUpdate::Resume(agent)));
-        if self.set_pause(agent, None).is_some() {
+        if self.set_pause(agent, None) {
             self.resumed(agent, ResumeCause::Operator);
         }
     }
 
-    /// Replaces the pause of an agent; returns the one before.
-    pub(super) fn set_pause(&mut self, agent: Agent, pause: Option<Pause>) -> Option<Pause> {
-        let record = self.agents.get_mut(agent)?;
+    /// Changes until when an agent is paused; true if it was paused.
+    pub(super) fn set_pause(&mut self, agent: Agent, until_ns: Option<u64>) -> bool {
+        let Some(record) = self.agents.get_mut(agent) else {
+            return false;
+        };
         let ends = &mut self.pause_ends.ends;
-        let before = std::mem::replace(&mut record.pause, pause);
-        if let Some(before) = &before {
-            ends.remove(&(before.until_ns, agent.slot));
+        let before_ns = std::mem::replace(&mut record.paused_until_ns, until_ns);
+        if let Some(before_ns) = before_ns {
+            ends.remove(&(before_ns, agent.slot));
         }
-        if let Some(pause) = &record.pause {
-            ends.insert((pause.until_ns, agent.slot));
+        if let Some(until_ns) = until_ns {
+            ends.insert((until_ns, agent.slot));
         }
-        before
+        before_ns.is_some()
+    }
+
+    fn set_pause_reason(&mut self, agent: Agent, reason: Option<String>) {
+        if let Some(record) = self.agents.get_mut(agent) {
+            record.info_mut().pause_reason = reason;
+        }
     }
 
     /// Reports the pauses that are over. They end by the attention clock, which may be behind.
@@ -108,14 +112,14 @@ impl Engine {
             let Some(agent) = self.agents.in_slot(slot) else {
                 continue;
             };
-            let pause = self.set_pause(agent, None);
-            match (pause, self.left_of_pause_ns(agent)) {
-                (Some(pause), Some(left_ns)) => {
+            self.set_pause(agent, None);
+            match self.left_of_pause_ns(agent) {
+                Some(left_ns) => {
                     let look_ns = left_ns.clamp(LOOK_PAUSE_MIN_NS, LOOK_PAUSE_MAX_NS);
                     let until_ns = self.now.observer_ns.saturating_add(look_ns);
-                    self.set_pause(agent, Some(Pause { until_ns, ..pause }));
+                    self.set_pause(agent, Some(until_ns));
                 }
-                _ => self.resumed(agent, ResumeCause::Expired),
+                None => self.resumed(agent, ResumeCause::Expired),
             }
         }
     }
@@ -128,6 +132,7 @@ impl Engine {
     }
 
     fn resumed(&mut self, agent: Agent, cause: ResumeCause) {
+        self.set_pause_reason(agent, None);
         self.show(agent);
         self.publish(Fact::Resumed {
             agent: self.agent_ref(agent),

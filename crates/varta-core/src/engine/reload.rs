@@ -93,7 +93,7 @@ impl Engine {
         record.origin = Some(slot.origin);
         let before = std::mem::replace(&mut record.rule, rule);
         let rule_data = rule.map(|rule| &self.policy.rules[rule]);
-        record.label = rule_data.and_then(|rule| rule.label.clone());
+        record.rename(rule_data.and_then(|rule| rule.label.clone()));
         let deadlines = deadlines(&self.policy, rule_data, agent.is_remote());
         // What the beat path goes by unless it was told otherwise.
         let default = Deadlines {

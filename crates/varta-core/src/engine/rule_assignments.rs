@@ -31,8 +31,8 @@ pub(super) fn known<'a>(record: &'a AgentRecord, slot: &Slot) -> Known<'a> {
         uid: Some(slot.uid).filter(|uid| *uid != crate::agent::UID_UNKNOWN),
         namespace: facts.and_then(|facts| facts.is_foreign).map(namespace),
         origin: slot.origin,
-        sealed: record.sealed,
-        source: record.address,
+        sealed: record.info.sealed,
+        source: record.info.address,
     }
 }
 

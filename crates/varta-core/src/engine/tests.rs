@@ -116,7 +116,7 @@ struct World {
     facts: Vec<Fact>,
     updates: Vec<AgentUpdate>,
     answers: Vec<(u64, Result<(), AgentGone>)>,
-    directory: BTreeMap<u32, AgentInfo>,
+    directory: BTreeMap<u32, Arc<AgentInfo>>,
 }
 
 impl World {
@@ -159,7 +159,7 @@ impl World {
                 }
                 Effect::Directory { agent, info } => {
                     match info {
-                        Some(info) => self.directory.insert(agent.slot, *info),
+                        Some(info) => self.directory.insert(agent.slot, info),
                         None => self.directory.remove(&agent.slot),
                     };
                 }

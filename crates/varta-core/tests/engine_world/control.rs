@@ -174,7 +174,7 @@ impl World {
                 }
             }
             Effect::Directory { agent, info } => match info {
-                Some(info) => drop(self.directory.insert(agent.slot, (agent, *info))),
+                Some(info) => drop(self.directory.insert(agent.slot, (agent, info))),
                 None => drop(self.directory.remove(&agent.slot)),
             },
             Effect::Answer { ticket, result } => {

@@ -46,7 +46,7 @@ pub(crate) struct World {
     pub(crate) commands: VecDeque<Command>,
     pub(crate) tickets: u64,
     pub(crate) answer: Option<(u64, Result<(), AgentGone>)>,
-    pub(crate) directory: BTreeMap<u32, (Agent, AgentInfo)>,
+    pub(crate) directory: BTreeMap<u32, (Agent, Arc<AgentInfo>)>,
     pub(crate) spins: u32,
     pub(crate) oracle: Oracle,
     sent: Vec<Datagram>,

@@ -91,6 +91,7 @@ pub(crate) struct Control {
     engine: Engine,
     /// What the engine goes by, for what must be looked up for it.
     policy: Arc<Policy>,
+    clock: Clock,
     processes: ProcessRegistry,
     steps: Steps,
     /// Who waits for the answer to a command, by ticket.
@@ -144,15 +145,21 @@ impl Control {
     pub(crate) fn new(given: ControlConfig) -> Self {
         let settings = &given.config.settings;
         let policy = Arc::new(settings.policy.clone());
+        let mut clock = Clock::default();
         let options = EngineOptions {
             seed: given.seed,
             own_uid: rustix::process::geteuid().as_raw(),
         };
-        let now = now(&given.beat_path);
         given.state.set_threshold(nanoseconds(settings.threshold));
         Self {
-            engine: Engine::new(options, Arc::clone(&given.table), Arc::clone(&policy), now),
+            engine: Engine::new(
+                options,
+                Arc::clone(&given.table),
+                Arc::clone(&policy),
+                clock.now(&given.beat_path),
+            ),
             policy,
+            clock,
             processes: ProcessRegistry::new(given.kernel, given.beat_path.raw()),
             steps: Steps::new(given.kernel, settings.children.clone()),
             replies: HashMap::new(),
@@ -319,7 +326,8 @@ impl Control {
     }
 
     fn feed(&mut self, input: Input) {
-        self.engine.handle(input, now(&self.given.beat_path));
+        let now = self.clock.now(&self.given.beat_path);
+        self.engine.handle(input, now);
         while let Some(effect) = self.engine.poll_effect() {
             self.carry_out(effect);
         }
@@ -334,12 +342,13 @@ impl Control {
             Effect::Update(update) => self.last_update = self.given.updates.add(update_of(update)),
             Effect::ReadPressure => {
                 let pressure = Input::Pressure(pressure::read());
-                self.engine.handle(pressure, now(&self.given.beat_path));
+                let now = self.clock.now(&self.given.beat_path);
+                self.engine.handle(pressure, now);
             }
             Effect::Directory {
                 agent,
                 info: Some(info),
-            } => self.given.directory.enter(agent, *info),
+            } => self.given.directory.enter(agent, info),
             Effect::Directory { agent, info: None } => self.given.directory.leave(agent),
             Effect::Answer { ticket, result } => self.answer(ticket, result),
         }
@@ -349,7 +358,8 @@ impl Control {
         let outcome = self.steps.take(order, &mut self.processes);
         let action = order.id;
         let outcome = Input::Outcome { action, outcome };
-        self.engine.handle(outcome, now(&self.given.beat_path));
+        let now = self.clock.now(&self.given.beat_path);
+        self.engine.handle(outcome, now);
     }
 
     fn answer(&mut self, ticket: u64, result: Result<(), AgentGone>) {
@@ -419,10 +429,22 @@ impl Control {
     }
 }
 
-fn now(beat_path: &BeatPathState) -> Now {
-    Now {
-        observer_ns: beat_path.raw().now_ns(),
-        attention_ns: beat_path.attention_now_ns(),
+/// The time of the engine's inputs.
+#[derive(Default)]
+struct Clock {
+    last_attention_ns: u64,
+}
+
+impl Clock {
+    /// The attention clock as other threads see it may be ahead for a moment, until the beat path has noticed a gap; it
+    /// stands still then, so that no silence gets shorter.
+    fn now(&mut self, beat_path: &BeatPathState) -> Now {
+        let attention_ns = beat_path.attention_now_ns().max(self.last_attention_ns);
+        self.last_attention_ns = attention_ns;
+        Now {
+            observer_ns: beat_path.raw().now_ns(),
+            attention_ns,
+        }
     }
 }
 

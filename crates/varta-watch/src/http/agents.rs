@@ -218,7 +218,7 @@ impl AgentsQuestion {
         for seen in view.agents().filter(|seen| self.fits(seen)) {
             // Names are looked up only where they matter.
             let named = self.name.is_some() || self.sort == Sort::Name;
-            let name = named.then(|| view.info_of(seen.agent).name);
+            let name = named.then(|| view.info_of(seen.agent).name.clone());
             if self.name.is_some() && name != self.name {
                 continue;
             }

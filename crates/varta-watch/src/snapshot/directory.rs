@@ -1,10 +1,10 @@
 //! The directory of agents: what the control thread knows of each besides what is in its slot.
 //!
 //! The control thread writes when an agent joins, leaves or is acted on; questions read. Neither is on the
-//! beat path, so a lock is good enough, held for one entry or one copy at a time.
+//! beat path, so a lock is good enough, held for one entry at a time.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use varta_core::Agent;
 use varta_core::engine::AgentInfo;
@@ -12,12 +12,12 @@ use varta_core::engine::AgentInfo;
 /// All agents, by slot.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
-    agents: Mutex<HashMap<u32, (Agent, AgentInfo)>>,
+    agents: Mutex<HashMap<u32, (Agent, Arc<AgentInfo>)>>,
 }
 
 impl Directory {
     /// Replaces what is known of the agent in a slot.
-    pub(crate) fn enter(&self, agent: Agent, info: AgentInfo) {
+    pub(crate) fn enter(&self, agent: Agent, info: Arc<AgentInfo>) {
         self.locked().insert(agent.slot, (agent, info));
     }
 
@@ -32,14 +32,14 @@ impl Directory {
     }
 
     /// What is known of the agent in a slot. Nothing if it has not been told of yet.
-    pub(crate) fn get(&self, agent: Agent) -> Option<AgentInfo> {
+    pub(crate) fn get(&self, agent: Agent) -> Option<Arc<AgentInfo>> {
         let agents = self.locked();
         let (known, info) = agents.get(&agent.slot)?;
-        (*known == agent).then(|| info.clone())
+        (*known == agent).then(|| Arc::clone(info))
     }
 
     /// Nobody panics while holding it, and if so its entries are whole.
-    fn locked(&self) -> MutexGuard<'_, HashMap<u32, (Agent, AgentInfo)>> {
+    fn locked(&self) -> MutexGuard<'_, HashMap<u32, (Agent, Arc<AgentInfo>)>> {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -60,8 +60,8 @@ mod tests {
     #[test]
     fn an_entry_is_of_one_agent_and_not_of_the_next_one_in_its_slot() {
         let directory = Directory::default();
-        directory.enter(agent(1), AgentInfo::default());
-        assert_eq!(directory.get(agent(1)), Some(AgentInfo::default()));
+        directory.enter(agent(1), Arc::default());
+        assert!(directory.get(agent(1)).is_some());
         assert_eq!(directory.get(agent(2)), None);
         directory.leave(agent(2));
         assert!(directory.get(agent(1)).is_some());

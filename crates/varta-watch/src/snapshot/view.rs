@@ -97,7 +97,7 @@ impl View {
     }
 
     /// What is known of an agent besides its slot; nothing for one that was not told of yet.
-    pub(crate) fn info_of(&self, agent: Agent) -> AgentInfo {
+    pub(crate) fn info_of(&self, agent: Agent) -> Arc<AgentInfo> {
         self.directory.get(agent).unwrap_or_default()
     }
 
@@ -110,7 +110,7 @@ impl View {
             state,
             silence_ns,
         } = seen;
-        let info = self.info_of(*agent);
+        let info = Arc::unwrap_or_clone(self.info_of(*agent));
         let now_ns = self.beat_path.attention_now_ns();
         let tracked_ns = now_ns.saturating_sub(facts.joined_ns);
         let is_paused = *state == State::Paused;

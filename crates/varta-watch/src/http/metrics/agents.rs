@@ -80,7 +80,8 @@ fn keyed(view: &View, agents: Vec<Seen>) -> Vec<(Key, Seen)> {
         .into_iter()
         .map(|seen| {
             let info = view.info_of(seen.agent);
-            let name = info.label.unwrap_or(info.joined_as);
+            let name = info.label.clone();
+            let name = name.unwrap_or_else(|| info.joined_as.clone());
             ((seen.agent.pid, info.address, name), seen)
         })
         .collect();

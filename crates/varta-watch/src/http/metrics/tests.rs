@@ -92,7 +92,7 @@ impl Observer {
         };
         let recorded = self.tracker.record(&beat, self.now_ns, THRESHOLD_NS);
         let agent = recorded.agent.unwrap();
-        self.view.directory.enter(agent, info);
+        self.view.directory.enter(agent, Arc::new(info));
         agent
     }
 
@@ -551,9 +551,9 @@ fn an_agent_that_changes_its_name_keeps_its_series() {
     let info = observer.view.directory.get(agent).unwrap();
     let renamed = AgentInfo {
         name: "other".to_owned(),
-        ..info
+        ..Arc::unwrap_or_clone(info)
     };
-    observer.view.directory.enter(agent, renamed);
+    observer.view.directory.enter(agent, Arc::new(renamed));
     let page = observer.page(Format::Text);
     let statuses = of(&page, "varta_status");
     assert_eq!(statuses.len(), 1);
