@@ -57,7 +57,7 @@ series! {
     "varta_observer_beats_total" "Beats credited to an agent." { BeatsAccepted }
     "varta_observer_joins_total" "Agents heard for the first time." { Joins }
     "varta_observer_stalls_total" "Silences that reached their threshold." { Stalls }
-    "varta_observer_returns_total" "Stalled agents that spoke again." { Returns }
+    "varta_observer_returns_total" "Stalled agents that beat again." { Returns }
     "varta_observer_exits_total" "Agents whose process ended, by how it ended." {
         ExitsLeft "how" = "left",
         ExitsDied "how" = "died",
@@ -87,7 +87,7 @@ series! {
     }
     "varta_truncated_datagrams_total" "Datagrams of a length that no frame has." { WrongLength }
     "varta_ctrl_truncated_total" "Datagrams refused because descriptors were attached to them (since Linux 6.16 the sender gets EPERM instead, and nothing arrives)." { ControlTruncated }
-    "varta_frame_identity_refused_total" "Datagrams refused because the kernel vouched for nobody, or for somebody who may not speak." {
+    "varta_frame_identity_refused_total" "Datagrams refused because the kernel identified no sender, or one that may not join." {
         NoCredentials "reason" = "no_credentials",
         UnseenSender "reason" = "unseen_sender",
         ForeignUser "reason" = "foreign_uid",
@@ -114,8 +114,8 @@ series! {
     "varta_io_errors_total" "Receive calls that failed." { ReceiveErrors }
     "varta_observer_clock_regression_total" "Clock readings that went backwards." { ClockRegressions }
     "varta_observer_clock_jump_forward_total" "Gaps of more than 5 s in the observer's attention." { ClockJumps }
-    "varta_observer_gaps_total" "Times the observer came later than it had promised, by more than the most impatient agent tolerates." { Gaps }
-    "varta_observer_gap_seconds_total" "By how much it came later: time that counts against no agent that does not tolerate it." { GapNanoseconds }
+    "varta_observer_gaps_total" "Times the observer looked later than announced, by more than the smallest tolerance of an agent." { Gaps }
+    "varta_observer_gap_seconds_total" "By how much it came later: time that does not count as silence, except within an agent's tolerance." { GapNanoseconds }
     "varta_observer_queue_full_total" "Turns of the beat path that read as many datagrams as the socket's queue holds, so that beats may have been refused." { QueueFull }
     "varta_observer_stalls_put_off_total" "Times a stall was put off because a full queue may have refused the agent's beats." { StallsPutOff }
     "varta_events_dropped_total" "Events that found the ring to the control thread full; stalls and watched exits are never among them." { EventsDropped }
@@ -128,8 +128,8 @@ series! {
         HttpSlowReaders "reason" = "slow_reader",
         HttpBusy "reason" = "busy",
     }
-    "varta_http_events_missed_total" "Events that a reader of the live events was told to have missed because it came too late for them." { HttpEventsMissed }
-    "varta_log_suppressed_total" "Log lines that were left out: nobody read those before them (queue_full), or the agents of one user caused too many (user_rate), whose number the log tells once a second." {
+    "varta_http_events_missed_total" "Events that readers of the live events missed because they read too slowly." { HttpEventsMissed }
+    "varta_log_suppressed_total" "Log lines that were left out: the lines before them were not read (queue_full), or the agents of one user caused too many (user_rate), whose number the log reports once a second." {
         LogLinesSuppressed "kind" = "queue_full",
         LogLinesOverRate "kind" = "user_rate",
     }
@@ -173,7 +173,7 @@ series! {
         HooksDropped "outcome" = "dropped",
         HooksWithdrawn "outcome" = "withdrawn",
     }
-    "varta_recovery_output_dropped_bytes_total" "Bytes that recovery commands wrote and nobody kept." { OutputDropped }
+    "varta_recovery_output_dropped_bytes_total" "Bytes of the output of recovery commands that were not kept." { OutputDropped }
 }
 
 series! {
@@ -181,7 +181,7 @@ series! {
     Gauge
     "varta_observer_event_ring_high_water" "Most events that have waited for the control thread at once." { RingHighWater }
     "varta_observer_receive_high_water" "Most datagrams that were read in one turn." { ReceiveHighWater }
-    "varta_observer_attention_lag_seconds" "Time since the start that counts against nobody." { AttentionLag }
+    "varta_observer_attention_lag_seconds" "Time since the start during which the observer was not watching." { AttentionLag }
     "varta_observer_real_time" "1 while the beat path runs in real time, 0 if it may not or has too much to do for that." { RealTime }
     "varta_tracker_local_agents" "Slots that agents of this host have." { LocalAgents }
     "varta_observer_receive_errno" "Error number with which receiving over the Unix socket fails, 0 while it succeeds." { ReceiveErrnoUnix }
@@ -193,7 +193,7 @@ series! {
     "varta_stall_threshold_seconds" "Silence that makes a stall, unless a rule says otherwise." { Threshold }
     "varta_agents_missing" "Agents that were expected by now and are not there." { AgentsMissing }
     "varta_observer_last_turn_seconds" "When the beat path began the last turn that it has ended, since the start; long ago if there was nothing to do." { LastTurn }
-    "varta_observer_next_turn_seconds" "By when the beat path has said to turn again, since the start; +Inf while only input wakes it." { NextTurn }
+    "varta_observer_next_turn_seconds" "By when the beat path has announced to turn again, since the start; +Inf while only input wakes it." { NextTurn }
 }
 
 impl Counter {

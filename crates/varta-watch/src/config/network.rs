@@ -16,7 +16,7 @@ use crate::settings::network::{KeyFiles, UdpSettings};
 /// The flags about UDP.
 #[derive(Debug, Args)]
 pub(super) struct NetworkFlags {
-    /// Also listen for agents elsewhere on this UDP port
+    /// Also listen for remote agents on this UDP port
     ///
     /// 0 for any free one. Needs a key file, or --i-accept-plaintext-udp.
     #[arg(long, value_name = "PORT", help_heading = "Network")]
@@ -64,7 +64,7 @@ pub(super) struct NetworkFlags {
 
     /// Listen in clear if there is no key file
     ///
-    /// Whoever can reach the port can speak for any agent then.
+    /// Any host that can reach the port can speak for any agent then.
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", help_heading = "Network")]
     i_accept_plaintext_udp: bool,
 
@@ -85,7 +85,7 @@ pub(super) struct NetworkFlags {
 
     /// Let recovery act on agents heard over plain UDP
     ///
-    /// In whose name anybody can be silent.
+    /// Any host that can reach the port can cause their stalls.
     #[arg(long, alias = "plaintext-udp-i-accept-recovery-on-unauthenticated-transport", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_short_help = true, help_heading = "Network")]
     allow_recovery_over_plain_udp: bool,
 }

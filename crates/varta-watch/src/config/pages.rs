@@ -164,8 +164,8 @@ A flag that is on or off is on if it is there, and can be switched off with `=fa
 arrays in the file, and separated by commas in a variable (by newlines in `VARTA_RECOVERY_ENV`). An empty variable
 is none. Durations are written with their unit: `\"1500ms\"`, `\"2s\"`, `\"10m\"`.
 
-The file is TOML, at most 1 MiB, and a regular file. It must belong to root or to the observer's user, and nobody
-else may write to it but the groups of these two: it says which programs to run. `--check-config` says everything
+The file is TOML, at most 1 MiB, and a regular file. It must belong to root or to the observer's user, and only
+they and their groups may write to it: it says which programs to run. `--check-config` reports everything
 that is wrong with it, up to 100 mistakes; `--print-config` what is in force and where each value comes from,
 secrets in `recovery-env` included. On SIGHUP the file is read again: as a whole, or, if anything is wrong with it,
 not at all. *On SIGHUP: restart* marks settings whose change needs one. Samples are in [deploy/](../deploy/).
@@ -174,9 +174,9 @@ not at all. *On SIGHUP: restart* marks settings whose change needs one. Samples 
 const RULES: &str = "
 ## Rules for agents
 
-Each rule is a block `[[agent]]` in the file. The first rule that an agent matches holds for it, so the most
-general one comes last. Everything that is given of `name`, `exe`, `cgroup`, `unit`, `user-unit`, `uid`, `namespace`,
-`origin` and `source` must match; what is unknown of an agent matches nothing, not even `*`. In a glob `*` stands for any number
+Each rule is a block `[[agent]]` in the file. The first rule that an agent matches applies to it, so the most
+general one comes last. Every given key of `name`, `exe`, `cgroup`, `unit`, `user-unit`, `uid`, `namespace`,
+`origin` and `source` must match; an unknown fact of an agent matches nothing, not even `*`. In a glob `*` stands for any number
 of characters and everything else for itself.
 
 ```toml
@@ -196,7 +196,7 @@ on-gave-up = [{ run = [\"logger\", \"--\", \"{name} is beyond help: {reason}\"] 
 const LADDERS: &str = "
 ## Ladders
 
-What is done about a stall is a ladder of steps, a table `[recovery.NAME]` in the file: a rule names it with
+A ladder is the list of steps that are taken about a stall, a table `[recovery.NAME]` in the file: a rule names it with
 `recovery`, and `default-recovery` names that of all other agents. `recovery-exec` is short for a ladder of
 one step. Numbers that a ladder does not give are those of the settings.
 
@@ -227,8 +227,8 @@ Ladders and the `on-...` keys of rules are arrays of steps:
 `{pid}`, `{name}`, `{status}`, `{silence-ms}`, `{unit}`, `{user-unit}`, `{reason}` and `{source}` are replaced; other
 lower-case words in braces are mistakes, and the program itself is never replaced. Programs are looked up in the
 command's own `PATH`, `/usr/bin:/bin` unless `recovery-env` says otherwise, and must be there when the file is read. A
-name is the agent's own choice and may look like an option: put `\"--\"` before it. [recovery.md](recovery.md) tells
-what becomes of steps, [security.md](security.md) who vouches for which selector and placeholder.
+name is the agent's own choice and may look like an option: put `\"--\"` before it. [recovery.md](recovery.md) describes
+how steps are taken, [security.md](security.md) what attests each selector and placeholder.
 
 ## Flags of 0.2.0
 

@@ -142,7 +142,7 @@ pub(super) struct RecoveryLimitFlags {
 
     /// Longest time that a mass stall holds fire; off for as long as it lasts
     ///
-    /// Whoever is silent by then is stuck for good and is recovered as usual.
+    /// An agent that is silent by then is stuck and is recovered as usual.
     #[arg(long, value_name = "DURATION|off", value_parser = units::duration_or_off, default_value = "10m", hide_short_help = true)]
     pub(super) mass_stall_hold: Toggle<Duration>,
 

@@ -57,7 +57,7 @@ pub(super) const AGENT_KEYS: &[(&str, &str)] = &[
         "origin",
         "how it speaks: \"unix\", \"udp\" or \"secure-udp\"",
     ),
-    ("source", "glob over the address of an agent elsewhere"),
+    ("source", "glob over the address of a remote agent"),
     ("as", "what it is called instead of its own name"),
     (
         "threshold",
@@ -77,7 +77,7 @@ pub(super) const AGENT_KEYS: &[(&str, &str)] = &[
     ),
     (
         "network-grace",
-        "what an agent elsewhere gets on top of the threshold",
+        "what a remote agent gets on top of the threshold",
     ),
     (
         "max-beat-rate",
@@ -91,7 +91,7 @@ pub(super) const AGENT_KEYS: &[(&str, &str)] = &[
     ("on-critical", "steps for when it says that it is critical"),
     (
         "on-exit",
-        "steps for when its process died; not if it left in order. A signal would reach nobody then",
+        "steps for when its process died; not if it left in order. A signal has no target then",
     ),
     (
         "on-recovered",

@@ -133,7 +133,7 @@ pub(super) struct Flags {
 
     /// Beats per second taken from all agents together; 0 for no limit
     ///
-    /// That many from those of this host, and as many from all elsewhere.
+    /// That many from local agents, and as many from remote ones.
     #[arg(
         long,
         value_name = "N",
@@ -167,14 +167,14 @@ pub(super) struct Flags {
 
     /// Silence that makes an agent late, in milliseconds
     ///
-    /// Shorter than the threshold. Told and kept as evidence; nothing is done about it but what a rule's on-late says. Unless given, no
+    /// Shorter than the threshold. Reported and kept as evidence; the only action is a rule's on-late. Unless given, no
     /// agent is called late.
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=86_400_000), help_heading = "Silence")]
     pub(super) late_ms: Option<u64>,
 
     /// Agents that can be watched at the same time
     ///
-    /// 1 to 1048576 of this host; with --udp-port as many elsewhere on top.
+    /// 1 to 1048576 local ones; with --udp-port as many remote ones on top.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CAPACITY as u64, value_parser = clap::value_parser!(u64).range(1..=MAX_CAPACITY as u64), help_heading = "Silence")]
     pub(super) tracker_capacity: u64,
 
@@ -211,7 +211,7 @@ pub(super) struct Flags {
 
     /// Append them to whatever --export-file leads to
     ///
-    /// Through links, to a FIFO, a device such as /dev/stdout, or a file of another user. Whoever may write to a
+    /// Through links, to a FIFO, a device such as /dev/stdout, or a file of another user. Any user that may write to a
     /// directory on the way then decides which file is written to.
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_short_help = true, help_heading = "Evidence")]
     pub(super) allow_any_export_file: bool,

@@ -81,7 +81,7 @@ const OF_AGENTS: &[Declared] = &[
     (
         "varta_agent_last_beat_age_seconds",
         Kind::Gauge,
-        "Time since the agent's last beat, without the time that counts against nobody.",
+        "Time since the agent's last beat, without the time during which the observer was not watching.",
         || Samples::Agents(|row| Number::Real(seconds(row.age_ns))),
     ),
     (
@@ -110,7 +110,7 @@ const OF_THE_OBSERVER: &[Declared] = &[
     (
         "varta_tracker_capacity",
         Kind::Gauge,
-        "Agents of this host there is room for; with a UDP port, as many elsewhere on top.",
+        "Slots for local agents; with a UDP port, as many again for remote ones.",
         || Samples::Observer(|moment| Number::from(moment.view.about.capacity)),
     ),
     (
@@ -122,7 +122,7 @@ const OF_THE_OBSERVER: &[Declared] = &[
     (
         "varta_watch_pids_tracked",
         Kind::Gauge,
-        "Agents that are tracked, here and elsewhere.",
+        "Agents that are tracked, local and remote.",
         || Samples::Observer(|moment| Number::from(moment.agents.counts.total())),
     ),
     (
@@ -134,7 +134,7 @@ const OF_THE_OBSERVER: &[Declared] = &[
     (
         "varta_watch_last_poll_loop_timestamp_seconds",
         Kind::Gauge,
-        "Until when the beat path has turned, or slept no longer than it had said, Unix time: now, unless it hangs. Told by another thread.",
+        "Until when the beat path has turned, or slept no longer than announced, Unix time: now, unless it hangs. Written by another thread.",
         || Samples::Observer(last_attended),
     ),
     (
@@ -306,8 +306,8 @@ const HEAD: &str = "\
 
 This page is what `varta-watch --list-metrics` prints. Every series of a fixed number is there from the first
 scrape on. *Per agent* means series for each agent that `--metrics-agents` gives series to, as long as it
-is tracked; `name` is its command name when it joined, where that is known, `source` the address of an agent
-elsewhere and empty for one of this host.
+is tracked; `name` is its command name when it joined, where that is known, `source` the address of a
+remote agent and empty for a local one.
 
 | name | type | labels | series | meaning |
 |---|---|---|---|---|
