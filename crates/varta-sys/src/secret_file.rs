@@ -165,84 +165,84 @@ impl fmt::Display for SecretFileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let own_uid = effective_uid();
         let whose = users::shown_uid;
+        write!(f, "{}: ", self.path().display())?;
         match self {
-            Self::Io { path, at, source } if path == at => {
-                write!(f, "{}: {source}", path.display())
-            }
-            Self::Io { path, at, source } => {
-                write!(f, "{}: leads to {}: {source}", path.display(), at.display())
-            }
-            Self::TooManyLinks { path } => write!(
+            Self::Io { path, at, source } if path == at => write!(f, "{source}"),
+            Self::Io { at, source, .. } => write!(f, "leads to {}: {source}", at.display()),
+            Self::TooManyLinks { .. } => write!(
                 f,
-                "{}: leads through more than {MOST_LINKS} symbolic links; remove the loop",
-                path.display()
+                "leads through more than {MOST_LINKS} symbolic links; remove the loop"
             ),
-            Self::LinkOwner { path, link, uid } => write!(
+            Self::LinkOwner { link, uid, .. } => write!(
                 f,
-                "{}: the symbolic link {} belongs to {}, not to root or uid {own_uid}; chown -h it",
-                path.display(),
+                "the symbolic link {} belongs to {}, not to root or uid {own_uid}; chown -h it",
                 link.display(),
                 whose(*uid)
             ),
             Self::DirectoryOwner {
-                path,
                 link,
                 directory,
                 uid,
+                ..
             } => write!(
                 f,
-                "{}: the symbolic link {} could have been changed by another user: directory {} \
+                "the symbolic link {} could have been changed by another user: directory {} \
                  belongs to {}, not to root or uid {own_uid}; chown it, or name the file \
                  without symbolic links",
-                path.display(),
                 link.display(),
                 directory.display(),
                 whose(*uid)
             ),
             Self::DirectoryMode {
-                path,
                 link,
                 directory,
                 mode,
+                ..
             } => write!(
                 f,
-                "{}: the symbolic link {} could have been changed by another user: directory {} is \
+                "the symbolic link {} could have been changed by another user: directory {} is \
                  writable by {} (mode {mode:04o}); chmod go-w it, or name the file without symbolic \
                  links",
-                path.display(),
                 link.display(),
                 directory.display(),
                 if mode & 0o002 == 0 { "group" } else { "others" }
             ),
-            Self::NotRegular { path, kind } => {
-                write!(f, "{}: is {kind}, not a regular file", path.display())
-            }
-            Self::Owner { path, uid } => write!(
+            Self::NotRegular { kind, .. } => write!(f, "is {kind}, not a regular file"),
+            Self::Owner { uid, .. } => write!(
                 f,
-                "{}: belongs to {}, not to root or uid {own_uid}; chown it",
-                path.display(),
+                "belongs to {}, not to root or uid {own_uid}; chown it",
                 whose(*uid)
             ),
-            Self::Mode { path, mode } => write!(
+            Self::Mode { mode, .. } => write!(
                 f,
-                "{}: group or others may {} it (mode {mode:04o}); chmod 600 it",
-                path.display(),
+                "group or others may {} it (mode {mode:04o}); chmod 600 it",
                 match mode {
                     _ if mode & 0o044 != 0 => "read",
                     _ if mode & 0o022 != 0 => "write",
                     _ => "execute",
                 }
             ),
-            Self::TooLong { path, max_bytes } => write!(
-                f,
-                "{}: is longer than {max_bytes} bytes; is it the right file?",
-                path.display()
-            ),
-            Self::Changed { path } => write!(
-                f,
-                "{}: was changed while it was read; try again",
-                path.display()
-            ),
+            Self::TooLong { max_bytes, .. } => {
+                write!(f, "is longer than {max_bytes} bytes; is it the right file?")
+            }
+            Self::Changed { .. } => f.write_str("was changed while it was read; try again"),
+        }
+    }
+}
+
+impl SecretFileError {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Io { path, .. }
+            | Self::TooManyLinks { path }
+            | Self::LinkOwner { path, .. }
+            | Self::DirectoryOwner { path, .. }
+            | Self::DirectoryMode { path, .. }
+            | Self::NotRegular { path, .. }
+            | Self::Owner { path, .. }
+            | Self::Mode { path, .. }
+            | Self::TooLong { path, .. }
+            | Self::Changed { path } => path,
         }
     }
 }

@@ -280,85 +280,88 @@ fn limits_and_children_come_from_their_settings() {
     assert_eq!(settings.children, expected);
 }
 
+/// A file, the flags, and what is said.
+const SENSELESS_RULES: &[(&str, &[&str], &str)] = &[
+    (
+        "[[agent]]\nexpect = 3",
+        &[],
+        "2:10: agent.expect: it needs to be said until when",
+    ),
+    (
+        "[[agent]]\nexpect = 0\nfirst-beat-within = \"1s\"",
+        &[],
+        "2:10: agent.expect: 0 is not within 1",
+    ),
+    (
+        "[[agent]]\nfirst-beat-within = \"0s\"",
+        &[],
+        "longer than 0",
+    ),
+    (
+        "[[agent]]\n[[agent]]\nname = \"a\"",
+        &[],
+        "2:1: agent: this rule is never reached",
+    ),
+    (
+        "[[agent]]\nnam = \"a\"\n[[agent]]\nname = \"b\"",
+        &[],
+        "2:1: agent.nam: unknown key; did you mean name?",
+    ),
+    ("[[agent]]\nname =\n[[agent]]\n[[agent]]", &[], "not TOML"),
+    (
+        "[[agent]]\non-exit = [{ signal = \"HUP\" }]",
+        &[],
+        "2:23: agent.on-exit.signal: the process has gone",
+    ),
+    ("agent = 3", &[], "begins with [[agent]]"),
+    ("agent = [3]", &[], "a block [[agent]] is wanted here"),
+    ("[agent]\nname = \"a\"", &[], "begins with [[agent]]"),
+    ("recovery = \"true\"", &[], "a table [recovery.NAME]"),
+    ("[recovery]\nsteps = []", &[], "ladders have names"),
+    ("[recovery.a]\nbudget = 3", &[], "a ladder without steps"),
+    (
+        "[recovery.\"a b\"]\nsteps = [{ signal = \"TERM\" }]",
+        &[],
+        "a ladder's name is made of",
+    ),
+    (
+        "[recovery.a]\nsteps = [{ run = [\"true\"], signal = \"TERM\" }]",
+        &[],
+        "not both",
+    ),
+    (
+        "[recovery.a]\nsteps = [{ run = [\"true\"], to = \"group\" }]",
+        &[],
+        "unknown key",
+    ),
+    (
+        "[recovery.a]\nsteps = [{ run = [\"{pid}\"] }]",
+        &[],
+        "not replaced in the program",
+    ),
+    ("[recovery.a]\nsteps = [{ run = [] }]", &[], "it is empty"),
+    (
+        "[recovery.a]\nsteps = [{ signal = \"TERM\" }]\nbackoff = \"2m\"",
+        &[],
+        "3:11: recovery.a.backoff: the first",
+    ),
+    (
+        "[[agent]]\nthreshold = \"1s\"",
+        &["--late-ms=1500"],
+        "2:13: agent.threshold: 1s is not longer",
+    ),
+    (
+        "[[agent]]\nlate = \"2s\"",
+        &[],
+        "agent.late: 2s is not shorter than the threshold of 2s",
+    ),
+    ("[[agent]]\nas = \"a\\nb\"", &[], "control character"),
+    ("[[agent]]\nuid = -1", &[], "a user id is a number"),
+];
+
 #[test]
 fn rules_that_make_no_sense_say_where_and_why() {
-    for (text, flags, words) in [
-        (
-            "[[agent]]\nexpect = 3",
-            &[][..],
-            "2:10: agent.expect: it needs to be said until when",
-        ),
-        (
-            "[[agent]]\nexpect = 0\nfirst-beat-within = \"1s\"",
-            &[],
-            "2:10: agent.expect: 0 is not within 1",
-        ),
-        (
-            "[[agent]]\nfirst-beat-within = \"0s\"",
-            &[],
-            "longer than 0",
-        ),
-        (
-            "[[agent]]\n[[agent]]\nname = \"a\"",
-            &[],
-            "2:1: agent: this rule is never reached",
-        ),
-        (
-            "[[agent]]\nnam = \"a\"\n[[agent]]\nname = \"b\"",
-            &[],
-            "2:1: agent.nam: unknown key; did you mean name?",
-        ),
-        ("[[agent]]\nname =\n[[agent]]\n[[agent]]", &[], "not TOML"),
-        (
-            "[[agent]]\non-exit = [{ signal = \"HUP\" }]",
-            &[],
-            "2:23: agent.on-exit.signal: the process has gone",
-        ),
-        ("agent = 3", &[], "begins with [[agent]]"),
-        ("agent = [3]", &[], "a block [[agent]] is wanted here"),
-        ("[agent]\nname = \"a\"", &[], "begins with [[agent]]"),
-        ("recovery = \"true\"", &[], "a table [recovery.NAME]"),
-        ("[recovery]\nsteps = []", &[], "ladders have names"),
-        ("[recovery.a]\nbudget = 3", &[], "a ladder without steps"),
-        (
-            "[recovery.\"a b\"]\nsteps = [{ signal = \"TERM\" }]",
-            &[],
-            "a ladder's name is made of",
-        ),
-        (
-            "[recovery.a]\nsteps = [{ run = [\"true\"], signal = \"TERM\" }]",
-            &[],
-            "not both",
-        ),
-        (
-            "[recovery.a]\nsteps = [{ run = [\"true\"], to = \"group\" }]",
-            &[],
-            "unknown key",
-        ),
-        (
-            "[recovery.a]\nsteps = [{ run = [\"{pid}\"] }]",
-            &[],
-            "not replaced in the program",
-        ),
-        ("[recovery.a]\nsteps = [{ run = [] }]", &[], "it is empty"),
-        (
-            "[recovery.a]\nsteps = [{ signal = \"TERM\" }]\nbackoff = \"2m\"",
-            &[],
-            "3:11: recovery.a.backoff: the first",
-        ),
-        (
-            "[[agent]]\nthreshold = \"1s\"",
-            &["--late-ms=1500"],
-            "2:13: agent.threshold: 1s is not longer",
-        ),
-        (
-            "[[agent]]\nlate = \"2s\"",
-            &[],
-            "agent.late: 2s is not shorter than the threshold of 2s",
-        ),
-        ("[[agent]]\nas = \"a\\nb\"", &[], "control character"),
-        ("[[agent]]\nuid = -1", &[], "a user id is a number"),
-    ] {
+    for (text, flags, words) in SENSELESS_RULES {
         let problems = problems(text, flags);
         assert_eq!(problems.len(), 1, "{text}: {problems:?}");
         assert!(problems[0].contains(words), "{text}: {problems:?}");
