@@ -284,6 +284,8 @@ impl LocalSenders {
             return match known.claims {
                 // A later beat did not have to wait, and was credited meanwhile.
                 _ if known.is_past(&beat.frame) => Verdict::Refuse(Refusal::OutOfOrder),
+                // The agent has joined with another datagram meanwhile; this one may be an earlier process's.
+                _ if !reply.proved => Verdict::Refuse(Refusal::UnprovedSender),
                 Some(_) => self.judge_known(beat, known, true, limits, now_ns, || None),
                 // It has ended, so this is never known.
                 None => unverified(&beat.frame),

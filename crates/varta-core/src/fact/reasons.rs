@@ -337,13 +337,13 @@ pub enum LineOwner {
 /// What a log line that may be left out is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LineKind {
-    /// [`Fact::Joined`].
+    /// [`Fact::Joined`](super::Fact::Joined).
     Join,
-    /// [`Fact::Exited`].
+    /// [`Fact::Exited`](super::Fact::Exited).
     Exit,
-    /// [`Fact::Critical`].
+    /// [`Fact::Critical`](super::Fact::Critical).
     Critical,
-    /// [`Fact::Late`].
+    /// [`Fact::Late`](super::Fact::Late).
     Late,
     /// A hook that did not fail.
     Hook,

@@ -380,11 +380,14 @@ fn a_beat_that_waited_for_a_stranger_joins_if_the_process_is_the_sender_and_may_
 #[test]
 fn a_beat_that_waited_for_a_known_agent_is_credited_unless_a_later_one_was() {
     let claims = Some(Claims::from_pids(&[PID, 7]));
-    for (nonce, claims, expected) in [
-        (11, claims, Verdict::Credit),
-        (10, claims, Verdict::Refuse(Refusal::OutOfOrder)),
+    let unproved = Verdict::Refuse(Refusal::UnprovedSender);
+    for (nonce, proved, claims, expected) in [
+        (11, true, claims, Verdict::Credit),
+        (11, false, claims, unproved),
+        (10, true, claims, Verdict::Refuse(Refusal::OutOfOrder)),
         (
             11,
+            true,
             None,
             Verdict::Refuse(Refusal::UnverifiedClaim { claimed: 7 }),
         ),
@@ -392,13 +395,13 @@ fn a_beat_that_waited_for_a_known_agent_is_credited_unless_a_later_one_was() {
         let known = KnownSender { claims, ..known() };
         let verdict = senders(false).judge_reply(
             &claiming(7, nonce),
-            &reply(false, ProcessInfo::default()),
+            &reply(proved, ProcessInfo::default()),
             Some(&known),
             &mut limits(),
             0,
             never,
         );
-        assert_eq!(verdict, expected, "{nonce} {claims:?}");
+        assert_eq!(verdict, expected, "{nonce} {proved} {claims:?}");
     }
 }
 
