@@ -1,9 +1,11 @@
-//! For whom fire is held: for all agents of this host, for all agents elsewhere, or for those of one user.
+//! Which agents fire is held for: all local agents, all remote agents, or the local agents of one user.
 //!
 //! When the agents of one user fall silent together and those of the others are well, that user is the suspect
-//! and not the host; else anybody who may join could have everybody's fire held. The host is the suspect when
+//! and not the host; else any user could stop recovery for all. The host is the suspect when
 //! too many of all agents are silent, and those of the users that are no mass stall by themselves are silent,
-//! too. Where all agents are one user's, nobody can be told apart and it is the host as well.
+//! too. Where all agents are of one user, the host is the suspect as well.
+//!
+//! Bounds: one entry per user for whom fire is held.
 
 mod fire;
 #[cfg(test)]
@@ -20,27 +22,27 @@ pub use fire::{HoldChange, HoldFire, HoldOptions, HoldReason, Pressure};
 /// itself: two, since a single one may happen to hang at that time.
 const OTHERS_MIN: u32 = 2;
 
-/// Whose fire.
+/// Which agents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     /// All agents of a locality.
     All(Locality),
-    /// Agents of this host of one user.
+    /// Local agents of one user.
     User(u32),
 }
 
-/// For whom fire is held.
+/// Which agents fire is held for.
 #[derive(Debug)]
 pub struct Holds {
     options: HoldOptions,
-    /// By locality: neither says anything about the other.
+    /// By locality: the silence of one says nothing about the other.
     all: PerLocality<HoldFire>,
     /// Users for whom fire is held.
     users: BTreeMap<u32, HoldFire>,
 }
 
 impl Holds {
-    /// For nobody.
+    /// Fire is free for all.
     pub fn new(options: HoldOptions) -> Self {
         Self {
             options,
@@ -78,7 +80,7 @@ impl Holds {
         self.users.keys().copied()
     }
 
-    /// Whether fire is held for anybody.
+    /// Whether fire is held for any agent.
     pub fn is_any_held(&self) -> bool {
         Locality::ALL
             .into_iter()
@@ -86,7 +88,7 @@ impl Holds {
             || !self.users.is_empty()
     }
 
-    /// Looks at the agents and the host, `now_ns` in attention time.
+    /// Judges by the counts of silent agents and the host's pressure, `now_ns` in attention time.
     pub fn judge(
         &mut self,
         groups: &SilenceByGroup,
@@ -121,7 +123,7 @@ impl Holds {
         changes
     }
 
-    /// Whether a mass stall of all agents of this host would not be one user's alone.
+    /// Whether a mass stall of all local agents would not be one user's alone.
     fn is_host_silent(&self, groups: &SilenceByGroup) -> bool {
         let is_mass = |user: &u32, counts: &SilenceCounts| match self.users.get(user) {
             Some(hold) => hold.mass_stall(counts).is_some(),
@@ -139,7 +141,7 @@ impl Holds {
             return true;
         }
         let is_held = matches!(self.all.local.reason(), Some(HoldReason::MassStall { .. }));
-        // As long as fire is held whoever is silent counts, however long by now.
+        // As long as fire is held every silent agent counts, however long by now.
         let silent = if is_held { rest.silent } else { rest.fresh };
         let of = rest.watched - (rest.silent - silent);
         let share = self.options.share.unwrap_or(1.0);

@@ -1,19 +1,18 @@
-//! The ladder: what to do about a stalled agent next, and when; never how.
+//! Ladders: which step is next for a stalled agent, and when. How a step is taken is not known here.
 //!
 //! `silent -> act -> wait -> act harder -> give up and say so -> recovered, reset`. A ladder is data: steps
-//! that act or wait, a budget of actions within a window, pauses that grow. The caller runs the actions and
-//! says how they ended.
+//! that act or wait, a budget of actions within a window, pauses that grow. The caller takes the steps and
+//! reports how they ended.
 //!
 //! - An action that was handled gives the agent its time to come back, then the next step comes. One that
 //!   failed leads to the next step at once; the last one is tried again with growing pauses.
-//! - Nothing is forgotten: what debounce, a running action, the limits for all or a held fire postpone is
-//!   done later, while the agent stays silent. A silence ends when the agent is back, gone or paused, or
+//! - Nothing is lost: a step that debounce, a running action, the limits or a held fire postpone is
+//!   taken later, while the agent stays silent. A silence ends when the agent is back, gone or paused, or
 //!   when there is nothing left to try or the budget is spent: then, and once, in [`Next::GaveUp`].
 //! - At most one action is in flight per agent and a fixed number altogether, of which remote agents may
 //!   have half, so that none of them takes what local agents need (law 3).
 //!
-//! Who is the suspect is decided in [`hold`](crate::hold), which rule gives an agent its ladder in
-//! [`engine`](crate::engine). Bounds: everything is allocated at construction, by slot, but for the list of users for whom
+//! [`hold`](crate::hold) decides when fire is held, [`engine`](crate::engine) which ladder an agent climbs. Bounds: everything is allocated at construction, by slot, but for the list of users for whom
 //! fire is held.
 
 mod action_history;
@@ -43,12 +42,11 @@ pub enum ActionEnd {
     Handled,
     /// It could not be started, or failed.
     Failed,
-    /// The observer lacks what it takes to start it, descriptors or memory. It is tried again a second later, and nothing
-    /// was spent.
+    /// The observer lacks descriptors or memory for it. It is tried again a second later, and nothing is spent.
     Postponed,
     /// The process it was meant for is gone or back: nothing to do.
     TargetGone,
-    /// It may not be acted on this agent. Nothing more is tried in this silence, unless a reload changes
+    /// Recovery may not act on this agent. Nothing more is tried in this silence, unless a reload changes
     /// what is allowed.
     Refused,
 }
@@ -58,11 +56,11 @@ pub enum ActionEnd {
 pub enum Plan {
     /// No ladder is meant for this agent.
     Nothing,
-    /// To be acted on as soon as there is room.
+    /// The first step is due as soon as there is room.
     Now,
-    /// The last action on this agent is too recent: to be acted on later.
+    /// The last action on this agent is too recent: the first step comes later.
     TooRecent,
-    /// The last action on this agent, about an earlier silence, still runs: to be acted on when it has ended.
+    /// The last action on this agent, about an earlier silence, still runs: the first step comes when it has ended.
     StillActing,
 }
 
@@ -71,19 +69,19 @@ pub enum Plan {
 pub enum Next {
     /// Run this; in flight until [`Ladders::on_end`].
     Act(Action),
-    /// The next step for this agent is due and waits until the limits for all leave room for it: say so.
+    /// The next step for this agent is due and waits until the limits leave room for it. Reported once per step.
     Waits(Agent),
     /// As many actions as allowed were started for agents of this user: the next step for this agent waits until
-    /// there may be more. Said once per silence.
+    /// there may be more. Reported once per silence.
     UserWaits(Agent, u32),
-    /// Nothing more will be done in this silence: say so.
+    /// Nothing more is done in this silence. Reported once.
     GaveUp(Agent, GaveUp),
 }
 
 /// One step of a ladder for one agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Action {
-    /// Whom it is meant for.
+    /// The agent that it is about.
     pub agent: Agent,
     /// Number of the ladder.
     pub ladder: u32,
@@ -102,7 +100,7 @@ pub enum GaveUp {
     BudgetSpent,
 }
 
-/// What a silence that is over had come to.
+/// What was done about a silence that is over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SilenceEnded {
     /// Something was begun about it.
@@ -131,9 +129,9 @@ enum Phase {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     agent: Agent,
-    /// The user of an agent of this host, where it is known.
+    /// The user of a local agent, where it is known.
     user: Option<u32>,
-    /// It was told in this silence that the budget of its user is spent.
+    /// It was reported in this silence that the budget of its user is spent.
     user_wait_reported: bool,
     ladder: u32,
     step: u32,
@@ -154,10 +152,10 @@ struct Entry {
     silence_ended_ns: u64,
 }
 
-/// When a step that was postponed is tried again: 1 s, long enough not to add to what the observer lacks.
+/// When a step that was postponed is tried again: 1 s, seldom enough not to add to the shortage.
 const POSTPONED_NS: u64 = 1_000_000_000;
 
-/// In place of a ladder's number.
+/// In place of the number of a ladder.
 const NO_LADDER: u32 = u32::MAX;
 
 impl Entry {
@@ -194,7 +192,7 @@ pub struct Ladders {
     permits: Permits,
     user_budgets: UserBudgets,
     held_users: Vec<u32>,
-    /// Agents whose time has come, or whose turn it was, while fire was held for their user.
+    /// Agents whose timer has fired, or whose turn came, while fire was held for their user.
     parked: Fifo,
     seed: u64,
 }
@@ -268,7 +266,7 @@ impl Ladders {
         if entry.silent && entry.phase != Phase::Idle {
             return Plan::TooRecent;
         }
-        // Who was silent and is told to have fallen silent was well in between.
+        // An agent that was silent and stalls again was well in between.
         entry.silent = true;
         entry.acts = 0;
         entry.gave_up = false;
@@ -530,7 +528,7 @@ impl Ladders {
     }
 }
 
-/// Up to a quarter more, so that those who failed together do not come again together.
+/// Up to a quarter more, so that agents that failed together are not acted on together again.
 fn spread(pause_ns: u64, seed: u64, entry: &Entry) -> u64 {
     use crate::index::IndexKey;
     let attempt = u64::from(entry.failures) << 32 | u64::from(entry.escalations);

@@ -1,5 +1,7 @@
 //! Limits for all actions together: how many at a time, how many per second, how many for the agents of one user.
-//! What is done at once takes no place among those at a time.
+//! An action that is done at once takes no permit.
+//!
+//! Bounds: a few numbers, and 1024 users.
 
 mod user_budgets;
 
@@ -8,7 +10,7 @@ use crate::agent::{Locality, PerLocality};
 pub use user_budgets::UserBudget;
 pub(crate) use user_budgets::UserBudgets;
 
-/// Part of the actions in flight that agents elsewhere may have.
+/// Part of the actions in flight that remote agents may have.
 const REMOTE_PART: usize = 2;
 
 /// Part of what is left to agents of a locality that their hooks may have, so that ladders have the rest.
@@ -94,7 +96,7 @@ impl Permits {
         *in_flight = in_flight.saturating_sub(1);
     }
 
-    /// Counts a start that takes no place, if it may be now.
+    /// Counts a start that takes no permit, if it may be now.
     pub(crate) fn start(&mut self, now_ns: u64) -> bool {
         let may_start = self.start_at_ns() <= now_ns;
         if may_start {
@@ -103,7 +105,7 @@ impl Permits {
         may_start
     }
 
-    /// When something may be started, room aside.
+    /// When something may be started, if there is a permit.
     pub(crate) fn start_at_ns(&self) -> u64 {
         if self.limits.starts_per_second == 0 {
             return 0;
@@ -117,7 +119,7 @@ impl Permits {
         let most = self.limits.max_in_flight.max(1);
         let in_flight = self.in_flight[locality];
         let most_remote = most.div_ceil(REMOTE_PART);
-        // What a locality can have, and what nobody of the other locality can take from it.
+        // What a locality can have, and what the other locality cannot take from it.
         let (most_in_locality, own) = match locality {
             Locality::Local => (most, most - most_remote),
             Locality::Remote => (most_remote, most_remote),

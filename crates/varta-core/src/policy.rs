@@ -141,7 +141,7 @@ pub struct RunStep {
     pub program: PathBuf,
     /// With placeholders.
     pub arguments: Vec<String>,
-    /// The file that the words come from if only its owner may read it: they are shown to nobody then.
+    /// The file that the words come from if only its owner may read it: they are never shown then.
     pub private_file: Option<PathBuf>,
     /// `None`: as long as it likes.
     pub timeout: Option<Duration>,

@@ -28,7 +28,7 @@ pub struct Known<'a> {
     pub origin: BeatOrigin,
     /// Whether a key vouches for it.
     pub sealed: bool,
-    /// Its address, if it lives elsewhere.
+    /// Its address, if it is a remote agent.
     pub source: Option<IpAddr>,
 }
 
@@ -52,7 +52,7 @@ pub enum Transport {
     SecureUdp,
 }
 
-/// Who is meant: everything that is given must match; nothing given means everybody.
+/// Which agents are meant: everything that is given must match; nothing given means all agents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selector {
     /// Glob over the name.
@@ -105,7 +105,7 @@ impl Selector {
         })
     }
 
-    /// Whether everybody is meant.
+    /// Whether all agents are meant.
     pub fn is_everybody(&self) -> bool {
         *self == Self::default()
     }

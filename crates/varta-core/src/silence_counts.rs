@@ -1,15 +1,15 @@
-//! How many agents are silent right now, before any of them is a stall: what tells that a whole host has
-//! fallen silent, and not one of its processes.
+//! How many agents are silent right now, before any of them is a stall: what distinguishes a host that has fallen
+//! silent from one of its processes.
 //!
 //! The observer holds its fire while a large part of all agents is silent. At the first stall of a mass
 //! stall the others are not stalled yet, so counting stalls would be too late: the first child would be
-//! started before the mass is recognised. But whoever beats at least twice per threshold was heard at most
+//! started before the mass is recognised. But an agent that beats at least twice per threshold was heard at most
 //! half a threshold after the first one, so by then it is silent for half a threshold. An agent that beats
 //! less often is silent for that long as a matter of course; it counts only once it is silent for longer than it
 //! usually is.
 //!
-//! Pure: one pass over the table, no state. 100 000 agents take a few milliseconds. Allocated is one count per
-//! user.
+//! One pass over the table, no state; 100 000 agents take a few milliseconds. Bounds: one count per user is
+//! allocated.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -21,11 +21,11 @@ use crate::slot::{Rhythm, SlotTable};
 const SILENT_PARTS: u64 = 2;
 
 /// Silence, in quarters of an agent's mean interval, below which it is nothing unusual: five, so that
-/// timers that are late by a fifth make nobody silent.
+/// timers that are late by a fifth make no agent silent.
 const USUAL_QUARTERS: u64 = 5;
 
-/// Silence, in eighths of the threshold, that is unusual for everybody: seven. The mean of who was silent for long
-/// says little, and who is that near to its threshold is as good as silent.
+/// Silence, in eighths of the threshold, that is unusual for every agent: seven. The mean of an agent that was silent
+/// for long says little, and an agent that near to its threshold is as good as silent.
 const UNUSUAL_EIGHTHS: u64 = 7;
 
 /// Silence in thresholds up to which it has begun lately.
@@ -46,14 +46,14 @@ pub struct SilenceCounts {
     pub threshold_ns: u64,
 }
 
-/// How many agents there are, by where they live and whose they are.
+/// How many agents there are, by locality and user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SilenceByGroup {
-    /// Agents of this host.
+    /// Local agents.
     pub local: SilenceCounts,
     /// Remote agents, whose silence says nothing about this host (law 3).
     pub remote: SilenceCounts,
-    /// Agents of this host, by user.
+    /// Local agents, by user.
     pub users: BTreeMap<u32, SilenceCounts>,
 }
 

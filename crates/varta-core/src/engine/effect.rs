@@ -17,7 +17,7 @@ use crate::tracker::Deadlines;
 /// Something to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// This happened: tell it to everybody.
+    /// This happened: publish it.
     Publish {
         /// When, on the observer's clock.
         observer_ns: u64,
@@ -62,7 +62,7 @@ pub struct StepOrder {
     pub subject: Subject,
     /// Only say what would be done.
     pub is_rehearsal: bool,
-    /// First find out whether the process lives in a container: if so, or if nobody can tell, nothing is done
+    /// First find out whether the process lives in a container: if so, or if that cannot be seen, nothing is done
     /// ([`StartFailure::CrossNamespace`](crate::fact::StartFailure::CrossNamespace),
     /// [`StartFailure::Hidden`](crate::fact::StartFailure::Hidden)).
     pub refuse_foreign: bool,
@@ -115,7 +115,7 @@ pub struct Subject {
     pub source: Option<IpAddr>,
 }
 
-/// What the beat path is told about an agent.
+/// What the beat path has to know about an agent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AgentUpdate {
     /// How long it may be silent.

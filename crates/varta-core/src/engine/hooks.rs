@@ -191,7 +191,7 @@ impl Engine {
         let due = Locality::ALL.into_iter().filter_map(|locality| {
             let place = self.first_hook(locality)?;
             let hook = self.hooks.get(locality, place)?;
-            // Without ladders nobody has a permit yet.
+            // Without ladders no permit is out yet.
             let ladders = self.ladders.as_ref().filter(|_| hook.needs_permit());
             ladders.map_or(Some(0), |core| core.hook_room_at_ns(hook.agent()))
         });

@@ -65,7 +65,7 @@ pub enum Input {
 pub struct ProcessFacts {
     /// Command name; empty if unknown. The process chooses it.
     pub name: String,
-    /// It lives in a pid namespace below the observer's; `None` where nobody can tell.
+    /// It lives in a pid namespace below the observer's; `None` where `/proc` does not show it.
     pub is_foreign: Option<bool>,
     /// Program, control group, units. The program file is missing if a rule asks for it and the file that the
     /// observer finds at that path is another one, see [`Policy::names_program`].

@@ -1,6 +1,6 @@
-//! Hold-fire: when many fall silent together, or the host itself starves, the host is the suspect and not
-//! its agents. Then nothing is done to anybody until that is over, and for a threshold more: who has not come
-//! back when half of them have is on its way, not stuck.
+//! Hold-fire: when many agents fall silent together, or the host lacks memory or I/O, the host is the suspect and not
+//! the agents. Then no agent is acted on until that is over, and for a threshold more: when half of them are back, the
+//! others are on their way and not stuck.
 
 use std::mem::discriminant;
 
@@ -10,7 +10,7 @@ use crate::silence_counts::SilenceCounts;
 const RELIEF: f64 = 0.8;
 
 /// Longest time that fire is held after the cause is gone, 10 s: one agent with a threshold of hours must not
-/// keep the others from being recovered.
+/// delay the recovery of the others.
 const SETTLE_MAX_NS: u64 = 10_000_000_000;
 
 /// What makes the host the suspect.
@@ -20,8 +20,8 @@ pub struct HoldOptions {
     pub share: Option<f64>,
     /// Fewer silent agents than this are never too many.
     pub min: u32,
-    /// Longest time that a mass stall holds fire: who is silent by then is stuck, and must not keep the others
-    /// from being recovered for ever. `None`: as long as it lasts.
+    /// Longest time that a mass stall holds fire: an agent that is silent by then is stuck, and must not block the
+    /// recovery of the others for ever. `None`: as long as it lasts.
     pub mass_max_ns: Option<u64>,
     /// Percent of the last 10 s in which all tasks were stalled for want of memory; `None`: never.
     pub memory_percent: Option<f64>,
@@ -30,7 +30,7 @@ pub struct HoldOptions {
 }
 
 /// The kernel's pressure-stall figures: percent of the last 10 s in which all tasks were stalled. `None`
-/// where it does not tell.
+/// where the kernel has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Pressure {
     /// For want of memory.
@@ -58,9 +58,9 @@ pub enum HoldReason {
 /// What has changed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HoldChange {
-    /// Fire is held from now on, or goes on to be, for this reason.
+    /// Fire is held from now on, or is held on, for this reason.
     Held(HoldReason),
-    /// It is not any more.
+    /// Fire is free again.
     Resumed,
     /// The mass stall goes on, but fire was held for as long as it may be.
     Expired,
@@ -73,7 +73,7 @@ pub struct HoldFire {
     reason: Option<HoldReason>,
     /// Agents that were silent before the others fell silent together.
     silent_before: u32,
-    /// When those who were silent while there was a cause have had their time to come back.
+    /// When the agents that were silent while there was a cause have had their time to come back.
     settled_ns: u64,
     /// Since when a mass stall holds fire.
     mass_since_ns: u64,
@@ -120,7 +120,7 @@ impl HoldFire {
         let mass_ns = now_ns.saturating_sub(self.mass_since_ns);
         let is_old = |max_ns| is_mass && mass_ns >= max_ns;
         if mass.is_some() && self.options.mass_max_ns.is_some_and(is_old) {
-            // The host may starve all the same.
+            // The host may lack memory or I/O all the same.
             self.reason = self.starved(pressure);
             return Some(self.reason.map_or(HoldChange::Expired, HoldChange::Held));
         }
@@ -149,8 +149,8 @@ impl HoldFire {
         }
     }
 
-    /// Whether too many have fallen silent together. Once held, whoever has been silent with the others counts,
-    /// however long by now.
+    /// Whether too many have fallen silent together. Once fire is held, every agent that fell silent with the others
+    /// counts, however long by now.
     pub(super) fn mass_stall(&self, counts: &SilenceCounts) -> Option<HoldReason> {
         let share = self.options.share?;
         let silent_before = self.silent_before(counts);

@@ -1,12 +1,12 @@
-//! Agents of users for whom fire is held: they step aside when their turn comes, so that those behind them go on,
-//! and take it when fire is free.
+//! Agents of users for whom fire is held: they leave the queue when their turn comes, so that those behind them go on,
+//! and return when fire is free.
 
 use super::{Ladders, Phase};
 use crate::agent::Locality;
 
 impl Ladders {
-    /// While fire is held for the agents of this host of one user nothing is started for them and none is given up;
-    /// it all comes after.
+    /// While fire is held for the local agents of one user no step is taken for them and none is given up; both come
+    /// afterwards.
     pub fn hold_user(&mut self, user: u32, held: bool) {
         match self.held_users.iter().position(|known| *known == user) {
             None if held => self.held_users.push(user),
@@ -18,7 +18,7 @@ impl Ladders {
         }
     }
 
-    /// The action that has waited longest; those of users for whom fire is held step aside.
+    /// The action that has waited longest; those of users for whom fire is held leave the queue.
     pub(super) fn first_ready(&mut self, locality: Locality, needs_permit: bool) -> Option<u32> {
         loop {
             let ready = &mut self.lanes[locality].ready;
@@ -29,7 +29,8 @@ impl Ladders {
         }
     }
 
-    /// Whether fire is held for the user of an agent whose time has come. Then it steps aside until it is free.
+    /// Whether fire is held for the user of an agent whose turn has come. Then the agent leaves the queue until fire is
+    /// free.
     pub(super) fn is_parked(&mut self, slot: u32) -> bool {
         let user = self.entries.get(slot as usize).and_then(|entry| entry.user);
         let is_held = user.is_some_and(|user| self.held_users.contains(&user));
@@ -40,7 +41,7 @@ impl Ladders {
         is_held
     }
 
-    /// Fire is free for a user: its agents go on where they stepped aside, in that order.
+    /// Fire is free for a user: its agents return in the order in which they left.
     pub(super) fn unpark(&mut self, user: u32) {
         let mut parked = Vec::new();
         while let Some(slot) = self.parked.front() {
@@ -54,7 +55,7 @@ impl Ladders {
                 continue;
             }
             if entry.phase == Phase::Ready {
-                // The step is the same when its time comes again.
+                // The step is the same when its timer fires again.
                 entry.phase = Phase::Due;
             }
             let agent = entry.agent;

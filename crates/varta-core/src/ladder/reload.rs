@@ -1,12 +1,12 @@
-//! Other ladders while some are climbed, and a rehearsal that is over.
+//! A new policy while ladders are climbed, and the end of a rehearsal.
 
 use super::{Entry, LadderTiming, Ladders, NO_LADDER, Phase};
 use crate::agent::Agent;
 use crate::permits::PermitLimits;
 
 impl Ladders {
-    /// New ladders and limits. Who is silent goes on where they stand if their ladder has not changed,
-    /// else begins the one that `ladder_of` now means for them; who has none any more is left alone.
+    /// New ladders and limits. A silent agent goes on where it stands if its ladder has not changed, else it begins the
+    /// one that `ladder_of` gives it now; without one nothing more is done about it.
     pub fn reload(
         &mut self,
         ladders: Vec<LadderTiming>,
@@ -45,8 +45,8 @@ impl Ladders {
         }
     }
 
-    /// What was started since `since_ns` was a rehearsal: nobody has spent anything on it, and nothing was done
-    /// about who is silent, which the caller tells anew with [`Self::on_stall`].
+    /// What was started since `since_ns` was a rehearsal: no budget was spent on it, and nothing was done about the
+    /// agents that are silent, whose stalls the caller feeds again with [`Self::on_stall`].
     pub fn forget_rehearsal(&mut self, since_ns: u64) {
         self.carryovers.forget_starts(since_ns);
         self.user_budgets.forget();

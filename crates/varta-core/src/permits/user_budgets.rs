@@ -17,14 +17,14 @@ pub struct UserBudget {
     pub starts: u32,
     /// The window.
     pub window_ns: u64,
-    /// The observer's own user, which can start what it likes as this user anyway; no bound is for it and root.
+    /// The observer's own user, which can start what it likes as this user anyway; neither it nor root has a bound.
     pub exempt: u32,
 }
 
 #[derive(Debug)]
 pub(crate) struct UserBudgets {
     budget: UserBudget,
-    /// Users with the time at which their bucket is full again; 0 for a place that nobody has.
+    /// Users with the time at which their bucket is full again; 0 for a free place.
     full_at_ns: Box<[(u32, u64)]>,
 }
 
@@ -40,7 +40,7 @@ impl UserBudgets {
         self.budget = budget;
     }
 
-    /// Nobody has started anything.
+    /// Forgets all starts.
     pub(crate) fn forget(&mut self) {
         self.full_at_ns.fill((ROOT, 0));
     }

@@ -74,7 +74,7 @@ pub(crate) struct ControlConfig {
     pub(crate) seed: u64,
     /// Read again on SIGHUP; `None` without encrypted UDP.
     pub(crate) keys: Option<KeyFiles>,
-    /// Read again on SIGHUP; `None` if nobody needs one.
+    /// Read again on SIGHUP; `None` if none is needed.
     pub(crate) token: Option<Arc<TokenFile>>,
     pub(crate) table: Arc<SlotTable>,
     pub(crate) directory: Arc<Directory>,
@@ -94,7 +94,7 @@ pub(crate) struct Control {
     clock: Clock,
     processes: ProcessRegistry,
     steps: Steps,
-    /// Who waits for the answer to a command, by ticket.
+    /// Where the answers to commands go, by ticket.
     replies: HashMap<u64, Reply>,
     last_ticket: u64,
     /// The number of the last update of the beat path.
@@ -110,7 +110,7 @@ pub(crate) struct Control {
 /// Why the control thread ended.
 #[derive(Debug)]
 pub(crate) enum StopReason {
-    /// It was told to stop.
+    /// It was asked to stop.
     Told(StopCause),
     /// The beat path gave up.
     IngestFailed(io::Error),
@@ -123,8 +123,8 @@ pub(crate) struct Signals {
     terminate: Signal,
     hangup: Signal,
     user1: Signal,
-    /// Nobody listens to it. But whoever started the observer may have it ignore this signal, and then the
-    /// kernel would tell nobody how a child has ended.
+    /// It is not listened to. But the observer may have been started with this signal ignored, and then the kernel
+    /// would not say how a child has ended.
     _child: Signal,
 }
 
@@ -219,7 +219,7 @@ impl Control {
     }
 
     /// Ends everything that was started. The beat path has stopped: no more events come, and nothing can be
-    /// changed. The engine is not told of the time any more, so it orders nothing.
+    /// changed. The engine is not fed a timeout any more, so it orders nothing.
     pub(crate) async fn finish(&mut self) {
         self.given.commands.close();
         while self.given.commands.try_recv().is_ok() {}
@@ -304,7 +304,7 @@ impl Control {
         let (info, facts) = self
             .processes
             .join(agent, exit_watched, &|path| policy.names_program(path));
-        // Before anybody reads of the join and acts on it.
+        // Before the join is published and acted on.
         self.given.updates.add(Update::Info(agent, info));
         self.given.updates.send();
         Some(facts)
@@ -364,7 +364,7 @@ impl Control {
 
     fn answer(&mut self, ticket: u64, result: Result<(), AgentGone>) {
         if let Some(reply) = self.replies.remove(&ticket) {
-            // Whoever does not wait for the answer any more gets what was wanted all the same.
+            // The command was carried out, also if its answer is not waited for any more.
             let _ = reply.send(result.map(|()| self.last_update));
         }
     }
@@ -448,7 +448,7 @@ impl Clock {
     }
 }
 
-/// What the engine wants the beat path to know, as that is told.
+/// What the beat path has to know, as an update of the ring.
 fn update_of(update: AgentUpdate) -> Update {
     match update {
         AgentUpdate::Deadlines(agent, deadlines) => Update::Deadlines(agent, deadlines),

@@ -48,7 +48,7 @@ struct Process {
     agent: Agent,
     /// Its program file, by a path that its user may have chosen.
     program: Option<PathBuf>,
-    /// It lives in a pid namespace below the observer's; `None` if `/proc` has not told.
+    /// It lives in a pid namespace below the observer's; `None` if `/proc` does not show it.
     is_foreign: Option<bool>,
 }
 
@@ -77,7 +77,7 @@ impl ProcessRegistry {
         let mut instance = question.instance;
         if instance.is_none()
             && let Ok(held) = self.kernel.hold(pid)
-            // While the one that came along lives, whoever has the pid is that one.
+            // While the process that came along lives, it has the pid.
             && !process.as_ref().is_some_and(process_info::has_ended)
         {
             instance = Some(held.instance);
@@ -180,7 +180,7 @@ impl ProcessRegistry {
             let is_asked_for = path.to_str().is_some_and(is_named);
             !is_asked_for
                 || (program::runs(agent.pid, path)
-                    // Whoever has the pid now has had it since before it was looked at.
+                    // The process that has the pid now has had it since before it was looked at.
                     && self.kernel.hold(agent.pid).is_ok_and(|held| held.instance == agent.instance))
         })
     }

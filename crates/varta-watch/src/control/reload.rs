@@ -1,5 +1,5 @@
 //! SIGHUP: the event file is opened anew; settings, keys and token are read again, all of them before any of
-//! them counts. What is wrong with one changes nothing at all, and is told line by line.
+//! them counts. What is wrong with one changes nothing at all, and is logged line by line.
 
 use std::sync::Arc;
 
@@ -87,7 +87,7 @@ impl Control {
             .add(Update::Limits(config.settings.limits));
         self.steps.set_children(config.settings.children.clone());
         self.policy = Arc::new(Policy {
-            // What the beat path was told at the start.
+            // What the beat path was given at the start.
             recover_foreign: self.given.config.settings.policy.recover_foreign,
             ..config.settings.policy.clone()
         });
