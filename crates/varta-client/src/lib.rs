@@ -77,7 +77,7 @@ pub use varta_vlp::{DecodeError, Frame, NONCE_TERMINAL, PAYLOAD_GOODBYE, Status}
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
-/// And so is that of the guide to agents elsewhere.
+/// And so is that of the guide to remote agents.
 #[cfg(all(doctest, unix, feature = "secure-udp"))]
 #[doc = include_str!("../../../docs/network.md")]
 struct NetworkGuide;
