@@ -121,7 +121,7 @@ impl Recorder {
                 self.retire_process(agent, None);
                 self.refuse(local(agent.pid), Refusal::UnprovedSender);
             }
-            verdict => self.put_off(beat, verdict, None),
+            verdict => self.defer_or_refuse(beat, verdict, None),
         }
     }
 
@@ -182,30 +182,36 @@ impl Recorder {
                 self.retire_process(agent, None);
                 Some(beat.frame.pid)
             }
+            Verdict::NoRoom => {
+                // The tracker refuses it, and says why.
+                let refused = self.record(&first_beat(AgentKey::local(pid), beat, None));
+                self.report_refused(local(pid), &refused);
+                None
+            }
             verdict => {
-                self.put_off(beat, verdict, process);
+                self.defer_or_refuse(beat, verdict, process);
                 None
             }
         }
     }
 
-    /// Carries out a verdict that makes no agent and credits none.
-    fn put_off(&mut self, beat: &AttestedFrame, verdict: Verdict, process: Option<OwnedFd>) {
-        let sender = local(beat.sender.pid);
+    /// Lets a beat wait, or refuses it.
+    fn defer_or_refuse(
+        &mut self,
+        beat: &AttestedFrame,
+        verdict: Verdict,
+        process: Option<OwnedFd>,
+    ) {
         match verdict {
             Verdict::Wait => {}
             Verdict::Ask(query) => self.ask(query, process),
-            Verdict::Refuse(reason) => self.refuse(sender, reason),
-            // The tracker refuses it, and says why.
-            Verdict::NoRoom
-            | Verdict::Credit
+            Verdict::Refuse(reason) => self.refuse(local(beat.sender.pid), reason),
+            // Each has a caller that carries it out.
+            Verdict::Credit
             | Verdict::Join { .. }
             | Verdict::JoinAndLeave
-            | Verdict::RetireAndRefuse => {
-                let key = AgentKey::local(beat.sender.pid);
-                let refused = self.record(&first_beat(key, beat, None));
-                self.report_refused(sender, &refused);
-            }
+            | Verdict::RetireAndRefuse
+            | Verdict::NoRoom => self.counters.count(Counter::InvariantViolations),
         }
     }
 
@@ -276,7 +282,7 @@ impl Recorder {
                         joined_as(beat.frame.pid);
                     }
                 }
-                (verdict, _) => self.put_off(&beat, verdict, None),
+                (verdict, _) => self.defer_or_refuse(&beat, verdict, None),
             }
         }
     }
