@@ -1,19 +1,20 @@
-//! Who an agent is: the small types that every other module may use.
+//! The identity of an agent: the small types that every other module may use.
 //!
 //! A local agent is a process, `(pid, instance)`, and one of its streams of beats. A remote agent is
-//! `(source, pid)`. Nothing here holds state or decides anything.
+//! `(source, pid)`. No type holds state or decides anything.
 
 use std::net::SocketAddr;
 use std::ops::{Index, IndexMut};
 
 use crate::index::IndexKey;
 
-/// Where an agent lives. Remote agents never share a key, a bucket, a quota or a queue with local ones (law 3).
+/// Whether an agent is local or remote. Remote agents never share a key, a bucket, a quota or a queue with
+/// local ones (law 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Locality {
     /// A process of this host.
     Local = 0,
-    /// On another host, or behind one.
+    /// A process of another host, or behind one.
     Remote = 1,
 }
 
@@ -56,17 +57,17 @@ impl<T> IndexMut<Locality> for PerLocality<T> {
 pub struct Agent {
     /// Position in the slot table. Reused after the agent has left.
     pub slot: u32,
-    /// Process id as the kernel of the observer's namespace names it.
+    /// Process id in the observer's namespace.
     pub pid: u32,
-    /// What tells two processes with the same pid apart: pidfs inode or start time of a local process. For
-    /// a remote agent the [`remote_source`].
+    /// Distinguishes two processes with the same pid: pidfs inode or start time of a local process. For a
+    /// remote agent the [`remote_source`].
     pub instance: u64,
     /// Which stream of its process; 0 for beats that come as datagrams.
     pub stream: u16,
 }
 
 impl Agent {
-    /// Where the agent lives. The pid of a remote agent means nothing on this host.
+    /// Local or remote. The pid of a remote agent has no meaning on this host.
     pub const fn locality(self) -> Locality {
         match self.instance & REMOTE {
             0 => Locality::Local,
@@ -84,10 +85,9 @@ impl Agent {
 /// small number, 2^63 of them do not fit into an uptime.
 const REMOTE: u64 = 1 << 63;
 
-/// A number for where a remote agent speaks from: the key that vouches for it ([`NO_KEY`] in clear), and
-/// its address without the port. Two that share one would be one host; with 63 bits and a `seed` that is
-/// unpredictable that does not happen to a million hosts. Addresses that mean something on one link only
-/// count with their link.
+/// The source of a remote agent as a number: made from the key that authenticates it ([`NO_KEY`] in clear)
+/// and its address without the port. Two that share one would be one host; with 63 bits and an unpredictable
+/// `seed` that does not happen to a million hosts. Link-local addresses count with their link.
 pub fn remote_source(key: u64, address: &SocketAddr, seed: u64) -> u64 {
     let seed = key.hash(seed);
     let hash = match address {
@@ -100,7 +100,7 @@ pub fn remote_source(key: u64, address: &SocketAddr, seed: u64) -> u64 {
     hash | REMOTE
 }
 
-/// In place of a key: it came in clear.
+/// The key of a datagram in clear.
 pub const NO_KEY: u64 = 0;
 
 /// Instance of a process that could not be identified. No process has it.
@@ -109,7 +109,7 @@ pub const UNIDENTIFIED: u64 = 0;
 /// User id of an agent that came without kernel credentials.
 pub const UID_UNKNOWN: u32 = u32::MAX;
 
-/// What the kernel says about the sender of a datagram.
+/// The sender of a datagram, as the kernel attests it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credentials {
     /// Process id in the observer's namespace; 0 when the sender is not visible from there.
@@ -126,7 +126,7 @@ pub struct Credentials {
 pub enum BeatOrigin {
     /// Unix socket with kernel credentials.
     KernelAttested = 0,
-    /// A network listener the operator vouches for.
+    /// A network listener that the operator declared trusted.
     OperatorAttestedTransport = 1,
     /// Any other network listener.
     NetworkUnverified = 2,
@@ -141,9 +141,9 @@ pub enum ExitStatus {
     Code(u8),
     /// This signal killed it.
     Signal(u8),
-    /// It said goodbye; the process itself may go on.
+    /// It sent a goodbye; the process itself may continue.
     Goodbye,
-    /// The kernel did not tell.
+    /// The kernel did not report it.
     Unknown,
 }
 

@@ -1,25 +1,24 @@
 //! The attention clock: time during which the observer was watching.
 //!
-//! Before it sleeps, the observer promises when it will be awake again at the latest. What agents send meanwhile
-//! waits in a queue that is read before any agent is judged, so silence up to the promise is proved by the
-//! queue. Time after the promise is lateness: the observer was stopped, starved or suspended, and its agents may
-//! have been, too (law 2).
+//! Before it sleeps, the observer sets the latest time of its wake-up. Beats sent meanwhile wait in a queue that
+//! is read before any agent is judged, so the queue proves silence up to that time. Time after it is lateness:
+//! the observer was stopped, starved or suspended, and its agents may have been, too (law 2).
 //!
 //! Lateness is tolerated up to an eighth of a threshold, 1 to 100 ms ([`tolerance_ns`]), and each agent is judged by
-//! its own threshold. Lateness that no agent tolerates is taken off the clock here. Lateness that only some agents
-//! tolerate stays on the clock, and [`crate::Tracker::excuse`] takes it off the silence of the others. Either way a
-//! gap takes its own length off a silence and no more: the silence before it and after it counts.
+//! its own threshold. Lateness that no agent tolerates is taken off the clock by this module. Lateness that only
+//! some agents tolerate stays on the clock, and [`crate::Tracker::excuse`] takes it off the silence of the others.
+//! Either way a gap shortens a silence by its own length only: the silence before it and after it counts.
 //!
-//! A pause that begins within a sleep and ends before the promise goes unnoticed. It cannot cost an agent more
-//! than [`longest_sleep_ns`], an eighth of its threshold. Beats that a full queue refused are another matter, see
+//! A pause that begins within a sleep and ends before the set wake-up is not noticed. It cannot cost an agent
+//! more than [`longest_sleep_ns`], an eighth of its threshold. For beats that a full queue refused see
 //! [`crate::overflow`].
 //!
 //! Readings that go backwards are treated as no time passed, and counted.
 
-/// Lateness beyond the promise that is also counted as a clock jump, as the 0.2.0 generation counted them: 5 s.
+/// Lateness that is also counted as a clock jump, as the 0.2.0 generation counted them: 5 s.
 const JUMP_NS: u64 = 5_000_000_000;
 
-/// Lateness that every agent tolerates: 1 ms, what a busy machine oversleeps as a matter of course.
+/// Lateness that every agent tolerates: 1 ms, the usual oversleep of a busy machine.
 const TOLERANCE_MIN_NS: u64 = 1_000_000;
 
 /// Lateness that no agent tolerates: more than 100 ms, far beyond scheduling noise.
@@ -30,8 +29,8 @@ pub fn tolerance_ns(threshold_ns: u64) -> u64 {
     (threshold_ns / 8).clamp(TOLERANCE_MIN_NS, TOLERANCE_MAX_NS)
 }
 
-/// How long the observer may sleep while the most impatient agent has this threshold: an eighth of it,
-/// 1 ms at least.
+/// How long the observer may sleep while this is the shortest threshold of an agent: an eighth of it, at
+/// least 1 ms.
 pub fn longest_sleep_ns(shortest_threshold_ns: u64) -> u64 {
     (shortest_threshold_ns / 8).max(TOLERANCE_MIN_NS)
 }

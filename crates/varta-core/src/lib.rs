@@ -1,12 +1,12 @@
 //! Every decision of the Varta observer.
 //!
-//! Nothing here reads a clock, a file or the environment, and the rooms of the beat path allocate nothing after
-//! construction: `now` and everything that is known come in as arguments, decisions come out as values. The same calls
-//! give the same answers (law 9), which is what lets a simulator replay a failure from its seed.
+//! No module reads a clock, a file or the environment, and the modules of the beat path allocate nothing after
+//! construction: `now` and all facts are arguments, decisions are return values. The same calls give the same answers
+//! (law 9), which is what lets a simulator replay a failure from its seed.
 //!
-//! A beat takes this way: [`admission`] says who is speaking, [`tracker`] credits the beat to a
-//! [`slot`], [`wheel`] says when the slot must be looked at again, and [`attention`] supplies the
-//! `now` that all of them are given.
+//! The path of a beat: [`admission`] identifies the sender, [`tracker`] credits the beat to a [`slot`],
+//! [`wheel`] determines when the slot is due for judgement, and [`attention`] supplies the `now` of all of
+//! them.
 //!
 //! ```
 //! use std::ops::ControlFlow;

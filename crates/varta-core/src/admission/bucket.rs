@@ -1,13 +1,13 @@
 //! Token buckets: how much a sender may send.
 //!
-//! A bucket holds up to a burst of tokens and fills at a rate; every beat that is let in takes one.
-//! Tokens are counted in billionths, so that a rate of `r` per second is `r` billionths per nanosecond
-//! and no remainder is ever lost: over any time, no more than `burst + rate * time` beats pass and, if
-//! it is asked often enough, no fewer.
+//! A bucket holds up to a burst of tokens and fills at a rate; every beat that is let in takes one. Tokens
+//! are counted in billionths, so that a rate of `r` per second is `r` billionths per nanosecond and no
+//! remainder is lost: over any time, at most `burst + rate * time` beats pass and, if enough beats arrive,
+//! exactly as many.
 //!
-//! [`Limits`] puts them together: one bucket per agent, one for all together, and reserves for what must
-//! not drown in a flood, terminal frames and first contacts. What an agent sends too much is refused
-//! from its own bucket before it can touch the common one, so no agent pays for another's flood.
+//! [`Limits`] combines them: one bucket per agent, one shared bucket, and reserves for what a flood must not
+//! displace: terminal frames and first contacts. The excess of an agent is refused from its own bucket before
+//! it reaches the shared one, so no agent pays for the flood of another agent.
 
 use crate::agent::{Locality, PerLocality};
 use crate::refusal::Limit;
@@ -15,33 +15,34 @@ use crate::refusal::Limit;
 /// Billionths of a token in a token; equals nanoseconds in a second, so that a rate needs no scaling.
 const TOKEN: u64 = 1_000_000_000;
 
-/// A terminal frame that finds its agent's bucket empty is let in if none was let in that way for this
-/// long: 1 s, a crash of the process per second.
+/// Interval at which a terminal frame is admitted although its agent's bucket is empty: 1 s, one crash of the
+/// process per second.
 const TERMINAL_PAUSE_NS: u64 = 1_000_000_000;
 
 /// First contacts per second beyond the burst. One costs about 20 us, so this is a fifth of a core.
 const NEWCOMER_RATE: u32 = 10_000;
 
-/// The same for remote agents, which no kernel vouches for: they are few, and each may cost the memory of a session.
+/// First contacts of remote agents per second. No kernel attests them; they are few, and each may cost the memory of
+/// a session.
 const REMOTE_NEWCOMER_RATE: u32 = 100;
 
-/// Sessions that an agent may begin: it begins one when it starts and when it reconnects. Each makes the
-/// observer forget a closed one of another agent in the end.
+/// Sessions that an agent may open: it opens one when it starts and when it reconnects. Each may evict a
+/// closed session of another agent.
 const SESSIONS: Rate = Rate {
     per_second: 1,
     burst: 100,
 };
 
-/// First contacts that may come at once: at least this many, and as many as there is room for.
+/// Burst of first contacts: at least this many, and at most as many as the table has free slots.
 const NEWCOMER_BURST_MIN: u32 = 10_000;
 
-/// Processes that said goodbye and come back at once, per second and at once: enough for a process that restarts itself.
+/// Rate and burst of processes that join again directly after a goodbye: enough for a process that restarts itself.
 const COMEBACKS: Rate = Rate {
     per_second: 10,
     burst: 100,
 };
 
-/// A rate and how far it may be exceeded for a moment.
+/// A rate and its burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// Tokens per second; at least 1.
@@ -50,7 +51,7 @@ pub struct Rate {
     pub burst: u32,
 }
 
-/// The level of one bucket. Where the rate is kept apart it need not be kept with it.
+/// The level of one bucket. Its rate is an argument, so that buckets of one rate do not each store it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TokenBucket {
     /// Billionths of a token.
@@ -95,12 +96,12 @@ pub struct LimitOptions {
 /// How many beats of one agent are taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BeatLimit {
-    /// As many as of every agent: [`LimitOptions::agent`].
+    /// The default limit: [`LimitOptions::agent`].
     #[default]
     Common,
-    /// As many as this, whatever holds for others.
+    /// A limit of its own.
     Own(Rate),
-    /// All of them.
+    /// No limit.
     Unlimited,
 }
 
@@ -108,13 +109,13 @@ pub enum BeatLimit {
 struct Budget {
     limit: BeatLimit,
     beats: TokenBucket,
-    /// The agent's bucket does not stop a terminal frame from here on.
+    /// From this time the reserve admits a terminal frame although the agent's bucket is empty.
     terminal_from_ns: u64,
     sessions: TokenBucket,
 }
 
 impl Budget {
-    /// The limit in force, given what holds for every agent.
+    /// The limit in force, given the default limit.
     fn rate(&self, common: Option<Rate>) -> Option<Rate> {
         match self.limit {
             BeatLimit::Common => common,
@@ -124,7 +125,7 @@ impl Budget {
     }
 }
 
-/// The buckets of all agents, by slot, and those they share.
+/// The buckets of all agents, by slot, and the shared buckets.
 #[derive(Debug)]
 pub struct Limits {
     agent: Option<Rate>,
@@ -134,8 +135,8 @@ pub struct Limits {
     shared: PerLocality<Shared>,
 }
 
-/// The buckets that agents share. Remote agents have others than local ones and can use up nothing of theirs
-/// (law 3).
+/// The shared buckets. Remote and local agents have separate ones, so a remote agent cannot use up the tokens
+/// of a local one (law 3).
 #[derive(Debug)]
 struct Shared {
     global: TokenBucket,
@@ -178,19 +179,18 @@ impl Limits {
         }
     }
 
-    /// What one agent may send unless it has a limit of its own.
+    /// The default limit of one agent.
     pub fn agent_rate(&self) -> Option<Rate> {
         self.agent
     }
 
-    /// Other limits hold from now on; limits of single agents stay. Buckets keep what is in them, up to what
-    /// they may hold.
+    /// Replaces the limits; limits of single agents stay. Buckets keep their tokens, up to their new burst.
     pub fn replace(&mut self, options: LimitOptions) {
         self.agent = options.agent;
         self.global = options.global;
     }
 
-    /// An agent has a limit of its own, with a full bucket, until its slot changes hands.
+    /// Gives an agent a limit of its own, with a full bucket, until its slot passes to another agent.
     pub fn set_agent_limit(&mut self, slot: u32, limit: BeatLimit, now_ns: u64) {
         let Some(budget) = self.budgets.get_mut(slot as usize) else {
             return;
@@ -201,22 +201,23 @@ impl Limits {
         }
     }
 
-    /// Whether a stranger may be examined; costs a token of the newcomers' own reserve.
+    /// Whether an unknown sender may be examined; costs a token of the reserve for first contacts.
     pub fn admit_newcomer(&mut self, locality: Locality, now_ns: u64) -> Result<(), Limit> {
         let rate = self.newcomers[locality];
         let is_in = self.shared[locality].newcomers.take(rate, now_ns);
         if is_in { Ok(()) } else { Err(Limit::Newcomers) }
     }
 
-    /// Whether a process that has just said goodbye may join again. Each time it would have a full bucket,
-    /// so without a limit here it would have none at all.
+    /// Whether a process may join again directly after its goodbye. It joins with a full bucket each time, so
+    /// without this limit it could evade its own.
     pub fn admit_comeback(&mut self, locality: Locality, now_ns: u64) -> Result<(), Limit> {
         let is_in = self.shared[locality].comebacks.take(COMEBACKS, now_ns);
         if is_in { Ok(()) } else { Err(Limit::Comebacks) }
     }
 
-    /// Whether a known agent may begin another session. Without a limit on its beats there is none on these. It
-    /// costs nothing until the session has begun, so a handle that is refused for another reason spends nothing.
+    /// Whether a known agent may open another session. An agent without a limit on its beats has none on its
+    /// sessions. The token is spent when the session opens, so a handle that is refused for another reason
+    /// spends nothing.
     pub fn may_begin_session(&self, slot: u32, now_ns: u64) -> Result<(), Limit> {
         let Some(budget) = self.budgets.get(slot as usize) else {
             return Ok(());
@@ -226,15 +227,14 @@ impl Limits {
         if is_in { Ok(()) } else { Err(Limit::Sessions) }
     }
 
-    /// A known agent has begun another session.
+    /// A known agent opened another session.
     pub fn begin_session(&mut self, slot: u32, now_ns: u64) {
         if let Some(budget) = self.budgets.get_mut(slot as usize) {
             budget.sessions.take(SESSIONS, now_ns);
         }
     }
 
-    /// A new agent has a slot, and no limit of its own yet: its bucket is full but for the beat that brought
-    /// it.
+    /// Resets the bucket of a slot for a new agent without a limit of its own: full, less its first beat.
     pub fn note_join(&mut self, slot: u32, now_ns: u64) {
         let Some(budget) = self.budgets.get_mut(slot as usize) else {
             return;
@@ -249,8 +249,8 @@ impl Limits {
         }
     }
 
-    /// Whether a beat of a known agent may be credited. The token is spent whatever becomes of the
-    /// beat afterwards. Terminal frames have a reserve and do not count against the common limit.
+    /// Whether a beat of a known agent may be credited. The token is spent even if a later check refuses the
+    /// beat. Terminal frames have a reserve and do not count against the shared limit.
     pub fn admit_beat(
         &mut self,
         slot: u32,

@@ -1,14 +1,14 @@
-//! Whether a process may call itself what it calls itself.
+//! Whether a process may claim the pid that it claims.
 //!
-//! A frame carries the pid its sender knows of itself. Inside a container that is another number than
-//! the one the observer's kernel interface uses, so a claim is right if it is any of the pids the
-//! kernel has for that process (`NSpid` in `/proc/PID/status`), and a lie otherwise.
+//! A frame carries the pid that its sender sees for itself. Inside a container that is not the pid in the
+//! observer's namespace, so a claim is valid if it is any pid of that process in any namespace (`NSpid` in
+//! `/proc/PID/status`), and refused otherwise.
 
-/// Pids kept per process beside its own: more nested namespaces than agents run in. The kernel
-/// allows 32; the innermost ones are kept.
+/// Pids kept per process beside its own: more levels of namespaces than agents run in. The kernel allows 32;
+/// the innermost are kept.
 pub const CLAIMS_MAX: usize = 4;
 
-/// What the kernel calls a process in the namespaces below the observer's.
+/// The pids of a process in the namespaces below the observer's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Claims([u32; CLAIMS_MAX]);
 
@@ -23,7 +23,7 @@ impl Claims {
         Self(claims)
     }
 
-    /// Whether the kernel calls the process that somewhere below the observer's namespace.
+    /// Whether this is a pid of the process in a namespace below the observer's.
     pub fn contain(&self, pid: u32) -> bool {
         pid != 0 && self.0.contains(&pid)
     }
@@ -34,14 +34,14 @@ impl Claims {
     }
 }
 
-/// What must be known of a process to judge its beats.
+/// The facts of a process that judging its beats requires.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProcessInfo {
-    /// What it may call itself; `None` while that is unknown.
+    /// The pids it may claim; `None` while they are unknown.
     pub claims: Option<Claims>,
     /// Its pid namespace, where known.
     pub pid_ns: Option<u64>,
-    /// It lives in a pid namespace below the observer's.
+    /// Whether it runs in a pid namespace below the observer's.
     pub is_foreign: bool,
 }
 

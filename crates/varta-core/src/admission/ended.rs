@@ -1,18 +1,18 @@
 //! Processes whose end was reported, so that none is reported twice.
 //!
-//! A zombie can be made to speak: root of a pid namespace may put its pid into the credentials of a datagram, as
-//! often as it likes. Beats of a process may also still be in the queue when its end was reported. Neither is a new
-//! agent. Pids and instances are kept in a table of fixed size, in which a pid has one place; a process that ends later
-//! takes it from another pid with the same place.
+//! Beats can arrive in the name of a zombie: root of a pid namespace may put its pid into the credentials of a datagram
+//! at any rate. Beats of a process may also still be queued when its end is reported. Neither is a new agent. A table
+//! of fixed size holds pids and instances. Each pid maps to one place; a process that ends later overwrites another pid
+//! in the same place.
 
 use crate::agent::UNIDENTIFIED;
 
-/// Places: 16 384, 384 KiB that stay untouched until they are used. Pids are given out in a row, so as many that
-/// end one after the other do not take each other's.
+/// Places: 16 384, 384 KiB that stay untouched until they are used. The kernel assigns pids in sequence, so that
+/// many consecutive ends do not overwrite each other.
 const PLACES: usize = 1 << 14;
 
-/// A process that cannot be examined any more is taken for the one that had its pid and ended within this time:
-/// 1 s, in which no pid comes round.
+/// A process that can no longer be examined counts as the one that had its pid and ended within this time: 1 s,
+/// in which no pid is reused.
 const SAME_NS: u64 = 1_000_000_000;
 
 /// The table; all zero while no process has ended.
@@ -31,12 +31,12 @@ impl Default for EndedProcesses {
 }
 
 impl EndedProcesses {
-    /// The end of a process is reported.
+    /// Records that the end of a process was reported.
     pub(super) fn insert(&mut self, pid: u32, instance: u64, now_ns: u64) {
         self.places[place(pid)] = [pid.into(), instance, now_ns];
     }
 
-    /// Whether the end of this process was reported. A process that is not there any more has no instance.
+    /// Whether the end of this process was reported. A process that no longer exists has no instance.
     pub(super) fn contains(&self, pid: u32, instance: Option<u64>, now_ns: u64) -> bool {
         let [known, known_instance, ended_ns] = self.places[place(pid)];
         if known != u64::from(pid) {

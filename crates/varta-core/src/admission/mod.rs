@@ -1,10 +1,9 @@
-//! Who may speak, as whom, and how much.
+//! Identity and rate limits: which sender may beat, as which agent, and how often.
 //!
-//! Every datagram passes a gate before the tracker hears of it. Identity comes from the kernel or from a key,
-//! never from a claim (law 3). The gate decides; counting and reporting a refusal is the caller's
-//! business. A refused datagram changes nothing at all. The order of the checks is that of the wire
-//! specification, section 10.2: datagram, credentials, user, frame, claim; then [`Limits`], then the
-//! tracker.
+//! Every datagram passes a gate before it reaches the tracker. Identity comes from the kernel or from a key,
+//! never from a claim (law 3). The gate decides; the caller counts and reports refusals. A refused datagram
+//! changes nothing at all. The order of the checks is that of the wire specification, section 10.2: datagram,
+//! credentials, user, frame, claim; then [`Limits`], then the tracker.
 
 mod bucket;
 mod claim;
@@ -30,35 +29,35 @@ pub use sender::{
 };
 pub use ttl_cache::TtlCache;
 
-/// A datagram as it came from the socket, before anything in it is believed.
+/// A datagram as received from the socket, not yet verified.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram<'a> {
     /// The bytes, possibly cut short by the receive buffer.
     pub bytes: &'a [u8],
     /// The datagram was longer than the receive buffer.
     pub truncated: bool,
-    /// The kernel had more control data than it could hand over.
+    /// The kernel had more control data than the buffer could take.
     pub control_truncated: bool,
-    /// Kernel credentials, if any came along.
+    /// Kernel credentials, if the datagram carried any.
     pub credentials: Option<Credentials>,
 }
 
 /// A frame and the credentials that came with it.
 #[derive(Clone, Copy, Debug)]
 pub struct AttestedFrame {
-    /// What the datagram says.
+    /// The decoded frame.
     pub frame: Frame,
-    /// Who the kernel says has sent it.
+    /// The sender, as the kernel attests it.
     pub sender: Credentials,
 }
 
-/// Whose processes may speak.
+/// The users whose processes may beat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AllowedUsers {
-    /// Those of every user.
+    /// All users.
     Everyone,
-    /// Those of one of these users or one of these groups, by the credentials of the datagram: the real
-    /// user and the real group, not the supplementary ones.
+    /// These users and these groups, by the credentials of the datagram: the real user and the real group,
+    /// not the supplementary ones.
     Only {
         /// User ids.
         uids: Box<[u32]>,
@@ -79,18 +78,18 @@ impl AllowedUsers {
 /// The identity gate of the Unix socket.
 #[derive(Clone, Debug)]
 pub struct LocalGate {
-    /// Whose processes may speak.
+    /// The users whose processes may beat.
     pub users: AllowedUsers,
     /// A user id that is never admitted: the kernel's overflow id where the observer's user namespace does not map
-    /// every user, since all others have that number there. `None` where every user is mapped.
+    /// every user, because all unmapped users appear under it. `None` where every user is mapped.
     pub nobody: Option<u32>,
-    /// The largest pid this host gives out.
+    /// The largest pid that this host assigns.
     pub pid_max: u32,
 }
 
 impl LocalGate {
-    /// Says who is speaking and what, or why not. Whether the sender may call itself what the frame says
-    /// is another question: [`Self::judge_claim`].
+    /// Checks datagram, credentials, user and frame, and returns the frame with its sender or the refusal.
+    /// The claimed pid is not checked: see [`Self::judge_claim`].
     pub fn admit(&self, datagram: &Datagram<'_>) -> Result<AttestedFrame, Refusal> {
         if datagram.control_truncated {
             return Err(Refusal::ControlTruncated);
@@ -121,13 +120,13 @@ impl LocalGate {
         Ok(AttestedFrame { frame, sender })
     }
 
-    /// Whether the sender's user or group may speak.
+    /// Whether the sender's user or group is allowed.
     pub fn lets_in(&self, sender: Credentials) -> bool {
         self.nobody != Some(sender.uid) && self.users.contain(sender)
     }
 
-    /// Whether a process with the kernel's `pid` may call itself `claimed`. `Ok(false)`: that depends on
-    /// what the kernel calls it in its container, which is not known yet.
+    /// Whether a process with the kernel's `pid` may claim the pid `claimed`. `Ok(false)`: that depends on
+    /// its pids in its container, which are not known yet.
     pub fn judge_claim(pid: u32, claimed: u32, claims: Option<&Claims>) -> Result<bool, Refusal> {
         if claimed == pid {
             return Ok(true);
@@ -140,15 +139,15 @@ impl LocalGate {
     }
 }
 
-/// The frame in a datagram that came over a network. Its pid is one of the sender's host, so the range of
-/// pids here says nothing about it (wire spec 10.3, 10.4).
+/// The frame in a datagram from a network. Its pid belongs to the sender's host, so the local range of pids
+/// does not apply (wire spec 10.3, 10.4).
 pub fn network_frame(bytes: &[u8]) -> Result<Frame, Refusal> {
     let bytes = bytes.try_into().map_err(|_| Refusal::WrongLength)?;
     Frame::decode(bytes).map_err(Refusal::Decode)
 }
 
-/// A claim that is not the sender's. Pid 1 is reserved on the wire for the first process of
-/// a container, so for any other it is no valid frame (wire spec 5).
+/// The refusal of a claim that is not the sender's. Pid 1 is reserved on the wire for the first process of a
+/// container, so for any other it is no valid frame (wire spec 5).
 pub fn wrong_claim(claimed: u32) -> Refusal {
     match claimed {
         1 => Refusal::Decode(DecodeError::BadPid(1)),

@@ -1,16 +1,16 @@
-//! Beats that cannot be credited before more is known of their sender.
+//! Beats that wait for the reply to a query about their sender.
 //!
-//! Most beats never wait. Those do whose sender calls itself by another pid than the kernel of the observer does (a
-//! container), whose sender must not be foreign, or whose sender the kernel has not handed over together with the
-//! datagram. One query is made per process; the beats that come meanwhile wait with the first. Their number is
-//! bounded: what finds no place is refused. Nothing is allocated after construction.
+//! Most beats never wait. A beat waits if its sender claims another pid than the observer's kernel reports (a
+//! container), if foreign namespaces are refused, or if the kernel did not pass the sender's process with the
+//! datagram. There is one query per process; later beats of the process wait with the first. The number of waiting
+//! beats is bounded; a beat beyond it is refused. Nothing is allocated after construction.
 
 use super::AttestedFrame;
 
 /// Beats that may wait at the same time. A reply takes less than a millisecond as a rule.
 const BEATS_MAX: usize = 1024;
 
-/// Beats of one process that may wait: a flood of one leaves room for others.
+/// Beats of one process that may wait, so that one flood does not fill the queue.
 const BEATS_PER_PROCESS_MAX: usize = 64;
 
 #[derive(Clone, Copy, Debug)]
@@ -21,21 +21,21 @@ struct PendingBeat {
     ticket: u64,
 }
 
-/// The beats that wait.
+/// The waiting beats.
 #[derive(Debug)]
 pub(super) struct PendingBeats {
     beats: Vec<PendingBeat>,
     tickets: u64,
 }
 
-/// What came of letting a beat wait.
+/// The result of queueing a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queued {
-    /// It is the first of its process: a query must be made, with this ticket.
+    /// The beat is the first of its process: the caller makes a query with this ticket.
     First(u64),
-    /// It waits for a reply that is on its way.
+    /// The beat waits for the reply to an earlier query.
     Behind,
-    /// There is no room.
+    /// The queue is full.
     Full,
 }
 
@@ -47,7 +47,7 @@ impl PendingBeats {
         }
     }
 
-    /// Lets a beat wait.
+    /// Queues a beat.
     pub(super) fn push(&mut self, beat: AttestedFrame, instance: Option<u64>) -> Queued {
         if self.beats.len() == BEATS_MAX {
             return Queued::Full;

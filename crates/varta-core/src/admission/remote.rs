@@ -1,18 +1,19 @@
-//! What becomes of a datagram that came over a network: credited, refused, or the first one of an agent.
+//! What happens to a datagram from a network: credited, refused, or the first one of an agent.
 //!
-//! In clear (plain UDP) nothing vouches for a datagram; sealed, a key vouches for the frame and the replay
-//! guard for its being new. An agent is `(key, address without port, pid)`, so hosts with equal pids,
-//! and a local process with that pid, are other agents. A session keeps the address it began at.
+//! A datagram in clear (plain UDP) proves nothing; in an encrypted one the key authenticates the frame and
+//! the replay guard proves that it is new. An agent is `(key, address without port, pid)`, so hosts with
+//! equal pids, and a local process with that pid, are different agents. A session keeps the address of its
+//! first datagram.
 //!
 //! Processes that share key, address and pid are one agent: several handles of one process, or processes that
 //! cannot be told apart. Under a key each has a session of its own, and nothing is compared between sessions. A
-//! goodbye ends the session that it came over, and the agent only if no other session of it was heard within its
-//! threshold, or if nothing else came over that session. That an agent beats over several sessions at once is
-//! reported, because one of its senders can hang unnoticed while another one beats.
+//! goodbye ends its session, and the agent only if no other session of it beat within its threshold, or if its
+//! session carried no beat. That an agent beats over several sessions at once is reported, because one of its
+//! senders can hang unnoticed while another one beats.
 //!
-//! The order of the checks is that of wire spec 10.4, with two changes: what is in an envelope must be a
-//! frame before its counter is used up, and a sender that may not open a session, or finds no room in the table, is
-//! refused before the guard remembers anything. Nothing is allocated after construction.
+//! The order of the checks is that of wire spec 10.4, with two changes: what is in an envelope must be a frame
+//! before its counter is used up, and a sender that may not open a session, or for which the table has no free
+//! slot, is refused before the guard stores anything. Nothing is allocated after construction.
 
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
@@ -26,45 +27,45 @@ use crate::refusal::Refusal;
 use crate::replay::{Arrival, Heard, ReplayGuard, ReplayRefusal, SessionKey};
 use crate::slot::Slot;
 
-/// Every series of beats begins with it (client spec 2).
+/// The first nonce of every series of beats (client spec 2).
 const FIRST_NONCE: u64 = 1;
 
-/// Over how many sessions an agent beats is reported once in this time at most: 1 s. One whose senders come and
-/// go all the time would fill the ring.
+/// Minimum interval between reports of an agent's number of sessions: 1 s. An agent whose senders come and go
+/// constantly would fill the ring.
 const SESSIONS_PAUSE_NS: u64 = 1_000_000_000;
 
-/// What a datagram says, and what proves it.
+/// A decoded datagram and its proof.
 #[derive(Clone, Copy, Debug)]
 pub struct RemoteFrame {
-    /// What it says.
+    /// The decoded frame.
     pub frame: Frame,
-    /// The key that proves it; [`crate::agent::NO_KEY`] if it came in clear.
+    /// The key that authenticates it; [`crate::agent::NO_KEY`] in clear.
     pub key: u64,
     /// Its session, and its number within that; `None` in clear.
     pub session: Option<(SessionKey, u32)>,
 }
 
-/// A beat whose sender is known as well as it can be.
+/// A beat with its agent and its proof.
 #[derive(Clone, Copy, Debug)]
 pub struct RemoteBeat {
-    /// As it is given to the tracker.
+    /// The beat for the tracker.
     pub beat: Beat,
-    /// Where it came from.
+    /// Its source.
     pub address: SocketAddr,
-    /// To be shown to the replay guard.
+    /// What the replay guard checks.
     arrival: Option<Arrival>,
     /// Its session is not open.
     opens_session: bool,
 }
 
 impl RemoteBeat {
-    /// A key vouches for it.
+    /// Whether a key authenticates it.
     pub fn is_sealed(&self) -> bool {
         self.arrival.is_some()
     }
 }
 
-/// The agent that a remote beat speaks for.
+/// The agent that a remote beat belongs to.
 #[derive(Clone, Copy, Debug)]
 pub struct KnownRemote {
     /// Its slot.
@@ -91,26 +92,26 @@ pub enum Admitted {
     First,
 }
 
-/// Over which sessions an agent beats, and what of it was refused.
+/// The sessions that an agent beats over, and how many of its datagrams were refused.
 #[derive(Clone, Copy, Debug, Default)]
 struct SessionUse {
     /// Datagrams refused by a limit since the last beat.
     refused: u32,
     /// Prefix of the session of the last beat.
     latest: Option<[u8; 8]>,
-    /// How many sessions were in use when that was reported last; 0 for one.
+    /// Sessions in use at the last report; 0 for one.
     reported: usize,
-    /// Nothing more is reported before, raw time.
+    /// The earliest time of the next report, raw time.
     report_from_ns: u64,
 }
 
-/// What is known of the remote agents that speak, beside the table.
+/// State of the remote agents beside the table.
 #[derive(Debug)]
 pub struct RemoteSenders<W> {
     origin: BeatOrigin,
-    /// Of the numbers that stand for sources.
+    /// Seed of the source numbers.
     seed: u64,
-    /// Of what keys have sealed; `None` in clear.
+    /// The guard for encrypted datagrams; `None` in clear.
     guard: Option<ReplayGuard<W>>,
     /// Agents that said goodbye, with the time of their own clocks.
     departed: TtlCache<(u64, u32), u64>,
@@ -139,8 +140,9 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
         }
     }
 
-    /// The agent that a datagram speaks for. A session is that of the address it began at, so an address
-    /// that changes changes nothing, and neither does a copy from another address that overtakes its original.
+    /// The agent that a datagram belongs to. A session belongs to the address of its first datagram, so a
+    /// change of address has no effect, and neither does a copy from another address that overtakes its
+    /// original.
     pub fn attribute(&self, read: &RemoteFrame, address: SocketAddr) -> RemoteBeat {
         let frame = read.frame;
         let known = self.guard.as_ref().zip(read.session);
@@ -164,9 +166,9 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
         }
     }
 
-    /// Whether a beat may be credited. What opens a session needs a token before the guard remembers it; anything
-    /// else only once it is known to be no copy, since any host can send copies. A newcomer is held to
-    /// `newcomer_threshold_ns`.
+    /// Whether a beat may be credited. A beat that opens a session needs a token before the guard stores it; any
+    /// other beat only after it proved to be no copy, because any host can send copies. The threshold of a new
+    /// agent is `newcomer_threshold_ns`.
     pub fn judge(
         &mut self,
         heard: &mut RemoteBeat,
@@ -225,9 +227,9 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
         self.sessions[agent.slot as usize] = SessionUse::default();
     }
 
-    /// Takes note of the session of a beat that was credited. That an earlier session is heard again shows that more
-    /// than one is in use; from then on they are counted with each beat, until there is one left. Returns over how
-    /// many an agent beats, if that has changed and is to be reported. `facts` are the agent's.
+    /// Records the session of a credited beat. A beat over an earlier session shows that more than one is in use;
+    /// from then on the sessions are counted with each beat, until one is left. Returns the number of sessions if it
+    /// changed and is to be reported. `facts` are the agent's.
     pub fn note_beat(
         &mut self,
         agent: Agent,
@@ -247,8 +249,8 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
         self.changed_sessions(agent, &facts()?, now)
     }
 
-    /// Whether a goodbye ends its agent, and not only its session because another one lives. One over a session that
-    /// never beat has no other meaning than to end the agent.
+    /// Whether a goodbye ends its agent, or only its session because another one is in use. A goodbye over a session
+    /// that never beat ends the agent.
     pub fn ends_agent(&mut self, heard: &RemoteBeat, facts: &Slot, now: Moment) -> bool {
         let Some(arrival) = &heard.arrival else {
             return true;
@@ -263,7 +265,7 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
         self.live_sessions(facts, now.attention_ns) == 0
     }
 
-    /// Over how many sessions an agent beats, if that has changed since it was reported and may be reported again.
+    /// The number of sessions of an agent, if it changed since the last report and may be reported again.
     pub fn changed_sessions(&mut self, agent: Agent, facts: &Slot, now: Moment) -> Option<usize> {
         let count = self.live_sessions(facts, now.attention_ns);
         let sessions = &mut self.sessions[agent.slot as usize];
@@ -280,21 +282,21 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
         self.sessions[agent.slot as usize].refused
     }
 
-    /// An agent has said goodbye, at `timestamp_ns` of its own clock.
+    /// Records the goodbye of an agent, at `timestamp_ns` of its own clock.
     pub fn note_goodbye(&mut self, agent: Agent, timestamp_ns: u64, now_ns: u64) {
         let who = (agent.instance, agent.pid);
         self.departed.insert(who, timestamp_ns, now_ns);
         self.note_departure(agent);
     }
 
-    /// An agent has lost its slot: its sessions are the first to make room.
+    /// An agent lost its slot: its sessions are the first to be evicted.
     pub fn note_departure(&mut self, agent: Agent) {
         if let Some(guard) = &mut self.guard {
             guard.depart(agent.instance, agent.pid);
         }
     }
 
-    /// Whether a beat is heard for the first time, and its place in its session. In clear that is unknown.
+    /// Whether a beat is new, and its position in its session. In clear both are unknown.
     fn admit(
         &mut self,
         arrival: Option<&Arrival>,
@@ -312,7 +314,7 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
         })
     }
 
-    /// Takes note of a datagram that is the agent's and no copy, and was refused by a limit.
+    /// Counts a genuine datagram of the agent, not a copy, that a limit refused.
     fn note_refusal(&mut self, heard: &RemoteBeat, slot: u32, reason: Refusal) {
         let is_by_limit = matches!(
             reason,
@@ -362,7 +364,7 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
         limit.map_err(Refusal::RateLimited)
     }
 
-    /// When an agent that has just said goodbye did so, on its own clock.
+    /// The time of a recent goodbye of an agent, on its own clock.
     fn left_at_ns(&self, heard: &RemoteBeat, now_ns: u64) -> Option<u64> {
         let AgentKey::Remote { source, pid } = heard.beat.key else {
             return None;
@@ -370,8 +372,8 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
         self.departed.get((source, pid), now_ns)
     }
 
-    /// A beat from before the goodbye that came first. It brings no agent back; a newer one of its session does,
-    /// or another session, and in clear another series.
+    /// Whether a beat was sent before a goodbye that arrived before it. Such a beat does not bring the agent
+    /// back; a newer beat of its session does, or another session, and in clear another series.
     fn is_overtaken_by_goodbye(&self, heard: &RemoteBeat, now_ns: u64) -> bool {
         let frame = &heard.beat.frame;
         let Some(left_at_ns) = self.left_at_ns(heard, now_ns) else {
@@ -383,10 +385,10 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
         }
     }
 
-    /// Over how many sessions an agent beats.
+    /// The number of sessions that an agent beats over.
     fn live_sessions(&self, facts: &Slot, now_ns: u64) -> usize {
         let since_ns = now_ns.saturating_sub(facts.threshold_ns);
-        // What an earlier observer heard is no proof of life.
+        // Beats that an earlier observer received are no proof of life.
         let since_ns = since_ns.max(facts.joined_ns);
         self.guard.as_ref().map_or(0, |guard| {
             guard.live_sessions(facts.instance, facts.pid, since_ns)

@@ -1,20 +1,20 @@
-//! When the datagrams that are read now were sent, as far as the order of the kernel's queue proves it.
+//! A lower bound on the send time of the datagrams being read, proved by the order of the kernel's queue.
 
 /// A time before which nothing that is read now was sent.
 ///
-/// What is read after the queue was seen empty was sent after that; and so was what is read after a
-/// queue's worth of other datagrams, since the kernel keeps them in order.
+/// A datagram read after the queue was seen empty was sent after that; so was one read after a whole queue of
+/// other datagrams, because the kernel keeps their order.
 #[derive(Debug)]
 pub struct SendTimeBound {
     queue_datagrams: usize,
     proved_ns: u64,
-    /// A later time, which is proved once a queue's worth has been read after it.
+    /// A later time, which is proved once a whole queue has been read after it.
     next_ns: u64,
     read_since: usize,
 }
 
 impl SendTimeBound {
-    /// For a queue that holds so many datagrams.
+    /// For a queue of this many datagrams.
     pub fn new(queue_datagrams: usize) -> Self {
         Self {
             queue_datagrams,

@@ -1,14 +1,13 @@
-//! What becomes of a datagram of a local process: credited, asked about, waiting, refused, or handed over to the
+//! What happens to a datagram of a local process: it is credited, queried, queued, refused, or credited to the
 //! successor of the process that had its pid.
 //!
-//! An agent that is known costs one look into an index. A stranger is credited at once if the kernel has
-//! handed over its process with the datagram and it calls itself what the kernel calls it; otherwise its beats
-//! wait until more is known of the process. A known pid may have passed to another process; which of the two has sent a
-//! datagram follows from what the caller finds out.
+//! A known agent costs one index lookup. An unknown sender is credited at once if the kernel passed its process with
+//! the datagram and it claims the pid that the kernel reports; otherwise its beats wait for a query about the process.
+//! A known pid may have passed to another process; the caller's queries decide which of the two sent a datagram.
 //!
-//! Nothing here makes a system call. Facts about processes are arguments; those that are expensive to find out are
-//! closures, called at most once and only where the decision depends on them. Nothing is allocated after construction,
-//! and a refused beat changes nothing but the caches of recent refusals and the buckets of [`Limits`].
+//! No function makes a system call. Facts about processes are arguments; expensive ones are closures, called at most
+//! once and only where the decision depends on them. Nothing is allocated after construction, and a refused beat
+//! changes nothing but the caches of recent refusals and the buckets of [`Limits`].
 
 use varta_vlp::Frame;
 
@@ -19,60 +18,60 @@ use super::{AttestedFrame, Claims, Datagram, Limits, LocalGate, ProcessInfo, wro
 use crate::agent::{Agent, Credentials, Locality, UNIDENTIFIED};
 use crate::refusal::Refusal;
 
-/// Datagrams of an unknown process that are refused, each within a second of the one before, and make it noisy.
+/// Refused datagrams that make an unknown process noisy, each within a second of the one before.
 const NOISY_DATAGRAMS: u32 = 16;
 
-/// What is to be done with a beat.
+/// What the caller does with a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is credited to the agent that is known.
+    /// Credit it to the known agent.
     Credit,
     /// Its sender becomes an agent.
     Join {
         /// The instance of its process.
         instance: u64,
     },
-    /// Its sender becomes an agent and leaves at once: it has ended and left its pid to no other process.
+    /// Its sender becomes an agent and leaves at once: it has ended, and no other process has its pid.
     JoinAndLeave,
     /// It waits for a reply that is on its way.
     Wait,
-    /// It waits, and this must be asked.
+    /// It waits, and the caller makes this query.
     Ask(SenderQuery),
-    /// The pid of the agent that is known has passed to another process, and it is unknown which of the two has sent
-    /// it: the agent is retired and the beat is refused ([`Refusal::UnprovedSender`]).
+    /// The pid of the known agent has passed to another process, and it is unknown which of the two sent the beat:
+    /// the agent is retired and the beat is refused ([`Refusal::UnprovedSender`]).
     RetireAndRefuse,
-    /// There is no room in the table; the tracker says why.
+    /// The table has no free slot; the tracker determines the reason.
     NoRoom,
     /// It is refused.
     Refuse(Refusal),
 }
 
-/// What must be found out about a sender.
+/// A query about a sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SenderQuery {
-    /// Comes back with the reply.
+    /// Returned with the reply.
     pub ticket: u64,
     /// The sender's pid.
     pub pid: u32,
     /// Its instance, if that is known.
     pub instance: Option<u64>,
-    /// If its process did not come with the datagram: a time before which the datagram was certainly not sent. A
-    /// process that existed then is the sender.
+    /// If its process did not come with the datagram: a lower bound on the send time of the datagram. A process
+    /// that existed then is the sender.
     pub sent_after_ns: Option<u64>,
 }
 
-/// What was found out about a sender.
+/// The reply to a query about a sender.
 #[derive(Clone, Copy, Debug)]
 pub struct SenderReply {
-    /// The instance of the process that has the pid; [`UNIDENTIFIED`] if nothing tells.
+    /// The instance of the process that has the pid; [`UNIDENTIFIED`] if it cannot be determined.
     pub instance: u64,
-    /// It is certain that this process is the sender.
+    /// Whether this process is certainly the sender.
     pub proved: bool,
-    /// What is known of it.
+    /// Its facts.
     pub info: ProcessInfo,
 }
 
-/// Whether the process of an agent is held, so that its pid cannot pass on unnoticed.
+/// Whether a pidfd holds the process of an agent, so that its pid cannot pass on unnoticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hold {
     /// It is held and was not seen to end.
@@ -90,7 +89,7 @@ pub struct KnownSender {
     pub agent: Agent,
     /// Nonce of its last regular beat.
     pub last_nonce: Option<u64>,
-    /// What it may call itself; `None` while that is unknown.
+    /// The pids it may claim; `None` while they are unknown.
     pub claims: Option<Claims>,
     /// Whether its process is held.
     pub hold: Hold,
@@ -102,21 +101,21 @@ impl KnownSender {
     }
 }
 
-/// Whether there is room for one more agent.
+/// Whether one more agent can join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// In the table, perhaps.
+    /// The table may have a free slot.
     pub in_table: bool,
-    /// For the events that its joining makes.
+    /// The ring has room for the events of a join.
     pub for_events: bool,
 }
 
 /// The process behind an unknown pid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FoundProcess {
-    /// It came with the datagram; its instance where the kernel tells.
+    /// It came with the datagram; its instance where the kernel reports it.
     Attached(Option<u64>),
-    /// One that has the pid now; its instance where the kernel tells.
+    /// One that has the pid now; its instance where the kernel reports it.
     Opened(Option<u64>),
     /// No process has the pid.
     Gone,
@@ -126,28 +125,28 @@ pub enum FoundProcess {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Rejection {
     reason: Refusal,
-    /// What it may call itself, where known.
+    /// The pids it may claim, where known.
     claims: Option<Claims>,
 }
 
-/// What is known of the local processes that speak, beside the table.
+/// State of the local senders beside the table.
 #[derive(Debug)]
 pub struct LocalSenders {
     gate: LocalGate,
     /// Processes of other pid namespaces are refused.
     refuse_foreign: bool,
     pending: PendingBeats,
-    /// Unknown processes that were refused after they were examined: to examine one costs reading `/proc`.
+    /// Unknown processes that were refused after an examination, which costs reading `/proc`.
     rejected: TtlCache<u32, Rejection>,
-    /// Unknown processes that send what is refused at once, and how often: each time costs a descriptor.
+    /// Unknown processes whose datagrams are refused at once, and how often: each costs a descriptor.
     noisy: TtlCache<u32, u32>,
-    /// Processes that said goodbye.
+    /// Processes that sent a goodbye.
     departed: TtlCache<u32, ()>,
     ended: EndedProcesses,
 }
 
 impl LocalSenders {
-    /// Behind this gate. With `refuse_foreign` processes of other pid namespaces are refused.
+    /// Behind this gate. `refuse_foreign` refuses processes of other pid namespaces.
     pub fn new(gate: LocalGate, refuse_foreign: bool) -> Self {
         Self {
             gate,
@@ -171,8 +170,8 @@ impl LocalSenders {
         self.gate.lets_in(sender) && room.in_table && !is_noisy()
     }
 
-    /// Says who is speaking and what, or why not. `is_attached`: its process came with the datagram, which was in vain
-    /// if it is refused here.
+    /// Identifies the sender and decodes the frame, or refuses the datagram. `is_attached`: the process came with the
+    /// datagram, a wasted descriptor if the datagram is refused.
     pub fn admit(
         &mut self,
         datagram: &Datagram<'_>,
@@ -187,8 +186,9 @@ impl LocalSenders {
         admitted
     }
 
-    /// A beat of an agent that is known. `proved`: its process came with the datagram and is the agent's. `owner` finds
-    /// out the instance of the process that has the agent's pid now, `None` if there is none or nothing tells.
+    /// A beat of an agent that is known. `proved`: its process came with the datagram and is the agent's. `owner`
+    /// returns the instance of the process that has the agent's pid now, `None` if there is none or it cannot be
+    /// determined.
     pub fn judge_known(
         &mut self,
         beat: &AttestedFrame,
@@ -222,8 +222,8 @@ impl LocalSenders {
         Verdict::Credit
     }
 
-    /// A beat of a process that no agent is known of. `sent_after_ns` is a time before which its datagram was certainly
-    /// not sent; `find` finds out its process.
+    /// A beat of a process that is no agent yet. `sent_after_ns` is a lower bound on the send time of its datagram;
+    /// `find` identifies its process.
     pub fn judge_stranger(
         &mut self,
         beat: &AttestedFrame,
@@ -268,8 +268,8 @@ impl LocalSenders {
         self.pending.pop(ticket)
     }
 
-    /// A beat that has waited for this reply. `known` is the agent of the very process that was examined, with what has
-    /// been learnt of it; `has_ended` finds out whether that process has ended.
+    /// A beat that waited for this reply. `known` is the agent of the examined process, with the facts learnt;
+    /// `has_ended` reports whether that process has ended.
     pub fn judge_reply(
         &mut self,
         beat: &AttestedFrame,
@@ -282,12 +282,12 @@ impl LocalSenders {
         let pid = beat.sender.pid;
         if let Some(known) = known {
             return match known.claims {
-                // A later beat did not have to wait, and was credited meanwhile.
+                // A later beat did not wait and was credited meanwhile.
                 _ if known.is_past(&beat.frame) => Verdict::Refuse(Refusal::OutOfOrder),
                 // The agent has joined with another datagram meanwhile; this one may be an earlier process's.
                 _ if !reply.proved => Verdict::Refuse(Refusal::UnprovedSender),
                 Some(_) => self.judge_known(beat, known, true, limits, now_ns, || None),
-                // It has ended, so this is never known.
+                // It has ended, so its pids stay unknown.
                 None => unverified(&beat.frame),
             };
         }
@@ -315,12 +315,12 @@ impl LocalSenders {
         self.ended.insert(pid, instance, now_ns);
     }
 
-    /// A process said goodbye.
+    /// Records the goodbye of a process.
     pub fn note_goodbye(&mut self, pid: u32, now_ns: u64) {
         self.departed.insert(pid, (), now_ns);
     }
 
-    /// Whether a stranger's process may be found out, which costs a system call or more.
+    /// Whether the process of an unknown sender may be examined, which costs one or more system calls.
     fn screen(
         &mut self,
         beat: &AttestedFrame,
@@ -343,7 +343,7 @@ impl LocalSenders {
         limit.map_err(Refusal::RateLimited)
     }
 
-    /// Why a process that was refused a moment ago after it was examined is refused again without that.
+    /// The refusal of a recently examined process, repeated without another examination.
     fn rejected_again(&self, beat: &AttestedFrame, now_ns: u64) -> Option<Refusal> {
         let claimed = beat.frame.pid;
         let Rejection { reason, claims } = self.rejected.get(beat.sender.pid, now_ns)?;
@@ -358,8 +358,8 @@ impl LocalSenders {
         }
     }
 
-    /// Whether a process that was examined may join with this claim. One that has ended before anything could
-    /// tell where it lived is not foreign: it comes and goes at once, and nothing is done about it.
+    /// Whether a process that was examined may join with this claim. One that ended before its namespace
+    /// could be read is not foreign: it joins and leaves at once.
     fn judge_examined(
         &self,
         beat: &AttestedFrame,
@@ -399,16 +399,16 @@ impl LocalSenders {
         }
     }
 
-    /// An unknown process sent what is refused at once.
+    /// Records a datagram of an unknown process that was refused at once.
     fn note_noise(&mut self, pid: u32, now_ns: u64) {
         let before = self.noisy.get(pid, now_ns).unwrap_or(0);
         self.noisy.insert(pid, before.saturating_add(1), now_ns);
     }
 }
 
-/// Whether the process that came with a datagram is another one than the agent's that is known under its pid.
-/// `attached` is its instance; where the kernel does not tell, `has_passed_on` finds out whether the agent's process
-/// has ended and the one that came has not.
+/// Whether the process that came with a datagram differs from the process of the agent known under its pid.
+/// `attached` is its instance; where the kernel does not report it, `has_passed_on` determines whether the agent's
+/// process has ended and the attached one has not.
 pub fn is_successor(
     agent: Agent,
     attached: Option<u64>,
@@ -420,7 +420,7 @@ pub fn is_successor(
     }
 }
 
-/// Whether an agent's pid is still its own. A zombie keeps its pid, and so does a process that no other came after.
+/// Whether an agent still owns its pid. A zombie keeps its pid, and so does a process without a successor.
 fn has_still_its_pid(known: &KnownSender, owner: impl FnOnce() -> Option<u64>) -> bool {
     let is_anyones = known.hold == Hold::None && known.agent.instance == UNIDENTIFIED;
     is_anyones || owner().is_none_or(|instance| instance == known.agent.instance)

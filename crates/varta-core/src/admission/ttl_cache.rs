@@ -1,4 +1,4 @@
-//! A small cache of recent facts: 64 entries, one second each.
+//! A small cache with expiry: 64 entries, one second each.
 
 /// Entries; the oldest is overwritten.
 const CAPACITY: usize = 64;
