@@ -45,13 +45,13 @@ pub struct AttentionClock {
     jumps: u64,
 }
 
-/// The observer came later than it had promised, and not all agents tolerate that.
+/// The observer woke up later than the set time, and not all agents tolerate that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
     /// Lateness, nanoseconds: more than 1 ms.
     pub gap_ns: u64,
-    /// No agent tolerates it, so the clock stood still meanwhile. Else it counts, but for those that the
-    /// tracker excuses.
+    /// Whether no agent tolerates it, so that the clock stood still meanwhile. Otherwise it counts, except
+    /// for the agents that the tracker excuses.
     pub is_off_the_clock: bool,
 }
 
@@ -67,8 +67,8 @@ impl AttentionClock {
         }
     }
 
-    /// Takes a raw reading. Returns the gap if the observer came more than 1 ms later than it had promised; the
-    /// promise is used up either way.
+    /// Takes a raw reading. Returns the gap if it is more than 1 ms later than the set wake-up; the set time is
+    /// used up either way.
     pub fn advance_to(&mut self, raw_ns: u64) -> Option<Gap> {
         if raw_ns < self.last_raw_ns {
             self.regressions = self.regressions.saturating_add(1);
@@ -93,13 +93,14 @@ impl AttentionClock {
         })
     }
 
-    /// Promises another reading no later than `raw_ns`. Without a promise the observer is at work, and all time
-    /// until the next reading is lateness.
+    /// Sets the latest time of the next reading. Without it the observer is at work, and all time until the
+    /// next reading is lateness.
     pub fn promise(&mut self, raw_ns: u64) {
         self.promised_raw_ns = raw_ns.max(self.last_raw_ns);
     }
 
-    /// Attention time of the last reading: when beats are heard, and what silence is judged by.
+    /// Attention time of the last reading: the receive time of beats, and the time by which silence is
+    /// judged.
     pub fn now_ns(&self) -> u64 {
         self.attention_ns
     }

@@ -1,26 +1,26 @@
-//! A beat as it is given to the tracker: what a frame says, and what is known of its sender.
+//! A beat for the tracker: the decoded frame and the facts of its sender.
 
 use varta_vlp::Frame;
 
 use crate::agent::{BeatOrigin, UID_UNKNOWN};
 use crate::replay::Heard;
 
-/// How a beat's sender is named.
+/// The key of a beat's sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AgentKey {
     /// A process of this host.
     Local {
         /// Pid by kernel credentials.
         pid: u32,
-        /// Which process has that pid. `None`: not examined for this beat; the process that is known under
-        /// the pid is meant.
+        /// Which process has that pid. `None`: not examined for this beat; the beat belongs to the process
+        /// known under the pid.
         instance: Option<u64>,
         /// Which stream of the process; 0 for beats that come as datagrams.
         stream: u16,
     },
-    /// A remote process. Sources never meet local agents, nor each other.
+    /// A remote process. Its key is separate from local agents and from other sources.
     Remote {
-        /// What vouches for the pid: key and address, as a number.
+        /// The source: key and address, as a number.
         source: u64,
         /// Pid as claimed.
         pid: u32,
@@ -59,25 +59,25 @@ impl AgentKey {
     }
 }
 
-/// A beat with everything the kernel or a key says about it.
+/// A beat with everything that the kernel or a key attests.
 #[derive(Clone, Copy, Debug)]
 pub struct Beat {
     /// Its sender.
     pub key: AgentKey,
-    /// What it says. The pid in it is not used.
+    /// The decoded frame. Its pid is not used.
     pub frame: Frame,
-    /// How it came.
+    /// Its origin.
     pub origin: BeatOrigin,
     /// The sender's pid namespace where known.
     pub ns_inode: Option<u64>,
     /// The sender's user where known, else [`crate::agent::UID_UNKNOWN`].
     pub uid: u32,
-    /// Where it stands among the datagrams of its session, if a key vouches for it: then its nonce tells no order.
+    /// Its position in its session, if a key authenticates it: then its nonce does not determine the order.
     pub session: Option<Heard>,
 }
 
 impl Beat {
-    /// A beat of a sender about which nothing more is known: no namespace, no user, no session.
+    /// A beat without further facts: no namespace, no user, no session.
     pub const fn new(key: AgentKey, frame: Frame, origin: BeatOrigin) -> Self {
         Self {
             key,

@@ -1,6 +1,6 @@
-//! Which events follow from what the tracker answers.
+//! The events that follow from the answers of the tracker.
 //!
-//! Nothing here decides about an agent. Bounds: a time per slot, reserved at construction.
+//! No function decides about an agent. Bounds: a time per slot, reserved at construction.
 
 use varta_vlp::Frame;
 
@@ -11,21 +11,21 @@ use crate::refusal::Refusal;
 use crate::slot::Tier;
 use crate::tracker::{BeatOutcome, Recorded, Silence};
 
-/// That an agent has become critical is reported once in this time: 1 s. One that changes its mind many times a second
-/// would fill the ring; that it is in trouble has been reported.
+/// Minimum interval between reports that an agent is critical: 1 s. An agent whose status flickers would fill the
+/// ring, and its trouble was reported already.
 const CRITICAL_PAUSE_NS: u64 = 1_000_000_000;
 
-/// Makes events of what became of beats.
+/// Makes events from the outcomes of beats.
 #[derive(Debug)]
 pub struct BeatEvents {
-    /// Every beat that is credited is an event, too.
+    /// Whether every credited beat is an event, too.
     every_beat: bool,
-    /// By slot: that the agent is critical is not reported before, raw time.
+    /// By slot: the earliest time of the next report that the agent is critical, raw time.
     critical_from_ns: Box<[u64]>,
 }
 
 impl BeatEvents {
-    /// For a table with so many slots. With `every_beat` every beat that is credited is an event, too.
+    /// For a table with this many slots. With `every_beat` every credited beat is an event, too.
     pub fn new(slots: usize, every_beat: bool) -> Self {
         Self {
             every_beat,
@@ -33,7 +33,7 @@ impl BeatEvents {
         }
     }
 
-    /// An agent has joined with this frame.
+    /// Emits the join of an agent with this frame.
     pub fn join(&mut self, agent: Agent, frame: &Frame, from: JoinedFrom) -> EventKind {
         self.critical_from_ns[agent.slot as usize] = 0;
         EventKind::Join {
@@ -45,7 +45,7 @@ impl BeatEvents {
         }
     }
 
-    /// Emits what a beat has changed about the agent that it was credited to, in the order in which it is reported.
+    /// Emits what a credited beat changed about its agent, in the order of the reports.
     pub fn credited(
         &mut self,
         agent: Agent,
@@ -100,7 +100,7 @@ impl BeatEvents {
     }
 }
 
-/// Why the tracker has refused a beat.
+/// The refusal of a beat by the tracker.
 pub fn refusal(recorded: &Recorded) -> Refusal {
     match recorded.outcome {
         BeatOutcome::OriginConflict => Refusal::OriginConflict,

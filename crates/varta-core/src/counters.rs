@@ -1,15 +1,15 @@
-//! Every figure that the observer keeps of itself, declared once: its metric name, fixed label and help text.
+//! Every figure that the observer keeps about itself, declared once: metric name, fixed label and help text.
 //!
-//! A counter only grows and saturates, a gauge is what it was set to last, a timing is a distribution of
-//! durations. Each has exactly one writing thread (the one that owns the room it belongs to), so writing is
-//! a plain load and store; any thread may read at any time. What can be read off the slot table (how many
-//! agents are alive, say) is not kept twice.
+//! A counter only grows and saturates, a gauge holds the value last set, a timing is a distribution of
+//! durations. Each has exactly one writing thread (the owner of its module), so writing is a plain load and
+//! store; any thread may read at any time. Figures that the slot table contains (the number of live agents,
+//! for example) are not kept twice.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::histogram::{Distribution, Histogram};
 
-/// What a series is called where it is exported.
+/// The exported name of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeriesInfo {
     /// Metric family, Prometheus naming rules.
@@ -197,14 +197,14 @@ series! {
 }
 
 impl Counter {
-    /// The value is kept in nanoseconds and told in seconds.
+    /// The value is kept in nanoseconds and exported in seconds.
     pub const fn is_time(self) -> bool {
         matches!(self, Self::GapNanoseconds)
     }
 }
 
 impl Gauge {
-    /// The value is kept in nanoseconds and told in seconds.
+    /// The value is kept in nanoseconds and exported in seconds.
     pub const fn is_time(self) -> bool {
         matches!(
             self,
@@ -245,7 +245,7 @@ static INTERVAL_BOUNDS_NS: [u64; 14] = [
     600 * S,
 ];
 
-/// From the timer's own exactness to what an operator calls late.
+/// From the resolution of the timer to clearly late.
 static LATENESS_BOUNDS_NS: [u64; 10] = [
     50 * US,
     100 * US,
@@ -273,7 +273,7 @@ static WORK_BOUNDS_NS: [u64; 10] = [
     100 * MS,
 ];
 
-/// From a signal to a restart that takes its time.
+/// From a signal to a slow restart.
 static RECOVERY_BOUNDS_NS: [u64; 9] = [
     MS,
     5 * MS,
@@ -346,8 +346,8 @@ impl Counters {
         self.values[counter as usize].load(Ordering::Relaxed)
     }
 
-    /// Sets a gauge; only its one writing thread may call this. A thread that reads the value then reads of other gauges
-    /// what was set before, or later.
+    /// Sets a gauge; only its one writing thread may call this. A thread that reads this value also sees every gauge
+    /// that was set before it.
     pub fn set(&self, gauge: Gauge, value: u64) {
         self.gauges[gauge as usize].store(value, Ordering::Release);
     }
@@ -359,12 +359,12 @@ impl Counters {
         }
     }
 
-    /// What a gauge was set to last; nanoseconds where it is a time.
+    /// The value of a gauge; nanoseconds where it is a time.
     pub fn level(&self, gauge: Gauge) -> u64 {
         self.gauges[gauge as usize].load(Ordering::Acquire)
     }
 
-    /// Takes note of a duration; only the timing's one writing thread may call this.
+    /// Records a duration; only the timing's one writing thread may call this.
     pub fn observe(&self, timing: Timing, duration_ns: u64) {
         self.timings[timing as usize].observe(duration_ns);
     }

@@ -1,19 +1,19 @@
-//! The policy wing: one state machine that decides what follows from what happened to the agents.
+//! The policy wing: one state machine that decides what to do after each event.
 //!
-//! It is fed with [`Input`]s through [`Engine::handle`], answers with [`Effect`]s from [`Engine::poll_effect`], and
-//! says with [`Engine::next_timeout`] when it has to be fed [`Input::Timeout`] at the latest. Everything that is
-//! decided about agents off the beat path is decided here: which rule applies, what is done about a silence and
-//! when, whether fire is held, what an operator's pause means, whether a hook still makes sense.
+//! [`Engine::handle`] takes [`Input`]s, [`Engine::poll_effect`] returns [`Effect`]s, and [`Engine::next_timeout`]
+//! returns the latest time of the next [`Input::Timeout`]. The engine makes every decision about agents off the
+//! beat path: which rule applies, what is done about a silence and when, whether fire is held, what an operator's
+//! pause means, whether a hook still applies.
 //!
-//! It reads no clock and touches nothing. Which agent is silent is read from the [`SlotTable`]; events only say when to
-//! look, so an event that was lost can cost a report, never a wrong action.
+//! It reads no clock and has no side effects. The [`SlotTable`] determines which agent is silent; events only determine
+//! when to read it, so a lost event can cost a report, never a wrong action.
 //!
-//! How to drive it: feed an input; carry out effects until there are none, feeding what becomes of each at once; when
-//! nothing else has happened and the next timeout has come, feed [`Input::Timeout`] and carry out again.
+//! How to drive it: feed an input; carry out effects until there are none, feeding the outcome of each at once; when
+//! there is no other input and the next timeout has come, feed [`Input::Timeout`] and carry out again.
 //!
 //! Bounds: a record per slot, a ladder position per slot (made when a ladder is first needed), 1024 hooks per
 //! locality, as many orders in flight as [`RecoveryLimits::max_in_flight`](crate::policy::RecoveryLimits) and one
-//! more, 1024 carried over budgets, 1024 budgets of users. Effects are bounded by what one input can cause: a few per
+//! more, 1024 budgets carried over, 1024 budgets of users. Effects are bounded by what one input can cause: a few per
 //! agent for a policy, a few for anything else.
 
 mod agents;
@@ -47,7 +47,7 @@ use rule_assignments::Expectations;
 pub use effect::{Action, AgentGone, AgentInfo, AgentUpdate, Effect, StepOrder, Subject};
 pub use input::{ActionId, Command, Input, Now, Outcome, ProcessFacts, ProgramEnd};
 
-/// What does not change while the engine works.
+/// What does not change while the engine runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EngineOptions {
     /// Spreads the pauses of agents that failed together.
@@ -59,20 +59,20 @@ pub struct EngineOptions {
 /// Figures for the metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Levels {
-    /// Programs that run now.
+    /// Running programs.
     pub in_flight: usize,
-    /// Fire is held for some agents.
+    /// Whether fire is held for any agent.
     pub is_fire_held: bool,
-    /// Agents that were expected in time, did not come and are not there now.
+    /// Agents that were expected in time, did not join and are still missing.
     pub agents_missing: u64,
 }
 
-/// An order that was not yet reported to be over.
+/// An order without its last outcome.
 #[derive(Debug)]
 enum InFlight {
     Ladder {
         action: ladder::Action,
-        /// As it was called when the step was ordered; it may have left by now.
+        /// The agent as named when the step was ordered; it may have left since.
         agent: AgentRef,
         /// The step, if it sends a signal.
         signal: Option<SignalStep>,
@@ -88,7 +88,7 @@ pub struct Engine {
     policy: Arc<Policy>,
     agents: Agents,
     expectations: Expectations,
-    /// Made when a ladder is first needed: most observers only watch.
+    /// Made when a ladder is first needed: most observers only report.
     ladders: Option<Box<Ladders>>,
     /// Since when ladders are only rehearsed, if they are, on the observer's clock.
     rehearsed_since_ns: u64,
@@ -104,7 +104,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts with no agents. Those that are in `table` are known once their joins are fed.
+    /// Starts with no agents. Those in `table` become known when their joins are fed.
     pub fn new(
         options: EngineOptions,
         table: Arc<SlotTable>,
@@ -159,8 +159,8 @@ impl Engine {
         }
     }
 
-    /// When [`Input::Timeout`] has to be fed at the latest, on the observer's clock; in the past if now. `None` if
-    /// nothing is due before another input.
+    /// The latest time of the next [`Input::Timeout`], on the observer's clock; in the past if it is due. `None`
+    /// if nothing is due before another input.
     pub fn next_timeout(&self) -> Option<u64> {
         let next_order_ns = self.next_order_ns().filter(|_| !self.host.is_asked());
         let times = [
@@ -210,19 +210,19 @@ impl Engine {
             .push_back(Effect::Publish { observer_ns, fact });
     }
 
-    /// What became of a recovery: it is remembered with the agent, and published.
+    /// Records the outcome of a recovery with its agent, and publishes it.
     fn publish_outcome(&mut self, agent: Agent, fact: Fact) {
         if let (Some(record), Some(outcome)) = (self.agents.get_mut(agent), fact.outcome()) {
             let info = record.info_mut();
             info.recovery = Some(outcome);
-            // Whatever else comes is another attempt.
+            // Any later fact belongs to another attempt.
             info.gave_up = matches!(fact, Fact::GaveUp { .. });
             self.show(agent);
         }
         self.publish(fact);
     }
 
-    /// Shows an agent to readers as it is now.
+    /// Publishes the current state of an agent to readers.
     fn show(&mut self, agent: Agent) {
         let record = self.agents.get(agent);
         let info = record.map(|record| Arc::clone(&record.info));
@@ -239,7 +239,7 @@ impl Engine {
         }
     }
 
-    /// What is in the slot of an agent, as long as that is its.
+    /// The slot of an agent, as long as the agent owns it.
     fn slot_of(&self, agent: Agent) -> Option<Slot> {
         let slot = self.table.read(agent.slot)?;
         (slot.agent(agent.slot) == agent).then_some(slot)
@@ -264,7 +264,7 @@ impl Engine {
         slot.is_some_and(|slot| slot.state == SlotState::Late || slot.state.is_latched())
     }
 
-    /// Whether an operator wants an agent left alone; the beat path may not have heard yet.
+    /// Whether an operator paused an agent; the beat path may not have applied it yet.
     fn is_paused(&self, agent: Agent) -> bool {
         let record = self.agents.get(agent);
         let until_ns = record.and_then(|record| record.paused_until_ns);

@@ -1,7 +1,7 @@
-//! What the beat path saw: fixed size, `Copy`, no borrowed data.
+//! The events of the beat path: fixed size, `Copy`, no borrowed data.
 //!
-//! Events are made by the beat path and read by everything slow (log, event file, recovery). They
-//! carry numbers only; names and texts are added where they are shown.
+//! The beat path makes events; the slow threads (log, event file, recovery) read them. They carry numbers
+//! only; the readers add names and texts.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use varta_vlp::Status;
 use crate::agent::{Agent, ExitStatus};
 use crate::refusal::Refusal;
 
-/// What happened, and when.
+/// An event and its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
     /// Nanoseconds since the observer's clock was created; every real second counts.
@@ -26,7 +26,7 @@ pub enum EventKind {
     Join {
         /// Which agent.
         agent: Agent,
-        /// Where from.
+        /// Its origin.
         from: JoinedFrom,
         /// Nonce of the first beat.
         nonce: u64,
@@ -35,7 +35,7 @@ pub enum EventKind {
         /// Payload of the first beat.
         payload: u32,
     },
-    /// A known process began a new series of beats: another program after `exec`, another handle.
+    /// A known process started a new series of beats: another program after `exec`, another handle.
     Session {
         /// Which agent.
         agent: Agent,
@@ -65,12 +65,12 @@ pub enum EventKind {
         /// Opaque to the observer.
         payload: u32,
     },
-    /// An agent says that it is critical and did not before; once a second and agent at most, so that one
-    /// whose status flickers crowds out no other event.
+    /// An agent reports that it is critical and did not before; at most once per second and agent, so that a
+    /// flickering status displaces no other event.
     Critical {
         /// Which agent.
         agent: Agent,
-        /// Nonce of the beat that says so.
+        /// Nonce of the beat that reports it.
         nonce: u64,
         /// Its payload.
         payload: u32,
@@ -94,11 +94,11 @@ pub enum EventKind {
         silence_ns: u64,
         /// The agent's threshold, nanoseconds.
         threshold_ns: u64,
-        /// Datagrams that a key proves to be the agent's, that were never heard before, and that a limit refused
-        /// since its last beat: it is alive, or was a moment ago.
+        /// Datagrams since its last beat that a key authenticates, that are no copies, and that a limit refused:
+        /// the agent is alive, or was a moment ago.
         refused: u32,
     },
-    /// A stalled agent spoke again.
+    /// A stalled agent beats again.
     Return {
         /// Which agent.
         agent: Agent,
@@ -111,32 +111,33 @@ pub enum EventKind {
         /// How long the agent was silent, attention time, nanoseconds.
         silence_ns: u64,
     },
-    /// The process is gone, or took its leave.
+    /// The process ended, or sent a goodbye.
     Exit {
         /// Which agent.
         agent: Agent,
         /// Last accepted nonce.
         last_nonce: u64,
-        /// How it went, where the kernel tells.
+        /// How it ended, where the kernel reports it.
         status: ExitStatus,
     },
-    /// A silent agent gave its slot to a newcomer because the table was full.
+    /// A silent agent was evicted for a new one because the table was full.
     Evicted {
         /// The agent that lost the slot.
         agent: Agent,
     },
     /// A datagram was refused; nothing else changed.
     Refused {
-        /// Its sender, as far as that is known.
+        /// Its sender, as far as known.
         sender: Sender,
         /// Why.
         reason: Refusal,
     },
-    /// A sender sends without pause, so most of it is dropped before it is queued; or that is over.
+    /// A sender floods the socket, so most of its datagrams are dropped before they are queued; or the flood
+    /// is over.
     Flood {
         /// The sender; 0 for datagrams that are no frames, of any sender.
         pid: u32,
-        /// One in this many is let through; 1 when it is over.
+        /// One in this many is queued; 1 when the flood is over.
         one_in: u32,
     },
     /// An agent is silent for its threshold, but a full queue may have refused its beats, so its stall is put
@@ -148,18 +149,18 @@ pub enum EventKind {
         silence_ns: u64,
     },
     /// The kernel dropped datagrams from the network because their queue was full: the silence of remote
-    /// agents starts again.
+    /// agents restarts.
     NetworkDrops {
         /// How many.
         count: u64,
     },
-    /// Receiving beats fails, or succeeds again; or descriptors that came attached are being let go of, which may hang.
-    /// The beat path shows which.
+    /// Receiving beats fails, or succeeds again; or closing attached descriptors hangs. The status of the beat path
+    /// shows which.
     ReceiveTrouble,
-    /// The observer itself was stopped, starved or suspended (law 2): this time counts against no agent that
-    /// does not tolerate it.
+    /// The observer itself was stopped, starved or suspended (law 2): this time does not count against agents
+    /// that do not tolerate it.
     Gap {
-        /// By how much it came later than it had promised, nanoseconds.
+        /// How late it woke up, nanoseconds.
         gap_ns: u64,
     },
 }
@@ -171,14 +172,14 @@ pub enum JoinedFrom {
     Local {
         /// User id by kernel credentials; [`crate::agent::UID_UNKNOWN`] without them.
         uid: u32,
-        /// Its end is watched, not only looked for now and then.
+        /// Whether a pidfd reports its end at once, instead of a periodic check.
         exit_watched: bool,
     },
     /// Another host, or one behind it.
     Remote {
         /// Where its first beat came from.
         address: IpAddr,
-        /// A key vouches for its beats.
+        /// Whether a key authenticates its beats.
         sealed: bool,
     },
 }

@@ -1,12 +1,11 @@
-//! What happened, as it is said to everybody: one variant per kind with exactly the fields it has.
+//! The facts that the observer publishes: one variant per kind with exactly its fields.
 //!
 //! A fact is plain data: numbers, names, times in nanoseconds. Log line, row of the event file, counters and live
-//! events all follow from it; how it is worded is decided where it is shown. A text in it comes from outside: an
-//! error of the operating system, a command as shown, what a program wrote.
+//! events all follow from it; each output decides the wording. A text in it comes from outside: an error of the
+//! operating system, a command as shown, the output of a program.
 //!
-//! [`Event`](crate::Event) is what the beat path saw, of fixed size; a fact adds what is known of the agent, and
-//! covers what was decided and done about it. Facts that repeat carry how many times they stand for; what publishes
-//! them adds them up.
+//! An [`Event`](crate::Event) of the beat path has a fixed size; a fact adds the name of the agent, and covers
+//! decisions and actions. Facts that repeat carry a count; the publisher adds the counts up.
 
 mod count;
 mod reasons;
@@ -30,14 +29,14 @@ pub use reasons::{
     Transport, UntrustedOrigin, WithdrawReason,
 };
 
-/// An agent and what it is called.
+/// An agent and its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentRef {
     /// Which one.
     pub agent: Agent,
-    /// As its rule calls it, else its command name; empty if unknown.
+    /// The label of its rule, else its command name; empty if unknown.
     pub name: String,
-    /// Where it lives, if not on this host.
+    /// Its address, if it is remote.
     pub address: Option<IpAddr>,
     /// Its user by kernel credentials, if it came with them.
     pub uid: Option<u32>,
@@ -55,7 +54,7 @@ impl fmt::Display for AgentRef {
     }
 }
 
-/// What the system knows of a process. Anything may be missing.
+/// The facts of a process from the system. Any may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProcessDescription {
     /// Its program file.
@@ -92,9 +91,9 @@ pub enum Fact {
     Joined {
         /// Which agent.
         agent: AgentRef,
-        /// Where it lives.
+        /// Local, or its address.
         from: JoinedFrom,
-        /// What is known of its process; `None` for an agent of another host.
+        /// The facts of its process; `None` for a remote agent.
         process: Option<ProcessDescription>,
         /// Status of its first beat.
         status: Status,
@@ -103,20 +102,20 @@ pub enum Fact {
         /// Nonce of its first beat.
         nonce: u64,
     },
-    /// A known process began a new series of beats: another program after `exec`, another handle.
+    /// A known process started a new series of beats: another program after `exec`, another handle.
     SessionBegan {
         /// Which agent; the last one if there were several.
         agent: AgentRef,
-        /// Status of the beat that began it.
+        /// Status of the beat that started it.
         status: Status,
         /// Its payload.
         payload: u32,
         /// Its nonce.
         nonce: u64,
-        /// How many series began.
+        /// How many series started.
         count: u64,
     },
-    /// An agent of another host beats over several sessions at once, or no longer does.
+    /// A remote agent beats over several sessions at once, or no longer does.
     SessionsChanged {
         /// Which agent.
         agent: AgentRef,
@@ -185,7 +184,7 @@ pub enum Fact {
         /// Its nonce.
         nonce: u64,
     },
-    /// The process ended, or said goodbye.
+    /// The process ended, or sent a goodbye.
     Exited {
         /// Which agent.
         agent: AgentRef,
@@ -194,7 +193,7 @@ pub enum Fact {
         /// How it ended.
         status: ExitStatus,
     },
-    /// A silent agent gave its slot to another one because the table was full.
+    /// A silent agent was evicted for a new one because the table was full.
     Evicted {
         /// The agent that lost its slot.
         agent: AgentRef,
@@ -217,25 +216,26 @@ pub enum Fact {
     },
     /// A datagram was refused; nothing else changed.
     Refused {
-        /// Who sent it, as far as that is known; the last one if there were several.
+        /// Its sender, as far as known; the last one if there were several.
         sender: Sender,
         /// Why.
         reason: Refusal,
         /// How many datagrams.
         count: u64,
     },
-    /// Somebody sends without pause, so most of it is dropped before it is queued; or that is over.
+    /// A sender floods the socket, so most of its datagrams are dropped before they are queued; or the flood
+    /// is over.
     Flood {
         /// The sender; 0 for datagrams that are no frames.
         pid: u32,
-        /// One in this many is let through; 1 when it is over.
+        /// One in this many is queued; 1 when the flood is over.
         one_in: u32,
     },
     /// The observer itself was stopped, starved or suspended.
     Gap {
-        /// By how much it came late.
+        /// How late it woke up.
         late_ns: u64,
-        /// In how many gaps.
+        /// Number of gaps.
         count: u64,
     },
     /// The kernel dropped datagrams from the network because their queue was full.
@@ -245,46 +245,46 @@ pub enum Fact {
     },
     /// Receiving beats fails.
     ReceiveFailed {
-        /// On which way.
+        /// Over which transport.
         transport: Transport,
         /// Error number of the operating system.
         errno: i32,
     },
-    /// A datagram with descriptors keeps local beats waiting.
+    /// A datagram with attached descriptors delays local beats.
     ReceiveBlocked,
     /// Beats are received again.
     ReceiveRestored {
-        /// On which way.
+        /// Over which transport.
         transport: Transport,
-        /// How long they were not.
+        /// How long they were not received.
         after_ns: u64,
     },
-    /// Threads hang over descriptors that were attached to datagrams, or no longer do.
+    /// Threads hang while closing descriptors attached to datagrams, or no longer do.
     DescriptorsHang {
-        /// How many threads; 0 when it is over.
+        /// How many threads; 0 when none does.
         threads: u64,
         /// How many may.
         threads_max: u64,
     },
-    /// There is no descriptor left to watch for the end of every agent.
+    /// The observer lacks descriptors to watch the end of every agent.
     ExitsUnwatched,
-    /// Agents that were expected did not come.
+    /// Expected agents did not join in time.
     AgentsMissing {
-        /// The agents that are meant, in the operator's words.
+        /// The selected agents, in the operator's words.
         selection: String,
         /// How many were expected.
         expected: u32,
-        /// How many there are.
+        /// How many joined.
         present: u32,
         /// Within this time.
         within_ns: u64,
     },
-    /// All agents that were missing are there now.
+    /// All missing agents have joined.
     AgentsComplete {
-        /// The agents that are meant, in the operator's words.
+        /// The selected agents, in the operator's words.
         selection: String,
     },
-    /// The next step for an agent comes later.
+    /// The next step for an agent is deferred.
     RecoveryDeferred {
         /// Which agent.
         agent: AgentRef,
@@ -311,7 +311,7 @@ pub enum Fact {
         /// The window.
         window_ns: u64,
     },
-    /// Recovery may not act on an agent that is heard this way.
+    /// Recovery may not act on an agent with this origin.
     RecoveryRefused {
         /// Which agent.
         agent: AgentRef,
@@ -344,9 +344,9 @@ pub enum Fact {
         exit: ProgramExit,
         /// How long it ran.
         duration_ns: u64,
-        /// What it wrote, as far as that was kept.
+        /// Its output, as far as it was kept.
         output: String,
-        /// Bytes it wrote altogether.
+        /// Total bytes of its output.
         output_bytes: u64,
         /// Bytes of these that were not kept.
         dropped_bytes: u64,
@@ -357,9 +357,9 @@ pub enum Fact {
         agent: AgentRef,
         /// Which signal.
         signal: Signal,
-        /// To whom.
+        /// The target.
         target: SignalTarget,
-        /// Who got it.
+        /// The processes that received it.
         hits: SignalHits,
     },
     /// A step could not be taken.
@@ -380,21 +380,21 @@ pub enum Fact {
         /// How many steps.
         count: u64,
     },
-    /// An agent that was acted on is back.
+    /// An agent beats again after an action.
     Recovered {
         /// Which agent.
         agent: AgentRef,
     },
-    /// Nothing more is done about a silent agent.
+    /// Recovery gave up on a silent agent.
     GaveUp {
         /// Which agent.
         agent: AgentRef,
         /// Why.
         reason: GaveUp,
-        /// Its ladder was only rehearsed.
+        /// Whether its ladder was only rehearsed.
         rehearsed: bool,
     },
-    /// Recovery holds its fire, or goes on.
+    /// Recovery holds fire, or continues.
     Hold {
         /// For which agents.
         scope: Scope,
@@ -408,14 +408,14 @@ pub enum Fact {
         /// On which occasion.
         occasion: Occasion,
     },
-    /// A hook was not begun because the same one, or too many, are under way.
+    /// A hook was not started because the same one, or too many, are under way.
     HookDropped {
         /// Which agent.
         agent: AgentRef,
         /// On which occasion.
         occasion: Occasion,
     },
-    /// The rest of a hook is not wanted any more.
+    /// The rest of a hook was skipped.
     HookWithdrawn {
         /// Which agent.
         agent: AgentRef,
@@ -432,12 +432,12 @@ pub enum Fact {
         occasion: Occasion,
         /// How.
         outcome: HookOutcome,
-        /// From its beginning to its end.
+        /// From its start to its end.
         duration_ns: u64,
     },
-    /// Log lines were left out because the agents of one user caused too many.
+    /// Log lines were suppressed because the agents of one user caused too many.
     LinesOverRate {
-        /// Whose agents.
+        /// The user.
         owner: LineOwner,
         /// How many lines, by kind.
         counts: Vec<(LineKind, u64)>,
@@ -446,7 +446,7 @@ pub enum Fact {
         /// Lines per second that the agents of one user may cause.
         per_second: u32,
     },
-    /// Log lines were lost because nobody read those before them.
+    /// Log lines were lost because the reader of the log is too slow.
     LinesUnread {
         /// How many.
         count: u64,
@@ -455,11 +455,11 @@ pub enum Fact {
     Started {
         /// The observer's own process id.
         pid: u32,
-        /// Where it takes local beats.
+        /// Its socket for local beats.
         socket: PathBuf,
-        /// Where it takes beats from the network.
+        /// Its address for beats from the network.
         udp: Option<SocketAddr>,
-        /// Where it answers questions over TCP.
+        /// Its HTTP address.
         http: Option<SocketAddr>,
         /// Its control socket.
         control: Option<PathBuf>,
@@ -468,7 +468,7 @@ pub enum Fact {
         /// Its settings, for people.
         banner: String,
     },
-    /// What was counted so far.
+    /// The counters so far.
     CountersSoFar {
         /// All counters that are not zero.
         counters: Vec<(Counter, u64)>,
@@ -490,7 +490,7 @@ pub enum Fact {
 }
 
 impl Fact {
-    /// The agent that it is about, if it is about one and says what that is called.
+    /// The agent of the fact, if it has one with a name.
     pub const fn agent(&self) -> Option<&AgentRef> {
         match self {
             Self::Joined { agent, .. }

@@ -1,6 +1,5 @@
-//! A first-in, first-out queue of slot numbers with removal from the middle in O(1): the line in
-//! which reclaimable slots wait. Each slot stands in it at most once. Nothing is allocated after
-//! construction.
+//! A first-in, first-out queue of slot numbers with removal from the middle in O(1): the queue of reclaimable
+//! slots. Each slot is in it at most once. Nothing is allocated after construction.
 
 /// End of the list.
 const NONE: u32 = u32::MAX;
@@ -25,12 +24,12 @@ impl Fifo {
         }
     }
 
-    /// The slot that has waited longest.
+    /// The oldest slot in the queue.
     pub(crate) fn front(&self) -> Option<u32> {
         (self.head != NONE).then_some(self.head)
     }
 
-    /// Lets `slot` wait at the end; nothing happens if it waits already.
+    /// Appends `slot`; nothing changes if it is queued already.
     pub(crate) fn push(&mut self, slot: u32) {
         if self.links[slot as usize].1 != ABSENT {
             return;
@@ -43,7 +42,7 @@ impl Fifo {
         self.tail = slot;
     }
 
-    /// Takes `slot` out; false if it did not wait.
+    /// Removes `slot`; false if it was not queued.
     pub(crate) fn remove(&mut self, slot: u32) -> bool {
         let (previous, next) = self.links[slot as usize];
         if next == ABSENT {

@@ -41,7 +41,7 @@ impl Histogram {
         }
     }
 
-    /// Takes note of a duration. Only the one writing thread may call this.
+    /// Records a duration. Only the one writing thread may call this.
     pub fn observe(&self, duration_ns: u64) {
         let bucket = self.bounds_ns.partition_point(|bound| *bound < duration_ns);
         seqlock::write(&self.sequence, || {
@@ -57,7 +57,7 @@ impl Histogram {
             counts: std::array::from_fn(|i| self.buckets[i].load(Ordering::Relaxed)),
             sum_ns: self.sum_ns.load(Ordering::Relaxed),
         });
-        // The writer lives in this process. If it hangs inside, one duration more or less does no harm.
+        // The writer is a thread of this process. If it hangs inside, one duration more or less does no harm.
         read.unwrap_or_else(|inconsistent| inconsistent)
     }
 }

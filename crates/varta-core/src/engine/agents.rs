@@ -1,7 +1,7 @@
-//! All that is known of each agent: one record per slot that is taken.
+//! The facts of each agent: one record per occupied slot.
 //!
-//! The record ends with its agent. What a successor takes over from it is in the ladders' room. Bounds: one record
-//! per slot of the table.
+//! The record ends with its agent. The ladders keep what a successor takes over. Bounds: one record per slot of
+//! the table.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use crate::tracker::Deadlines;
 #[derive(Debug)]
 pub(super) struct AgentRecord {
     pub(super) agent: Agent,
-    /// What readers see of it, shared with those that keep it for them. Changed through [`Self::info_mut`].
+    /// What readers see of it, shared with the readers' directory. Changed through [`Self::info_mut`].
     pub(super) info: Arc<AgentInfo>,
     pub(super) facts: Option<ProcessFacts>,
-    /// How it is heard; `None` if it had left again before it was looked at.
+    /// Its transport; `None` if it left before its slot was read.
     pub(super) origin: Option<BeatOrigin>,
     /// The rule that applies, by number.
     pub(super) rule: Option<usize>,
@@ -47,7 +47,7 @@ impl AgentRecord {
         }
     }
 
-    /// What readers are to see of it from now on.
+    /// The effect that publishes its current state to readers.
     pub(super) fn info_mut(&mut self) -> &mut AgentInfo {
         Arc::make_mut(&mut self.info)
     }
@@ -68,7 +68,7 @@ impl AgentRecord {
     }
 }
 
-/// Every agent, by slot. Goes through them in the order of their slots.
+/// Every agent, by slot, in the order of the slots.
 #[derive(Debug, Default)]
 pub(super) struct Agents {
     slots: Vec<Option<Box<AgentRecord>>>,

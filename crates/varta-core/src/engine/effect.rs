@@ -1,4 +1,4 @@
-//! What the engine answers with: data, to be carried out one by one in their order.
+//! The effects of the engine: data, carried out one by one in order.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,28 +14,28 @@ use crate::fact::Fact;
 use crate::policy::{RunStep, SignalStep, Step};
 use crate::tracker::Deadlines;
 
-/// Something to do.
+/// One effect.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// This happened: publish it.
     Publish {
-        /// When, on the observer's clock.
+        /// Time of the fact, on the observer's clock.
         observer_ns: u64,
-        /// What.
+        /// The fact.
         fact: Box<Fact>,
     },
-    /// Take this step, and report what became of it with [`Input::Outcome`](super::Input::Outcome).
+    /// Take this step, and feed its outcome with [`Input::Outcome`](super::Input::Outcome).
     TakeStep(Box<StepOrder>),
-    /// Tell the beat path.
+    /// Update the beat path.
     Update(AgentUpdate),
     /// Read the host's pressure figures and feed them with [`Input::Pressure`](super::Input::Pressure). No step is
     /// ordered before that.
     ReadPressure,
-    /// What readers are to see of an agent from now on; `None` when it has left.
+    /// Publish the state of an agent to readers; `None` when it has left.
     Directory {
-        /// Which.
+        /// Which agent.
         agent: Agent,
-        /// What is known of it besides what is in its slot.
+        /// Its facts beside those in its slot.
         info: Option<Arc<AgentInfo>>,
     },
     /// The answer to a command. Its update of the beat path, if there is one, is the last [`Effect::Update`] before.
@@ -47,7 +47,7 @@ pub enum Effect {
     },
 }
 
-/// The agent has left by now.
+/// The agent has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AgentGone;
 
@@ -56,11 +56,11 @@ pub struct AgentGone;
 pub struct StepOrder {
     /// Names the order in its outcome.
     pub id: ActionId,
-    /// What to do.
+    /// The action.
     pub action: Action,
-    /// What it is about; also which process it is aimed at.
+    /// The agent and the process that it is for.
     pub subject: Subject,
-    /// Only say what would be done.
+    /// Only report what would be done.
     pub is_rehearsal: bool,
     /// First find out whether the process lives in a container: if so, or if that cannot be seen, nothing is done
     /// ([`StartFailure::CrossNamespace`](crate::fact::StartFailure::CrossNamespace),
@@ -90,28 +90,29 @@ impl Action {
     }
 }
 
-/// What an action is about: what placeholders and variables stand for.
+/// The subject of an action: the values of placeholders and variables.
 ///
-/// Names come from the agent itself, so a value may look like anything, an option for instance.
+/// The agent chooses its name, so a value may look like an option, for example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// Which agent.
     pub agent: Agent,
     /// Its label or name; empty if unknown.
     pub name: String,
-    /// What its last beat said; `None` if it is gone.
+    /// Status of its last beat; `None` if it has left.
     pub status: Option<Status>,
-    /// How long it has been silent; 0 if it is gone.
+    /// How long it has been silent; 0 if it has left.
     pub silence_ms: u64,
     /// The unit of the system's service manager.
     pub unit: Option<String>,
     /// The unit of the user's own service manager.
     pub user_unit: Option<String>,
-    /// What has happened: `stall`, `late` and so on.
+    /// The occasion: `stall`, `late` and so on.
     pub reason: &'static str,
-    /// The step is aimed at the agent's process, which must be there. Else it is about an agent, dead or alive.
+    /// Whether the step acts on the agent's process, which must exist. Otherwise it reports an agent, dead or
+    /// alive.
     pub is_target: bool,
-    /// Where a remote agent is.
+    /// Address of a remote agent.
     pub source: Option<IpAddr>,
 }
 
@@ -122,22 +123,22 @@ pub enum AgentUpdate {
     Deadlines(Agent, Deadlines),
     /// What it may send.
     BeatLimit(Agent, BeatLimit),
-    /// Count none of its silence for so long, attention time. Zero: what was reported is over, and its silence counts
-    /// anew.
+    /// Do not count its silence for this long, attention time. Zero: the reported stall is over, and its silence
+    /// restarts.
     Pause(Agent, Duration),
     /// Count its silence again.
     Resume(Agent),
 }
 
-/// What readers see of an agent besides what is in its slot.
+/// What readers see of an agent beside its slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AgentInfo {
-    /// As its rule calls it, else its command name; empty if unknown.
+    /// The label of its rule, else its command name; empty if unknown.
     pub name: String,
-    /// As its rule calls it.
+    /// The label of its rule.
     pub label: Option<String>,
-    /// Its command name when it joined: that of its series of metrics unless its rule has another, for it must not
-    /// make more of them by changing its name.
+    /// Its command name when it joined: names its metric series unless its rule has a label. A later change of
+    /// name must not create more series.
     pub joined_as: String,
     /// Its unit of the system's service manager.
     pub unit: Option<String>,
@@ -145,16 +146,17 @@ pub struct AgentInfo {
     pub user_unit: Option<String>,
     /// By kernel credentials, if it came with them.
     pub uid: Option<u32>,
-    /// Where it lives, if it is a remote agent.
+    /// Its address, if it is a remote agent.
     pub address: Option<IpAddr>,
-    /// A key vouches for its beats.
+    /// Whether a key authenticates its beats.
     pub sealed: bool,
-    /// Over how many sessions it beats at once, if that is more than one.
+    /// The number of sessions it beats over at once, if more than one.
     pub sessions: usize,
-    /// What became of the last recovery, as the counter of that outcome.
+    /// The outcome of the last recovery, as its counter.
     pub recovery: Option<Counter>,
-    /// Recovery has tried everything for this silence.
+    /// Whether recovery gave up on this silence.
     pub gave_up: bool,
-    /// Why it is paused, if it is and the operator gave a reason. Until when is in its slot.
+    /// The operator's reason for its pause, if it is paused and there is one. The end of the pause is in its
+    /// slot.
     pub pause_reason: Option<String>,
 }

@@ -1,7 +1,7 @@
-//! When the host is looked at, and what follows: nothing is ordered while it is the suspect.
+//! When the host is examined, and the consequence: no step is ordered while the host is the suspect.
 //!
-//! Whether it is, is decided by [`Holds`]; here is only when to ask. The host is looked at before a step is ordered,
-//! but looking takes time itself, so it is not looked at all the time.
+//! [`Holds`] decides whether it is; this module decides when to examine it: before a step is ordered, but at bounded
+//! intervals, because the examination takes time.
 
 use super::Engine;
 use super::effect::Effect;
@@ -12,18 +12,19 @@ use crate::hold::{HoldChange, HoldOptions, Holds, Pressure, Scope};
 use crate::policy::Policy;
 use crate::silence_counts::{SilenceByGroup, count_silent};
 
-/// How often it is looked whether held fire may be free again.
+/// Interval at which held fire is examined for release.
 const HELD_PAUSE_NS: u64 = 100_000_000;
 
-/// Least time between two looks at the host, and how many times as long as the look itself took.
+/// Minimum time between two examinations of the host, and the same as a multiple of the time that the last
+/// one took.
 const LOOK_PAUSE_NS: u64 = 1_000_000;
 const LOOK_PARTS: u64 = 20;
 
-/// What is known of the host.
+/// State of the host.
 #[derive(Debug)]
 pub(super) struct HostWatch {
     holds: Holds,
-    /// No look before then, on the observer's clock.
+    /// The earliest time of the next examination, on the observer's clock.
     next_look_ns: u64,
     /// The pressure figures are being read; the agents were counted at these times.
     asked: Option<(super::Now, SilenceByGroup)>,
@@ -38,7 +39,7 @@ impl HostWatch {
         }
     }
 
-    /// Other limits; what is held stays held until it is judged by them.
+    /// Replaces the limits; held fire stays held until it is judged by the new ones.
     pub(super) fn replace_policy(&mut self, policy: &Policy) {
         self.holds.set_options(hold_options(policy));
     }
@@ -65,7 +66,7 @@ impl HostWatch {
         self.holds.users()
     }
 
-    /// When it is to be looked whether held fire may be free again.
+    /// The next time at which held fire is examined for release.
     pub(super) fn next_held_look_ns(&self) -> Option<u64> {
         let next_ns = self.next_look_ns.saturating_add(HELD_PAUSE_NS);
         (self.is_any_held() && !self.is_asked()).then_some(next_ns)
@@ -73,7 +74,8 @@ impl HostWatch {
 }
 
 impl Engine {
-    /// Asks how the host is, if a step is due or fire is held, and if it is time to look again.
+    /// Requests the pressure figures of the host, if a step is due or fire is held, and the minimum time has
+    /// passed.
     pub(super) fn look_at_host(&mut self) {
         let now_ns = self.now.observer_ns;
         let is_due = self.next_order_ns().is_some_and(|due_ns| due_ns <= now_ns);
@@ -109,7 +111,7 @@ impl Engine {
         self.host.next_look_ns = now_ns.saturating_add(pause_ns);
     }
 
-    /// Whether nothing may be ordered for an agent now.
+    /// Whether fire is held for an agent now.
     pub(super) fn is_fire_held(&self, agent: Agent, uid: Option<u32>) -> bool {
         self.host.is_held(agent.locality()) || uid.is_some_and(|uid| self.host.is_held_for(uid))
     }

@@ -1,10 +1,10 @@
 //! Hooks: steps for other occasions than a stall. An agent is late, reports that it is critical, has died, is back, or
 //! was given up.
 //!
-//! A hook takes its steps in order until one fails, and each is looked at anew before it is taken: what was right
-//! when the agent was late may be wrong when it is back or paused. Hooks count against the limits of recovery, of
-//! which they have a part; a hook that waits takes no permit. Nothing is ordered while fire is held. A hook that has
-//! begun keeps its steps when the policy changes, and outlives its agent.
+//! A hook takes its steps in order until one fails, and each step is checked again before it is taken: the agent may
+//! be back or paused by then. Hooks share the limits of recovery up to a fixed part; a waiting hook holds no permit.
+//! No step is ordered while fire is held. A started hook keeps its steps when the policy changes, and continues
+//! after its agent has left.
 //!
 //! Bounds: one hook per agent and occasion, and [`HOOKS_MAX`] per locality.
 
@@ -20,7 +20,7 @@ use crate::policy::{Mode, Step};
 /// Hooks of a locality under way at the same time; more are dropped and counted.
 const HOOKS_MAX: usize = 1024;
 
-/// When a step is tried again that the observer lacked descriptors or memory for: 1 s.
+/// Delay before a step is tried again for which the observer lacked descriptors or memory: 1 s.
 const POSTPONED_NS: u64 = 1_000_000_000;
 
 /// The steps for an occasion.
@@ -66,22 +66,22 @@ impl Hook {
 /// Hooks of one locality.
 #[derive(Debug, Default)]
 struct Lane {
-    /// Those whose next step can be taken when there is room, oldest first.
+    /// Those whose next step waits for a permit, oldest first.
     ready: VecDeque<Hook>,
     under_way: HashSet<(Agent, Occasion)>,
 }
 
-/// Hooks under way.
+/// Number of hooks under way.
 #[derive(Debug, Default)]
 pub(super) struct Hooks {
     lanes: PerLocality<Lane>,
-    /// Those that wait, by when that is over. The number keeps equal times apart.
+    /// Those in a wait step, by the time of its end. The number separates equal times.
     waiting: BTreeMap<(u64, u64), Hook>,
     waits: u64,
 }
 
 impl Hooks {
-    /// False if there is no room for another one, or the same is under way.
+    /// False if the queue is full or the same hook is under way.
     fn add(&mut self, hook: Hook) -> bool {
         let lane = &mut self.lanes[hook.agent().locality()];
         let is_new = lane.under_way.len() < HOOKS_MAX
@@ -92,7 +92,7 @@ impl Hooks {
         is_new
     }
 
-    /// The place of the hook whose turn it is, of those for which fire is not held.
+    /// The position of the next hook for which fire is not held.
     fn first(&self, locality: Locality, is_held: impl Fn(&Hook) -> bool) -> Option<usize> {
         let mut ready = self.lanes[locality].ready.iter();
         ready.position(|hook| !is_held(hook))
@@ -113,7 +113,7 @@ impl Hooks {
             .map(|((end_ns, _), _)| *end_ns)
     }
 
-    /// Those that have waited long enough can go on, the first of them first.
+    /// Moves the hooks whose wait is over to the queue, in the order of their times.
     pub(super) fn end_waits(&mut self, now_ns: u64) {
         let later = self.waiting.split_off(&(now_ns, u64::MAX));
         let over = std::mem::replace(&mut self.waiting, later);
@@ -122,7 +122,7 @@ impl Hooks {
         }
     }
 
-    /// The next step can be taken: before those that have not begun.
+    /// Queues the next step, before the hooks that have not started.
     fn go_on(&mut self, hook: Hook) {
         let lane = &mut self.lanes[hook.agent().locality()];
         lane.ready.push_front(hook);
@@ -145,7 +145,7 @@ impl Hooks {
 }
 
 impl Engine {
-    /// Takes the steps for an occasion, if the agent's rule has any.
+    /// Starts the hook of an occasion, if the agent's rule has one.
     pub(super) fn hook(&mut self, agent: Agent, occasion: Occasion) {
         let rule = self.rule_of(agent);
         let steps = rule.map_or(&[][..], |rule| rule.hooks.on(occasion));
@@ -198,13 +198,13 @@ impl Engine {
         due.min()
     }
 
-    /// The hook whose turn it is.
+    /// The next hook in turn.
     fn first_hook(&self, locality: Locality) -> Option<usize> {
         let is_held = |hook: &Hook| self.is_fire_held(hook.agent(), hook.uid);
         self.hooks.first(locality, is_held)
     }
 
-    /// Goes on with a hook for which there is room; false if there is none.
+    /// Continues the next hook that gets a permit; false if there is none.
     pub(super) fn order_next_hook_step(&mut self) -> bool {
         Locality::ALL
             .into_iter()
@@ -261,7 +261,7 @@ impl Engine {
         self.order(in_flight, action, subject, refuse_foreign);
     }
 
-    /// The step that was ordered is done.
+    /// The outcome of an ordered step.
     pub(super) fn go_on_with(&mut self, mut hook: Box<Hook>) {
         hook.taken += 1;
         let steps = hook.steps.len();
@@ -282,7 +282,7 @@ impl Engine {
         });
     }
 
-    /// Nothing more is done for an occasion.
+    /// Ends the hook of an occasion.
     fn withdraw(&mut self, hook: &Hook, reason: WithdrawReason) {
         self.hooks.end(hook);
         self.publish(Fact::HookWithdrawn {
@@ -292,7 +292,7 @@ impl Engine {
         });
     }
 
-    /// Why nothing more is done, if it is not what the operator wants by now or not what the agent needs.
+    /// Why the rest of a hook is skipped: the operator no longer wants it, or the agent no longer needs it.
     fn withdrawal(&self, hook: &Hook) -> Option<WithdrawReason> {
         if hook.taken == hook.steps.len() {
             None

@@ -1,4 +1,4 @@
-//! What the engine is fed.
+//! The inputs of the engine.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,40 +13,40 @@ use crate::policy::Policy;
 /// The time of an input. Both clocks count nanoseconds and never go back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
-    /// The observer's clock: every real second counts. Timeouts are times on it.
+    /// The observer's clock: every real second counts. Timeouts are on this clock.
     pub observer_ns: u64,
     /// The attention clock: the slot table and silence go by it (law 2).
     pub attention_ns: u64,
 }
 
-/// Something that happened.
+/// One input.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// The beat path saw this. The status of an exit is completed by the caller where the kernel says how the process
-    /// ended.
+    /// An event of the beat path. The caller adds the exit status where the kernel reports it.
     Event {
-        /// What it saw.
+        /// The event.
         event: Event,
-        /// With the join of a local agent, and with a session if they could be read again.
+        /// The facts of the process: with the join of a local agent, and with a new session if they could be
+        /// read again.
         facts: Option<Box<ProcessFacts>>,
     },
-    /// What became of a step that was ordered with [`Effect::TakeStep`](super::Effect::TakeStep).
+    /// The outcome of a step of [`Effect::TakeStep`](super::Effect::TakeStep).
     Outcome {
-        /// From the order.
+        /// Id of the order.
         action: ActionId,
-        /// What became of it.
+        /// The outcome.
         outcome: Outcome,
     },
-    /// An operator wants something. Answered with one [`Effect::Answer`](super::Effect::Answer).
+    /// A command of an operator. Answered with one [`Effect::Answer`](super::Effect::Answer).
     Command {
-        /// Given back with the answer.
+        /// Returned with the answer.
         ticket: u64,
-        /// What is wanted.
+        /// The command.
         command: Command,
     },
     /// The answer to [`Effect::ReadPressure`](super::Effect::ReadPressure).
     Pressure(Pressure),
-    /// Another policy applies from now on.
+    /// A new policy applies.
     Policy {
         /// The policy.
         policy: Arc<Policy>,
@@ -54,13 +54,13 @@ pub enum Input {
         /// [`ProcessFacts::process`]. Agents that are not listed keep theirs.
         programs: Vec<(Agent, Option<PathBuf>)>,
     },
-    /// It is time: the time that [`Engine::next_timeout`](super::Engine::next_timeout) gave has come. More calls than
-    /// needed do no harm. Steps are ordered after this input only, so feed everything else that has happened first.
+    /// The time of [`Engine::next_timeout`](super::Engine::next_timeout) has come. Extra calls do no harm. Steps are
+    /// ordered after this input only, so feed all other inputs first.
     Timeout,
 }
 
-/// What is known of a process. Anything may be missing: the process may belong to another user, or have ended while
-/// it was examined.
+/// The facts of a process. Any may be missing: the process may belong to another user, or have ended during the
+/// examination.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProcessFacts {
     /// Command name; empty if unknown. The process chooses it.
@@ -72,14 +72,14 @@ pub struct ProcessFacts {
     pub process: ProcessDescription,
 }
 
-/// Names one step that was ordered.
+/// Identifies one ordered step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ActionId(pub u64);
 
-/// What became of a step. A program is reported twice, when it has started and when it has ended; anything else once.
+/// The outcome of a step. A program has two, its start and its end; any other step has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The program runs.
+    /// The program started.
     Started {
         /// Its pid.
         child_pid: u32,
@@ -97,7 +97,7 @@ pub enum Outcome {
     },
     /// Nothing was done.
     Failed(StartFailure),
-    /// Nothing was done because the observer lacks descriptors, memory or processes now.
+    /// Nothing was done because the observer currently lacks descriptors, memory or processes.
     Postponed(StartFailure),
 }
 
@@ -110,18 +110,18 @@ pub struct ProgramEnd {
     pub exit: ProgramExit,
     /// From its start to its end.
     pub duration_ns: u64,
-    /// What it wrote, kept to a bound.
+    /// Its output, up to a bound.
     pub output: String,
-    /// Bytes that it wrote.
+    /// Bytes of its output.
     pub output_bytes: u64,
     /// Bytes of that which were not kept.
     pub dropped_bytes: u64,
 }
 
-/// What an operator can ask for.
+/// The commands of an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Do not judge an agent for so long.
+    /// Do not judge an agent for this long.
     Pause {
         /// Which.
         agent: Agent,

@@ -12,7 +12,7 @@ use crate::ladder::{self as ladder, ActionEnd, GaveUp, Ladders, Next, Plan, Sile
 use crate::permits::{PermitLimits, UserBudget};
 use crate::policy::{AgentRule, Ladder, LadderChoice, Mode, Policy, Step};
 
-/// Why a ladder is climbed, as placeholders call it.
+/// The occasion of a ladder, as placeholders name it.
 const STALL: &str = "stall";
 
 impl Engine {
@@ -88,7 +88,7 @@ impl Engine {
         self.show(agent);
     }
 
-    /// Acts on an agent that is silent if nothing was to be done about it when that was reported.
+    /// Starts the ladder of a silent agent that had none when its stall was reported.
     pub(super) fn recover_forgotten(&mut self, agent: Agent) {
         let ladders = self.ladders.as_ref();
         let is_known = ladders.is_some_and(|core| core.is_silent(agent));
@@ -129,12 +129,12 @@ impl Engine {
         ladder_of(&self.policy, self.agents.get(agent)?)
     }
 
-    /// Why the way in which an agent is heard forbids to act on it (observer spec 4.2).
+    /// Why the origin of an agent's beats forbids acting on it (observer spec 4.2).
     pub(super) fn refusal_of(&self, agent: Agent) -> Option<UntrustedOrigin> {
         refusal(self.agents.get(agent)?)
     }
 
-    /// Orders the next step of a ladder, or reports why there is none; false if nothing is due.
+    /// Orders the next due step of a ladder, or reports why it is not ordered; false if nothing is due.
     pub(super) fn order_next_step(&mut self) -> bool {
         let now_ns = self.now.observer_ns;
         let next = self.ladders.as_mut().and_then(|core| core.next(now_ns));
@@ -165,7 +165,7 @@ impl Engine {
         true
     }
 
-    /// Orders a step for an agent that is silent still.
+    /// Orders a step for an agent that is still silent.
     fn order_step(&mut self, action: ladder::Action) {
         let agent = action.agent;
         let still_silent = self.is_silent(agent) && !self.is_paused(agent);
@@ -193,7 +193,7 @@ impl Engine {
         self.order(in_flight, step, subject, true);
     }
 
-    /// Hands a step over to be taken.
+    /// Emits the effect that takes a step.
     pub(super) fn order(
         &mut self,
         in_flight: InFlight,
@@ -266,7 +266,7 @@ pub(super) fn ladder_of(policy: &Policy, record: &AgentRecord) -> Option<u32> {
     ladder.and_then(|ladder| u32::try_from(ladder).ok())
 }
 
-/// Why the way in which an agent is heard forbids to act on it.
+/// Why the origin of an agent's beats forbids acting on it.
 pub(super) fn refusal(record: &AgentRecord) -> Option<UntrustedOrigin> {
     match record.origin? {
         BeatOrigin::NetworkUnverified if record.info.sealed => Some(UntrustedOrigin::SecureUdp),

@@ -1,4 +1,4 @@
-//! What the beat path saw, and what follows from it.
+//! The events of the beat path, and their consequences.
 
 use super::Engine;
 use super::agents::AgentRecord;
@@ -80,7 +80,7 @@ impl Engine {
         facts: Option<Box<ProcessFacts>>,
         event: &Event,
     ) {
-        // An agent whose end was not reported; perhaps an earlier one under the same name.
+        // An agent without a reported end; perhaps an earlier one under the same name.
         if let Some(before) = self.agents.in_slot(agent.slot) {
             self.on_gone(before);
         }
@@ -120,7 +120,7 @@ impl Engine {
     }
 }
 
-/// What happened to an agent, with what is known of it.
+/// The fact of an event, with the name of its agent.
 fn fact_of(event: &Event, agent: AgentRef, facts: Option<&ProcessFacts>) -> Option<Fact> {
     Some(match event.kind {
         EventKind::Join {
@@ -170,7 +170,7 @@ fn fact_of(event: &Event, agent: AgentRef, facts: Option<&ProcessFacts>) -> Opti
     })
 }
 
-/// How long an agent is silent, or was.
+/// How long an agent is or was silent.
 fn fact_of_silence(event: &Event, agent: AgentRef) -> Option<Fact> {
     Some(match event.kind {
         EventKind::Late {
@@ -217,7 +217,7 @@ fn fact_of_silence(event: &Event, agent: AgentRef) -> Option<Fact> {
     })
 }
 
-/// What happened to no agent that is known.
+/// Events that concern no known agent.
 fn fact_without_agent(event: &Event) -> Option<Fact> {
     match event.kind {
         EventKind::Beat {

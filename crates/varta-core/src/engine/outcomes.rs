@@ -1,4 +1,4 @@
-//! What became of the steps that were ordered.
+//! The outcomes of ordered steps.
 //!
 //! Each order is in flight from [`Effect::TakeStep`](super::Effect) until its last outcome. Bounds: as many programs as
 //! there are permits, and one order that is not yet answered.
@@ -137,7 +137,7 @@ fn program_ended(agent: AgentRef, ended: ProgramEnd) -> Fact {
     }
 }
 
-/// What a step that could not be taken means for the ladder.
+/// How a ladder treats a step that could not be taken.
 fn end_of(failure: &StartFailure) -> ActionEnd {
     match failure {
         StartFailure::TargetGone | StartFailure::Unidentified => ActionEnd::TargetGone,

@@ -1,5 +1,5 @@
-//! An operator's pauses. The beat path does not judge a paused agent; here is known until when, so that the end is
-//! reported and nothing is done about the agent meanwhile.
+//! An operator's pauses. The beat path does not judge a paused agent; this module keeps the end of each pause, so
+//! that the end is reported and no step is taken for the agent meanwhile.
 //!
 //! Bounds: one entry per paused agent.
 
@@ -13,10 +13,10 @@ use super::rule_assignments::nanoseconds;
 use crate::agent::Agent;
 use crate::fact::{Fact, ResumeCause};
 
-/// How soon it is looked again whether a pause is over that should be, at the least.
+/// Minimum delay before an overdue pause is checked again.
 const LOOK_PAUSE_MIN_NS: u64 = 1_000_000;
 
-/// The same at the most, 100 ms: what is left in the slot may be that of an earlier pause, which the beat path has not
+/// Maximum of that delay, 100 ms: the slot may still hold the end of an earlier pause, which the beat path has not
 /// replaced yet.
 const LOOK_PAUSE_MAX_NS: u64 = 100_000_000;
 
@@ -66,7 +66,7 @@ impl Engine {
         let until_ns = self.now.observer_ns.saturating_add(duration_ns);
         self.set_pause(agent, Some(until_ns));
         self.set_pause_reason(agent, reason.clone());
-        // Whatever was to be done about its silence is not any more.
+        // No further step is taken about its silence.
         self.end_silence(agent);
         self.show(agent);
         self.publish(Fact::Paused {
@@ -84,7 +84,7 @@ impl Engine {
         }
     }
 
-    /// Changes until when an agent is paused; true if it was paused.
+    /// Changes the end of an agent's pause; true if it was paused.
     pub(super) fn set_pause(&mut self, agent: Agent, until_ns: Option<u64>) -> bool {
         let Some(record) = self.agents.get_mut(agent) else {
             return false;
@@ -106,7 +106,7 @@ impl Engine {
         }
     }
 
-    /// Reports the pauses that are over. They end by the attention clock, which may be behind.
+    /// Reports the pauses that are over. They end on the attention clock, which may be behind.
     pub(super) fn end_pauses(&mut self) {
         while let Some(slot) = self.pause_ends.take_due(self.now.observer_ns) {
             let Some(agent) = self.agents.in_slot(slot) else {
@@ -124,7 +124,7 @@ impl Engine {
         }
     }
 
-    /// How much longer the beat path counts none of an agent's silence.
+    /// How much longer the beat path does not count an agent's silence.
     fn left_of_pause_ns(&self, agent: Agent) -> Option<u64> {
         let slot = self.slot_of(agent)?;
         let left_ns = slot.paused_until_ns.saturating_sub(self.now.attention_ns);

@@ -1,4 +1,4 @@
-//! Another policy while agents are watched, and which rule applies to an agent.
+//! A change of policy at run time, and the rule that applies to an agent.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::fact::Fact;
 use crate::policy::{AgentRule, Mode, Policy};
 use crate::tracker::Deadlines;
 
-/// Seconds' worth of beats that an agent with a limit of its own may send at once.
+/// Burst of an agent with a limit of its own, in seconds of its rate.
 const BURST_SECONDS: u32 = 10;
 
 impl Engine {
@@ -42,7 +42,7 @@ impl Engine {
         }
         match (before.mode, self.policy.mode) {
             (Mode::DryRun, Mode::DryRun) => {}
-            // Nothing of that was done in earnest.
+            // All earlier steps were rehearsals.
             (Mode::DryRun, _) => {
                 if let Some(ladders) = &mut self.ladders {
                     ladders.forget_rehearsal(self.rehearsed_since_ns);
@@ -53,13 +53,13 @@ impl Engine {
         let mut agents: Vec<Agent> = self.agents.iter().map(|record| record.agent).collect();
         agents.retain(|agent| !self.assign_rule(*agent));
         self.replace_ladders();
-        // Those that fell silent while nothing was to be done about any agent.
+        // Agents that fell silent while recovery was off.
         for agent in agents {
             self.recover_forgotten(agent);
         }
     }
 
-    /// The ladders and limits of another policy.
+    /// Replaces the ladders and limits.
     fn replace_ladders(&mut self) {
         let Self {
             agents,
@@ -121,11 +121,11 @@ impl Engine {
         has_other_deadlines && self.excuse_stall(agent)
     }
 
-    /// Excuses an agent whose stall is none by the threshold that applies now, which the beat path may not know yet.
-    /// False if it is a stall, or over.
+    /// Excuses an agent that has not stalled by the current threshold, which the beat path may not have applied yet.
+    /// False if it has stalled, or if the stall is over.
     pub(super) fn excuse_stall(&mut self, agent: Agent) -> bool {
         let slot = self.slot_of(agent).filter(|slot| slot.state.is_latched());
-        // A pause that the beat path has not heard of yet ends the stall by itself, and must not be cut short.
+        // A pause that the beat path has not applied yet ends the stall by itself, and must not be cut short.
         let Some(slot) = slot.filter(|_| !self.is_paused(agent)) else {
             return false;
         };
@@ -138,10 +138,10 @@ impl Engine {
         is_excused
     }
 
-    /// A stall that is none by the rule that applies now: nothing more is done about it. From now on the agent has
-    /// its full threshold.
+    /// Ends a stall that is none by the current rule: no further step is taken about it. The agent has its full
+    /// threshold from now on.
     fn excuse(&mut self, agent: Agent, silence_ns: u64, threshold_ns: u64) {
-        // A pause of no length: what was reported is over, and silence from now on is reported anew.
+        // A pause of zero length: the reported stall is over, and later silence is reported again.
         let update = AgentUpdate::Pause(agent, Duration::ZERO);
         self.effects.push_back(Effect::Update(update));
         self.end_silence(agent);
@@ -153,7 +153,7 @@ impl Engine {
     }
 }
 
-/// What an agent may send by its rule.
+/// The rate limit of an agent by its rule.
 fn beat_limit(rule: Option<&AgentRule>) -> BeatLimit {
     match rule.and_then(|rule| rule.max_beat_rate) {
         None => BeatLimit::Common,

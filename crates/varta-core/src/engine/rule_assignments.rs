@@ -1,4 +1,4 @@
-//! Which rule applies to which agent, what follows from it, and which agents are expected and do not come.
+//! Which rule applies to which agent, its consequences, and the expected agents that are missing.
 //!
 //! Bounds: two numbers per rule, and a deadline per rule that expects agents.
 
@@ -13,7 +13,7 @@ use crate::rules::{Known, Namespace, first_match};
 use crate::slot::Slot;
 use crate::tracker::Deadlines;
 
-/// What an agent looks like to the selectors of the rules.
+/// The facts of an agent for the selectors of the rules.
 pub(super) fn known<'a>(record: &'a AgentRecord, slot: &Slot) -> Known<'a> {
     let facts = record.facts.as_ref();
     let process = facts.map(|facts| &facts.process);
@@ -41,10 +41,10 @@ pub(super) fn rule_for(policy: &Policy, known: &Known<'_>) -> Option<usize> {
     first_match(policy.rules.iter().map(|rule| &rule.selector), known)
 }
 
-/// What an agent has in common with others. Any user but root is free to call its processes what it likes, and to
-/// run any program, so what it cannot choose makes its agents kin.
+/// The lineage of an agent. Any user but root may choose the names and programs of its processes, so its agents
+/// are kin by what it cannot choose.
 pub(super) fn lineage_of(known: &Known<'_>) -> Lineage {
-    // 0 is no lineage at all.
+    // 0 means no lineage.
     let hash = |what: &dyn Fn(&mut DefaultHasher)| {
         let mut hasher = DefaultHasher::new();
         what(&mut hasher);
@@ -60,14 +60,14 @@ pub(super) fn lineage_of(known: &Known<'_>) -> Lineage {
     }
 }
 
-/// How long an agent may be silent.
+/// The deadlines of an agent.
 pub(super) fn deadlines(policy: &Policy, rule: Option<&AgentRule>, is_remote: bool) -> Deadlines {
     let threshold = rule.and_then(|rule| rule.threshold);
     let threshold = threshold.unwrap_or(policy.threshold);
     let grace = rule.filter(|_| is_remote);
     let grace = grace.map_or(Duration::ZERO, |rule| rule.network_grace);
     let late = rule.and_then(|rule| rule.late).or(policy.late);
-    // One that is no shorter than the threshold would never be seen.
+    // A soft tier that is not shorter than the threshold would never be reached.
     let late = late.filter(|late| *late < threshold);
     Deadlines {
         threshold_ns: nanoseconds(threshold.saturating_add(grace)),
@@ -79,26 +79,26 @@ pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// A rule whose agents are awaited.
+/// A rule with an open expectation.
 #[derive(Clone, Copy, Debug)]
 struct Awaited {
     rule: usize,
     until_ns: u64,
 }
 
-/// How many agents each rule has, and how many it should have.
+/// How many agents each rule has, and how many it expects.
 #[derive(Debug, Default)]
 pub(super) struct Expectations {
-    /// Agents there are, by rule.
+    /// Number of agents, by rule.
     present: Vec<u32>,
     awaited: Vec<Awaited>,
-    /// Rules whose expectation was not met and is not now.
+    /// Rules whose expectation was not met in time and is still not met.
     missing: Vec<usize>,
 }
 
 impl Expectations {
-    /// Another set of rules in place of `old` ones. New expectations count from now, the others go on. Every agent
-    /// has to be added again.
+    /// Replaces the `old` rules. New expectations count from now, unchanged ones continue. The caller adds every
+    /// agent again.
     pub(super) fn replace_rules(&mut self, old: &[AgentRule], policy: &Policy, now_ns: u64) {
         self.present = vec![0; policy.rules.len()];
         let awaited = std::mem::take(&mut self.awaited);
@@ -122,7 +122,7 @@ impl Expectations {
         }
     }
 
-    /// One agent more for a rule. The fact if all agents that this rule has missed are there now.
+    /// Adds an agent to a rule. Returns the fact if the rule's missing agents are now complete.
     pub(super) fn add(&mut self, policy: &Policy, rule: usize) -> Option<Fact> {
         self.present[rule] += 1;
         let expectation = policy.rules[rule].expectation?;
@@ -137,7 +137,7 @@ impl Expectations {
         })
     }
 
-    /// One agent less for a rule.
+    /// Removes an agent from a rule.
     pub(super) fn remove(&mut self, rule: usize) {
         self.present[rule] -= 1;
     }
@@ -169,7 +169,7 @@ impl Expectations {
         facts
     }
 
-    /// Agents that were expected in time, did not come and are not there now.
+    /// Agents that were expected in time, did not join and are still missing.
     pub(super) fn count_missing(&self, policy: &Policy) -> u64 {
         let short = self.missing.iter().filter_map(|rule| {
             let expected = policy.rules.get(*rule)?.expectation?.agents;

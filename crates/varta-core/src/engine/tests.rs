@@ -27,7 +27,7 @@ const S: u64 = 1_000_000_000;
 const SLOTS: usize = 8;
 const THRESHOLD_NS: u64 = 2 * S;
 
-/// The wheel rounds up to its tick, and fire that is held is looked at in steps.
+/// The wheel rounds up to its tick, and held fire is examined at intervals.
 const SLACK_NS: u64 = S / 10;
 
 fn agent(slot: u32) -> Agent {
@@ -104,13 +104,13 @@ fn rule(name: &str) -> AgentRule {
     }
 }
 
-/// An engine, its table, the time, and what it wanted to be done.
+/// An engine, its table, the time, and the effects it returned.
 struct World {
     engine: Engine,
     table: Arc<SlotTable>,
     now_ns: u64,
     pressure: Pressure,
-    /// What becomes of the steps that are ordered; without an entry a program starts, and a signal is sent.
+    /// Outcomes of the ordered steps; without an entry a program starts, and a signal is sent.
     outcomes: VecDeque<Outcome>,
     orders: Vec<StepOrder>,
     facts: Vec<Fact>,
@@ -189,14 +189,14 @@ impl World {
         self.engine.handle(input, at(self.now_ns));
     }
 
-    /// Lets time pass, with everything that is due meanwhile.
+    /// Advances the time, with everything that falls due meanwhile.
     fn pass(&mut self, ns: u64) {
         let end_ns = self.now_ns + ns;
         self.feed(Input::Timeout);
         for _ in 0..10_000 {
             match self.engine.next_timeout() {
                 Some(next_ns) if next_ns <= end_ns => {
-                    // An input that changes nothing must not come back at the same time for ever.
+                    // A timeout that changes nothing must not be due again at the same time for ever.
                     self.now_ns = next_ns.max(self.now_ns + 1);
                     self.feed(Input::Timeout);
                 }
@@ -273,7 +273,7 @@ impl World {
         self.table.store(agent.slot, &slot);
     }
 
-    /// An agent that was heard last a threshold ago stalls now.
+    /// An agent whose last beat is a threshold ago stalls now.
     fn stall(&mut self, agent: Agent) {
         let last_ns = self.now_ns - THRESHOLD_NS;
         self.change(agent, |slot| {

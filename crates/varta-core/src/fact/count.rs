@@ -1,4 +1,4 @@
-//! What is counted of a fact. What the beat path sees it counts itself: joins, stalls, refusals.
+//! The counters that a fact changes. The beat path counts its own events: joins, stalls, refusals.
 
 use super::{ExitCause, Fact, HookOutcome, StartFailure, UntrustedOrigin};
 use crate::agent::ExitStatus;
@@ -7,7 +7,7 @@ use crate::hold::{HoldChange, HoldReason};
 use crate::ladder::GaveUp;
 
 impl Fact {
-    /// What became of a recovery, as the counter of that outcome; `None` if nothing did.
+    /// The outcome of a recovery, as its counter; `None` if the fact is none.
     pub const fn outcome(&self) -> Option<Counter> {
         Some(match self {
             Self::RecoveryDeferred { .. } => Counter::RecoveryDebounced,
@@ -51,7 +51,7 @@ impl Fact {
         })
     }
 
-    /// Counts it, in every counter and distribution that the beat path does not keep itself.
+    /// Counts the fact in every counter and distribution that the beat path does not keep itself.
     pub fn count(&self, counters: &Counters) {
         if let Some(outcome) = self.outcome() {
             counters.count(outcome);

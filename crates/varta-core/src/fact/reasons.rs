@@ -1,4 +1,4 @@
-//! What a fact is specific about: outcomes, reasons, signals, owners of log lines.
+//! The details of facts: outcomes, reasons, signals, owners of log lines.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ pub enum Level {
     Info,
     /// Needs attention.
     Warn,
-    /// Something the operator asked for does not work.
+    /// A feature that the operator requested does not work.
     Error,
 }
 
@@ -18,11 +18,11 @@ pub enum Level {
 pub enum ResumeCause {
     /// An operator.
     Operator,
-    /// Its time is over.
+    /// Its time elapsed.
     Expired,
 }
 
-/// A way on which beats come.
+/// A transport of beats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// The Unix socket.
@@ -36,7 +36,7 @@ impl Transport {
     pub const ALL: [Self; 2] = [Self::Unix, Self::Udp];
 }
 
-/// Why a step comes later.
+/// Why a step is deferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeferReason {
     /// The last action on this agent is too recent.
@@ -48,11 +48,11 @@ pub enum DeferReason {
 /// Why recovery may not act on an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UntrustedOrigin {
-    /// The kernel does not say who has sent its beats.
+    /// The kernel does not attest the sender of its beats.
     SocketModeOnly,
-    /// It is heard over UDP in clear.
+    /// It beats over UDP in clear.
     PlainUdp,
-    /// It is heard over encrypted UDP.
+    /// It beats over encrypted UDP.
     SecureUdp,
 }
 
@@ -127,7 +127,7 @@ impl Signal {
     }
 }
 
-/// Who gets a signal.
+/// The target of a signal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SignalTarget {
     /// The agent's process.
@@ -139,10 +139,10 @@ pub enum SignalTarget {
     Cgroup,
 }
 
-/// Who got a signal.
+/// The processes that received a signal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SignalHits {
-    /// Processes that got it, the agent's own among them.
+    /// Processes that received it, including the agent's own.
     pub signalled: u64,
     /// Processes of the group that the agent or the observer may not signal.
     pub spared: u64,
@@ -160,28 +160,28 @@ pub struct OsError {
 /// Why an action did not start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartFailure {
-    /// The process it is meant for has ended, is back, or its pid belongs to another one now.
+    /// The target process has ended, beats again, or its pid belongs to another process now.
     TargetGone,
-    /// It lives in another pid namespace, and the operator has not allowed that.
+    /// It runs in another pid namespace, and the operator has not allowed that.
     CrossNamespace,
-    /// `/proc` does not show to the observer's user where it lives.
+    /// `/proc` does not show its pid namespace to the observer's user.
     Hidden,
-    /// Nothing proves which process the pid belongs to.
+    /// The process of the pid cannot be proved.
     Unidentified,
-    /// It has the rights of another user by now, whom the user that it joined as may not signal.
+    /// It now has the rights of another user, which the user that it joined as may not signal.
     OtherUser {
-        /// Whose rights it has now.
+        /// The user whose rights it has now.
         uid: u32,
-        /// As which it joined.
+        /// The user that it joined as.
         joined_as: u32,
     },
-    /// It lives on another host, where no signal reaches.
+    /// It runs on another host, out of reach of signals.
     Remote,
-    /// The signal would hit what must not be hit.
+    /// The signal would reach a protected process.
     Protected(Protected),
     /// The system could not start the program.
     Spawn {
-        /// Which program.
+        /// The program.
         program: String,
         /// Why.
         error: OsError,
@@ -190,16 +190,16 @@ pub enum StartFailure {
     Signal(OsError),
 }
 
-/// What must not be hit by a signal.
+/// Why a signal must not be sent to a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protected {
     /// The first process of the system.
     Init,
     /// The observer.
     Observer,
-    /// `/proc` does not show whose process it is.
+    /// `/proc` does not show the owner of the process.
     OwnerUnknown,
-    /// The observer may not see whose process it is.
+    /// The observer may not see the owner of the process.
     OwnerHidden,
     /// The observer may not see the process group.
     GroupHidden,
@@ -221,7 +221,7 @@ pub enum Protected {
     Slice,
     /// The control group is a login session.
     LoginSession,
-    /// The control group is that of everything a user runs.
+    /// The control group contains all processes of a user.
     UserManager,
     /// The control group is that of a service manager.
     ServiceManager,
@@ -250,20 +250,20 @@ pub enum ExitCause {
     Itself,
     /// Its time was up.
     TimedOut(Force),
-    /// The observer stops.
+    /// The observer stopped.
     ObserverStops(Force),
 }
 
-/// What it took to end a program.
+/// How a program was ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Force {
-    /// It went when it was told to.
+    /// It ended after the first signal.
     Term,
-    /// It was still there when the grace was over.
+    /// It still ran at the end of the grace period.
     Kill,
 }
 
-/// When steps are taken besides those of a ladder.
+/// The occasion of a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Occasion {
     /// The agent is silent beyond its soft tier.
@@ -274,12 +274,12 @@ pub enum Occasion {
     Exit,
     /// It is back.
     Recovered,
-    /// It was given up.
+    /// Recovery gave up on it.
     GaveUp,
 }
 
 impl Occasion {
-    /// As settings, placeholders and logs call it.
+    /// Its name in settings, placeholders and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Late => "late",
@@ -291,10 +291,10 @@ impl Occasion {
     }
 }
 
-/// Why the rest of a hook is not wanted.
+/// Why the rest of a hook is skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WithdrawReason {
-    /// Recovery may not act on agents that are heard this way.
+    /// Recovery may not act on agents with this origin.
     UntrustedOrigin,
     /// The operator has changed what recovery may do.
     ModeChanged,
@@ -316,25 +316,25 @@ pub enum HookOutcome {
     NotStarted(StartFailure),
     /// A program of it failed.
     ProgramFailed {
-        /// Which program.
+        /// The program.
         program: String,
         /// How it ended.
         exit: ProgramExit,
     },
 }
 
-/// Whose agents cause a log line.
+/// The owner of the agents that cause a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LineOwner {
     /// A user of this host, by kernel credentials.
     User(u32),
-    /// Where an agent of another host sends from.
+    /// The address of a remote agent.
     Address(IpAddr),
-    /// All that are not told apart.
+    /// All other agents together.
     Others,
 }
 
-/// What a log line that may be left out is about.
+/// The kind of a log line that may be suppressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LineKind {
     /// [`Fact::Joined`](super::Fact::Joined).
@@ -356,7 +356,7 @@ pub enum StopCause {
     Interrupt,
     /// SIGTERM.
     Terminate,
-    /// It has run for as long as it was asked to.
+    /// It ran for the requested time.
     TimeIsUp,
 }
 
