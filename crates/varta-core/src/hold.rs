@@ -18,8 +18,8 @@ use crate::silence_counts::{SilenceByGroup, SilenceCounts};
 
 pub use fire::{HoldChange, HoldFire, HoldOptions, HoldReason, Pressure};
 
-/// Silent agents of other users that make the host the suspect besides those of one that is a mass stall by
-/// itself: two, since a single one may happen to hang at that time.
+/// Silent agents of other users that make the host the suspect beside one user with a mass stall of its own:
+/// two, because a single one may hang by coincidence.
 const OTHERS_MIN: u32 = 2;
 
 /// Which agents.
@@ -54,7 +54,7 @@ impl Holds {
         }
     }
 
-    /// Other options; what is held stays held until it is judged by them.
+    /// Replaces the options; held fire stays held until it is judged by the new ones.
     pub fn set_options(&mut self, options: HoldOptions) {
         self.options = options;
         for hold in [&mut self.all.local, &mut self.all.remote]

@@ -1,11 +1,11 @@
 //! Key to slot number, in bounded work: [`PidIndex`] for pids the kernel attests, [`BoundedIndex`] for
 //! every other key (DESIGN section 5; `spec/observer.md` 2.1 and 2.4).
 //!
-//! Neither knows what a slot is, evicts anything or grows: both are sized once and allocate nothing
-//! afterwards. A `PidIndex` answers with one memory access whatever the pid, and costs 4 bytes per pid
-//! the kernel could ever hand out, most of them never touched. A `BoundedIndex` keeps its load at or
-//! below one half, never refuses a key while fewer than `capacity` are live, and does not wear out:
-//! removal leaves no tombstone, so a table that has seen a billion keys is as good as a new one.
+//! Neither has a notion of slots, evicts or grows: both are sized once and allocate nothing afterwards. A
+//! `PidIndex` answers with one memory access for any pid, and reserves 4 bytes per pid that the kernel can
+//! assign, most of them never touched. A `BoundedIndex` keeps its load at or below one half, never refuses a
+//! key while fewer than `capacity` are live, and does not wear out: removal leaves no tombstone, so a table
+//! after a billion keys is as fast as a new one.
 
 use core::error::Error;
 use core::fmt;
@@ -89,7 +89,7 @@ impl Default for PidIndex {
 }
 
 impl fmt::Debug for PidIndex {
-    /// Says how many, not which: the table has four million entries.
+    /// Prints the number of pids only: the table has four million entries.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PidIndex")
             .field("len", &self.len)
@@ -115,8 +115,8 @@ impl Error for OutOfRange {}
 
 /// A key of a [`BoundedIndex`].
 pub trait IndexKey: Copy + Eq {
-    /// A well-mixed hash. Equal keys and seeds give equal hashes, on every machine and in every run;
-    /// a stranger who does not know the seed must not be able to choose keys whose hashes collide.
+    /// A well-mixed hash. Equal keys and seeds give equal hashes, on every machine and in every run; an
+    /// attacker without the seed must not be able to choose keys whose hashes collide.
     fn hash(&self, seed: u64) -> u64;
 }
 
@@ -131,10 +131,9 @@ pub trait IndexKey: Copy + Eq {
 /// cells are vacant, and the probe sequence may be as long as it takes. Beyond the capacity it is
 /// refused if it would push any entry farther than [`MAX_PROBE`] cells, or if no cell is vacant.
 ///
-/// *Bounds.* At load one half the chance that a given key needs `n` probes falls by a factor of about
-/// 3.5 for each further cell, so a full table of a million keys exceeds `MAX_PROBE` with a probability
-/// below 10^-25, over seeds its keys were chosen without. A stranger who knows the seed can do worse: up to one
-/// probe per live key.
+/// *Bounds.* At load one half the chance that a given key needs `n` probes falls by a factor of about 3.5 for
+/// each further cell, so a full table of a million keys exceeds `MAX_PROBE` with a probability below 10^-25,
+/// over seeds its keys were chosen without. An attacker with the seed can force up to one probe per live key.
 #[derive(Clone, Debug)]
 pub struct BoundedIndex<K> {
     cells: Box<[Option<Entry<K>>]>,
@@ -155,7 +154,7 @@ struct Entry<K> {
 }
 
 impl<K: IndexKey> BoundedIndex<K> {
-    /// An empty index for `capacity` live keys. `seed` should be unpredictable where strangers choose
+    /// An empty index for `capacity` live keys. `seed` should be unpredictable where unknown senders choose
     /// keys, and fixed where a run must be repeatable.
     pub fn with_capacity(capacity: usize, seed: u64) -> Self {
         let cells = capacity.saturating_mul(2).max(2).next_power_of_two();
@@ -319,8 +318,8 @@ impl fmt::Display for ProbeExhausted {
 
 impl Error for ProbeExhausted {}
 
-/// Fractional digits of pi: 64-bit words full of set bits, so that small seeds and small keys make
-/// large factors. They are public; what keeps a stranger out is the seed.
+/// Fractional digits of pi: 64-bit words full of set bits, so that small seeds and small keys make large
+/// factors. They are public; the protection is the seed.
 const PI: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345];
 
 /// Mixes one word under a seed. All factors depend on the seed, because with a public factor the

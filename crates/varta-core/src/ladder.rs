@@ -38,13 +38,13 @@ pub use timing::{LadderTiming, StepTiming};
 /// How an action ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActionEnd {
-    /// It succeeded: the agent gets its time to come back.
+    /// It succeeded: the agent has its time to come back.
     Handled,
     /// It could not be started, or failed.
     Failed,
     /// The observer lacks descriptors or memory for it. It is tried again a second later, and nothing is spent.
     Postponed,
-    /// The process it was meant for is gone or back: nothing to do.
+    /// The target process has ended or beats again: nothing to do.
     TargetGone,
     /// Recovery may not act on this agent. Nothing more is tried in this silence, unless a reload changes
     /// what is allowed.
@@ -54,7 +54,7 @@ pub enum ActionEnd {
 /// The answer to a stall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// No ladder is meant for this agent.
+    /// The agent has no ladder.
     Nothing,
     /// The first step is due as soon as there is room.
     Now,
@@ -67,7 +67,7 @@ pub enum Plan {
 /// What to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Run this; in flight until [`Ladders::on_end`].
+    /// Run this step; it is in flight until [`Ladders::on_end`].
     Act(Action),
     /// The next step for this agent is due and waits until the limits leave room for it. Reported once per step.
     Waits(Agent),
@@ -87,38 +87,39 @@ pub struct Action {
     pub ladder: u32,
     /// Number of the step in the ladder.
     pub step: u32,
-    /// It holds a permit until it has ended (see [`StepTiming::Act`]).
+    /// Whether it holds a permit until it has ended (see [`StepTiming::Act`]).
     pub needs_permit: bool,
 }
 
-/// Why there is nothing left to do.
+/// Why recovery gives up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GaveUp {
     /// The last step was handled and the agent did not come back.
     StepsExhausted,
-    /// As many actions as allowed were started within the window.
+    /// The budget of actions within the window is spent.
     BudgetSpent,
 }
 
 /// What was done about a silence that is over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SilenceEnded {
-    /// Something was begun about it.
+    /// An action was started.
     pub acted: bool,
-    /// It had been given up.
+    /// Recovery had given up.
     pub gave_up: bool,
 }
 
-/// Where an agent stands on its ladder.
+/// The position of an agent on its ladder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Nothing is to be done: not silent, no ladder, refused, or given up.
+    /// Nothing to do: not silent, no ladder, refused, or given up.
     Idle,
-    /// The step begins when the timer fires.
+    /// The step starts when the timer fires.
     Due,
-    /// The step is an action that waits for the budget of its user; the timer fires when there may be one.
+    /// The step is an action that waits for the budget of its user; the timer fires when the budget allows
+    /// it.
     AwaitingBudget,
-    /// The step is an action that waits for room.
+    /// The step is an action that waits for a permit.
     Ready,
     /// The action of the step runs.
     Acting,
@@ -137,16 +138,16 @@ struct Entry {
     step: u32,
     phase: Phase,
     silent: bool,
-    /// An action runs, perhaps that of an earlier silence.
+    /// Whether an action runs, perhaps that of an earlier silence.
     in_flight: bool,
     /// Actions of this silence that were started.
     acts: u32,
     gave_up: bool,
     /// Times the last step has failed in this silence.
     failures: u32,
-    /// Silences acted on since the agent was last well for long.
+    /// Silences with an action since the agent was last well for long.
     escalations: u32,
-    /// 0 if nothing was ever done about it.
+    /// 0 without any action so far.
     last_start_ns: u64,
     /// End of the last silence.
     silence_ended_ns: u64,
@@ -179,13 +180,13 @@ impl Entry {
     }
 }
 
-/// Where every agent stands on its ladder, by slot.
+/// The position of every agent on its ladder, by slot.
 #[derive(Debug)]
 pub struct Ladders {
     ladders: Box<[LadderTiming]>,
     entries: Box<[Entry]>,
-    /// When the last actions on each agent were started. Pages of agents that nothing was done about are
-    /// never touched, so they take no memory.
+    /// When the last actions on each agent were started. Pages of agents without actions are never touched,
+    /// so they take no memory.
     history: Box<[ActionHistory]>,
     carryovers: BudgetCarryovers,
     lanes: PerLocality<Lane>,
@@ -198,7 +199,7 @@ pub struct Ladders {
 }
 
 impl Ladders {
-    /// For a tracker with `capacity` slots. `seed` spreads the pauses of agents that failed together.
+    /// For a tracker with `capacity` slots. `seed` spreads the pauses of agents that failed at the same time.
     pub fn new(
         capacity: usize,
         ladders: Vec<LadderTiming>,
@@ -228,8 +229,9 @@ impl Ladders {
         }
     }
 
-    /// A new agent. If one of the same `lineage` has left after it was acted on, the newcomer takes over what
-    /// was spent, so that a service that is restarted into the next stall spends one budget and not one per process.
+    /// Adds a new agent. If an agent of the same `lineage` left after an action on it, the new one takes over its
+    /// spent budget, so that a service that is restarted into the next stall spends one budget and not one per
+    /// process.
     pub fn on_join(&mut self, agent: Agent, lineage: Lineage) {
         let slot = agent.slot as usize;
         if slot >= self.entries.len() {
@@ -250,13 +252,13 @@ impl Ladders {
         }
     }
 
-    /// An agent has stalled; `ladder` is meant for it.
+    /// Starts the `ladder` of a stalled agent.
     pub fn on_stall(&mut self, agent: Agent, ladder: Option<u32>, now_ns: u64) -> Plan {
         let Some(entry) = self.entries.get_mut(agent.slot as usize) else {
             return Plan::Nothing;
         };
         if entry.agent != agent {
-            // An action still running for the slot's last owner says nothing about this one.
+            // An action still running for the slot's last owner does not concern this one.
             self.on_join(agent, Lineage::default());
         }
         let entry = &mut self.entries[agent.slot as usize];
@@ -288,7 +290,7 @@ impl Ladders {
         }
     }
 
-    /// The silence is over: the agent is back, gone or paused. Nothing more is done about it.
+    /// Ends a silence: the agent is back, left or paused. Nothing more is done about it.
     pub fn on_silence_ended(&mut self, agent: Agent, now_ns: u64) -> SilenceEnded {
         let Some(entry) = self.entry_of(agent) else {
             return SilenceEnded::default();
@@ -308,7 +310,8 @@ impl Ladders {
         silence_ended
     }
 
-    /// The agent is gone: its silence is over, and what was spent counts for the next of its `lineage`.
+    /// Removes an agent: its silence is over, and its spent budget counts for the next agent of its
+    /// `lineage`.
     pub fn on_gone(&mut self, agent: Agent, lineage: Lineage, now_ns: u64) -> SilenceEnded {
         let silence_ended = self.on_silence_ended(agent, now_ns);
         if let Some(entry) = self.entry_of(agent).map(|entry| *entry)
@@ -324,19 +327,19 @@ impl Ladders {
         silence_ended
     }
 
-    /// Whether an agent has stalled and is neither back nor gone nor paused.
+    /// Whether an agent has stalled and is not back, left or paused.
     pub fn is_silent(&self, agent: Agent) -> bool {
         let entry = self.entries.get(agent.slot as usize);
         entry.is_some_and(|entry| entry.agent == agent && entry.silent)
     }
 
-    /// While fire is held for agents of a locality nothing is started for them and none is given up; it all
-    /// comes after.
+    /// While fire is held for the agents of a locality, nothing is started for them and none is given up;
+    /// both follow afterwards.
     pub fn hold(&mut self, locality: Locality, held: bool) {
         self.lanes[locality].is_held = held;
     }
 
-    /// The next thing to do now.
+    /// The next thing to do, if any.
     pub fn next(&mut self, now_ns: u64) -> Option<Next> {
         for locality in self.free_localities() {
             let mut budget = u32::MAX;
@@ -374,7 +377,7 @@ impl Ladders {
             return;
         }
         if entry.phase != Phase::Acting {
-            // It was meant for an earlier silence.
+            // It belongs to an earlier silence.
             if !entry.gave_up {
                 self.begin(agent.slot, now_ns);
             }
@@ -384,7 +387,7 @@ impl Ladders {
         let ladder = self.ladders.get(entry.ladder as usize);
         let is_done = matches!(end, ActionEnd::TargetGone | ActionEnd::Refused);
         if is_done || end == ActionEnd::Postponed {
-            // Nothing was.
+            // Nothing was spent.
             entry.acts = entry.acts.saturating_sub(1);
             entry.escalations -= u32::from(entry.acts == 0 && entry.escalations > 0);
         }
@@ -416,8 +419,8 @@ impl Ladders {
         self.arm(agent, due_ns);
     }
 
-    /// When [`Self::next`] may have something to do; `None` while it has not, or while everything waits
-    /// for an action to end.
+    /// When [`Self::next`] may return something; `None` while nothing is pending, or while everything waits
+    /// for the end of an action.
     pub fn next_due_ns(&self) -> Option<u64> {
         let due_ns = self.free_localities().flat_map(|locality| {
             let lane = &self.lanes[locality];
@@ -432,8 +435,8 @@ impl Ladders {
         due_ns.flatten().min()
     }
 
-    /// Room for a step of a hook, which counts against the same limits; false if there is none. Hooks may
-    /// have half. Given back with [`Self::give_back_hook`].
+    /// Takes a permit for a step of a hook, which counts against the same limits; false if there is none.
+    /// Hooks may have half. Returned with [`Self::give_back_hook`].
     pub fn take_hook_permit(&mut self, agent: Agent, now_ns: u64) -> bool {
         self.permits.take(agent.locality(), Purpose::Hook, now_ns)
     }
@@ -443,17 +446,17 @@ impl Ladders {
         self.permits.give_back(agent.locality(), Purpose::Hook);
     }
 
-    /// When there is room for a hook of this agent; `None` while something must end first.
+    /// When a permit for a hook of this agent is available; `None` while an action must end first.
     pub fn hook_room_at_ns(&self, agent: Agent) -> Option<u64> {
         self.permits.free_at_ns(agent.locality(), Purpose::Hook)
     }
 
-    /// Actions in flight, and what else has a permit.
+    /// Actions in flight and other holders of permits.
     pub fn in_flight(&self) -> usize {
         self.permits.in_flight()
     }
 
-    /// Puts an agent at the foot of its ladder; returns when that begins.
+    /// Puts an agent at the first step of its ladder; returns when that starts.
     fn begin(&mut self, slot: u32, now_ns: u64) -> u64 {
         let entry = &mut self.entries[slot as usize];
         let Some(ladder) = self.ladders.get(entry.ladder as usize) else {
@@ -478,7 +481,7 @@ impl Ladders {
         earliest_ns
     }
 
-    /// A timer has fired: the agent moves on. `Some` if there is nothing left to move on to.
+    /// Moves an agent on after its timer fired. `Some` if there is no next step.
     fn on_timer(&mut self, slot: u32, now_ns: u64) -> Option<Agent> {
         let entry = self.entries.get_mut(slot as usize)?;
         let agent = entry.agent;

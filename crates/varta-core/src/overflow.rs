@@ -1,8 +1,8 @@
 //! Whether a kernel's receive queue may have refused beats.
 //!
-//! A queue that is read until it is empty, and gave less than it holds since it was empty last, was never full
-//! in between: no beat was refused. One that gave as many as it holds may have been full, and which beats were refused
-//! then cannot be known. So every agent's silence restarts ([`crate::Tracker::restart_silence`]), whatever the
+//! A queue that is read until it is empty, and gave fewer datagrams than its capacity since it was last empty, was
+//! never full in between: no beat was refused. One that gave as many as its capacity may have been full, and the
+//! refused beats cannot be known. So every agent's silence restarts ([`crate::Tracker::restart_silence`]), for any
 //! reason: agents that beat in phase, a pause, a CPU quota, a flood.
 //!
 //! Restarting is bounded, because a flood may keep the queue full without end.
@@ -11,13 +11,13 @@
 /// filled by agents that beat in phase, so many bursts in a row may refuse the same agent.
 const RESTART_THRESHOLDS_SHALLOW: u64 = 16;
 
-/// The same for a deep queue: four, since nothing but a flood fills it.
+/// The same for a deep queue: four, because only a flood fills it.
 const RESTART_THRESHOLDS_DEEP: u64 = 4;
 
-/// Datagrams from which on a queue is deep.
+/// Capacity in datagrams from which a queue is deep.
 const DEEP_DATAGRAMS: usize = 1024;
 
-/// Watches one receive queue by what is read from it.
+/// Tracks one receive queue by the datagrams read from it.
 #[derive(Clone, Debug)]
 pub struct ReceiveQueue {
     /// Datagrams it holds, 1 at least.
@@ -36,18 +36,18 @@ impl ReceiveQueue {
         }
     }
 
-    /// So many datagrams were read.
+    /// Records that this many datagrams were read.
     pub fn has_read(&mut self, datagrams: usize) {
         self.read_since_empty = self.read_since_empty.saturating_add(datagrams);
         self.may_have_been_full |= self.read_since_empty >= self.holds;
     }
 
-    /// It is empty now.
+    /// Records that the queue is empty.
     pub fn saw_empty(&mut self) {
         self.read_since_empty = 0;
     }
 
-    /// Whether it may have been full while something was read since the last call.
+    /// Whether it may have been full since the last call.
     pub fn take_may_have_been_full(&mut self) -> bool {
         std::mem::take(&mut self.may_have_been_full)
     }
@@ -58,7 +58,7 @@ impl ReceiveQueue {
     }
 }
 
-/// Thresholds since an agent's last beat by which a queue that holds so many datagrams may put off its stall.
+/// Thresholds since an agent's last beat by which a queue of this capacity may put off its stall.
 pub fn restart_thresholds(holds: usize) -> u64 {
     match holds {
         DEEP_DATAGRAMS.. => RESTART_THRESHOLDS_DEEP,

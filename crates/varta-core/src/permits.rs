@@ -13,10 +13,10 @@ pub(crate) use user_budgets::UserBudgets;
 /// Part of the actions in flight that remote agents may have.
 const REMOTE_PART: usize = 2;
 
-/// Part of what is left to agents of a locality that their hooks may have, so that ladders have the rest.
+/// Part of the permits of a locality that its hooks may have, so that ladders have the rest.
 const HOOK_PART: usize = 2;
 
-/// What something in flight is for.
+/// The purpose of a permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// A step of a ladder.
@@ -30,7 +30,7 @@ pub(crate) enum Purpose {
 pub struct PermitLimits {
     /// Most actions in flight together; at least 1.
     pub max_in_flight: usize,
-    /// Most actions started per second, as many at once; 0 for no limit.
+    /// Most actions started per second, and their burst; 0 for no limit.
     pub starts_per_second: u32,
     /// Most actions started for the agents of one user.
     pub user_budget: UserBudget,
@@ -60,7 +60,7 @@ impl InFlight {
 pub(crate) struct Permits {
     limits: PermitLimits,
     in_flight: PerLocality<InFlight>,
-    /// When the bucket of starts is full again.
+    /// When the bucket of starts will be full again.
     full_at_ns: u64,
 }
 
@@ -114,7 +114,7 @@ impl Permits {
         (self.full_at_ns + self.interval_ns()).saturating_sub(bucket_ns)
     }
 
-    /// When one may be taken; `None` while as many as allowed are in flight.
+    /// When a permit is available; `None` while as many as allowed are in flight.
     pub(crate) fn free_at_ns(&self, locality: Locality, purpose: Purpose) -> Option<u64> {
         let most = self.limits.max_in_flight.max(1);
         let in_flight = self.in_flight[locality];

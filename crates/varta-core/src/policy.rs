@@ -1,8 +1,8 @@
-//! What the operator wants: rules, ladders, hooks, limits and the mode. Plain data, already checked.
+//! The operator's policy: rules, ladders, hooks, limits and the mode. Plain data, already checked.
 //!
-//! The reader of the settings makes it, [`Engine`](crate::engine::Engine) applies it. Nothing here decides
-//! anything, and nothing here says how a program is run (its environment, how much of its output is kept).
-//! Bounds: those that the reader of the settings puts on the number of rules, ladders and steps.
+//! The settings reader makes it, [`Engine`](crate::engine::Engine) applies it. It makes no decision, and does
+//! not cover how a program is run (its environment, how much of its output is kept). Bounds: those that the
+//! reader of the settings puts on the number of rules, ladders and steps.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use std::time::Duration;
 use crate::fact::{Occasion, Signal, SignalTarget};
 use crate::rules::{Selector, glob};
 
-/// All of it; replaced as a whole when the settings are read again.
+/// The whole policy; replaced at once when the settings are read again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
-    /// Silence that makes a stall, of agents whose rule gives no threshold.
+    /// Stall threshold of agents whose rule gives none.
     pub threshold: Duration,
     /// Soft tier of agents whose rule gives none.
     pub late: Option<Duration>,
@@ -28,7 +28,7 @@ pub struct Policy {
     pub mode: Mode,
     /// Limits for all recoveries together.
     pub limits: RecoveryLimits,
-    /// Recovery may act on agents of other pid namespaces.
+    /// Whether recovery may act on agents of other pid namespaces.
     pub recover_foreign: bool,
 }
 
@@ -43,30 +43,30 @@ pub enum Mode {
     Enforce,
 }
 
-/// What applies to the agents that a selector matches.
+/// The settings of the agents that a selector matches.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AgentRule {
     /// Which agents.
     pub selector: Selector,
-    /// What the agents are called instead of their own name.
+    /// The label of the agents, instead of their own name.
     pub label: Option<String>,
-    /// Silence that makes a stall.
+    /// Stall threshold.
     pub threshold: Option<Duration>,
     /// Soft tier, shorter than the threshold.
     pub late: Option<Duration>,
-    /// What remote agents get on top of the threshold.
+    /// Extra time of remote agents, on top of the threshold.
     pub network_grace: Duration,
-    /// How many agents must come, and when.
+    /// How many agents must join, and by when.
     pub expectation: Option<Expectation>,
-    /// Beats per second taken from one agent; 0 for no limit.
+    /// Beats per second accepted from one agent; 0 for no limit.
     pub max_beat_rate: Option<u32>,
-    /// What is done about a stall.
+    /// The ladder of a stall.
     pub ladder: LadderChoice,
-    /// What is done on other occasions.
+    /// The steps of other occasions.
     pub hooks: Hooks,
 }
 
-/// So many agents must have been heard by then.
+/// An expectation: this many agents must have joined by then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expectation {
     /// At least 1.
@@ -75,7 +75,7 @@ pub struct Expectation {
     pub within: Duration,
 }
 
-/// Which ladder a rule wants.
+/// The ladder of a rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LadderChoice {
     /// The policy's default ladder.
@@ -92,7 +92,7 @@ pub enum LadderChoice {
 pub struct Hooks {
     /// The agent reached its soft tier.
     pub on_late: Vec<Step>,
-    /// The agent says that it is critical.
+    /// The agent reports that it is critical.
     pub on_critical: Vec<Step>,
     /// The process died; not if it left in order.
     pub on_exit: Vec<Step>,
@@ -102,14 +102,14 @@ pub struct Hooks {
     pub on_gave_up: Vec<Step>,
 }
 
-/// What is done about a stalled agent, one step after the other.
+/// The steps about a stalled agent, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ladder {
-    /// As the operator calls it.
+    /// The operator's name for it.
     pub name: String,
     /// At least one, and not only waits.
     pub steps: Vec<Step>,
-    /// Least time between two actions on one agent.
+    /// Minimum time between two actions on one agent.
     pub debounce: Duration,
     /// Most actions on one agent within `window`; then the observer gives up. 1 to 32.
     pub budget: u32,
@@ -119,7 +119,7 @@ pub struct Ladder {
     pub backoff: Duration,
     /// Longest pause after a failure.
     pub backoff_max: Duration,
-    /// An agent that was well for this long starts with a clean slate.
+    /// After this long without a stall an agent has its full budget again.
     pub reset_after: Duration,
 }
 
@@ -130,7 +130,7 @@ pub enum Step {
     Run(RunStep),
     /// Send a signal.
     Signal(SignalStep),
-    /// Do nothing for so long.
+    /// Wait.
     Wait(Duration),
 }
 
@@ -143,7 +143,7 @@ pub struct RunStep {
     pub arguments: Vec<String>,
     /// The file that the words come from if only its owner may read it: they are never shown then.
     pub private_file: Option<PathBuf>,
-    /// `None`: as long as it likes.
+    /// `None`: no limit.
     pub timeout: Option<Duration>,
     /// How long the agent may take to come back after exit code 0.
     pub wait: Duration,
@@ -175,9 +175,9 @@ pub struct RecoveryLimits {
     pub mass_stall_share: Option<f64>,
     /// Fewer silent agents than this are never a mass stall.
     pub mass_stall_min: u32,
-    /// Longest time that a mass stall holds fire; `None`: as long as it lasts.
+    /// Longest time that a mass stall holds fire; `None`: no limit.
     pub mass_stall_hold: Option<Duration>,
-    /// Hold fire while tasks are stalled for want of memory for more than this part of the last 10 s, in percent as
+    /// Hold fire while tasks are stalled for lack of memory for more than this part of the last 10 s, in percent as
     /// the kernel reports it; `None`: never.
     pub memory_pressure: Option<f64>,
     /// The same for I/O.
@@ -198,8 +198,8 @@ impl Hooks {
 }
 
 impl Policy {
-    /// Whether a rule asks for the program at this path. Then the file has to be compared with the one that the
-    /// observer finds there before a rule may match by it: the agent has chosen the path.
+    /// Whether a rule selects by the program at this path. Then the caller compares the file with the one that
+    /// the observer finds there before a rule may match by it: the agent has chosen the path.
     pub fn names_program(&self, path: &str) -> bool {
         let patterns = self.rules.iter();
         let mut patterns = patterns.filter_map(|rule| rule.selector.exe.as_deref());
@@ -208,14 +208,14 @@ impl Policy {
 }
 
 impl AgentRule {
-    /// Whether it awaits the same agents as another rule.
+    /// Whether it expects the same agents as another rule.
     pub fn expects_the_same(&self, other: &Self) -> bool {
         self.expectation == other.expectation
             && self.label == other.label
             && self.selector == other.selector
     }
 
-    /// The agents it means, for people: its label, else what it selects by.
+    /// The selected agents, for display: its label, else its selectors.
     pub fn title(&self) -> String {
         let Selector {
             name,
@@ -245,8 +245,8 @@ impl AgentRule {
 }
 
 impl Ladder {
-    /// Differs between ladders that do different things, whatever they are called: a ladder within a rule is
-    /// called by the rule's number.
+    /// Differs between ladders with different actions, independent of their names: a ladder within a rule is
+    /// named by the rule's number.
     pub fn fingerprint(&self) -> u64 {
         let nameless = Self {
             name: String::new(),
@@ -259,7 +259,7 @@ impl Ladder {
 }
 
 impl RunStep {
-    /// The program for people to read.
+    /// The program for display.
     pub fn called(&self) -> String {
         match &self.private_file {
             Some(file) => format!("the command in {}", file.display()),

@@ -13,9 +13,9 @@ pub enum Refusal {
     WrongLength,
     /// The kernel attached no credentials.
     NoCredentials,
-    /// Credential pid 0: the sender lives outside the observer's pid namespace and has no identity.
+    /// Credential pid 0: the sender runs outside the observer's pid namespace and has no identity.
     UnseenSender,
-    /// The sender's user and group may not speak here.
+    /// The sender's user and group are not allowed.
     ForeignUser {
         /// The sender's user.
         uid: u32,
@@ -25,40 +25,40 @@ pub enum Refusal {
     /// The user of the process is unknown: the observer's user namespace does not map it, see
     /// [`crate::LocalGate::nobody`].
     UnmappedUser {
-        /// The number that all such users have.
+        /// The number under which all such users appear.
         uid: u32,
     },
     /// Not a valid frame.
     Decode(DecodeError),
     /// The frame names a pid that no process of this host can have.
     PidAboveMax {
-        /// What the frame claims.
+        /// The claimed pid.
         claimed: u32,
     },
-    /// The frame names a pid that is none of its sender's.
+    /// The frame names a pid that its sender does not have in any namespace.
     PidMismatch {
-        /// What the frame claims.
+        /// The claimed pid.
         claimed: u32,
     },
-    /// The frame names another pid than the observer's kernel does, and its sender ended before it could
-    /// be asked what it is called in its container.
+    /// The frame names another pid than the observer's kernel does, and its sender ended before its pid in
+    /// its container could be read.
     UnverifiedClaim {
-        /// What the frame claims.
+        /// The claimed pid.
         claimed: u32,
     },
     /// A process has the sender's pid, but it cannot be proved that it is the sender.
     UnprovedSender,
     /// The sender has ended, and its end was reported already.
     SenderEnded,
-    /// Too many newcomers wait to be examined.
+    /// Too many new senders wait for an examination.
     Crowded,
-    /// The sender lives in another pid namespace, and the operator wants none of those.
+    /// The sender runs in another pid namespace, and the operator refuses those.
     ForeignNamespace,
     /// Too many beats.
     RateLimited(Limit),
-    /// A known agent was heard over another kind of transport than before.
+    /// A known agent beat over another kind of transport than before.
     OriginConflict,
-    /// A known agent was heard from another pid namespace than before.
+    /// A known agent beat from another pid namespace than before.
     NamespaceConflict,
     /// An old or repeated nonce.
     OutOfOrder,
@@ -71,13 +71,13 @@ pub enum Refusal {
     },
     /// An envelope that no loaded key has sealed.
     Undecryptable,
-    /// An envelope that was heard before, or is too old to tell.
+    /// An envelope that was received before, or is too old to determine that.
     Replayed,
-    /// An envelope that begins a session with a terminal frame older than the last one of its agent.
+    /// An envelope that opens a session with a terminal frame older than the last one of its agent.
     SessionNotNewer,
-    /// An envelope of another session than those its agent beats over, which are as many as it may have.
+    /// An envelope of one more session than its agent may have.
     TooManySessions,
-    /// An envelope of a new session, and no more sessions can be remembered.
+    /// An envelope of a new session, and the table of sessions is full.
     SendersFull,
 }
 
@@ -158,17 +158,17 @@ impl Refusal {
     }
 }
 
-/// Which limit a beat ran into.
+/// The limit that a beat exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Limit {
-    /// The agent's own.
+    /// The limit of the agent.
     Agent,
-    /// That of all agents together.
+    /// The limit of all agents together.
     Global,
-    /// That of first contacts.
+    /// The limit of first contacts.
     Newcomers,
-    /// That of processes that said goodbye and come back at once.
+    /// The limit of processes that join again directly after a goodbye.
     Comebacks,
-    /// That of the sessions that one agent begins.
+    /// The limit of sessions that one agent opens.
     Sessions,
 }

@@ -1,4 +1,4 @@
-//! Which rule applies to an agent: selectors over what is known of it; the first match wins.
+//! Which rule applies to an agent: selectors over its facts; the first match wins.
 //!
 //! Texts are matched by globs: `*` stands for any number of characters, everything else for itself.
 
@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use crate::agent::BeatOrigin;
 
-/// What is known of an agent. What is unknown matches no selector that asks for it.
+/// The facts of an agent. An unknown fact matches no selector for it.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
     /// Its name; empty if unknown.
@@ -22,11 +22,11 @@ pub struct Known<'a> {
     pub user_unit: Option<&'a str>,
     /// Its user id.
     pub uid: Option<u32>,
-    /// Where its process lives.
+    /// Its pid namespace.
     pub namespace: Option<Namespace>,
-    /// How it was heard.
+    /// Its origin.
     pub origin: BeatOrigin,
-    /// Whether a key vouches for it.
+    /// Whether a key authenticates it.
     pub sealed: bool,
     /// Its address, if it is a remote agent.
     pub source: Option<IpAddr>,
@@ -41,7 +41,7 @@ pub enum Namespace {
     Other,
 }
 
-/// How an agent speaks.
+/// The transport of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// Over the Unix socket of this host.
@@ -69,14 +69,14 @@ pub struct Selector {
     pub uid: Option<u32>,
     /// Pid namespace.
     pub namespace: Option<Namespace>,
-    /// How it speaks.
+    /// Transport.
     pub origin: Option<Transport>,
     /// Glob over the textual address.
     pub source: Option<String>,
 }
 
 impl Selector {
-    /// Whether an agent is meant.
+    /// Whether an agent matches.
     pub fn matches(&self, known: &Known<'_>) -> bool {
         let name = Some(known.name).filter(|name| !name.is_empty());
         fits(self.name.as_deref(), name)
@@ -121,7 +121,7 @@ pub fn first_match<'a>(
 }
 
 impl Known<'_> {
-    /// How the agent speaks.
+    /// The transport of the agent.
     pub fn transport(&self) -> Transport {
         match self.origin {
             BeatOrigin::KernelAttested | BeatOrigin::SocketModeOnly => Transport::Unix,
@@ -146,7 +146,7 @@ fn is<T: Copy + PartialEq>(wanted: Option<T>, known: Option<T>) -> bool {
 /// The longest text of an address: IPv6 with an embedded IPv4 address.
 const ADDRESS_BYTES_MAX: usize = 45;
 
-/// Where an address is written without allocating.
+/// A buffer in which an address is written without allocating.
 struct AddressText {
     bytes: [u8; ADDRESS_BYTES_MAX],
     len: usize,
@@ -169,10 +169,10 @@ impl Write for AddressText {
     }
 }
 
-/// Whether a text is what a pattern stands for.
+/// Whether a text matches a pattern.
 ///
 /// The part before the first `*` must begin the text, the one after the last must end it, and those between
-/// are looked for from left to right: the first place is as good as any other.
+/// are searched from left to right: the first match of each suffices.
 pub fn glob(pattern: &str, text: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else {
         return pattern == text;
@@ -400,7 +400,7 @@ mod tests {
         }
     }
 
-    /// What a glob means, without a thought for how long it takes.
+    /// The meaning of a glob, without regard to run time.
     fn naive(pattern: &[char], text: &[char]) -> bool {
         match pattern {
             [] => text.is_empty(),

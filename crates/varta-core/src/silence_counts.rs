@@ -28,21 +28,21 @@ const USUAL_QUARTERS: u64 = 5;
 /// for long says little, and an agent that near to its threshold is as good as silent.
 const UNUSUAL_EIGHTHS: u64 = 7;
 
-/// Silence in thresholds up to which it has begun lately.
+/// Silence in thresholds up to which it counts as recent.
 const FRESH_THRESHOLDS: u64 = 2;
 
-/// How many agents there are, by silence.
+/// Number of agents, by silence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SilenceCounts {
-    /// Agents that are judged: all but those that are paused.
+    /// Judged agents: all but the paused ones.
     pub watched: u32,
-    /// Those that are silent for half their threshold and longer than they usually are, or stalled.
+    /// Agents that are silent for half their threshold and longer than usual, or stalled.
     pub silent: u32,
-    /// Those of the silent ones whose silence is shorter than two thresholds.
+    /// Silent agents whose silence is shorter than two thresholds.
     pub fresh: u32,
-    /// Those of the silent ones whose stall has been reported.
+    /// Silent agents whose stall has been reported.
     pub latched: u32,
-    /// The longest threshold of a silent one.
+    /// The longest threshold of a silent agent.
     pub threshold_ns: u64,
 }
 
@@ -51,7 +51,7 @@ pub struct SilenceCounts {
 pub struct SilenceByGroup {
     /// Local agents.
     pub local: SilenceCounts,
-    /// Remote agents, whose silence says nothing about this host (law 3).
+    /// Remote agents, whose silence is no evidence about this host (law 3).
     pub remote: SilenceCounts,
     /// Local agents, by user.
     pub users: BTreeMap<u32, SilenceCounts>,
@@ -103,7 +103,7 @@ impl Rhythm {
         silence_ns >= self.threshold_ns / SILENT_PARTS && silence_ns >= self.usual_ns()
     }
 
-    /// The longest silence that is nothing unusual; next to nothing while only one beat was heard.
+    /// The longest usual silence; nearly zero while the agent has sent one beat only.
     fn usual_ns(&self) -> u64 {
         let heard_for_ns = self.last_ns.saturating_sub(self.joined_ns);
         let intervals = self.beats.saturating_sub(1);

@@ -6,14 +6,14 @@ use std::mem::discriminant;
 
 use crate::silence_counts::SilenceCounts;
 
-/// Below this part of its limit a pressure is over, so that a figure at the limit does not flicker.
+/// A pressure is over below this part of its limit, so that a figure at the limit does not flicker.
 const RELIEF: f64 = 0.8;
 
 /// Longest time that fire is held after the cause is gone, 10 s: one agent with a threshold of hours must not
 /// delay the recovery of the others.
 const SETTLE_MAX_NS: u64 = 10_000_000_000;
 
-/// What makes the host the suspect.
+/// The limits beyond which the host is the suspect.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HoldOptions {
     /// More than this part of all agents; `None`: never.
@@ -23,7 +23,8 @@ pub struct HoldOptions {
     /// Longest time that a mass stall holds fire: an agent that is silent by then is stuck, and must not block the
     /// recovery of the others for ever. `None`: as long as it lasts.
     pub mass_max_ns: Option<u64>,
-    /// Percent of the last 10 s in which all tasks were stalled for want of memory; `None`: never.
+    /// Limit in percent of the last 10 s in which all tasks were stalled for lack of memory; `None`: no
+    /// limit.
     pub memory_percent: Option<f64>,
     /// The same for I/O.
     pub io_percent: Option<f64>,
@@ -33,25 +34,25 @@ pub struct HoldOptions {
 /// where the kernel has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Pressure {
-    /// For want of memory.
+    /// For lack of memory.
     pub memory_percent: Option<f64>,
-    /// For want of I/O.
+    /// Waiting for I/O.
     pub io_percent: Option<f64>,
 }
 
 /// Why fire is held.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HoldReason {
-    /// So many of so many fell silent together.
+    /// Too many agents fell silent together.
     MassStall {
         /// Agents that fell silent.
         silent: u32,
         /// Agents that were not silent before.
         of: u32,
     },
-    /// Tasks are stalled for want of memory, percent.
+    /// Tasks are stalled for lack of memory, percent.
     Memory(f64),
-    /// Tasks are stalled for want of I/O, percent.
+    /// Tasks are stalled waiting for I/O, percent.
     Io(f64),
 }
 
@@ -62,7 +63,7 @@ pub enum HoldChange {
     Held(HoldReason),
     /// Fire is free again.
     Resumed,
-    /// The mass stall goes on, but fire was held for as long as it may be.
+    /// The mass stall continues, but the longest time to hold fire has passed.
     Expired,
 }
 
@@ -71,11 +72,11 @@ pub enum HoldChange {
 pub struct HoldFire {
     options: HoldOptions,
     reason: Option<HoldReason>,
-    /// Agents that were silent before the others fell silent together.
+    /// Agents that were silent before the mass stall.
     silent_before: u32,
     /// When the agents that were silent while there was a cause have had their time to come back.
     settled_ns: u64,
-    /// Since when a mass stall holds fire.
+    /// Start of the mass stall that holds fire.
     mass_since_ns: u64,
 }
 
@@ -91,7 +92,7 @@ impl HoldFire {
         }
     }
 
-    /// Other options; what is held stays held until it is judged by them.
+    /// Replaces the options; held fire stays held until it is judged by the new ones.
     pub fn set_options(&mut self, options: HoldOptions) {
         self.options = options;
         self.settled_ns = 0;
@@ -102,7 +103,7 @@ impl HoldFire {
         self.reason
     }
 
-    /// Looks at the agents and the host, `now_ns` in attention time. A mass stall that does not count holds
+    /// Judges the agents and the host, `now_ns` in attention time. A mass stall that does not count holds
     /// nothing.
     pub fn judge(
         &mut self,
@@ -141,7 +142,7 @@ impl HoldFire {
         }
     }
 
-    /// Agents that were silent before the others: fixed while a mass stall holds fire.
+    /// Agents that were silent before the mass stall: fixed while it holds fire.
     fn silent_before(&self, counts: &SilenceCounts) -> u32 {
         match self.reason {
             Some(HoldReason::MassStall { .. }) => self.silent_before,

@@ -1,4 +1,4 @@
-//! Whose fire is held, for crowds of several users; the last test against an oracle.
+//! The scope of held fire, for agents of several users; the last test against an oracle.
 
 use super::*;
 
@@ -18,7 +18,7 @@ fn options() -> HoldOptions {
     }
 }
 
-/// Users with their agents, of which so many have just fallen silent.
+/// Users with the number of their agents, and how many of these just fell silent.
 fn crowds(users: &[(u32, u32, u32)]) -> SilenceByGroup {
     let mut groups = SilenceByGroup::default();
     for (user, watched, fresh) in users {
@@ -37,7 +37,7 @@ fn crowds(users: &[(u32, u32, u32)]) -> SilenceByGroup {
     groups
 }
 
-/// Whose fire is held when these crowds are looked at for the first time.
+/// The scopes held when these agents are judged for the first time.
 fn held(users: &[(u32, u32, u32)]) -> Vec<Scope> {
     let mut holds = Holds::new(options());
     let changes = holds.judge(&crowds(users), CALM, S);
@@ -50,7 +50,7 @@ const ALL: Scope = Scope::All(Locality::Local);
 fn a_mass_stall_of_one_user_holds_its_fire_and_nobody_elses() {
     assert_eq!(held(&[(0, 3, 0), (7, 100, 100)]), [Scope::User(7)]);
     assert_eq!(held(&[(0, 100, 100), (7, 3, 0)]), [Scope::User(0)]);
-    // One of the others hangs at that time.
+    // One agent of another user hangs at that time.
     assert_eq!(held(&[(0, 1, 1), (7, 100, 100)]), [Scope::User(7)]);
     assert_eq!(held(&[(0, 3, 1), (7, 100, 100)]), [Scope::User(7)]);
     // Less than half of all agents, and all of one user's.

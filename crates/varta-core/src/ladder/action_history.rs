@@ -1,6 +1,6 @@
-//! When the last actions on an agent were started: what budgets and pauses go by.
+//! The start times of the last actions on an agent, from which budgets and pauses follow.
 
-/// Most actions a budget can have: each costs 8 bytes per agent that something was done about.
+/// Most actions a budget can have: each costs 8 bytes per agent with actions.
 pub const BUDGET_MAX: usize = 32;
 
 /// The last [`BUDGET_MAX`] of them, newest first, 0 for none.
@@ -10,19 +10,19 @@ pub(super) struct ActionHistory([u64; BUDGET_MAX]);
 impl ActionHistory {
     pub(super) const NONE: Self = Self([0; BUDGET_MAX]);
 
-    /// One more. The oldest falls off the end, where no budget looks.
+    /// Adds one. The oldest drops out, beyond the reach of any budget.
     pub(super) fn add(&mut self, now_ns: u64) {
         self.0.rotate_right(1);
         self.0[0] = now_ns.max(1);
     }
 
-    /// Forgets the last one: nothing came of it.
+    /// Removes the last one: it had no effect.
     pub(super) fn take_back(&mut self) {
         self.0[0] = 0;
         self.0.rotate_left(1);
     }
 
-    /// The last one; 0 if there is none.
+    /// The last one; 0 for none.
     pub(super) fn last_ns(&self) -> u64 {
         self.0[0]
     }
@@ -37,7 +37,7 @@ impl ActionHistory {
         oldest_allowed_ns != 0 && now_ns.saturating_sub(oldest_allowed_ns) < window_ns
     }
 
-    /// Forgets those since `since_ns`.
+    /// Removes those since `since_ns`.
     pub(super) fn forget_since(&mut self, since_ns: u64) {
         let later = self.0.iter().filter(|start_ns| **start_ns >= since_ns);
         let later = later.count();

@@ -1,29 +1,30 @@
-//! What a service has spent of its budget, kept from the end of one process until its successor joins.
+//! The spent budget of a service, kept from the end of one process until its successor joins.
 //!
-//! A process that is restarted is a new agent, but the same service. Without this a service that hangs
-//! after every start would be restarted for ever. Each carryover goes to one successor, so that the workers of
-//! a pool, which share a lineage, do not pay for each other. Bounds: [`CARRYOVERS`]; with more the oldest is forgotten.
+//! A process that is restarted is a new agent, but the same service. Without the carryover a service that hangs after
+//! every start would be restarted for ever. Each carryover goes to one successor, so that the workers of a pool, which
+//! share a lineage, do not pay for each other. Bounds: [`CARRYOVERS`]; beyond that the oldest is dropped.
 
 use super::action_history::ActionHistory;
 
-/// What an agent has in common with those before and after it.
+/// The identity of a service across its processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lineage {
-    /// Whatever makes two processes the same service to an operator, its name among it; 0 for none.
+    /// The facts that make two processes the same service to an operator, including the name; 0 for none.
     pub service: u64,
-    /// What its user cannot choose: the user itself, and the unit of the system's service manager; 0 for none.
-    /// A service that comes back under another name takes over what its own successor has not.
+    /// The facts its user cannot choose: the user itself, and the unit of the system's service manager; 0 for
+    /// none. A service that comes back under another name takes over a carryover that no exact successor has
+    /// taken.
     pub kin: u64,
     /// The user of a local agent.
     pub user: Option<u32>,
 }
 
-/// Carryovers that are remembered: some 300 KiB.
+/// Carryovers kept: about 300 KiB.
 const CARRYOVERS: usize = 1024;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BudgetCarryover {
-    /// Of which service; the place is free if it has none.
+    /// The service; the place is free if it has none.
     pub(super) lineage: Lineage,
     pub(super) escalations: u32,
     pub(super) left_ns: u64,
@@ -33,7 +34,7 @@ pub(super) struct BudgetCarryover {
 #[derive(Debug)]
 pub(super) struct BudgetCarryovers {
     carryovers: Box<[BudgetCarryover]>,
-    /// Where the next one goes.
+    /// The place of the next one.
     cursor: usize,
     len: usize,
 }
@@ -63,7 +64,7 @@ impl BudgetCarryovers {
         self.cursor = (self.cursor + 1) % CARRYOVERS;
     }
 
-    /// Nothing that was started since `since_ns` counts.
+    /// Removes all actions since `since_ns`.
     pub(super) fn forget_starts(&mut self, since_ns: u64) {
         for carryover in &mut self.carryovers {
             carryover.history.forget_since(since_ns);
@@ -71,7 +72,7 @@ impl BudgetCarryovers {
         }
     }
 
-    /// Gives away the newest carryover of a service, else the newest one of its kin.
+    /// Takes the newest carryover of a service, else the newest one of its kin.
     pub(super) fn take(&mut self, lineage: Lineage) -> Option<BudgetCarryover> {
         if lineage.service == 0 || self.len == 0 {
             return None;

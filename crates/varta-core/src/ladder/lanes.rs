@@ -1,5 +1,5 @@
-//! What waits for agents of one locality: timers, actions that are due and have no room yet, and what was not reported
-//! yet. Local and remote agents have a lane each, so that neither waits for the other.
+//! The pending work for agents of one locality: timers, due actions that wait for a permit, and pending reports. Local
+//! and remote agents have a lane each, so that neither delays the other.
 //!
 //! Bounds: everything is allocated at construction, by slot.
 
@@ -9,18 +9,18 @@ use crate::fifo::Fifo;
 use crate::permits::Purpose;
 use crate::wheel::Wheel;
 
-/// What waits for agents of one locality.
+/// The pending work for agents of one locality.
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) timers: Wheel,
-    /// Actions that are due and wait for room, oldest first.
+    /// Due actions that wait for a permit, oldest first.
     pub(super) ready: Ready,
-    /// Agents with an action that waits, of which that was not reported yet.
+    /// Agents with a waiting action that was not reported yet.
     pub(super) unreported: Fifo,
     pub(super) is_held: bool,
 }
 
-/// Actions that are due; those that need no permit come first.
+/// Due actions; those that need no permit come first.
 #[derive(Debug)]
 pub(super) struct Ready {
     pub(super) instant: Fifo,
@@ -51,7 +51,7 @@ impl Lane {
 }
 
 impl Ladders {
-    /// Starts the action that has waited longest, if there is room for it and money left.
+    /// Starts the action that has waited longest, if there is a permit and budget for it.
     pub(super) fn start_ready(&mut self, locality: Locality, now_ns: u64) -> Option<Next> {
         [false, true]
             .into_iter()
@@ -110,7 +110,7 @@ impl Ladders {
         }))
     }
 
-    /// An agent whose action has no room, of which that was not reported yet.
+    /// The next agent with a waiting action that was not reported yet.
     pub(super) fn report_waiting(&mut self) -> Option<Next> {
         loop {
             let mut localities = self.free_localities();
@@ -123,7 +123,7 @@ impl Ladders {
         }
     }
 
-    /// Nothing waits for room for this agent any more.
+    /// Removes an agent from the queues that wait for a permit.
     pub(super) fn leave_queue(&mut self, slot: u32) {
         for locality in Locality::ALL {
             let lane = &mut self.lanes[locality];
@@ -133,7 +133,7 @@ impl Ladders {
         }
     }
 
-    /// Those that fire is not held for.
+    /// The lanes for which fire is not held.
     pub(super) fn free_localities(&self) -> impl Iterator<Item = Locality> + use<> {
         let is_held = Locality::ALL.map(|locality| self.lanes[locality].is_held);
         let localities = Locality::ALL.into_iter().zip(is_held);

@@ -29,7 +29,7 @@ impl Ladders {
             let is_stopped = entry.phase == Phase::Idle && !entry.gave_up && !entry.in_flight;
             if before == self.ladders.get(entry.ladder as usize) && !is_stopped {
                 if entry.phase == Phase::AwaitingBudget {
-                    // There may be more by the new limits.
+                    // The new limits may allow more.
                     self.arm(agent, now_ns);
                 }
                 continue;

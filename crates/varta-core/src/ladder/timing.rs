@@ -3,20 +3,20 @@
 /// A ladder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LadderTiming {
-    /// Differs between two ladders that do different things in the same rhythm.
+    /// Differs between two ladders with different actions and the same timing.
     pub tag: u64,
-    /// At least one of them acts.
+    /// The steps; at least one acts.
     pub steps: Vec<StepTiming>,
-    /// Least time from the start of an action to that of the first one about a later silence, and
-    /// between two attempts at the last step.
+    /// Minimum time from the start of an action to the first one of a later silence, and between two attempts
+    /// at the last step.
     pub debounce_ns: u64,
     /// Most actions started within the window, 1 to [`BUDGET_MAX`](super::BUDGET_MAX).
     pub budget: u32,
-    /// The window, a time that slides.
+    /// The length of the sliding window.
     pub window_ns: u64,
     /// The first pause after a failure.
     pub backoff_ns: u64,
-    /// What pauses double up to.
+    /// The longest pause; pauses double up to it.
     pub backoff_max_ns: u64,
     /// An agent that was well for this long starts with its whole budget.
     pub reset_after_ns: u64,
@@ -29,10 +29,10 @@ pub enum StepTiming {
     Act {
         /// How long the agent may take to come back after it was handled.
         grace_ns: u64,
-        /// It takes a while, so it needs one of the places for those; otherwise it is done at once.
+        /// Whether it takes time and needs a permit; otherwise it is done at once.
         needs_permit: bool,
     },
-    /// Do nothing for so long.
+    /// Wait.
     Wait {
         /// For how long.
         wait_ns: u64,
@@ -53,7 +53,8 @@ impl LadderTiming {
         }
     }
 
-    /// The pause after so many failures, or before the climb after so many: doubles up to the limit.
+    /// The pause after this many failures, or before a ladder restarts after this many silences: doubles up
+    /// to the limit.
     pub(super) fn pause_ns(&self, failures: u32) -> u64 {
         let doublings = failures.saturating_sub(1).min(62);
         self.backoff_ns

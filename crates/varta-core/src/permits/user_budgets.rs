@@ -1,19 +1,19 @@
-//! How many actions may be started for the agents of one user, whatever they are called.
+//! The limit of actions for the agents of one user, under any names.
 //!
-//! A budget per agent does not bound what a user can have started: it can start process after process, each
-//! under another name. So each user has a bucket of starts that fills up again within a window. Bounds:
-//! [`USERS`] buckets; with more users the one whose bucket is full again, or will be first, is forgotten.
+//! A budget per agent does not bound the actions that a user can cause: it can start process after process,
+//! each under another name. So each user has a bucket of starts that refills within a window. Bounds:
+//! [`USERS`] buckets; with more users the bucket that is full, or will be first, is dropped.
 
-/// Users whose starts are remembered.
+/// Users whose starts are kept.
 const USERS: usize = 1024;
 
-/// Root can start what it likes anyway.
+/// Root can start any program anyway.
 const ROOT: u32 = 0;
 
 /// The bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UserBudget {
-    /// Most starts at once, and as many again within each window; 0 for no bound.
+    /// Burst of starts, and as many again within each window; 0 for no bound.
     pub starts: u32,
     /// The window.
     pub window_ns: u64,
@@ -45,7 +45,7 @@ impl UserBudgets {
         self.full_at_ns.fill((ROOT, 0));
     }
 
-    /// When something may be started for an agent of this user; in the past if now.
+    /// When an action may be started for an agent of this user; in the past if now.
     pub(crate) fn start_at_ns(&self, user: Option<u32>) -> u64 {
         let known = self.bounded(user).and_then(|user| self.place_of(user));
         known.map_or(0, |place| {
@@ -54,7 +54,7 @@ impl UserBudgets {
         })
     }
 
-    /// Something was started.
+    /// Records a start.
     pub(crate) fn add(&mut self, user: Option<u32>, now_ns: u64) {
         let Some(user) = self.bounded(user) else {
             return;
@@ -73,7 +73,7 @@ impl UserBudgets {
         }
     }
 
-    /// The user, if the bound is for it.
+    /// The user, if the bound applies to it.
     fn bounded(&self, user: Option<u32>) -> Option<u32> {
         user.filter(|user| self.budget.starts > 0 && *user != ROOT && *user != self.budget.exempt)
     }
@@ -98,7 +98,7 @@ mod tests {
         exempt: 7,
     };
 
-    /// Starts as often as it may.
+    /// Starts as often as allowed.
     fn start_all(starts: &mut UserBudgets, user: u32, now_ns: u64) -> u32 {
         let mut count = 0;
         while count < 100 && starts.start_at_ns(Some(user)) <= now_ns {

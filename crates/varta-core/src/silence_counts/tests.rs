@@ -7,7 +7,7 @@ use crate::agent::{BeatOrigin, UID_UNKNOWN};
 use crate::beat::{AgentKey, Beat};
 use crate::tracker::{Tracker, TrackerOptions};
 
-/// The threshold: a whole number of the wheel's ticks, and of its parts that are used here.
+/// The threshold: a whole number of the wheel's ticks, and of the parts that these tests use.
 const T: u64 = 1000 << crate::wheel::TICK_SHIFT;
 
 /// Agents that beat at times that grow.
@@ -158,7 +158,7 @@ fn drawn(state: &mut u64, bound: u64) -> u64 {
     *state % bound
 }
 
-/// The largest part of 200 agents that is silent at any of many looks, while all of them beat with this mean
+/// The largest part of 200 agents that is silent at any of many counts, while all of them beat with this mean
 /// interval, each beat early or late by up to a fifth of it.
 fn most_silent_of_healthy(interval_ns: u64) -> f64 {
     let count = 200;
@@ -185,8 +185,8 @@ fn most_silent_of_healthy(interval_ns: u64) -> f64 {
 #[test]
 fn healthy_agents_alone_never_look_like_a_mass_stall() {
     // At 0.45 thresholds and a fifth more an interval is 0.54: a few are beyond the half now and then, less
-    // than one in 13. At 0.7 nobody is silent for 1.25 intervals that are at most 1.2 of the mean, but for
-    // those whose mean of the first few is off. At 0.9 some are beyond the threshold itself now and then.
+    // than one in 13. At 0.7 no agent is silent for 1.25 intervals, which are at most 1.2 of the mean, except
+    // agents whose mean over the first few is off. At 0.9 some are beyond the threshold itself now and then.
     assert!(most_silent_of_healthy(T * 45 / 100) < 0.1);
     assert!(most_silent_of_healthy(T * 7 / 10) < 0.1);
     assert!(most_silent_of_healthy(T * 9 / 10) < 0.3);
