@@ -167,7 +167,7 @@ pub struct RecoveryLimits {
     pub max_in_flight: usize,
     /// Actions started per second; 0 for no limit.
     pub starts_per_second: u32,
-    /// Actions started for the agents of one user within `user_window`, as many at once; 0 for no limit.
+    /// Actions started for the agents of one user within `user_window`, and their burst; 0 for no limit.
     pub user_budget: u32,
     /// The window of `user_budget`.
     pub user_window: Duration,

@@ -1,43 +1,42 @@
-//! The memory of which encrypted datagrams have been heard already: none is heard twice.
+//! The replay guard: it accepts each encrypted datagram once.
 //!
-//! A sender numbers its datagrams with a *prefix* of its own, random, one per session, and a *counter*
-//! that grows within the session. A datagram that a key has authenticated is shown to the guard once,
-//! which accepts it or says why not. Accepting and remembering are one step; a refusal changes nothing.
-//! The guard neither decrypts nor judges what a datagram says; it reads no clock and never panics.
+//! A sender numbers its datagrams with a *prefix* of its own, random, one per session, and a *counter* that
+//! grows within the session. The caller passes each authenticated datagram to the guard once; the guard
+//! accepts it or returns the reason for its refusal. Accepting and recording are one step; a refusal changes
+//! nothing. The guard neither decrypts a datagram nor judges its content; it reads no clock and never panics.
 //!
-//! *Sessions.* An agent has up to [`SESSIONS_PER_AGENT`] *current* sessions at a time, since a process may hold
+//! *Sessions.* An agent has up to [`SESSIONS_PER_AGENT`] *current* sessions at a time, because a process may hold
 //! several handles, and one *farewell* session, over which only terminal datagrams came: the last frame of a
-//! panicking process has a prefix of its own. If the process survives and goes on over that session, it becomes
-//! a current one. A session belongs to the agent that its first datagram spoke for, and no later datagram moves it
-//! to another agent: an address is easily forged. Per open session the guard remembers the highest counter and
-//! which of the 63 below were heard. Counters order the datagrams of one session; nothing is compared between
-//! sessions.
+//! panicking process has a prefix of its own. If the process survives and continues over that session, it becomes
+//! a current one. A session belongs to the agent of its first datagram, and no later datagram moves it to another
+//! agent: an address is easily forged. Per open session the guard keeps the highest counter and which of the 63
+//! below were accepted. Counters order the datagrams of one session; nothing is compared between sessions.
 //!
-//! *Closing.* An open session that is silent for half its agent's threshold, or has *departed* (its agent left,
-//! or went on over another session), may be closed when the agent begins one session too many. When the table is
-//! full, so may sessions of other agents that have departed or are silent for [`LIVE_NS`]. A closed session is
-//! remembered by its highest counter. A datagram beyond that is none that was heard, so it opens the session again;
-//! any other one is refused. So a replay is refused however old its session is, and no agent that beats
-//! is ever shut out: at worst it waits until one of its other sessions is silent for half a threshold.
+//! *Closing.* An open session that is silent for half its agent's threshold, or has *departed* (its agent left, or
+//! continued over another session), may be closed when the agent opens one session too many. When the table is
+//! full, so may sessions of other agents that have departed or are silent for [`LIVE_NS`]. For a closed session the
+//! guard keeps the highest counter. A datagram beyond that was not accepted before, so it reopens the session; any
+//! other one is refused. So a replay is refused at any age of its session, and an agent that beats is never locked
+//! out: at worst it waits until one of its other sessions is silent for half a threshold.
 //!
-//! *What a replay can do.* Datagrams that were heard are refused. Datagrams that were recorded and not heard (no
-//! observer was listening, or somebody on the way held them back) are accepted once, as what they are: beats of
-//! their agent. They move no other session's window. If their nonces go on where the agent's last beat ended, the
-//! session of that beat counts as departed until it is heard again: a place may have to become quiet first, which is
-//! sooner than the agent can be called stalled, since the places are in use. So they can make a dead agent
+//! *What a replay can do.* Datagrams that were accepted are refused. Datagrams that an attacker recorded and the
+//! guard never received (no observer was listening, or the attacker held them back) are accepted once, as genuine
+//! beats of their agent. They move no other session's window. If their nonces continue where the agent's last beat
+//! ended, the session of that beat counts as departed until its next datagram: a place may have to become quiet
+//! first, which is sooner than the agent can stall, because the places are in use. So they can make a dead agent
 //! look alive for as many datagrams as were recorded, and no longer.
 //!
-//! *Bounds.* Memory is 64 bytes per open session and 24 per closed one, handed in, and of its own at most 200
-//! per open session and 64 per closed one, reserved at construction. A call costs a few look-ups; one that opens a
+//! *Bounds.* Memory is 64 bytes per open session and 24 per closed one, handed in, and of its own at most 200 per
+//! open session and 64 per closed one, reserved at construction. A call costs a few look-ups; one that opens a
 //! session also looks at the agent's other sessions, and at 64 records more if there is no room. The last `closed`
-//! closed sessions are remembered and older ones forgotten: a capture that is older than that can be replayed
-//! once more. Under a key that agents share, a copy of the first datagram of a session that comes before it, from
-//! another agent's address, opens the session for that agent.
+//! closed sessions are kept and older ones dropped: a capture that is older than that can be replayed once more.
+//! Under a key that agents share, a copy of the first datagram of a session that comes before it, from another
+//! agent's address, opens the session for that agent.
 //!
-//! The facts live in a row of atomic words. If these are a mapped file, the memory survives the process:
-//! a kill between any two stores leaves at most more refusals than needed, never a datagram that can be
-//! heard again after its call has returned. Against a crash of the machine the file is only as good as
-//! its last synchronisation.
+//! The facts are stored in a row of atomic words. If these are a mapped file, the memory survives the
+//! process: a kill between any two stores causes at most more refusals than needed, never a datagram that is
+//! accepted again after its call has returned. Against a crash of the machine the file is only as good as its
+//! last synchronisation.
 
 #[cfg(test)]
 mod crash;
@@ -56,23 +55,23 @@ pub use error::ReplayError;
 use memory::{Closed, Heritage, Layout, Memory, Owner, Record, Role, Window};
 use places::{Place, Quiet};
 
-/// Current sessions of an agent: 4. Two handles are common and four are not; each costs a record, and a look
-/// when the agent begins another one.
+/// Current sessions of an agent: 4. Two handles are common and four are not; each costs a record, and a
+/// look-up when the agent opens another one.
 pub const SESSIONS_PER_AGENT: usize = 4;
 
 /// Silence after which a session may be closed to make room for another agent: 10 min. A shorter time would
-/// close the sessions of agents in a short outage; a longer one would keep the records of those that ended
-/// without a word.
+/// close the sessions of agents in a short outage; a longer one would keep the records of agents that ended
+/// without a goodbye.
 pub const LIVE_NS: u64 = 600_000_000_000;
 
-/// Records looked at per attempt to make room. It bounds the work of a newcomer to a full table, at the
-/// price that a larger table may need several newcomers until one that may be closed is found.
+/// Records looked at per attempt to make room. It bounds the work of a new session in a full table; in a
+/// larger table several attempts may be needed until a closable one is found.
 const SCAN_RECORDS: u32 = 64;
 
-/// The most open sessions (64 MiB) and remembered closed ones (8 MiB); larger requests are clamped.
+/// The most open sessions (64 MiB) and closed ones kept (8 MiB); larger requests are clamped.
 pub const MAX_SESSIONS: usize = 1 << 20;
 
-/// What a datagram was sealed under. Two sessions are the same only if all of it agrees.
+/// The identity of a session. Two sessions are the same only if all fields are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SessionKey {
     /// Fingerprint of the key that authenticated the datagram.
@@ -83,8 +82,8 @@ pub struct SessionKey {
     pub prefix: [u8; 8],
 }
 
-/// What a session is looked up by. It depends on the seed; nobody can choose keys for which it is equal
-/// without knowing that, and by chance it is equal for two in 2^64 pairs.
+/// The hash by which a session is looked up. It depends on the seed; without the seed an attacker cannot
+/// choose keys with equal hashes, and by chance they are equal for two in 2^64 pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct SessionHash(u64);
 
@@ -103,7 +102,7 @@ impl IndexKey for SessionHash {
     }
 }
 
-/// Whom a datagram speaks for.
+/// The agent of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Agent {
     source: u64,
@@ -113,18 +112,18 @@ struct Agent {
 /// One authenticated datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
-    /// What it was sealed under.
+    /// Its session.
     pub session: SessionKey,
     /// Its number within the session; any first one is fine.
     pub counter: u32,
-    /// Where the agent it speaks for lives; with `pid` the agent's identity.
+    /// The source of its agent; with `pid` the agent's identity.
     pub source: u64,
-    /// The pid it speaks for.
+    /// The pid of its agent.
     pub pid: u32,
-    /// It carries a terminal frame.
+    /// Whether it carries a terminal frame.
     pub is_terminal: bool,
-    /// If it begins a session: what it says goes on where the agent's last beat ended, as when a handle
-    /// reconnects. The session of that beat has departed then, until it is heard again.
+    /// Whether a datagram that opens a session continues where the agent's last beat ended, as when a handle
+    /// reconnects. Then the session of that beat has departed, until its next datagram.
     pub continues: bool,
 }
 
@@ -136,7 +135,7 @@ impl Arrival {
         }
     }
 
-    /// What a session that begins with this datagram is to its agent.
+    /// The role of a session that this datagram opens.
     fn role(&self) -> Role {
         match self.is_terminal {
             true => Role::Farewell,
@@ -145,36 +144,36 @@ impl Arrival {
     }
 }
 
-/// Where an accepted datagram stands among those of its session.
+/// The position of an accepted datagram in its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// It begins the session.
+    /// It opens the session.
     First,
-    /// It is newer than all that were heard.
+    /// It is newer than all accepted before.
     Newest,
-    /// A newer one came before it.
+    /// A newer one arrived before it.
     Overtaken,
 }
 
-/// What is known of the session of a datagram before it is admitted.
+/// The state of a datagram's session before the datagram is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
-    /// Where the agent lives that the session belongs to; `None` for one that nobody has heard of. A datagram over
-    /// it is that agent's, whatever address it came from: a copy may overtake the original.
+    /// The source of the agent that owns the session; `None` for a new session. A datagram over it belongs to that
+    /// agent, from any address: a copy may overtake the original.
     pub source: Option<u64>,
-    /// The datagram would open the session: one that nobody has heard of, or a closed one. The caller may have
-    /// conditions for that.
+    /// Whether the datagram would open the session: a new one, or a closed one. The caller may have conditions
+    /// for that.
     pub opens: bool,
 }
 
 /// Why a datagram was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReplayRefusal {
-    /// It was heard before, or is too old to tell.
+    /// It was accepted before, or is too old to determine that.
     Seen,
-    /// It opens a session, and its agent has as many as it may have, all of them in use.
+    /// It opens a session, and its agent has reached its limit, with all sessions in use.
     TooMany,
-    /// It opens a session, and there is room for none.
+    /// It opens a session, and the table is full.
     Full,
 }
 
@@ -184,9 +183,9 @@ pub struct ReplayOptions {
     /// Open sessions, 1 to [`MAX_SESSIONS`], else clamped. An agent needs one per handle, up to
     /// [`SESSIONS_PER_AGENT`], and one more from its first terminal frame on.
     pub sessions: usize,
-    /// Closed sessions remembered, 1 to [`MAX_SESSIONS`], else clamped.
+    /// Closed sessions kept, 1 to [`MAX_SESSIONS`], else clamped.
     pub closed: usize,
-    /// Of the hashes. It must be unpredictable, and stays with the memory for good, see
+    /// Seed of the hashes. It must be unpredictable, and must stay the same as long as the memory exists, see
     /// [`ReplayGuard::seed_of`].
     pub seed: u64,
 }
@@ -200,12 +199,12 @@ impl ReplayOptions {
     }
 }
 
-/// The guard. `W` is what holds its words; it must be their only writer.
+/// The guard. `W` holds its words; the guard must be their only writer.
 #[derive(Debug)]
 pub struct ReplayGuard<W = Box<[AtomicU64]>> {
     memory: Memory<W>,
     seed: u64,
-    /// Session to record. Each record stands in it once or is in `free`.
+    /// Session to record. Each record is in it once or is in `free`.
     open: BoundedIndex<SessionHash>,
     /// Agents' places to the records of the sessions in them.
     places: BoundedIndex<Place>,
@@ -213,9 +212,9 @@ pub struct ReplayGuard<W = Box<[AtomicU64]>> {
     closed: BoundedIndex<SessionHash>,
     /// Sessions closed since the words were new.
     closings: u64,
-    /// Records of no session.
+    /// Free records.
     free: Vec<u32>,
-    /// The record to look at next for making room.
+    /// The record that the next eviction examines first.
     cursor: u32,
 }
 
@@ -230,25 +229,24 @@ impl ReplayGuard {
         )
     }
 
-    /// Words a guard of these sizes takes: 8, and 8 per open session, and 3 per closed one.
+    /// Words that a guard of these sizes needs: 8, and 8 per open session, and 3 per closed one.
     pub fn words_needed(options: ReplayOptions) -> usize {
         options.layout().words()
     }
 
-    /// The seed of the guard that wrote these words: its successor must be given the same, because what
-    /// was closed is known by its hash alone.
+    /// The seed of the guard that wrote these words: its successor needs the same, because closed sessions
+    /// are stored by their hash alone.
     ///
     /// # Errors
     ///
-    /// [`ReplayError`] if these words are not a replay memory that this version can take over.
+    /// [`ReplayError`] if the words are not a replay memory that this version can take over.
     pub fn seed_of(words: &[u64]) -> Result<u64, ReplayError> {
         Ok(Heritage::read(words)?.seed)
     }
 }
 
 impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
-    /// A guard that has heard nothing yet. The words must be zero; more than
-    /// [`ReplayGuard::words_needed`] do no harm.
+    /// An empty guard. The words must be zero; more than [`ReplayGuard::words_needed`] do no harm.
     ///
     /// # Errors
     ///
@@ -276,16 +274,16 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         }
     }
 
-    /// Takes over what an earlier guard remembered, from a copy of its words. The sizes may differ: of
-    /// too many open sessions those that have departed and then those silent for longest are closed, of
-    /// too many closed ones the oldest are forgotten. All that is open counts as heard at `now_ns`, but
-    /// what has departed stays so. To be called before anything is heard; it allocates. Until it has
-    /// returned the earlier words are the only memory: keep them.
+    /// Takes over the memory of an earlier guard, from a copy of its words. The sizes may differ: of too many
+    /// open sessions those that have departed and then those silent for longest are closed, of too many
+    /// closed ones the oldest are dropped. All open sessions count as active at `now_ns`, but departed ones
+    /// stay departed. Call it before the first datagram; it allocates. Until it has returned the earlier
+    /// words are the only memory: keep them.
     ///
     /// # Errors
     ///
-    /// [`ReplayError`] if this guard has heard something already, or the words are not a replay memory of
-    /// a version known here and of this guard's seed; nothing has changed then.
+    /// [`ReplayError`] if this guard has accepted a datagram already, or the words are not a replay memory of
+    /// a known version and of this guard's seed; nothing has changed then.
     pub fn restore(&mut self, old: &[u64], now_ns: u64) -> Result<(), ReplayError> {
         let heritage = Heritage::read(old)?;
         if heritage.seed != self.seed {
@@ -309,12 +307,12 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         Ok(())
     }
 
-    /// Whether a datagram is heard for the first time; if so, it has been heard now. It must have been
-    /// authenticated, and is not to be shown again. `threshold_ns` is that of its agent.
+    /// Accepts a datagram that arrives for the first time and records it. It must have been authenticated,
+    /// and must not be passed again. `threshold_ns` is that of its agent.
     ///
     /// # Errors
     ///
-    /// [`ReplayRefusal`] if it is not to be believed; no word has changed then.
+    /// [`ReplayRefusal`] if it is refused; no word has changed then.
     pub fn admit(
         &mut self,
         arrival: &Arrival,
@@ -329,7 +327,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         }
     }
 
-    /// What is known of the session of a datagram.
+    /// The state of a datagram's session.
     pub fn look_up(&self, session: &SessionKey, counter: u32) -> Known {
         let hash = self.hash(session);
         if let Some(number) = self.open.get(&hash) {
@@ -346,8 +344,8 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         }
     }
 
-    /// A session has departed: its sender said goodbye. It stays open, for the sender may go on over it, but is
-    /// the first to be closed when room is needed. The next datagram beyond all others over it makes it live again.
+    /// Marks a session as departed after the goodbye of its sender. It stays open, because the sender may continue
+    /// over it, but is the first to be closed when the table is full. Its next new datagram makes it live again.
     pub fn depart_session(&mut self, session: &SessionKey) {
         if let Some(number) = self.open.get(&self.hash(session))
             && self.load_as(number, session).is_some()
@@ -356,7 +354,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         }
     }
 
-    /// An agent has left, or nothing is known of it any more: all its sessions have departed.
+    /// Marks all sessions of an agent as departed: it left, or was evicted.
     pub fn depart(&mut self, source: u64, pid: u32) {
         for place in (Agent { source, pid }).places() {
             if let Some((number, _)) = self.session_in(&place) {
@@ -365,7 +363,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         }
     }
 
-    /// Current sessions of an agent that were heard at `since_ns` or later and have not departed.
+    /// Current sessions of an agent with a datagram at `since_ns` or later that have not departed.
     pub fn live_sessions(&self, source: u64, pid: u32, since_ns: u64) -> usize {
         let places = Agent { source, pid }.places_for(Role::Current);
         let records = places.filter_map(|place| self.session_in(&place));
@@ -383,7 +381,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         self.open.len()
     }
 
-    /// Closed sessions that are remembered.
+    /// Closed sessions kept.
     pub fn closed(&self) -> usize {
         self.closed.len()
     }
@@ -487,8 +485,8 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         Ok(heard)
     }
 
-    /// Closes a session that has departed, or else is silent for [`LIVE_NS`], if one is found at once. The next
-    /// attempt begins behind it.
+    /// Closes a session that has departed, or else is silent for [`LIVE_NS`], if a bounded search finds one.
+    /// The next search starts behind it.
     fn make_room(&mut self, now_ns: u64) {
         let mut victim = None;
         for _ in 0..SCAN_RECORDS.min(self.memory.layout.sessions) {
@@ -511,17 +509,17 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         }
     }
 
-    /// The record to look at after this one.
+    /// The record after this one.
     fn after(&self, number: u32) -> u32 {
         (number + 1) % self.memory.layout.sessions
     }
 
     /// A session of an earlier guard stays open if there is room. One that was being closed when that guard
-    /// was killed does too: what was to replace it has not been heard.
+    /// was killed does too: its replacement was not accepted.
     fn take_back(&mut self, record: &Record) {
         let hash = self.hash(&record.session);
         let Owner { agent, role } = record.owner;
-        // No guard wrote one session twice, but nothing in the words is trusted.
+        // No guard writes a session twice, but the words are not trusted.
         let is_double = self.open.get(&hash).is_some();
         let place = self.free_place(agent, role).filter(|_| !is_double);
         match place.zip(self.free.last().copied()) {
@@ -541,7 +539,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         self.take_place(number, place);
     }
 
-    /// Closes a session. It is remembered as closed before its record is free.
+    /// Closes a session. It is recorded as closed before its record is freed.
     fn close(&mut self, number: u32) {
         let Some(record) = self.memory.load(number) else {
             return;
@@ -557,7 +555,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         self.free.push(number);
     }
 
-    /// Remembers a closed session in place of the one closed longest ago.
+    /// Records a closed session in place of the one closed longest ago.
     fn remember(&mut self, closed: &Closed) {
         let place = self.memory.layout.place(self.closings);
         if let Some(oldest) = self.memory.closed_at(place)
@@ -578,15 +576,15 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         SessionHash::of(session, self.seed)
     }
 
-    /// The record of a session, if it is this one's: of two with one hash the second must do without, for
-    /// only one can be looked up.
+    /// The record of a session, if it is the right one: of two sessions with one hash the second gets none,
+    /// because only one can be looked up.
     fn load_as(&self, number: u32, session: &SessionKey) -> Option<Record> {
         let record = self.memory.load(number)?;
         (record.session == *session).then_some(record)
     }
 }
 
-/// What is remembered of an open session once it is closed.
+/// The entry that is kept of an open session when it is closed.
 fn closed(hash: SessionHash, record: &Record) -> Closed {
     Closed {
         hash: hash.0,

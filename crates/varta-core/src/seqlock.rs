@@ -2,7 +2,7 @@
 //!
 //! The counter is odd while the writer is inside, so a reader that saw the same even number before and after
 //! its copy has a consistent one. A writer that died inside leaves an odd number: readers give up after a
-//! bounded wait, and the next write puts it right.
+//! bounded wait, and the next write repairs it.
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -13,7 +13,7 @@ const SPINS: u32 = 100;
 /// inside for longer than this must have died.
 const TRIES_MAX: u32 = 200_000;
 
-/// A consistent copy. `Err` holds an inconsistent one, if the writer does not come out.
+/// A consistent copy. `Err` holds an inconsistent one, if the writer does not finish.
 pub(crate) fn read<T>(sequence: &AtomicU64, mut copy: impl FnMut() -> T) -> Result<T, T> {
     let mut tries = 0;
     loop {

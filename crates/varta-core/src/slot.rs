@@ -1,8 +1,7 @@
-//! What is known of one stream of beats, and its state machine.
+//! The facts of one stream of beats, and its state machine.
 //!
-//! The state machine says what a beat or the passing of time means for what is known; the tracker acts on
-//! it. How the facts are kept in words is the business of `layout`, and how they are shared with readers on
-//! other threads that of [`SlotTable`].
+//! The state machine decides how a beat or the passing of time changes the facts; the tracker acts on it.
+//! `layout` encodes the facts in words, and [`SlotTable`] shares them with readers on other threads.
 
 mod layout;
 mod table;
@@ -17,31 +16,31 @@ pub use layout::{LAYOUT_VERSION, WORDS_PER_SLOT};
 pub(crate) use table::Rhythm;
 pub use table::{Leftover, SlotTable};
 
-/// An agent silent for more than this many thresholds may lose its slot to a newcomer. Ten, so that
-/// a slow but regular agent is never a victim.
+/// An agent silent for more than this many thresholds may be evicted for a new one. Ten, so that a slow but
+/// regular agent is never a victim.
 const RECLAIM_THRESHOLDS: u64 = 10;
 
 /// A nonce this close to the end of the range may be followed by one this close to its start. Far
 /// larger than any reordering.
 const NONCE_WRAP_DISTANCE: u64 = 1 << 20;
 
-/// Silence, in parts of the threshold, after which any lower nonce of a process is taken for a
-/// new session: a quarter, so that an agent that beats as seldom as it may still gets through in time.
+/// Silence, in parts of the threshold, after which any lower nonce of a process counts as a new session: a
+/// quarter, so that even an agent that beats as rarely as allowed is accepted in time.
 const SESSION_QUIET_PARTS: u64 = 4;
 
-/// How an agent stands.
+/// The state of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum SlotState {
-    /// No stream is here.
+    /// The slot is free.
     Free = 0,
-    /// Heard within its threshold.
+    /// Its last beat is within its threshold.
     Alive = 1,
     /// Silent beyond its soft tier; not yet a stall.
     Late = 2,
     /// Silent for a threshold; reported once.
     Stalled = 3,
-    /// Silent for more than ten thresholds: a newcomer may have the slot.
+    /// Silent for more than ten thresholds: a new agent may evict it.
     Reclaimable = 4,
 }
 
@@ -55,7 +54,7 @@ impl SlotState {
 /// One agent's facts. All times are attention time in nanoseconds unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// How the agent stands.
+    /// The state of the agent.
     pub state: SlotState,
     /// Process id.
     pub pid: u32,
@@ -75,7 +74,7 @@ pub struct Slot {
     pub status: Status,
     /// Payload of the last accepted beat.
     pub payload: u32,
-    /// Nonce of the last regular beat; `None` while only a terminal frame was heard.
+    /// Nonce of the last regular beat; `None` while only a terminal frame was accepted.
     pub last_nonce: Option<u64>,
     /// The agent's own timestamp in its last regular beat, nanoseconds on its own clock.
     pub last_timestamp: u64,
@@ -125,7 +124,7 @@ impl Slot {
         }
     }
 
-    /// This agent's identity, given the slot it stands in.
+    /// This agent's identity, given its slot.
     pub fn agent(&self, slot: u32) -> Agent {
         Agent {
             slot,
@@ -147,34 +146,33 @@ pub enum Tier {
     PutOff,
 }
 
-/// How an accepted beat continues what is known.
+/// How an accepted beat continues the series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Continuation {
     Next,
     Wrap,
     NewSession,
-    /// A newer one came before it.
+    /// A newer one arrived before it.
     Overtaken,
     Terminal,
 }
 
-/// The state machine: what a beat or the passing of time means for what is known.
+/// The state machine: how a beat or the passing of time changes the facts.
 impl Slot {
-    /// How a beat continues what is known; `None` for an old one.
+    /// How a beat continues the series; `None` for an old one.
     ///
-    /// Terminal frames carry a nonce that says nothing about order, so they neither read nor move the
-    /// nonce mark; their own timestamps order them.
+    /// The nonce of terminal frames has no order, so they neither read nor move the nonce mark; their own
+    /// timestamps order them.
     ///
-    /// A beat over a session that a key vouches for was never heard before, and the session tells its order. Its
-    /// nonce is compared with that of another session only to tell a new series from one that goes on, which
-    /// decides nothing but what is counted.
+    /// A beat over an authenticated session is never a copy, and the session determines its order. Its nonce is
+    /// compared with that of another session only to distinguish a new series from a continued one, which
+    /// affects nothing but a counter.
     ///
-    /// Where the kernel vouches for the sender no other process can replay its beats, so a nonce that does not
-    /// grow is a new session of the same process: at once if the timestamp restarts too (a new handle,
-    /// another program after `exec`), else as soon as the process has been quiet for a while (the older
-    /// of two handles goes on after the newer one was closed). It is never locked out. Only the very same
-    /// frame again is never one. A sender that nothing vouches for must be quiet first in any case, since a
-    /// network reorders.
+    /// Where the kernel attests the sender no other process can replay its beats, so a nonce that does not
+    /// grow is a new session of the same process: at once if the timestamp restarts too (a new handle, another
+    /// program after `exec`), else as soon as the process has been quiet for a while (the older of two handles
+    /// continues after the newer one was closed). It is never locked out. Only the identical frame is never a
+    /// new session. A sender without attestation must be quiet first in any case, because a network reorders.
     pub(crate) fn continuation(&self, beat: &Beat, now_ns: u64) -> Option<Continuation> {
         let frame = &beat.frame;
         if frame.is_terminal() {
@@ -202,8 +200,8 @@ impl Slot {
             .then_some(Continuation::NewSession)
     }
 
-    /// Whether a frame of this agent may begin a session that was never heard. A terminal frame must be newer
-    /// than the last one: it may have been recorded while no observer listened (wire spec 10.6).
+    /// Whether a frame of this agent may open a new session. A terminal frame must be newer than the last
+    /// one: it may have been recorded while no observer listened (wire spec 10.6).
     pub fn may_begin_session(&self, frame: &Frame) -> bool {
         !frame.is_terminal()
             || self.terminal_timestamp == 0
@@ -214,7 +212,7 @@ impl Slot {
         now_ns.saturating_sub(self.last_ns) >= self.threshold_ns / parts
     }
 
-    /// The tier that silence has reached and that was not handed over yet.
+    /// The tier that silence has reached and that was not reported yet.
     pub(crate) fn due_tier(&self, now_ns: u64) -> Option<Tier> {
         let silence_ns = self.silence_ns(now_ns);
         let paused = now_ns < self.paused_until_ns;

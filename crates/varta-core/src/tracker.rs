@@ -1,11 +1,11 @@
-//! The ledger: which agents there are, when each was last heard, and which have been silent too long.
+//! The ledger: the known agents, the last beat of each, and the agents that have been silent too long.
 //!
-//! One call credits a beat ([`Tracker::record`]). The silent are found in three steps: a slot is due
-//! ([`Tracker::pop_due`]), a source that knows a later beat of it than the table records that, and what silence is
-//! left is judged ([`Tracker::judge`]). The caller passes `now` and every fact; the tracker reads no
-//! clock, never panics on input, allocates nothing after construction, and does a bounded amount of
-//! work per call. The decision table is that of the observer specification, section 1.4, without
-//! its defects; how each known defect is avoided is said where the decision is taken.
+//! One call credits a beat ([`Tracker::record`]). Silent agents are found in three steps: a slot is due
+//! ([`Tracker::pop_due`]), a source with a later beat than the table records it, and the remaining silence is
+//! judged ([`Tracker::judge`]). The caller passes `now` and every fact; the tracker reads no clock, never panics
+//! on input, allocates nothing after construction, and does a bounded amount of work per call. The decision table
+//! is that of the observer specification, section 1.4, without its defects; each decision documents how it avoids
+//! the known defect.
 //!
 //! Beats do not touch the timer wheel: a slot stays armed at the deadline it had when it was last
 //! judged. When that comes, its true deadline is computed from its last beat, and the slot is
@@ -43,7 +43,7 @@ pub use types::{
     BeatOutcome, Deadlines, Displaced, EvictionPolicy, Recorded, Silence, TrackerOptions,
 };
 
-/// Agents a tracker holds unless told otherwise.
+/// Default capacity in agents.
 pub const DEFAULT_CAPACITY: usize = 256;
 
 /// The most local agents, and the most remote ones: 1 048 576, 128 MiB of slots.
@@ -52,7 +52,7 @@ pub const MAX_CAPACITY: usize = 1 << 20;
 /// The largest table; larger requests are clamped.
 const MAX_SLOTS: usize = 2 * MAX_CAPACITY;
 
-/// Slots examined per attempt to evict under [`EvictionPolicy::Balanced`], unless told otherwise.
+/// Default number of slots examined per attempt to evict under [`EvictionPolicy::Balanced`].
 pub const DEFAULT_EVICTION_SCAN_WINDOW: usize = 256;
 
 /// The smallest scan window; smaller requests are clamped.
@@ -61,7 +61,7 @@ pub const MIN_EVICTION_SCAN_WINDOW: usize = 1;
 /// The largest scan window; larger requests are clamped, as are those beyond the table.
 pub const MAX_EVICTION_SCAN_WINDOW: usize = MAX_CAPACITY;
 
-/// The ledger. `W` is what holds the words of the slot table.
+/// The ledger. `W` holds the words of the slot table.
 #[derive(Debug)]
 pub struct Tracker<W = Box<[AtomicU64]>> {
     table: Arc<SlotTable<W>>,
@@ -75,7 +75,7 @@ pub struct Tracker<W = Box<[AtomicU64]>> {
     users: Users,
     wheel: Wheel,
     reclaimable: Reclaimable,
-    /// Free slots; the last one is given out next.
+    /// Free slots; the last one is used next.
     free: Vec<u32>,
     len: PerLocality<usize>,
     quota: PerLocality<usize>,
@@ -115,7 +115,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             ),
             scan_cursor: 0,
             streams: Streams::new(capacity),
-            // One more than the table holds: a newcomer is indexed before its victim leaves.
+            // One more than the table holds: a new agent is indexed before its victim is removed.
             remote: BoundedIndex::with_capacity(capacity + 1, options.seed),
             users: Users::new(
                 capacity.min(options.local_capacity),
@@ -140,14 +140,14 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         }
     }
 
-    /// Forgets one stream. `None` if the slot belongs to another agent by now.
+    /// Removes one stream. `None` if the slot belongs to another agent now.
     pub fn retire(&mut self, agent: Agent) -> Option<Slot> {
         let facts = self.facts_of(agent)?;
         self.remove(agent.slot, &facts);
         Some(facts)
     }
 
-    /// Forgets one stream of a local process that has ended, and returns it. To be called until nothing is left.
+    /// Removes one stream of a local process that has ended, and returns it. Call it until it returns `None`.
     pub fn retire_next(&mut self, pid: u32, instance: u64) -> Option<(Agent, Slot)> {
         let slot = self.first_stream(pid, instance)?;
         let facts = self.table.load(slot)?;
@@ -155,7 +155,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         Some((facts.agent(slot), facts))
     }
 
-    /// Says which pid namespace the process of an agent lives in, once that is known. What is known already stays.
+    /// Sets the pid namespace of an agent's process once it is known. A known namespace stays.
     pub fn learn_namespace(&mut self, agent: Agent, ns_inode: u64) {
         self.for_each_stream(agent, |tracker, slot, mut facts| {
             if facts.ns_inode.is_none() {
@@ -165,14 +165,13 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         });
     }
 
-    /// When silence should be judged next; `None` while nothing is armed.
-    /// Early wake-ups are harmless.
+    /// The next time to judge silence; `None` while nothing is armed. Early wake-ups are harmless.
     pub fn next_deadline_ns(&self) -> Option<u64> {
         self.wheel.next_deadline_ns()
     }
 
-    /// The shortest threshold of the agents that are there now, to within an eighth: none is shorter.
-    /// `None` while no agent is tracked.
+    /// The shortest threshold of the current agents, to within an eighth: none is shorter. `None` while no
+    /// agent is tracked.
     pub fn shortest_threshold_ns(&self) -> Option<u64> {
         self.thresholds.shortest_ns()
     }
@@ -189,7 +188,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             AgentKey::Local { pid, stream, .. } => {
                 let is_it = |slot: &u32| self.table.stream_in(*slot) == Some(stream);
                 let first = self.streams.first(pid)?;
-                // The links of the others are not touched where one look is enough.
+                // The links of other streams are not read where one look-up is enough.
                 match is_it(&first) {
                     true => Some(first),
                     false => self.streams.of(pid).find(is_it),
@@ -214,7 +213,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.len.local + self.len.remote
     }
 
-    /// Slots that agents of this host have.
+    /// Slots of local agents.
     pub fn local_len(&self) -> usize {
         self.len.local
     }
@@ -224,12 +223,12 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.len() == 0
     }
 
-    /// Agents the table has room for.
+    /// Capacity in agents.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Agents whose present silence has been reported.
+    /// Agents whose current silence has been reported.
     pub fn latched(&self) -> usize {
         self.latched
     }
@@ -239,7 +238,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.slot_of(key).and_then(|slot| self.table.load(slot))
     }
 
-    /// Takes a stream out of every structure and frees its slot.
+    /// Removes a stream from every structure and frees its slot.
     fn remove(&mut self, slot: u32, facts: &Slot) {
         self.unindex(&key_of(facts), slot);
         self.wheel.cancel(slot);
@@ -268,8 +267,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         (facts.instance == instance).then_some(slot)
     }
 
-    /// Does something to each stream of the process of an agent; of a remote agent there is one. False if there is
-    /// none.
+    /// Calls a function for each stream of an agent's process; a remote agent has one. False if there is none.
     fn for_each_stream(
         &mut self,
         agent: Agent,
@@ -289,7 +287,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         first.is_some()
     }
 
-    /// Takes a slot out of the index, unless another slot has its key by now.
+    /// Removes a slot from the index, unless another slot has its key now.
     fn unindex(&mut self, key: &AgentKey, slot: u32) {
         match *key {
             AgentKey::Local { pid, .. } => self.streams.unlink(pid, slot),

@@ -7,9 +7,9 @@
 //! is a legal deadline; work per call of [`Wheel::pop_due`] is bounded by the caller's budget. A timer
 //! never fires early, and becomes due less than one tick (16.4 us) after its deadline.
 
-/// A tick is 2^14 ns = 16.4 us: well below the millisecond within which a stall is to be noticed, so
-/// rounding is invisible, and coarse enough that nine levels cover every time there is. A longer tick
-/// adds lateness, a shorter one adds levels and with them moves per timer.
+/// A tick is 2^14 ns = 16.4 us: well below the millisecond within which a stall is to be noticed, so rounding
+/// is invisible, and coarse enough that nine levels cover every possible time. A longer tick adds lateness, a
+/// shorter one adds levels and with them moves per timer.
 pub const TICK_SHIFT: u32 = 14;
 
 /// Bits of a tick that choose the bucket within a level: 64 buckets, one bit each in a `u64`.
@@ -151,10 +151,10 @@ impl Wheel {
 
     /// When to call [`Self::pop_due`] next, in nanoseconds; `None` if no timer is armed.
     ///
-    /// Never later than the earliest deadline rounded up to its tick, and exactly that unless the
-    /// cancelling or moving of a timer left a bound behind that is too early. That costs a sleeper one
-    /// vain awakening, which sorts the bucket again, exactly. If a timer was armed in the past, or the
-    /// last call ran out of budget, it is a time that has passed.
+    /// Never later than the earliest deadline rounded up to its tick, and exactly that unless the cancelling
+    /// or moving of a timer left a bound that is too early. That costs a sleeper one needless wake-up, which
+    /// sorts the bucket again, exactly. If a timer was armed in the past, or the last call ran out of budget,
+    /// it is a time that has passed.
     pub fn next_deadline_ns(&self) -> Option<u64> {
         let waiting = self.lists[self.open].head != NONE || self.lists[DUE].head != NONE;
         let tick = if waiting {
@@ -168,12 +168,12 @@ impl Wheel {
     /// Takes one timer whose tick is not after `now_ns`, and disarms it. A `now_ns` before an earlier
     /// one counts as that earlier one.
     ///
-    /// Timers come in the order of their ticks, and in the order of arming within a tick; one that was
-    /// armed in the past comes when those of the bucket being emptied are through, so that re-arming in
-    /// the past cannot hold others up.
+    /// Timers come in the order of their ticks, and in the order of arming within a tick; one that was armed
+    /// in the past comes after the bucket being emptied, so that re-arming in the past cannot delay other
+    /// timers.
     ///
-    /// Looking at a timer, to fire it or to sort it more finely, takes 1 from `budget`. `None` with
-    /// budget left means that nothing more is due; `None` without, that the next call goes on from here.
+    /// Examining a timer, to fire it or to sort it more finely, takes 1 from `budget`. `None` with budget
+    /// left means that nothing more is due; `None` without, that the next call continues.
     pub fn pop_due(&mut self, now_ns: u64, budget: &mut u32) -> Option<u32> {
         let now = tick_at_or_before(now_ns).max(self.elapsed);
         while *budget > 0 {

@@ -1,5 +1,5 @@
-//! Killed between any two stores: every store a guard makes is recorded, and after each of them a
-//! successor is built from the words as they stood.
+//! A kill between any two stores: the test records every store of a guard, and builds a successor from the
+//! words after each of them.
 
 use super::*;
 
@@ -8,7 +8,7 @@ const SESSIONS: usize = 8;
 /// Threshold of all agents.
 const T: u64 = 60_000_000_000;
 
-/// More than are closed in a run, so that nothing may be forgotten.
+/// More than are closed in a run, so that none may be dropped.
 const CLOSED: usize = 1_024;
 
 fn guard() -> ReplayGuard {
@@ -150,8 +150,8 @@ fn a_kill_between_any_two_stores_lets_nothing_be_heard_twice_and_silences_no_bys
             record.owner.agent == arrival.agent() && record.owner.role == Role::Current
         };
         let has_place = before.iter().filter(is_owned).count() < SESSIONS_PER_AGENT;
-        // A session that is cut short is heard when it goes on. Only one that another session had to be closed
-        // for may find no room, for after a restart none is quiet.
+        // A session that is cut short continues after the restart. Only one that needs the close of another
+        // session may be refused, because after a restart none is quiet.
         let had_room = known.is_some() && !is_promoted || before.len() < SESSIONS && has_place;
         if result.is_ok() && had_room {
             expected.next.push(next);
@@ -211,7 +211,8 @@ fn random_words_behind_a_valid_header_are_survived() {
     }
 }
 
-/// Somebody else writes into the words of a guard at work: it may err, but neither panics nor stops.
+/// Foreign writes change the words of a running guard: its answers may be wrong, but it neither panics nor
+/// stops.
 #[test]
 fn words_that_change_under_a_guard_are_survived() {
     let mut guard = guard();

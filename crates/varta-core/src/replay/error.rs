@@ -1,4 +1,4 @@
-//! What keeps words from being a guard's memory.
+//! Why words are not a guard's memory.
 
 use std::error::Error;
 use std::fmt;
@@ -6,20 +6,20 @@ use std::fmt;
 /// Words that cannot be a guard's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplayError {
-    /// Fewer words than it takes.
+    /// Fewer words than needed.
     TooShort {
-        /// Words it takes.
+        /// Words needed.
         needed: usize,
-        /// Words there are.
+        /// Words given.
         given: usize,
     },
     /// They were not written by a guard on a machine of this kind.
     NotAReplayMemory,
     /// A guard of another version wrote them.
     UnknownVersion(u8),
-    /// Their seed is not that of the guard which should take over from them.
+    /// Their seed is not that of the guard that takes them over.
     OtherSeed,
-    /// The guard which should take over from them has heard datagrams of its own.
+    /// The guard that takes them over has already accepted datagrams.
     InUse,
 }
 

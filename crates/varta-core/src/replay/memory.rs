@@ -1,19 +1,19 @@
 //! The words a replay guard keeps its facts in, and the order in which they change.
 //!
 //! A header, one record of eight words per open session, and a ring of three words per closed one. The
-//! process may be killed between any two stores, and whatever the words say then must not let a datagram
-//! be heard twice. What order makes each change safe is said where it is made. Every store is a `Release`
-//! store, so none overtakes an earlier one.
+//! process may be killed between any two stores, and the words at that moment must not allow a datagram to be
+//! accepted twice. Each change documents the order that makes it safe. Every store is a `Release` store, so
+//! none overtakes an earlier one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Agent, ReplayError, SessionKey};
 
-/// First word of the memory: a name of seven bytes, then the version. Bytes of another order (another
-/// kind of machine) or another version are another number, and their content is not guessed at.
+/// First word of the memory: a name of seven bytes, then the version. Bytes of another order (another kind of
+/// machine) or another version are another number, and their content is not interpreted.
 const MAGIC: u64 = u64::from_be_bytes(*b"varta-r\x00");
 const VERSION: u64 = 2;
-/// Its ring has only the hashes of closed sessions: nothing is accepted over one of those again.
+/// Its ring has only the hashes of closed sessions: no datagram is accepted over one of those again.
 const VERSION_OF_HASHES: u64 = 1;
 const VERSION_MASK: u64 = 0xff;
 
@@ -34,7 +34,7 @@ const TOP: usize = 5;
 const SEEN: usize = 6;
 const HEARD: usize = 7;
 
-/// Low bits of the state word. Version 1 has a number above them, which nobody reads.
+/// Low bits of the state word. Version 1 has an unused number above them.
 const FREE: u64 = 0;
 const CURRENT: u64 = 1;
 const FAREWELL: u64 = 2;
@@ -45,11 +45,10 @@ const CLOSED_HASH: usize = 0;
 const CLOSED_TOP: usize = 1;
 const CLOSED_SOURCE: usize = 2;
 
-/// The time word of a session that has departed. A time is written as one more than it is, so that
-/// not even that of a clock which has just started is taken for it.
+/// The time word of a session that has departed. A time is stored plus one, so that time 0 differs from it.
 const DEPARTED: u64 = 0;
 
-/// What a session is to its agent.
+/// The role of a session for its agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// A regular datagram of its agent came over it.
@@ -58,24 +57,24 @@ pub(super) enum Role {
     Farewell,
 }
 
-/// Whose session it is.
+/// The owner of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Owner {
     pub(super) agent: Agent,
     pub(super) role: Role,
 }
 
-/// Which counters of a session have been heard.
+/// The accepted counters of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Window {
     /// The highest one.
     pub(super) top: u32,
-    /// Bit n: `top - n` has been heard.
+    /// Bit n: `top - n` was accepted.
     pub(super) seen: u64,
 }
 
 impl Window {
-    /// Of a session over which one datagram came.
+    /// The window of a session after its first datagram.
     pub(super) const fn starting_with(counter: u32) -> Self {
         Self {
             top: counter,
@@ -83,12 +82,13 @@ impl Window {
         }
     }
 
-    /// Of a closed session: whatever its window had not heard up to the highest one is too old now.
+    /// The window of a reopened session: all counters up to the highest one are too old.
     pub(super) const fn closed_at(top: u32) -> Self {
         Self { top, seen: !0 }
     }
 
-    /// The window once `counter` has been heard too; `None` if it was, or is too old to tell.
+    /// The window with `counter` accepted too; `None` if it was accepted before, or is too old to determine
+    /// that.
     pub(super) fn with(self, counter: u32) -> Option<Self> {
         if counter > self.top {
             let kept = self.seen.checked_shl(counter - self.top).unwrap_or(0);
@@ -111,7 +111,7 @@ pub(super) struct Record {
     pub(super) session: SessionKey,
     pub(super) owner: Owner,
     pub(super) window: Window,
-    /// When a datagram last came over it; `None` if it has departed since.
+    /// The time of its last datagram; `None` if it has departed since.
     pub(super) heard_ns: Option<u64>,
 }
 
@@ -119,9 +119,9 @@ pub(super) struct Record {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Closed {
     pub(super) hash: u64,
-    /// The highest counter that was heard.
+    /// The highest accepted counter.
     pub(super) top: u32,
-    /// Where its agent lives.
+    /// The source of its agent.
     pub(super) source: u64,
 }
 
@@ -135,7 +135,7 @@ impl Record {
         let role = match words[STATE] & ROLE_MASK {
             FREE => return None,
             CURRENT => Role::Current,
-            // No guard writes another one, but whatever it was, it may not be heard again.
+            // No guard writes another one, but its session must not be accepted again.
             _ => Role::Farewell,
         };
         Some(Self {
@@ -205,7 +205,7 @@ impl Layout {
     }
 }
 
-/// The words of a guard at work.
+/// The words of a running guard.
 #[derive(Debug)]
 pub(super) struct Memory<W> {
     words: W,
@@ -216,8 +216,8 @@ pub(super) struct Memory<W> {
 }
 
 impl<W: AsRef<[AtomicU64]>> Memory<W> {
-    /// Makes words, all zero and as many as the layout takes, the memory of a guard. The mark goes last,
-    /// so that it vouches for the rest of the header.
+    /// Turns zeroed words, as many as the layout needs, into the memory of a guard. The mark is written last,
+    /// so that it proves the rest of the header.
     pub(super) fn new(words: W, layout: Layout, seed: u64) -> Self {
         let memory = Self {
             words,
@@ -243,7 +243,7 @@ impl<W: AsRef<[AtomicU64]>> Memory<W> {
         Record::from_words(&copy)
     }
 
-    /// Fills a free record. It is free until its state, the last word, says otherwise.
+    /// Fills a free record. It stays free until its state, the last word, is written.
     pub(super) fn fill(&self, number: u32, record: &Record) {
         let start = self.layout.record(number);
         let Owner { agent, role } = record.owner;
@@ -257,8 +257,8 @@ impl<W: AsRef<[AtomicU64]>> Memory<W> {
         self.set(start + STATE, state(role));
     }
 
-    /// Marks a counter as heard. A window that moves counts as full meanwhile, so neither the old bits
-    /// under the new top nor the new bits under the old top can be taken for what was heard.
+    /// Marks a counter as accepted. A window counts as full while it moves, so neither the old bits under the
+    /// new top nor the new bits under the old top can be misread.
     pub(super) fn set_window(&self, number: u32, known: Window, window: Window) {
         let start = self.layout.record(number);
         if window.top != known.top {
@@ -273,14 +273,14 @@ impl<W: AsRef<[AtomicU64]>> Memory<W> {
         self.set(self.layout.record(number) + HEARD, heard(heard_ns));
     }
 
-    /// Changes what an open session is to its agent, by one store.
+    /// Changes the role of an open session, by one store.
     pub(super) fn set_role(&self, number: u32, role: Role) {
         self.set(self.layout.record(number) + STATE, state(role));
     }
 
-    /// Remembers a closed session as the `closing`-th. Its entry replaces the oldest one, whose hash goes
-    /// first: no old hash stands beside a counter that is not its own. A new hash may, but its session is
-    /// open still, and so are its windows.
+    /// Records a closed session as the `closing`-th. Its entry replaces the oldest one, whose hash is cleared
+    /// first: no old hash appears beside a foreign counter. A new hash may, but its session is open still,
+    /// and so are its windows.
     pub(super) fn remember(&self, closing: u64, closed: &Closed) {
         let start = self.ring_entry(self.layout.place(closing));
         self.set(start + CLOSED_HASH, closed.hash);
@@ -289,7 +289,7 @@ impl<W: AsRef<[AtomicU64]>> Memory<W> {
         self.set(CLOSINGS, closing.wrapping_add(1));
     }
 
-    /// What the ring holds at a place; `None` beyond its end.
+    /// The entry of the ring at a place; `None` beyond its end.
     pub(super) fn closed_at(&self, place: u32) -> Option<Closed> {
         let words = self.words.as_ref().get(self.ring_entry(place)..)?;
         let words: &[AtomicU64; RING_WORDS] = words.first_chunk()?;
@@ -305,7 +305,7 @@ impl<W: AsRef<[AtomicU64]>> Memory<W> {
         self.layout.ring() + place as usize * RING_WORDS
     }
 
-    /// Empties a record whose session has been remembered as closed.
+    /// Frees a record whose session has been recorded as closed.
     pub(super) fn free(&self, number: u32) {
         self.set(self.layout.record(number) + STATE, FREE);
     }
@@ -321,7 +321,7 @@ impl<W: AsRef<[AtomicU64]>> Memory<W> {
         self.words.as_ref()[index].store(value, Ordering::Relaxed);
     }
 
-    /// The only place that stores.
+    /// The only function that stores.
     fn set(&self, index: usize, value: u64) {
         if let Some(word) = self.words.as_ref().get(index) {
             #[cfg(test)]
@@ -331,8 +331,8 @@ impl<W: AsRef<[AtomicU64]>> Memory<W> {
     }
 }
 
-/// What an earlier guard left, read from a copy of its words. Nothing in it is trusted: whatever the
-/// words say, it names no more records and entries than there are words.
+/// The memory of an earlier guard, read from a copy of its words. Nothing in it is trusted: for any content
+/// it yields no more records and entries than there are words.
 #[derive(Debug)]
 pub(super) struct Heritage<'a> {
     words: &'a [u64],
@@ -377,7 +377,7 @@ impl<'a> Heritage<'a> {
         })
     }
 
-    /// The closed sessions that are remembered, the oldest first.
+    /// The closed sessions, the oldest first.
     pub(super) fn closed(&self) -> impl Iterator<Item = Closed> + '_ {
         let count = self.closings.min(u64::from(self.layout.closed));
         let ring = &self.words[self.layout.ring()..];

@@ -1,7 +1,7 @@
-//! Which sessions an agent has open, and which of them may be closed for another one.
+//! The open sessions of each agent, and which of them may be closed for another one.
 //!
-//! Places are an index from an agent to its open sessions and are built from the records; they say nothing of what
-//! was heard. A look at an agent's places is a look-up each, five in all.
+//! Places are an index from an agent to its open sessions, built from the records; they hold no counters. Reading
+//! an agent's places is a look-up each, five in all.
 
 use std::sync::atomic::AtomicU64;
 
@@ -10,7 +10,7 @@ use super::{Agent, ReplayGuard, SESSIONS_PER_AGENT};
 use crate::index::IndexKey;
 
 /// Parts of its agent's threshold after which a silent session may be closed for another one of that agent: a
-/// half, so that an agent whose sessions are all taken is heard over another one before it counts as stalled.
+/// half, so that an agent whose sessions are all taken can open another one before it counts as stalled.
 const QUIET_PARTS: u64 = 2;
 
 /// When a session is quiet enough to be closed for another one of its agent.
@@ -29,7 +29,7 @@ impl Quiet {
         }
     }
 
-    /// Whether a session that was heard then is quiet; one that has departed is.
+    /// Whether a session with its last datagram at that time is quiet; a departed one is.
     fn applies_to(self, heard_ns: Option<u64>) -> bool {
         heard_ns.is_none_or(|heard_ns| self.now_ns.saturating_sub(heard_ns) >= self.after_ns)
     }
@@ -78,8 +78,8 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         places.find(|place| self.session_in(place).is_none())
     }
 
-    /// Of an agent's quiet sessions in a role the one silent for longest. `continued` counts as departed. Last
-    /// frames have one place, and the next one always gets it.
+    /// The quiet session of an agent in a role that is silent for longest. `continued` counts as departed.
+    /// Last frames share one place, and the next one always gets it.
     pub(super) fn quiet_session(
         &self,
         agent: Agent,
@@ -98,7 +98,7 @@ impl<W: AsRef<[AtomicU64]>> ReplayGuard<W> {
         quietest.map(|(_, place, number)| (place, number))
     }
 
-    /// The current session over which an agent was heard last.
+    /// The current session with the agent's last datagram.
     pub(super) fn latest_session(&self, agent: Agent) -> Option<u32> {
         let places = agent.places_for(Role::Current);
         let sessions = places.filter_map(|place| self.session_in(&place));

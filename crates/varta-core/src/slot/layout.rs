@@ -1,4 +1,4 @@
-//! How a slot's facts are kept in words. This is the one place that knows.
+//! The encoding of a slot's facts in words. No other module depends on it.
 //!
 //! | word | bits | content |
 //! |---|---|---|

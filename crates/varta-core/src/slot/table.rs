@@ -1,9 +1,9 @@
 //! The table that holds the facts of all streams: a row of atomic words with one writer (the tracker) and any
 //! number of readers.
 //!
-//! Each slot carries a sequence counter, so that readers get consistent copies without a lock. The words are
-//! handed in at construction: a heap table in tests and in the simulator, a mapped file in an observer whose facts
-//! outlive its process. Index, wheel and queues of the tracker can be rebuilt from the table.
+//! Each slot carries a sequence counter, so that readers get consistent copies without a lock. The words are an
+//! argument of the constructor: a heap table in tests and in the simulator, a mapped file in an observer whose
+//! facts outlive its process. Index, wheel and queues of the tracker can be rebuilt from the table.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +15,7 @@ use super::{LAYOUT_VERSION, Slot, SlotState, WORDS_PER_SLOT};
 use crate::agent::Locality;
 use crate::seqlock;
 
-/// How an agent beats, and what it is held to.
+/// The rhythm of an agent, and its deadlines.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rhythm {
     pub(crate) is_latched: bool,
@@ -28,14 +28,14 @@ pub(crate) struct Rhythm {
     pub(crate) paused_until_ns: u64,
 }
 
-/// What a new writer finds in a slot that an earlier one has left.
+/// The content of a slot that an earlier writer left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leftover {
     /// Nothing.
     Free,
-    /// Whole facts.
+    /// Complete facts.
     Whole(Slot),
-    /// The earlier writer ended within a write: nothing in the slot can be relied on.
+    /// The earlier writer ended within a write: the content of the slot is unreliable.
     Torn,
     /// Facts in a layout of another version than [`LAYOUT_VERSION`].
     OtherVersion(u8),
@@ -68,15 +68,15 @@ impl<W: AsRef<[AtomicU64]>> SlotTable<W> {
         self.words.as_ref().len() / WORDS_PER_SLOT
     }
 
-    /// A consistent copy of an occupied slot, from any thread. `None` for a free slot, a number out
-    /// of range, or words that make no sense.
+    /// A consistent copy of an occupied slot, from any thread. `None` for a free slot, a number out of range,
+    /// or invalid words.
     pub fn read(&self, slot: u32) -> Option<Slot> {
         let copy = consistent(self.slot_words(slot)?, std::array::from_fn(|i| i))?;
         Slot::from_words(&copy)
     }
 
-    /// What an earlier writer has left in a slot; `None` for a number out of range. There must be no other writer
-    /// any more.
+    /// The content that an earlier writer left in a slot; `None` for a number out of range. That writer must have
+    /// ended.
     pub fn leftover(&self, slot: u32) -> Option<Leftover> {
         let words = self.slot_words(slot)?;
         let words = std::array::from_fn(|i| words[i].load(Ordering::Relaxed));
@@ -101,11 +101,10 @@ impl<W: AsRef<[AtomicU64]>> SlotTable<W> {
         }
     }
 
-    /// What a count of the silent needs of an occupied slot and nothing else, so that all slots can be counted in a
-    /// moment.
+    /// Only the fields of an occupied slot that a count of silent agents needs, so that counting all slots is fast.
     pub(crate) fn read_rhythm(&self, slot: u32) -> Option<Rhythm> {
         let words = self.slot_words(slot)?;
-        // A free slot is not worth the wait; one that is filled just now is in the next count.
+        // A free slot is skipped without waiting; one that is being filled appears in the next count.
         if words[HEAD].load(Ordering::Relaxed) == 0 {
             return None;
         }
@@ -182,7 +181,7 @@ impl<W: AsRef<[AtomicU64]>> SlotTable<W> {
     }
 }
 
-/// Some words of a slot as they were at one moment. `None` if its writer does not come out of it.
+/// A consistent copy of some words of a slot. `None` if its writer does not finish.
 fn consistent<const N: usize>(words: &[AtomicU64], wanted: [usize; N]) -> Option<[u64; N]> {
     let copy = || wanted.map(|i| words[i].load(Ordering::Relaxed));
     seqlock::read(&words[SEQUENCE], copy).ok()

@@ -1,6 +1,6 @@
-//! What an operator changes about an agent that is known: the rule it is held to, and pauses.
+//! Changes by the operator to a known agent: its deadlines, and pauses.
 //!
-//! Whatever changes, no agent is reported as stalled because of it alone, and counts, wheel and queues stay true.
+//! No change alone makes an agent stall, and counts, wheel and queues stay consistent.
 
 use std::sync::atomic::AtomicU64;
 
@@ -9,9 +9,9 @@ use crate::agent::Agent;
 use crate::slot::{Slot, SlotState};
 
 impl<W: AsRef<[AtomicU64]>> Tracker<W> {
-    /// Holds an agent to another rule. Its silence so far keeps counting, unless that alone would make a
-    /// stall by now: then it has its full new threshold from `now_ns` on. What was already reported of this
-    /// silence is not reported again. False if the agent is not there any more.
+    /// Sets new deadlines for an agent. Its silence so far counts, unless the change alone would make it
+    /// stall now: then it has its full new threshold from `now_ns` on. A reported tier of this silence is not
+    /// reported again. False if the agent has left.
     pub fn set_deadlines(&mut self, agent: Agent, deadlines: Deadlines, now_ns: u64) -> bool {
         let Some(mut facts) = self.facts_of(agent) else {
             return false;
@@ -23,7 +23,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         let silence_ns = facts.silence_ns(now_ns);
         match facts.state {
             SlotState::Reclaimable => {
-                // Whether it still is one is for the wheel to find out.
+                // The wheel determines whether it still is one.
                 facts.state = SlotState::Stalled;
                 self.dequeue_reclaimable(agent.slot, &facts);
             }
@@ -43,10 +43,9 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         true
     }
 
-    /// Counts no silence of the process of this agent, in none of its streams, from `now_ns` to `until_ns`; after that
-    /// it has its full threshold. A stall that was reported is over without a return, so silence after the pause is a
-    /// stall of its own. The pause ends by itself; another one takes its place. False if the process is not there any
-    /// more.
+    /// Does not count silence of this agent's process, in any of its streams, from `now_ns` to `until_ns`; after that
+    /// it has its full threshold. A reported stall ends without a return, so silence after the pause is a new stall.
+    /// The pause ends by itself; another one replaces it. False if the process has left.
     pub fn pause(&mut self, agent: Agent, until_ns: u64, now_ns: u64) -> bool {
         self.for_each_stream(agent, |tracker, slot, mut facts| {
             if facts.state.is_latched() {
@@ -60,7 +59,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     }
 
     /// Ends a pause: from `now_ns` on the process has its full threshold. Nothing changes for one that is not
-    /// paused. False if it is not there any more.
+    /// paused. False if it has left.
     pub fn resume(&mut self, agent: Agent, now_ns: u64) -> bool {
         self.for_each_stream(agent, |tracker, slot, mut facts| {
             if now_ns < facts.paused_until_ns {

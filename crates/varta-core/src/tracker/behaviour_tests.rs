@@ -1,4 +1,4 @@
-//! What the tracker does that the original did not: refusals, terminal frames, sessions, pids that pass on, gaps.
+//! Behaviour that the original tracker lacks: refusals, terminal frames, sessions, pids that pass on, gaps.
 
 use std::ops::ControlFlow;
 

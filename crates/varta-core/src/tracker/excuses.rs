@@ -1,14 +1,14 @@
-//! Gaps that count for some agents and not for others, and restarts of silence: what a silence is judged by
-//! besides its length.
+//! Gaps that count for some agents only, and restarts of silence: what judging a silence takes into account
+//! beside its length.
 //!
-//! Gaps are kept in a ring of the latest [`GAPS`]. An older one is forgotten, which can only matter to an agent that
-//! was silent through a thousand gaps that it does not tolerate.
+//! Gaps are kept in a ring of the latest [`GAPS`]. An older one is dropped, which can only affect an agent that was
+//! silent through a thousand gaps that it does not tolerate.
 
 use crate::attention::tolerance_ns;
 use crate::slot::Slot;
 
-/// Gaps that are remembered. They are longer than 1 ms each and an agent tolerates those below an eighth of its
-/// threshold, so this is many times what lies within one.
+/// Gaps kept. They are longer than 1 ms each and an agent tolerates those below an eighth of its threshold, so
+/// this is many times what lies within one.
 const GAPS: usize = 1024;
 
 /// A gap that is on the clock.
@@ -22,7 +22,7 @@ struct Gap {
 #[derive(Debug)]
 pub(super) struct RecentGaps {
     gaps: Box<[Gap]>,
-    /// Gaps so far; the next one goes to this place, modulo the ring.
+    /// Gaps so far; the next one is stored at this place, modulo the ring.
     count: usize,
 }
 
@@ -39,7 +39,7 @@ impl RecentGaps {
         self.count += 1;
     }
 
-    /// What does not count of the time from `since_ns` on for an agent with this threshold.
+    /// The time since `since_ns` that does not count for an agent with this threshold.
     pub(super) fn excused_ns(&self, since_ns: u64, threshold_ns: u64) -> u64 {
         let tolerance_ns = tolerance_ns(threshold_ns);
         let kept = self.count.min(GAPS);
@@ -51,16 +51,16 @@ impl RecentGaps {
     }
 }
 
-/// Beats may have been refused until `at_ns` by a queue that was full.
+/// Until this time a full queue may have refused beats.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Restart {
     pub(super) at_ns: u64,
-    /// Thresholds since an agent's last beat by which it may be put off.
+    /// Thresholds since an agent's last beat by which its stall may be put off.
     pub(super) thresholds: u64,
 }
 
 impl Restart {
-    /// From when on the silence of this agent counts, as far as the queue is concerned.
+    /// The time from which the silence of this agent counts with regard to the queue.
     pub(super) fn for_agent(self, facts: &Slot) -> u64 {
         let longest_ns = facts.threshold_ns.saturating_mul(self.thresholds);
         self.at_ns.min(facts.last_ns.saturating_add(longest_ns))

@@ -1,4 +1,4 @@
-//! Judging silence: which slots are due, and what the silence of each amounts to.
+//! Judging silence: which slots are due, and which tier the silence of each has reached.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::AtomicU64;
@@ -8,7 +8,7 @@ use crate::agent::Locality;
 use crate::counters::{Counter, Timing};
 use crate::slot::{Slot, SlotState, Tier};
 
-/// A slot whose time has come and which the wheel has let go of. [`Tracker::judge`] takes it.
+/// A due slot, no longer armed in the wheel. The argument of [`Tracker::judge`].
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a slot that is due and not judged is never due again"]
 pub struct Due {
@@ -23,24 +23,23 @@ impl Due {
 }
 
 impl<W: AsRef<[AtomicU64]>> Tracker<W> {
-    /// The next slot that is due at `now_ns`; each timer that is examined costs one of `budget`. What is left over
-    /// when the budget is used up is due at the next call.
+    /// The next slot that is due at `now_ns`; each timer that is examined costs one of `budget`. Slots beyond the
+    /// budget are due at the next call.
     ///
-    /// A source that may know a later beat of the agent than the table records it before the slot is judged.
+    /// A source that may have a later beat of the agent than the table records it before the slot is judged.
     pub fn pop_due(&mut self, now_ns: u64, budget: &mut u32) -> Option<Due> {
         let slot = self.wheel.pop_due(now_ns, budget)?;
         Some(Due { slot })
     }
 
-    /// Judges the silence of a slot that is due. A silence that is to be reported is offered to `hand_over`. If that
-    /// answers `Break`, it was not taken: the silence stays unreported and the slot is due again at once. A silence
-    /// that was taken is reported once, until a beat is accepted again. Returns the answer, or `Continue` if nothing
-    /// was offered.
+    /// Judges the silence of a slot that is due. An unreported silence is passed to `hand_over`. On `Break` the
+    /// silence stays unreported and the slot is due again at once. On `Continue` the silence counts as reported,
+    /// until the next accepted beat. Returns the answer, or `Continue` without a call.
     ///
     /// Stalls use `silence >= threshold`.
     ///
-    /// A stall that is put off because a full queue may have refused the agent's beats is offered as
-    /// [`Tier::PutOff`], for information: each time that it would be due otherwise.
+    /// A stall that is put off because a full queue may have refused the agent's beats is passed as
+    /// [`Tier::PutOff`], for information: each time that it would otherwise be due.
     pub fn judge(
         &mut self,
         Due { slot }: Due,
@@ -69,8 +68,8 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         ControlFlow::Continue(())
     }
 
-    /// Judges every slot that is due at `now_ns`, until `hand_over` does not take a silence or `budget` timers were
-    /// examined: [`Self::pop_due`] and [`Self::judge`] for callers whose sources never know a later beat.
+    /// Judges every slot that is due at `now_ns`, until `hand_over` answers `Break` or `budget` timers were
+    /// examined: [`Self::pop_due`] and [`Self::judge`] for callers whose sources never have a later beat.
     pub fn drain_stalled_slots(
         &mut self,
         now_ns: u64,
@@ -84,7 +83,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         }
     }
 
-    /// The silence of an agent that is to be reported.
+    /// The silence of an agent, if it is to be reported.
     fn silence_in(&self, slot: u32, facts: &mut Slot, now_ns: u64) -> Option<Silence> {
         let unbelieved = facts.due_tier(self.judged_ns(facts, now_ns));
         let is_restarted = self.restart(facts);
@@ -107,7 +106,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         })
     }
 
-    /// Takes note that a silence was reported.
+    /// Records that a silence was reported.
     fn latch(&mut self, slot: u32, facts: &mut Slot, silence: &Silence) {
         match silence.tier {
             Tier::PutOff => {}
@@ -127,22 +126,23 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         }
     }
 
-    /// The observer came later by `gap_ns` than it had promised, until `now_ns`. Agents that do not tolerate so much
-    /// ([`crate::attention::tolerance_ns`]) are given it back. For gaps that are on the attention clock.
+    /// Records that the observer woke up at `now_ns`, late by `gap_ns`. The gap does not count for agents that do
+    /// not tolerate it ([`crate::attention::tolerance_ns`]). For gaps that are on the attention clock.
     pub fn excuse(&mut self, now_ns: u64, gap_ns: u64) {
         self.gaps.push(now_ns, gap_ns);
     }
 
-    /// Beats of these agents may have been refused before `now_ns` by a queue that was full, so their silence
-    /// restarts there: until the given number of thresholds after an agent's last beat at most, since a flood may
-    /// keep a queue full without end. Stalls that were reported stay reported.
+    /// Restarts the silence of these agents at `now_ns`, because a full queue may have refused their beats
+    /// before: at most until the given number of thresholds after an agent's last beat, because a flood may keep
+    /// a queue full without end. Stalls that were reported stay reported.
     pub fn restart_silence(&mut self, locality: Locality, now_ns: u64, thresholds: u64) {
         let restart = &mut self.restarts[locality];
         restart.at_ns = restart.at_ns.max(now_ns);
         restart.thresholds = thresholds;
     }
 
-    /// Has the silence of an agent begin where a full queue makes it begin. True if that is later than before.
+    /// Moves the start of an agent's silence to where a full queue restarted it. True if that is later than
+    /// before.
     fn restart(&self, facts: &mut Slot) -> bool {
         let from_ns = self.restarts[facts.locality].for_agent(facts);
         let is_later = from_ns > facts.heard_ns() && !facts.state.is_latched();
@@ -152,7 +152,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         is_later
     }
 
-    /// The time by which an agent's silence is judged: now, less what is excused of it.
+    /// The time by which an agent's silence is judged: now, less the excused time.
     fn judged_ns(&self, facts: &Slot, now_ns: u64) -> u64 {
         let excused_ns = match facts.state.is_latched() {
             true => 0,

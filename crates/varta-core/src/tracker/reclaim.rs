@@ -1,18 +1,18 @@
 //! The agents that have been silent long enough to be evicted, oldest first: local and remote agents in queues of
-//! their own, because a remote newcomer takes nothing from a local agent (law 3).
+//! their own, because a new remote agent never evicts a local one (law 3).
 
 use crate::agent::{Locality, PerLocality};
 use crate::fifo::Fifo;
 use crate::slot::Slot;
 
-/// Whose slot a newcomer may have.
+/// The agents that a new agent may evict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum VictimScope {
-    /// Any agent's.
+    /// Any agent.
     All,
-    /// That of an agent that lives there.
+    /// Agents of that locality.
     Only(Locality),
-    /// That of a local agent of this user.
+    /// Local agents of this user.
     OfUser(u32),
 }
 
@@ -57,7 +57,7 @@ impl Reclaimable {
         self.queues.local.remove(slot) || self.queues.remote.remove(slot)
     }
 
-    /// The slot that has waited longest. A single user has no queue of its own.
+    /// The oldest slot in the queue. There is no queue per user.
     pub(super) fn oldest(&self, scope: VictimScope) -> Option<u32> {
         let front = |locality: Locality| self.queues[locality].front();
         match scope {

@@ -13,15 +13,15 @@ use crate::replay::Heard;
 use crate::slot::{Continuation, Slot, SlotState};
 
 impl<W: AsRef<[AtomicU64]>> Tracker<W> {
-    /// Credits a beat or refuses it. `threshold_ns` is given to a new agent; a known one keeps its
-    /// own. A refused beat changes nothing but its counter (law 3).
+    /// Credits a beat or refuses it. A new agent gets `threshold_ns`; a known one keeps its own. A refused
+    /// beat changes nothing but its counter (law 3).
     ///
     /// Precedence: origin, namespace, nonce (a wrap or a new session being the exceptions),
     /// refresh; for unknown agents capacity, eviction, index.
     pub fn record(&mut self, beat: &Beat, now_ns: u64, threshold_ns: u64) -> Recorded {
         if let Some(predecessor) = self.remove_predecessor(&beat.key) {
-            // That has made room for it, unless its user has its share: then it takes the place of another agent of
-            // its user with its next beat, for one beat displaces one agent.
+            // This freed a slot for it, unless its user has reached its share: then its next beat evicts another
+            // agent of its user, because one beat displaces one agent.
             let mut recorded = match self.has_free_slot_for(Some(beat.uid)) {
                 true => self.insert(beat, now_ns, threshold_ns),
                 false => self.refuse(BeatOutcome::UserShareExceeded { uid: beat.uid }),
@@ -45,13 +45,13 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
     }
 
     /// Streams of an earlier process that left with the last beat because their pid has passed to another process:
-    /// those beside the one that [`Recorded::displaced`] names. To be called until nothing is left.
+    /// those beside the one that [`Recorded::displaced`] names. Call it until it returns `None`.
     pub fn take_displaced(&mut self) -> Option<Displaced> {
         self.displaced.pop()
     }
 
-    /// If the pid has passed to another process: the process that had it has exited, and nothing of it carries over.
-    /// Returns its first stream.
+    /// Removes the earlier process if the pid has passed to another one: the earlier one has exited, and its state
+    /// does not carry over. Returns its first stream.
     fn remove_predecessor(&mut self, key: &AgentKey) -> Option<Displaced> {
         let AgentKey::Local {
             pid,
@@ -74,7 +74,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
                 evicted: false,
             });
         }
-        // The first one left first; the order of the others means nothing.
+        // The first stream left first; the order of the rest has no meaning.
         self.displaced.reverse();
         self.displaced.pop()
     }
@@ -130,7 +130,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
             facts.last_nonce = Some(beat.frame.nonce);
             facts.last_timestamp = beat.frame.timestamp;
             if beat.session == Some(Heard::First) {
-                // Perhaps another process: its last frames have a time of their own.
+                // It may be another process, whose last frames have their own clock.
                 facts.terminal_timestamp = 0;
             }
         }
@@ -159,8 +159,8 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         recorded
     }
 
-    /// Table rows 10 to 15: a beat of an unknown agent. Nothing changes before it is certain that the newcomer can be
-    /// found by its key, so a refusal leaves the table exactly as it was.
+    /// Table rows 10 to 15: a beat of an unknown agent. Nothing changes before the new agent is certain to get an
+    /// index entry, so a refusal leaves the table unchanged.
     fn insert(&mut self, beat: &Beat, now_ns: u64, threshold_ns: u64) -> Recorded {
         let user = match beat.key {
             AgentKey::Local { .. } => Some(beat.uid),
@@ -194,7 +194,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         recorded
     }
 
-    /// A slot for a newcomer, and the agent that is evicted for it if none is free.
+    /// A slot for a new agent, and the agent that is evicted for it if none is free.
     fn slot_for(
         &mut self,
         user: Option<u32>,
@@ -227,7 +227,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         }
     }
 
-    /// What is known of an agent after its first beat. A further stream of a process is paused as its process is.
+    /// The facts of an agent after its first beat. A further stream inherits the pause of its process.
     fn first_facts(&self, beat: &Beat, now_ns: u64, threshold_ns: u64) -> Slot {
         let (locality, pid, stream) = match beat.key {
             AgentKey::Local { pid, stream, .. } => (Locality::Local, pid, stream),
@@ -268,7 +268,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         }
     }
 
-    /// Makes sure that a slot can be found by this key once it has it. A remote agent is indexed here, a slot of a
+    /// Ensures that a slot can be found by this key once it has it. A remote agent is indexed here, a slot of a
     /// local process is linked once it is free.
     fn reserve_key(&mut self, key: &AgentKey, slot: u32) -> bool {
         match *key {

@@ -1,4 +1,4 @@
-//! Agents that speak over a network: sessions, order, and what they may not take from local ones.
+//! Remote agents: sessions, order, and their limits against local agents.
 
 use std::ops::ControlFlow;
 
@@ -14,7 +14,7 @@ use Heard::{First, Newest, Overtaken};
 
 const T: u64 = 64 << crate::wheel::TICK_SHIFT;
 
-/// Room for so many local agents and as many from a network.
+/// A tracker for this many local agents and as many remote ones.
 fn tracker(capacity: usize, policy: EvictionPolicy) -> Tracker {
     let options = TrackerOptions {
         policy,
@@ -40,7 +40,7 @@ fn plain(pid: u32, nonce: u64) -> Beat {
     }
 }
 
-/// A beat over encrypted UDP that was never heard before.
+/// A beat over encrypted UDP that is no copy.
 fn sealed(heard: Heard, nonce: u64) -> Beat {
     Beat {
         session: Some(heard),
@@ -64,7 +64,7 @@ impl Tracker {
         self.get(&AgentKey::Remote { source: 1, pid }).unwrap()
     }
 
-    /// Everybody's silence has been reported and has lasted long enough to give way.
+    /// Reports the silence of every agent and waits until all are reclaimable.
     fn let_all_become_reclaimable(&mut self, now_ns: u64) {
         for ns in [now_ns, now_ns + 11 * T] {
             self.drain_stalled_slots(ns, u32::MAX, |_| ControlFlow::Continue(()));

@@ -1,4 +1,4 @@
-//! Room: whether there is a slot for a newcomer, and which agent is evicted for it.
+//! Capacity: whether there is a slot for a new agent, and which agent is evicted for it.
 
 use std::sync::atomic::AtomicU64;
 
@@ -8,7 +8,7 @@ use crate::agent::Locality;
 use crate::slot::{Slot, SlotState};
 
 impl<W: AsRef<[AtomicU64]>> Tracker<W> {
-    /// Whether a newcomer has a chance, in O(1): one that has none need not be examined. `user` is that of a local
+    /// Whether a new agent may get a slot, in O(1): otherwise it need not be examined. `user` is that of a local
     /// agent, and `None` for a remote agent.
     pub fn may_have_room_for(&self, user: Option<u32>) -> bool {
         let scope = self.victims_for(user);
@@ -31,9 +31,9 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         self.len.local < self.quota.local
     }
 
-    /// The slot a newcomer may have: the one reclaimable for the longest time, in O(1); else, for one whose
-    /// user has its share or under Balanced, the first silent enough within a bounded window from the rotating
-    /// cursor. A remote agent takes nothing from a local one.
+    /// The slot that a new agent takes over: the one reclaimable for the longest time, in O(1); else, if its
+    /// user has reached its share or under Balanced, the first silent enough within a bounded window from the
+    /// rotating cursor. A remote agent never evicts a local one.
     pub(super) fn find_victim(&mut self, now_ns: u64, scope: VictimScope) -> Option<u32> {
         if let Some(oldest) = self.reclaimable.oldest(scope) {
             return Some(oldest);
@@ -59,8 +59,8 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         None
     }
 
-    /// Whose slot a newcomer may have. A remote one, that of a remote agent; one whose user has its share, that of an
-    /// agent of its user; a local one that lacks a slot only because remote agents have them, any agent's.
+    /// The agents that a new agent may evict. A remote one, remote agents; one whose user has reached its share,
+    /// agents of its user; a local one that lacks a slot only because remote agents have them, any agent.
     pub(super) fn victims_for(&self, user: Option<u32>) -> VictimScope {
         match user {
             Some(user) if !self.users.has_room(user) => VictimScope::OfUser(user),
@@ -70,7 +70,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         }
     }
 
-    /// Queues a slot for newcomers.
+    /// Queues a slot as reclaimable.
     pub(super) fn enqueue_reclaimable(&mut self, slot: u32, facts: &Slot) {
         self.reclaimable.push(slot, facts.locality);
         if facts.locality == Locality::Local {
@@ -78,7 +78,7 @@ impl<W: AsRef<[AtomicU64]>> Tracker<W> {
         }
     }
 
-    /// Takes a slot out of its queue, if it is in one.
+    /// Removes a slot from its queue, if it is in one.
     pub(super) fn dequeue_reclaimable(&mut self, slot: u32, facts: &Slot) {
         if self.reclaimable.remove(slot) && facts.locality == Locality::Local {
             self.users.remove_reclaimable(facts.uid);

@@ -95,7 +95,7 @@ fn eviction_takes_one_stream_and_leaves_the_others_of_its_process() {
         tracker.record(&stream(100, 1, 1, 1 + tick), tick * T, T);
         tracker.drain(tick * T);
     }
-    // A third stream of the very process takes the place of the first.
+    // A third stream of the same process takes the place of the first.
     let recorded = tracker.record(&stream(100, 1, 2, 1), 12 * T, T);
     assert_eq!(recorded.displaced.unwrap().agent, silent);
     tracker.check_invariants();

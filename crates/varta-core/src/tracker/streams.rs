@@ -1,7 +1,7 @@
 //! The slots of each local process: one in an exact index by pid, further ones linked to it.
 //!
-//! Most processes have one stream, whose slot is found with one probe. A process with several has stream 0, if it
-//! is there, in front, so that datagrams are found as fast. A process has [`MAX_STREAMS_PER_PROCESS`] at most,
+//! Most processes have one stream, whose slot is found with one probe. In a process with several, stream 0 comes
+//! first if it exists, so that datagrams find it as fast. A process has [`MAX_STREAMS_PER_PROCESS`] at most,
 //! which bounds every walk. Nothing is allocated after construction.
 
 use std::iter::successors;
@@ -45,7 +45,7 @@ impl Streams {
         successors(self.first(pid), |slot| self.after(*slot)).take(MAX_STREAMS_PER_PROCESS)
     }
 
-    /// Whether the process with this pid may have one more.
+    /// Whether the process with this pid may have one more stream.
     pub(super) fn has_room(&self, pid: u32) -> bool {
         pid < PID_LIMIT && self.of(pid).count() < MAX_STREAMS_PER_PROCESS
     }
@@ -60,18 +60,18 @@ impl Streams {
             }
             _ => {
                 self.next[slot as usize] = first.unwrap_or(NONE);
-                // It has room for every pid for which `has_room` was true.
+                // The index accepts every pid for which `has_room` was true.
                 let _ = self.first.insert(pid, slot);
             }
         }
     }
 
-    /// Takes a slot out of the list of its process.
+    /// Removes a slot from the list of its process.
     pub(super) fn unlink(&mut self, pid: u32, slot: u32) {
         let after = self.after(slot);
         if self.first(pid) == Some(slot) {
             match after {
-                // It takes the place of the one that is there.
+                // It replaces the entry of the pid.
                 Some(after) => drop(self.first.insert(pid, after)),
                 None => drop(self.first.remove(pid)),
             }

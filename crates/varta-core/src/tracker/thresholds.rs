@@ -1,9 +1,9 @@
-//! The shortest threshold among the agents that are there now, to within an eighth.
+//! The shortest threshold of the current agents, to within an eighth.
 
-/// Bits below the highest one that tell thresholds apart: three, so to within an eighth.
+/// Bits below the highest one that distinguish thresholds: three, so to within an eighth.
 const FINE_BITS: u32 = 3;
 
-/// Sizes that are told apart.
+/// Number of distinct sizes.
 const SIZES: usize = 64 << FINE_BITS;
 
 /// How many agents have a threshold of each size.

@@ -1,4 +1,4 @@
-//! What goes into the tracker and what comes out of it.
+//! The arguments and results of the tracker.
 
 use super::DEFAULT_EVICTION_SCAN_WINDOW;
 use crate::agent::Agent;
@@ -8,8 +8,8 @@ use crate::slot::{Slot, Tier};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EvictionPolicy {
     /// Only agents whose stall has been reported; the longest reclaimable first. An agent becomes reclaimable when it
-    /// is judged after more than ten thresholds of silence, not when a newcomer is recorded, so a newcomer that comes
-    /// between the two is refused where the 0.2.0 generation would have evicted.
+    /// is judged after more than ten thresholds of silence, not when a new agent is recorded, so a new agent that
+    /// comes between the two is refused where the 0.2.0 generation would have evicted.
     #[default]
     Strict,
     /// If there is none, also agents whose stall could not be reported yet, found by a bounded,
@@ -17,19 +17,19 @@ pub enum EvictionPolicy {
     Balanced,
 }
 
-/// What became of a beat (observer spec 1.3).
+/// The outcome of a beat (observer spec 1.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BeatOutcome {
     /// A new agent.
     Inserted,
     /// A known agent, alive.
     Refreshed,
-    /// A known agent, but a newer beat of it came before this one: it counts as a beat and changes nothing
+    /// A known agent, but a newer beat of it arrived before this one: it counts as a beat and changes nothing
     /// else.
     Reordered,
     /// Refused: an old or repeated nonce.
     OutOfOrder,
-    /// Refused: no room.
+    /// Refused: the table is full.
     CapacityExceeded,
     /// Refused: the user has as many agents as one user may have.
     UserShareExceeded {
@@ -42,27 +42,27 @@ pub enum BeatOutcome {
     NamespaceConflict,
 }
 
-/// When silence of an agent is reported.
+/// When the silence of an agent is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadlines {
-    /// Silence that makes a stall, nanoseconds.
+    /// Stall threshold, nanoseconds.
     pub threshold_ns: u64,
-    /// Silence that makes the agent late, nanoseconds; 0 for no soft tier.
+    /// Soft tier, nanoseconds; 0 for none.
     pub late_ns: u64,
 }
 
 /// The tracker's answer to a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recorded {
-    /// What became of it.
+    /// The outcome.
     pub outcome: BeatOutcome,
     /// The agent it was credited to; `None` exactly when it was refused.
     pub agent: Option<Agent>,
-    /// The beat ended a silence that had been reported as a stall; its length.
+    /// The length of the silence that the beat ended, if it was reported as a stall.
     pub returned_after_ns: Option<u64>,
-    /// The beat began a new session of a known process.
+    /// Whether the beat started a new session of a known process.
     pub new_session: bool,
-    /// The agent says that it is critical, and the beat before did not, or there was none.
+    /// Whether the agent reports that it is critical, and its previous beat did not, or there was none.
     pub turned_critical: bool,
     /// The agent that left for this one: evicted, or an earlier process with the same pid.
     pub displaced: Option<Displaced>,
@@ -99,12 +99,12 @@ impl Recorded {
     }
 }
 
-/// A silence to be handed over.
+/// A silence to be reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Silence {
     /// The silent agent.
     pub agent: Agent,
-    /// How silent.
+    /// The tier of the silence.
     pub tier: Tier,
     /// Silence so far, nanoseconds.
     pub silence_ns: u64,
@@ -119,13 +119,13 @@ pub struct TrackerOptions {
     pub policy: EvictionPolicy,
     /// Slots examined per scan, 1 to capacity; clamped.
     pub scan_window: usize,
-    /// Seed of the index of remote agents. Random in an observer, so that strangers cannot choose
+    /// Seed of the index of remote agents. Random in an observer, so that unknown senders cannot choose
     /// colliding keys; fixed in tests.
     pub seed: u64,
     /// Slots that local agents may take at most.
     pub local_capacity: usize,
-    /// Slots that local agents of one user may take at most, root's aside: then a newcomer of that user takes
-    /// the place of another agent of it or none.
+    /// Slots that local agents of one user may take at most, except root: beyond that a new agent of the user
+    /// evicts another agent of the user, or is refused.
     pub user_capacity: usize,
     /// Slots that remote agents may take at most. If both fit into the table together, neither can lock out the
     /// other (law 3).

@@ -1,19 +1,19 @@
-//! How many agents of this host each user has, so that no user takes every slot.
+//! The number of local agents per user, so that no user takes every slot.
 //!
-//! Root is not counted: it can take every slot anyway. No user is counted where one may have as many agents
-//! as there are slots. Bounds: one tally per slot, one look into an index per call, nothing allocated after
+//! Root is not counted: it can take every slot anyway. No user is counted where one user may have as many
+//! agents as there are slots. Bounds: one tally per slot, one index look-up per call, nothing allocated after
 //! construction.
 
 use crate::index::BoundedIndex;
 
-/// The user that no share is for.
+/// The user without a share.
 const ROOT: u32 = 0;
 
 /// The agents of one user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     pub(super) agents: u32,
-    /// Those of them that may be evicted.
+    /// The ones that may be evicted.
     pub(super) reclaimable: u32,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct Users {
 }
 
 impl Users {
-    /// For a table that `slots` agents of this host fit into, of which one user may have `share`.
+    /// For a table of `slots` local agents, of which one user may have `share`.
     pub(super) fn new(slots: usize, share: usize, seed: u64) -> Self {
         let users = if share < slots { slots } else { 0 };
         Self {
@@ -77,14 +77,14 @@ impl Users {
         }
     }
 
-    /// One of its agents may be evicted.
+    /// Counts one more agent of the user that may be evicted.
     pub(super) fn add_reclaimable(&mut self, user: u32) {
         if let Some(number) = self.numbers.get(&user) {
             self.tallies[number as usize].reclaimable += 1;
         }
     }
 
-    /// One of its agents may not be evicted any more.
+    /// Counts one agent of the user that may not be evicted any more.
     pub(super) fn remove_reclaimable(&mut self, user: u32) {
         if let Some(number) = self.numbers.get(&user) {
             self.tallies[number as usize].reclaimable -= 1;

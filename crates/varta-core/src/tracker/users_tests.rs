@@ -1,4 +1,4 @@
-//! Shares: no user takes every slot, and nobody else pays for that.
+//! Shares: no user takes every slot, and no other user is affected.
 
 use std::collections::HashMap;
 
@@ -115,7 +115,7 @@ fn whatever_happens_no_user_exceeds_its_share_and_none_is_refused_below_it() {
         for nonce in 1..8_000 {
             now_ns += drawn(&mut state, T / 2);
             let pid = 1 + drawn(&mut state, 40) as u32;
-            // A pid that comes back may be another user's.
+            // A pid that comes back may belong to another user.
             let uid = drawn(&mut state, 5) as u32;
             let instance = u64::from(uid) + 1;
             let before = count(&tracker);

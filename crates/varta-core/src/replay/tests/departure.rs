@@ -1,4 +1,4 @@
-//! Agents that have left, and the room that makes.
+//! Agents that have left, and the sessions that this frees.
 
 use super::*;
 

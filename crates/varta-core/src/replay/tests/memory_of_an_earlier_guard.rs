@@ -1,4 +1,4 @@
-//! What a guard knows that takes over the memory of an earlier one.
+//! A guard that takes over the memory of an earlier one.
 
 use super::*;
 

@@ -1,8 +1,8 @@
-//! Whose a session is, and that nobody else's datagrams change it.
+//! The owner of a session, which datagrams of other agents do not change.
 
 use super::*;
 
-/// Where the agents of these tests live: [`beat`]s come from `A`.
+/// The sources of the agents in these tests: [`beat`]s come from `A`.
 const A: u64 = 1;
 const B: u64 = 2;
 
@@ -100,7 +100,7 @@ fn the_source_of_a_session_survives_a_restart() {
     assert_eq!(guard.source(&beat(1, 1, 0).session), Some(B));
 }
 
-/// Nobody can find two such sessions, so the index is told a lie.
+/// Two such sessions cannot be found, so the test falsifies the index.
 #[test]
 fn a_second_session_of_the_same_hash_has_no_source() {
     let mut guard = guard();

@@ -185,7 +185,7 @@ fn a_farewell_session_becomes_a_current_one_only_if_there_is_a_place() {
     assert_eq!(guard.places.len(), guard.open());
 }
 
-/// Closes a session without anybody having heard of it.
+/// Closes a session that was never open.
 fn remember(guard: &mut ReplayGuard, hash: u64) {
     guard.remember(&Closed {
         hash,
@@ -235,7 +235,7 @@ fn a_session_closed_twice_is_remembered_as_long_as_the_later_time_allows() {
     assert_eq!(guard.closed.get(&SessionHash(1)), None);
 }
 
-/// Nobody can find two such sessions, so the index is told a lie.
+/// Two such sessions cannot be found, so the test falsifies the index.
 #[test]
 fn a_second_session_of_the_same_hash_is_refused() {
     let mut guard = guard();
