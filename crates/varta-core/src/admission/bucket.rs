@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_elsewhere_uses_up_what_is_local_agents() {
+    fn no_remote_agent_uses_up_what_is_local_agents() {
         let options = LimitOptions {
             agent: None,
             global: Some(rate(10, 10)),

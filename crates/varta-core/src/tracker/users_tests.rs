@@ -29,7 +29,7 @@ fn of_user(uid: u32, pid: u32, nonce: u64) -> Beat {
     }
 }
 
-fn elsewhere(pid: u32, nonce: u64) -> Beat {
+fn remote(pid: u32, nonce: u64) -> Beat {
     Beat {
         key: AgentKey::Remote { source: 1, pid },
         origin: BeatOrigin::NetworkUnverified,
@@ -132,7 +132,7 @@ fn whatever_happens_no_user_exceeds_its_share_and_none_is_refused_below_it() {
                     agent.map(|agent| tracker.pause(agent, now_ns + T, now_ns));
                 }
                 3 => {
-                    tracker.update(elsewhere(pid, nonce), now_ns);
+                    tracker.update(remote(pid, nonce), now_ns);
                 }
                 _ => {
                     let key = AgentKey::process(pid, instance);
