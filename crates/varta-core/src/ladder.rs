@@ -238,8 +238,11 @@ impl Ladders {
             return;
         }
         self.clear_timer(agent.slot);
-        let new = Entry::of(agent, lineage.user);
-        let before = std::mem::replace(&mut self.entries[slot], new);
+        let mut new = Entry::of(agent, lineage.user);
+        let before = self.entries[slot];
+        // A process that left in order and beats again: an action on it may still run.
+        new.in_flight = before.in_flight && before.agent == agent;
+        self.entries[slot] = new;
         if before.last_start_ns != 0 {
             self.history[slot] = ActionHistory::NONE;
         }

@@ -146,6 +146,22 @@ fn a_silence_in_which_everything_was_postponed_leaves_no_debts() {
 }
 
 #[test]
+fn a_process_that_leaves_and_beats_again_is_not_acted_on_while_the_last_action_runs() {
+    let mut ladders = recovery(&[act(10)]);
+    ladders.on_stall(agent(0), Some(0), S);
+    let mut now_ns = S + SLACK;
+    assert_eq!(ladders.next(now_ns), acts(agent(0), 0));
+    ladders.on_gone(agent(0), service(1), now_ns);
+    ladders.on_join(agent(0), service(1));
+    now_ns += 60 * S;
+    let plan = ladders.on_stall(agent(0), Some(0), now_ns);
+    assert_eq!(plan, Plan::StillActing);
+    assert_eq!(ladders.next(now_ns + S), None);
+    ladders.on_end(action(agent(0), 0), ActionEnd::Failed, now_ns);
+    assert_eq!(ladders.next(now_ns + 10 * S), acts(agent(0), 0));
+}
+
+#[test]
 fn an_agent_that_comes_back_in_its_time_is_left_alone_and_starts_at_the_foot_again() {
     let mut recovery = recovery(&[act(10), act(10)]);
     recovery.on_stall(agent(0), Some(0), S);
