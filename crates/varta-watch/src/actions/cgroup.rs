@@ -1,5 +1,5 @@
-//! Control groups of the unified hierarchy: finding them, reaching everything in one, and giving each child
-//! its own where this part of the hierarchy was delegated to the observer.
+//! Control groups of the unified hierarchy: finds them, signals every process in one, and makes one for each child
+//! where this part of the hierarchy was delegated to the observer.
 //!
 //! Paths are as `/proc/PID/cgroup` gives them, from the root that the observer can see.
 
@@ -17,7 +17,7 @@ use crate::process_info;
 /// Name of a child's control group, before a number.
 const CHILD_PREFIX: &str = "varta-recovery-";
 
-/// Directories below one another that are visited; deeper ones are not reached by other signals than KILL.
+/// Directory levels that are visited; only KILL reaches deeper ones.
 const DEPTH_MAX: usize = 64;
 
 /// In place of the pid of a process that this pid namespace has no number for.
@@ -39,8 +39,8 @@ pub(super) fn is_within(path: &str, ancestor: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Why a control group is not to be hit for one process in it: it holds a whole login, everything of a user,
-/// or many services. Groups below one of these have a purpose of their own and may be hit.
+/// Why a control group must not be signalled for one process in it: it holds a whole login, all processes of a user,
+/// or many services. A group below one of these has a purpose of its own and may be signalled.
 pub(super) fn shared_by_many(path: &str) -> Option<Protected> {
     let name = path.trim_end_matches('/').rsplit('/').next()?;
     if name.is_empty() {
@@ -65,7 +65,7 @@ pub(super) fn directory_of(path: &str) -> io::Result<PathBuf> {
     found.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// Where `path` is, if this line of `mountinfo` is about a mount that shows it.
+/// Path of `path` in the file system, if this line of `mountinfo` describes a mount that shows it.
 pub(super) fn locate(line: &str, path: &str) -> Option<PathBuf> {
     let (mount, kind) = line.split_once(" - ")?;
     let mut fields = mount.split(' ').skip(3);
@@ -83,8 +83,8 @@ pub(super) fn kill(directory: &Path) -> io::Result<()> {
     file.write_all(b"1")
 }
 
-/// Sends a signal to everything in a control group and below it, one process after the other, each through
-/// its pidfd. What is started meanwhile may be missed. Fails if it could be sent to nobody.
+/// Sends a signal to every process in a control group and below it, one after the other, each through its pidfd. A
+/// process that starts meanwhile may be missed. Fails if the signal reached no process.
 pub(super) fn signal_members(
     directory: &Path,
     path: &str,
@@ -96,7 +96,7 @@ pub(super) fn signal_members(
         let Ok(pidfd) = process_info::open(pid) else {
             continue;
         };
-        // Between these two the number could have changed hands, but not the descriptor.
+        // Between these two calls the pid could have passed to another process, the descriptor could not.
         let is_member = path_of(pid).is_ok_and(|own| is_within(&own, path));
         if is_member && !process_info::has_ended(&pidfd) {
             match pidfd_send_signal(&pidfd, signal) {
@@ -138,7 +138,7 @@ pub(super) struct Delegated {
 }
 
 impl Delegated {
-    /// The observer's own control group, if it was delegated to it.
+    /// The observer's own control group, if it was delegated to the observer.
     pub(super) fn find() -> Option<Self> {
         let path = path_of(std::process::id()).ok()?;
         let directory = directory_of(&path).ok()?;
@@ -152,8 +152,8 @@ impl Delegated {
         }
     }
 
-    /// Makes a control group for one child, and removes what others have left behind. `None` where that is
-    /// not possible after all; the child then has its process group only.
+    /// Makes a control group for one child, and removes the empty ones of earlier children. `None` where that fails;
+    /// the child then has its process group only.
     pub(super) fn make(&self) -> Option<(ChildCgroup, File)> {
         self.sweep();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -167,7 +167,7 @@ impl Delegated {
         Some((cgroup, procs.ok()?))
     }
 
-    /// Removes the control groups of earlier children that nobody is in any more. The kernel keeps the others.
+    /// Removes the empty control groups of earlier children. The kernel keeps the others.
     fn sweep(&self) {
         let entries = fs::read_dir(&self.directory)
             .into_iter()
@@ -185,7 +185,8 @@ impl Delegated {
     }
 }
 
-/// As the service manager marks it for those it runs as root, and by its owner for anybody else.
+/// The service manager marks a delegated group of a root service by an attribute, and that of any other user by its
+/// owner.
 fn is_delegated(directory: &Path) -> bool {
     let is_marked = ["trusted.delegate", "user.delegate"].iter().any(|name| {
         let mut value = [0; 1];
@@ -204,7 +205,7 @@ pub(super) struct ChildCgroup {
 }
 
 impl ChildCgroup {
-    /// Whether the child has arrived.
+    /// Whether the child has been moved in.
     pub(super) fn is_populated(&self) -> bool {
         members_to(&self.directory, 0).is_ok_and(|pids| !pids.is_empty())
     }

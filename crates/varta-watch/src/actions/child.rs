@@ -1,4 +1,4 @@
-//! A program at work: started for one process, watched to its end, ended with all it has started.
+//! A running program: started for one process, watched until its end, ended together with everything it started.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
@@ -29,10 +29,10 @@ use super::{Runner, command, environment};
 use crate::process_info;
 use crate::settings::children::Children;
 
-/// How often it is looked whether a group has gone whose leader has. The kernel tells nobody.
+/// Interval of the check whether a group without a leader has ended. The kernel sends no notification of that.
 const GROUP_PAUSE: Duration = Duration::from_millis(10);
 
-/// A program at work. Dropping it, or its [`wait`](Running::wait), kills the program and its group.
+/// A running program. Dropping it, or its [`wait`](Running::wait), kills the program and its group.
 pub(crate) struct Running {
     pub(crate) pid: u32,
     group: Group,
@@ -48,14 +48,14 @@ pub(crate) struct Running {
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) exit: ProgramExit,
-    /// From its start to its own end; what it has left behind does not count.
+    /// From its start to its own end; processes it left behind do not count.
     pub(crate) duration: Duration,
     pub(crate) output: Output,
 }
 
 impl Runner {
-    /// Starts the program of a step for the process that is meant, or says why not. For a process elsewhere
-    /// the program itself must find out who that is.
+    /// Starts the program of a step for the intended process, or returns the reason why not. For a remote process the
+    /// program itself must find that process.
     ///
     /// Must be called within the runtime.
     pub(crate) fn start(
@@ -99,7 +99,7 @@ impl Runner {
 }
 
 impl Running {
-    /// Waits for the end, or brings it about when the time is up or the observer stops.
+    /// Waits for the end, or ends the program when its time is up or the observer stops.
     pub(crate) async fn wait(mut self) -> Ended {
         let life = live(&mut self.group, self.timeout, self.grace, &mut self.stop);
         let (cause, end) = tokio::select! {
@@ -143,7 +143,7 @@ async fn live(
         biased;
         end = group.leader_end() => return (ExitCause::Itself, end),
         () = sleep(timeout.unwrap_or(Duration::MAX)) => {}
-        grace = told_to_stop(stop) => {
+        grace = stop_requested(stop) => {
             let (force, end) = group.end(grace).await;
             return (ExitCause::ObserverStops(force), end);
         }
@@ -152,16 +152,16 @@ async fn live(
     (ExitCause::TimedOut(force), end)
 }
 
-/// The grace that the observer has left for its children when it stops.
-async fn told_to_stop(stop: &mut watch::Receiver<Option<Duration>>) -> Duration {
-    let told = stop.wait_for(Option::is_some).await;
-    match told.ok().and_then(|grace| *grace) {
+/// The grace for children when the observer stops.
+async fn stop_requested(stop: &mut watch::Receiver<Option<Duration>>) -> Duration {
+    let request = stop.wait_for(Option::is_some).await;
+    match request.ok().and_then(|grace| *grace) {
         Some(grace) => grace,
         None => future::pending().await,
     }
 }
 
-/// A child and what it has started. Killed when dropped, unless it is over.
+/// A child and the processes it started. Killed when dropped, unless it has ended.
 struct Group {
     /// The leader.
     pidfd: AsyncFd<OwnedFd>,
@@ -172,7 +172,7 @@ struct Group {
     /// The group can be reached through the pidfd, even when its leader was reaped (Linux 6.9).
     outlives_leader: bool,
     cgroup: Option<ChildCgroup>,
-    /// The leader was reaped, and what it has left behind may stay.
+    /// The leader was reaped, and the processes it left behind may stay.
     is_over: bool,
 }
 
@@ -186,7 +186,7 @@ impl Group {
         )]
         let pidfd = AsyncFd::with_interest(leader.pidfd, Interest::READABLE);
         let pidfd = pidfd.inspect_err(|_| {
-            // Nobody could wait for it.
+            // Without its pidfd the child could not be waited for.
             kill_unreaped(number, Signal::KILL);
             reap_aside(number);
         })?;
@@ -201,14 +201,14 @@ impl Group {
         })
     }
 
-    /// When the leader has ended. It is not reaped.
+    /// Returns when the leader has ended. The leader is not reaped.
     async fn leader_end(&self) -> Instant {
-        // Fails only when the runtime goes, and this with it.
+        // Fails only when the runtime shuts down, which drops this future too.
         let _ = self.pidfd.readable().await;
         Instant::now()
     }
 
-    /// The leader's wait status. It has ended, but whoever traces it is told first.
+    /// The leader's wait status. The leader has ended, but the kernel reports that to a tracer first.
     async fn reap(&mut self) -> io::Result<i32> {
         const ENDED: WaitIdOptions = WaitIdOptions::EXITED.union(WaitIdOptions::NOHANG);
         if let Some(status) = self.status {
@@ -225,19 +225,20 @@ impl Group {
         }
     }
 
-    /// TERM, `grace`, KILL, for everything in the group. Tells what the leader took, and when it ended.
+    /// TERM, `grace`, KILL, for every process in the group. Returns how and when the leader ended.
     async fn end(&mut self, grace: Duration) -> (Force, Instant) {
-        let told = Instant::now();
+        let signalled_at = Instant::now();
         self.signal(Signal::TERM);
-        // Who is stopped could not hear the other one.
+        // A stopped process handles no TERM.
         self.signal(Signal::CONT);
         let Ok(end) = timeout(grace, self.leader_end()).await else {
             self.signal(Signal::KILL);
             return (Force::Kill, self.leader_end().await);
         };
-        // The others have the rest of the grace, where they can be told from the leader's remains.
+        // The other members get the rest of the grace, where the kernel can distinguish them from the zombie of the
+        // leader.
         if self.outlives_leader {
-            let rest = grace.saturating_sub(told.elapsed());
+            let rest = grace.saturating_sub(signalled_at.elapsed());
             let _ = timeout(rest, async {
                 let _ = self.reap().await;
                 self.emptied().await;
@@ -248,14 +249,14 @@ impl Group {
         (Force::Term, end)
     }
 
-    /// When nobody is left. The leader was reaped.
+    /// Returns when the group is empty. The leader was reaped.
     async fn emptied(&self) {
         while varta_sys::process::signal_group(self.pidfd.as_fd(), 0).is_ok() {
             sleep(GROUP_PAUSE).await;
         }
     }
 
-    /// TERM goes to the process group. KILL also reaches what has left it, where the child has a control
+    /// TERM goes to the process group. KILL also reaches processes that left the group, where the child has a control
     /// group of its own.
     fn signal(&self, signal: Signal) {
         if self.outlives_leader {
@@ -291,7 +292,7 @@ fn reap_aside(leader: Option<Pid>) {
     }
 }
 
-/// What is to be started, filled in for one process.
+/// The program to start, filled in for one process.
 fn program(
     step: &RunStep,
     subject: &Subject,
@@ -303,7 +304,7 @@ fn program(
         .arguments
         .iter()
         .map(|argument| command::fill(subject, argument));
-    // The last word about a name counts.
+    // The last value of a name applies.
     let environment: BTreeMap<_, _> = environment.into_iter().collect();
     let variables = environment.into_iter().map(|(mut variable, value)| {
         variable.push("=");
@@ -320,7 +321,7 @@ fn program(
     })
 }
 
-/// Nothing that is given to a program can have a zero byte in it.
+/// No argument or variable of a program can have a zero byte in it.
 fn string(text: impl Into<OsString>) -> io::Result<CString> {
     CString::new(text.into().into_vec()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }

@@ -1,14 +1,14 @@
-//! Command lines: filling in whom they are about.
+//! Command lines: fills in the agent they are about.
 
 use varta_core::engine::{Action, Subject};
 use varta_core::fact::SignalTarget;
 
 use varta_core::policy::{RunStep, SignalStep, Step};
 
-/// What stands for the address of an agent elsewhere; empty for a local one.
+/// Placeholder for the address of a remote agent; empty for a local one.
 pub(crate) const SOURCE_PLACEHOLDER: &str = "{source}";
 
-/// A step for people to read, with its placeholders.
+/// A step as readable text, with its placeholders.
 pub(crate) fn shown_step(step: &Step) -> String {
     match (Action::of(step), step) {
         (None, Step::Wait(wait)) => format!("wait for {}", humantime::format_duration(*wait)),
@@ -16,8 +16,8 @@ pub(crate) fn shown_step(step: &Step) -> String {
     }
 }
 
-/// An action for people to read: with its placeholders, or filled in for an agent. Words are not quoted, and those of
-/// a private file are left out.
+/// An action as readable text: with its placeholders, or filled in for an agent. Words are not quoted, and those of a
+/// private file are left out.
 pub(crate) fn shown(action: &Action, subject: Option<&Subject>) -> String {
     match action {
         Action::Run(run) => shown_command(run, subject),
@@ -48,7 +48,7 @@ fn shown_command(run: &RunStep, subject: Option<&Subject>) -> String {
     shown
 }
 
-/// Each fact with what it is called in an argument and in the environment.
+/// Each fact with its name in an argument and in the environment.
 fn facts(subject: &Subject) -> [(&'static str, &'static str, String); 8] {
     let status = subject
         .status
@@ -82,8 +82,8 @@ fn facts(subject: &Subject) -> [(&'static str, &'static str, String); 8] {
     ]
 }
 
-/// `argument` with its placeholders filled in. What is filled in is not looked at again: an agent may
-/// call itself `{unit}`.
+/// `argument` with its placeholders filled in. Filled-in text is not expanded again: an agent may have the name
+/// `{unit}`.
 pub(super) fn fill(subject: &Subject, argument: &str) -> String {
     let facts = facts(subject);
     let mut filled = String::with_capacity(argument.len());
@@ -110,7 +110,7 @@ pub(super) fn variables(subject: &Subject) -> impl Iterator<Item = (&'static str
         .map(|(_, variable, value)| (variable, value))
 }
 
-/// NUL cannot be in an argument, and the others fool logs and terminals.
+/// NUL cannot be part of an argument, and the other characters can forge logs and terminal output.
 fn harmless(text: &str) -> String {
     text.replace(char::is_control, "?")
 }

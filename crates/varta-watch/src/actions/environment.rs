@@ -1,4 +1,4 @@
-//! What a child knows of the observer's environment: next to nothing.
+//! The environment of a child: next to nothing of the observer's.
 
 use std::ffi::{OsStr, OsString};
 
@@ -7,9 +7,8 @@ use varta_core::engine::Subject;
 use super::command;
 use crate::settings::children::{CHILD_PATH, Children};
 
-/// What the service manager tells the observer about itself. A child that believed it could report in the
-/// observer's name, take its sockets for its own, or write to its journal stream. From systemd.exec(5) and
-/// sd_notify(3).
+/// Variables in which the service manager informs the observer about itself. A child that used them could report in
+/// the observer's name, take over its sockets, or write to its journal stream. From systemd.exec(5) and sd_notify(3).
 const SERVICE_MANAGER: [&str; 27] = [
     "CACHE_DIRECTORY",
     "CONFIGURATION_DIRECTORY",
@@ -40,8 +39,8 @@ const SERVICE_MANAGER: [&str; 27] = [
     "WATCHDOG_USEC",
 ];
 
-/// The whole environment of a child, later entries first in rank. `own` is the observer's. What the operator
-/// gives by name goes through, even what is stripped otherwise; only the facts about the agent outrank it.
+/// The whole environment of a child; later entries win. `own` is the observer's. Variables that the operator names
+/// are passed on, even those that are stripped otherwise; only the facts about the agent win over them.
 pub(super) fn for_child(
     children: &Children,
     subject: &Subject,

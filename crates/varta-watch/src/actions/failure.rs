@@ -1,4 +1,4 @@
-//! Why an action did not start, from the errors of the system.
+//! Why an action did not start, derived from the errors of the system.
 
 use std::io;
 
@@ -20,8 +20,8 @@ pub(super) fn not_sent(error: io::Error) -> StartFailure {
     StartFailure::Signal(os_error(error))
 }
 
-/// The observer itself lacks what an action takes, descriptors, memory or processes: nothing was done, and it may be
-/// possible later.
+/// The observer itself lacks a resource that an action takes: descriptors, memory or processes. Nothing was done, and
+/// it may be possible later.
 pub(crate) fn is_shortage(failure: &StartFailure) -> bool {
     let (StartFailure::Spawn { error, .. } | StartFailure::Signal(error)) = failure else {
         return false;
@@ -31,7 +31,7 @@ pub(crate) fn is_shortage(failure: &StartFailure) -> bool {
     shortages.any(|shortage| error.errno == Some(shortage))
 }
 
-/// What became of sending a signal: a process that has ended is no error of the system.
+/// The outcome of sending a signal: a process that has ended is no error of the system.
 pub(super) fn sent<E: Into<io::Error>>(result: Result<(), E>) -> Result<(), StartFailure> {
     result.map_err(|error| {
         let error = error.into();

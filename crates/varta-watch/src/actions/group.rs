@@ -1,8 +1,8 @@
 //! Signalling a process group member by member.
 //!
-//! Anybody may move into a foreign process group of its session, so that a process is in the agent's group
-//! proves nothing about whose it is. The kernel, asked to signal a group, hits whatever the observer may
-//! signal; this hits what the agent's own user may.
+//! A process may move itself into any process group of its session, so membership in the agent's group does not prove
+//! whose process it is. The kernel, asked to signal a group, signals every member that the observer may signal; this
+//! module signals the members that the agent's own user may signal.
 //!
 //! Members are found by walking `/proc`, which takes about a microsecond for a process of another group. A
 //! member that appears during a walk (a fork) is found by the next one; walks end when one finds nothing new,
@@ -21,8 +21,8 @@ use super::failure::{not_sent, sent};
 use crate::process_info::rights::Owners;
 use crate::process_info::{self, INIT};
 
-/// Walks through `/proc` for one signal. A group that still grows after so many forks faster than it is
-/// killed; what is left of it is left to the next step.
+/// Walks through `/proc` for one signal. A group that still grows after so many walks forks faster than it is killed;
+/// the rest of it is left to the next step.
 const WALKS_MAX: usize = 8;
 
 /// Signals the process `target`, which has `pid` and is an agent of `user`, and every member of its process
@@ -65,7 +65,7 @@ pub(super) fn signal(
     Ok(hits)
 }
 
-/// Signals a process if it is in the group and `user` may signal it: whether it was. `None` if it has ended,
+/// Signals a process if it is in the group and `user` may signal it; true if it did. `None` if the process has ended,
 /// or is not in the group after all.
 fn signal_member(
     pid: u32,
@@ -78,7 +78,7 @@ fn signal_member(
         Err(error) if process_info::is_gone(&error) => return Ok(None),
         Err(error) => return Err(not_sent(error)),
     };
-    // Read by number after the process was taken hold of: they are its own if it has not ended afterwards.
+    // Read by pid after the pidfd was opened: the values are those of the process if it has not ended afterwards.
     let is_member = group_of(pid) == Some(group);
     let owners = Owners::of(pid);
     if !is_member || process_info::has_ended(&pidfd) {

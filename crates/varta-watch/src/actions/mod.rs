@@ -1,13 +1,13 @@
 //! Running what the core decided: one step, aimed at one process.
 //!
-//! A program is an argument vector, never a shell line. Right before it starts, or before a signal is
-//! sent, the process it is meant for is taken hold of and compared with the one that fell silent: a recycled
-//! pid is not touched. The child gets a clean environment, no input, no descriptor and a session of its own.
-//! When its time is up it is told to go, and then killed with everything it has started that stayed in its
-//! process group, or in its control group where it has one. What it writes is read to the end and kept to a
-//! bound. What a program that ended by itself has left running stays.
+//! A program is an argument vector, never a shell line. Right before it starts, or before a signal is sent, the
+//! intended process is opened as a pidfd and compared with the one that fell silent: a recycled pid is not touched.
+//! The child gets a clean environment, no input, no descriptor and a session of its own. When its time is up it gets
+//! TERM, and then KILL goes to it and to every process it started that stayed in its process group, or in its control
+//! group where it has one. Its output is read to the end and kept to a bound. A process that a program left running
+//! when it ended by itself stays.
 //!
-//! When to do what, and how many at a time, is decided elsewhere.
+//! The engine decides which step is taken when, and how many at a time.
 
 mod cgroup;
 mod child;
@@ -37,9 +37,9 @@ use output::LeftOpen;
 /// What all steps share.
 pub(crate) struct Runner {
     kernel: KernelFeatures,
-    /// Where each child gets a control group of its own.
+    /// The parent of the children's control groups.
     delegated: Option<Delegated>,
-    /// The grace that children have from now on; `None` while the observer works.
+    /// The grace that children have from now on; `None` until the observer stops.
     stop: watch::Sender<Option<Duration>>,
     left_open: LeftOpen,
 }
@@ -54,8 +54,8 @@ impl Runner {
         }
     }
 
-    /// Sends a step's signal to this very process, or to its group, or says why not. The agent joined as
-    /// `user`: what that user may not signal itself is spared.
+    /// Sends a step's signal to this process, or to its group, or returns the reason why not. The agent joined as
+    /// `user`: a process that this user may not signal itself is spared.
     pub(crate) fn signal(
         &self,
         step: &SignalStep,
@@ -65,7 +65,7 @@ impl Runner {
         target::signal(step, agent, user, self.kernel)
     }
 
-    /// Ends all children: TERM now, KILL after `grace`. Whoever waits for them hears when each has gone.
+    /// Ends all children: TERM now, KILL after `grace`. The task that waits for a child learns of its end.
     pub(crate) fn stop(&self, grace: Duration) {
         self.stop.send_replace(Some(grace));
     }

@@ -1,8 +1,8 @@
-//! What a child has written: read for as long as anybody writes, kept to a bound.
+//! The output of a child: read for as long as the pipe has a writer, kept to a bound.
 //!
-//! Both streams end in one pipe, so that what was written is kept in its order. A pipe that outlives its
-//! child belongs to something the child has left behind, such as the service it has restarted. That is not
-//! to be ended by a closed pipe, so somebody goes on reading, for a bounded number of them.
+//! Both streams end in one pipe, so that their order is kept. A pipe that outlives its child belongs to a process
+//! that the child started, such as the service it restarted. A closed pipe must not end that process, so the observer
+//! goes on reading, for a bounded number of pipes.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -14,25 +14,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::unix::pipe;
 use tokio::task::AbortHandle;
 
-/// Read at once; as much as a pipe holds unless somebody has changed it. What a child wrote before it ended
-/// is no more than that.
+/// Bytes per read: the capacity of a pipe unless a process changed it. A child's output before its end is no more
+/// than that.
 const PIPE_BYTES: usize = 64 * 1024;
 
-/// Read at once where nothing is kept.
+/// Bytes per read where nothing is kept.
 const IDLE_READ_BYTES: usize = 4096;
 
-/// Pipes that are read on after their child has ended. A descriptor each; when there is one more, whoever
-/// writes to the oldest is on its own.
+/// Pipes that are read on after their child has ended. Each costs a descriptor; when there is one more, the oldest is
+/// closed.
 pub(super) const LEFT_OPEN_MAX: usize = 64;
 
-/// What is kept of what a child has written.
+/// The part of a child's output that is kept.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Output {
     /// The beginning.
     pub(crate) head: Vec<u8>,
-    /// The end, right after the head if nothing was dropped.
+    /// The end; it follows the head directly if nothing was dropped.
     pub(crate) tail: VecDeque<u8>,
-    /// Bytes in between that were not kept.
+    /// Bytes in between that were dropped.
     pub(crate) dropped: u64,
     head_max: usize,
     tail_max: usize,
@@ -65,7 +65,7 @@ impl Output {
         (self.head.len() + self.tail.len()) as u64 + self.dropped
     }
 
-    /// What was kept, for people to read; what is no text is replaced.
+    /// The kept output as readable text; bytes that are no text are replaced.
     pub(crate) fn text(&self) -> String {
         let mut bytes = self.head.clone();
         if self.dropped > 0 {
@@ -78,7 +78,7 @@ impl Output {
 
 /// The observer's end of a child's pipe.
 pub(super) struct Collector {
-    /// `None` once nobody can write any more.
+    /// `None` once the pipe has no writer any more.
     pipe: Option<pipe::Receiver>,
     output: Output,
     buffer: Box<[u8]>,
@@ -120,10 +120,9 @@ impl Collector {
         }
     }
 
-    /// What the child has written until its end. If somebody may still write, `left_open` looks after the
-    /// pipe.
+    /// The child's output until its end. If the pipe still has a writer, `left_open` goes on reading it.
     pub(super) fn finish(mut self, left_open: &LeftOpen) -> Output {
-        // The reactor may not have heard yet of what was written last, so it is not asked.
+        // The reactor may not know yet of the last bytes, so the pipe is read without it.
         let pipe = self.pipe.take().map(pipe::Receiver::into_nonblocking_fd);
         if let Some(Ok(pipe)) = pipe {
             let read = rustix::io::read(&pipe, &mut self.buffer[..]).unwrap_or_default();
@@ -134,7 +133,7 @@ impl Collector {
     }
 }
 
-/// Pipes that somebody may write to although their child has ended.
+/// Pipes that have a writer although their child has ended.
 #[derive(Clone, Default)]
 pub(super) struct LeftOpen {
     readers: Arc<Mutex<VecDeque<AbortHandle>>>,

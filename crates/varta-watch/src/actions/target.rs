@@ -1,8 +1,8 @@
-//! Aiming: at the process instance that fell silent and nobody else.
+//! Aiming: at the process instance that fell silent and at no other.
 //!
-//! Every signal goes through a pidfd, to a process that the user of the agent could signal itself; only a
-//! whole control group, where membership takes rights, is hit whoever is in it. What must never be hit is
-//! refused: pid 1, the observer, and any group with one of them in it.
+//! Every signal goes through a pidfd, to a process that the user of the agent could signal itself. The exception is a
+//! whole control group, where membership takes rights: every member is signalled. A forbidden target is refused: pid
+//! 1, the observer, and any group with one of them in it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,8 +17,8 @@ use super::{cgroup, group};
 use crate::process_info::rights::Owners;
 use crate::process_info::{self, INIT, KernelFeatures};
 
-/// Takes hold of the process that is meant. Keep the descriptor until the action has started: it shows at any
-/// time whether the process has ended. What the system refuses is made an error by `failed`.
+/// Opens the intended process. Keep the descriptor until the action has started: it shows at any time whether the
+/// process has ended. `failed` turns an error of the system into the caller's error.
 pub(super) fn hold(
     agent: Agent,
     kernel: KernelFeatures,
@@ -27,8 +27,8 @@ pub(super) fn hold(
     if agent.instance == varta_core::agent::UNIDENTIFIED {
         return Err(StartFailure::Unidentified);
     }
-    // The latest moment at which the number can be checked. It does not reserve the pid for as long as a
-    // program takes to use it.
+    // The latest moment at which the pid can be checked. The check does not reserve the pid for the time a program
+    // takes to use it.
     let target = kernel.hold(agent.pid).map_err(|error| {
         if process_info::is_gone(&error) {
             StartFailure::TargetGone
@@ -42,7 +42,7 @@ pub(super) fn hold(
     Ok(target.pidfd)
 }
 
-/// Sends a step's signal to this very process, or to its group, or says why not. The agent joined as `user`.
+/// Sends a step's signal to this process, or to its group, or returns the reason why not. The agent joined as `user`.
 pub(super) fn signal(
     step: &SignalStep,
     agent: Agent,
@@ -85,12 +85,12 @@ pub(super) fn signal(
     }
 }
 
-/// The signal of a step as the system calls are given it.
+/// The signal of a step as the system calls take it.
 fn signal_of(step: &SignalStep) -> Signal {
     Signal::from_named_raw(step.signal.number().into()).unwrap_or(Signal::TERM)
 }
 
-/// A check that was made by number holds if the process has been there all the time.
+/// A check by pid holds if the process existed all the time.
 fn still_there(target: &OwnedFd) -> Result<(), StartFailure> {
     match process_info::has_ended(target) {
         true => Err(StartFailure::TargetGone),
@@ -109,7 +109,8 @@ fn signal_cgroup(pid: u32, target: &OwnedFd, signal: Signal) -> Result<SignalHit
     if let Some(what) = cgroup::shared_by_many(&path) {
         return Err(StartFailure::Protected(what));
     }
-    // Where the first process is, is not for everybody to know; whoever may not know may not signal it.
+    // The kernel hides the pid namespace's first process from some users; a user that cannot see it may not signal
+    // it.
     let holds = |pid| cgroup::path_of(pid).map(|of_pid| cgroup::is_within(&of_pid, &path));
     if holds(std::process::id()).map_err(not_sent)? {
         return Err(StartFailure::Protected(Protected::ObserverInCgroup));
@@ -131,6 +132,6 @@ fn signal_cgroup(pid: u32, target: &OwnedFd, signal: Signal) -> Result<SignalHit
             spared: 0,
         });
     }
-    // Before Linux 5.14, or not ours to write.
+    // Before Linux 5.14, or the observer may not write it.
     cgroup::signal_members(&directory, &path, signal).map_err(failed)
 }

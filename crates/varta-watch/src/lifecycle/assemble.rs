@@ -25,7 +25,7 @@ use crate::snapshot::view::{About, View};
 
 const NO_EVENTFD: &str = "cannot create an eventfd";
 
-/// An observer that is ready to begin.
+/// An observer that is ready to start.
 pub(super) struct Parts {
     pub(super) ingest: Ingest,
     /// Stops the beat path.

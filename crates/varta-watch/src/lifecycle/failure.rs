@@ -1,4 +1,4 @@
-//! What keeps the observer from starting or running. Exit code 1.
+//! Errors that keep the observer from starting or running. Exit code 1.
 
 use std::error::Error;
 use std::fmt;
@@ -13,13 +13,13 @@ use crate::replay_file::ReplayFileError;
 use crate::report::event_file::EventFileError;
 use crate::socket_file::BindError;
 
-/// Why the observer does not start, or not go on. The text says what to do about it.
+/// Why the observer does not start or cannot continue. The text names the fix.
 #[derive(Debug)]
 #[non_exhaustive]
 pub(crate) enum Failure {
-    /// What the runtime takes first is not to be had.
+    /// A resource that the runtime needs first is not available.
     Runtime(io::Error),
-    /// The system refused something without which nothing goes.
+    /// The system refused a call that the observer cannot do without.
     System(&'static str, io::Error),
     /// The runtime directory cannot be created.
     Directory(PathBuf, io::Error),
@@ -29,7 +29,7 @@ pub(crate) enum Failure {
     ReplayFile(ReplayFileError),
     Listeners(ListenError),
     EventFile(EventFileError),
-    /// The beat path did not end when it was told to.
+    /// The beat path did not end when it was requested to.
     BeatPathHangs,
 }
 

@@ -1,8 +1,8 @@
-//! From nothing to watching, and back: the order in which things start and stop.
+//! Start and stop: the order in which the parts of the observer start and end.
 //!
-//! Start: signals, limits, recovery command, socket, listeners, event file, beat path. Whatever fails is one clear
-//! line and exit code 1, before the first beat is taken. Stop: beat path, socket, children, listeners, event
-//! file, log; each of them is waited for no longer than a bound.
+//! Start: signals, limits, recovery command, socket, listeners, event file, beat path. A failure is one clear line
+//! and exit code 1, before the first beat is received. Stop: beat path, socket, children, listeners, event file, log;
+//! the wait for each is bounded.
 
 mod assemble;
 mod descriptors;
@@ -37,14 +37,14 @@ use descriptors::RUNTIME_DESCRIPTORS;
 use failure::Failure;
 use open::Opened;
 
-/// With fewer beats per threshold one that comes late is one too few.
+/// With fewer beats per threshold a single late beat makes a stall.
 const BEATS_PER_THRESHOLD_LOW: f64 = 2.0;
 
 /// How long the beat path may take to end, 2 s. It takes microseconds; one that takes longer hangs, and must not
 /// keep the observer from ending.
 const BEAT_PATH_WAIT: Duration = Duration::from_secs(2);
 
-/// As a nice value: 0 is everybody's.
+/// As a nice value: 0 is the default of all processes.
 const LOWEST_PRIORITY: i32 = 19;
 
 /// A number that differs between any two runs.
@@ -52,20 +52,20 @@ pub(crate) fn random_number() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }
 
-/// Puts the calling thread behind every other one that has something to do.
+/// Gives the calling thread a lower priority than every other runnable one.
 fn give_way() {
-    // Without it pages are rendered all the same.
+    // If that fails, pages are rendered at the default priority.
     let _ = rustix::process::setpriority_process(None, LOWEST_PRIORITY);
 }
 
-/// Opens and waits once for what the runtime needs, since that panics where it may not.
+/// Opens and polls once what the runtime opens later, because the runtime panics where that fails.
 fn probe_runtime() -> std::io::Result<()> {
     mio::Poll::new()?.poll(&mut mio::Events::with_capacity(1), Some(Duration::ZERO))?;
     let pairs = (0..RUNTIME_DESCRIPTORS / 2).map(|_| UnixStream::pair());
     pairs.collect::<Result<Vec<_>, _>>().map(drop)
 }
 
-/// Runs the observer until it is told to stop.
+/// Runs the observer until it is requested to stop.
 pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     descriptors::raise_limit();
     let runtime = runtime()?;
@@ -82,7 +82,7 @@ pub(crate) fn run(config: &Config, log: &Log) -> Result<(), Failure> {
     };
     let parts = assemble(config, log, opened)?;
     let ended = runtime.block_on(watch(config, log, parts, signals, said));
-    // Nobody is left to read what is being worked on.
+    // No reader is left for the pages that are being rendered.
     runtime.shutdown_background();
     ended
 }
@@ -92,13 +92,13 @@ fn runtime() -> Result<Runtime, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        // The threads that render pages: whoever asks a lot must not keep the beat path from its core.
+        // The threads that render pages: a client with many requests must not keep the beat path from its core.
         .on_thread_start(give_way)
         .build()
         .map_err(Failure::system("cannot set up the control thread"))
 }
 
-/// What was found out at the start and is said once.
+/// Findings of the start that are logged once.
 struct Said {
     queue: Depth,
     kernel: KernelFeatures,
@@ -159,7 +159,7 @@ async fn watch(
     server.close().await;
     control.close();
     let cause = match reason.map_err(Failure::system("the control thread cannot wait"))? {
-        StopReason::Told(cause) => cause,
+        StopReason::Requested(cause) => cause,
         StopReason::IngestFailed(error) => {
             return Err(Failure::System(
                 "the beat path cannot wait for beats",
@@ -175,7 +175,7 @@ async fn watch(
     }
 }
 
-/// Slots of the table: as many for remote agents on top, so that they take no room from local ones.
+/// Slots of the table: those for remote agents are added, so that remote agents take none from local ones.
 fn slots(settings: &Settings) -> usize {
     settings.capacity * (1 + usize::from(settings.udp.is_some()))
 }
@@ -190,12 +190,12 @@ fn show_address(settings: &Settings, answers: &Places) {
     if let Some(address) = answers.tcp
         && tcp.is_some_and(|tcp| tcp.at.port() == 0)
     {
-        // For whoever has started us and has to find out. A closed standard output is its choice.
+        // For a parent process that needs to learn it. If standard output is closed, the parent does not need it.
         let _ = writeln!(std::io::stdout(), "{address}");
     }
 }
 
-/// Where the observer listens and what it will do.
+/// Logs where the observer listens and what it will do.
 fn started(settings: &Settings, udp: Option<SocketAddr>, answers: &Places) -> Fact {
     let on_stall = on_stall(&settings.policy);
     let elsewhere = match (&settings.udp, udp) {
@@ -229,7 +229,7 @@ fn started(settings: &Settings, udp: Option<SocketAddr>, answers: &Places) -> Fa
     }
 }
 
-/// What is done about stalls, for a person.
+/// The reaction to stalls, as readable text.
 fn on_stall(policy: &Policy) -> String {
     let steps = policy.default_ladder.map(|ladder| {
         let steps = &policy.ladders[ladder].steps;
@@ -251,7 +251,7 @@ fn on_stall(policy: &Policy) -> String {
     }
 }
 
-/// Whose processes may speak, for a person.
+/// The users whose processes may send beats, as readable text.
 struct Whose<'a>(&'a AllowedUsers);
 
 impl Display for Whose<'_> {
@@ -266,7 +266,7 @@ impl Display for Whose<'_> {
     }
 }
 
-/// Says what this system or these settings make worse than it could be, each in one line.
+/// Logs what this system or these settings make worse than it could be, each in one line.
 fn notices(settings: &Settings, log: &Log, queue: Depth, kernel: KernelFeatures) {
     let say = |text: String| log.info(text);
     if users::effective_uid() == 0 && !users::is_root() {
@@ -300,7 +300,7 @@ fn notices(settings: &Settings, log: &Log, queue: Depth, kernel: KernelFeatures)
     }
 }
 
-/// Says what is to be known about agents elsewhere, each in one line.
+/// Logs notes about remote agents, each in one line.
 fn udp_notices(settings: &Settings, log: &Log, mut notices: Vec<String>) {
     let Some(udp) = &settings.udp else {
         return;

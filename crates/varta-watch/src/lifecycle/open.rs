@@ -1,4 +1,4 @@
-//! What the observer opens before it begins: its sockets and files, in the order in which they are opened.
+//! Opens what the observer needs before it starts: its sockets and files, in a fixed order.
 
 use std::fs::DirBuilder;
 use std::net::{SocketAddr, UdpSocket};
@@ -25,16 +25,16 @@ use crate::settings::Settings;
 use crate::settings::network::UdpSettings;
 use crate::socket_file::{BoundSocket, Purpose};
 
-/// Open sessions that are remembered: as many as an agent may have ([`varta_core::replay::SESSIONS_PER_AGENT`]), one
-/// for its last frames, and some of agents that have come and gone.
+/// Open sessions that are kept: as many as an agent may have ([`varta_core::replay::SESSIONS_PER_AGENT`]), one for
+/// its last frames, and some of agents that have joined and left.
 const SESSIONS_PER_AGENT: usize = 8;
 const SESSIONS_MIN: usize = 16_384;
 
-/// Closed sessions that are remembered; who keeps a capture for longer can replay it once.
+/// Closed sessions that are kept; an attacker that keeps a capture for longer can replay it once.
 const CLOSED_PER_AGENT: usize = 16;
 const CLOSED_MIN: usize = 65_536;
 
-/// Everything that is open, and what was found out on the way.
+/// Everything that is open, with the findings on the way.
 pub(super) struct Opened {
     pub(super) socket: BoundSocket,
     pub(super) queue: Depth,
@@ -42,7 +42,7 @@ pub(super) struct Opened {
     pub(super) beat_path: Arc<BeatPathState>,
     pub(super) udp: Option<UdpSource>,
     pub(super) udp_address: Option<SocketAddr>,
-    /// What is to be said about UDP.
+    /// Log messages about UDP.
     pub(super) udp_notes: Vec<String>,
     pub(super) listeners: Listeners,
     pub(super) event_file: Option<EventFile>,
@@ -84,7 +84,7 @@ impl Opened {
     }
 }
 
-/// Listens for remote agents. What must be said about it comes along.
+/// Listens for remote agents. Returns the log messages about it as well.
 fn listen(
     udp: &UdpSettings,
     capacity: usize,
@@ -130,7 +130,7 @@ fn listen(
     ))
 }
 
-/// Creates the runtime directory: open to look into for root's, private for a user's.
+/// Creates the runtime directory: root's is readable by all users, a user's is private.
 fn create_directory(socket: &Path) -> Result<(), Failure> {
     let Some(directory) = socket.parent() else {
         return Ok(());

@@ -3,7 +3,7 @@ use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use varta_core::fact::{Protected, Signal, SignalTarget};
 
-/// As the user whose process this is and all others are.
+/// As the user that owns this process and all others.
 fn send(signal: Signal, to: SignalTarget, agent: Agent) -> Result<SignalHits, StartFailure> {
     send_as(rustix::process::getuid().as_raw(), signal, to, agent)
 }
@@ -27,10 +27,10 @@ fn hits(signalled: u64, spared: u64) -> SignalHits {
     SignalHits { signalled, spared }
 }
 
-/// Users that are not the test's, where the test is root's.
+/// Users other than the test's own, where the test runs as root.
 const USERS: [u32; 2] = [65_534, 65_533];
 
-/// Says so where a test has to be skipped.
+/// Prints that a test is skipped.
 fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
@@ -98,7 +98,7 @@ fn an_agent_that_moved_into_a_foreign_group_takes_nobody_along_that_it_could_not
     for hit in [&mut moved_in, &mut same_user] {
         assert_eq!(hit.wait().unwrap().signal(), Some(9));
     }
-    // Nothing is under way to them: what they get next is what they die of.
+    // No other signal is pending for them: they die of the next one.
     for spared in [&mut leader, &mut other_user] {
         assert_eq!(spared.try_wait().unwrap(), None);
         let pid = rustix::process::Pid::from_child(spared);
@@ -134,7 +134,7 @@ fn members_that_are_forked_while_their_group_is_signalled_are_hit_too() {
     let mut stdout = forking.stdout.take().unwrap();
     stdout.read_exact(&mut [0]).unwrap();
     send(Signal::Kill, SignalTarget::Group, agent(leader.id())).unwrap();
-    // Each of them holds the pipe: it ends when the last one has gone.
+    // Each of them holds the pipe: it closes when the last one has ended.
     assert_eq!(stdout.read(&mut [0]).unwrap(), 0);
     leader.wait().unwrap();
     forking.wait().unwrap();
@@ -256,7 +256,7 @@ fn a_recycled_pid_is_not_signalled() {
         let error = send(Signal::Kill, to, before).unwrap_err();
         assert!(matches!(error, StartFailure::TargetGone), "{error:?}");
     }
-    // Nothing is under way to it: what it gets next is what it dies of.
+    // No other signal is pending for it: it dies of the next one.
     send(Signal::Term, SignalTarget::Process, agent(child.id())).unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(15));
 }

@@ -1,4 +1,4 @@
-//! These need a control group of their own; where none can be made they say so and do nothing.
+//! These tests need a control group of their own; where none can be made they print that and do nothing.
 
 use super::*;
 use crate::actions::cgroup::{self, Delegated};
@@ -61,7 +61,7 @@ fn send(signal: Signal, agent: Agent) -> Result<SignalHits, StartFailure> {
     Runner::new(kernel()).signal(&step, agent, user)
 }
 
-/// Whom a signal to the control group of one process reaches: itself, one beside it and one below.
+/// Processes that a signal to the control group of one process reaches: itself, one beside it and one below.
 fn reaches_all(name: &str, signal: Signal) {
     let Some(group) = Cgroup::make(name) else {
         return;
@@ -107,8 +107,8 @@ fn the_control_group_that_the_observer_is_in_is_not_signalled() {
     }
 }
 
-/// Tries a signal to the control group of a process that is there with what `script` starts. The script
-/// gets a line to begin with once it is in the group.
+/// Sends a signal to the control group of a process, in which `script` starts more processes. The script gets a line
+/// on its input once it is in the group.
 fn send_beside(name: &str, script: &str, is_ready: impl Fn(&Cgroup) -> bool) {
     use std::io::Write;
     let Some(group) = Cgroup::make(name) else {
@@ -264,7 +264,7 @@ fn the_control_groups_of_children_are_removed() {
         assert_eq!(group.count(), 1);
         runner.stop(Duration::ZERO);
         running.wait().await;
-        // One whose last process is still on its way out is removed before the next child.
+        // A group whose last process is still exiting is removed before the next child.
         let runner = runner_in(&group);
         let ended = start(&runner, &step("/bin/true", &[])).wait().await;
         assert_eq!(ended.exit.status, Ok(0));

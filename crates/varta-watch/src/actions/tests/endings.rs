@@ -54,7 +54,7 @@ fn a_program_may_use_its_grace_to_clean_up() {
         let ended = running.wait().await;
         assert_eq!(ended.exit.cause, ExitCause::ObserverStops(Force::Term));
         assert_eq!(ended.exit.status, Ok(7 << 8));
-        // The shell may remark on its own child before.
+        // The shell may print a message about its own child before.
         assert!(ended.output.text().ends_with("cleaned\n"));
     });
 }
@@ -74,7 +74,7 @@ fn a_stopped_program_hears_that_it_is_to_go() {
     });
 }
 
-/// What becomes of a program that goes when it is told, and of the grandchild, which ignores that.
+/// The end of a program that exits on TERM, and of the grandchild, which ignores TERM.
 fn stubborn_grandchild(grace: Duration, on_this_kernel: impl Fn(Running) -> Running) {
     let directory = tempfile::tempdir().unwrap();
     let ready = fifo(&directory, "ready");
@@ -122,7 +122,7 @@ fn what_a_program_has_started_has_the_rest_of_the_grace() {
         let by_group = running.outlives_leader();
         runner.stop(Duration::from_secs(600));
         running.wait().await;
-        // Before Linux 6.9 nobody can be told from the leader's remains.
+        // Before Linux 6.9 other members cannot be distinguished from the zombie of the leader.
         assert_eq!(done.exists(), by_group);
     });
 }

@@ -1,4 +1,4 @@
-//! What may go wrong with a step, each thing under its own name.
+//! The ways in which a step can fail, each under its own name.
 
 mod aiming;
 mod cgroups;
@@ -87,7 +87,7 @@ fn shell(script: &str) -> RunStep {
     step("/bin/sh", &["-c", script])
 }
 
-/// The grace is long: a test that needs it to pass says so.
+/// The grace is long: a test that waits for its end sets its own.
 fn children() -> Children {
     Children {
         inherit_environment: false,
@@ -103,7 +103,7 @@ fn start(runner: &Runner, step: &RunStep) -> Running {
         .unwrap()
 }
 
-/// Starts a script that has written to `ready` once it has come that far.
+/// Starts a script; returns once the script has written to `ready`.
 fn start_ready(runner: &Runner, step: &RunStep, ready: &Path) -> (Running, String) {
     let running = start(runner, step);
     (running, std::fs::read_to_string(ready).unwrap())
@@ -121,14 +121,14 @@ fn block_on<F: Future>(future: F) -> F::Output {
         .block_on(future)
 }
 
-/// A place for a script to say something at a moment of its choice.
+/// A file through which a script reports progress.
 fn fifo(directory: &tempfile::TempDir, name: &str) -> PathBuf {
     let path = directory.path().join(name);
     mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
     path
 }
 
-/// A process that stays until somebody ends it.
+/// A process that runs until it is killed.
 fn bystander(command: &mut Command) -> Child {
     command.stdin(Stdio::null()).spawn().unwrap()
 }
@@ -139,13 +139,13 @@ fn sleeper() -> Command {
     command
 }
 
-/// Waits until a process has ended, or has been for long enough to say that it will not.
+/// Waits until a process has ended, or long enough to conclude that it will not.
 fn ends(pidfd: &OwnedFd) -> bool {
     let limit = rustix::time::Timespec {
         tv_sec: 20,
         tv_nsec: 0,
     };
-    // The runtime's handler of SIGCHLD interrupts whoever waits.
+    // The runtime's handler of SIGCHLD interrupts the wait.
     let wait = || poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&limit));
     rustix::io::retry_on_intr(wait).unwrap() > 0
 }

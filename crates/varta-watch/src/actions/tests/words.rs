@@ -88,7 +88,7 @@ fn the_words_of_a_private_file_are_not_shown() {
     }
 }
 
-/// What a child would see of this environment of the observer's.
+/// The part of this environment of the observer that a child would get.
 fn seen(children: &Children, own: &[(&str, &str)]) -> BTreeMap<String, String> {
     let own = own
         .iter()
