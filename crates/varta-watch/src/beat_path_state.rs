@@ -1,8 +1,8 @@
-//! How the beat path is doing, for the other threads: when it turned last, by when it turns again, how many agents it
-//! has, what keeps it from receiving.
+//! The state of the beat path for the other threads: its last turn, the latest time of its next one, the number of
+//! its agents, and the reason why it cannot receive.
 //!
-//! The beat path alone writes, everybody else reads; nobody waits, and nothing here wakes the beat path. What a page of
-//! metrics shows of this is read when the page is made, see [`BeatPathState::level`].
+//! Only the beat path writes, all other threads read; no thread waits, and nothing in this module wakes the beat
+//! path. A page of metrics reads its values when the page is made, see [`BeatPathState::level`].
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -11,14 +11,14 @@ use varta_core::fact::Transport;
 
 use crate::clock::RawClock;
 
-/// A beat path that is later than this has not only been busy: 200 ms. Twice the lateness that is always a gap.
+/// A beat path that is later than this is not merely busy: 200 ms. Twice the lateness that is always a gap.
 const OVERDUE_NS: u64 = 200_000_000;
 
-/// Threads that drop descriptors which were attached to datagrams: so many may hang before the beat path waits for them.
-/// Each takes 64 KiB of address space and 30 KiB of memory.
+/// Threads that close descriptors which were attached to datagrams: this many may hang before the beat path waits for
+/// them. Each takes 64 KiB of address space and 30 KiB of memory.
 pub(crate) const DISCARD_THREADS_MAX: usize = 64;
 
-/// What the beat path says of itself. Times are nanoseconds of the raw clock.
+/// The published state of the beat path. Times are nanoseconds of the raw clock.
 #[derive(Debug)]
 pub(crate) struct BeatPathState {
     raw: RawClock,
@@ -26,7 +26,7 @@ pub(crate) struct BeatPathState {
     last_turn_ns: AtomicU64,
     attention_lag_ns: AtomicU64,
     local_agents: AtomicU64,
-    /// By transport; 0 while it can be received from.
+    /// By transport; 0 while receiving succeeds.
     receive_errnos: [AtomicU64; Transport::ALL.len()],
     is_blocked: AtomicBool,
     hanging_threads: AtomicU64,
@@ -46,53 +46,53 @@ impl BeatPathState {
         }
     }
 
-    /// The clock of all times here.
+    /// The clock of all times in this state.
     pub(crate) fn raw(&self) -> RawClock {
         self.raw
     }
 
-    /// The beat path promises to turn by then.
+    /// The beat path announces its next turn for this time or earlier.
     pub(crate) fn set_next_turn(&self, ns: u64) {
         self.next_turn_ns.store(ns, Ordering::Release);
     }
 
-    /// A turn that began then is over. Who sees this sees what the turn has done.
+    /// A turn that started then is over. A reader that sees this value sees all effects of the turn.
     pub(crate) fn set_last_turn(&self, ns: u64) {
         self.last_turn_ns.store(ns, Ordering::Release);
     }
 
-    /// How far the attention clock is behind. Written before the promise that follows a gap.
+    /// How far the attention clock is behind. Written before the announcement that follows a gap.
     pub(crate) fn set_attention_lag(&self, ns: u64) {
         self.attention_lag_ns.store(ns, Ordering::Release);
     }
 
-    /// Slots that agents of this host have.
+    /// Slots in use by agents of this host.
     pub(crate) fn set_local_agents(&self, count: u64) {
         self.local_agents.store(count, Ordering::Release);
     }
 
-    /// Receiving fails with this error number, or does not: 0. True if that is news.
+    /// Receiving fails with this error number, or succeeds: 0. True if that has changed.
     pub(crate) fn set_receive_errno(&self, transport: Transport, errno: u64) -> bool {
         let is_news = self.receive_errno(transport) != errno;
         self.receive_errnos[transport as usize].store(errno, Ordering::Release);
         is_news
     }
 
-    /// A datagram with descriptors keeps all others waiting. True if that is news.
+    /// A datagram with descriptors delays all others. True if that has changed.
     pub(crate) fn set_blocked(&self, is_blocked: bool) -> bool {
         let is_news = self.is_blocked() != is_blocked;
         self.is_blocked.store(is_blocked, Ordering::Release);
         is_news
     }
 
-    /// So many discarding threads hang. True if that is news.
+    /// This many discarding threads hang. True if that has changed.
     pub(crate) fn set_hanging_threads(&self, count: u64) -> bool {
         let is_news = self.hanging_threads() != count;
         self.hanging_threads.store(count, Ordering::Release);
         is_news
     }
 
-    /// When the last turn that is over began.
+    /// Start of the last turn that is over.
     pub(crate) fn last_turn_ns(&self) -> u64 {
         self.last_turn_ns.load(Ordering::Acquire)
     }
@@ -102,7 +102,7 @@ impl BeatPathState {
         self.attention_lag_ns.load(Ordering::Acquire)
     }
 
-    /// Slots that agents of this host have.
+    /// Slots in use by agents of this host.
     pub(crate) fn local_agents(&self) -> u64 {
         self.local_agents.load(Ordering::Acquire)
     }
@@ -120,21 +120,21 @@ impl BeatPathState {
         self.hanging_threads.load(Ordering::Acquire)
     }
 
-    /// The attention clock, without asking the beat path for it: it goes on while that keeps its promise to look
-    /// again, and stands while that is overdue. Nobody can be silent while nobody listens (law 2).
+    /// The attention clock, computed without the beat path: it runs until the announced next turn, and stands still
+    /// while that turn is overdue. No silence counts while nothing is received (law 2).
     pub(crate) fn attention_now_ns(&self) -> u64 {
-        // In this order: who sees a new promise sees the gap before it.
+        // In this order: a reader that sees a new announcement sees the gap before it.
         let attended_ns = self.attended_ns();
         attended_ns.saturating_sub(self.attention_lag_ns())
     }
 
-    /// Until when the beat path has turned, or slept no longer than it had said: now, unless it hangs.
+    /// The last time at which the beat path was on schedule: now, unless its announced turn is overdue.
     pub(crate) fn attended_ns(&self) -> u64 {
         let due_ns = self.next_turn_ns.load(Ordering::Acquire);
         self.raw.now_ns().min(due_ns.saturating_add(OVERDUE_NS))
     }
 
-    /// The value of a gauge that is about this; `None` for any other one.
+    /// The value of a gauge of this state; `None` for any other gauge.
     pub(crate) fn level(&self, gauge: Gauge) -> Option<u64> {
         Some(match gauge {
             Gauge::NextTurn => self.next_turn_ns.load(Ordering::Acquire),

@@ -1,11 +1,11 @@
-//! The kernel's queue of beats: making the beat socket with a deep one, and saying why that is not possible.
+//! The kernel's queue of beats: makes the beat socket with a deep queue, or reports why that is not possible.
 //!
-//! A beat that finds the queue full is refused by the kernel and heard by nobody. The depth is fixed when the socket
-//! is made (see [`varta_sys::deep_socket`]). Where a deep socket is refused the observer goes on with what this
-//! network namespace offers, and says which cause that has and what helps.
+//! The kernel refuses a beat that finds the queue full. The depth is fixed when the socket is made (see
+//! [`varta_sys::deep_socket`]). Where a deep socket is refused the observer continues with the depth of this network
+//! namespace, and reports the cause and the fix.
 //!
-//! The depth that is reported is known, not assumed: it was read back where the socket was made, or counted by
-//! filling the queue of another socket that was made in the same place.
+//! The reported depth is measured, not assumed: it was read back where the socket was made, or counted by filling the
+//! queue of another socket that was made in the same namespace.
 
 use std::fmt;
 use std::fs::{self, read_to_string};
@@ -22,25 +22,25 @@ use varta_sys::deep_socket::{DeepSocketError, Step, deep_socket};
 use crate::settings::QUEUE_DATAGRAMS_MAX;
 use crate::socket_file::{Purpose, new_socket};
 
-/// Below this a burst of ordinary size overflows the queue.
+/// Below this depth a burst of ordinary size overflows the queue.
 const DEPTH_LOW: usize = 64;
 
 /// How long the helper that makes the socket may take: 5 s. It takes less than a millisecond, and longer only while
-/// the host takes many network namespaces down.
+/// the host removes many network namespaces.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Where the kernel says how deep the queues in this network namespace are: one datagram deeper than that.
+/// The kernel's setting for the depth of queues in this network namespace; a queue holds one datagram more.
 const SETTING: &str = "/proc/sys/net/unix/max_dgram_qlen";
 
-/// The signal of a system call filter that kills.
+/// The signal that a killing system call filter sends.
 const SIGSYS: i32 = 31;
 
-/// How deep the queue of the beat socket is.
+/// The depth of the beat socket's queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Depth {
     /// Datagrams the kernel queues before it refuses one.
     pub(crate) datagrams: usize,
-    /// Why that is less than it should be, and what helps; in one line.
+    /// Why that is less than it should be, with the fix; in one line.
     pub(crate) shallow: Option<String>,
 }
 
@@ -57,8 +57,8 @@ impl fmt::Display for Depth {
     }
 }
 
-/// Makes the beat socket, without a name. `wanted` is how many datagrams it is to queue at least; `None`: what the
-/// kernel offers will do.
+/// Makes the beat socket, without a name. `wanted` is the least number of datagrams it must queue; `None`: the
+/// kernel's default is enough.
 pub(crate) fn make_socket(wanted: Option<u32>) -> io::Result<(OwnedFd, Depth)> {
     let socket = new_socket(Purpose::Beats)?;
     let datagrams = depth_here()?;
@@ -97,7 +97,7 @@ fn refused(datagrams: usize, wanted: u32, error: &DeepSocketError) -> String {
     )
 }
 
-/// What the error comes from, to be put behind it, and what helps against that.
+/// The cause of the error, to be appended to it, with the fix.
 fn explain(error: &DeepSocketError) -> (String, Option<&'static str>) {
     let because = |cause: &str, remedy| (format!(" ({cause})"), Some(remedy));
     let only = |cause: &str| (format!(" ({cause})"), None);
@@ -177,25 +177,25 @@ fn is_filtered() -> bool {
     line.is_some_and(|mode| mode.trim() == "2")
 }
 
-/// How many datagrams a socket queues that is made in this network namespace.
+/// The number of datagrams that a socket made in this network namespace queues.
 fn depth_here() -> io::Result<usize> {
     let text = read_to_string(SETTING).unwrap_or_default();
     match text.trim().parse::<i32>() {
-        // The kernel queues one more than it says, and takes a negative number for a large one.
+        // The kernel queues one more than the setting, and takes a negative number for a large one.
         Ok(setting) => Ok(setting.cast_unsigned() as usize + 1),
-        // Not mounted, or hidden.
+        // The file is not mounted, or hidden.
         Err(_) => counted_depth(),
     }
 }
 
-/// The same, found out by filling the queue of such a socket. More than [`QUEUE_DATAGRAMS_MAX`] are not counted.
+/// The same, measured by filling the queue of such a socket. Counts up to [`QUEUE_DATAGRAMS_MAX`].
 fn counted_depth() -> io::Result<usize> {
     let name = format!("varta-{:x}", RandomState::new().hash_one(0));
     let address = SocketAddr::from_abstract_name(name)?;
     let _twin = UnixDatagram::bind_addr(&address)?;
     let mut senders = Vec::new();
     let mut queued = 0;
-    // A sender's own buffer is bounded too. The queue is full when a new sender finds no room.
+    // A sender's own buffer is bounded too. The queue is full when a new sender is refused.
     while queued < QUEUE_DATAGRAMS_MAX as usize {
         let Ok(sender) = UnixDatagram::unbound() else {
             break;

@@ -15,7 +15,7 @@ impl RawClock {
         }
     }
 
-    /// A clock that was started so many nanoseconds ago, be that before the machine was.
+    /// A clock that was started this many nanoseconds ago, even before the machine was.
     #[cfg(test)]
     pub(crate) fn started_before(ns: u64) -> Self {
         Self {

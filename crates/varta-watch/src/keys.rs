@@ -1,8 +1,7 @@
-//! The keys that the observer believes: read from files, at the start and again whenever it is told to.
+//! The keys that the observer accepts: read from files, at the start and again on each reload.
 //!
-//! All files are read before anything changes, so a reload is whole or does not happen. What the files may
-//! look like, and who may own them, is decided where secret files are read
-//! ([`varta_sys::secret_file`]); what their content means, in [`varta_vlp::secure`].
+//! All files are read before anything changes, so a reload is complete or has no effect. [`varta_sys::secret_file`]
+//! decides the form and the owner of the files; [`varta_vlp::secure`] decides the meaning of their content.
 
 use std::fmt;
 use std::io;
@@ -14,22 +13,22 @@ use varta_vlp::secure::{Key, KeyTextError};
 
 use crate::settings::network::KeyFiles;
 
-/// Keys that may be in use at the same time. Every datagram is tried with each of them, at about 0.4 us a
-/// trial, and rotation needs two.
+/// Most keys in use at the same time. Every datagram is tried with each of them, at about 0.4 us a trial, and
+/// rotation needs two.
 const SHARED_KEYS_MAX: usize = 16;
 
-/// A key file of that many keys, with a generous comment each.
+/// Size of a key file with this many keys, each with a long comment.
 const FILE_BYTES_MAX: usize = 64 * 1024;
 
-/// A key, and the number it is known by.
+/// A key, and its number.
 #[derive(Debug)]
 pub(crate) struct NamedKey {
     pub(crate) key: Undumped<Key>,
     pub(crate) id: u64,
 }
 
-/// The keys in force. Each lies in one place, which no core dump contains, from the moment it was read, so that none
-/// leaves a copy behind when the ring changes hands.
+/// The keys in force. Each has a single location, which no core dump contains, from the moment it was read, so that
+/// no copy of a key remains when the ring changes its owner.
 #[derive(Debug)]
 pub(crate) struct KeyRing {
     /// In the order in which they are tried.
@@ -53,7 +52,7 @@ const KEY_FILE: &str = "--key-file";
 const ACCEPTED_KEY_FILE: &str = "--accepted-key-file";
 const MASTER_KEY_FILE: &str = "--master-key-file";
 
-/// Everything that keeps the files from being used.
+/// All reasons why the files cannot be used.
 pub(crate) fn problems(files: &KeyFiles) -> Vec<KeyFileError> {
     let one = |flag, path: &Option<PathBuf>| only_key(flag, path.as_ref()?).err();
     let any = |flag, path: &Option<PathBuf>| keys(flag, path.as_ref()?).err();
@@ -63,7 +62,7 @@ pub(crate) fn problems(files: &KeyFiles) -> Vec<KeyFileError> {
         one(MASTER_KEY_FILE, &files.master),
     ];
     let mut problems: Vec<KeyFileError> = each.into_iter().flatten().collect();
-    // What they are together is known if each is any good.
+    // The limits across files are checked once each file is valid.
     if problems.is_empty() {
         problems.extend(KeyRing::read(files).err());
     }
@@ -84,7 +83,7 @@ impl KeyRing {
             Some(path) => Some(only_key(MASTER_KEY_FILE, path)?),
             None => None,
         };
-        // Only that file may hold no key, and only that one more than one.
+        // Only that file may hold no key, and only it may hold more than one.
         let accepted = || files.accepted.clone().unwrap_or_default();
         if read.is_empty() && master.is_none() {
             return Err(KeyFileError::None(accepted()));

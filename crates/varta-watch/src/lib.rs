@@ -1,7 +1,7 @@
 //! The Varta observer.
 //!
-//! Two threads: [`ingest`](self) receives beats and judges silence, the control thread tells, keeps
-//! evidence and recovers. What it says to other programs is in `varta_api`.
+//! Two threads: [`ingest`](self) receives beats and judges silence; the control thread reports, keeps evidence and
+//! recovers. `varta_api` defines the output for other programs.
 
 #![forbid(unsafe_code)]
 
@@ -32,19 +32,19 @@ use std::process::ExitCode;
 use config::{Config, Sources};
 use report::log::Log;
 
-/// Exit code of anything that goes wrong after the command line was understood.
+/// Exit code for any failure after the command line was parsed.
 const EXIT_FAILURE: u8 = 1;
 
-/// Runs the observer with the given command line, program name first, until it is told to stop.
+/// Runs the observer with the given command line, program name first, until it is requested to stop.
 ///
-/// Exit codes: 0 after a clean stop, and after printing what was asked for instead, such as `--help`; 1 when the
-/// observer cannot start or go on; 2 for an unusable command line or configuration.
+/// Exit codes: 0 after a clean stop, and after printing requested output such as `--help`; 1 when the observer cannot
+/// start or continue; 2 for an unusable command line or configuration.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let config = match Config::read(Sources::of_process(arguments), http::metrics::list) {
         Ok(config) => config,
         Err(exit) => {
             if exit.exit_code == 0 {
-                // A closed standard output is the reader's choice.
+                // A closed standard output means that the reader needs no more.
                 let _ = std::io::stdout().write_all(exit.text.as_bytes());
             } else {
                 eprint!("{}", exit.text);

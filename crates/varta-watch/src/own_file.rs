@@ -1,8 +1,8 @@
-//! Opening the files that the observer writes: evidence, and what has to outlive it.
+//! Opens the files that the observer writes: evidence, and state that must outlive the observer.
 //!
-//! A name can lead anywhere: who may write to its directory can put a link, a FIFO or a file of its own there.
-//! So a file is used only if it is a regular file of this user, under one name, and no link was followed to it
-//! that another user could have made. What the content is worth is judged by the caller.
+//! A path can lead anywhere: a user that may write to its directory can put a link, a FIFO or a file of its own
+//! there. So a file is used only if it is a regular file of this user, under one name, and if the path to it contains
+//! no link that another user could have made. The caller validates the content.
 
 use std::fmt;
 use std::fs::{File, Permissions};
@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use varta_sys::secret_file::{self, SecretFileError};
 use varta_sys::users;
 
-/// Why a file is not used. The text goes on after the name of the file.
+/// Why a file is not used. The text follows the name of the file.
 #[derive(Debug)]
 #[non_exhaustive]
 pub(crate) enum OwnFileError {
@@ -25,11 +25,11 @@ pub(crate) enum OwnFileError {
     Way(SecretFileError),
     /// There is a symbolic link.
     Link,
-    /// Something else than a regular file.
+    /// Not a regular file.
     Kind(&'static str),
     /// It belongs to this user.
     Owner(u32),
-    /// It has so many names (hard links).
+    /// It has this many names (hard links).
     Names(u64),
 }
 
@@ -78,14 +78,14 @@ pub(crate) fn open(path: &Path, flags: OFlags, mode: u32) -> Result<File, OwnFil
     Ok(file)
 }
 
-/// The way was judged; nobody may have put a link into it since.
+/// The path was checked; no link may have appeared in it since.
 fn open_without_links(
     place: &Path,
     flags: OFlags,
     mode: Mode,
 ) -> rustix::io::Result<std::os::fd::OwnedFd> {
     match openat2(CWD, place, flags, mode, ResolveFlags::NO_SYMLINKS) {
-        // A sandbox may not know the call. The last part of the way is not followed either way.
+        // A sandbox may not support the call. The last part of the path is not followed in either case.
         Err(Errno::NOSYS | Errno::PERM) => openat(CWD, place, flags, mode),
         opened => opened,
     }
@@ -106,7 +106,7 @@ fn judge(file: &File) -> Result<(), OwnFileError> {
     }
 }
 
-/// Takes all permissions from a file but those in `mode`. Returns those that it had if they were more.
+/// Removes all permissions from a file but those in `mode`. Returns the former ones if there were more.
 pub(crate) fn narrow(file: &File, mode: u32) -> io::Result<Option<u32>> {
     let had = file.metadata()?.permissions().mode() & 0o7777;
     if had & !mode == 0 {

@@ -1,12 +1,11 @@
-//! The file in which the memory of what was heard outlives the observer.
+//! The file in which the record of received encrypted datagrams outlives the observer.
 //!
-//! Without it a capture could be played to an observer that was restarted. The file is mapped, so the beat
-//! path writes to it by storing words, and what was stored is there after `kill -9`. It belongs on a tmpfs:
-//! elsewhere a store may wait for the disk (law 4), and whoever cuts the file short ends the observer. At
-//! each start the old file is read whole and a new one takes its place by one rename, so a file is never
-//! half of anything.
+//! Without it a capture could be replayed to an observer that was restarted. The file is mapped, so the beat path
+//! writes to it by storing words, and what was stored remains after `kill -9`. It belongs on a tmpfs: on another file
+//! system a store may wait for the disk (law 4), and a process that truncates the file ends the observer. Each start
+//! reads the old file as a whole and replaces it with a new one by one rename, so a file is never half written.
 //!
-//! One observer at a time may use a file. A file that is not one of ours is left alone.
+//! One observer at a time may use a file. A file of another format is left alone.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -22,16 +21,16 @@ use varta_sys::map::SharedWords;
 
 use crate::own_file::{self, OwnFileError};
 
-/// What is added to the name of the file for the one that will take its place.
+/// Suffix of the file that will replace the current one.
 const NEXT_SUFFIX: &str = ".next";
 
 /// The file system that is memory.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
-/// Larger than any file of ours can be.
+/// Larger than any replay file can be.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
-/// The words of the file, for as long as no other observer may have it.
+/// The words of the file, locked against other observers.
 #[derive(Debug)]
 pub(crate) struct ReplayWords {
     words: SharedWords,
@@ -51,10 +50,10 @@ impl AsRef<[AtomicU64]> for ReplayWords {
     }
 }
 
-/// The memory, and what is known of its past.
+/// The replay memory, and its origin.
 pub(crate) struct Opened {
     pub(crate) guard: ReplayGuard<ReplayWords>,
-    /// There was no file: nothing is known of what was heard before.
+    /// There was no file: what was received before is unknown.
     pub(crate) is_new: bool,
     /// It is on a tmpfs.
     pub(crate) is_in_memory: bool,
@@ -95,14 +94,14 @@ impl fmt::Display for ReplayFileError {
 
 impl std::error::Error for ReplayFileError {}
 
-/// Takes over the file at `path`, or begins it. `options.seed` is for a new one. Time starts with the
-/// observer: `now_ns`.
+/// Takes over the file at `path`, or creates it. `options.seed` is for a new one. Time starts with the observer:
+/// `now_ns`.
 pub(crate) fn open(
     path: &Path,
     options: ReplayOptions,
     now_ns: u64,
 ) -> Result<Opened, ReplayFileError> {
-    // Held first, so that of two observers that start at once one gives up here.
+    // Locked first, so that of two observers that start at once one fails here.
     let next = Next::hold(path)?;
     let old = read_old(path)?;
     let content = |error| ReplayFileError::Content(path.to_owned(), error);
@@ -125,7 +124,7 @@ pub(crate) fn open(
     })
 }
 
-/// What an earlier observer has left. Its lock is held until the new file has taken its place.
+/// The file of an earlier observer. Its lock is held until the new file has replaced it.
 struct Old {
     words: Vec<u64>,
     _locked: File,
@@ -159,7 +158,7 @@ fn read_old(path: &Path) -> Result<Option<Old>, ReplayFileError> {
     }))
 }
 
-/// The file that will take the place of the old one. It goes away with the value if it does not.
+/// The file that will replace the old one. It is removed with the value if it does not.
 struct Next<'a> {
     path: &'a Path,
     next_path: PathBuf,
@@ -167,8 +166,8 @@ struct Next<'a> {
 }
 
 impl<'a> Next<'a> {
-    /// Creates it and locks it. What a start that was killed has left is removed before: it may have other names,
-    /// or have been opened while others could write to it.
+    /// Creates it and locks it. The leftover of a start that was killed is removed first: it may have other names, or
+    /// have been opened while other users could write to it.
     fn hold(path: &'a Path) -> Result<Self, ReplayFileError> {
         let next_path = next_to(path);
         let create = || own_file::open(&next_path, CREATE_NEW, 0o600);
@@ -181,7 +180,7 @@ impl<'a> Next<'a> {
         };
         let file = created.map_err(|error| refused(&next_path, "create", error))?;
         lock(&file, path)?;
-        // Another start may have taken it for a leftover before it was locked.
+        // Another start may have removed it as a leftover before it was locked.
         if !is_at(&file, &next_path) {
             return Err(ReplayFileError::InUse(path.to_owned()));
         }
@@ -192,8 +191,8 @@ impl<'a> Next<'a> {
         })
     }
 
-    /// So many words of it, all zero. They are written out rather than left as a hole: a full disk is an
-    /// error now and not a fault later.
+    /// Extends it by this many words, all zero. They are written rather than left as a hole: a full disk is an error
+    /// now and not a fault later.
     fn map(&self, words: usize) -> Result<ReplayWords, ReplayFileError> {
         let failed = |what| move |error| ReplayFileError::Io(self.path.to_owned(), what, error);
         let bytes = 8 * words as u64;
@@ -207,7 +206,7 @@ impl<'a> Next<'a> {
         })
     }
 
-    /// On the disk before it takes the old one's place: a power cut leaves one of the two.
+    /// Synced to the disk before it replaces the old one: a power cut leaves one of the two.
     fn take_its_place(self) -> Result<(), ReplayFileError> {
         let failed = |error| ReplayFileError::Io(self.path.to_owned(), "replace", error);
         self.file.sync_all().map_err(failed)?;
@@ -217,19 +216,19 @@ impl<'a> Next<'a> {
 
 impl Drop for Next<'_> {
     fn drop(&mut self) {
-        // Not there any more if it has taken the old one's place.
+        // It has this name no more if it has replaced the old one.
         let _ = fs::remove_file(&self.next_path);
     }
 }
 
-/// A file that was not there before.
+/// A file that did not exist before.
 const CREATE_NEW: OFlags = OFlags::RDWR.union(OFlags::CREATE).union(OFlags::EXCL);
 
-/// Removes the name of a file that a start has left that was killed. Nobody else has it then.
+/// Removes the name of the leftover of a start that was killed. No other process uses it then.
 fn remove_leftover(path: &Path, next_path: &Path) -> Result<(), ReplayFileError> {
     let failed = |error| ReplayFileError::Io(next_path.to_owned(), "replace", error);
     let leftover = match own_file::open(next_path, OFlags::RDONLY, 0) {
-        // However many names it has: this one is removed, and its content stays as it is.
+        // It may have further names: this one is removed, and its content stays as it is.
         Err(OwnFileError::Names(_)) => return fs::remove_file(next_path).map_err(failed),
         Err(OwnFileError::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         opened => opened.map_err(|error| refused(next_path, "replace", error))?,
@@ -303,8 +302,8 @@ mod tests {
         }
     }
 
-    /// Opens a file that an observer had a moment ago. Its lock lasts until every process that another test has forked
-    /// meanwhile runs its program.
+    /// Opens a file that an observer had a moment ago. Its lock lasts until every process that another test has
+    /// forked meanwhile runs its program.
     fn open_next(path: &Path, options: ReplayOptions) -> Opened {
         let until = Instant::now() + Duration::from_secs(60);
         loop {
@@ -428,7 +427,7 @@ mod tests {
         let wide = directory.path().join("wide");
         fs::write(&wide, "half").unwrap();
         fs::set_permissions(&wide, fs::Permissions::from_mode(0o666)).unwrap();
-        // Who opened it while he could would be able to cut it short.
+        // A user that opened it while it could would be able to truncate it.
         let held = File::options().write(true).open(&wide).unwrap();
         for leftover in [&precious, &wide] {
             fs::hard_link(leftover, next_to(&path)).unwrap();

@@ -1,9 +1,8 @@
-//! Taking a place in the file system: binding the beat socket or the control socket, and leaving again.
+//! Socket files: binds the beat socket or the control socket, and removes its file at the end.
 //!
-//! A socket file is removed only if nobody listens behind it ("connection refused" is the only
-//! proof of that) and only if it is still the file that was probed. On the way out it is removed
-//! only if it is still ours. Credentials are switched on before the socket has a name, so no
-//! datagram can come without them.
+//! A socket file is removed only if no process listens behind it ("connection refused" is the only proof of that) and
+//! only if it is still the file that was probed. At the end it is removed only if it still is the observer's own.
+//! Credentials are switched on before the socket has a name, so no datagram can come without them.
 
 use std::fmt;
 use std::fs;
@@ -25,17 +24,17 @@ use crate::settings::SocketAccess;
 /// Connections that may wait to be accepted at the control socket.
 const CONNECTIONS_WAITING: i32 = 64;
 
-/// What a socket is for.
+/// The purpose of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Takes beats: datagrams with credentials.
+    /// Receives beats: datagrams with credentials.
     Beats,
-    /// Answers questions: connections.
+    /// Answers requests: connections.
     Questions,
 }
 
 impl Purpose {
-    /// The flag that says where.
+    /// The flag that sets its path.
     const fn flag(self) -> &'static str {
         match self {
             Self::Beats => "--socket",
@@ -51,7 +50,7 @@ impl Purpose {
     }
 }
 
-/// Why a socket could not be bound. The text names the path and says what to do.
+/// Why a socket could not be bound. The text names the path and the fix.
 #[derive(Debug)]
 pub(crate) struct BindError {
     purpose: Purpose,
@@ -133,7 +132,7 @@ pub(crate) struct BoundSocket {
     refuses_descriptors: bool,
 }
 
-/// What makes a file the same file.
+/// The identity of a file.
 type FileId = (u64, u64);
 
 impl BoundSocket {
@@ -151,7 +150,7 @@ impl BoundSocket {
         Self::bind_made(socket, path, access, purpose)
     }
 
-    /// The same with a socket that was made for it.
+    /// The same with a socket that was made for this path.
     pub(crate) fn bind_made(
         socket: OwnedFd,
         path: &Path,
@@ -179,10 +178,10 @@ impl BoundSocket {
         if purpose == Purpose::Beats {
             sockopt::set_socket_passcred(&socket, true).map_err(fail("SO_PASSCRED"))?;
         }
-        // Before it has a name, so that nothing with descriptors is queued.
+        // Before it has a name, so that no datagram with descriptors is queued.
         let refuses_descriptors = varta_sys::receive::refuse_descriptors(socket.as_fd()).is_ok();
-        // The file takes its permissions from the socket, so it is never wider than asked for; nobody but
-        // the owner may use it before it belongs to the right group.
+        // The file takes its permissions from the socket, so they are never wider than requested; only the owner may
+        // use it before it belongs to the right group.
         let SocketAccess { mode, gid } = access;
         let first_mode = gid.map_or(mode, |_| mode & 0o700);
         fchmod(&socket, Mode::from_bits_truncate(first_mode)).map_err(fail("permissions"))?;
@@ -214,14 +213,14 @@ impl BoundSocket {
             lchown(path, None, Some(gid)).map_err(|_| BindProblem::GroupDenied(gid))?;
         }
         if metadata.permissions().mode() & 0o777 != mode {
-            // The umask took bits away that were asked for.
+            // The umask removed bits that were requested.
             fs::set_permissions(path, fs::Permissions::from_mode(mode))
                 .map_err(io_error("permissions"))?;
         }
         Ok(bound)
     }
 
-    /// Who sends descriptors to it gets an error, and nothing arrives (Linux 6.16).
+    /// A sender of descriptors gets an error, and nothing arrives (Linux 6.16).
     pub(crate) fn refuses_descriptors(&self) -> bool {
         self.refuses_descriptors
     }
@@ -252,7 +251,7 @@ fn file_id(metadata: &fs::Metadata) -> FileId {
     (metadata.dev(), metadata.ino())
 }
 
-/// Removes a socket file that nobody listens behind, and nothing else.
+/// Removes a socket file without a listener, and nothing else.
 fn remove_stale(
     path: &Path,
     address: &SocketAddrUnix,

@@ -1,6 +1,6 @@
-//! The token that questions over TCP must bring along: from a file, and anew from the file when told to.
+//! The token that requests over TCP must present: read from a file, and read again on each reload.
 //!
-//! Who may own the file and read it is decided where secret files are read ([`varta_sys::secret_file`]).
+//! [`varta_sys::secret_file`] decides the owner and the permissions of the file.
 
 use std::fmt;
 use std::io;
@@ -12,11 +12,11 @@ use varta_sys::secret_file::{self, SecretFileError};
 use varta_sys::undumped::Undumped;
 use zeroize::Zeroizing;
 
-/// Shorter ones could be guessed: at the 20 tries a second that are answered, 16 hexadecimal digits take
-/// longer than the universe has lasted.
+/// Shorter ones could be guessed: at the 20 tries per second that are answered, 16 hexadecimal digits take longer
+/// than the age of the universe.
 const BYTES_MIN: usize = 16;
 
-/// A quarter of what the head of a request may hold.
+/// A quarter of the limit for the head of a request.
 const BYTES_MAX: usize = 4096;
 
 /// Room for a token and white space around it.
@@ -69,15 +69,15 @@ fn is_missing(error: &SecretFileError) -> bool {
 
 impl std::error::Error for TokenError {}
 
-/// A secret that is compared without telling how much of a guess was right. No core dump contains it.
+/// A secret whose comparison does not reveal how much of a guess was right. No core dump contains it.
 pub(crate) struct Token {
-    /// What is in the file; the rest is zero.
+    /// The content of the file; the rest is zero.
     content: Undumped<Zeroizing<[u8; FILE_BYTES_MAX]>>,
     length: usize,
 }
 
 impl Token {
-    /// Reads a token file; white space around the token is no part of it.
+    /// Reads a token file; white space around the token is ignored.
     pub(crate) fn read(path: &Path) -> Result<Self, TokenError> {
         let content = secret_file::read(path, FILE_BYTES_MAX).map_err(TokenError::Unreadable)?;
         let mut token = Self {
@@ -127,12 +127,12 @@ impl TokenFile {
         })
     }
 
-    /// What the file holds now; nothing changes yet.
+    /// The content of the file now; nothing changes yet.
     pub(crate) fn read(&self) -> Result<Token, TokenError> {
         Token::read(&self.path)
     }
 
-    /// From now on another token counts, and the former one no more.
+    /// Replaces the token in force.
     pub(crate) fn replace(&self, token: Token) {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = token;
     }

@@ -1,8 +1,8 @@
-//! The configuration file: read whole or not at all, and taken apart with the place of everything in it.
+//! The configuration file: read as a whole or not at all, and parsed with the position of every value.
 //!
-//! Only regular files of a sensible size are read, so that nothing here waits or fills memory, and only those
-//! that nobody can have written but who may say which programs the observer runs. What the keys mean is
-//! decided elsewhere.
+//! Only regular files of a limited size are read, so that reading never blocks or fills memory, and only files that
+//! no user can have written but those that may choose the programs that the observer runs. Other modules define the
+//! meaning of the keys.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::Read;
@@ -24,7 +24,7 @@ const BYTES_MAX: u64 = 1024 * 1024;
 const WRITABLE_BY_GROUP: u32 = 0o020;
 const WRITABLE_BY_OTHERS: u32 = 0o002;
 
-/// What is written in a file.
+/// The content of a file.
 pub(super) struct Parsed<'a> {
     pub(super) document: &'a Document,
     pub(super) root: Spanned<DeTable<'a>>,
@@ -39,7 +39,7 @@ pub(super) struct Document {
 }
 
 impl Document {
-    /// Reads a file; what keeps it from being read is the only problem then.
+    /// Reads a file; if that fails, the reason is the only problem.
     pub(super) fn read(path: &Path, problems: &mut Problems) -> Option<Self> {
         let path: Arc<Path> = path.into();
         let bytes = match content(&path) {
@@ -68,7 +68,7 @@ impl Document {
         }
     }
 
-    /// What is written in it, as far as it can be made out; what cannot is reported.
+    /// The parsed content, as far as it can be parsed; the rest is reported.
     pub(super) fn parse(&self, problems: &mut Problems) -> Parsed<'_> {
         let (root, errors) = DeTable::parse_recoverable(&self.text);
         for error in errors {
@@ -82,12 +82,12 @@ impl Document {
         }
     }
 
-    /// The line, for a message about another place.
+    /// The line, for a message about another position.
     pub(super) fn shown_place(&self, span: &Range<usize>) -> String {
         format!("line {}", self.position(span).line)
     }
 
-    /// The place where something begins.
+    /// The position where something starts.
     pub(super) fn origin(&self, span: &Range<usize>) -> Origin {
         place(&self.path, self.position(span))
     }
@@ -105,7 +105,7 @@ fn place(path: &Arc<Path>, position: Position) -> Origin {
     })
 }
 
-/// The parser says what it stumbled over; what is asked for is a file it can read.
+/// The parser reports what it could not parse; the operator needs to know how to write it.
 fn syntax(message: &str, at: &str) -> String {
     let message = message.trim().replace('\n', ", ");
     match message.as_str() {
@@ -114,14 +114,14 @@ fn syntax(message: &str, at: &str) -> String {
     }
 }
 
-/// The bytes of a file; else what is wrong and how to mend it.
+/// The bytes of a file; else the problem with its fix.
 fn content(path: &Path) -> Result<Vec<u8>, String> {
     let cannot = |error| format!("cannot read this file: {error}; give the path of a readable one");
-    // Before it is opened: opening some devices does something.
+    // Before it is opened: opening some devices has an effect.
     judge(&path.metadata().map_err(cannot)?)?;
     let file = OpenOptions::new()
         .read(true)
-        // A FIFO put there meanwhile must not make the observer wait.
+        // A FIFO that appeared meanwhile must not block the observer.
         .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
         .open(path)
         .map_err(cannot)?;
@@ -139,7 +139,7 @@ fn read_at_most(file: File, bytes_max: u64) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Whether something may be a configuration file.
+/// Whether a file may be a configuration file.
 fn judge(metadata: &Metadata) -> Result<(), String> {
     let kind = metadata.file_type();
     if !kind.is_file() {
@@ -157,8 +157,8 @@ fn judge(metadata: &Metadata) -> Result<(), String> {
     judge_writers(metadata.uid(), metadata.gid(), metadata.mode())
 }
 
-/// Whether only those may write to a file who could have the observer do anything anyway: root, its own user,
-/// and the groups of both.
+/// Whether a file is writable only by those that control the observer anyway: root, the observer's own user, and the
+/// groups of both.
 fn judge_writers(uid: u32, gid: u32, mode: u32) -> Result<(), String> {
     let own_uid = rustix::process::geteuid().as_raw();
     let own_gid = rustix::process::getegid().as_raw();
@@ -195,7 +195,7 @@ mod tests {
 
     use crate::config::tests::parse;
 
-    /// Neither root nor anybody who runs tests.
+    /// Neither root nor any user that runs tests.
     const STRANGER: u32 = 54321;
 
     fn file(text: &str) -> NamedTempFile {
@@ -204,7 +204,7 @@ mod tests {
         file
     }
 
-    /// What is said about a file, without its name.
+    /// The problems of a file, without its name.
     fn problems(file: &NamedTempFile) -> Vec<String> {
         let path = file.path().to_str().unwrap();
         let Err(exit) = parse(&["--socket=/s", "--check-config", "--config", path]) else {
@@ -212,7 +212,7 @@ mod tests {
         };
         let begin = format!("{path}:");
         let lines = exit.text.lines();
-        // That one depends on the machine.
+        // The text of that one depends on the machine.
         let lines = lines.filter(|line| !line.starts_with("note: the kernel queues "));
         lines.map(|line| line.replace(&begin, "")).collect()
     }
@@ -311,7 +311,7 @@ mod tests {
         );
     }
 
-    /// The only thing said about a file with this owner, group and mode; nothing if it is believed.
+    /// The only problem of a file with this owner, group and mode; none if it is trusted.
     fn judged(uid: u32, gid: u32, mode: u32) -> Option<String> {
         let file = file("");
         chown(file.path(), Some(uid), Some(gid)).unwrap();

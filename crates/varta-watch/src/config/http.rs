@@ -1,6 +1,6 @@
-//! The flags about answering, and what they ask for together.
+//! The flags about HTTP, and their combination.
 //!
-//! Nothing is opened here: whether an address can be had and a file is any good is found out at start.
+//! No listener is opened in this module: the start checks whether an address is available and a file is valid.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};

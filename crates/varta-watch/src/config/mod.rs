@@ -1,9 +1,8 @@
-//! What the operator asked for, checked.
+//! The settings that the operator requested, checked.
 //!
-//! `table` is the one list of settings; `sources` brings flags, environment and file together; here they
-//! become a [`Config`], or lines that say everything that is wrong and how to mend it. Names of users,
-//! programs and the recovery command's file are looked up here; sockets, keys and other files are opened at
-//! start.
+//! `table` is the one list of settings; `sources` merges flags, environment and file; this module makes a [`Config`]
+//! of them, or lines that report every problem with its fix. Names of users, programs and the recovery command's file
+//! are looked up in this phase; sockets, keys and other files are opened at the start.
 
 mod file;
 mod http;
@@ -45,11 +44,11 @@ use table::{Eviction, Flags};
 /// Exit code of an unusable command line or configuration.
 pub(crate) const EXIT_USAGE: u8 = 2;
 
-/// Seconds' worth of beats an agent may send at once unless told otherwise.
+/// Default burst of an agent, in seconds of its rate.
 const MAX_BEAT_BURST_SECONDS: u32 = 10;
 
-/// Part of the table that no single user gets unless told otherwise: a quarter, so that one user that fills
-/// its share leaves the others enough to be watched by.
+/// Default part of the table that no single user gets: a quarter, so that a user that fills its share leaves slots
+/// for the agents of the others.
 const UNSHARED_PART: usize = 4;
 
 /// A setting that can also be switched off.
@@ -59,23 +58,23 @@ pub(super) enum Toggle<T> {
     At(T),
 }
 
-/// A checked configuration, and what it was made from.
+/// A checked configuration, and its sources.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) settings: Settings,
-    /// What is to be said once: settings without effect, unknown variables.
+    /// Notices that are logged once: settings without effect, unknown variables.
     pub(crate) notices: Vec<String>,
-    /// What works as it is written, and not only for whom it is meant.
+    /// Warnings: settings that work as written, but apply to more agents than intended.
     pub(crate) warnings: Vec<String>,
     written: Vec<Setting>,
     sources: Sources,
 }
 
-/// What to print instead of starting, and how to exit.
+/// The text to print instead of starting, with the exit code.
 #[derive(Debug)]
 pub(crate) struct EarlyExit {
     pub(crate) text: String,
-    /// 0: what was asked for, such as help, for standard output. Else an error.
+    /// 0: requested output such as help, for standard output. Else an error.
     pub(crate) exit_code: u8,
 }
 
@@ -103,8 +102,7 @@ impl Config {
         check(&flags, gathered, file.as_ref(), sources, problems)
     }
 
-    /// Reads them again, the environment as it was at the start; else everything that is wrong, one line
-    /// each.
+    /// Reads them again, with the environment of the start; else all problems, one line each.
     pub(crate) fn again(&self) -> Result<Self, Vec<String>> {
         Self::read(self.sources.clone(), String::new)
             .map_err(|exit| exit.text.lines().map(str::to_owned).collect())
@@ -118,7 +116,7 @@ impl Config {
     }
 }
 
-/// What the command line asks to be printed instead of watching.
+/// The requested output instead of watching.
 fn page(flags: &ArgMatches, list_metrics: impl FnOnce() -> String) -> Option<String> {
     if let Some(shell) = flags.get_one::<String>("completions") {
         return Some(pages::completions(shell));
@@ -171,7 +169,7 @@ fn check(
     Ok(config)
 }
 
-/// What goes into a configuration besides the flags.
+/// The parts of a configuration besides the flags.
 struct Given<'a> {
     file: Option<&'a Parsed<'a>>,
     inherited_path: Option<String>,
@@ -180,7 +178,7 @@ struct Given<'a> {
 }
 
 impl Flags {
-    /// The configuration, as far as one can be made; says everything that is wrong with it.
+    /// The configuration, as far as one can be made; reports every problem.
     fn check(
         self,
         given: Given<'_>,
@@ -253,7 +251,7 @@ impl Flags {
         })
     }
 
-    /// Whose processes may join; nothing if the flags do not say it, which is then said.
+    /// The users whose processes may join; none, with a report, if the flags do not name any.
     fn allowed_users(&self, problems: &mut Problems) -> Result<AllowedUsers, ()> {
         let own_uid = rustix::process::geteuid().as_raw();
         let is_root = varta_sys::users::is_root();
@@ -284,16 +282,16 @@ impl Flags {
 }
 
 impl Config {
-    /// Reads the secrets, which a start reads where they are used.
+    /// Reads the secrets; a start reads them where they are used.
     fn check_secrets(&self, problems: &mut Problems) {
         let files = self.settings.udp.as_ref().map(|udp| &udp.keys);
         let files = files.filter(|files| !files.is_empty());
         for error in files.map(keys::problems).unwrap_or_default() {
-            say_of_flag(&error.to_string(), problems);
+            report_flag(&error.to_string(), problems);
         }
         let token = self.settings.http.token_file.as_deref().map(Token::read);
         if let Some(Err(error)) = token {
-            say_of_flag(&error.to_string(), problems);
+            report_flag(&error.to_string(), problems);
         }
     }
 
@@ -321,8 +319,8 @@ impl Config {
     }
 }
 
-/// Reports an error whose text begins with its flag.
-fn say_of_flag(text: &str, problems: &mut Problems) {
+/// Reports an error whose text starts with its flag.
+fn report_flag(text: &str, problems: &mut Problems) {
     let split = text
         .strip_prefix("--")
         .and_then(|text| text.split_once(": "));
@@ -337,7 +335,7 @@ fn rate(per_second: u32, burst: u32) -> Option<Rate> {
     (per_second > 0 && burst > 0).then_some(Rate { per_second, burst })
 }
 
-/// The notice about a setting that does nothing.
+/// The notice about a setting without effect.
 fn no_effect(key: &str, why: &str) -> String {
     format!("--{key} has no effect: {why}")
 }
@@ -356,8 +354,7 @@ fn usage(problems: &[String]) -> EarlyExit {
     }
 }
 
-/// Cuts the parser's message to what the operator needs: what is wrong, the nearest right name,
-/// where to read more.
+/// Cuts the parser's message to what the operator needs: the problem, the closest valid name, and where to read more.
 fn early_exit(error: &clap::Error) -> EarlyExit {
     if error.kind() == ErrorKind::DisplayVersion {
         return printed(format!("{}\n", error.to_string().trim_end()));
@@ -381,7 +378,7 @@ fn early_exit(error: &clap::Error) -> EarlyExit {
     }
 }
 
-/// The flag that may have been meant. The parser's own tip may be one that does nothing any more.
+/// The flag that may have been intended. The parser's own suggestion may be one without effect.
 fn tip(error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(written)) = error.get(ContextKind::InvalidArg) else {
         return None;

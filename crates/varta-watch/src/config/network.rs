@@ -1,6 +1,6 @@
-//! The flags about UDP, and what they ask for together.
+//! The flags about UDP, and their combination.
 //!
-//! Nothing is read here: whether the files are any good is found out at start.
+//! No file is read in this module: the start checks whether the files are valid.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -167,7 +167,7 @@ fn address(text: &str) -> Result<IpAddr, String> {
     })
 }
 
-/// Next to the socket: on a tmpfs as a rule, so that no beat waits for a disk, and gone with the next boot.
+/// Next to the socket: usually on a tmpfs, so that no beat waits for a disk, and removed by the next boot.
 fn default_replay_file(socket: &Path) -> PathBuf {
     let mut name = socket.file_name().unwrap_or_default().to_owned();
     name.push(".replay");

@@ -1,5 +1,5 @@
-//! Flags of 0.2.0 that are not settings any more: some are taken and do nothing, some are answered with what
-//! to use instead. None of them is in any help.
+//! Flags of 0.2.0 that are no settings any more: some are accepted without effect, some are rejected with the name of
+//! their replacement. None of them appears in any help.
 
 use clap::Arg;
 use clap::builder::ArgAction;
@@ -8,7 +8,7 @@ const ONE_THREAD: &str =
     "it described how 0.2.0 shared one thread, which this generation does not do";
 const RATE: &str = "answers are limited in their number by themselves";
 
-/// Flags of 0.2.0 that described its insides: taken with any value, without effect; and why.
+/// Flags of 0.2.0 that described its internals: accepted with any value, without effect; and the reason.
 pub(super) const IGNORED: &[(&str, &str)] = &[
     (
         "i-accept-secure-udp-non-loopback",
@@ -39,7 +39,7 @@ pub(super) const IGNORED: &[(&str, &str)] = &[
 const NO_SHELL: &str = "no shell runs recovery commands";
 const FILES_ONLY: &str = "keys are read from files only";
 
-/// Flags that 0.2.0 had removed already, why, and what to use instead.
+/// Flags that 0.2.0 had removed already, with the reason and the replacement.
 pub(super) const REMOVED: &[(&str, &str, &str)] = &[
     ("recovery-cmd", NO_SHELL, "recovery-exec"),
     ("recovery-cmd-file", NO_SHELL, "recovery-exec-file"),
@@ -57,7 +57,7 @@ pub(super) fn all() -> impl Iterator<Item = Arg> {
             .value_name("VALUE")
             .hide(true)
             .action(ArgAction::Append)
-            // No value begins with dashes: what does is the next flag, which must not be lost.
+            // No value starts with dashes: a word that does is the next flag, which must not be lost.
             .allow_negative_numbers(true)
     };
     let ignored = IGNORED
@@ -82,7 +82,7 @@ fn takes_no_value(ignored: &str) -> bool {
     )
 }
 
-/// What to say about a removed flag.
+/// The message about a removed flag.
 pub(super) fn removed(name: &str) -> Option<String> {
     let (_, why, successor) = REMOVED.iter().find(|(key, ..)| *key == name)?;
     Some(format!(

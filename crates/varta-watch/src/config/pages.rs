@@ -1,4 +1,4 @@
-//! What is made from the table for people and shells: docs/configuration.md, the manual page, completions.
+//! Output generated from the table for readers and shells: docs/configuration.md, the manual page, completions.
 
 use std::fmt::Write;
 
@@ -29,7 +29,7 @@ const SYNOPSIS: &str = ".SH SYNOPSIS\n\\fBvarta\\-watch\\fR [\\fIOPTIONS\\fR]\n"
 /// A script that completes the flags.
 pub(super) fn completions(shell: &str) -> String {
     let mut script = Vec::new();
-    // The table admits no other name.
+    // The table accepts no other name.
     if let Ok(shell) = Shell::from_str(shell, false) {
         clap_complete::generate(shell, &mut table::shown_command(), NAME, &mut script);
     }
@@ -104,7 +104,7 @@ fn keys(page: &mut String, keys: &[(&str, &str)]) {
     }
 }
 
-/// What kind of value a setting takes.
+/// The type of a setting's value.
 fn value(arg: &Arg) -> String {
     let names = arg.get_value_names().unwrap_or_default();
     let name = names.first().map_or("", |name| name.as_str());
@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn the_documentation_is_what_the_program_prints() {
         let page = include_str!("../../../../docs/configuration.md");
-        // `varta-watch --list-settings > docs/configuration.md` mends it.
+        // `varta-watch --list-settings > docs/configuration.md` regenerates it.
         assert_eq!(page, settings());
     }
 
@@ -279,7 +279,7 @@ mod tests {
         pages.extend(["bash", "zsh", "fish"].map(completions));
         for page in &pages {
             for key in keys() {
-                // fish calls them by their bare name.
+                // fish lists them by their bare name.
                 let found =
                     page.contains(&format!("--{key}")) || page.contains(&format!(" -l {key}"));
                 assert!(found, "{key} in {page}");

@@ -16,7 +16,7 @@ use super::table::Flags;
 use super::units;
 use crate::settings::children::Children;
 
-/// A command of any sensible length, as the kernel bounds one argument.
+/// Longer than any sensible command; the kernel's bound for one argument.
 const COMMAND_BYTES_MAX: usize = 128 * 1024;
 
 /// The recovery command, from its flag or its file.
@@ -52,7 +52,7 @@ pub(super) fn command(flags: &RecoveryFlags, problems: &mut Problems) -> Option<
 }
 
 impl Flags {
-    /// What is to be done about whom; says everything that is wrong with it.
+    /// The policy; reports every problem.
     pub(super) fn policy(
         &self,
         file: Option<&Parsed<'_>>,
@@ -107,7 +107,7 @@ impl Flags {
         }
     }
 
-    /// What rules and ladders start from.
+    /// The defaults of rules and ladders.
     fn defaults(&self, inherited_path: Option<String>, several_may_join: bool) -> Defaults {
         let flags = &self.recovery;
         Defaults {
@@ -156,7 +156,7 @@ impl Flags {
         }
     }
 
-    /// The ladder that the flags of 0.2.0 make: the command split at white space, no quoting, no expansion.
+    /// The ladder from the flags of 0.2.0: the command split at white space, no quoting, no expansion.
     fn one_step(
         &self,
         command: &str,
@@ -168,7 +168,7 @@ impl Flags {
             None => "recovery-exec",
             Some(_) => "recovery-exec-file",
         };
-        // What is wrong with a word is said without the word if only the owner of its file may read it.
+        // A problem with a word is reported without the word if only the owner of its file may read it.
         let discreet = |text: String, without_words: String| match &private_file {
             None => text,
             Some(file) => format!("{}: {without_words}", file.display()),
@@ -191,7 +191,7 @@ impl Flags {
         let arguments: Vec<Option<String>> = words.map(read).collect();
         let name = name?;
         let program = defaults.steps.path.find(&name).map_err(|text| {
-            // Only a bare name is looked up in a path, which variables may say.
+            // Only a bare name is looked up in a path, which variables may set.
             let others: &[&str] = match name.contains('/') {
                 true => &[],
                 false => &["recovery-env"],

@@ -1,7 +1,7 @@
-//! Lines and columns in a text. Any place is found by counting through a few hundred bytes, however long the
-//! text and its lines are, so that a file full of mistakes costs no more than its size.
+//! Lines and columns in a text. Any position is found by counting through a few hundred bytes, however long the text
+//! and its lines are, so that a file full of mistakes costs no more than its size.
 
-/// Bytes between two places that are known. A text of 1 MiB has 2048 of them, 32 KiB in memory.
+/// Bytes between two positions that are stored. A text of 1 MiB has 2048 of them, 32 KiB in memory.
 const STRIDE_BYTES: usize = 512;
 
 /// A place in a text.
@@ -32,13 +32,13 @@ impl Position {
     }
 }
 
-/// How many characters of UTF-8 begin here.
+/// The number of UTF-8 characters that start in these bytes.
 fn characters(bytes: &[u8]) -> usize {
     let goes_on = |byte: u8| byte & 0b1100_0000 == 0b1000_0000;
     bytes.iter().filter(|byte| !goes_on(**byte)).count()
 }
 
-/// Where everything in a text is.
+/// The stored positions of a text.
 #[derive(Debug)]
 pub(super) struct Positions {
     /// The place of every 512th byte.
@@ -61,7 +61,7 @@ impl Positions {
     /// The place of a byte of the text they are of; its end if it has fewer.
     pub(super) fn find(&self, text: &str, at: usize) -> Position {
         let at = at.min(text.len());
-        // At the end of a text of whole strides none begins.
+        // At the end of a text of whole strides no further one starts.
         let stride = (at / STRIDE_BYTES).min(self.known.len().saturating_sub(1));
         let begins = self.known.get(stride).unwrap_or(&Position::START);
         let before = text.as_bytes().get(stride * STRIDE_BYTES..at);

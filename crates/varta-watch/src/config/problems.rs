@@ -1,22 +1,22 @@
-//! What is wrong with a configuration: all of it, each with its place and how to mend it.
+//! The problems of a configuration: all of them, each with its position and the fix.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Nobody mends more than that in one go; a file of random bytes must not fill the screen. What is found
-/// after that many is counted only.
+/// No operator fixes more than that at once; a file of random bytes must not fill the screen. Problems beyond this
+/// number are only counted.
 const SHOWN_MAX: usize = 100;
 
-/// What is quoted from the file may be as long as the file. Fewer would cut off a long path and what is
-/// wrong with it.
+/// A quotation from the file could be as long as the file. A smaller limit would cut off a long path and the problem
+/// with it.
 const TEXT_CHARACTERS_MAX: usize = 1000;
 
-/// No name that means anything is longer, and measuring how far names are from each other takes time.
+/// No valid name is longer, and measuring the distance between names takes time.
 const NAME_BYTES_MAX: usize = 64;
 
-/// Of more names none is suggested, for the same reason.
+/// With more names than this no name is suggested, for the same reason.
 const NAMES_MAX: usize = 1000;
 
 /// A place in a file.
@@ -29,7 +29,7 @@ pub(crate) struct Place {
     pub(super) column: usize,
 }
 
-/// Where a value comes from.
+/// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Origin {
     Default,
@@ -52,15 +52,15 @@ pub(crate) struct Problem {
 pub(super) struct Problems {
     /// The first ones, at most [`SHOWN_MAX`].
     list: Vec<Problem>,
-    /// How many were found after those.
+    /// The number of further problems.
     more: usize,
-    /// Where the settings come from that do not have their default.
+    /// The origin of the settings that do not have their default.
     origins: BTreeMap<String, Origin>,
-    /// Settings with a value that means nothing: what they would do together with others is not known.
+    /// Settings with an invalid value: their combination with others is not checked.
     broken: BTreeSet<String>,
-    /// Lines that are no TOML: what seems to be wrong there besides is a guess.
+    /// Lines that are no TOML: any further problem in them would be a guess.
     unreadable: BTreeSet<usize>,
-    /// What is no mistake and may still not be what is meant; the first ones, at most [`SHOWN_MAX`].
+    /// Warnings: valid settings that may not be intended; the first ones, at most [`SHOWN_MAX`].
     warnings: Vec<Problem>,
 }
 
@@ -69,7 +69,7 @@ impl Problems {
         self.list.is_empty()
     }
 
-    /// From now on problems with this setting are reported there.
+    /// From now on problems with this setting are reported with this origin.
     pub(super) fn set_origin(&mut self, key: &str, origin: Origin) {
         self.origins.insert(key.to_owned(), origin);
     }
@@ -98,7 +98,7 @@ impl Problems {
         });
     }
 
-    /// Something works as it is written, and perhaps not as it is meant.
+    /// Warns of a setting that works as written, and perhaps not as intended.
     pub(super) fn warn(&mut self, origin: Origin, key: &str, text: String) {
         if self.warnings.len() < SHOWN_MAX {
             self.warnings.push(Problem {
@@ -114,42 +114,41 @@ impl Problems {
         self.warnings.iter().map(ToString::to_string).collect()
     }
 
-    /// A line of the file cannot be read. The first such problem on a line is the only one there.
+    /// A line of the file cannot be read. Only the first such problem on a line is reported.
     pub(super) fn add_unreadable(&mut self, origin: Origin, text: impl FnOnce() -> String) {
         let line = origin.line();
         self.add_with(origin, "", text);
         self.unreadable.extend(line);
     }
 
-    /// Whether what is found from now on is counted only. What takes time to find is not looked for then.
+    /// Whether further problems are only counted. Checks that take time are skipped then.
     pub(super) fn is_full(&self) -> bool {
         self.list.len() == SHOWN_MAX
     }
 
-    /// Whether there are lines of which nobody knows what they say.
+    /// Whether there are lines that could not be read.
     pub(super) fn has_unreadable(&self) -> bool {
         !self.unreadable.is_empty()
     }
 
-    /// Whether what stands there is not to be relied upon.
+    /// Whether the value at that position is unreliable.
     pub(super) fn is_unreadable(&self, origin: &Origin) -> bool {
         let line = origin.line();
         line.is_some_and(|line| self.unreadable.contains(&line))
     }
 
-    /// A setting was given, but what it was is not known.
+    /// A setting was given, but its value is unknown.
     pub(super) fn set_broken(&mut self, key: &str) {
         self.broken.insert(key.to_owned());
     }
 
-    /// The value of a setting means nothing.
+    /// The value of a setting is invalid.
     pub(super) fn add_value(&mut self, origin: Origin, key: &str, text: impl Into<String>) {
         self.set_broken(key);
         self.add(origin, key, text);
     }
 
-    /// Something is wrong with a setting as it is together with others. Not said if one of them means
-    /// nothing by itself.
+    /// A setting conflicts with others. Not reported if one of them is invalid by itself.
     pub(super) fn about(&mut self, key: &str, others: &[&str], text: impl Into<String>) {
         let mut involved = others.iter().chain([&key]);
         if !involved.any(|key| self.broken.contains(*key)) {
@@ -157,12 +156,12 @@ impl Problems {
         }
     }
 
-    /// How many there are, those included that are not shown.
+    /// The number of problems, including those that are not shown.
     pub(super) fn len(&self) -> usize {
         self.list.len() + self.more
     }
 
-    /// Those that are shown as lines, in the order of the file, and how many more there are.
+    /// The shown problems as lines, in the order of the file, and the number of further ones.
     pub(super) fn into_lines(mut self) -> Vec<String> {
         let is_full = self.is_full();
         self.list.sort();
@@ -216,12 +215,12 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// The variable of a setting.
+/// The environment variable of a setting.
 pub(super) fn variable(key: &str) -> String {
     format!("VARTA_{}", key.replace('-', "_").to_uppercase())
 }
 
-/// What somebody may have meant who wrote `name`.
+/// The known name that is closest to `name`.
 pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let is_short = |name: &str| name.len() <= NAME_BYTES_MAX;
     let known = known.into_iter().take(NAMES_MAX);
@@ -229,7 +228,7 @@ pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
         .filter(|known| is_short(name) && is_short(known))
         .map(|known| (strsim::jaro_winkler(name, known), known));
     let best = rated.max_by(|(a, _), (b, _)| a.total_cmp(b));
-    // As near as the parser of the command line wants it.
+    // With the same similarity as the parser of the command line.
     best.filter(|(confidence, _)| *confidence > 0.8)
         .map(|(_, known)| known)
 }

@@ -1,4 +1,4 @@
-//! Finding the programs that are to be run, before they are needed.
+//! Finds the programs that steps run, before they are needed.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -8,10 +8,10 @@ use rustix::fs::{Access, access};
 
 use crate::settings::children::CHILD_PATH;
 
-/// Directories that a name is looked up in. Nobody's path has more, and each of them costs time for each name.
+/// Directories in which a name is looked up. No real path has more, and each of them costs time for each name.
 const PLACES_MAX: usize = 256;
 
-/// Where children look programs up.
+/// The search path of children.
 #[derive(Clone, Debug)]
 pub(super) struct SearchPath {
     places: String,
@@ -31,7 +31,7 @@ impl SearchPath {
         }
     }
 
-    /// The file of a program; else what is wrong and how to mend it.
+    /// The file of a program; else the problem with its fix.
     pub(super) fn find(&self, program: &str) -> Result<PathBuf, String> {
         if program.is_empty() {
             return Err("the program's name is empty; give its path".to_owned());

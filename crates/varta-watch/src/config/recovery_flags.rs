@@ -1,4 +1,4 @@
-//! The flags about recovery: what is done about the stalls of one agent, and what holds it back for all of them.
+//! The flags about recovery: the actions on the stalls of one agent, and the limits for all agents.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use varta_core::policy::Mode;
 use super::Toggle;
 use super::units;
 
-/// Most actions on one agent within a window. Who needs more has a service manager for that.
+/// Most actions on one agent within a window. An agent that needs more should be left to a service manager.
 pub(super) const BUDGET_MAX: i64 = varta_core::ladder::BUDGET_MAX as i64;
 
-/// Actions for the agents of one user within the window. A table of agents can have a step each of that, and a
-/// second one for some; a user that has its agents fall silent without end gets one command in two seconds.
+/// Actions for the agents of one user within the window. It allows one step for each agent of an ordinary table, and
+/// a second one for some; a user whose agents fall silent without end gets one command in two seconds.
 const USER_BUDGET: u32 = 300;
 
-/// What a child may have kept of its output, as in 0.2.0; 8 of them at a time.
+/// Most bytes kept of a child's output, as in 0.2.0; 8 children run at a time.
 const CAPTURE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// What is done about stalls, by one agent.

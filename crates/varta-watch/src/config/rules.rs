@@ -1,4 +1,4 @@
-//! Rules for agents and named ladders: the parts of the configuration file that no flag can say.
+//! Rules for agents and named ladders: the parts of the configuration file that have no flag.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use super::unvouched;
 /// The word for no ladder.
 pub(super) const NONE: &str = "none";
 
-/// What the ladder of `--recovery-exec` is called.
+/// The name of the ladder of `--recovery-exec`.
 pub(super) const RECOVERY_EXEC: &str = "recovery-exec";
 
 const NAME_BYTES_MAX: usize = 64;
@@ -32,7 +32,7 @@ const TRANSPORTS: &[(&str, Transport)] = &[
     ("secure-udp", Transport::SecureUdp),
 ];
 
-/// Keys of an `[[agent]]` block, with what they say.
+/// Keys of an `[[agent]]` block, with their descriptions.
 pub(super) const AGENT_KEYS: &[(&str, &str)] = &[
     ("name", "glob over the agent's name"),
     (
@@ -103,7 +103,7 @@ pub(super) const AGENT_KEYS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Keys of a `[recovery.NAME]` table, with what they say.
+/// Keys of a `[recovery.NAME]` table, with their descriptions.
 pub(super) const LADDER_KEYS: &[(&str, &str)] = &[
     (
         "steps",
@@ -136,7 +136,7 @@ pub(super) const LADDER_KEYS: &[(&str, &str)] = &[
     ),
 ];
 
-/// What rules and ladders start from.
+/// The defaults of rules and ladders.
 pub(super) struct Defaults {
     /// Without name and steps.
     pub(super) ladder: Ladder,
@@ -147,16 +147,16 @@ pub(super) struct Defaults {
     pub(super) several_may_join: bool,
 }
 
-/// What the file says about agents.
+/// The rules and ladders of the file.
 #[derive(Default)]
 pub(super) struct Written {
     pub(super) ladders: Vec<Ladder>,
     pub(super) rules: Vec<AgentRule>,
-    /// Which ladder a name stands for; none if there are mistakes in it.
+    /// The ladder of each name; `None` if there are mistakes in it.
     pub(super) names: BTreeMap<String, Option<usize>>,
 }
 
-/// Reads them, and says everything that is wrong with them.
+/// Reads them, and reports every problem.
 pub(super) fn read(file: &Parsed<'_>, defaults: &Defaults, problems: &mut Problems) -> Written {
     let root = file.root.get_ref();
     let mut reader = Reader {
@@ -185,9 +185,9 @@ struct Reader<'a> {
     defaults: &'a Defaults,
     problems: &'a mut Problems,
     written: Written,
-    /// The line of the first rule that everybody matches.
+    /// The line of the first rule that every agent matches.
     everybody: Option<String>,
-    /// The users that were named so far. To look one up takes time, on some hosts that of a server.
+    /// The users that were looked up so far. A lookup takes time, on some hosts that of a server.
     users: BTreeMap<String, u32>,
 }
 
@@ -229,7 +229,7 @@ impl<'a> Reader<'a> {
             let name = name.get_ref().as_ref();
             let path = match name.len() <= NAME_BYTES_MAX {
                 true => format!("recovery.{name}"),
-                // It stands before all that is said about what is in it.
+                // It precedes all problems of its content.
                 false => "recovery".to_owned(),
             };
             let Some(section) = self.section(&path, value) else {
@@ -287,8 +287,7 @@ impl<'a> Reader<'a> {
         (self.problems.len() == before).then_some(ladder)
     }
 
-    /// The first pause must not be longer than the longest, whichever of the two the ladder leaves to the
-    /// settings.
+    /// The first pause must not be longer than the longest, whichever of the two comes from the settings.
     fn check_backoff(
         &mut self,
         section: &Section<'_>,
@@ -303,7 +302,7 @@ impl<'a> Reader<'a> {
         let template = &self.defaults.ladder;
         let first = backoff.unwrap_or(template.backoff);
         let longest = backoff_max.unwrap_or(template.backoff_max);
-        // With both from the settings it was said there.
+        // With both from the settings it was reported there.
         let key = ["backoff", "backoff-max"]
             .into_iter()
             .find(|key| section.has(key));
@@ -335,8 +334,8 @@ impl<'a> Reader<'a> {
             let before = self.problems.len();
             section.allow_only(&names(AGENT_KEYS), self.problems);
             let rule = self.rule(index, &section);
-            // What a rule with mistakes is about is not known, nor is it with lines that cannot be read or
-            // users that were not looked up.
+            // The selection of a rule with mistakes is unknown, as it is with lines that cannot be read or users that
+            // were not looked up.
             let is_known = self.problems.len() == before
                 && !self.problems.has_unreadable()
                 && !self.problems.is_full();
@@ -391,7 +390,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The late tier must come before the stall, whichever of the two the rule leaves to the settings.
+    /// The late tier must come before the stall, whichever of the two comes from the settings.
     fn check_late(
         &mut self,
         section: &Section<'_>,
@@ -425,12 +424,12 @@ impl<'a> Reader<'a> {
                 ),
                 self.problems,
             ),
-            // It was said about the settings.
+            // It was reported for the settings.
             (false, false) => {}
         }
     }
 
-    /// Who has gone cannot be signalled.
+    /// A process that has ended cannot be signalled.
     fn check_exit(&mut self, section: &Section<'_>) {
         let Some(DeValue::Array(steps)) = section.get("on-exit").map(Spanned::get_ref) else {
             return;
@@ -506,7 +505,7 @@ impl<'a> Reader<'a> {
             return LadderChoice::None;
         }
         self.written.ladders.push(Ladder {
-            // No named one can be called that.
+            // No named ladder can have that name.
             name: format!("agent#{}", index + 1),
             steps,
             ..self.defaults.ladder.clone()
@@ -540,7 +539,7 @@ fn has_action(steps: &[Step]) -> bool {
     steps.iter().any(|step| !matches!(step, Step::Wait(_)))
 }
 
-/// Names stand in metrics and log lines.
+/// Names appear in metrics and log lines.
 fn ladder_name(name: &str) -> Result<(), String> {
     if [NONE, RECOVERY_EXEC].contains(&name) {
         return Err(format!(
@@ -556,7 +555,7 @@ fn ladder_name(name: &str) -> Result<(), String> {
     }
 }
 
-/// What to say about a name that no ladder has; `command` is how a command is written where it stands.
+/// The problem of a name that no ladder has; `command` is the notation of a command at that position.
 pub(super) fn unknown_ladder(
     name: &str,
     known: &BTreeMap<String, Option<usize>>,

@@ -1,5 +1,5 @@
-//! Tables of the configuration file, read key by key: what is missing, misspelt or of the wrong kind is
-//! reported where it stands.
+//! Tables of the configuration file, read key by key: a missing, misspelt or mistyped value is reported with its
+//! position.
 
 use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
@@ -11,7 +11,7 @@ use toml::de::{DeInteger, DeTable, DeValue};
 use super::file::Document;
 use super::problems::{Origin, Problems, did_you_mean};
 
-/// A table, and what it is called in messages.
+/// A table, with its name in messages.
 pub(super) struct Section<'a> {
     pub(super) name: String,
     pub(super) table: &'a DeTable<'a>,
@@ -30,17 +30,17 @@ impl<'a> Section<'a> {
         self.get(key).is_some()
     }
 
-    /// Whether a key has a value, but none that could be read.
+    /// Whether a key has a value that could not be read.
     pub(super) fn means_nothing(&self, key: &str, read: Option<Duration>) -> bool {
         self.has(key) && read.is_none()
     }
 
-    /// What the table is called together with a key.
+    /// The name of the table together with a key.
     pub(super) fn path(&self, key: &str) -> String {
         format!("{}.{key}", self.name)
     }
 
-    /// Reports what is wrong with the value of a key, or with its absence.
+    /// Reports a problem with the value of a key, or with its absence.
     pub(super) fn wrong(&self, key: &str, text: impl Into<String>, problems: &mut Problems) {
         problems.add(self.origin(key), &self.path(key), text);
     }
@@ -50,7 +50,7 @@ impl<'a> Section<'a> {
         self.document.origin(span.as_ref().unwrap_or(&self.span))
     }
 
-    /// Reports keys that mean nothing here.
+    /// Reports unknown keys.
     pub(super) fn allow_only(&self, known: &[&str], problems: &mut Problems) {
         for (key, _) in self.table {
             let name = key.get_ref().as_ref();
@@ -61,7 +61,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The value of a key, if there is one that is any good.
+    /// The value of a key, if there is a valid one.
     pub(super) fn read<T>(
         &self,
         key: &str,
@@ -122,7 +122,7 @@ impl<'a> Section<'a> {
         self.read(key, read, problems)
     }
 
-    /// One of some words.
+    /// One of several words.
     pub(super) fn choice<T: Copy>(
         &self,
         key: &str,
@@ -149,7 +149,7 @@ fn unknown_key(name: &str, known: &[&str]) -> String {
     }
 }
 
-/// The text of a value that must be one.
+/// The text of a value that must be a text.
 pub(super) fn text<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
     match value {
         DeValue::String(text) => Ok(text),
@@ -177,16 +177,16 @@ pub(super) fn glob(value: &DeValue<'_>) -> Result<String, String> {
     Ok(pattern.to_owned())
 }
 
-/// A whole number in decimal, however it is written.
+/// A whole number in decimal, in any notation.
 pub(super) fn integer_text(number: &DeInteger<'_>) -> String {
     match i128::from_str_radix(number.as_str(), number.radix()) {
         Ok(value) => value.to_string(),
-        // Out of all range; said by who wants it.
+        // Beyond every range; the caller reports it.
         Err(_) => number.as_str().to_owned(),
     }
 }
 
-/// What a value is, with its article.
+/// The type of a value, with its article.
 pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a text",
@@ -199,7 +199,7 @@ pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-/// A label that can stand in a log line.
+/// A label that is valid in a log line.
 pub(super) fn label(value: &DeValue<'_>) -> Result<String, String> {
     let label = text(value)?;
     match label {
@@ -214,10 +214,10 @@ pub(super) fn label(value: &DeValue<'_>) -> Result<String, String> {
     }
 }
 
-/// It stands in every log line about the agent.
+/// It is part of every log line about the agent.
 const LABEL_BYTES_MAX: usize = 64;
 
-/// A user, by name or number; remembers those with names.
+/// A user, by name or number; keeps those with names.
 pub(super) fn user(value: &DeValue<'_>, known: &mut BTreeMap<String, u32>) -> Result<u32, String> {
     if let DeValue::Integer(number) = value {
         return integer_text(number)

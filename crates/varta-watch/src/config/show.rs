@@ -50,7 +50,7 @@ fn line(page: &mut String, setting: &Setting) {
     };
 }
 
-/// The value as it is written in a file; an error if it cannot be, nothing if there is none.
+/// The value in the notation of the file; an error if there is none for it, nothing if it is not set.
 fn literal(setting: &Setting) -> Option<Result<String, ()>> {
     let texts: Option<Vec<&str>> = setting.texts.iter().map(|text| text.to_str()).collect();
     let Some(texts) = texts else {
@@ -64,7 +64,7 @@ fn literal(setting: &Setting) -> Option<Result<String, ()>> {
         }
         Kind::Bool | Kind::Integer => (*first).to_owned(),
         Kind::NumberOrText => match first.parse::<f64>() {
-            // As TOML wants numbers: 0.5, not .5
+            // TOML requires 0.5, not .5
             Ok(number) => number.to_string(),
             Err(_) => quoted(first),
         },

@@ -1,5 +1,5 @@
-//! Bringing flags, environment and file together: a flag overrides a variable, a variable the file. What is left
-//! becomes the defaults of the command line's parser, so one set of parsers reads them all.
+//! Merges flags, environment and file: a flag overrides a variable, a variable the file. The result becomes the
+//! defaults of the command line's parser, so one set of parsers reads them all.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -23,10 +23,10 @@ use super::{no_effect, old_flags};
 /// The flag that names the file.
 const CONFIG: &str = "config";
 
-/// Each value is parsed by itself, and names are looked up. Who has more users than that gives them a group.
+/// Each value is parsed by itself, and names are looked up. An operator with more users than that uses a group.
 const LIST_VALUES_MAX: usize = 256;
 
-/// Where the settings come from that were given at the start, to be looked at again on SIGHUP.
+/// The origin of the settings at the start, to be read again on SIGHUP.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sources {
     /// The program's name first.
@@ -34,7 +34,7 @@ pub(crate) struct Sources {
     pub(super) environment: Vec<(OsString, OsString)>,
 }
 
-/// The value of a setting as it was given.
+/// The value of a setting in its original form.
 #[derive(Clone, Debug)]
 struct Given {
     texts: Vec<OsString>,
@@ -54,7 +54,7 @@ pub(crate) struct Setting {
     pub(super) reloaded: bool,
 }
 
-/// Everything that was given, not yet looked at as a whole.
+/// Everything that was given, not yet checked as a whole.
 pub(super) struct Gathered {
     pub(super) matches: ArgMatches,
     pub(super) settings: Vec<Setting>,
@@ -70,7 +70,7 @@ impl Sources {
         }
     }
 
-    /// Takes the command line apart; what its values mean is not looked at yet.
+    /// Splits the command line; values are not checked yet.
     pub(super) fn flags(&self) -> Result<ArgMatches, clap::Error> {
         table::unjudged_command().try_get_matches_from(&self.arguments)
     }
@@ -123,7 +123,7 @@ impl Sources {
             .map(|(_, value)| value.as_os_str())
     }
 
-    /// Where children look programs up if they inherit the environment.
+    /// The search path of children that inherit the environment.
     pub(super) fn path_of_children(&self, inherit: bool) -> Option<String> {
         let path = self.environment.iter().find(|(name, _)| name == "PATH");
         let path = path.filter(|_| inherit)?;
@@ -174,7 +174,7 @@ impl Sources {
     }
 }
 
-/// The key that a variable of the observer stands for, if there is one of that name.
+/// The key that corresponds to a variable of the observer, if there is one.
 fn key_of(variable: &str) -> Option<String> {
     let name = variable.strip_prefix("VARTA_")?;
     Some(name.to_lowercase().replace('_', "-"))
@@ -206,7 +206,7 @@ fn read_flags(
     }
 }
 
-/// Takes what a flag or a variable says, if the setting's parser does.
+/// Takes the value of a flag or a variable, if the setting's parser accepts it.
 fn take(
     arg: &Arg,
     key: &str,
@@ -345,7 +345,7 @@ fn texts(
 fn plain(arg: &Arg, value: &DeValue<'_>) -> Result<String, String> {
     let what = shown_kind(value);
     let key = table::key(arg).unwrap_or_default();
-    // What is suggested must do.
+    // The suggestion must be valid.
     let may_be = |text: &str| judge(arg, OsStr::new(text));
     match (table::kind(arg), value) {
         (Kind::Bool, DeValue::Boolean(value)) => Ok(value.to_string()),
@@ -362,7 +362,7 @@ fn plain(arg: &Arg, value: &DeValue<'_>) -> Result<String, String> {
         (Kind::Integer, _) => Err(format!(
             "a whole number is wanted here, not {what}; write digits only, without quotes"
         )),
-        // A duration without its unit: its parser says so.
+        // A duration without its unit: its parser reports that.
         (Kind::Duration, DeValue::Integer(number)) => Ok(integer_text(number)),
         (Kind::NumberOrText | Kind::Duration, DeValue::Float(number)) => {
             Ok(number.as_str().to_owned())
@@ -380,7 +380,7 @@ fn plain(arg: &Arg, value: &DeValue<'_>) -> Result<String, String> {
     }
 }
 
-/// Whether a setting's parser takes a text; else why not.
+/// Whether a setting's parser accepts a text; else why not.
 fn judge(arg: &Arg, text: &OsStr) -> Result<(), String> {
     let key = table::key(arg).unwrap_or_default();
     let mut argument = OsString::from(format!("--{key}="));
@@ -395,7 +395,7 @@ fn judge(arg: &Arg, text: &OsStr) -> Result<(), String> {
     }
 }
 
-/// What the parser has against a value.
+/// The parser's objection to a value.
 fn reason(error: &clap::Error, kind: Kind, text: &OsStr) -> String {
     if text.is_empty() {
         return "it is empty; write a value, or leave it out".to_owned();
@@ -428,7 +428,7 @@ fn with_defaults(command: Command, values: &BTreeMap<String, Given>) -> Command 
     })
 }
 
-/// All settings with what they are and where from.
+/// All settings with their values and origins.
 fn in_force(
     command: &Command,
     matches: &ArgMatches,

@@ -1,4 +1,4 @@
-//! Steps of ladders and hooks: `run`, `signal` and `wait`, as they stand in the configuration file.
+//! Steps of ladders and hooks: `run`, `signal` and `wait`, in the form of the configuration file.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use super::programs::SearchPath;
 use super::section::{Section, kind, text};
 use super::units;
 
-/// More are no ladder but a program; write one.
+/// A longer ladder should be a program.
 const STEPS_MAX: usize = 32;
 
-/// What stands for something in arguments.
+/// The placeholders in arguments.
 pub(super) const PLACEHOLDERS: &[&str] = &[
     "{pid}",
     "{name}",
@@ -37,7 +37,7 @@ const TARGETS: &[(&str, SignalTarget)] = &[
 const FORMS: &str =
     "write { run = [\"program\", \"argument\"] }, { signal = \"TERM\" } or { wait = \"30s\" }";
 
-/// What steps get that do not say otherwise, and where their programs are.
+/// Defaults of steps, and the search path of their programs.
 #[derive(Clone, Debug)]
 pub(super) struct StepDefaults {
     pub(super) timeout: Option<Duration>,
@@ -168,7 +168,7 @@ fn command(
     for (index, word) in words.iter().enumerate() {
         let read = text(word.get_ref()).and_then(|text| argument(index, text));
         match read {
-            // To look it up takes time, and what is wrong with it would not be shown.
+            // The lookup takes time, and its problem would not be shown.
             Ok(_) if index == 0 && problems_full => return None,
             Ok(text) if index == 0 => match path.find(&text) {
                 Ok(found) => program = Some(found),
@@ -204,12 +204,12 @@ pub(super) fn argument(index: usize, text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Whatever looks like a placeholder: lower-case words in braces. Other braces stand for themselves.
+/// Text in the form of a placeholder: lower-case words in braces. Other braces are literal.
 fn placeholders(text: &str) -> impl Iterator<Item = &str> {
     text.match_indices('{').filter_map(|(start, _)| {
         let rest = text.get(start..)?;
         let other = |byte: u8| !byte.is_ascii_lowercase() && !b"-_".contains(&byte);
-        // No further than the word goes: there may be any number of braces that nothing closes.
+        // No further than the end of the word: there may be any number of unclosed braces.
         let length = rest.bytes().skip(1).position(other)?;
         let word = rest.get(..length + 2)?;
         (length > 0 && word.ends_with('}')).then_some(word)

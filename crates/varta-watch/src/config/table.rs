@@ -1,8 +1,7 @@
-//! The one table of settings: flags, variables, keys of the configuration file, help, manual page,
-//! completions and docs/configuration.md all come from it.
+//! The one table of settings: flags, variables, keys of the configuration file, help, manual page, completions and
+//! docs/configuration.md are all generated from it.
 //!
-//! A value is read by the parser that stands here, wherever it is given. What values mean together is
-//! checked in `check`.
+//! Each value is read by the parser in this table, whatever its source. `check` validates combinations of values.
 
 use std::any::TypeId;
 use std::ffi::OsString;
@@ -26,7 +25,7 @@ use super::{old_flags, units, users};
 use crate::settings::http::AgentSeries;
 use crate::settings::{ExportEvents, LogFormat, QUEUE_DATAGRAMS_DEFAULT};
 
-/// Beats per second of one agent unless told otherwise, as in 0.2.0.
+/// Default beats per second of one agent, as in 0.2.0.
 const MAX_BEAT_RATE: u32 = 100;
 
 /// Watches processes: each sends a beat now and then, and whoever falls silent is reported and, if you say
@@ -274,8 +273,7 @@ pub(super) enum Eviction {
     Balanced,
 }
 
-/// Settings that take effect on SIGHUP. The others are about what exists once it is open, or about how big
-/// it was made, and need a restart.
+/// Settings that take effect on SIGHUP. The others concern what is open already, or its size, and need a restart.
 const RELOADED: &[&str] = &[
     "max-beat-rate",
     "max-beat-burst",
@@ -309,7 +307,7 @@ const RELOADED: &[&str] = &[
     "io-pressure",
 ];
 
-/// What is about the command line itself, and thus no setting. `config` has a variable, the others do not.
+/// Arguments about the command line itself, which are no settings. `config` has a variable, the others have none.
 pub(super) const NO_SETTINGS: &[&str] = &[
     "config",
     "check-config",
@@ -320,7 +318,7 @@ pub(super) const NO_SETTINGS: &[&str] = &[
     "list-metrics",
 ];
 
-/// What a value looks like in the file.
+/// The form of a value in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Bool,
@@ -339,8 +337,8 @@ pub(super) fn command() -> Command {
     Flags::command().args(old_flags::all())
 }
 
-/// The same, but settings may have any value: they are judged like those of the file, so that all that are wrong
-/// are told.
+/// The same, but settings may have any value: they are checked like those of the file, so that all invalid ones are
+/// reported.
 pub(super) fn unjudged_command() -> Command {
     command().mut_args(|arg| match is_setting(&arg) {
         true => arg.value_parser(clap::value_parser!(OsString)),
@@ -348,8 +346,7 @@ pub(super) fn unjudged_command() -> Command {
     })
 }
 
-/// The table as people are shown it: without old flags, and with flags that are on or off without their
-/// `=true|false`.
+/// The table for display: without old flags, and with boolean flags without their `=true|false`.
 pub(super) fn shown_command() -> Command {
     Flags::command().mut_args(|arg| match kind(&arg) {
         Kind::Bool => arg
@@ -378,13 +375,13 @@ pub(super) fn settings(command: &Command) -> impl Iterator<Item = (&str, &Arg)> 
     settings.filter_map(|arg| key(arg).map(|key| (key, arg)))
 }
 
-/// What the old name of a setting stands for now.
+/// The setting that replaced an old name.
 pub(super) fn by_alias<'a>(command: &'a Command, name: &str) -> Option<&'a str> {
     let (_, key) = aliases(command).find(|(alias, _)| *alias == name)?;
     Some(key)
 }
 
-/// Old names with the keys that stand for them now.
+/// Old names with the keys that replaced them.
 fn aliases(command: &Command) -> impl Iterator<Item = (&str, &str)> {
     settings(command).flat_map(|(key, arg)| {
         let aliases = arg.get_all_aliases().unwrap_or_default();
@@ -392,8 +389,8 @@ fn aliases(command: &Command) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// The setting, or one of the `others`, that somebody may have meant who wrote `name`. Who has come near an
-/// old name is told what has taken its place; nothing has taken that of a flag without effect.
+/// The setting, or one of the `others`, whose name is closest to `name`. For a name that is close to an old one the
+/// result is its replacement; a flag without effect has none.
 pub(super) fn meant<'a>(command: &'a Command, name: &str, others: &[&'a str]) -> Option<&'a str> {
     let current = settings(command).map(|(key, _)| key);
     let current = current.chain(others.iter().copied());
@@ -417,7 +414,7 @@ pub(super) fn is_reloaded(key: &str) -> bool {
     RELOADED.contains(&key)
 }
 
-/// What its value looks like in the file.
+/// The form of its value in the file.
 pub(super) fn kind(arg: &Arg) -> Kind {
     let id = arg.get_value_parser().type_id();
     let is = |types: &[TypeId]| types.iter().any(|one| id == *one);
@@ -446,9 +443,9 @@ pub(super) fn kind(arg: &Arg) -> Kind {
     }
 }
 
-/// How several values are told apart in one variable.
+/// The separator of several values in one variable.
 pub(super) fn separator(key: &str) -> char {
-    // Values of variables may hold anything else.
+    // Values of variables may contain any other character.
     if key == "recovery-env" { '\n' } else { ',' }
 }
 

@@ -1,17 +1,17 @@
-//! How values are written, wherever they are given: each parser takes the text and says how to mend it.
+//! The notation of values, the same for all sources: each parser takes the text and names the fix.
 
 use std::time::Duration;
 
 use super::Toggle;
 use crate::settings::{QUEUE_DATAGRAMS_MAX, QUEUE_DATAGRAMS_MIN};
 
-/// The word for doing without.
+/// The word that switches a setting off.
 pub(super) const OFF: &str = "off";
 
 /// A month. Longer ones are mistakes, and everything is counted in nanoseconds of 64 bits.
 const DURATION_MAX: Duration = Duration::from_secs(31 * 24 * 3600);
 
-/// Shorter silences are below what schedulers promise.
+/// Shorter silences are below the accuracy of schedulers.
 pub(super) const THRESHOLD_MIN: Duration = Duration::from_millis(10);
 
 /// A day.
@@ -22,7 +22,7 @@ const QUOTED_CHARACTERS_MAX: usize = 64;
 
 const EXAMPLES: &str = "write \"1500ms\", \"2s\" or \"10m\"";
 
-/// A value that means nothing, for a message about it: on one line, and no longer than it takes to find it.
+/// An invalid value, for a message about it: on one line, and cut to a length at which it is still recognisable.
 pub(super) fn quoted(text: &str) -> String {
     match text.char_indices().nth(QUOTED_CHARACTERS_MAX) {
         Some((end, _)) => format!("{:?}...", text.get(..end).unwrap_or(text)),
@@ -87,7 +87,7 @@ pub(super) fn percent(text: &str) -> Result<Toggle<f64>, String> {
     })
 }
 
-/// Datagrams that the beat socket is to queue; or off.
+/// Datagrams that the beat socket must queue; or off.
 pub(super) fn queue_datagrams(text: &str) -> Result<Toggle<u32>, String> {
     if text == OFF {
         return Ok(Toggle::Off);
@@ -103,7 +103,7 @@ pub(super) fn queue_datagrams(text: &str) -> Result<Toggle<u32>, String> {
     })
 }
 
-/// As long as it lasts is off.
+/// Off means for as long as it lasts.
 pub(super) fn duration_or_off(text: &str) -> Result<Toggle<Duration>, String> {
     match text {
         OFF => Ok(Toggle::Off),
@@ -119,7 +119,7 @@ fn part_or_off(text: &str, whole: f64) -> Option<Toggle<f64>> {
     (number > 0.0 && number <= whole).then_some(Toggle::At(number))
 }
 
-/// How long a duration is, as one writes it.
+/// A duration in the notation of the settings.
 pub(super) fn shown(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
 }
@@ -136,7 +136,7 @@ pub(super) fn octal_mode(text: &str) -> Result<u32, String> {
     })
 }
 
-/// A variable for children. What is wrong with it is said without it: it may be secret.
+/// A variable for children. A problem with it is reported without its text: it may be secret.
 pub(super) fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("no '='; write KEY=VALUE")?;
     if key.is_empty() {

@@ -1,8 +1,7 @@
-//! Rules that processes of any user could have applied to themselves. They are warned of and hold as they are
-//! written: the operator may know who the users are.
-//!
-//! A name is what a process calls itself. The program file says nothing of the code that its user has put into the
-//! process, and a unit says nothing of who lives below it. Only `uid` says whose process it is.
+//! Warns of rules that processes of any user could have applied to themselves. The rules are in force as they are
+//! written: the operator may know the users.
+//! A process chooses its own name. The program file does not prove which code its user has put into the process, and
+//! a unit does not prove which user's processes run below it. Only `uid` identifies the user of the process.
 
 use std::time::Duration;
 
@@ -11,8 +10,8 @@ use varta_core::rules::{Selector, Transport};
 
 use super::units;
 
-/// What is to be said of a rule while several users may join: what selects, what any of them could get, and how to
-/// mend it. `threshold` holds for agents without a rule.
+/// The warnings about a rule while several users may join: the selectors, what any of these users could get, and the
+/// fix. `threshold` is that of agents without a rule.
 pub(super) fn warning(rule: &AgentRule, threshold: Duration) -> Option<String> {
     let selects_by = selects_by(&rule.selector);
     let gives = gives(rule, threshold);
@@ -27,8 +26,8 @@ pub(super) fn warning(rule: &AgentRule, threshold: Duration) -> Option<String> {
     ))
 }
 
-/// The selectors that let processes of any user match; none if the rule says whose they are, or means agents of other
-/// hosts only.
+/// The selectors that let processes of any user match; none if the rule names the user, or matches remote agents
+/// only.
 fn selects_by(selector: &Selector) -> Vec<&'static str> {
     let is_remote = !matches!(selector.origin, None | Some(Transport::Unix));
     if selector.uid.is_some() || is_remote || selector.source.is_some() {
@@ -40,7 +39,7 @@ fn selects_by(selector: &Selector) -> Vec<&'static str> {
         ("unit", &selector.unit),
         ("user-unit", &selector.user_unit),
     ];
-    // Every process has a name, so a rule for any name takes no process at its word.
+    // Every process has a name, so a rule for any name trusts no name.
     let tells_apart =
         |key: &str, pattern: &String| key != "name" || pattern.chars().any(|char| char != '*');
     let given = given.into_iter().filter(|(key, pattern)| {
@@ -50,7 +49,7 @@ fn selects_by(selector: &Selector) -> Vec<&'static str> {
     given.map(|(key, _)| key).collect()
 }
 
-/// What a process gets from a rule that it would not have without.
+/// What a process gets from a rule that it would not have without it.
 fn gives(rule: &AgentRule, threshold: Duration) -> Vec<String> {
     let Hooks {
         on_late,

@@ -1,4 +1,4 @@
-//! Whose processes may speak: names and numbers from the command line, and the socket permissions that
+//! The users whose processes may send beats: names and numbers from the command line, and the socket permissions that
 //! follow from them.
 
 use nix::unistd::{Group, User};
@@ -16,12 +16,12 @@ pub(super) fn user_id(text: &str) -> Result<u32, String> {
     })
 }
 
-/// A user whose processes may speak.
+/// A user whose processes may send beats.
 pub(super) fn allowed_user(text: &str) -> Result<u32, String> {
     somebody(user_id(text)?, "user", users::unmapped_uid())
 }
 
-/// A group whose processes may speak.
+/// A group whose processes may send beats.
 pub(super) fn allowed_group(text: &str) -> Result<u32, String> {
     somebody(group_id(text)?, "group", users::unmapped_gid())
 }
@@ -66,8 +66,8 @@ fn id(
     }
 }
 
-/// Who may speak: whom the operator names, else everyone if the observer is root, else its own user, unless that is
-/// nobody.
+/// The permitted users: those that the operator names, else all users if the observer is root, else its own user,
+/// unless that is `nobody`.
 pub(super) fn allowed(
     uids: Vec<u32>,
     gids: Vec<u32>,
@@ -106,7 +106,7 @@ pub(super) fn may_be_several(users: &AllowedUsers) -> bool {
     }
 }
 
-/// The permissions that let those in who may speak, and as few others as permission bits can keep out.
+/// The permissions that admit the permitted users, and as few others as permission bits can keep out.
 pub(super) fn socket_access(users: &AllowedUsers, own_uid: u32) -> SocketAccess {
     let (mode, gid) = match users {
         AllowedUsers::Only { uids, gids } if uids.iter().all(|uid| *uid == own_uid) => match **gids

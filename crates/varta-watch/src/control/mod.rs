@@ -1,11 +1,11 @@
-//! The other thread: everything slow. It is a shell around the engine ([`varta_core::engine`]): it receives what has
-//! happened, feeds it to the engine, carries out what that answers, and feeds back what became of it. It decides
-//! nothing about agents.
+//! The control thread: everything slow. It is a shell around the engine ([`varta_core::engine`]): it receives events,
+//! feeds them to the engine, executes the engine's effects, and feeds back their outcomes. It decides nothing about
+//! agents.
 //!
-//! Nothing here can delay a beat. The table of slots is the truth about who is silent; events only
-//! say when to look. So an event that was dropped can cost a log line, never a wrong action.
+//! Nothing in this module can delay a beat. The table of slots decides which agent is silent; an event only triggers
+//! a check. A dropped event can therefore cost a log line, never a wrong action.
 //!
-//! Bounds: a turn takes [`EVENTS_PER_TURN`] events; what else is kept here is bounded where it is kept.
+//! Bounds: a turn takes [`EVENTS_PER_TURN`] events; every other collection states its bound at its own definition.
 
 mod pressure;
 mod process_registry;
@@ -50,27 +50,27 @@ use process_registry::ProcessRegistry;
 use receive_trouble::ReceiveTrouble;
 use steps::Steps;
 
-/// Events handled before anything else gets a turn.
+/// Events handled before the other inputs are polled.
 const EVENTS_PER_TURN: usize = 4096;
 
 /// How often the largest pid of this host is read, in case the operator changes it.
 const PID_MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// How soon updates of the beat path that found no room are sent again.
+/// Time until an update is sent again that the full ring to the beat path refused.
 const UPDATES_PAUSE: Duration = Duration::from_millis(10);
 
-/// How long killed recovery commands may take to be gone when the observer stops.
+/// Longest wait for killed recovery commands when the observer stops.
 const REAP_WAIT: Duration = Duration::from_millis(100);
 
-/// What the control thread works with.
+/// The parts that the control thread works with.
 pub(crate) struct ControlConfig {
     pub(crate) events: EventReceiver,
     pub(crate) updates: UpdateSender,
     pub(crate) commands: mpsc::Receiver<CommandRequest>,
     pub(crate) report: Report,
-    /// What the operator wanted at the start.
+    /// The settings of the start.
     pub(crate) config: Config,
-    /// Spreads what must not happen all at once.
+    /// Spreads work that must not happen all at once.
     pub(crate) seed: u64,
     /// Read again on SIGHUP; `None` without encrypted UDP.
     pub(crate) keys: Option<KeyFiles>,
@@ -87,9 +87,9 @@ pub(crate) struct ControlConfig {
 
 /// The control thread's state.
 pub(crate) struct Control {
-    given: ControlConfig,
+    parts: ControlConfig,
     engine: Engine,
-    /// What the engine goes by, for what must be looked up for it.
+    /// The policy of the engine, for the lookups on its behalf.
     policy: Arc<Policy>,
     clock: Clock,
     processes: ProcessRegistry,
@@ -100,31 +100,31 @@ pub(crate) struct Control {
     /// The number of the last update of the beat path.
     last_update: u64,
     next_pid_max: Instant,
-    /// What the operator wants now.
+    /// The settings in force now.
     in_force: Config,
-    /// The operator knows that descriptors have run out.
     receive_trouble: ReceiveTrouble,
-    told_of_unwatched_exits: bool,
+    /// The operator was informed that descriptors have run out.
+    unwatched_exits_reported: bool,
 }
 
 /// Why the control thread ended.
 #[derive(Debug)]
 pub(crate) enum StopReason {
-    /// It was asked to stop.
-    Told(StopCause),
-    /// The beat path gave up.
+    /// A stop was requested.
+    Requested(StopCause),
+    /// The beat path ended by itself.
     IngestFailed(io::Error),
 }
 
-/// The signals the observer answers. Installed before anything is left in the file system, so that a
-/// stop is clean from the first moment.
+/// The signals the observer handles. Installed before any file is created, so that a stop cleans up from the first
+/// moment.
 pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
     user1: Signal,
-    /// It is not listened to. But the observer may have been started with this signal ignored, and then the kernel
-    /// would not say how a child has ended.
+    /// Not read. The parent of the observer may have it ignore this signal, and the kernel would then report no exit
+    /// status of a child.
     _child: Signal,
 }
 
@@ -142,38 +142,38 @@ impl Signals {
 }
 
 impl Control {
-    pub(crate) fn new(given: ControlConfig) -> Self {
-        let settings = &given.config.settings;
+    pub(crate) fn new(parts: ControlConfig) -> Self {
+        let settings = &parts.config.settings;
         let policy = Arc::new(settings.policy.clone());
         let mut clock = Clock::default();
         let options = EngineOptions {
-            seed: given.seed,
+            seed: parts.seed,
             own_uid: rustix::process::geteuid().as_raw(),
         };
-        given.state.set_threshold(nanoseconds(settings.threshold));
+        parts.state.set_threshold(nanoseconds(settings.threshold));
         Self {
             engine: Engine::new(
                 options,
-                Arc::clone(&given.table),
+                Arc::clone(&parts.table),
                 Arc::clone(&policy),
-                clock.now(&given.beat_path),
+                clock.now(&parts.beat_path),
             ),
             policy,
             clock,
-            processes: ProcessRegistry::new(given.kernel, given.beat_path.raw()),
-            steps: Steps::new(given.kernel, settings.children.clone()),
+            processes: ProcessRegistry::new(parts.kernel, parts.beat_path.raw()),
+            steps: Steps::new(parts.kernel, settings.children.clone()),
             replies: HashMap::new(),
             last_ticket: 0,
             last_update: 0,
             next_pid_max: Instant::now() + PID_MAX_PAUSE,
-            in_force: given.config.clone(),
+            in_force: parts.config.clone(),
             receive_trouble: ReceiveTrouble::default(),
-            told_of_unwatched_exits: false,
-            given,
+            unwatched_exits_reported: false,
+            parts,
         }
     }
 
-    /// Works until told to stop. `ingest_end` speaks when the beat path has ended by itself.
+    /// Works until a stop is requested. `ingest_end` resolves when the beat path has ended by itself.
     pub(crate) async fn run(
         &mut self,
         mut signals: Signals,
@@ -185,7 +185,7 @@ impl Control {
             reason = "its successor is unsafe because a type may lie about its descriptor; an \
                       OwnedFd does not"
         )]
-        let bell = AsyncFd::with_interest(self.given.events.bell(), Interest::READABLE)?;
+        let bell = AsyncFd::with_interest(self.parts.events.bell(), Interest::READABLE)?;
         let end = shutdown_after.and_then(|after| Instant::now().checked_add(after));
         let mut more = false;
         loop {
@@ -193,39 +193,39 @@ impl Control {
             tokio::select! {
                 ready = bell.readable(), if !more => {
                     ready?.clear_ready();
-                    self.given.events.quiet();
+                    self.parts.events.quiet();
                     more = self.take_events();
                 }
                 () = tokio::task::yield_now(), if more => more = self.take_events(),
                 Some((action, end)) = self.steps.ended() => {
                     self.feed(Input::Outcome { action, outcome: Outcome::Ended(end) });
                 }
-                Some(request) = self.given.commands.recv() => self.handle(request),
-                () = at(due) => {}
-                () = at(end) => return Ok(StopReason::Told(StopCause::TimeIsUp)),
-                _ = signals.interrupt.recv() => return Ok(StopReason::Told(StopCause::Interrupt)),
-                _ = signals.terminate.recv() => return Ok(StopReason::Told(StopCause::Terminate)),
+                Some(request) = self.parts.commands.recv() => self.handle(request),
+                () = sleep_until(due) => {}
+                () = sleep_until(end) => return Ok(StopReason::Requested(StopCause::TimeIsUp)),
+                _ = signals.interrupt.recv() => return Ok(StopReason::Requested(StopCause::Interrupt)),
+                _ = signals.terminate.recv() => return Ok(StopReason::Requested(StopCause::Terminate)),
                 _ = signals.hangup.recv() => self.reload(),
                 _ = signals.user1.recv() => self.publish_counters(),
                 Ok(error) = &mut *ingest_end => return Ok(StopReason::IngestFailed(error)),
             }
             self.feed(Input::Timeout);
-            self.look_around(Instant::now());
+            self.poll_periodic(Instant::now());
             self.show_levels();
-            self.given.updates.send();
-            self.given.report.write_rows();
-            self.given.report.tick();
+            self.parts.updates.send();
+            self.parts.report.write_rows();
+            self.parts.report.tick();
         }
     }
 
     /// Ends everything that was started. The beat path has stopped: no more events come, and nothing can be
     /// changed. The engine is not fed a timeout any more, so it orders nothing.
     pub(crate) async fn finish(&mut self) {
-        self.given.commands.close();
-        while self.given.commands.try_recv().is_ok() {}
+        self.parts.commands.close();
+        while self.parts.commands.try_recv().is_ok() {}
         while self.take_events() {}
-        self.given.report.finish();
-        let grace = self.steps.stop(self.given.config.settings.shutdown_grace);
+        self.parts.report.finish();
+        let grace = self.steps.stop(self.parts.config.settings.shutdown_grace);
         let _ = tokio::time::timeout(grace + REAP_WAIT, async {
             while let Some((action, end)) = self.steps.ended().await {
                 let outcome = Outcome::Ended(end);
@@ -237,29 +237,29 @@ impl Control {
 
     /// Writes what is left to be written.
     pub(crate) fn close(&mut self) {
-        self.given.report.close();
+        self.parts.report.close();
     }
 
-    /// Takes what has happened, up to a bound; true if there may be more.
+    /// Takes the pending events, up to a bound; true if there may be more.
     fn take_events(&mut self) -> bool {
         for _ in 0..EVENTS_PER_TURN {
-            match self.given.events.pop() {
+            match self.parts.events.pop() {
                 None => return false,
                 Some(Handed::Event { event, process }) => {
                     self.take_event(completed(event, process.as_ref()));
                 }
                 Some(Handed::Query(query)) => {
                     let reply = self.processes.answer(query);
-                    self.given.updates.add(Update::Identity(reply));
+                    self.parts.updates.add(Update::Identity(reply));
                     // A beat is waiting.
-                    self.given.updates.send();
+                    self.parts.updates.send();
                 }
             }
         }
         true
     }
 
-    /// Feeds an event with what can be looked up about its process.
+    /// Feeds an event together with the facts that can be looked up about its process.
     fn take_event(&mut self, event: Event) {
         let facts = match event.kind {
             EventKind::Join { agent, from, .. } => self.joined(agent, from),
@@ -270,13 +270,13 @@ impl Control {
             }
             EventKind::Refused { sender, reason } => {
                 let now = Instant::now().into_std();
-                self.given.no_room.note(sender, reason, now);
+                self.parts.no_room.note(sender, reason, now);
                 None
             }
             EventKind::ReceiveTrouble => {
                 let now_ns = event.observer_ns;
-                for fact in self.receive_trouble.changes(&self.given.beat_path, now_ns) {
-                    self.given.report.publish(&fact, now_ns);
+                for fact in self.receive_trouble.changes(&self.parts.beat_path, now_ns) {
+                    self.parts.report.publish(&fact, now_ns);
                 }
                 None
             }
@@ -295,7 +295,7 @@ impl Control {
         }
     }
 
-    /// Looks at the process of a new agent, for the engine and for the beat path.
+    /// Examines the process of a new agent, for the engine and for the beat path.
     fn joined(&mut self, agent: Agent, from: JoinedFrom) -> Option<ProcessFacts> {
         let JoinedFrom::Local { exit_watched, .. } = from else {
             return None;
@@ -305,19 +305,19 @@ impl Control {
             .processes
             .join(agent, exit_watched, &|path| policy.names_program(path));
         // Before the join is published and acted on.
-        self.given.updates.add(Update::Info(agent, info));
-        self.given.updates.send();
+        self.parts.updates.add(Update::Info(agent, info));
+        self.parts.updates.send();
         Some(facts)
     }
 
     fn publish_unwatched_exits(&mut self) {
-        if !self.told_of_unwatched_exits && self.given.counters.get(Counter::ExitWatchFailed) > 0 {
-            self.told_of_unwatched_exits = true;
+        if !self.unwatched_exits_reported && self.parts.counters.get(Counter::ExitWatchFailed) > 0 {
+            self.unwatched_exits_reported = true;
             self.publish(&Fact::ExitsUnwatched);
         }
     }
 
-    /// Feeds an operator's command; it is answered by an effect.
+    /// Feeds an operator's command; an effect answers it.
     fn handle(&mut self, CommandRequest { command, reply }: CommandRequest) {
         self.last_ticket += 1;
         let ticket = self.last_ticket;
@@ -326,7 +326,7 @@ impl Control {
     }
 
     fn feed(&mut self, input: Input) {
-        let now = self.clock.now(&self.given.beat_path);
+        let now = self.clock.now(&self.parts.beat_path);
         self.engine.handle(input, now);
         while let Some(effect) = self.engine.poll_effect() {
             self.carry_out(effect);
@@ -336,20 +336,20 @@ impl Control {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Publish { observer_ns, fact } => {
-                self.given.report.publish(&fact, observer_ns);
+                self.parts.report.publish(&fact, observer_ns);
             }
             Effect::TakeStep(order) => self.take_step(&order),
-            Effect::Update(update) => self.last_update = self.given.updates.add(update_of(update)),
+            Effect::Update(update) => self.last_update = self.parts.updates.add(update_of(update)),
             Effect::ReadPressure => {
                 let pressure = Input::Pressure(pressure::read());
-                let now = self.clock.now(&self.given.beat_path);
+                let now = self.clock.now(&self.parts.beat_path);
                 self.engine.handle(pressure, now);
             }
             Effect::Directory {
                 agent,
                 info: Some(info),
-            } => self.given.directory.enter(agent, info),
-            Effect::Directory { agent, info: None } => self.given.directory.leave(agent),
+            } => self.parts.directory.enter(agent, info),
+            Effect::Directory { agent, info: None } => self.parts.directory.leave(agent),
             Effect::Answer { ticket, result } => self.answer(ticket, result),
         }
     }
@@ -358,7 +358,7 @@ impl Control {
         let outcome = self.steps.take(order, &mut self.processes);
         let action = order.id;
         let outcome = Input::Outcome { action, outcome };
-        let now = self.clock.now(&self.given.beat_path);
+        let now = self.clock.now(&self.parts.beat_path);
         self.engine.handle(outcome, now);
     }
 
@@ -369,10 +369,10 @@ impl Control {
         }
     }
 
-    /// Publishes what is about no agent.
+    /// Publishes what concerns the observer and no single agent.
     pub(crate) fn publish(&mut self, fact: &Fact) {
-        let now_ns = self.given.beat_path.raw().now_ns();
-        self.given.report.publish(fact, now_ns);
+        let now_ns = self.parts.beat_path.raw().now_ns();
+        self.parts.report.publish(fact, now_ns);
     }
 
     fn notice(&mut self, level: Level, text: String) {
@@ -380,7 +380,7 @@ impl Control {
     }
 
     fn publish_counters(&mut self) {
-        let counters = self.given.counters.nonzero();
+        let counters = self.parts.counters.nonzero();
         self.publish(&Fact::CountersSoFar { counters });
     }
 
@@ -390,16 +390,16 @@ impl Control {
             is_fire_held,
             agents_missing,
         } = self.engine.levels();
-        let counters = &self.given.counters;
+        let counters = &self.parts.counters;
         counters.set(Gauge::RecoveryInFlight, in_flight as u64);
         counters.set(Gauge::RecoveryHeld, is_fire_held.into());
-        self.given.state.set_agents_missing(agents_missing);
+        self.parts.state.set_agents_missing(agents_missing);
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let updates = self.given.updates.is_backed_up();
+        let updates = self.parts.updates.is_backed_up();
         let updates = updates.then(|| Instant::now() + UPDATES_PAUSE);
-        let observer_ns = [self.engine.next_timeout(), self.given.report.next_due_ns()];
+        let observer_ns = [self.engine.next_timeout(), self.parts.report.next_due_ns()];
         let observer_ns = observer_ns.into_iter().flatten().min();
         let due = observer_ns.map(|ns| self.instant_at(ns));
         let search = self.processes.next_search();
@@ -411,18 +411,18 @@ impl Control {
 
     /// A time of the observer's clock, or now if that has passed.
     fn instant_at(&self, observer_ns: u64) -> Instant {
-        let ahead_ns = observer_ns.saturating_sub(self.given.beat_path.raw().now_ns());
+        let ahead_ns = observer_ns.saturating_sub(self.parts.beat_path.raw().now_ns());
         Instant::now() + Duration::from_nanos(ahead_ns)
     }
 
-    /// What must be looked at now and then because nothing rings a bell.
-    fn look_around(&mut self, now: Instant) {
+    /// Periodic checks of what sends no notification.
+    fn poll_periodic(&mut self, now: Instant) {
         for (agent, process) in self.processes.find_ended(now) {
-            self.given.updates.add(Update::Ended(agent, process));
+            self.parts.updates.add(Update::Ended(agent, process));
         }
         if now >= self.next_pid_max {
             self.next_pid_max = now + PID_MAX_PAUSE;
-            self.given
+            self.parts
                 .updates
                 .add(Update::PidMax(process_info::pid_max()));
         }
@@ -436,8 +436,8 @@ struct Clock {
 }
 
 impl Clock {
-    /// The attention clock as other threads see it may be ahead for a moment, until the beat path has noticed a gap; it
-    /// stands still then, so that no silence gets shorter.
+    /// The attention clock as other threads see it may be ahead for a moment, until the beat path has detected a gap;
+    /// the value returned then stands still, so that no silence gets shorter.
     fn now(&mut self, beat_path: &BeatPathState) -> Now {
         let attention_ns = beat_path.attention_now_ns().max(self.last_attention_ns);
         self.last_attention_ns = attention_ns;
@@ -458,7 +458,7 @@ fn update_of(update: AgentUpdate) -> Update {
     }
 }
 
-/// An exit with how the process ended; any other event as it is.
+/// An exit completed with the exit status of the process; any other event unchanged.
 fn completed(mut event: Event, process: Option<&OwnedFd>) -> Event {
     if let EventKind::Exit { agent, status, .. } = &mut event.kind
         && *status == ExitStatus::Unknown
@@ -469,7 +469,7 @@ fn completed(mut event: Event, process: Option<&OwnedFd>) -> Event {
     event
 }
 
-async fn at(time: Option<Instant>) {
+async fn sleep_until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,
         None => future::pending().await,

@@ -1,11 +1,11 @@
-//! The kernel's pressure-stall figures: how much of the last seconds all tasks were stalled for want of
-//! memory or I/O. Kernels without them (before 4.20, or `psi=0`) tell nothing, which holds no fire.
+//! The kernel's pressure-stall figures: the share of the last seconds in which all tasks were stalled on memory or
+//! I/O. Kernels without them (before 4.20, or `psi=0`) report nothing, which holds no fire.
 //!
-//! CPU pressure is left out on purpose: on any busy host somebody always waits for a processor.
+//! CPU pressure is left out on purpose: on any busy host some task always waits for a processor.
 
 use varta_core::hold::Pressure;
 
-/// What the kernel says now.
+/// The kernel's figures now.
 pub(super) fn read() -> Pressure {
     let percent = |what: &str| {
         let text = std::fs::read_to_string(format!("/proc/pressure/{what}")).ok()?;

@@ -1,6 +1,6 @@
-//! The processes behind local agents: looking at them for the engine and for the beat path, and the search for the end
-//! of those that nothing watches. What is known of an agent is kept by the engine; here is only what it takes to look
-//! again.
+//! The processes of local agents: lookups in `/proc` for the engine and for the beat path, and the search for the end
+//! of agents without an exit watch. The engine keeps what is known of an agent; this module keeps only what a
+//! repeated lookup needs.
 //!
 //! Bounds: one entry per local agent, and [`EXAMINED_MAX`] processes that have not joined yet.
 
@@ -20,14 +20,15 @@ use crate::handoff::{IdentityQuery, IdentityReply};
 use crate::process_info::facts::Facts;
 use crate::process_info::{self, KernelFeatures, program};
 
-/// How often unwatched agents are looked at.
+/// Time between two searches among the agents without an exit watch.
 const SEARCH_PAUSE: Duration = Duration::from_millis(250);
 
-/// How many of them at a time, in turns: with up to this many an end is found within the pause, with `n`
-/// times as many within `n` pauses. 64 take less than half a millisecond.
+/// Agents per search, in rotation: an end is found within one interval with up to this many agents, within `n`
+/// intervals with `n` times as many. 64 lookups take less than half a millisecond.
 const SEARCH_AGENTS: usize = 64;
 
-/// Processes that were looked at before they joined, at most; those that never join are forgotten.
+/// Most processes that are kept from their examination until they join; when there are more, all are forgotten, and are
+/// examined again when they join.
 const EXAMINED_MAX: usize = 1024;
 
 /// The processes.
@@ -35,10 +36,9 @@ pub(super) struct ProcessRegistry {
     kernel: KernelFeatures,
     raw: RawClock,
     known: HashMap<u32, Process>,
-    /// Looked at because the beat path asked, by pid and instance.
+    /// Examined at the request of the beat path, by pid and instance.
     examined: HashMap<(u32, u64), Facts>,
-    /// Agents whose end is not watched; the first is looked at next. Those that are gone are left out
-    /// when their turn comes.
+    /// Agents without an exit watch; the first is checked next. An agent that has left is dropped at its turn.
     unwatched: VecDeque<Agent>,
     next_search: Option<Instant>,
 }
@@ -55,7 +55,7 @@ struct Process {
 /// Whether a rule names the program at a path.
 pub(super) type IsNamed<'a> = &'a dyn Fn(&str) -> bool;
 
-/// An unwatched agent that has ended, with its process while it is a zombie.
+/// An agent without an exit watch that has ended, with its process while that is a zombie.
 pub(super) type Ended = (Agent, Option<OwnedFd>);
 
 impl ProcessRegistry {
@@ -70,7 +70,7 @@ impl ProcessRegistry {
         }
     }
 
-    /// Looks at a process for the beat path.
+    /// Examines a process for the beat path.
     pub(super) fn answer(&mut self, question: IdentityQuery) -> IdentityReply {
         let pid = question.pid;
         let mut process = question.process;
@@ -104,22 +104,22 @@ impl ProcessRegistry {
         }
     }
 
-    /// Whether a process found under a pid has sent a datagram that was sent after `sent_after_ns`. It
-    /// has if it existed then. A younger one may have taken the place of the sender; where the kernel can
-    /// hand over the sender itself, the next beat will prove it.
+    /// Whether the process found under a pid sent a datagram that was sent after `sent_after_ns`. It did if it
+    /// existed by then. A younger process may have the pid of the sender; where the kernel attaches the pidfd of the
+    /// sender, the next beat proves it.
     fn is_sender(&self, facts: Option<&Facts>, sent_after_ns: u64) -> bool {
         let start_ticks = facts.and_then(|facts| facts.start_ticks);
         let existed = start_ticks.is_some_and(|start_ticks| {
             let ticks_per_second = rustix::param::clock_ticks_per_second().max(1);
             let tick_ns = 1_000_000_000 / ticks_per_second;
-            // It started somewhere within that tick.
+            // It started at some point within that tick.
             let started_by_ns = start_ticks.saturating_add(1).saturating_mul(tick_ns);
             started_by_ns <= self.raw.boottime_ns_at(sent_after_ns)
         });
         existed || !self.kernel.sender_pidfd
     }
 
-    /// A new local agent: what the beat path is to know, and what the engine is.
+    /// A new local agent: the facts for the beat path and those for the engine.
     pub(super) fn join(
         &mut self,
         agent: Agent,
@@ -139,7 +139,7 @@ impl ProcessRegistry {
         (info, self.learn(agent, facts, is_named))
     }
 
-    /// Looks at the process of an agent again, which may run another program by now; `None` if nothing can be seen.
+    /// Examines the process of an agent again, which may run another program by now; `None` if nothing can be read.
     pub(super) fn review(&mut self, agent: Agent, is_named: IsNamed<'_>) -> Option<ProcessFacts> {
         let facts = self.facts_of(agent)?;
         Some(self.learn(agent, facts, is_named))
@@ -172,8 +172,8 @@ impl ProcessRegistry {
         programs.collect()
     }
 
-    /// The program of a process, unless a rule names that path and another file is there for the observer. Other paths
-    /// are not looked up: the agent has chosen them.
+    /// The program of a process, unless a rule names that path and the observer finds another file there. Other paths
+    /// are not looked up, because the agent chose them.
     fn checked_program(&self, process: &Process, is_named: IsNamed<'_>) -> Option<PathBuf> {
         let Process { agent, program, .. } = process;
         program.clone().filter(|path| {
@@ -185,14 +185,14 @@ impl ProcessRegistry {
         })
     }
 
-    /// An agent is gone.
+    /// An agent has left.
     pub(super) fn forget(&mut self, agent: Agent) {
         if self.process_of(agent).is_some() {
             self.known.remove(&agent.slot);
         }
     }
 
-    /// Whether an agent lives in a pid namespace below the observer's; `None` if `/proc` shows it to others only.
+    /// Whether an agent runs in a pid namespace below the observer's; `None` if `/proc` hides that from the observer.
     pub(super) fn is_foreign(&mut self, agent: Agent) -> Option<bool> {
         if !self.kernel.proc {
             return Some(false);
@@ -218,7 +218,7 @@ impl ProcessRegistry {
         self.next_search
     }
 
-    /// Looks at some of the unwatched agents if it is time.
+    /// Checks some of the agents without an exit watch if the interval is over.
     pub(super) fn find_ended(&mut self, now: Instant) -> Vec<Ended> {
         if self.next_search.is_none_or(|next| now < next) {
             return Vec::new();
@@ -262,7 +262,7 @@ impl Process {
     }
 }
 
-/// Unknown is not foreign to the beat path, and not to be acted on for recovery.
+/// The beat path treats an unknown pid namespace as the observer's own; recovery does not act on it.
 fn is_foreign(facts: &Facts) -> Option<bool> {
     (!facts.pids.is_empty()).then(|| facts.is_foreign())
 }
@@ -386,7 +386,7 @@ mod tests {
         let me = agent(0, std::process::id());
         let (_, facts) = all.join(me, true, &|_| true);
         assert_eq!(facts.process.exe, std::env::current_exe().ok());
-        // What another process would see there.
+        // What another process would see under that path.
         let elsewhere = Some(PathBuf::from("/bin/sh"));
         all.known.get_mut(&0).unwrap().program = elsewhere.clone();
         assert_eq!(all.programs(&|_| true), [(me, None)]);

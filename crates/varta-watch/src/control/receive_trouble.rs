@@ -1,5 +1,5 @@
-//! What is published of beats that cannot be received: that it began, why, and that it is over. The state of the beat
-//! path says what is so now; each change is published once.
+//! Publishes that beats cannot be received: the start, the cause and the end of it. The state of the beat path holds
+//! the current value; each change is published once.
 
 use varta_core::Fact;
 use varta_core::fact::Transport;
@@ -14,14 +14,14 @@ pub(super) struct ReceiveTrouble {
     hanging: u64,
 }
 
-/// A level that is 0 while all is well, and since when it is not.
+/// A level that is 0 while all is well, with the time since when it is not.
 #[derive(Debug, Default)]
 struct Known {
     level: u64,
     since_ns: Option<u64>,
 }
 
-/// What has become of a level.
+/// The change of a level.
 enum Change {
     Began,
     Ended { after_ns: u64 },
@@ -45,7 +45,7 @@ impl Known {
 }
 
 impl ReceiveTrouble {
-    /// What has changed since the last call.
+    /// Changes since the last call.
     pub(super) fn changes(&mut self, beat_path: &BeatPathState, now_ns: u64) -> Vec<Fact> {
         let mut changes = Vec::new();
         for (known, transport) in self.errors.iter_mut().zip(Transport::ALL) {

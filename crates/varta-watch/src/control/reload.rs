@@ -23,7 +23,7 @@ struct Fresh {
 impl Control {
     pub(super) fn reload(&mut self) {
         let mut done = Vec::new();
-        if self.given.report.reopen_event_file() {
+        if self.parts.report.reopen_event_file() {
             done.push(
                 "the event file is opened again if its path leads to another file".to_owned(),
             );
@@ -43,11 +43,11 @@ impl Control {
     }
 
     fn read_again(&self) -> Result<Fresh, Vec<String>> {
-        let config = self.given.config.again()?;
+        let config = self.parts.config.again()?;
         let one = |error: String| vec![error];
-        let keys = self.given.keys.as_ref().map(KeyRing::read).transpose();
+        let keys = self.parts.keys.as_ref().map(KeyRing::read).transpose();
         let keys = keys.map_err(|error| one(error.to_string()))?;
-        let token = self.given.token.as_deref().map(TokenFile::read).transpose();
+        let token = self.parts.token.as_deref().map(TokenFile::read).transpose();
         let token = token.map_err(|error| one(error.to_string()))?;
         Ok(Fresh {
             config,
@@ -64,13 +64,13 @@ impl Control {
         } = fresh;
         if let Some(ring) = keys {
             done.push(format!("read {ring}"));
-            self.given.updates.add(Update::Keys(ring));
+            self.parts.updates.add(Update::Keys(ring));
         }
-        if let (Some(file), Some(token)) = (&self.given.token, token) {
+        if let (Some(file), Some(token)) = (&self.parts.token, token) {
             done.push("read the token".to_owned());
             file.replace(token);
         }
-        let restart = self.given.config.needing_restart(&config).join(", ");
+        let restart = self.parts.config.needing_restart(&config).join(", ");
         if !restart.is_empty() {
             done.push(format!("changed, but only after a restart: {restart}"));
         }
@@ -80,21 +80,21 @@ impl Control {
             self.notice(Level::Warn, warning.clone());
         }
         let threshold_ns = nanoseconds(config.settings.threshold);
-        self.given.state.set_threshold(threshold_ns);
-        self.given.updates.add(Update::Threshold(threshold_ns));
-        self.given
+        self.parts.state.set_threshold(threshold_ns);
+        self.parts.updates.add(Update::Threshold(threshold_ns));
+        self.parts
             .updates
             .add(Update::Limits(config.settings.limits));
         self.steps.set_children(config.settings.children.clone());
         self.policy = Arc::new(Policy {
             // What the beat path was given at the start.
-            recover_foreign: self.given.config.settings.policy.recover_foreign,
+            recover_foreign: self.parts.config.settings.policy.recover_foreign,
             ..config.settings.policy.clone()
         });
         self.in_force = config;
         let policy = Arc::clone(&self.policy);
         let programs = self.processes.programs(&|path| policy.names_program(path));
         self.feed(Input::Policy { policy, programs });
-        self.given.updates.send();
+        self.parts.updates.send();
     }
 }

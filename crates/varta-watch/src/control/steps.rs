@@ -1,4 +1,4 @@
-//! Taking the steps that the engine orders: exactly the process that is meant, after the checks of the order.
+//! Takes the steps that the engine orders: on exactly the intended process, after the checks of the order.
 //!
 //! Bounds: as many programs as the engine orders, which has permits for them.
 
@@ -14,7 +14,7 @@ use crate::actions::{self, Ended, Runner};
 use crate::process_info::KernelFeatures;
 use crate::settings::children::Children;
 
-/// Programs at work.
+/// Running programs.
 pub(super) struct Steps {
     runner: Runner,
     children: Children,
@@ -30,12 +30,12 @@ impl Steps {
         }
     }
 
-    /// What programs get from now on.
+    /// Settings for the programs that start from now on.
     pub(super) fn set_children(&mut self, children: Children) {
         self.children = children;
     }
 
-    /// Takes a step; a program is at work then, and [`Self::ended`] tells its end.
+    /// Takes a step. If a program runs for it, [`Self::ended`] returns its end.
     pub(super) fn take(&mut self, order: &StepOrder, processes: &mut ProcessRegistry) -> Outcome {
         if order.refuse_foreign {
             match processes.is_foreign(order.subject.agent) {
@@ -75,7 +75,7 @@ impl Steps {
         }
     }
 
-    /// The next program that has ended; `None` while none is at work.
+    /// The next program that has ended; `None` while none runs.
     pub(super) async fn ended(&mut self) -> Option<(ActionId, ProgramEnd)> {
         self.running.join_next().await?.ok()
     }

@@ -3,21 +3,21 @@
 use tokio::sync::{mpsc, oneshot};
 use varta_core::engine::{AgentGone, Command};
 
-/// Commands that wait; a sender of more waits, too.
+/// Commands that may be queued; a caller with one more waits.
 const COMMANDS_MAX: usize = 64;
 
-/// A command, and who waits for its answer.
+/// A command, and the channel for its answer.
 #[derive(Debug)]
 pub(crate) struct CommandRequest {
     pub(crate) command: Command,
     pub(crate) reply: Reply,
 }
 
-/// Answers with the number of the update to the beat path; its effect can be seen once that
-/// [is done](super::LivenessProbe::has_done).
+/// The answer contains the number of the update to the beat path; its effect is visible once that [is
+/// done](super::LivenessProbe::has_done).
 pub(crate) type Reply = oneshot::Sender<Result<u64, AgentGone>>;
 
-/// The way to the control thread.
+/// The queue to the control thread.
 pub(crate) fn channel() -> (mpsc::Sender<CommandRequest>, mpsc::Receiver<CommandRequest>) {
     mpsc::channel(COMMANDS_MAX)
 }

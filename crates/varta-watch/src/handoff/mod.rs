@@ -1,13 +1,13 @@
-//! The ways between the beat path and everything slow: a bounded ring of events and queries one way, a
-//! bounded ring of updates the other way, and a bell at the end of each.
+//! The queues between the beat path and the control thread: a bounded ring of events and queries one way, a bounded
+//! ring of updates the other way, and an eventfd (the bell) at the end of each.
 //!
-//! [`command`] is the way from the HTTP server to the control thread.
+//! [`command`] is the queue from the HTTP server to the control thread.
 //!
-//! The beat path never waits. A full ring refuses: a stall is then offered again in the next turn,
-//! anything else is dropped and counted. Beats and refusals, of which any process can make many, may
-//! only fill the ring to three quarters, so that they cannot crowd out what matters (that an agent is critical
-//! matters, and is reported once a second and agent); no agent joins while
-//! less than an eighth is free, so that there is always room for events of those that are there.
+//! The beat path never waits. If the ring is full, a stall is offered again in the next turn, and any other event is
+//! dropped and counted. Beats and refusals, of which any process can cause many, may only fill the ring to three
+//! quarters, so that they cannot displace important events (a critical status is important, and is reported once per
+//! second and agent). No agent joins while less than an eighth is free, so that events of the present agents always
+//! fit.
 
 pub(crate) mod command;
 
@@ -28,76 +28,76 @@ use crate::keys::KeyRing;
 const RING_EVENTS: usize = 8192;
 const _: () = assert!(RING_EVENTS * size_of::<Handed>() <= 640 << 10);
 
-/// Room kept for events that are not beats or refusals.
+/// Entries reserved for events that are not beats or refusals.
 const RESERVED_EVENTS: usize = RING_EVENTS / 4;
 
-/// Room kept for stalls, returns and exits.
+/// Entries reserved for stalls, returns and exits.
 const RESERVED_FOR_AGENTS: usize = RING_EVENTS / 8;
 
-/// Updates the other ring holds. The control thread keeps what finds no room.
+/// Updates that the other ring holds. The control thread keeps those that do not fit.
 const RING_UPDATES: usize = 8192;
 
-/// What goes through the ring.
+/// The entries of the ring.
 pub(crate) enum Handed {
-    /// Something happened.
+    /// An event.
     Event {
         event: Event,
-        /// With an exit: the process that ended, to find out how.
+        /// With an exit: the process that ended, to determine how it ended.
         process: Option<OwnedFd>,
     },
-    /// The beat path needs to know something before it can credit a beat.
+    /// The beat path needs a fact before it can credit a beat.
     Query(IdentityQuery),
 }
 
 /// Which process has this pid?
 pub(crate) struct IdentityQuery {
-    /// Comes back with the reply.
+    /// The reply contains it too.
     pub(crate) ticket: u64,
     pub(crate) pid: u32,
     /// The sender, or the process that has its pid now; `None` if there was no descriptor for it.
     pub(crate) process: Option<OwnedFd>,
-    /// The instance number, if the descriptor has told it.
+    /// The instance number, if the descriptor provides it.
     pub(crate) instance: Option<u64>,
-    /// If the descriptor did not come with the datagram: a time on the observer's clock before which
-    /// the datagram was certainly not sent. A process that existed then is the sender.
+    /// If the descriptor did not come with the datagram: a time on the observer's clock before which the datagram was
+    /// certainly not sent. A process that existed then is the sender.
     pub(crate) sent_after_ns: Option<u64>,
 }
 
-/// What the beat path must know of a process that it has asked about.
+/// The facts about a process that the beat path has queried.
 pub(crate) struct IdentityReply {
     pub(crate) ticket: u64,
     pub(crate) process: Option<OwnedFd>,
-    /// [`UNIDENTIFIED`](varta_core::agent::UNIDENTIFIED) if nothing tells.
+    /// [`UNIDENTIFIED`](varta_core::agent::UNIDENTIFIED) if it cannot be determined.
     pub(crate) instance: u64,
     /// It is certain that this is the process that sent the datagram.
     pub(crate) proved: bool,
     pub(crate) info: ProcessInfo,
 }
 
-/// What the control thread tells the beat path.
+/// An update from the control thread to the beat path.
 pub(crate) enum Update {
     /// The reply to a query.
     Identity(IdentityReply),
     /// An agent that was credited at once has been examined since.
     Info(Agent, ProcessInfo),
-    /// An agent whose end is not watched is gone.
+    /// An agent without an exit watch has ended.
     Ended(Agent, Option<OwnedFd>),
     /// The largest pid of this host.
     PidMax(u32),
     /// The keys in force from now on.
     Keys(KeyRing),
-    /// What an agent is held to from now on.
+    /// The deadlines of an agent from now on.
     Deadlines(Agent, Deadlines),
-    /// Count none of an agent's silence for so long, measured on the attention clock from when the update is
-    /// taken: a gap makes the pause longer in real time, and what waits in the ring comes on top.
+    /// Count none of an agent's silence for this long, measured on the attention clock from the moment the update is
+    /// applied: a gap lengthens the pause in real time, and the wait in the ring is added.
     Pause(Agent, Duration),
     /// Count an agent's silence again.
     Resume(Agent),
-    /// What one agent may send, until it leaves.
+    /// The rate limit of one agent, until it leaves.
     BeatLimit(Agent, BeatLimit),
-    /// What agents may send from now on, those aside that have a limit of their own.
+    /// The rate limit of all agents without a limit of their own, from now on.
     Limits(LimitOptions),
-    /// What newcomers are held to from now on, nanoseconds.
+    /// The threshold of new agents from now on, nanoseconds.
     Threshold(u64),
 }
 
@@ -132,17 +132,17 @@ pub(crate) fn channel(counters: Arc<Counters>) -> rustix::io::Result<(EventSende
 }
 
 impl EventSender {
-    /// Whether the next event that matters will be taken.
+    /// Whether the next important event will fit.
     pub(crate) fn has_room(&self) -> bool {
         self.ring.slots() > 0
     }
 
-    /// Events that wait for the reader.
+    /// Events in the ring.
     pub(crate) fn waiting(&self) -> usize {
         RING_EVENTS - self.ring.slots()
     }
 
-    /// Whether an agent may join, so that the join and what follows can be reported.
+    /// Whether an agent may join: its join and the events after it can be reported.
     pub(crate) fn has_room_for_join(&self) -> bool {
         self.ring.slots() > RESERVED_FOR_AGENTS
     }
@@ -154,12 +154,12 @@ impl EventSender {
         }
     }
 
-    /// Hands an event over; `Break` if there is no room for it.
+    /// Hands an event over; `Break` if it does not fit.
     pub(crate) fn offer(&mut self, event: Event) -> ControlFlow<()> {
         self.push(event, None)
     }
 
-    /// Asks; gives the query back if there is no room for it.
+    /// Sends a query; returns it if it does not fit.
     pub(crate) fn ask(&mut self, query: IdentityQuery) -> Result<(), IdentityQuery> {
         if self.ring.slots() <= RESERVED_EVENTS {
             return Err(query);
@@ -192,7 +192,7 @@ impl EventSender {
     /// Wakes the reader if anything was handed over since the last call.
     pub(crate) fn ring_bell(&mut self) {
         if std::mem::take(&mut self.pushed) {
-            // Fails only when the bell has rung 2^64 times unheard.
+            // Fails only after 2^64 unread notifications.
             let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
         }
     }
@@ -204,7 +204,7 @@ impl EventReceiver {
         self.ring.pop().ok()
     }
 
-    /// Quiets the bell. Call before emptying the ring, so that no ring in between is lost.
+    /// Clears the bell. Call before emptying the ring, so that no notification in between is lost.
     pub(crate) fn quiet(&self) {
         let _ = rustix::io::read(&*self.bell, &mut [0; 8]);
     }
@@ -219,29 +219,29 @@ impl EventReceiver {
 pub(crate) struct UpdateSender {
     ring: rtrb::Producer<Update>,
     bell: Arc<OwnedFd>,
-    /// What found no room, oldest first.
+    /// Updates that did not fit, oldest first.
     waiting: std::collections::VecDeque<Update>,
     /// How many updates there have been.
     added: u64,
     done: Arc<AtomicU64>,
 }
 
-/// Finds out whether the beat path turns: wakes it and looks whether it did.
+/// Determines whether the beat path turns: wakes it and checks whether a turn follows.
 #[derive(Clone, Debug)]
 pub(crate) struct LivenessProbe {
     bell: Arc<OwnedFd>,
     beat_path: Arc<BeatPathState>,
-    /// When it was asked last; 0 before the first time.
+    /// Time of the last probe; 0 before the first one.
     asked_ns: Arc<AtomicU64>,
     done: Arc<AtomicU64>,
 }
 
-/// Callers that ask within this time of each other share the answer: 1 ms. However many ask, the beat path is woken
-/// a thousand times a second at most.
+/// Callers within this time of each other share a probe: 1 ms. However many there are, the beat path is woken at most
+/// a thousand times per second.
 const PROBE_SHARED_NS: u64 = 1_000_000;
 
 impl LivenessProbe {
-    /// Wakes the beat path; the time to compare with.
+    /// Wakes the beat path; returns the time to compare with.
     pub(crate) fn ask(&self) -> u64 {
         self.ask_at(self.beat_path.raw().now_ns())
     }
@@ -256,13 +256,13 @@ impl LivenessProbe {
         asked_ns
     }
 
-    /// Whether the beat path has applied the update with this number, see [`UpdateSender::add`]. What it has
-    /// changed in the table can be seen then.
+    /// Whether the beat path has applied the update with this number, see [`UpdateSender::add`]. Its changes to the
+    /// table are visible then.
     pub(crate) fn has_done(&self, update: u64) -> bool {
         self.done.load(Ordering::Acquire) >= update
     }
 
-    /// Whether a turn that it has begun since it was asked is over.
+    /// Whether a turn that started after the probe is over.
     pub(crate) fn has_turned_since(&self, asked_ns: u64) -> bool {
         self.beat_path.last_turn_ns() >= asked_ns
     }
@@ -296,7 +296,7 @@ pub(crate) fn updates() -> rustix::io::Result<(UpdateSender, UpdateReceiver)> {
 }
 
 impl UpdateSender {
-    /// Finds out whether the other end turns.
+    /// Probes whether the other end turns.
     pub(crate) fn liveness_probe(&self, beat_path: Arc<BeatPathState>) -> LivenessProbe {
         LivenessProbe {
             bell: Arc::clone(&self.bell),
@@ -306,15 +306,15 @@ impl UpdateSender {
         }
     }
 
-    /// Takes an update; it goes out with the next [`Self::send`]. Returns its number, counted from 1: a caller that has
-    /// to know when it was carried out asks [`LivenessProbe::has_done`].
+    /// Queues an update; the next [`Self::send`] sends it. Returns its number, counted from 1: a caller that needs to
+    /// know when it was applied calls [`LivenessProbe::has_done`].
     pub(crate) fn add(&mut self, update: Update) -> u64 {
         self.waiting.push_back(update);
         self.added += 1;
         self.added
     }
 
-    /// Sends what waits, as far as there is room, and rings the bell.
+    /// Sends the queued updates, as far as they fit, and rings the bell.
     pub(crate) fn send(&mut self) {
         let room = self.ring.slots().min(self.waiting.len());
         for update in self.waiting.drain(..room) {
@@ -325,7 +325,7 @@ impl UpdateSender {
         }
     }
 
-    /// Something waits for room.
+    /// An update waits because the ring is full.
     pub(crate) fn is_backed_up(&self) -> bool {
         !self.waiting.is_empty()
     }
@@ -339,7 +339,7 @@ impl UpdateReceiver {
 
     /// The update that was popped last has been applied.
     pub(crate) fn done(&self) {
-        // This thread alone writes it.
+        // Only this thread writes it.
         let done = self.done.load(Ordering::Relaxed) + 1;
         self.done.store(done, Ordering::Release);
     }
@@ -349,12 +349,12 @@ impl UpdateReceiver {
         Arc::clone(&self.bell)
     }
 
-    /// Rings for what was left over.
+    /// Rings the bell for updates that were left over.
     pub(crate) fn ring_again(&self) {
         let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
     }
 
-    /// Quiets the bell. Call before emptying the ring, so that no ring in between is lost.
+    /// Clears the bell. Call before emptying the ring, so that no notification in between is lost.
     pub(crate) fn quiet(&self) {
         let _ = rustix::io::read(&*self.bell, &mut [0; 8]);
     }
@@ -366,7 +366,7 @@ impl AsFd for UpdateReceiver {
     }
 }
 
-/// Tells the beat path to stop.
+/// Requests the beat path to stop.
 #[derive(Clone)]
 pub(crate) struct StopSignal(Arc<OwnedFd>);
 

@@ -1,16 +1,16 @@
-//! Which of two forms of an answer somebody wants: what `Accept` and `Accept-Encoding` say (RFC 9110, 12.5).
+//! The client's choice between two forms of an answer: `Accept` and `Accept-Encoding` (RFC 9110, 12.5).
 //!
-//! One form is the usual one and is given to everybody who does not prefer the other one by its name. Nobody is
-//! refused for wanting neither.
+//! One form is the default: every client gets it that does not prefer the other one by its name. A client that
+//! accepts neither is not refused.
 
 use axum::http::{HeaderMap, HeaderName, header};
 
-/// Another form than the usual one, of which the header decides.
+/// An alternative to the default form; the header decides between them.
 #[derive(Debug)]
 pub(super) struct Other {
     header: HeaderName,
     name: &'static str,
-    /// Names of the usual one, the most exact first.
+    /// Names of the default form, the most exact first.
     usual: &'static [&'static str],
 }
 
@@ -28,7 +28,7 @@ pub(super) static EVENT_STREAM: Other = Other {
     usual: &["application/json", "application/*", "*/*"],
 };
 
-/// Instead of the bytes as they are. Those are welcome to everybody, so `*` speaks of neither.
+/// Instead of the uncompressed bytes. Every client accepts those, so `*` refers to neither.
 pub(super) static GZIP: Other = Other {
     header: header::ACCEPT_ENCODING,
     name: "gzip",
@@ -36,7 +36,7 @@ pub(super) static GZIP: Other = Other {
 };
 
 impl Other {
-    /// Whether it is named, not ruled out, and no less welcome than the usual one.
+    /// Whether it is named, not excluded, and its weight is no less than that of the default.
     pub(super) fn is_preferred(&self, headers: &HeaderMap) -> bool {
         let weight = |name| weight(headers, &self.header, name);
         let usual = self.usual.iter().find_map(|name| weight(name));
@@ -45,7 +45,7 @@ impl Other {
     }
 }
 
-/// How welcome what has this name is, from 0 to 1: the most that is said of it. `None` if it is not named.
+/// The weight of a name, from 0 to 1: the largest one given. `None` if it is not named.
 fn weight(headers: &HeaderMap, header: &HeaderName, wanted: &str) -> Option<f32> {
     let lines = headers.get_all(header).iter();
     let lines = lines.filter_map(|line| line.to_str().ok());
@@ -58,7 +58,7 @@ fn weight(headers: &HeaderMap, header: &HeaderName, wanted: &str) -> Option<f32>
     weights.reduce(f32::max)
 }
 
-/// The weight that a parameter is, if it is one.
+/// The weight in a parameter, if it is one.
 fn quality(parameter: &str) -> Option<f32> {
     let (name, value) = parameter.split_once('=')?;
     let weight = value.parse().ok()?;

@@ -1,8 +1,8 @@
-//! Which agents, in which order, from where on: `GET /api/v1/agents`.
+//! Selection, order and paging of agents: `GET /api/v1/agents`.
 //!
-//! A page is chosen in one pass over the slots that keeps no more than the page, so a question costs the same
-//! memory however many agents there are. The place where a page ends is a key of the order, not a number, so an
-//! agent that comes or goes between two pages moves nobody else from one to the other.
+//! A page is selected in one pass over the slots that keeps no more than the page, so a request costs the same memory
+//! however many agents there are. A page ends at a key of the order, not at a number, so an agent that joins or
+//! leaves between two pages moves no other agent from one to the other.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -14,10 +14,10 @@ use varta_api::v1::{AgentsPage, PAGE_MAX, State};
 use super::problem::Refusal;
 use crate::snapshot::view::{Seen, View};
 
-/// Agents in a page unless told otherwise.
+/// Default number of agents in a page.
 const PAGE: usize = 100;
 
-/// What is asked for.
+/// The parameters of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AgentsQuestion {
     /// Any if empty.
@@ -57,12 +57,12 @@ impl Sort {
     }
 }
 
-/// Where an agent stands in the order; what an order does not look at is the same for all.
+/// The position of an agent in the order; fields that an order ignores are the same for all agents.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     rank: u8,
     name: String,
-    /// Older is longer silent; unlike a silence it stays the same while nobody speaks.
+    /// A smaller value is a longer silence; unlike a silence it does not change while no beat arrives.
     heard_ns: u64,
     pid: u32,
     instance: u64,
@@ -94,8 +94,8 @@ impl Key {
     }
 }
 
-/// Where a page ends, and in which order that is. As text it says nothing to anybody but [`End::from_str`], and has
-/// letters, digits and dashes only, so that it can be put into a query as it is.
+/// The end of a page, with its order. The text is opaque to all but [`End::from_str`], and has letters, digits and
+/// dashes only, so that it can be put into a query unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct End {
     sort: Sort,
@@ -167,7 +167,7 @@ fn rank(state: State) -> u8 {
 }
 
 impl AgentsQuestion {
-    /// Reads the parameters; what is not understood is named.
+    /// Reads the parameters; the error names an unknown one.
     pub(crate) fn parse(parameters: &[(String, String)]) -> Result<Self, Refusal> {
         let mut question = Self {
             states: Vec::new(),
@@ -211,12 +211,12 @@ impl AgentsQuestion {
         }
     }
 
-    /// The page that answers it.
+    /// The page for this request.
     pub(crate) fn answer(&self, view: &View) -> AgentsPage {
         let mut total = 0;
         let mut page: BTreeMap<Key, Seen> = BTreeMap::new();
         for seen in view.agents().filter(|seen| self.fits(seen)) {
-            // Names are looked up only where they matter.
+            // Names are looked up only where the selection needs them.
             let named = self.name.is_some() || self.sort == Sort::Name;
             let name = named.then(|| view.info_of(seen.agent).name.clone());
             if self.name.is_some() && name != self.name {
@@ -228,7 +228,7 @@ impl AgentsQuestion {
                 continue;
             }
             page.insert(key, seen);
-            // One more than the page, to know whether there is another one.
+            // One more than the page, to detect whether there is another one.
             if page.len() > self.limit + 1 {
                 page.pop_last();
             }
@@ -255,7 +255,7 @@ impl AgentsQuestion {
     }
 }
 
-/// The agent with this id, if it is there.
+/// The agent with this id, if it has not left.
 pub(crate) fn find(view: &View, id: &str) -> Option<Seen> {
     let id: AgentId = id.parse().ok()?;
     view.agents().find(|seen| AgentId::from(seen.agent) == id)
@@ -286,7 +286,7 @@ pub(crate) fn number<T: FromStr>(key: &str, value: &str) -> Result<T, Refusal> {
     number.ok_or_else(|| Refusal::bad_request(format!("{key}: write a number, 0 or more")))
 }
 
-/// How many are wanted: 1 to `max`.
+/// The requested number: 1 to `max`.
 pub(crate) fn limit(key: &str, value: &str, max: usize) -> Result<usize, Refusal> {
     let number = value
         .parse()
@@ -295,13 +295,13 @@ pub(crate) fn limit(key: &str, value: &str, max: usize) -> Result<usize, Refusal
     number.ok_or_else(|| Refusal::bad_request(format!("{key}: write a number from 1 to {max}")))
 }
 
-/// A parameter that means nothing here. The name is cut, it may be anything.
+/// An unknown parameter. The name is cut, because it may be of any length.
 pub(crate) fn unknown(key: &str, known: &str) -> Refusal {
     let name: String = key.chars().take(64).collect();
     Refusal::bad_request(format!("{name:?} is no parameter here; there are {known}"))
 }
 
-/// Refuses what is said twice, since only one of them could be meant.
+/// Refuses a repeated parameter, since only one of its values could apply.
 pub(crate) fn each_once(
     parameters: &[(String, String)],
     repeatable: &[&str],

@@ -1,4 +1,4 @@
-//! What the answers of one listener are made from, and the two ways in which most of them are written.
+//! The state from which the answers of one listener are made, and the two ways in which most of them are written.
 
 use std::sync::Arc;
 
@@ -23,11 +23,11 @@ use crate::snapshot::view::{Seen, View};
 
 pub(super) const JSON: &str = "application/json";
 
-/// What decides about an answer besides its path: the coding, and for some what it is.
+/// The request headers that affect an answer besides its path: the coding, and for some the format.
 pub(super) const VARY_BY_CODING: &str = "accept-encoding";
 pub(super) const VARY_BY_FORM: &str = "accept, accept-encoding";
 
-/// What the answers of one listener are made from, and how many there may be at a time.
+/// The state from which the answers of one listener are made, and the limits on their number.
 #[derive(Debug)]
 pub(crate) struct Answers {
     pub(super) view: Arc<View>,
@@ -40,7 +40,7 @@ pub(crate) struct Answers {
     pub(super) stage: watch::Receiver<Stage>,
 }
 
-/// Query parameters in the order given.
+/// Query parameters in their original order.
 pub(super) type Parameters = Query<Vec<(String, String)>>;
 
 pub(super) type Shared = State<Arc<Answers>>;
@@ -67,7 +67,7 @@ impl Answers {
         })
     }
 
-    /// An answer that is written on a thread of its own, compressed for who accepts it.
+    /// An answer that is written on a thread of its own, compressed if the client accepts that.
     pub(super) async fn text(
         &self,
         headers: &HeaderMap,
@@ -114,7 +114,7 @@ impl Answers {
     }
 }
 
-/// There is no agent with the id that was given.
+/// There is no agent with the given id.
 pub(super) fn nobody() -> Refusal {
     Refusal::new(
         StatusCode::NOT_FOUND,
@@ -122,7 +122,7 @@ pub(super) fn nobody() -> Refusal {
     )
 }
 
-/// Nobody is waited for any more.
+/// The observer stops.
 pub(super) fn stops() -> Refusal {
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the observer stops")
 }

@@ -1,8 +1,8 @@
-//! One listener: taking connections, and serving each within its limits.
+//! One listener: accepts connections, and serves each within its limits.
 //!
-//! A connection costs a descriptor, a task and at most [`HEAD_BYTES_MAX`] of buffer each way. Whoever is slow
-//! to ask or to read is closed; nobody waits for anybody else. Who has asked may close its half and gets the
-//! answer.
+//! A connection costs a descriptor, a task and at most [`HEAD_BYTES_MAX`] of buffer each way. A client that is slow
+//! to send or to read is disconnected; no client waits for another. A client that has sent its request may close its
+//! half and gets the answer.
 
 use std::future::poll_fn;
 use std::io;
@@ -29,27 +29,27 @@ use varta_core::{Counter, Counters};
 use super::guard::Peer;
 use super::stage::{Stage, closing};
 
-/// What the head of a request may take; a scraper's takes one. Answers are written in pieces of it.
+/// Most bytes of a request's head; a scraper's takes one KiB. Answers are written in pieces of this size.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// Header lines of a request.
 const HEADERS_MAX: usize = 64;
 
-/// From the moment a connection is free for a request until its head is there: who idles for so long and who
-/// needs so long to say what he wants are the same to us.
+/// From the moment a connection is ready for a request until its head is complete: an idle client and a slow one are
+/// treated alike.
 const REQUEST_WAIT: Duration = Duration::from_secs(30);
 
-/// How long a reader may take nothing of what is written to it.
+/// Longest time in which a reader may take none of the bytes written to it.
 const READER_WAIT: Duration = Duration::from_secs(10);
 
-/// How long an answer may take from its question to its end; live events have none. Memory is held until then, so
-/// who reads a little now and then must not hold it for ever.
+/// Longest time from a request to the end of its answer; live events have no limit. Memory is held until then, so a
+/// client that reads a little now and then must not hold it forever.
 const ANSWER_WAIT: Duration = Duration::from_secs(60);
 
-/// How long no connection is taken when the system could not give one: it is out of descriptors.
+/// Pause of accepting after the system could not provide a connection: it is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Who finds no room gets this, so that it does not look like a dead observer.
+/// The answer to a client beyond the limit, so that the observer does not look dead.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n\
     Content-Type: application/problem+json\r\nContent-Length: 96\r\n\r\n\
     {\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"too many connections; close some of them\"}";
@@ -72,15 +72,15 @@ impl Default for Timeouts {
     }
 }
 
-/// What a connection is at: what its stream must know of the answer that it carries.
+/// The state of a connection: what its stream must know of the answer that it carries.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionState(Arc<Mutex<Phase>>);
 
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// One answer, since then.
+    /// One answer, with its start.
     Answer(Instant),
-    /// Live events: nothing else is said on it, and who hangs up has left.
+    /// Live events: no other answer follows, and a client that closes its half has left.
     Live,
 }
 
@@ -89,7 +89,7 @@ impl ConnectionState {
         Self(Arc::new(Mutex::new(Phase::Answer(Instant::now()))))
     }
 
-    /// The answer under way is live events.
+    /// The current answer is live events.
     pub(crate) fn follow(&self) {
         *self.locked() = Phase::Live;
     }
@@ -98,19 +98,19 @@ impl ConnectionState {
         *self.locked() = Phase::Answer(Instant::now());
     }
 
-    /// Nobody panics while holding it.
+    /// No holder of the lock panics.
     fn locked(&self) -> MutexGuard<'_, Phase> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Where connections come from.
+/// The source of connections.
 pub(crate) enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-/// What a listener serves, and how much of it.
+/// The service of a listener, and its limits.
 pub(crate) struct Listener {
     pub(crate) socket: Socket,
     pub(crate) router: Router,
@@ -121,7 +121,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Serves until told to close, and then until the connections have ended.
+    /// Serves until it is requested to close, and then until the connections have ended.
     pub(crate) async fn serve(self) {
         let mut connections = JoinSet::new();
         loop {
@@ -132,7 +132,7 @@ impl Listener {
             };
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
-                // Whoever knocked has left already.
+                // The client has left already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(_) => {
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -142,7 +142,7 @@ impl Listener {
             while connections.try_join_next().is_some() {}
             if connections.len() >= self.connections_max {
                 self.counters.count(Counter::HttpConnectionsDrained);
-                turn_away(stream).await;
+                refuse(stream).await;
                 continue;
             }
             let timeouts = Timeouts::default();
@@ -169,7 +169,7 @@ impl Socket {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                // An answer is written at once; waiting for more to send with it only costs time.
+                // An answer is written at once; waiting for more data to send with it only costs time.
                 let _ = stream.set_nodelay(true);
                 Ok((Box::new(stream), Some(peer.ip())))
             }
@@ -181,8 +181,9 @@ impl Socket {
     }
 }
 
-/// Says why a connection is closed. A new one has room for it, so this takes no time to speak of.
-async fn turn_away(mut stream: Stream) {
+/// Sends the reason why a connection is closed. The buffer of a new one has space for it, so this takes next to no
+/// time.
+async fn refuse(mut stream: Stream) {
     let stream = &mut stream;
     let _ = tokio::time::timeout(ACCEPT_PAUSE, async {
         poll_fn(|context| Pin::new(&mut *stream).poll_write(context, FULL)).await?;
@@ -191,7 +192,7 @@ async fn turn_away(mut stream: Stream) {
     .await;
 }
 
-/// Answers requests one after the other until the other end has had enough, or is too slow.
+/// Answers requests one after the other until the client closes, or is too slow.
 async fn converse(
     stream: TimeoutStream<impl AsyncRead + AsyncWrite + Unpin>,
     peer: Option<IpAddr>,
@@ -217,7 +218,7 @@ async fn converse(
         .max_headers(HEADERS_MAX);
     let connection = builder.serve_connection(TokioIo::new(stream), answer);
     let mut connection = std::pin::pin!(connection);
-    // How it ended is the other end's business.
+    // The way in which it ended concerns only the client.
     tokio::select! {
         _ = connection.as_mut() => {}
         () = closing(stage) => {
@@ -227,13 +228,13 @@ async fn converse(
     }
 }
 
-/// A stream that fails when its reader has taken nothing for too long, or needs too long for an answer, or has
-/// left while it should hear live events.
+/// A stream that fails when its reader has taken no byte for too long, or needs too long for an answer, or has left
+/// during live events.
 struct TimeoutStream<T> {
     inner: T,
     timeouts: Timeouts,
     state: ConnectionState,
-    /// Since something was refused; until when that may go on.
+    /// Set while writes make no progress: the time until which that may continue.
     refused: Option<Pin<Box<Sleep>>>,
     counters: Arc<Counters>,
 }
@@ -249,7 +250,7 @@ impl<T> TimeoutStream<T> {
         }
     }
 
-    /// What a write came to, unless it has come to nothing, or to no end, for too long.
+    /// The result of a write, or an error if writes have made no progress, or no end, for too long.
     fn judge(
         &mut self,
         context: &mut Context<'_>,
@@ -277,7 +278,7 @@ impl<T> TimeoutStream<T> {
 }
 
 impl<T: AsyncRead + Unpin> TimeoutStream<T> {
-    /// Whether the reader of live events has left. It has nothing more to say, so whatever it does is that.
+    /// Whether the reader of live events has left. It has no more requests, so any input means that.
     fn has_left(&mut self, context: &mut Context<'_>) -> bool {
         let is_live = matches!(*self.state.locked(), Phase::Live);
         let mut byte = [0];
@@ -348,7 +349,7 @@ mod tests {
         answer: ANSWER_WAIT,
     };
 
-    /// Serves one connection whose other end is the caller's.
+    /// Serves one connection; the caller has the other end.
     fn serve(
         router: Router,
         timeouts: Timeouts,
@@ -406,7 +407,7 @@ mod tests {
     #[tokio::test]
     async fn who_closes_its_half_after_asking_gets_the_answer() {
         let answer = || async {
-            // Long enough for the end to be seen before the answer is there.
+            // Long enough for the end to arrive before the answer is made.
             for _ in 0..100 {
                 tokio::task::yield_now().await;
             }
@@ -439,7 +440,7 @@ mod tests {
         served.await.unwrap();
     }
 
-    /// A body in which nothing ever happens.
+    /// A body that never yields a frame.
     struct Silence;
 
     impl hyper::body::Body for Silence {

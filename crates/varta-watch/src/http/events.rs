@@ -1,9 +1,9 @@
-//! What has happened, as pages or live: `GET /api/v1/events`.
+//! The events, as pages or live: `GET /api/v1/events`.
 //!
-//! A follower costs one page of references, however slowly it reads: what it has not taken yet is in the
-//! history that all share, and what has left that by then it has missed and is told so. Each listener has room for
-//! [`FOLLOWERS_MAX`] of them, and each gives way after [`FOLLOWER_PAGE`] events: all of this is done by the
-//! control thread.
+//! A follower costs one page of references, however slowly it reads: the events that it has not taken yet are in the
+//! history that all followers share. Events that have left the history by then are missed, and the follower gets
+//! their number. Each listener admits [`FOLLOWERS_MAX`] of them, and each yields after [`FOLLOWER_PAGE`] events,
+//! because the control thread does all of this.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -32,29 +32,29 @@ use crate::report::history::{History, HistoryEntry, Page};
 /// some microseconds per event.
 pub(crate) const FOLLOWERS_MAX: usize = 8;
 
-/// Events in a page unless told otherwise.
+/// Default number of events in a page.
 const PAGE: usize = 100;
 
-/// Events a follower is given before anything else gets a turn.
+/// Events that a follower takes before other tasks run.
 const FOLLOWER_PAGE: usize = 64;
 
-/// How often a follower hears something at least, so that whatever lies between keeps the connection.
+/// Longest time without any text to a follower, so that middleboxes keep the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// What it hears then.
+/// The text that is sent then.
 const COMMENT: Bytes = Bytes::from_static(b":\n\n");
 
-/// What is asked for.
+/// The parameters of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct EventsQuestion {
     pub(crate) after: Option<u64>,
     pub(crate) limit: Option<usize>,
-    /// Unless given, the form that is accepted decides.
+    /// By default the accepted format decides.
     pub(crate) follow: Option<bool>,
 }
 
 impl EventsQuestion {
-    /// Reads the parameters; what is not understood is named.
+    /// Reads the parameters; the error names an unknown one.
     pub(crate) fn parse(parameters: &[(String, String)]) -> Result<Self, Refusal> {
         let mut question = Self::default();
         for (key, value) in parameters {
@@ -74,7 +74,7 @@ impl EventsQuestion {
         Ok(question)
     }
 
-    /// A page: what comes after, or the last ones.
+    /// A page: the events after a number, or the last ones.
     pub(crate) fn answer(self, history: &History) -> Page {
         let limit = self.limit.unwrap_or(PAGE);
         match self.after {
@@ -84,23 +84,23 @@ impl EventsQuestion {
     }
 }
 
-/// A number that was not given out yet is of another run, of which nobody here has heard anything.
+/// A number that has not been assigned yet is of another run, of which the client has none of these events.
 fn of_this_run(after: u64, last_id: u64) -> u64 {
     if after > last_id { 0 } else { after }
 }
 
-/// A page as an [`EventsPage`](varta_api::v1::EventsPage), without writing its events anew.
+/// A page as an [`EventsPage`](varta_api::v1::EventsPage), without rendering its events again.
 pub(crate) fn page_text(page: &Page, session_id: &str) -> String {
     let events = page.events.iter();
     let events: Vec<_> = events
-        .map(|told| String::from_utf8_lossy(&told.json))
+        .map(|event| String::from_utf8_lossy(&event.json))
         .collect();
     let (events, missed) = (events.join(","), page.missed);
     format!(r#"{{"events":[{events}],"missed":{missed},"session_id":"{session_id}"}}"#)
 }
 
-/// The number behind which a returning reader wants to go on. What it has heard of another run says nothing
-/// about this one, of which it has heard nothing.
+/// The number after which a returning reader continues. Numbers of another run have no meaning in this one, so the
+/// reader starts from the first event.
 pub(crate) fn resumed(last_event_id: &str, session_id: &str) -> Option<u64> {
     match last_event_id.rsplit_once('-') {
         Some((session, _)) if session != session_id => Some(0),
@@ -109,7 +109,7 @@ pub(crate) fn resumed(last_event_id: &str, session_id: &str) -> Option<u64> {
     }
 }
 
-/// The events after a number, and those that come, until the observer stops. `place` is one of
+/// The events after a number, and new ones as they come, until the observer stops. `place` is one of
 /// [`FOLLOWERS_MAX`].
 pub(crate) fn follow(
     history: Arc<History>,
@@ -133,7 +133,7 @@ struct Following {
     /// The number of the last event that went out.
     after: u64,
     waiting: VecDeque<HistoryEntry>,
-    /// Everything else had a turn since it took a page.
+    /// Other tasks have run since it took a page.
     rested: bool,
     news: WatchStream<u64>,
     keep_alive: Pin<Box<Sleep>>,
@@ -161,8 +161,8 @@ impl Following {
         }
     }
 
-    /// Takes the next page of what is remembered; a word about what is missed. `None` if there is nothing new.
-    fn look(&mut self) -> Option<Bytes> {
+    /// Takes the next page of the history; returns a notice if events were missed. `None` if there is nothing new.
+    fn next_page(&mut self) -> Option<Bytes> {
         let page = self.history.after(self.after, FOLLOWER_PAGE);
         self.waiting = page.events.into();
         if page.missed == 0 {
@@ -174,18 +174,18 @@ impl Following {
     }
 
     fn next_waiting(&mut self) -> Option<Bytes> {
-        let told = self.waiting.pop_front()?;
-        self.after = told.id;
-        Some(told.message)
+        let event = self.waiting.pop_front()?;
+        self.after = event.id;
+        Some(event.message)
     }
 
-    /// The next words, from the past or when they come.
-    fn poll_words(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    /// The next message, from the history or when a new event comes.
+    fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if self.stopped.as_mut().poll(context).is_ready() {
             return Poll::Ready(None);
         }
-        if let Some(words) = self.next_waiting() {
-            return Poll::Ready(Some(words));
+        if let Some(message) = self.next_waiting() {
+            return Poll::Ready(Some(message));
         }
         if !std::mem::replace(&mut self.rested, false) {
             self.rested = true;
@@ -193,8 +193,8 @@ impl Following {
             return Poll::Pending;
         }
         loop {
-            if let Some(words) = self.look() {
-                return Poll::Ready(Some(words));
+            if let Some(message) = self.next_page() {
+                return Poll::Ready(Some(message));
             }
             match Pin::new(&mut self.news).poll_next(context) {
                 Poll::Ready(Some(_)) => {}
@@ -218,7 +218,7 @@ impl hyper::body::Body for Following {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let words = self.poll_words(context);
+        let words = self.poll_message(context);
         if words.is_ready() {
             let next = Instant::now() + KEEP_ALIVE;
             self.keep_alive.as_mut().reset(next);
@@ -239,7 +239,7 @@ mod tests {
 
     use super::*;
 
-    /// For its timers; nothing runs in it.
+    /// Provides timers; no task runs in it.
     fn runtime() -> Runtime {
         Builder::new_current_thread().enable_time().build().unwrap()
     }
@@ -263,17 +263,17 @@ mod tests {
         (following, sender)
     }
 
-    /// Whether words come at once.
+    /// Whether a message is ready at once.
     fn poll(following: &mut Following) -> bool {
         let context = &mut Context::from_waker(Waker::noop());
         let words = Pin::new(following).poll_frame(context);
         matches!(words, Poll::Ready(Some(_)))
     }
 
-    /// What comes until there is nothing more, up to a number: how many words, and the number of the last event.
+    /// Reads messages until none is ready, up to a number: how many there were, and the number of the last event.
     fn take(following: &mut Following, most: usize) -> (usize, u64) {
         let mut count = 0;
-        // It gives way once after each page.
+        // It yields once after each page.
         while count < most && (poll(following) || poll(following)) {
             count += 1;
         }
@@ -304,7 +304,7 @@ mod tests {
         assert!(!poll(&mut following));
         add(&history, LATER);
         let remembered = history.after(0, usize::MAX).events.len();
-        // The word about what is missed, and all the rest.
+        // The notice about missed events, and all other messages.
         assert_eq!(take(&mut following, LATER), (remembered + 1, LATER as u64));
         let missed = following.counters.get(Counter::HttpEventsMissed);
         assert_eq!(missed, (LATER - remembered) as u64);
@@ -348,7 +348,7 @@ mod tests {
                 ..EventsQuestion::default()
             };
             let page = question.answer(&history);
-            page.events.iter().map(|told| told.id).collect::<Vec<_>>()
+            page.events.iter().map(|event| event.id).collect::<Vec<_>>()
         };
         assert_eq!(ids(3), [1, 2]);
         assert_eq!(ids(2), [0; 0]);

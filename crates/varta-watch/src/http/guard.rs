@@ -1,4 +1,4 @@
-//! Who may ask over TCP: not too often, with the token if there is one, and no web page in somebody else's name.
+//! Access over TCP: a rate limit, the token if there is one, and no web page on behalf of a user.
 //!
 //! The control socket has no guard: its permissions are its protection.
 
@@ -18,16 +18,15 @@ use super::problem::Refusal;
 use super::rate::{Admission, Sources};
 use crate::token::TokenFile;
 
-/// Where a request comes from; put into every request that came over TCP.
+/// The source of a request; added to every request over TCP.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
-/// In every request that came over TCP and proved nothing, since there is no token: it may look, and change
-/// nothing.
+/// Added to every request over TCP that proved nothing, since there is no token: it may read, and change nothing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Onlooker;
 
-/// What the TCP listener asks of everybody.
+/// The requirements of the TCP listener.
 #[derive(Debug)]
 pub(crate) struct Guard {
     token: Option<Arc<TokenFile>>,
@@ -35,8 +34,8 @@ pub(crate) struct Guard {
     counters: Arc<Counters>,
 }
 
-/// Requests that may pass and those that may not are limited each for itself: processes behind one address must
-/// not use up what belongs to the one among them that has the token.
+/// Requests with a valid token and those without are limited separately: processes behind one address must not use up
+/// the budget of the one among them that has the token.
 #[derive(Debug, Default)]
 struct Buckets {
     passed: Sources,
@@ -85,7 +84,7 @@ impl Guard {
         judged
     }
 
-    /// How long a source that has asked too often must wait.
+    /// How long a source with too many requests must wait.
     fn excess_of(&self, address: IpAddr, passes: bool) -> Option<Duration> {
         let mut buckets = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         let sources = match passes {
@@ -127,7 +126,7 @@ fn too_many(wait: Duration) -> Refusal {
     .with(header::RETRY_AFTER, seconds.into())
 }
 
-/// What a request gives as its token: of exactly one `Authorization` header, behind the word in any case.
+/// The token of a request: from exactly one `Authorization` header, after the scheme in any case.
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), None) = (given.next(), given.next()) else {
@@ -139,9 +138,9 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
         .then(|| token.trim_ascii())
 }
 
-/// Without a token, whoever can open a page in a browser of this host could have it ask here under a name that
-/// leads to this address by now (DNS rebinding). Such a page cannot make the browser give the address itself.
-/// With a token there is nothing to guard: no page has it, and scrapers may come by name.
+/// Without a token, the author of any page in a browser of this host could have the page send requests to the
+/// observer under a name that resolves to this address by now (DNS rebinding). Such a page cannot make the browser
+/// use the address itself. With a token there is no such risk: no page has it, and scrapers may use a name.
 fn check_host(request: &Request) -> Result<(), Refusal> {
     let refused = |status, detail: &str| Err(Refusal::new(status, detail));
     match host(request) {
@@ -155,7 +154,7 @@ fn check_host(request: &Request) -> Result<(), Refusal> {
     }
 }
 
-/// Whom a request is for; before HTTP/1.1 it need not say so.
+/// The host that a request names; before HTTP/1.1 it is optional.
 fn host(request: &Request) -> Result<Option<Authority>, ()> {
     if let Some(authority) = request.uri().authority() {
         return Ok(Some(authority.clone()));
@@ -171,8 +170,8 @@ fn host(request: &Request) -> Result<Option<Authority>, ()> {
     }
 }
 
-/// Whether a host, with or without a port, is an IP address or `localhost`. The whole text must be just that:
-/// nothing may stand before the host, or between it and the port.
+/// Whether a host, with or without a port, is an IP address or `localhost`. The whole text must be exactly that:
+/// nothing may precede the host, or be between it and the port.
 fn is_own(authority: &str) -> bool {
     let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     let host = match authority.rsplit_once(':') {

@@ -1,4 +1,4 @@
-//! Opening the listeners: what was asked for, or why it cannot be had.
+//! Opens the listeners, or reports why one cannot be opened.
 
 use std::error::Error;
 use std::fmt;
@@ -19,7 +19,7 @@ const CONTROL_ACCESS: SocketAccess = SocketAccess {
     gid: None,
 };
 
-/// Why nothing can be answered somewhere. The text names the place and the fix.
+/// Why a listener cannot be opened. The text names the address and the fix.
 #[derive(Debug)]
 #[non_exhaustive]
 pub(crate) enum ListenError {
@@ -56,7 +56,7 @@ impl Error for ListenError {
     }
 }
 
-/// Opens a listener; one that nobody asked for costs a notice if it cannot be had.
+/// Opens a listener; a default one that cannot be opened costs only a notice.
 pub(super) fn opened<T, L>(
     place: Option<&Place<T>>,
     notices: &mut Vec<String>,

@@ -1,10 +1,10 @@
 //! Answers: metrics, the JSON API and health, through one router with two listeners, TCP and the control socket.
 //!
-//! Everything is read from the snapshot ([`crate::snapshot`]) and the log's history; the beat path is not asked and does not
-//! notice. Both listeners are served by the control thread's runtime. Bounds: connections per listener, bytes and header
-//! lines per request, time to ask and to read ([`connection`]), requests per address ([`rate`]), questions at
-//! work, those that wait and the answers that are not read yet ([`work`]), followers of events ([`events`]), the
-//! last three per listener. Bodies are read where something is to be changed ([`pause`]), up to a bound.
+//! Everything is read from the snapshot ([`crate::snapshot`]) and the log's history, without any effect on the beat
+//! path. The control thread's runtime serves both listeners. Bounds: connections per listener, bytes and header lines
+//! per request, time to send and to read ([`connection`]), requests per address ([`rate`]), running requests, waiting
+//! requests and answers that are not read yet ([`work`]), followers of events ([`events`]), the last three per
+//! listener. Bodies are read only for changes ([`pause`]), up to a bound.
 
 mod accept;
 mod agents;
@@ -50,10 +50,10 @@ use stage::Stage;
 /// Connections of one listener at the same time, if there are descriptors for as many.
 const CONNECTIONS_MAX: usize = 256;
 
-/// How long answers under way may take when the observer stops.
+/// How long current answers may take when the observer stops.
 const STOP_WAIT: Duration = Duration::from_millis(500);
 
-/// Listeners that are open and not served yet: who knocks waits.
+/// Listeners that are open and not served yet: a client that connects waits.
 #[derive(Debug)]
 pub(crate) struct Listeners {
     tcp: Option<TcpListener>,
@@ -62,12 +62,12 @@ pub(crate) struct Listeners {
     places: Places,
 }
 
-/// Where questions are answered.
+/// The listeners.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Places {
     pub(crate) tcp: Option<SocketAddr>,
     pub(crate) control: Option<PathBuf>,
-    /// Why a listener that was not asked for is not there.
+    /// Why a default listener is missing.
     pub(crate) notices: Vec<String>,
 }
 
@@ -92,7 +92,7 @@ pub(crate) struct Server {
 }
 
 impl Listeners {
-    /// Opens what was asked for, or says what is in the way. What nobody asked for may be missing.
+    /// Opens the listeners, or returns the error of a requested one. A default one may be missing.
     pub(crate) fn open(settings: &HttpSettings) -> Result<Self, ListenError> {
         let token = settings.token_file.as_deref().map(TokenFile::open);
         let token = token.transpose().map_err(ListenError::Token)?;
@@ -117,13 +117,13 @@ impl Listeners {
         self.places.clone()
     }
 
-    /// The token that questions over TCP must bring along.
+    /// The token that requests over TCP must present.
     pub(crate) fn token(&self) -> Option<Arc<TokenFile>> {
         self.token.clone()
     }
 
-    /// Begins to answer. Must be called within the runtime; `descriptors` is how many there are for listeners and
-    /// everything else that comes and goes.
+    /// Starts to answer. Must be called within the runtime; `descriptors` is how many there are for listeners and all
+    /// other short-lived uses.
     pub(crate) fn serve(
         self,
         view: View,
@@ -175,12 +175,12 @@ impl Listeners {
 }
 
 impl Server {
-    /// Goes on answering, and says that the observer stops.
-    pub(crate) fn say_stopping(&self) {
+    /// Continues to answer, and reports that the observer stops.
+    pub(crate) fn set_stopping(&self) {
         let _ = self.stage.send(Stage::Stopping);
     }
 
-    /// Takes no more connections, lets answers under way end for a moment, and removes the control socket.
+    /// Accepts no more connections, lets current answers end within a bound, and removes the control socket.
     pub(crate) async fn close(mut self) {
         let _ = self.stage.send(Stage::Closing);
         let ended = async { while self.listeners.join_next().await.is_some() {} };
@@ -188,7 +188,7 @@ impl Server {
     }
 }
 
-/// Connections of one listener: with those of the other one no more than half of what there is.
+/// Connections of one listener: both listeners together use no more than half of the descriptors.
 fn connections_max(descriptors: usize) -> usize {
     (descriptors / 4).clamp(1, CONNECTIONS_MAX)
 }

@@ -1,9 +1,8 @@
-//! What can be changed: an agent is paused, or resumed.
+//! The changes: an agent is paused, or resumed.
 //!
-//! Over TCP that takes the token, on loopback too; the control socket is the operator's own. A request has a body
-//! of [`BODY_BYTES_MAX`] at most, within [`BODY_WAIT`], and says that it is JSON, which no web page can
-//! make a browser say of its own accord. The control thread is asked and decides; what it has decided is
-//! answered once it can be seen.
+//! Over TCP a change takes the token, on loopback too; the control socket is the operator's own. A request has a body
+//! of [`BODY_BYTES_MAX`] at most, within [`BODY_WAIT`], and declares it as JSON, which a web page cannot make a
+//! browser do without permission. The control thread decides; its decision is answered once its effect is visible.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,13 +31,13 @@ use crate::snapshot::view::Seen;
 /// A request is a hundred bytes long; a reason takes 800 at most.
 const BODY_BYTES_MAX: usize = 4096;
 
-/// How long a body may take: 5 s, since it comes right behind its head.
+/// Longest time for a body: 5 s, since it directly follows its head.
 const BODY_WAIT: Duration = Duration::from_secs(5);
 
-/// How long the beat path may take to do what it was told. It takes microseconds.
+/// How long the beat path may take to apply an update. It takes microseconds.
 const DONE_WAIT: Duration = Duration::from_secs(1);
 
-/// How often is looked whether it has.
+/// Interval of the check whether it has.
 const DONE_PAUSE: Duration = Duration::from_millis(1);
 
 pub(super) fn routes() -> Router<Arc<Answers>> {
@@ -48,7 +47,7 @@ pub(super) fn routes() -> Router<Arc<Answers>> {
         .route_layer(from_fn(no_onlookers))
 }
 
-/// Whoever can reach the port may look. Who is to change something must show the token.
+/// Any client that can reach the port may read. A client that changes something must present the token.
 async fn no_onlookers(request: Request, next: Next) -> Response {
     let may_not = request.method() == axum::http::Method::POST
         && request.extensions().get::<Onlooker>().is_some();
@@ -93,8 +92,8 @@ async fn resume(
     carry_out(&answers, &seen, command).await
 }
 
-/// Has something done about an agent, and shows the agent once the beat path has done it. What others have asked
-/// for at the same moment may be done by then, too, and is not waited for.
+/// Sends a command about an agent, and shows the agent once the beat path has applied it. Commands of other clients
+/// at the same moment may be applied by then, too, and are not waited for.
 async fn carry_out(answers: &Answers, seen: &Seen, command: Command) -> Result<Response, Refusal> {
     let (reply, done) = oneshot::channel();
     let request = CommandRequest { command, reply };
@@ -134,7 +133,7 @@ async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T,
     object(&body?)
 }
 
-/// All of a body, if it comes to its end within the bound.
+/// The whole body, if it ends within the bound.
 async fn whole(body: Body) -> Result<Vec<u8>, Refusal> {
     let mut chunks = body.into_data_stream();
     let mut bytes = Vec::new();
@@ -153,7 +152,7 @@ fn too_large() -> Refusal {
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
 }
 
-/// Members are known by their names: an array, which could be read in their order, is something else.
+/// Members are identified by their names: an array, whose members could be read in order, is refused.
 fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     if !body.trim_ascii_start().starts_with(b"{") {
         return Err(Refusal::bad_request(
@@ -187,7 +186,7 @@ fn time(seconds: f64) -> Result<Duration, Refusal> {
     }
 }
 
-/// Nothing is no reason.
+/// An empty reason is no reason.
 fn reason(text: Option<String>) -> Result<Option<String>, Refusal> {
     let Some(text) = text.filter(|text| !text.is_empty()) else {
         return Ok(None);

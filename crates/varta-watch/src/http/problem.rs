@@ -1,4 +1,4 @@
-//! What went wrong with a request, as an answer.
+//! The error of a request, as an answer.
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -7,7 +7,7 @@ use varta_core::{Counter, Counters};
 
 use varta_api::v1::Problem;
 
-/// An answer that says what was wrong.
+/// An answer that describes the error.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     status: StatusCode,
@@ -24,7 +24,7 @@ impl Refusal {
         }
     }
 
-    /// The same with a header that says how to do better.
+    /// The same with a header that names the fix.
     pub(crate) fn with(self, name: HeaderName, value: HeaderValue) -> Self {
         Self {
             header: Some((name, value)),
@@ -36,7 +36,7 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, detail)
     }
 
-    /// There is no room for this now. For the control thread: it counts.
+    /// The observer is at its limit now. For the control thread, which counts it.
     pub(crate) fn busy(counters: &Counters, detail: &str) -> Self {
         counters.count(Counter::HttpBusy);
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)

@@ -1,40 +1,40 @@
-//! How many requests one address may make.
+//! The rate limit on requests from one address.
 //!
-//! A bucket of [`BURST`] requests per source, refilled at [`PER_SECOND`]. At most [`SOURCES_MAX`] sources are
-//! remembered; one with a full bucket need not be.
+//! A bucket of [`BURST`] requests per source, refilled at [`PER_SECOND`]. At most [`SOURCES_MAX`] sources are kept;
+//! one with a full bucket can be dropped.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-/// A scraper comes a few times a minute, a person with a browser a few times a second.
+/// A scraper sends a few requests per minute, a person with a browser a few per second.
 const PER_SECOND: u32 = 20;
 
-/// What one source may ask at once: a dashboard that opens.
+/// Requests that one source may send at once: a dashboard that opens.
 const BURST: u32 = 50;
 
 /// About 64 KiB.
 const SOURCES_MAX: usize = 1024;
 
-/// What one request costs.
+/// The cost of one request.
 const INTERVAL: Duration = Duration::from_millis(1000 / PER_SECOND as u64);
 
-/// What a full bucket holds.
+/// The content of a full bucket.
 const BUCKET: Duration = Duration::from_millis(1000 / PER_SECOND as u64 * BURST as u64);
 
-/// The buckets: by source, when each will be full again.
+/// The buckets: by source, the time when each will be full again.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
     full_at: HashMap<IpAddr, Instant>,
 }
 
-/// What became of a request.
+/// The verdict on a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     Admitted,
-    /// Admitted; to remember its source another one had to be forgotten.
+    /// Admitted; to keep its source, another one was dropped.
     AdmittedInsteadOf,
-    /// Too many: there is room for one after so long.
+    /// Too many: one more is admitted after this time.
     TooMany(Duration),
 }
 
@@ -56,7 +56,8 @@ impl Sources {
         }
     }
 
-    /// Forgets whoever need not be remembered, else who is nearest to it; true if somebody lost something.
+    /// Drops every source with a full bucket, else the one that is closest to full; true if that source lost
+    /// something.
     fn make_room(&mut self, now: Instant) -> bool {
         if self.full_at.len() < SOURCES_MAX {
             return false;
@@ -71,7 +72,7 @@ impl Sources {
     }
 }
 
-/// One machine can have any address of an IPv6 network of 64 bits, and this one any of those that lead to itself.
+/// One machine can use any address of an IPv6 /64 network, and this machine any loopback address.
 fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         own if own.is_loopback() => Ipv4Addr::LOCALHOST.into(),

@@ -1,7 +1,7 @@
-//! What is where: the routes, the same behind both listeners.
+//! The routes, the same for both listeners.
 //!
-//! Whatever looks at every agent works on a thread of its own ([`work`](super::work)), so that neither the
-//! control thread nor the other questions wait for it.
+//! A handler that reads every agent works on a thread of its own ([`work`](super::work)), so that neither the control
+//! thread nor other requests wait for it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,10 +26,10 @@ use super::stage::Stage;
 use crate::snapshot::receive_trouble;
 use crate::snapshot::view::{View, seconds};
 
-/// How long the beat path may take to turn when it is asked to. It takes microseconds.
+/// How long the beat path may take to turn after a probe. It takes microseconds.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
 
-/// How often is looked whether it has.
+/// Interval of the check whether it has.
 const PROBE_PAUSE: Duration = Duration::from_millis(1);
 
 const FRONT_PAGE: &str = r#"varta-watch: notices silence
@@ -70,7 +70,7 @@ pub(crate) fn router(answers: Arc<Answers>) -> Router {
         .with_state(answers)
 }
 
-/// Every answer is about this moment and is what it says it is.
+/// Every answer describes this moment and has the media type that it declares.
 async fn as_it_is_now(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let set: [(HeaderName, &str); 2] = [
@@ -85,7 +85,7 @@ async fn as_it_is_now(request: Request, next: Next) -> Response {
     response
 }
 
-/// Whoever gives a parameter means something by it.
+/// An unknown parameter is an error: the client expects it to have an effect.
 async fn no_parameters(
     Query(parameters): Parameters,
     request: Request,
@@ -111,8 +111,8 @@ async fn wrong_method() -> Refusal {
     )
 }
 
-/// Whether the beat path turns and can receive. This thread is another one, so it can tell. While the observer stops that
-/// is known without asking.
+/// Whether the beat path turns and can receive. This thread is another one, so it can detect that. While the observer
+/// stops the answer is known without a probe.
 async fn healthz(State(answers): Shared) -> Response {
     let probe = &answers.view.probe;
     let asked = Instant::now();
@@ -139,9 +139,9 @@ async fn healthz(State(answers): Shared) -> Response {
     (status(healthy), Json(health)).into_response()
 }
 
-/// Nothing is answered before everything has started. Not ready is an observer that stops, and one whose table
-/// is full while newcomers beat. One user that has its share makes nothing unready for the others, so that is
-/// only said.
+/// No request is answered before everything has started. The observer is not ready while it stops, and while its
+/// table is full and new agents beat. A user that has used up its share makes the observer unready for no other user,
+/// so that is only reported.
 async fn readyz(State(answers): Shared) -> Response {
     match *answers.stage.borrow() {
         Stage::Running => {}
@@ -222,7 +222,7 @@ async fn events(
     let view = &answers.view;
     let follows = question.follow;
     if !follows.unwrap_or_else(|| EVENT_STREAM.is_preferred(&headers)) {
-        // Taken here, since the other thread may be kept from going on while it holds the lock.
+        // Taken in this thread, since the other thread may be kept from continuing while it holds the lock.
         let page = question.answer(&answers.history);
         let write = move |view: &View| Ok(page_text(&page, &view.about.session_id));
         return answers.text(&headers, JSON, VARY_BY_FORM, write).await;
@@ -280,7 +280,7 @@ mod tests {
     use crate::settings::http::AgentSeries;
     use crate::snapshot::view::About;
 
-    /// Answers about an observer without a beat path.
+    /// Answers of an observer without a beat path.
     fn answers() -> (Arc<Answers>, watch::Sender<Stage>) {
         let beat_path = Arc::new(BeatPathState::new(RawClock::start()));
         let (updates, _) = handoff::updates().unwrap();

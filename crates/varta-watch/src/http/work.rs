@@ -1,8 +1,8 @@
-//! Answers that take work: made on a thread of their own, and how many there may be of them.
+//! Answers that take work: made on threads of their own, with bounds on their number.
 //!
-//! Each listener has its own bounds, so that who asks at one does not keep others from being answered at the other.
-//! What is bounded is questions at work, questions that wait, and the bytes of answers nobody has read yet;
-//! beyond that a question is refused at once and told to come back.
+//! Each listener has its own bounds, so that clients of one listener do not keep those of the other from being
+//! answered. The bounds are on running requests, on waiting requests, and on the bytes of answers that are not read
+//! yet; a request beyond them is refused at once with a time to retry.
 
 use std::io::Write;
 use std::pin::Pin;
@@ -19,25 +19,25 @@ use varta_core::Counters;
 
 use super::problem::Refusal;
 
-/// Questions of one listener that are worked on at the same time; the others wait.
+/// Requests of one listener that run at the same time; the others wait.
 const AT_WORK_MAX: usize = 2;
 
-/// Questions of one listener that wait. A page of 100 000 agents takes 0.15 s, so the last of them waits for a second
+/// Requests of one listener that wait. A page of 100 000 agents takes 0.15 s, so the last of them waits for a second
 /// or two; `varta` gives up after three.
 const WAITING_MAX: usize = 16;
 
-/// KiB of long answers of one listener that are not read yet: 64 MiB. One that is longer is given out if it is the
-/// only one.
+/// KiB of long answers of one listener that are not read yet: 64 MiB. A longer answer is admitted if it is the only
+/// one.
 const UNREAD_KIB_MAX: u32 = 64 * 1024;
 
-/// What of an answer is written without a turn for anything else: a tenth of a millisecond. Answers of up to
-/// this length have room in any case: there cannot be more of them than connections.
+/// Bytes of an answer that are written before other tasks run: a tenth of a millisecond. Answers of up to this length
+/// are always admitted: there cannot be more of them than connections.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// The work of one listener.
 #[derive(Debug)]
 pub(crate) struct Work {
-    /// For those at work and those that wait.
+    /// Permits for running and waiting requests.
     places: Arc<Semaphore>,
     at_work: Arc<Semaphore>,
     unread_kib: Arc<Semaphore>,
@@ -54,8 +54,8 @@ impl Work {
         }
     }
 
-    /// Makes a text on a thread of its own, compressed if that is wanted. It counts as work until it is done,
-    /// whether or not anybody waits for it still.
+    /// Makes a text on a thread of its own, compressed if requested. It counts as work until it is done, whether or
+    /// not a client still waits for it.
     pub(crate) async fn text(
         &self,
         gzip: bool,
@@ -78,7 +78,7 @@ impl Work {
         Ok(Pieces::new(bytes, room))
     }
 
-    /// Room for an answer of so many bytes until it is read.
+    /// A permit for an answer of this many bytes until it is read.
     fn room(&self, len: usize) -> Result<Option<OwnedSemaphorePermit>, Refusal> {
         if len <= PIECE_BYTES {
             return Ok(None);
@@ -108,12 +108,12 @@ fn compressed(text: &str) -> std::io::Result<Bytes> {
     encoder.finish().map(Bytes::from)
 }
 
-/// A long text, given out with turns for everything else in between.
+/// A long text, sent in pieces so that other tasks run in between.
 #[derive(Debug)]
 pub(crate) struct Pieces {
     rest: Bytes,
     rested: bool,
-    /// Given back when the text is read or nobody reads it any more.
+    /// Released when the text has been read or its reader has left.
     _room: Option<OwnedSemaphorePermit>,
 }
 
@@ -174,7 +174,7 @@ mod tests {
         answer.unwrap_err().into_response().status()
     }
 
-    /// Asks for a text that is as long as somebody holds the other end, and waits until it is worked on.
+    /// Requests a text that takes until the caller drops the other end, and waits until the request runs.
     async fn begin(work: &Arc<Work>) -> (tokio::task::JoinHandle<()>, std::sync::mpsc::Sender<()>) {
         let (release, held) = std::sync::mpsc::channel::<()>();
         let (begun, mut begins) = tokio::sync::mpsc::channel(1);

@@ -1,12 +1,12 @@
-//! Datagrams that bring descriptors, let go of beside the beat path.
+//! Datagrams that bring descriptors, discarded outside the beat path.
 //!
-//! Where the kernel cannot refuse them (before Linux 6.16), the beat path sees them when it looks at what comes next. It
-//! leaves them where they are, and one of these threads takes them out of the queue. They are refused, whatever else is
-//! in them, as newer kernels refuse them. Letting go of a descriptor can hang for as long as its sender has arranged
-//! ([`varta_sys::discard`]). The beat path goes on when the datagram has left the queue.
+//! Where the kernel cannot refuse them (before Linux 6.16), the beat path detects them when it peeks at the next
+//! datagram. It leaves them in the queue, and one of these threads takes them out. They are refused, whatever else
+//! they contain, as newer kernels refuse them. Closing a descriptor can hang for as long as its sender has arranged
+//! ([`varta_sys::discard`]). The beat path continues when the datagram has left the queue.
 //!
-//! There is a thread to spare while there are fewer than [`DISCARD_THREADS_MAX`]. If they all hang, none can take the next
-//! datagram out of the queue, and what is behind it waits.
+//! A spare thread is started while there are fewer than [`DISCARD_THREADS_MAX`]. If all of them hang, none can take
+//! the next datagram out of the queue, and the datagrams behind it wait.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,10 +23,10 @@ use crate::clock::RawClock;
 
 const STACK_BYTES: usize = 64 * 1024;
 
-/// A thread that takes longer than this over a datagram hangs: 1 s. Sleeps are cut short after a hundredth of that.
+/// A thread that takes longer than this for a datagram hangs: 1 s. Sleeps end after a hundredth of that.
 const HANGS_NS: u64 = 1_000_000_000;
 
-/// In place of a thread's number.
+/// Value in place of a thread's number.
 const NOBODY: usize = usize::MAX;
 
 /// The beat path's end.
@@ -34,25 +34,25 @@ pub(super) struct Discards(Arc<Shared>);
 
 struct Shared {
     socket: OwnedFd,
-    /// A semaphore: one for each datagram, or one for each thread when all are to end.
+    /// A semaphore: posted once for each datagram, or once for each thread when all must end.
     jobs: OwnedFd,
     ends: AtomicBool,
     /// Wakes the beat path.
     bell: Arc<OwnedFd>,
     clock: RawClock,
     threads: Box<[Thread]>,
-    /// Those that were not started.
+    /// Threads that were not started.
     spare: Mutex<Vec<usize>>,
     idle: AtomicUsize,
-    /// The thread that has taken the last job.
+    /// The thread that took the last job.
     taken_by: AtomicUsize,
 }
 
 struct Thread {
-    /// Until it starts.
+    /// Held until the thread starts.
     discarder: Mutex<Option<Discarder>>,
     progress: Progress,
-    /// Since when it is at work on a datagram; 0 while it is not.
+    /// Since when it works on a datagram; 0 while it is idle.
     since_ns: AtomicU64,
 }
 
@@ -86,13 +86,15 @@ impl Discards {
         Ok(Self(shared))
     }
 
-    /// Has the next datagram taken out of the queue. The socket must not be read before [`Self::outcome`] tells.
+    /// Requests that the next datagram is taken out of the queue. The socket must not be read until [`Self::outcome`]
+    /// reports the result.
     pub(super) fn take_next(&self) {
         self.0.taken_by.store(NOBODY, Ordering::Relaxed);
         post(&self.0.jobs, 1);
     }
 
-    /// What became of the last datagram: it has left the queue, or could not be taken. `None` while it is there.
+    /// The result for the last datagram: it has left the queue, or could not be taken. `None` while it is in the
+    /// queue.
     pub(super) fn outcome(&self) -> Option<io::Result<()>> {
         let thread = self.0.taken_by.load(Ordering::Acquire);
         self.0.threads.get(thread)?.progress.outcome()
@@ -126,11 +128,11 @@ impl Drop for Discards {
 }
 
 fn post(semaphore: &OwnedFd, count: u64) {
-    // Fails only when it was posted 2^64 times.
+    // Fails only after 2^64 posts.
     let _ = rustix::io::write(semaphore, &count.to_ne_bytes());
 }
 
-/// Starts a thread, unless there are as many as there may be.
+/// Starts a thread, unless the limit is reached.
 fn start_another(shared: &Arc<Shared>) -> io::Result<()> {
     let mut spare = lock(&shared.spare);
     let Some(number) = spare.pop() else {
@@ -172,14 +174,14 @@ fn work(shared: &Arc<Shared>, number: usize) {
             return;
         }
         if was_last {
-            // For want of memory or room for threads there may be none; it is tried again with the next job.
+            // Fails for want of memory or threads; the next job tries it again.
             let _ = start_another(shared);
         }
         let since_ns = shared.clock.now_ns().max(1);
         thread.since_ns.store(since_ns, Ordering::Relaxed);
         discarder.begin();
         shared.taken_by.store(number, Ordering::Release);
-        // The beat path sees it from the progress.
+        // The progress shows it to the beat path.
         let _ = discarder.discard(shared.socket.as_fd(), hurry.as_ref());
         thread.since_ns.store(0, Ordering::Relaxed);
         post(&shared.bell, 1);

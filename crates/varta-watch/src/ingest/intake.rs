@@ -1,5 +1,5 @@
-//! Whether a socket is read: a socket that cannot be read is tried again after a pause that grows, and one whose next
-//! datagram is being taken by another thread once that is done.
+//! Decides whether a socket is read: a socket that cannot be read is tried again after a pause that grows; a socket
+//! whose next datagram another thread takes is read again after that.
 
 use std::io;
 
@@ -7,21 +7,22 @@ use varta_core::fact::Transport;
 
 use crate::beat_path_state::BeatPathState;
 
-/// So many calls in a row that fail are no accident.
+/// This many failed calls in a row are no accident.
 const FAILURES_MAX: u32 = 3;
 
-/// The first pause then, 10 ms, and what pauses double up to, 1 s: an operator has read the log by then.
+/// The first pause after that, 10 ms, and the longest, 1 s; pauses double in between. An operator has read the log by
+/// then.
 const PAUSE_MIN_NS: u64 = 10_000_000;
 const PAUSE_MAX_NS: u64 = 1_000_000_000;
 
-/// How soon it is checked whether a datagram that brings descriptors has left the queue, if no bell rings: 1 ms, and then
-/// an eighth of the time that it takes, up to 100 ms.
+/// Interval of the check whether a datagram that brings descriptors has left the queue, if no notification comes:
+/// first 1 ms, then an eighth of the time that has passed, up to 100 ms.
 const HANDOVER_PAUSE_MIN_NS: u64 = 1_000_000;
 const HANDOVER_PAUSE_MAX_NS: u64 = 100_000_000;
 
-/// A datagram that takes longer than this to leave the queue keeps all agents waiting, and so does a socket that cannot be
-/// read for that long: 100 ms, lateness that no agent tolerates.
-pub(super) const DEAF_NS: u64 = 100_000_000;
+/// A datagram that takes longer than this to leave the queue delays all agents, and so does a socket that cannot be
+/// read for that long: 100 ms, a lateness that no agent tolerates.
+pub(super) const UNREAD_MAX_NS: u64 = 100_000_000;
 
 /// Whether a socket is read.
 #[derive(Debug)]
@@ -30,11 +31,11 @@ pub(super) struct Intake {
     /// Calls in a row that have failed.
     failures: u32,
     error: u64,
-    /// It is left alone until then.
+    /// It is not read until then.
     rests_until_ns: u64,
-    /// The next datagram is being taken by another thread, since then.
+    /// Since when another thread has been taking the next datagram.
     handed_over_ns: Option<u64>,
-    /// Since when it has not been read although it should.
+    /// Since when it has not been read although it should be.
     closed_ns: Option<u64>,
     /// Input on it wakes the beat path.
     wakes: bool,
@@ -58,7 +59,7 @@ impl Intake {
         self.closed_ns.is_none()
     }
 
-    /// It may be tried.
+    /// It may be read now.
     pub(super) fn may_be_read(&self, now_ns: u64) -> bool {
         self.handed_over_ns.is_none() && self.rests_until_ns <= now_ns
     }
@@ -77,7 +78,7 @@ impl Intake {
         }
     }
 
-    /// It was read. Returns for how long it was not, in nanoseconds.
+    /// It was read. Returns for how many nanoseconds it was not.
     pub(super) fn has_succeeded(&mut self, now_ns: u64) -> u64 {
         let Some(closed_ns) = self.closed_ns.take() else {
             return 0;
@@ -91,7 +92,7 @@ impl Intake {
         self.handed_over_ns = Some(now_ns);
     }
 
-    /// When it is to be tried again, if nothing else happens.
+    /// When it is tried again, if nothing else happens.
     pub(super) fn next_try_ns(&self, now_ns: u64) -> Option<u64> {
         let handover_ns = self.handed_over_ns.map(|since_ns| {
             let pause_ns = now_ns.saturating_sub(since_ns) / 8;
@@ -101,29 +102,29 @@ impl Intake {
         handover_ns.or(rests_until_ns)
     }
 
-    /// Whether its input is to wake the beat path from now on, if that has changed.
+    /// Whether its input must wake the beat path from now on, if that has changed.
     pub(super) fn change_wakes(&mut self, now_ns: u64) -> Option<bool> {
         let wakes = self.may_be_read(now_ns);
         let has_changed = std::mem::replace(&mut self.wakes, wakes) != wakes;
         has_changed.then_some(wakes)
     }
 
-    /// The next datagram is being taken by another thread.
+    /// Another thread takes the next datagram.
     pub(super) fn is_handed_over(&self) -> bool {
         self.handed_over_ns.is_some()
     }
 
-    /// For how long the next datagram has been being taken by another thread.
+    /// For how long another thread has been taking the next datagram.
     pub(super) fn handed_over_for_ns(&self, now_ns: u64) -> u64 {
         now_ns.saturating_sub(self.handed_over_ns.unwrap_or(now_ns))
     }
 
-    /// The other thread is done.
+    /// The other thread has finished.
     pub(super) fn take_back(&mut self) {
         self.handed_over_ns = None;
     }
 
-    /// Publishes with which error number it fails. True if that is news.
+    /// Publishes the error number of its failures. True if that has changed.
     pub(super) fn publish(&self, state: &BeatPathState) -> bool {
         state.set_receive_errno(self.transport, self.error)
     }

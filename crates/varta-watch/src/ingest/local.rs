@@ -1,16 +1,16 @@
 //! Local senders: from a datagram with credentials to the agent it is credited to, or to its refusal.
 //!
-//! What is decided is decided in [`varta_core::admission::LocalSenders`]; here its questions about processes are
-//! answered and its verdicts carried out.
+//! [`varta_core::admission::LocalSenders`] decides; this module answers its queries about processes and applies its
+//! verdicts.
 //!
-//! A known pid may have passed to another process. While the agent's own process is alive, or a zombie,
-//! that cannot be, so it is checked whether it has ended after each of its datagrams was seen and before that is
-//! taken. From its end on datagrams under its pid are taken together with their sender, so that the last
-//! beats of the old process and the first of the new one are told apart; so are those of an agent without a
+//! A known pid may have passed to another process. That is impossible while the agent's own process runs or is a
+//! zombie, so each datagram is peeked at, the process is then checked for its end, and only then is the datagram
+//! taken. After that end, datagrams under its pid are received together with their sender's pidfd, which separates
+//! the last beats of the old process from the first of the new one. The same applies to an agent without a
 //! descriptor.
 //!
-//! In a flood, which is taken in batches, it is checked afterwards which processes have ended by then. A beat of one that
-//! has is its own unless its pid has a new owner; then its sender is unknown, and it is refused.
+//! In a flood, which is taken in batches, processes are checked for their end afterwards. A beat of a process that
+//! has ended is credited to it unless its pid has a new owner; then its sender is unknown, and it is refused.
 
 use std::os::fd::OwnedFd;
 
@@ -29,21 +29,21 @@ use super::recorder::Recorder;
 use crate::handoff::{IdentityQuery, IdentityReply};
 use crate::process_info;
 
-/// What came of a datagram, as far as its source must know.
+/// The outcome of a datagram, as far as its source needs it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct LocalOutcome {
-    /// Its sender was not known.
-    pub(super) was_stranger: bool,
-    /// What an agent that has joined with it calls itself.
+    /// Its sender was unknown.
+    pub(super) was_unknown: bool,
+    /// The claim of an agent that joined with it.
     pub(super) joined_as: Option<u32>,
 }
 
 impl Recorder {
-    /// Whether the next datagram, which comes from `sender`, is to be taken together with its sender.
+    /// Whether the next datagram, which comes from `sender`, must be received together with its sender's pidfd.
     pub(super) fn wants_process_of(&self, sender: Credentials) -> bool {
         match self.tracker.slot_of(&AgentKey::local(sender.pid)) {
-            // The datagram was in the queue before this is asked: an agent that has not ended by now
-            // had its pid when it was sent.
+            // The datagram was in the queue before this check: an agent that has not ended by now had its pid when
+            // the datagram was sent.
             Some(slot) => !self.processes.is_running(slot),
             None => {
                 let now_ns = self.clock.raw_ns();
@@ -53,7 +53,7 @@ impl Recorder {
         }
     }
 
-    /// Takes note of a datagram that came with `process`, or without. It was sent after `sent_after_ns`.
+    /// Judges a datagram that came with `process`, or without. It was sent after `sent_after_ns`.
     pub(super) fn hear_local(
         &mut self,
         datagram: &Datagram<'_>,
@@ -69,21 +69,21 @@ impl Recorder {
                 return LocalOutcome::default();
             }
         };
-        match self.speaker(beat.sender.pid, process.as_ref()) {
+        match self.agent_of(beat.sender.pid, process.as_ref()) {
             Some((agent, facts)) => {
                 self.hear_known(&beat, agent, &facts, process.is_some());
                 LocalOutcome::default()
             }
             None => LocalOutcome {
-                was_stranger: true,
-                joined_as: self.hear_stranger(&beat, process, sent_after_ns),
+                was_unknown: true,
+                joined_as: self.record_unknown(&beat, process, sent_after_ns),
             },
         }
     }
 
-    /// The agent that has sent a datagram from `pid`, with its facts. An agent whose pid has passed to
-    /// another process is retired on the way.
-    fn speaker(&mut self, pid: u32, process: Option<&OwnedFd>) -> Option<(Agent, Slot)> {
+    /// The agent that sent a datagram from `pid`, with its facts. An agent whose pid has passed to another process is
+    /// retired first.
+    fn agent_of(&mut self, pid: u32, process: Option<&OwnedFd>) -> Option<(Agent, Slot)> {
         let slot = self.tracker.slot_of(&AgentKey::local(pid))?;
         let facts = self.tracker.facts_in(slot)?;
         let agent = facts.agent(slot);
@@ -99,7 +99,7 @@ impl Recorder {
         Some((agent, facts))
     }
 
-    /// A beat of a known agent; `proved` if its process came along.
+    /// A beat of a known agent; `proved` if its pidfd came with it.
     fn hear_known(&mut self, beat: &AttestedFrame, agent: Agent, facts: &Slot, proved: bool) {
         let known = self.processes.known(agent, facts);
         let (processes, kernel) = (&self.processes, self.options.kernel);
@@ -117,7 +117,7 @@ impl Recorder {
         match verdict {
             Verdict::Credit => self.credit(beat, facts),
             Verdict::RetireAndRefuse => {
-                // It is unknown which of the two has sent it.
+                // It is unknown which of the two processes sent it.
                 self.retire_process(agent, None);
                 self.refuse(local(agent.pid), Refusal::UnprovedSender);
             }
@@ -141,8 +141,8 @@ impl Recorder {
         self.take_local_goodbye(&beat, &recorded);
     }
 
-    /// A beat of a process that is not known yet. Returns what it calls itself if it joins.
-    fn hear_stranger(
+    /// A beat of an unknown process. Returns its claim if it joins.
+    fn record_unknown(
         &mut self,
         beat: &AttestedFrame,
         process: Option<OwnedFd>,
@@ -236,8 +236,8 @@ impl Recorder {
         }
     }
 
-    /// The control thread has examined a process: its beats need wait no longer. `joined_as` is told what an agent
-    /// that joins calls itself.
+    /// The control thread has examined a process: beats that waited for that are judged. `joined_as` gets the claim
+    /// of an agent that joins.
     pub(super) fn settle(&mut self, reply: IdentityReply, mut joined_as: impl FnMut(u32)) {
         let IdentityReply {
             ticket,
@@ -274,7 +274,7 @@ impl Recorder {
             match (verdict, known) {
                 (Verdict::Credit, Some((_, facts))) => self.credit(&beat, &facts),
                 (Verdict::Join { instance }, _) => {
-                    // More of its beats may wait, and it may say goodbye and come back among them.
+                    // More of its beats may wait, and it may depart and join again among them.
                     let process = process
                         .as_ref()
                         .and_then(|process| process.try_clone().ok());
@@ -287,7 +287,7 @@ impl Recorder {
         }
     }
 
-    /// Keeps what the control thread has found out about an agent.
+    /// Stores the facts that the control thread has found about an agent.
     pub(super) fn learn(&mut self, agent: Agent, info: &ProcessInfo) {
         if self.tracker.agent_in(agent.slot) != Some(agent) {
             return;
@@ -335,7 +335,7 @@ impl Recorder {
         Some(agent)
     }
 
-    /// Retires an agent that has said goodbye.
+    /// Retires an agent that has departed.
     fn take_local_goodbye(&mut self, beat: &Beat, recorded: &Recorded) {
         let agent = recorded.agent.filter(|_| beat.frame.is_goodbye());
         if let Some(agent) = agent

@@ -1,16 +1,15 @@
-//! The beat path: one thread that receives, credits, watches for exits and judges silence.
+//! The beat path: one thread that receives and credits beats, watches for exits and judges silence.
 //!
-//! Each turn drains the sources first and judges afterwards (law 1), by the attention clock (law 2).
-//! After start-up the thread takes no lock, reads no file, writes no log, and does a bounded amount of
-//! work per turn (law 4). A beat of a known agent costs a peek at its sender, a check that its process still
-//! lives, and a receive; further system calls are made when an agent is heard for the first time or begins
-//! a new series, when one ends, when a flood begins or ends, when the next deadline moves, and when the thread's
-//! priority is used up or renewed.
+//! Each turn drains the sources first and judges afterwards (law 1), by the attention clock (law 2). After start-up
+//! the thread takes no lock, reads no file, writes no log, and does a bounded amount of work per turn (law 4). A beat
+//! of a known agent costs a peek at its sender, a check that its process still runs, and a receive. Further system
+//! calls are made when an agent sends its first beat or starts a new series, when an agent ends, when a flood starts
+//! or ends, when the next deadline moves, and when the thread's priority is used up or renewed.
 //!
-//! Each way on which beats come is a source of its own, [`unix`] and [`udp`]. They share the [`recorder`], which credits
-//! beats, judges silence and reports; [`local`] is its part that says who a local sender is. A source decides
-//! nothing about an agent. One that knows of a later beat than the table (a page, say) is asked when a slot is due,
-//! see [`Recorder::judge`].
+//! Each transport of beats is a source of its own, [`unix`] and [`udp`]. They share the [`recorder`], which credits
+//! beats, judges silence and reports; its part [`local`] identifies local senders. A source decides nothing about an
+//! agent. A source with a later beat than the table has (a page, for example) is queried when a slot is due, see
+//! [`Recorder::judge`].
 
 mod discards;
 mod flood;
@@ -46,27 +45,26 @@ use sleep::{Fetched, Ready, Sleeper};
 pub(crate) use udp::UdpSource;
 use unix::{RECEIVE_BUDGET_MIN, UnixOptions, UnixSource};
 
-/// A beat path that sleeps for so long is not flooded: 1 ms.
+/// A beat path that sleeps for at least this long is not flooded: 1 ms.
 const CALM_NS: u64 = 1_000_000;
 
-/// How often per turn the network may have more to say: twelve times 256 datagrams are more than the kernel
-/// queues.
+/// Batches per turn that are read from the network: twelve times 256 datagrams are more than the kernel queues.
 const UDP_ROUNDS: usize = 12;
 
-/// Timers examined per turn: 4096 take less than a millisecond, so that beats never wait longer
-/// than that for a mass stall.
+/// Timers examined per turn: 4096 take less than a millisecond, so that a mass stall never delays beats for longer
+/// than that.
 const TIMER_BUDGET: u32 = 4096;
 
-/// How long a stall that found the ring full waits before it is offered again: 1 ms, so that a slow
-/// reader costs no busy loop.
+/// How long a stall that found the ring full waits before it is offered again: 1 ms, so that a slow reader causes no
+/// busy loop.
 const RING_FULL_PAUSE_NS: u64 = 1_000_000;
 
-/// What the beat path needs to know.
+/// The configuration of the beat path.
 pub(crate) struct IngestConfig {
     pub(crate) gate: LocalGate,
     pub(crate) kernel: KernelFeatures,
     pub(crate) threshold_ns: u64,
-    /// Every beat is wanted as an event.
+    /// Every beat is reported as an event.
     pub(crate) every_beat: bool,
     /// Agents of other pid namespaces are refused.
     pub(crate) refuse_foreign: bool,
@@ -74,17 +72,17 @@ pub(crate) struct IngestConfig {
     pub(crate) real_time: bool,
     /// Datagrams the kernel queues on this socket before it refuses one.
     pub(crate) queue_datagrams: usize,
-    /// Agents that may be held by a descriptor.
+    /// Most agents whose process is held by a descriptor.
     pub(crate) descriptor_budget: usize,
 }
 
-/// Where beats come from.
+/// The sources of beats.
 pub(crate) struct Sockets {
     pub(crate) local: BoundSocket,
     pub(crate) udp: Option<UdpSource>,
 }
 
-/// The ends of the rings, and what other threads read.
+/// The ends of the rings, and the state that other threads read.
 pub(crate) struct Channels {
     pub(crate) events: EventSender,
     pub(crate) updates: UpdateReceiver,
@@ -101,9 +99,9 @@ pub(crate) struct Ingest {
     ready: Ready,
     /// Run in real time if this user may.
     real_time: bool,
-    /// When this turn began, on the raw clock.
+    /// Start of this turn, on the raw clock.
     woken_ns: u64,
-    /// A stall or an exit could not be handed over in the last turn.
+    /// A stall or an exit found the ring full in the last turn.
     ring_was_full: bool,
     /// Watched for as long as the thread runs.
     _stop: StopSignal,
@@ -165,7 +163,7 @@ impl Ingest {
         })
     }
 
-    /// Turns until told to stop. An error here means the kernel refuses to let us wait.
+    /// Turns until a stop is requested. An error means that the kernel refuses to wait.
     pub(crate) fn run(mut self) -> io::Result<()> {
         let mut fetched = Fetched::new();
         let now_ns = self.recorder.clock.raw.now_ns();
@@ -197,8 +195,8 @@ impl Ingest {
         Ok(())
     }
 
-    /// Everything sent before this moment is in a queue by now, so silence up to it is proved
-    /// once the queue has been read; unless the queue was full and something was refused.
+    /// Everything sent before this moment is in a queue by now, so silence up to this moment is proved once the queue
+    /// has been read, unless the queue was full and refused a datagram.
     fn drain_sources(&mut self, fetched: &mut Fetched) -> io::Result<()> {
         let Self {
             unix,
@@ -216,13 +214,13 @@ impl Ingest {
                 break;
             }
             recorder.read_clock();
-            // What has come since. A whole queue in each round would make a turn of two floods long.
+            // Datagrams that arrived since. A whole queue in each round would make a turn of two floods long.
             unix.drain(recorder, ready, fetched, RECEIVE_BUDGET_MIN)?;
         }
         Ok(())
     }
 
-    /// Sets the timer and promises to turn again by then. Returns the time.
+    /// Sets the timer and announces the next turn. Returns its time.
     fn promise_next_turn(&mut self) -> io::Result<u64> {
         let now_ns = self.recorder.read_clock();
         self.end_turn(now_ns);
@@ -235,7 +233,7 @@ impl Ingest {
         }
         let recorder = &mut self.recorder;
         let deadline_ns = recorder.tracker.next_deadline_ns();
-        // No agent is judged while none can be heard.
+        // No agent is judged while no beat can be received.
         let mut wake_ns = match deadline_ns.filter(|_| self.unix.is_open()) {
             Some(deadline_ns) => recorder.clock.attention.raw_at(deadline_ns),
             None if self.ring_was_full => now_ns,
@@ -257,14 +255,15 @@ impl Ingest {
     }
 
     fn begin_turn(&mut self, woken_ns: u64, is_calm: bool) {
-        // What was promised is done, the next promise is due at the end of this turn. A gap is published before.
+        // The last announced turn is over, the next one is announced at the end of this turn. A gap is published
+        // before.
         self.recorder.publish_lag(woken_ns);
         self.recorder.state.set_next_turn(woken_ns);
         self.woken_ns = woken_ns;
         self.unix.begin_turn(woken_ns, is_calm);
     }
 
-    /// Publishes what can be read from outside about the turn that ends.
+    /// Publishes what other threads can read about the turn that ends.
     fn end_turn(&mut self, now_ns: u64) {
         let udp_read = self.udp.as_mut().map_or(0, UdpSource::take_turn_read);
         let read = self.unix.turn_read() + udp_read;
@@ -282,11 +281,11 @@ impl Ingest {
         counters.add(Counter::ClockJumps, jumps);
         let local_agents = recorder.tracker.local_len() as u64;
         recorder.state.set_local_agents(local_agents);
-        // Last: a reader that sees it sees what the turn has done.
+        // Last: a reader that sees this value sees all effects of the turn.
         recorder.state.set_last_turn(self.woken_ns);
     }
 
-    /// Publishes what keeps beats from being received, and reports it when that changes.
+    /// Publishes the reason why beats cannot be received, and reports it when that changes.
     fn publish_trouble(&mut self, now_ns: u64) {
         let mut has_changed = self.unix.publish_trouble(&self.recorder, now_ns);
         if let Some(udp) = &self.udp {
@@ -297,7 +296,7 @@ impl Ingest {
         }
     }
 
-    /// Exits that find no room in the ring wait for the next turn, as stalls do.
+    /// Exits that find the ring full wait for the next turn, as stalls do.
     fn drain_exits(&mut self) {
         let recorder = &mut self.recorder;
         let mut done = 0;
@@ -306,7 +305,7 @@ impl Ingest {
                 break;
             }
             done += 1;
-            // The slot may have changed hands since the kernel reported it, so ask again.
+            // The slot may have a new agent since the kernel reported the exit, so the process is checked again.
             if recorder.processes.has_ended(slot)
                 && let Some(agent) = recorder.tracker.agent_in(slot)
             {

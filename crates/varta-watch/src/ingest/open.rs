@@ -1,8 +1,8 @@
-//! Opening envelopes: which key, if any, has sealed a datagram.
+//! Opens envelopes: finds the key, if any, that sealed a datagram.
 //!
-//! A datagram costs as many trials as its length and the loaded keys demand, whichever of them fits, so time
-//! does not tell which key it was (wire spec 10.4). It may tell whether a pid has proved to have its derived
-//! key already. Nothing is ever answered.
+//! A datagram costs as many trials as its length and the loaded keys require, whichever key fits, so the time does
+//! not reveal which key it was (wire spec 10.4). The time may reveal whether a pid has already proved that it has its
+//! derived key. Nothing is ever sent back.
 
 use std::io;
 
@@ -15,10 +15,10 @@ use varta_vlp::secure::{AgentKey, MasterEnvelope, SharedEnvelope};
 
 use crate::keys::{KeyRing, NamedKey};
 
-/// In place of the pid of a session's key: agents share it.
+/// Value in place of the pid for a session key, which agents share.
 pub(super) const SHARED: u32 = 0;
 
-/// What was in an envelope, and what proves it.
+/// The content of an envelope, and its proof.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Opened {
     pub(super) frame: [u8; FRAME_BYTES],
@@ -34,11 +34,11 @@ pub(super) struct Opener {
 }
 
 impl Opener {
-    /// `agents` is how many derived keys are kept; the others are derived again for each datagram.
+    /// `agents` is the number of derived keys that are kept; the others are derived again for each datagram.
     ///
     /// # Errors
     ///
-    /// No memory for those.
+    /// There is no memory for the derived keys.
     pub(super) fn new(ring: KeyRing, agents: usize, seed: u64) -> io::Result<Self> {
         Ok(Self {
             ring,
@@ -46,7 +46,7 @@ impl Opener {
         })
     }
 
-    /// Believes these keys from now on.
+    /// Accepts exactly these keys from now on.
     pub(super) fn replace(&mut self, ring: KeyRing) {
         let master_id = |ring: &KeyRing| ring.master.as_ref().map(|named| named.id);
         if master_id(&self.ring) != master_id(&ring) {
@@ -67,7 +67,7 @@ impl Opener {
         let mut opened = None;
         for named in &self.ring.shared {
             let frame = envelope.open(&named.key);
-            // Every key is tried, whatever came of those before.
+            // Every key is tried, whatever the result of those before.
             opened = opened.or(frame.map(|frame| (frame, named.id)));
         }
         let (frame, key) = opened?;
@@ -97,13 +97,13 @@ impl Opener {
     }
 }
 
-/// Keys derived from the master key, of agents that have proved to have theirs. A claim alone finds no
-/// place here, so no stranger can push another one out.
+/// Keys derived from the master key, of agents that have proved to have theirs. A claim alone stores no key, so an
+/// attacker without a key cannot evict one.
 #[derive(Debug)]
 struct AgentKeys {
     index: BoundedIndex<u32>,
     keys: Undumped<[Option<AgentKey>]>,
-    /// Whose place is taken next once all are taken.
+    /// The entry that is replaced next once all are in use.
     next: usize,
 }
 
@@ -140,7 +140,7 @@ impl AgentKeys {
         if let Some(old) = self.keys[place].replace(key) {
             self.index.remove(&old.pid());
         }
-        // There is room: as many places as keys, and one was just vacated.
+        // Never full: the index has as many entries as there are keys, and one was just removed.
         let _ = self.index.insert(pid, place as u32);
     }
 

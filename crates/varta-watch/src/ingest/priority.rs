@@ -1,10 +1,9 @@
 //! The scheduling priority of the beat path.
 //!
-//! It does little and must do that in time, so it runs in real time where this user may (root,
-//! `CAP_SYS_NICE`): whatever else is started or busy, in which session or control group ever, it looks when it
-//! said it would. That is a privilege that no sender of beats may turn against the host: once it has done
-//! more than its allowance it is an ordinary thread for a second, though one of high priority and with
-//! short turns.
+//! The beat path has little work and a deadline for it, so it runs in real time where this user may (root,
+//! `CAP_SYS_NICE`): it then wakes on time whatever load there is, in any session or control group. No sender of beats
+//! may turn that privilege against the host: once the thread has worked for more than its allowance it is an ordinary
+//! thread for a second, though one of high priority and with short time slices.
 
 use std::time::Duration;
 
@@ -13,29 +12,29 @@ use varta_sys::sched;
 /// As a nice value: 0 is the default.
 const HIGH_PRIORITY: i32 = -10;
 
-/// More than nearly every turn takes, and the least the kernel knows: 100 us.
+/// More than nearly every turn takes, and the shortest slice the kernel accepts: 100 us.
 const TURN_SLICE: Duration = Duration::from_micros(100);
 
-/// Of one core the beat path may have one part in this many before others.
+/// The beat path may use one part in this many of one core at real-time priority.
 const ALLOWANCE_PARTS: u64 = 4;
 
-/// Work it may do before others at once, however long it has done none: 20 ms.
+/// Most work in a row at real-time priority, however long the thread was idle: 20 ms.
 const ALLOWANCE_NS: u64 = 20_000_000;
 
-/// How long it is an ordinary thread once it has done more: 1 s.
+/// How long it is an ordinary thread after it has used up its allowance: 1 s.
 const BACK_OFF_NS: u64 = 1_000_000_000;
 
-/// The place of the calling thread among others.
+/// The scheduling priority of the calling thread.
 #[derive(Debug)]
 pub(super) struct SchedPriority {
-    /// `None` if it may not run in real time, or is not to.
+    /// `None` if it may not run in real time, or is configured not to.
     allowance: Option<Allowance>,
 }
 
 impl SchedPriority {
-    /// Puts the calling thread, the beat path, as far before others as it may be.
+    /// Gives the calling thread, the beat path, the highest priority it may have.
     pub(super) fn take(wants_real_time: bool, now_ns: u64) -> Self {
-        // Without any of these a busy machine makes stalls noticed later.
+        // Without any of these a busy machine delays the detection of stalls.
         let _ = rustix::process::setpriority_process(None, HIGH_PRIORITY);
         let _ = sched::set_slice(TURN_SLICE);
         let is_real_time = wants_real_time && sched::real_time().unwrap_or(false);
@@ -61,18 +60,18 @@ impl SchedPriority {
             Some(Change::Renewed) => sched::real_time().unwrap_or(false),
         };
         if !changed {
-            // The operator has changed it meanwhile.
+            // The operator has changed the priority meanwhile.
             self.allowance = None;
         }
     }
 }
 
-/// What may be done before others: a bucket that work fills and time empties.
+/// The allowance of real-time work: a bucket that work fills and time empties.
 #[derive(Debug)]
 struct Allowance {
     used_ns: u64,
     counted_ns: u64,
-    /// Until when there is none.
+    /// There is none until then.
     used_up_until_ns: Option<u64>,
 }
 

@@ -1,5 +1,5 @@
-//! The processes of the agents: held by descriptors, so that no pid passes on unnoticed, and what they may call
-//! themselves.
+//! The processes of the agents: each is held by a descriptor, so that a change of its pid's owner is detected; with
+//! the claims that it may make.
 
 use std::os::fd::OwnedFd;
 
@@ -8,14 +8,14 @@ use varta_core::{Agent, Claims, Slot};
 
 use crate::process_info;
 
-/// What is kept of the agent in a slot beside the table.
+/// State of the agent in a slot besides the table.
 #[derive(Default)]
 struct Held {
-    /// Held so that its pid cannot mean another process unnoticed; `None` for want of descriptors.
+    /// Held so that a change of its pid's owner is detected; `None` for want of descriptors.
     pidfd: Option<OwnedFd>,
     /// The kernel has reported its end while a batch was taken.
     has_ended: bool,
-    /// What it may call itself; `None` while that is unknown.
+    /// The claims that it may make; `None` while they are unknown.
     claims: Option<Claims>,
 }
 
@@ -32,7 +32,7 @@ impl Held {
 /// By slot.
 pub(super) struct HeldProcesses {
     slots: Box<[Held]>,
-    /// How many of them have a descriptor, and how many may.
+    /// Processes that have a descriptor, and the most that may.
     descriptors: usize,
     descriptor_budget: usize,
     inner_pids: InnerPids,
@@ -52,7 +52,7 @@ impl HeldProcesses {
         &mut self.slots[agent.slot as usize]
     }
 
-    /// What a decision about a beat of this agent depends on.
+    /// The facts that a decision about a beat of this agent depends on.
     pub(super) fn known(&self, agent: Agent, facts: &Slot) -> KnownSender {
         let held = &self.slots[agent.slot as usize];
         KnownSender {
@@ -63,7 +63,7 @@ impl HeldProcesses {
         }
     }
 
-    /// Whether the process of the agent in a slot is held and has not ended: then its pid is its own.
+    /// Whether the process of the agent in a slot is held and has not ended: then the pid belongs to it.
     pub(super) fn is_running(&self, slot: u32) -> bool {
         let pidfd = self.slots[slot as usize].pidfd.as_ref();
         pidfd.is_some_and(|pidfd| !process_info::has_ended(pidfd))
@@ -84,7 +84,7 @@ impl HeldProcesses {
         self.descriptors < self.descriptor_budget
     }
 
-    /// Takes hold of the process of a new agent.
+    /// Holds the process of a new agent.
     pub(super) fn hold(&mut self, agent: Agent, pidfd: Option<OwnedFd>, info: &ProcessInfo) {
         self.descriptors += usize::from(pidfd.is_some());
         *self.of(agent) = Held {
@@ -94,7 +94,7 @@ impl HeldProcesses {
         self.learn(agent, info);
     }
 
-    /// Keeps what was found out about an agent. What is known already stays.
+    /// Stores facts about an agent. Facts that are stored already stay.
     pub(super) fn learn(&mut self, agent: Agent, info: &ProcessInfo) {
         let held = &mut self.slots[agent.slot as usize];
         if held.claims.is_none()
@@ -105,7 +105,7 @@ impl HeldProcesses {
         }
     }
 
-    /// Forgets an agent, and hands out its process.
+    /// Removes an agent, and returns its process.
     pub(super) fn release(&mut self, agent: Agent) -> Option<OwnedFd> {
         let held = std::mem::take(self.of(agent));
         if let Some(claims) = held.claims {
@@ -115,7 +115,7 @@ impl HeldProcesses {
         held.pidfd
     }
 
-    /// False only if no agent is called so inside a container.
+    /// False only if no agent has this pid inside a container.
     pub(super) fn may_be_inner_pid(&self, pid: u32) -> bool {
         self.inner_pids.may_contain(pid)
     }
@@ -124,7 +124,7 @@ impl HeldProcesses {
 /// Counts kept; a power of two.
 const INNER_COUNTS: usize = 1 << 12;
 
-/// Which numbers are some agent's pid inside a container: shedding frames by such a claim could hit it.
+/// The numbers that are some agent's pid inside a container: dropping frames with such a claim could hit that agent.
 /// Counted by their last bits, so that a wrong answer only ever spares a flood.
 struct InnerPids {
     counts: Box<[u32]>,

@@ -1,8 +1,8 @@
-//! What all sources of beats share: the tracker, the limits, the clock, the processes that are held, and the way to
+//! State that all sources of beats share: the tracker, the limits, the clock, the held processes, and the rings to
 //! the control thread.
 //!
-//! A source receives and says who is speaking; what follows from a beat is done and reported here. Local senders are
-//! judged in [`super::local`].
+//! A source receives a beat and identifies its sender; the recorder applies and reports the consequences. Local
+//! senders are judged in [`super::local`].
 
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
@@ -25,7 +25,7 @@ use crate::clock::RawClock;
 use crate::handoff::EventSender;
 use crate::process_info::KernelFeatures;
 
-/// The raw clock and what of it was attention.
+/// The raw clock and the attention clock.
 pub(super) struct Clock {
     pub(super) raw: RawClock,
     pub(super) attention: AttentionClock,
@@ -50,10 +50,10 @@ impl Clock {
     }
 }
 
-/// What is set at the start, or by the control thread.
+/// Settings of the start, and those that the control thread changes.
 pub(super) struct RecorderOptions {
     pub(super) kernel: KernelFeatures,
-    /// What newcomers are held to.
+    /// The limits for new agents.
     pub(super) threshold_ns: u64,
 }
 
@@ -67,7 +67,7 @@ pub(super) struct Recorder {
     pub(super) sleeper: Sleeper,
     pub(super) beat_events: BeatEvents,
     pub(super) events: EventSender,
-    /// What other threads read of the beat path.
+    /// The state of the beat path that other threads read.
     pub(super) state: Arc<BeatPathState>,
     pub(super) counters: Arc<Counters>,
     /// Datagrams refused so far.
@@ -96,7 +96,7 @@ impl Recorder {
         }
     }
 
-    /// That of the most impatient agent, or of a newcomer.
+    /// The shortest threshold of any agent, new ones included.
     pub(super) fn shortest_threshold_ns(&self) -> u64 {
         let shortest_ns = self.tracker.shortest_threshold_ns();
         shortest_ns.unwrap_or(self.options.threshold_ns)
@@ -113,7 +113,7 @@ impl Recorder {
         self.tracker.record(beat, self.clock.now_ns(), threshold_ns)
     }
 
-    /// Reports what a beat has changed.
+    /// Reports the changes that a beat made.
     pub(super) fn report(&mut self, sender: Sender, beat: &Beat, recorded: &Recorded) {
         let Some(agent) = recorded.agent else {
             return self.report_refused(sender, recorded);
@@ -136,7 +136,7 @@ impl Recorder {
         self.send(kind);
     }
 
-    /// Reports a beat that the tracker has refused, and counted.
+    /// Reports a beat that the tracker has refused and counted.
     pub(super) fn report_refused(&mut self, sender: Sender, recorded: &Recorded) {
         self.refusals += 1;
         self.send(EventKind::Refused {
@@ -145,14 +145,15 @@ impl Recorder {
         });
     }
 
-    /// Refuses a datagram before the tracker has heard of it.
+    /// Refuses a datagram before it reaches the tracker.
     pub(super) fn refuse(&mut self, sender: Sender, reason: Refusal) {
         self.counters.count(reason.counter());
         self.refusals += 1;
         self.send(EventKind::Refused { sender, reason });
     }
 
-    /// Reports the agents that left for a newcomer: one that was evicted, or those of a process whose pid has passed on.
+    /// Reports the agents that left because of a new agent: one that was evicted, or those of a process whose pid has
+    /// a new owner.
     pub(super) fn report_displaced(&mut self, recorded: &Recorded) {
         let mut next = recorded.displaced;
         while let Some(displaced) = next {
@@ -169,7 +170,7 @@ impl Recorder {
         }
     }
 
-    /// A local process has ended: all its streams leave. `process` is it, if it was not held.
+    /// A local process has ended: all its streams leave. `process` is its pidfd, if it was not held.
     pub(super) fn retire_process(&mut self, agent: Agent, mut process: Option<OwnedFd>) {
         while let Some((agent, facts)) = self.tracker.retire_next(agent.pid, agent.instance) {
             let last_nonce = facts.last_nonce.unwrap_or(0);
@@ -177,7 +178,7 @@ impl Recorder {
         }
     }
 
-    /// Retires an agent that has said goodbye. False if it is not there any more.
+    /// Retires an agent that has departed. False if it has left already.
     pub(super) fn retire_after_goodbye(&mut self, agent: Agent) -> bool {
         let Some(facts) = self.tracker.retire(agent) else {
             return false;
@@ -187,7 +188,7 @@ impl Recorder {
         true
     }
 
-    /// How a process ended is found out by the control thread, which gets the process along.
+    /// The control thread, which gets the pidfd with the event, determines how the process ended.
     fn report_exit(
         &mut self,
         agent: Agent,
@@ -212,15 +213,15 @@ impl Recorder {
         self.events.send(event, process);
     }
 
-    /// Lets go of a process; while another descriptor of it is open, epoll must be told not to watch it.
+    /// Releases a process; while another descriptor of it is open, it must be removed from epoll explicitly.
     fn release(&mut self, agent: Agent) -> Option<OwnedFd> {
         let pidfd = self.processes.release(agent)?;
-        self.sleeper.forget(&pidfd);
+        self.sleeper.unwatch(&pidfd);
         Some(pidfd)
     }
 
-    /// Judges what is silent, with a budget of timers. `refused` is how many datagrams of an agent were refused by a
-    /// limit. False if a silence found no room in the ring.
+    /// Judges silence, with a budget of timers. `refused` is the number of an agent's datagrams that a limit refused.
+    /// False if a silence found the ring full.
     pub(super) fn judge(
         &mut self,
         heard_ns: u64,
@@ -231,7 +232,7 @@ impl Recorder {
         let Self {
             tracker, events, ..
         } = self;
-        // No source knows of a later beat than the table: each has recorded all that it has received.
+        // No source has a later beat than the table: each has recorded everything it received.
         while let Some(due) = tracker.pop_due(heard_ns, &mut budget) {
             let taken = tracker.judge(due, heard_ns, |silence| {
                 let event = Event {
@@ -239,7 +240,7 @@ impl Recorder {
                     kind: beat_events::silence(silence, refused(silence.agent)),
                 };
                 if silence.tier == Tier::PutOff {
-                    // It will be put off again, or be a stall.
+                    // It will be postponed again, or be a stall.
                     events.send(event, None);
                     return ControlFlow::Continue(());
                 }
@@ -257,13 +258,13 @@ impl Recorder {
         self.events.send(Event { observer_ns, kind }, None);
     }
 
-    /// Promises to turn again by then. Readers can tell a beat path that sleeps from one that hangs.
+    /// Announces the next turn. Readers can distinguish a beat path that sleeps from one that hangs.
     pub(super) fn promise(&mut self, raw_ns: u64) {
         self.clock.attention.promise(raw_ns);
         self.state.set_next_turn(raw_ns);
     }
 
-    /// Publishes the time that counts against no agent.
+    /// Publishes how much time counts against no agent.
     pub(super) fn publish_lag(&self, now_ns: u64) {
         let lag_ns = now_ns.saturating_sub(self.clock.now_ns());
         self.state.set_attention_lag(lag_ns);

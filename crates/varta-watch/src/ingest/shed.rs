@@ -1,41 +1,41 @@
-//! Shedding a flood where it is made.
+//! Drops a flood at its sender.
 //!
-//! The kernel queues a handful of datagrams for all agents together. A sender that sends without pause keeps
-//! that queue full, and others find no room, however fast the observer reads and whatever it refuses
-//! afterwards. So what is refused at a flood's rate is not queued in the first place: a filter on the
-//! socket, which the kernel runs in the sender's own context, lets only a sample of it pass. The sender
-//! cannot tell, no other sender is affected, and the flood costs the flooder.
+//! The kernel queues a handful of datagrams for all agents together. A sender that sends without pause keeps that
+//! queue full, and other senders are refused, however fast the observer reads and whatever it refuses afterwards. So
+//! datagrams that are refused at the rate of a flood are not queued at all: a filter on the socket, which the kernel
+//! runs in the sender's own context, passes only a sample of them. The sender does not notice, no other sender is
+//! affected, and the flood costs only its sender.
 //!
-//! Only what cannot be another agent's is shed: frames whose claim is their sender's own pid or that of no process, and
-//! no known agent's pid inside a container, and datagrams that are no frames at all. Terminal frames are a
-//! kind of their own, so that a crash is heard in the midst of a flood of beats. The sample keeps an honest flooder
-//! alive at its allowed rate, tells how much was shed, and when to stop.
+//! Only datagrams that cannot be another agent's are dropped: frames whose claim is their sender's own pid or that of
+//! no process, and no known agent's pid inside a container, and datagrams that are no frames at all. Terminal frames
+//! are a separate kind, so that a crash is received during a flood of beats. The sample keeps an honest agent alive
+//! at its allowed rate, shows how much was dropped, and shows when the flood is over.
 
 use varta_sys::filter::Instruction;
 
-/// How often floods are reviewed.
+/// Interval between two reviews of the floods.
 const WINDOW_NS: u64 = 100_000_000;
 
-/// Refusals of one kind per window, in so many windows in a row, that make a flood: 3000 per second, with
-/// which a sender in bursts can keep the queue full. A burst is over before it is one.
+/// Refusals of one kind per window, in this many windows in a row, that make a flood: 3000 per second, at which a
+/// sender in bursts can keep the queue full. A single burst ends before it counts as a flood.
 const FLOOD_REFUSALS: u64 = 300;
 const FLOOD_WINDOWS: u32 = 3;
 
-/// With fewer than this many in each of so many windows a flood is over: far fewer and for a second, so
-/// that it does not come and go.
+/// With fewer refusals than this in each of this many windows a flood is over: far fewer than its start takes, and
+/// for a second, so that it does not start and end repeatedly.
 const OVER_REFUSALS: u64 = 75;
 const OVER_WINDOWS: u32 = 10;
 
 /// Datagrams per window that a sample aims at: enough to keep its sender's bucket full.
 const SAMPLE_MIN: u64 = 40;
 
-/// Kinds of floods told apart at the same time; a further one must wait until one is over.
+/// Most kinds of floods at the same time; a further one must wait until one is over.
 const KINDS_MAX: usize = 8;
 
 /// The finest sample is one in this power of two.
 const SAMPLE_POWER_MAX: u32 = 16;
 
-/// What floods have in common.
+/// The property that the datagrams of a flood share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FloodKind {
     /// Frames with this claim.
@@ -49,9 +49,9 @@ pub(super) enum FloodKind {
 #[derive(Clone, Copy, Debug)]
 struct Flood {
     kind: FloodKind,
-    /// Refused in this window, those shed included.
+    /// Refused in this window, including the dropped ones.
     refused: u64,
-    /// One in `2^power` passes; 0 while nothing is shed.
+    /// One in `2^power` passes; 0 while nothing is dropped.
     power: u32,
     /// Windows in a row that were busy.
     busy: u32,
@@ -59,7 +59,7 @@ struct Flood {
     quiet: u32,
 }
 
-/// A flood began or ended.
+/// A flood started or ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct News {
     pub(super) kind: FloodKind,
@@ -67,13 +67,13 @@ pub(super) struct News {
     pub(super) one_in: u32,
 }
 
-/// The floods of the moment.
+/// The current floods.
 #[derive(Debug)]
 pub(super) struct Shed {
     floods: Vec<Flood>,
     news: Vec<News>,
     window_from_ns: u64,
-    /// A flood was struck off, so the program must change.
+    /// A flood was removed, so the program must change.
     was_spared: bool,
     /// Beats per window that any agent may send.
     allowed: u64,
@@ -95,15 +95,15 @@ impl Shed {
         shed
     }
 
-    /// Some agent may send so many beats per second by now. Samples are as large as the largest rate that was
-    /// ever allowed needs: one that is too large costs a little, one that is too small an agent.
+    /// Some agent may send this many beats per second from now on. Samples are as large as the largest rate that was
+    /// ever allowed requires: a sample that is too large costs a little, one that is too small costs an agent.
     pub(super) fn allow(&mut self, rate: u32) {
         let allowed = u64::from(rate).saturating_mul(WINDOW_NS) / 1_000_000_000;
         self.allowed = self.allowed.max(allowed);
     }
 
-    /// A datagram has passed and was refused or credited. Returns how many like it were shed for it, by
-    /// the law of large numbers.
+    /// A datagram has passed and was refused or credited. Returns how many like it were dropped for it, by the law of
+    /// large numbers.
     pub(super) fn note(&mut self, kind: FloodKind, was_refused: bool) -> u64 {
         if let Some(flood) = self.floods.iter_mut().find(|flood| flood.kind == kind) {
             let stands_for = 1 << flood.power;
@@ -128,7 +128,7 @@ impl Shed {
         if self.floods.len() < KINDS_MAX {
             self.floods.push(new);
         } else if let Some(flood) = self.floods.iter_mut().find(|flood| flood.power == 0) {
-            // The kind that is refused most often is here most of the time.
+            // The kind that is refused most often is in the list most of the time.
             flood.refused = flood.refused.saturating_sub(1);
             if flood.refused == 0 {
                 *flood = new;
@@ -137,7 +137,7 @@ impl Shed {
         0
     }
 
-    /// An agent has joined that may use this claim: it is shed no longer.
+    /// An agent has joined that may use this claim: it is not dropped any more.
     pub(super) fn spare(&mut self, pid: u32) {
         let before = self.floods.len();
         let is_claim = |kind| kind == FloodKind::Of(pid) || kind == FloodKind::LastOf(pid);
@@ -145,8 +145,7 @@ impl Shed {
         self.was_spared |= self.floods.len() != before;
     }
 
-    /// Ends a window if it is time. Returns the program that is to filter the socket from now on (empty
-    /// for none) if it must change.
+    /// Ends a window if it is time. Returns the filter program for the socket (empty for none) if it must change.
     pub(super) fn review(&mut self, now_ns: u64) -> Option<&[Instruction]> {
         let elapsed_ns = now_ns.saturating_sub(self.window_from_ns);
         if elapsed_ns < WINDOW_NS {
@@ -168,7 +167,7 @@ impl Shed {
             };
             if flood.busy >= FLOOD_WINDOWS {
                 let power = (refused / sample).max(2).ilog2().min(SAMPLE_POWER_MAX);
-                // A sample says little about small changes, and each costs system calls.
+                // A sample shows small changes badly, and each update costs system calls.
                 if was == 0 || power.abs_diff(was) > 1 {
                     flood.power = power;
                 }
@@ -197,12 +196,12 @@ impl Shed {
         &self.program
     }
 
-    /// What the last [`Self::review`] has found new.
+    /// The changes that the last [`Self::review`] found.
     pub(super) fn take_news(&mut self) -> Option<News> {
         self.news.pop()
     }
 
-    /// When [`Self::review`] is due even if nothing comes; `None` while nothing is shed.
+    /// When [`Self::review`] is due even without input; `None` while nothing is dropped.
     pub(super) fn next_review_ns(&self) -> Option<u64> {
         let is_shedding = self.floods.iter().any(|flood| flood.power != 0);
         is_shedding.then_some(self.window_from_ns + WINDOW_NS)
@@ -216,7 +215,7 @@ const CLAIM_LENGTH: usize = 6;
 const PROGRAM_MAX: usize = 16 + CLAIM_LENGTH * KINDS_MAX;
 const _: () = assert!(PROGRAM_MAX <= u8::MAX as usize);
 
-// The classic filter's vocabulary, as `linux/bpf_common.h` has it.
+// The instructions of the classic filter, from `linux/bpf_common.h`.
 const LOAD_WORD: u16 = 0x20;
 const LOAD_HALF: u16 = 0x28;
 const LOAD_BYTE: u16 = 0x30;
@@ -231,7 +230,7 @@ const RANDOM: u32 = 0xffff_f000 + 56;
 /// Keeps all of a datagram.
 const PASS: u32 = u32::MAX;
 
-/// Keeps nothing of it: the sender believes it was sent.
+/// Keeps nothing of it: to the sender it looks sent.
 const DROP: u32 = 0;
 
 fn statement(code: u16, operand: u32) -> Instruction {
@@ -257,7 +256,7 @@ fn sample(power: u32) -> [Instruction; 4] {
     ]
 }
 
-/// Writes the filter for these floods; nothing if none is to be shed. The filter reads big-endian numbers.
+/// Writes the filter for these floods; nothing if none must be dropped. The filter reads big-endian numbers.
 fn write_program(program: &mut Vec<Instruction>, floods: &[Flood]) {
     program.clear();
     let shed = || floods.iter().filter(|flood| flood.power != 0);
@@ -281,9 +280,9 @@ fn write_program(program: &mut Vec<Instruction>, floods: &[Flood]) {
         statement(LOAD_BYTE, 2),
         jump(JUMP_EQUAL, 2, 4, 0),
     ]);
-    // Four instructions for what is no frame.
+    // Four instructions for datagrams that are no frames.
     program.extend(shapeless.map_or([statement(RETURN, PASS); 4], |flood| sample(flood.power)));
-    // A nonce of all ones has a list of its own, behind that of the regular ones.
+    // The nonce of all ones has a list of its own, behind that of the regular ones.
     program.extend([
         statement(LOAD_WORD, 16),
         jump(JUMP_EQUAL, u32::MAX, 0, 2),
@@ -479,7 +478,7 @@ mod tests {
             }
             shed.review(window * WINDOW_NS);
         }
-        // 1000 beats per window are allowed, so one in 16 passes, and each stands for the others.
+        // 1000 beats per window are allowed, so one in 16 passes, and each represents 16.
         assert_eq!(shed.note(PID, true), 15);
         assert_eq!(shed.note(PID, false), 15);
         assert_eq!(shed.note(FloodKind::Of(1), false), 0);

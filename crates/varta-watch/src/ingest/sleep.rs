@@ -1,10 +1,8 @@
 //! Waiting for input or for a deadline, whichever comes first.
 //!
-//! One epoll instance watches the sockets, the stop signal, the updates of the control thread, a timer
-//! and one pidfd per agent.
-//! The timer is a `timerfd` with an absolute time: it is exact to the microsecond where a timeout
-//! in milliseconds would not be, costs a system call only when the deadline moves, and exists on
-//! every kernel we support.
+//! One epoll instance watches the sockets, the stop signal, the updates of the control thread, a timer and one pidfd
+//! per agent. The timer is a `timerfd` with an absolute time: it is exact to the microsecond where a timeout in
+//! milliseconds would not be, costs a system call only when the deadline moves, and exists on every supported kernel.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,7 +19,7 @@ use crate::clock::RawClock;
 /// Ready descriptors fetched per call.
 const EVENTS_PER_CALL: usize = 256;
 
-/// Calls per wait at most: what is left over is still ready in the next turn.
+/// Most calls per wait: the rest is still ready in the next turn.
 const CALLS_PER_WAIT: usize = 64;
 
 const AT_ONCE: Timespec = Timespec {
@@ -37,7 +35,7 @@ const UPDATES: u64 = u64::MAX - 3;
 /// What is ready.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
-    /// The loop is to end.
+    /// The loop must end.
     pub(crate) stop: bool,
     /// The control thread has sent updates.
     pub(crate) updates: bool,
@@ -45,7 +43,7 @@ pub(crate) struct Ready {
     pub(crate) exits: Vec<u32>,
 }
 
-/// The waiting room of the ingest thread.
+/// Waits for the ingest thread.
 pub(crate) struct Sleeper {
     epoll: OwnedFd,
     timer: OwnedFd,
@@ -54,7 +52,7 @@ pub(crate) struct Sleeper {
     armed_ns: Option<u64>,
 }
 
-/// Where ready descriptors are fetched to. Not part of [`Sleeper`] because it cannot change threads.
+/// Buffer for ready descriptors. Not part of [`Sleeper`] because it cannot change threads.
 pub(crate) struct Fetched(Vec<epoll::Event>);
 
 impl Fetched {
@@ -64,7 +62,7 @@ impl Fetched {
 }
 
 impl Sleeper {
-    /// `agents` is how many exits there can be at once.
+    /// `agents` is the largest number of exits at once.
     pub(crate) fn new(
         socket: impl AsFd,
         stop: impl AsFd,
@@ -100,7 +98,7 @@ impl Sleeper {
         self.add(socket, SOCKET, epoll::EventFlags::IN)
     }
 
-    /// Whether input on a socket that is watched wakes.
+    /// Whether input on a watched socket wakes the thread.
     pub(crate) fn set_input_wakes(&self, socket: impl AsFd, wakes: bool) -> io::Result<()> {
         let flags = match wakes {
             true => epoll::EventFlags::IN,
@@ -110,22 +108,21 @@ impl Sleeper {
         Ok(epoll::modify(&self.epoll, socket, data, flags)?)
     }
 
-    /// Watches the process in `slot` until its pidfd is closed. Its end is reported once, so that
-    /// many ends at once cannot be reported again and again while they are being fetched.
+    /// Watches the process in `slot` until its pidfd is closed. Its end is reported once, so that many ends at once
+    /// are not reported repeatedly while they are fetched.
     pub(crate) fn watch_exit(&self, slot: u32, pidfd: impl AsFd) -> io::Result<()> {
         let once = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
         self.add(pidfd, u64::from(slot), once)
     }
 
-    /// Watches a process no longer.
-    pub(crate) fn forget(&self, pidfd: impl AsFd) {
-        // It may never have been watched.
+    /// Stops watching a process.
+    pub(crate) fn unwatch(&self, pidfd: impl AsFd) {
+        // The process may never have been watched.
         let _ = epoll::delete(&self.epoll, pidfd);
     }
 
-    /// Makes sure to wake at `ns` (observer clock) at the latest. A timer that fires earlier is left
-    /// alone: waking early is harmless and moving it would cost a system call per beat. Returns when
-    /// it will fire.
+    /// Ensures a wake-up at `ns` (observer clock) or earlier. A timer that fires earlier is left alone: waking early
+    /// is harmless, and moving the timer would cost a system call per beat. Returns when the timer fires.
     pub(crate) fn wake_at(&mut self, now_ns: u64, ns: u64) -> io::Result<u64> {
         if let Some(armed_ns) = self.armed_ns
             && armed_ns > now_ns
@@ -133,7 +130,7 @@ impl Sleeper {
         {
             return Ok(armed_ns);
         }
-        // Zero would switch the timer off; a time that has passed fires at once.
+        // Zero would switch the timer off; a time in the past fires at once.
         self.set_timer(self.clock.timespec_at(ns.max(1)))?;
         self.armed_ns = Some(ns);
         Ok(ns)
@@ -147,13 +144,13 @@ impl Sleeper {
         Ok(())
     }
 
-    /// Sleeps until something is ready and says what. Input on the socket is not reported: it is
-    /// read in every turn anyway.
+    /// Sleeps until something is ready and returns that. Input on the socket is not reported: every turn reads the
+    /// socket anyway.
     pub(crate) fn wait(&self, ready: &mut Ready, fetched: &mut Fetched) -> io::Result<()> {
         self.fetch(None, ready, fetched)
     }
 
-    /// Says what is ready now.
+    /// Returns what is ready now.
     pub(crate) fn poll(&self, ready: &mut Ready, fetched: &mut Fetched) -> io::Result<()> {
         self.fetch(Some(&AT_ONCE), ready, fetched)
     }

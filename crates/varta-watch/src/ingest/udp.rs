@@ -1,7 +1,7 @@
-//! Beats that come over a network: taken in batches, a bounded number of them before local agents get their turn again.
+//! Beats from a network: taken in batches, a bounded number of them before the local socket is read again.
 //!
-//! Envelopes are opened here; who is speaking, and whether that is believed, is decided in
-//! [`varta_core::admission::RemoteSenders`]. Nothing is ever sent back.
+//! This module opens envelopes; [`varta_core::admission::RemoteSenders`] identifies the sender and decides whether to
+//! accept it. Nothing is ever sent back.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -31,42 +31,43 @@ use crate::replay_file::ReplayWords;
 /// Datagrams per receive call.
 const BATCH: usize = 64;
 
-/// Datagrams taken before local agents get their turn: with one key half a millisecond, with sixteen two.
+/// Datagrams taken before the local socket is read again: half a millisecond with one key, two with sixteen.
 const PER_TURN: usize = 4 * BATCH;
 
-/// The longest datagram that means something, and one byte more, so that a longer one can be told from it.
+/// The longest valid datagram and one byte more, so that a longer one is detected.
 const DATAGRAM_BYTES: usize = MASTER_ENVELOPE_BYTES + 1;
 
-/// What the kernel may queue, in bytes: it doubles that, so that 2700 beats are queued, of a fleet whose clocks
-/// tick together.
+/// Requested size of the kernel's queue, in bytes. The kernel doubles it, which makes 2700 beats: enough for a fleet
+/// whose clocks tick together.
 const QUEUE_BYTES: usize = 1 << 20;
 
-/// What the kernel counts for a beat in a queue, in bytes.
+/// Bytes that the kernel accounts for a queued beat.
 const QUEUED_BEAT_BYTES: usize = 770;
 
-/// The UDP socket, and what its datagrams are worth.
+/// The UDP socket, with its keys and limits.
 pub(crate) struct UdpSource {
     socket: UdpSocket,
     batch: UdpBatch,
     intake: Intake,
     senders: RemoteSenders<ReplayWords>,
-    /// Opens envelopes; `None` in clear.
+    /// Opens envelopes; `None` without encryption.
     opener: Option<Opener>,
-    /// Datagrams the kernel had dropped when it was asked last.
+    /// Datagrams that the kernel had dropped at the last query.
     drops: u32,
-    /// Thresholds by which drops may put off a stall.
+    /// Most thresholds by which drops may postpone a stall.
     restart_thresholds: u64,
     /// Datagrams of this turn.
     turn_read: usize,
 }
 
 impl UdpSource {
-    /// Listens without keys. `seed` must be unpredictable; `slots` is how many the table has.
+    /// Listens without keys. `seed` must be unpredictable; `slots` is the size of the table.
     pub(crate) fn in_clear(socket: UdpSocket, origin: BeatOrigin, seed: u64, slots: usize) -> Self {
         Self::new(socket, None, RemoteSenders::in_clear(origin, seed, slots))
     }
 
-    /// Listens for what these keys have sealed. `agents` is how many there may be, `slots` how many the table has.
+    /// Listens for datagrams sealed with these keys. `agents` is the largest number of agents, `slots` the size of
+    /// the table.
     pub(crate) fn sealed(
         socket: UdpSocket,
         origin: BeatOrigin,
@@ -81,7 +82,7 @@ impl UdpSource {
     }
 
     fn new(socket: UdpSocket, opener: Option<Opener>, senders: RemoteSenders<ReplayWords>) -> Self {
-        // Root gets it, others as much of it as the operator allows (net.core.rmem_max).
+        // Root gets all of it, other users as much as the operator allows (net.core.rmem_max).
         if set_socket_recv_buffer_size_force(&socket, QUEUE_BYTES).is_err() {
             let _ = set_socket_recv_buffer_size(&socket, QUEUE_BYTES);
         }
@@ -98,19 +99,19 @@ impl UdpSource {
         }
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub(crate) fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
-    /// Believes these keys from now on.
+    /// Accepts exactly these keys from now on.
     pub(super) fn replace_keys(&mut self, ring: KeyRing) {
         if let Some(opener) = &mut self.opener {
             opener.replace(ring);
         }
     }
 
-    /// Datagrams since this was asked last.
+    /// Datagrams since the last call.
     pub(super) fn take_turn_read(&mut self) -> usize {
         std::mem::take(&mut self.turn_read)
     }
@@ -123,12 +124,12 @@ impl UdpSource {
         }
     }
 
-    /// When a socket that is not read is tried again.
+    /// When a socket that cannot be read is tried again.
     pub(super) fn next_due_ns(&self, now_ns: u64) -> Option<u64> {
         self.intake.next_try_ns(now_ns)
     }
 
-    /// Has input wake the beat path if it may be read.
+    /// Lets input wake the beat path if the socket may be read.
     pub(super) fn update_wakes(&mut self, recorder: &Recorder) -> io::Result<()> {
         match self.intake.change_wakes(recorder.clock.raw_ns()) {
             Some(wakes) => recorder.sleeper.set_input_wakes(&*self, wakes),
@@ -136,12 +137,12 @@ impl UdpSource {
         }
     }
 
-    /// Publishes what keeps beats from being received. True if that has changed.
+    /// Publishes the reason why beats cannot be received. True if that has changed.
     pub(super) fn publish_trouble(&self, recorder: &Recorder) -> bool {
         self.intake.publish(&recorder.state)
     }
 
-    /// Takes what came over the network, up to a bound; true if there may be more.
+    /// Takes datagrams from the network, up to a bound; true if there may be more.
     pub(super) fn drain(&mut self, recorder: &mut Recorder) -> bool {
         let mut read = 0;
         while read < PER_TURN {
@@ -158,13 +159,14 @@ impl UdpSource {
                 }
             };
             if self.intake.has_succeeded(now_ns) > 0 {
-                // What could not be read counts against no agent.
+                // Time in which the socket could not be read counts against no agent.
                 recorder.restart_silence(Locality::Remote, self.restart_thresholds);
             }
             if received == BATCH {
                 self.note_drops(recorder);
             }
-            // They were sent before now: a silence that began at an earlier look would be over too early.
+            // The datagrams were sent before now: a silence that started at an earlier reading of the clock would end
+            // too early.
             recorder.read_clock();
             (0..received).for_each(|i| self.hear(recorder, i));
             read += received;
@@ -176,7 +178,7 @@ impl UdpSource {
         true
     }
 
-    /// Takes note of datagram `i` of the batch.
+    /// Judges datagram `i` of the batch.
     fn hear(&mut self, recorder: &mut Recorder, i: usize) {
         let Some((sender, read)) = self.read(i) else {
             return;
@@ -209,7 +211,7 @@ impl UdpSource {
         }
     }
 
-    /// The sender, and what it says or why that is refused.
+    /// The sender with its frame, or the reason of the refusal.
     fn read(&mut self, i: usize) -> Option<(Sender, Result<RemoteBeat, Refusal>)> {
         let datagram = self.batch.datagram(i)?;
         let address = datagram.source;
@@ -249,7 +251,7 @@ impl UdpSource {
         self.credit(recorder, sender, heard, &recorded);
     }
 
-    /// Takes note of a beat that was recorded.
+    /// Updates the state of an agent whose beat was recorded.
     fn credit(
         &mut self,
         recorder: &mut Recorder,
@@ -283,7 +285,8 @@ impl UdpSource {
         }
     }
 
-    /// Beats of any remote agent may have been among what the kernel dropped: that silence is not theirs.
+    /// The datagrams that the kernel dropped may include beats of any remote agent: that silence does not count
+    /// against it.
     fn note_drops(&mut self, recorder: &mut Recorder) {
         let Ok(drops) = udp::drops(self.socket.as_fd()) else {
             return;

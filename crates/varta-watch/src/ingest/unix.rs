@@ -1,14 +1,15 @@
-//! The Unix socket: read one by one after a look at each sender, in batches in a flood, not at all while that fails.
+//! The Unix socket: read one by one after a peek at each sender, in batches in a flood, and not at all while reading
+//! fails.
 //!
-//! As many datagrams as the kernel queues are taken one by one in each turn, after a look at who sent each:
-//! the datagram of a stranger is taken together with its sender's pidfd, which costs too much to ask for
-//! with every beat. What is left after them, and what comes when there is no time to sleep and no stranger
-//! among them, is a flood and taken in batches. Who is speaking is decided in [`super::local`].
+//! In each turn as many datagrams as the kernel queues are taken one by one, after a peek at the sender of each: the
+//! datagram of an unknown sender is received together with its sender's pidfd, which costs too much to request with
+//! every beat. Datagrams beyond these, and datagrams that arrive while there is no time to sleep and no unknown
+//! sender among them, are a flood and are taken in batches. [`super::local`] identifies the sender.
 //!
-//! No descriptor of a sender is received or closed here, since closing one may hang: the kernel refuses them, or, where
-//! it cannot, each datagram is looked at before it is taken, in a flood too, and one that brings some is left to
-//! [`super::discards`]. Until it has left the queue nothing is read. While the socket is not read, no silence
-//! is proved beyond what was read before.
+//! No descriptor of a sender is received or closed in this module, since closing one may hang. The kernel refuses
+//! them. Where it cannot, each datagram is peeked at before it is taken, in a flood too, and one that brings
+//! descriptors is left to [`super::discards`]. Until it has left the queue nothing is read. While the socket is not
+//! read, no silence is proved beyond what was read before.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,7 +27,7 @@ use varta_vlp::{FRAME_BYTES, MAGIC, NONCE_TERMINAL, VERSION};
 
 use super::discards::Discards;
 use super::flood::FloodDetector;
-use super::intake::{DEAF_NS, Intake};
+use super::intake::{Intake, UNREAD_MAX_NS};
 use super::local::local;
 use super::recorder::Recorder;
 use super::shed::{FloodKind, Shed};
@@ -35,26 +36,27 @@ use crate::clock::RawClock;
 use crate::handoff::IdentityReply;
 use crate::socket_file::BoundSocket;
 
-/// Datagrams per receive call: large enough that the call's own cost vanishes in a flood.
+/// Datagrams per receive call: enough to make the cost of the call itself negligible in a flood.
 const BATCH: usize = 64;
 
-/// Datagrams per turn whose sender is looked at before they are taken: what the kernel queues, within
-/// these bounds. While they are taken others come, in a crowd of newcomers many; only a flood goes beyond.
+/// Datagrams per turn whose sender is peeked at before they are taken: the depth of the kernel's queue, within these
+/// bounds. More datagrams arrive while these are taken, many of them when many agents join at once; only a flood
+/// exceeds the bound.
 const ONE_BY_ONE_MIN: usize = 256;
 const ONE_BY_ONE_MAX: usize = 8192;
 
-/// Fewest datagrams one turn is ready to read. The real budget is no smaller than the kernel's
-/// queue, so that all that was queued when the turn began is read before any agent is judged.
+/// Fewest datagrams that one turn may read. The real budget is no smaller than the kernel's queue, so that everything
+/// that was queued when the turn started is read before any agent is judged.
 pub(super) const RECEIVE_BUDGET_MIN: usize = 1024;
 
-/// One byte more than a frame, so that a longer datagram can be told from one.
+/// One byte more than a frame, so that a longer datagram is detected.
 const DATAGRAM_BYTES: usize = FRAME_BYTES + 1;
 
-/// What is set at the start.
+/// The settings of the start.
 pub(super) struct UnixOptions {
     /// Datagrams the kernel queues on this socket before it refuses one.
     pub(super) queue_datagrams: usize,
-    /// A datagram can bring its sender's pidfd along.
+    /// A datagram can bring its sender's pidfd.
     pub(super) sender_pidfd: bool,
     /// Beats per second that an agent may send.
     pub(super) beat_rate: u32,
@@ -63,7 +65,7 @@ pub(super) struct UnixOptions {
 pub(super) struct UnixSource {
     socket: BoundSocket,
     batch: DatagramBatch,
-    /// Where the kernel cannot refuse descriptors.
+    /// Present where the kernel cannot refuse descriptors.
     discards: Option<Discards>,
     intake: Intake,
     options: UnixOptions,
@@ -76,7 +78,7 @@ pub(super) struct UnixSource {
     turn_read: usize,
 }
 
-/// Why a batch has come to its end.
+/// Why a batch ended.
 enum Stop {
     /// It is full.
     Full,
@@ -112,7 +114,7 @@ impl UnixSource {
         })
     }
 
-    /// Another turn begins; `is_calm` after a sleep.
+    /// Another turn starts; `is_calm` after a sleep.
     pub(super) fn begin_turn(&mut self, now_ns: u64, is_calm: bool) {
         self.turn_read = 0;
         self.flood.tick(now_ns, is_calm);
@@ -128,7 +130,7 @@ impl UnixSource {
         self.intake.is_open()
     }
 
-    /// Reads what was queued when the turn began, and something more.
+    /// Reads what was queued when the turn started, and a little more.
     pub(super) fn drain_queue(
         &mut self,
         recorder: &mut Recorder,
@@ -139,8 +141,8 @@ impl UnixSource {
         self.drain(recorder, ready, fetched, budget)
     }
 
-    /// Reads until the queue is empty, or so many datagrams. If the queue may have been full, beats may have been
-    /// refused: that silence does not count.
+    /// Reads until the queue is empty, or until this many datagrams were read. If the queue may have been full, beats
+    /// may have been refused: that silence does not count.
     pub(super) fn drain(
         &mut self,
         recorder: &mut Recorder,
@@ -168,18 +170,18 @@ impl UnixSource {
         Ok(())
     }
 
-    /// The control thread has examined a process: its beats need wait no longer.
+    /// The control thread has examined a process: beats that waited for that can be judged.
     pub(super) fn settle(&mut self, recorder: &mut Recorder, reply: IdentityReply) {
         let shed = &mut self.shed;
         recorder.settle(reply, |claimed| shed.spare(claimed));
     }
 
-    /// Tells the kernel what to drop from now on, if that has changed.
+    /// Updates the kernel's filter if what it must drop has changed.
     pub(super) fn shed_floods(&mut self, recorder: &mut Recorder) {
         let Some(program) = self.shed.review(recorder.clock.raw_ns()) else {
             return;
         };
-        // A kernel that does not filter leaves us with the flood.
+        // If the kernel does not filter, the flood reaches the observer.
         let _ = match program {
             [] => filter::detach(self.socket.as_fd()),
             program => filter::attach(self.socket.as_fd(), program),
@@ -194,23 +196,23 @@ impl UnixSource {
         }
     }
 
-    /// What silence up to `heard_ns` is proved by what was read. All of it, unless there is something in the queue that
+    /// The time up to which silence is proved by what was read: `heard_ns`, unless the queue holds a datagram that
     /// cannot be read now.
     pub(super) fn provable_ns(&self, recorder: &Recorder, heard_ns: u64) -> u64 {
         if self.intake.is_open() {
             return heard_ns;
         }
-        // A gap meanwhile makes it less than is proved.
+        // A gap meanwhile shortens the time that is proved.
         let raw_ns = recorder.clock.raw_ns();
         let since_ns = raw_ns.saturating_sub(self.sent.proved_ns());
         heard_ns.min(recorder.clock.now_ns().saturating_sub(since_ns))
     }
 
-    /// When there is work even if nothing comes.
+    /// When there is work even without input.
     pub(super) fn next_due_ns(&self, now_ns: u64) -> Option<u64> {
         let discards = self.discards.as_ref();
         let at_work = discards.is_some_and(|discards| discards.at_work() > 0);
-        let hang_ns = at_work.then(|| now_ns + DEAF_NS);
+        let hang_ns = at_work.then(|| now_ns + UNREAD_MAX_NS);
         let due = [
             self.shed.next_review_ns(),
             self.intake.next_try_ns(now_ns),
@@ -219,7 +221,7 @@ impl UnixSource {
         due.into_iter().flatten().min()
     }
 
-    /// Has input wake the beat path if it may be read.
+    /// Lets input wake the beat path if the socket may be read.
     pub(super) fn update_wakes(&mut self, recorder: &Recorder) -> io::Result<()> {
         match self.intake.change_wakes(recorder.clock.raw_ns()) {
             Some(wakes) => recorder.sleeper.set_input_wakes(&self.socket, wakes),
@@ -227,19 +229,19 @@ impl UnixSource {
         }
     }
 
-    /// Publishes what keeps beats from being received. True if that has changed.
+    /// Publishes the reason why beats cannot be received. True if that has changed.
     pub(super) fn publish_trouble(&self, recorder: &Recorder, now_ns: u64) -> bool {
         let state = &recorder.state;
         let mut has_changed = self.intake.publish(state);
         if let Some(discards) = &self.discards {
-            let is_blocked = self.intake.handed_over_for_ns(now_ns) > DEAF_NS;
+            let is_blocked = self.intake.handed_over_for_ns(now_ns) > UNREAD_MAX_NS;
             has_changed |= state.set_blocked(is_blocked);
             has_changed |= state.set_hanging_threads(discards.hanging(now_ns) as u64);
         }
         has_changed
     }
 
-    /// Looks at the sender of each datagram before it is taken. True once the queue is empty or cannot be read.
+    /// Peeks at the sender of each datagram before it is taken. True once the queue is empty or cannot be read.
     fn take_one_by_one(
         &mut self,
         recorder: &mut Recorder,
@@ -277,7 +279,7 @@ impl UnixSource {
         false
     }
 
-    /// Takes what is queued in batches, and finds out which processes have ended by then.
+    /// Takes what is queued in batches, and checks afterwards which processes have ended by then.
     fn take_batches(
         &mut self,
         recorder: &mut Recorder,
@@ -299,7 +301,8 @@ impl UnixSource {
                 recorder.processes.note_end(*slot);
             }
             let received = self.batch.len();
-            // They were sent before now: a silence that began at an earlier look would be over too early.
+            // The datagrams were sent before now: a silence that started at an earlier reading of the clock would end
+            // too early.
             recorder.read_clock();
             (0..received).for_each(|i| self.hear(recorder, i));
             *read += received;
@@ -333,7 +336,7 @@ impl UnixSource {
         }
     }
 
-    /// Fills the batch one by one, after a look whether the next datagram brings descriptors.
+    /// Fills the batch one by one, after a check whether the next datagram brings descriptors.
     fn receive_batch_looking(&mut self, recorder: &mut Recorder) -> Stop {
         while self.batch.len() < BATCH {
             let taken = self.look_at_next().and_then(|peeked| match peeked {
@@ -363,25 +366,26 @@ impl UnixSource {
         Stop::Full
     }
 
-    /// Takes the datagram that was peeked at; a stranger's together with its sender.
+    /// Takes the datagram that was peeked at, with its sender's pidfd if the sender is unknown.
     fn take_one(&mut self, recorder: &mut Recorder, sender: Option<Credentials>) -> io::Result<()> {
         let with_sender = sender.is_some_and(|sender| recorder.wants_process_of(sender))
             && pass_pidfd(self.socket.as_fd(), true).is_ok();
         let received = self.batch.receive(self.socket.as_fd(), 1);
         if let Ok(received) = received {
             self.was_read(recorder);
-            // It was sent before now: a silence that began at an earlier look would be over too early.
+            // The datagram was sent before now: a silence that started at an earlier reading of the clock would end
+            // too early.
             recorder.read_clock();
             (0..received).for_each(|i| self.hear(recorder, i));
         }
         if with_sender {
-            // Left on it would only cost time.
+            // Leaving it on would only cost time.
             let _ = pass_pidfd(self.socket.as_fd(), false);
         }
         received.map(drop)
     }
 
-    /// Takes note of datagram `i` of the batch.
+    /// Judges datagram `i` of the batch.
     fn hear(&mut self, recorder: &mut Recorder, i: usize) {
         let process = self.batch.take_pidfd(i);
         let Some(received) = self.batch.datagram(i) else {
@@ -391,8 +395,8 @@ impl UnixSource {
         let kind = flood_kind(recorder, &datagram);
         let refusals = recorder.refusals;
         let outcome = recorder.hear_local(&datagram, process, self.sent.proved_ns());
-        if outcome.was_stranger {
-            self.flood.meet_stranger();
+        if outcome.was_unknown {
+            self.flood.note_unknown();
         }
         if let Some(claimed) = outcome.joined_as {
             self.shed.spare(claimed);
@@ -407,13 +411,14 @@ impl UnixSource {
         peek(self.socket.as_fd(), &mut [])
     }
 
-    /// Refuses a datagram that brings descriptors, and has it taken out of the queue. False if it brings none.
+    /// Refuses a datagram that brings descriptors, and requests that it is taken out of the queue. False if it brings
+    /// none.
     fn leave_to_others(&mut self, recorder: &mut Recorder, head: &Head) -> bool {
         let (Some(discards), true) = (&self.discards, head.has_descriptors) else {
             return false;
         };
         let mut bytes = [0; DATAGRAM_BYTES];
-        // What it says tells which flood it belongs to.
+        // Its content shows which flood it belongs to.
         let head = match peek(self.socket.as_fd(), &mut bytes) {
             Ok(Peeked::Datagram(head)) => head,
             Ok(Peeked::Empty) | Err(_) => *head,
@@ -474,7 +479,7 @@ impl UnixSource {
         }
         let now_ns = recorder.read_clock();
         let closed_ns = self.intake.has_succeeded(now_ns);
-        if closed_ns > DEAF_NS {
+        if closed_ns > UNREAD_MAX_NS {
             recorder.note_gap(Gap {
                 gap_ns: closed_ns,
                 is_off_the_clock: false,
@@ -483,8 +488,8 @@ impl UnixSource {
     }
 }
 
-/// What flood a datagram belongs to if it is one of many. Only what cannot be another agent's: a frame
-/// about its own sender or about no known agent, or what is no frame.
+/// The flood that a datagram belongs to if it is one of many. Only datagrams that cannot be another agent's: a frame
+/// about its own sender or about no known agent, or a datagram that is no frame.
 fn flood_kind(recorder: &Recorder, datagram: &Datagram<'_>) -> Option<FloodKind> {
     let Ok(bytes) = <&[u8; FRAME_BYTES]>::try_from(datagram.bytes) else {
         return Some(FloodKind::Shapeless);

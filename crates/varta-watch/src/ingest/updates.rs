@@ -1,6 +1,6 @@
-//! Applying what the control thread has decided: replies about strangers, keys, rules, limits and pauses.
+//! Applies the decisions of the control thread: replies about unknown processes, keys, rules, limits and pauses.
 //!
-//! A bounded number per turn; an update about an agent that has left by now is void.
+//! Bounds: a limited number per turn. An update about an agent that has left by now has no effect.
 
 use varta_core::{Agent, BeatLimit, LimitOptions};
 
@@ -23,7 +23,7 @@ impl Ingest {
             self.apply(update);
             self.updates.done();
         }
-        // There may be more, and the bell has been quieted.
+        // There may be more updates, and the eventfd has been cleared.
         self.updates.ring_again();
     }
 

@@ -148,7 +148,7 @@ async fn watch(
     let reason = control
         .run(signals, settings.shutdown_after, &mut ingest_end)
         .await;
-    server.say_stopping();
+    server.set_stopping();
     stop.stop();
     let hangs = !ingest_end.is_terminated() && timeout(BEAT_PATH_WAIT, ingest_end).await.is_err();
     if !hangs {

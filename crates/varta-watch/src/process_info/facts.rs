@@ -1,5 +1,5 @@
-//! What the system knows of a process besides its pid: read from `/proc` by the control thread, once when
-//! the process is heard for the first time and again when it begins a new session. Never on the beat path.
+//! The facts about a process besides its pid: the control thread reads them from `/proc` at the first beat of the
+//! process and again when it starts a new session. Never on the beat path.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -14,19 +14,19 @@ use super::rights::Owners;
 use super::units::Units;
 use super::{KernelFeatures, start_time};
 
-/// Bytes of a `/proc` file that are looked at; the kernel's own files are far shorter.
+/// Bytes read of a `/proc` file; the kernel's own files are far shorter.
 const FILE_BYTES_MAX: usize = 16 * 1024;
 
-/// What is known of a process. Anything may be missing: the process may belong to another user, or have
-/// ended while it was examined.
+/// The facts about a process. Any of them may be missing: the process may belong to another user, or have ended while
+/// it was examined.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
-    /// Command name, at most 15 characters; empty if unknown. The process chooses it, so it is cleaned once and
-    /// for all: whatever shows it, it stays on its line.
+    /// Command name, at most 15 characters; empty if unknown. The process chooses it, so control characters are
+    /// removed once, for all readers.
     pub(crate) name: String,
     /// The program file, by a path in the process's own mount namespace, which its user may choose.
     pub(crate) program: Option<PathBuf>,
-    /// The same, unless a rule asks for it and that file is not the one that the observer finds there.
+    /// The same, except if a rule names the path and the observer finds another file there.
     pub(crate) exe: Option<PathBuf>,
     /// Path in the control group hierarchy.
     pub(crate) cgroup: Option<String>,
@@ -36,7 +36,7 @@ pub(crate) struct Facts {
     pub(crate) start_ticks: Option<u64>,
     /// The process's pid in each pid namespace from the observer's inwards; empty if unknown.
     pub(crate) pids: Vec<u32>,
-    /// Its pid namespace, where this user may look.
+    /// Its pid namespace, where this user may read it.
     pub(crate) pid_ns: Option<u64>,
 }
 
@@ -61,22 +61,22 @@ impl Facts {
                 .ok()
                 .map(|namespace| namespace.ino()),
         };
-        // Whoever has the pid now has had it since before it was read.
+        // The process that has the pid now had it before the reading.
         let still_there = kernel.hold(pid).is_ok_and(|held| held.instance == instance);
         still_there.then_some(facts)
     }
 
-    /// Whether the process lives in a pid namespace below the observer's. Unknown is not foreign.
+    /// Whether the process runs in a pid namespace below the observer's. Unknown is not foreign.
     pub(crate) fn is_foreign(&self) -> bool {
         self.pids.len() > 1
     }
 
-    /// What the process may call itself, if that is known.
+    /// The claims that the process may make, if they are known.
     pub(crate) fn claims(&self) -> Option<Claims> {
         (!self.pids.is_empty()).then(|| Claims::from_pids(&self.pids))
     }
 
-    /// The pid that a process of a container has inside.
+    /// The pid of a container's process inside the container.
     pub(crate) fn inner_pid(&self) -> Option<u32> {
         self.pids.get(1..)?.last().copied()
     }
@@ -105,7 +105,7 @@ fn name_of(comm: &str) -> String {
     printable(comm.strip_suffix('\n').unwrap_or(comm))
 }
 
-/// A path that can be told in JSON whatever its bytes are.
+/// A path in a form that JSON can represent whatever its bytes are.
 fn readable(path: PathBuf) -> PathBuf {
     match path.to_str() {
         Some(_) => path,
@@ -126,7 +126,7 @@ fn namespace_pids(status: &str) -> Vec<u32> {
     pids.map_while(|pid| pid.parse().ok()).collect()
 }
 
-/// Where a process is in the control group hierarchies, from `/proc/PID/cgroup`. Being in a root says nothing.
+/// The position of a process in the control group hierarchies, from `/proc/PID/cgroup`. A root is no information.
 struct CgroupPath {
     /// In the unified hierarchy, else in that of systemd, else in the first one.
     shown: Option<String>,

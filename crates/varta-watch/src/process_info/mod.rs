@@ -1,8 +1,7 @@
-//! Which process has a pid right now, and what the system knows of it.
+//! Which process has a pid now, and the facts that the system has about it.
 //!
-//! A pid is a number that the kernel gives out again. A pidfd is not: it means one process for
-//! ever. The instance number tells two processes with the same pid apart and can be compared long
-//! after: the pidfd's inode on Linux 6.9 and newer, the start time before.
+//! The kernel reuses pids. A pidfd refers to one process forever. The instance number distinguishes two processes
+//! with the same pid and can be compared long after: the pidfd's inode on Linux 6.9 and newer, the start time before.
 
 pub(crate) mod facts;
 pub(crate) mod program;
@@ -21,25 +20,25 @@ use varta_core::ExitStatus;
 /// `PIDFS_MAGIC`: the file system of pidfds whose inodes are unique until the next boot.
 const PIDFS_MAGIC: u64 = 0x5049_4446;
 
-/// The kernel never gives out a larger pid on 64-bit machines.
+/// The kernel never assigns a larger pid on 64-bit machines.
 const PID_MAX_LIMIT: u32 = 1 << 22;
 
 /// The first process of a pid namespace, whose end is the end of all others in it.
 pub(crate) const INIT: u32 = 1;
 
-/// What this system offers to tell processes apart. Found out once, at the start.
+/// The features of this system for identifying processes. Determined once, at the start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KernelFeatures {
     /// A pidfd's inode is the instance number (Linux 6.9).
     pub(crate) pidfs: bool,
-    /// A datagram can bring its sender's pidfd along (Linux 6.5).
+    /// A datagram can bring its sender's pidfd (Linux 6.5).
     pub(crate) sender_pidfd: bool,
-    /// `/proc` speaks of this process's own pid namespace, so that its numbers are ours.
+    /// `/proc` shows this process's own pid namespace, so its pids are those that the observer uses.
     pub(crate) proc: bool,
 }
 
 impl KernelFeatures {
-    /// Asks the kernel. `socket` is the beat socket; it is left as it was.
+    /// Queries the kernel. `socket` is the beat socket; it is left unchanged.
     pub(crate) fn find(socket: impl AsFd) -> Self {
         let own = open(std::process::id());
         let pass = |on| varta_sys::receive::pass_pidfd(socket.as_fd(), on).is_ok();
@@ -53,14 +52,14 @@ impl KernelFeatures {
         }
     }
 
-    /// The instance number of a process, where its pidfd tells it.
+    /// The instance number of a process, where its pidfd provides it.
     pub(crate) fn instance_of(self, pidfd: &OwnedFd) -> Option<u64> {
         let stat = self.pidfs.then(|| rustix::fs::fstat(pidfd).ok()).flatten();
         stat.map(|stat| stat.st_ino)
     }
 
-    /// Takes hold of the process that has `pid` now. Fails with `ESRCH` if there is none. Where pidfds
-    /// have no inodes this reads `/proc`.
+    /// Holds the process that has `pid` now. Fails with `ESRCH` if there is none. Where pidfds have no inodes this
+    /// reads `/proc`.
     pub(crate) fn hold(self, pid: u32) -> io::Result<Process> {
         let pidfd = open(pid)?;
         let instance = match self.instance_of(&pidfd) {
@@ -72,7 +71,7 @@ impl KernelFeatures {
     }
 }
 
-/// A process, held so that it cannot be mistaken for another.
+/// A process, held by a pidfd so that it cannot be confused with another.
 pub(crate) struct Process {
     pub(crate) pidfd: OwnedFd,
     pub(crate) instance: u64,
@@ -85,7 +84,7 @@ pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
     Ok(pidfd_open(raw, PidfdFlags::empty())?)
 }
 
-/// Whether [`open`] failed because nobody has the pid, rather than for want of descriptors or memory.
+/// Whether [`open`] failed because no process has the pid, rather than for want of descriptors or memory.
 pub(crate) fn is_gone(error: &io::Error) -> bool {
     let is_missing = error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error());
     is_missing || error.kind() == io::ErrorKind::NotFound
@@ -98,8 +97,8 @@ pub(crate) fn has_ended(pidfd: &OwnedFd) -> bool {
     poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
-/// How a process ended that has ended, where the kernel tells: a zombie by its `stat` line, a reaped
-/// process by its pidfd (Linux 6.15). Asked in this order and again, because it may be reaped in
+/// How an ended process ended, where the kernel reports it: for a zombie in its `stat` line, for a reaped process
+/// through its pidfd (Linux 6.15). Queried in this order and then once more, because the process may be reaped in
 /// between.
 pub(crate) fn exit_status(pid: u32, pidfd: &OwnedFd) -> ExitStatus {
     let reaped = || {
@@ -111,7 +110,7 @@ pub(crate) fn exit_status(pid: u32, pidfd: &OwnedFd) -> ExitStatus {
     status.map_or(ExitStatus::Unknown, ExitStatus::from_wait_status)
 }
 
-/// The largest pid this host gives out; the kernel's own upper bound if it does not tell.
+/// The largest pid that this host assigns; the kernel's own upper bound if that cannot be read.
 pub(crate) fn pid_max() -> u32 {
     const FILE: &str = "/proc/sys/kernel/pid_max";
     let text = std::fs::read_to_string(FILE).unwrap_or_default();
@@ -131,8 +130,8 @@ pub(crate) fn start_time(pid: u32) -> io::Result<u64> {
     stat_field(&stat[..len], 22).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Field `number` of `/proc/PID/stat`, counted from 1 as in its manual page; 3 is the state. The
-/// command name before it may hold anything, so fields are counted from its closing parenthesis.
+/// Field `number` of `/proc/PID/stat`, counted from 1 as in its manual page; 3 is the state. The command name before
+/// it may contain anything, so fields are counted from its closing parenthesis.
 fn stat_field(stat: &[u8], number: usize) -> Option<u64> {
     let text = fields_after_name(stat)?;
     text.split_ascii_whitespace().nth(number - 3)?.parse().ok()
@@ -143,17 +142,17 @@ fn fields_after_name(stat: &[u8]) -> Option<&str> {
     std::str::from_utf8(&stat[name_end + 1..]).ok()
 }
 
-/// Wait status of a zombie, which the kernel keeps in its `stat` line until it is reaped. The caller
-/// knows that the process has ended; until it is reaped its pid cannot be another's.
+/// Wait status of a zombie, which the kernel keeps in its `stat` line until it is reaped. The caller knows that the
+/// process has ended; until it is reaped its pid cannot be reused.
 fn zombie_wait_status(pid: u32) -> Option<i32> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
     let status = ended_with(&stat)?;
-    // The kernel writes 0 for whoever may not look into the process.
+    // The kernel writes 0 for a reader that may not inspect the process.
     (status != 0 || may_look_into(pid)).then_some(status)
 }
 
-/// Wait status from the `stat` line of a process that has ended: of a zombie, or of one that is being
-/// reaped (`X`) and whose pidfd may not tell yet.
+/// Wait status from the `stat` line of a process that has ended: of a zombie, or of one that is being reaped (`X`)
+/// and whose pidfd may not report it yet.
 fn ended_with(stat: &[u8]) -> Option<i32> {
     let has_ended = fields_after_name(stat)?
         .trim_start()
@@ -162,8 +161,8 @@ fn ended_with(stat: &[u8]) -> Option<i32> {
     has_ended.then_some(status)
 }
 
-/// Whether the kernel tells this user everything about a process: it is of the same user and group,
-/// or we are root. A process that hides from its own user belongs to root in `/proc`.
+/// Whether the kernel shows this user everything about a process: it is of the same user and group, or the observer
+/// is root. A process that hides from its own user belongs to root in `/proc`.
 fn may_look_into(pid: u32) -> bool {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     let owner = std::fs::metadata(format!("/proc/{pid}"));

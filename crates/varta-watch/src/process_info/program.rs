@@ -1,11 +1,11 @@
-//! Which file a process runs, and whether it is the one that the observer finds at that path.
+//! The file that a process runs, and whether it is the file that the observer finds at that path.
 //!
-//! `/proc/PID/exe` gives a path in the mount namespace that the file was opened in. Any user may make such a namespace
-//! and mount any file over any path there, so the path alone proves nothing. Proved is which file a process was
-//! started from, never whose code it runs now: that can be put into it by its user (`LD_PRELOAD`, `ptrace`).
+//! `/proc/PID/exe` gives a path in the mount namespace in which the file was opened. Any user may make such a
+//! namespace and mount any file over any path there, so the path alone proves nothing. This module proves which file
+//! a process was started from, never which code it runs now: its user can inject code (`LD_PRELOAD`, `ptrace`).
 //!
-//! A path from `/proc/PID/exe` is the agent's choice, and to look it up may start a mount, or wait for a file system
-//! that does not answer. The caller looks up only what the operator has named.
+//! The agent chooses the path from `/proc/PID/exe`, and a lookup of it may start a mount, or wait for a file system
+//! that does not answer. The caller looks up only paths that the operator has named.
 
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -13,17 +13,17 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
 
-/// What the kernel puts behind the path of a file that has been unlinked.
+/// Suffix that the kernel adds to the path of an unlinked file.
 const UNLINKED: &[u8] = b" (deleted)";
 
 /// The file that a process runs.
 #[derive(Debug)]
 pub(crate) struct Program {
-    /// Where it is, or was, in the mount namespace that it was opened in.
+    /// Its current or former path, in the mount namespace in which it was opened.
     pub(crate) path: PathBuf,
-    /// `None` if the observer may not look at it, as at a file that only its user may see (FUSE).
+    /// `None` if the observer may not access it, such as a file that only its user may see (FUSE).
     file: Option<Statx>,
-    /// It was unlinked or replaced since, so it is not at its path any more.
+    /// It was unlinked or replaced since, so it is no longer at its path.
     is_unlinked: bool,
 }
 
@@ -33,9 +33,9 @@ impl Program {
         let link = PathBuf::from(format!("/proc/{pid}/exe"));
         let shown = fs::read_link(&link).ok()?;
         let file = look_at(&link);
-        // Else it has become another program, or its file has another name now.
+        // Otherwise the process runs another program now, or its file has another name.
         let is_same = fs::read_link(&link).is_ok_and(|again| again == shown);
-        // A file with links left may really be called so.
+        // A file with links left may really have such a name.
         let has_no_link = file.is_some_and(|file| file.stx_nlink == 0);
         let former = shown.as_os_str().as_bytes().strip_suffix(UNLINKED);
         let former = former.filter(|_| has_no_link);
@@ -47,7 +47,7 @@ impl Program {
         })
     }
 
-    /// Whether its path means this file for the observer, too: that very file is there, or it was there before it was
+    /// Whether its path leads the observer to this file, too: this very file is there, or was there before it was
     /// unlinked. Looks the path up.
     fn is_here(&self) -> bool {
         let Some(file) = &self.file else {
@@ -63,13 +63,13 @@ impl Program {
 /// Whether the process that has `pid` runs the file that is at `path`, or was there before it was replaced. Looks the
 /// path up.
 pub(crate) fn runs(pid: u32, path: &Path) -> bool {
-    // The file may be replaced between the look at the process and the one at the path, but hardly twice.
+    // The file may be replaced between the reading of the process and that of the path, but hardly twice.
     let is_found =
         || Program::of(pid).is_some_and(|program| program.path == path && program.is_here());
     is_found() || is_found()
 }
 
-/// What is known of a file without asking another machine for it, where that can be avoided.
+/// The metadata of a file, without a request to another machine where that can be avoided.
 fn look_at(path: &Path) -> Option<Statx> {
     let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
     let wanted = StatxFlags::INO | StatxFlags::NLINK | StatxFlags::MNT_ID;
@@ -81,8 +81,8 @@ fn is_same_file(one: &Statx, other: &Statx) -> bool {
     file(one) == file(other)
 }
 
-/// Whether a file was opened through a mount of the observer's own namespace. Asked of the file and not of the process:
-/// one that lives here can be given a file that was opened in another namespace, and run that.
+/// Whether a file was opened through a mount of the observer's own namespace. The file is checked and not the
+/// process: a process in this namespace can receive a file that was opened in another one, and run that.
 fn has_mount(file: &Statx) -> bool {
     let is_known = file.stx_mask & StatxFlags::MNT_ID.bits() != 0;
     let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
@@ -136,11 +136,12 @@ mod tests {
         }
     }
 
-    /// By another process: a descriptor that is open for writing here could be inherited by the child of another test.
+    /// By another process: a descriptor that is open for writing in this process could be inherited by the child of
+    /// another test.
     fn copy(to: &Path) {
         let sleep = ["/bin/sleep", "/usr/bin/sleep"];
         let sleep = sleep.iter().find(|path| Path::new(path).exists()).unwrap();
-        // A multi-call binary would look at what it is called.
+        // A multi-call binary would go by its name.
         let copied = Command::new("cp").arg("-L").arg(sleep).arg(to).status();
         assert!(copied.unwrap().success());
     }

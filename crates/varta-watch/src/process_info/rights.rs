@@ -1,9 +1,9 @@
 //! Which users may have a process signalled: user 0, and a user that is the process's real, effective and saved one.
-//! A program may have become another user's since it joined (a setuid program).
+//! A program may have changed its user since it joined (a setuid program).
 //!
-//! The kernel's own rule (kill(2)) is content with the real or the saved user, and knows capabilities. So the
-//! answer may be no where the kernel says yes, and never the other way round: what runs with the rights of another
-//! user is not the agent's user's to end.
+//! The kernel's own rule (kill(2)) accepts the real or the saved user, and capabilities. So this rule may refuse
+//! where the kernel permits, and never the other way round: a process with the rights of another user may not be
+//! ended on behalf of the agent's user.
 
 use std::fs;
 use std::io;
@@ -17,7 +17,7 @@ pub(crate) struct Owners {
 }
 
 impl Owners {
-    /// Those of the process that has `pid` now: hold it by pidfd before, and see afterwards that it has not
+    /// The users of the process that has `pid` now: hold its pidfd before, and check afterwards that it has not
     /// ended. Fails with `NotFound` if there is none, or none that this user may see.
     pub(crate) fn of(pid: u32) -> io::Result<Self> {
         let status = fs::read(format!("/proc/{pid}/status"))?;
@@ -25,7 +25,8 @@ impl Owners {
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// Another user whose rights it has, so that it may not be signalled on behalf of `user`; `None` if it may be.
+    /// Another user whose rights the process has, so that it may not be signalled on behalf of `user`; `None` if it
+    /// may be.
     pub(crate) fn other_than(self, user: u32) -> Option<u32> {
         const ROOT: u32 = 0;
         let mut others = [self.effective, self.saved, self.real].into_iter();

@@ -1,10 +1,11 @@
 //! Which units of service managers a process is in, from its path in the control group hierarchy.
 //!
-//! A path is vouched for by whoever may make directories on it. Below slices that is the system's manager alone. A
-//! service or a scope may have been delegated: to a user's manager, a container, a program with `Delegate=`. What
-//! lies below one is named by its owner, so it never names a unit of the system. Nothing is read here.
+//! A path is only as trustworthy as the users that may make directories on it. Below slices that is the system's
+//! manager alone. A service or a scope may have been delegated: to a user's manager, a container, a program with
+//! `Delegate=`. Its owner chooses the names below it, so these never name a unit of the system. This module reads no
+//! files.
 
-/// Longest name of a unit, in bytes, as systemd has it.
+/// Longest name of a unit, in bytes, from systemd.
 const UNIT_BYTES_MAX: usize = 255;
 
 /// The units of one process.
@@ -34,13 +35,13 @@ impl Units {
     }
 }
 
-/// The first part that is no slice, if it is a unit that can hold processes.
+/// The first part that is no slice, if it is a unit that can contain processes.
 fn first_unit<'a>(parts: &mut impl Iterator<Item = &'a str>) -> Option<&'a str> {
     parts.find(|part| !part.ends_with(".slice")).and_then(unit)
 }
 
-/// The service or scope that a directory is called after. The manager puts `_` before a name that the kernel would
-/// take for a file of its own, such as `cpu.service`.
+/// The service or scope that a directory is named after. The manager puts `_` before a name that would collide with a
+/// file of the kernel, such as `cpu.service`.
 fn unit(directory: &str) -> Option<&str> {
     let name = directory.strip_prefix('_').unwrap_or(directory);
     let stem = name.strip_suffix(".service");
@@ -58,7 +59,7 @@ fn unit(directory: &str) -> Option<&str> {
     fits.then_some(name)
 }
 
-/// Whose manager a unit is, if it is one of a user.
+/// The user of the manager, if a unit is a user's manager.
 fn managed_user(unit: &str) -> Option<u32> {
     let user = unit.strip_prefix("user@")?.strip_suffix(".service")?;
     user.parse().ok()
@@ -75,7 +76,7 @@ mod tests {
         assert_eq!(found, (system, user), "{path}");
     }
 
-    /// Where the system's manager alone makes directories.
+    /// Directories that only the system's manager makes.
     #[test]
     fn a_unit_of_the_system_lies_below_slices_and_nothing_else() {
         for (path, unit) in [
@@ -223,7 +224,7 @@ mod tests {
             &format!("a{longest}"),
         ] {
             check(&format!("/system.slice/{name}"), None, None);
-            // Nor is what lies below it, whatever it is called.
+            // Nor is a directory below it, whatever its name.
             check(&format!("/system.slice/{name}/sshd.service"), None, None);
         }
     }

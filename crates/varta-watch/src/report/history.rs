@@ -1,10 +1,10 @@
-//! What has happened lately: the last log lines, numbered, for whoever asks and for whoever listens.
+//! The recent history: the last log lines, numbered, for requests and for followers.
 //!
-//! Lines about stalls and about what was done about them keep a share that nothing else takes, so they cannot be
-//! flooded away by agents that come and go. Some numbers in between are forgotten then.
+//! Lines about stalls and about recovery have a reserved share, so agents that come and go cannot displace them. In
+//! that case some numbers in between are missing.
 //!
-//! Each is rendered once, in both forms in which it is served; readers share the bytes. A follower that does not
-//! keep up loses lines and learns how many; nothing waits for it.
+//! Each line is rendered once, in both forms in which it is served; readers share the bytes. A follower that does not
+//! keep up loses lines and gets their number; nothing waits for it.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,18 +15,18 @@ use tokio::sync::watch;
 use varta_api::v1::EventView;
 use varta_api::{LogEvent, LogLine};
 
-/// Events that are remembered. With paths of ordinary length about 2 MiB, with the longest ones that are kept
-/// about 10 MiB.
+/// Most events that are kept: about 2 MiB with paths of ordinary length, about 10 MiB with the longest ones that are
+/// kept.
 const REMEMBERED_MAX: usize = 4096;
 
-/// How many of them, at the least, are stalls and what belongs to them, if there have been so many.
+/// The reserved share of stalls and the events that belong to them, if there have been as many.
 const KEPT_MIN: usize = 1024;
 
-/// Of the latest events that are asked for, one part in so many is for stalls and what belongs to them, if there
-/// have been so many.
+/// Of the latest events that a request gets, one part in this many is for stalls and the events that belong to them,
+/// if there have been as many.
 const LATEST_KEPT_PARTS: usize = 4;
 
-/// Bytes of a path that are remembered; the log has all of them. Strangers choose how long their paths are.
+/// Bytes of a path that are kept; the log has all of them. Agents choose the length of their paths.
 const PATH_BYTES_MAX: usize = 512;
 
 /// An event in the forms in which it is served.
@@ -43,14 +43,14 @@ pub(crate) struct HistoryEntry {
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) events: Vec<HistoryEntry>,
-    /// How many before the last of them are forgotten.
+    /// How many events before the last of them are no longer kept.
     pub(crate) missed: u64,
 }
 
-/// What is remembered, each part oldest first.
+/// The kept events, each part oldest first.
 #[derive(Debug, Default)]
 struct Recent {
-    /// Stalls, and what was done about them.
+    /// Stalls, and the recovery steps for them.
     kept: VecDeque<HistoryEntry>,
     others: VecDeque<HistoryEntry>,
 }
@@ -103,7 +103,7 @@ fn cut(mut path: String) -> String {
 }
 
 impl History {
-    /// Takes note of a line.
+    /// Adds a line.
     pub(crate) fn add(&self, line: LogLine) {
         let mut recent = self.locked();
         let id = self.last_id() + 1;
@@ -113,15 +113,15 @@ impl History {
             false => &mut recent.others,
         };
         part.push_back(HistoryEntry::new(id, line));
-        // In the order of their numbers, so within the lock.
+        // Within the lock, to send them in the order of their numbers.
         self.last_id.send_replace(id);
     }
 
-    /// Up to `limit` events with a higher number than `after`, oldest first, and how many up to the last of them
-    /// are forgotten.
+    /// Up to `limit` events with a higher number than `after`, oldest first, and how many events up to the last of
+    /// them are no longer kept.
     pub(crate) fn after(&self, after: u64, limit: usize) -> Page {
         let events = self.locked().after(after, limit);
-        // What has a number was an event.
+        // Every number below the next one was an event.
         let numbers = events.last().map_or(0, |last| last.id - after);
         Page {
             missed: numbers - events.len() as u64,
@@ -129,8 +129,8 @@ impl History {
         }
     }
 
-    /// The latest `limit` events, oldest first. A quarter of them is for stalls and what belongs to them, so
-    /// events of other kinds between them may be left out. None counts as missed.
+    /// The latest `limit` events, oldest first. A quarter of them is for stalls and the events that belong to them,
+    /// so events of other kinds between them may be left out. None counts as missed.
     pub(crate) fn latest(&self, limit: usize) -> Page {
         Page {
             events: self.locked().latest(limit),
@@ -138,7 +138,7 @@ impl History {
         }
     }
 
-    /// Tells whenever there is a new event.
+    /// Notifies of each new event.
     pub(crate) fn news(&self) -> watch::Receiver<u64> {
         self.last_id.subscribe()
     }
@@ -148,13 +148,13 @@ impl History {
         *self.last_id.borrow()
     }
 
-    /// Nobody panics while holding it.
+    /// No holder of the lock panics.
     fn locked(&self) -> MutexGuard<'_, Recent> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether a line is about a stall or about what was done about one.
+/// Whether a line is about a stall or about the recovery from one.
 const fn is_kept(event: &LogEvent) -> bool {
     matches!(
         event,
@@ -168,8 +168,8 @@ const fn is_kept(event: &LogEvent) -> bool {
 }
 
 impl Recent {
-    /// Forgets the oldest event if there is no room for another: one that keeps its share only if there are
-    /// more of these.
+    /// Removes the oldest event if the history is full: one of the reserved share only if there are more of these
+    /// than reserved.
     fn make_room(&mut self) {
         if self.kept.len() + self.others.len() < REMEMBERED_MAX {
             return;
@@ -234,7 +234,7 @@ mod tests {
         })
     }
 
-    /// A line of those that have a share of their own.
+    /// A line of the kind that has a reserved share.
     fn kept() -> LogLine {
         line_of(&Fact::Hold {
             scope: Scope::All(Locality::Local),
@@ -301,7 +301,7 @@ mod tests {
             (ids(&page), page.missed),
             (vec![2, 4, first_id], first_id - 3)
         );
-        // A reader that goes on behind each event in turn gets all of them once, and learns how many are missing.
+        // A reader that continues after each event in turn gets all of them once, and the number of missing ones.
         let (mut after, mut got, mut missed) = (0, 0, 0);
         loop {
             let page = history.after(after, 7);

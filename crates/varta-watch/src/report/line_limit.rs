@@ -1,11 +1,11 @@
-//! How many lines of the log one user may cause.
+//! Limits the log lines that one user can cause.
 //!
-//! Whoever may join can have agents join, end and report that they are critical without end. Beyond a rate such
-//! lines are left out and counted by kind, and one line per second and user says how many there were. So they
-//! crowd nothing out: not what is remembered of other agents, nor what a journal takes of the whole service.
+//! A user whose processes may join can have agents join, end and report that they are critical without end. Beyond a
+//! rate such lines are dropped and counted by kind, and one line per second and user reports the number. So they
+//! displace neither the events of other agents in the history nor other lines of the service in the journal.
 //!
-//! Stalls, returns, recoveries and what was given up are never left out. The event file has every row.
-//! Bounded: [`OWNERS_MAX`] users and addresses have an account each, all others share one.
+//! Stalls, returns, recoveries and abandoned recoveries are never dropped. The event file has every row. Bounds:
+//! [`OWNERS_MAX`] users and addresses have an account each, all others share one.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,26 +13,25 @@ use varta_core::admission::TokenBucket;
 use varta_core::fact::{HookOutcome, LineKind, LineOwner};
 use varta_core::{AgentRef, Fact, Rate};
 
-/// Lines of one user: what a service of some hundred agents causes when it starts, and from then on one line in
-/// 50 ms.
+/// Lines of one user: what a service of some hundred agents causes when it starts, and after that one line in 50 ms.
 const USER: Rate = Rate {
     per_second: 20,
     burst: 500,
 };
 
-/// Lines of all users together: 5000 in 30 s, half of what journald takes of a service by default.
+/// Lines of all users together: 5000 in 30 s, half of what journald accepts from a service by default.
 const ALL: Rate = Rate {
     per_second: 100,
     burst: 2000,
 };
 
-/// Lines that were left out are reported after this long: 1 s.
+/// Dropped lines are reported after this long: 1 s.
 const INTERVAL_NS: u64 = 1_000_000_000;
 
-/// An owner that causes no line for this long has a full bucket again, and need not be remembered: 30 s.
+/// An owner that causes no line for this long has a full bucket again, so its account can be removed: 30 s.
 const IDLE_NS: u64 = 30_000_000_000;
 
-/// Users and addresses with an account of their own. Each may cause a line per second that reports what was left out.
+/// Users and addresses with an account of their own. Each may cause one line per second that reports dropped lines.
 const OWNERS_MAX: usize = 16;
 
 /// The accounts. Times are those of the observer's clock.
@@ -49,7 +48,7 @@ struct Account {
     left_out: Option<LeftOut>,
 }
 
-/// Lines that were left out within an interval.
+/// Lines that were dropped within an interval.
 #[derive(Debug)]
 struct LeftOut {
     since_ns: u64,
@@ -65,7 +64,7 @@ impl Default for LineLimit {
     }
 }
 
-/// What a line is about that may be left out.
+/// The subject of a line that may be dropped.
 fn kind_of(fact: &Fact) -> Option<LineKind> {
     match fact {
         Fact::Joined { .. } => Some(LineKind::Join),
@@ -89,7 +88,7 @@ fn owner_of(agent: &AgentRef) -> LineOwner {
 }
 
 impl LineLimit {
-    /// Whether the line of a fact is to be written now. If not it is counted, see [`Self::take_due`].
+    /// Whether the line of a fact must be written now. If not it is counted, see [`Self::take_due`].
     pub(super) fn admits(&mut self, fact: &Fact, now_ns: u64) -> bool {
         match (kind_of(fact), fact.agent()) {
             (Some(kind), Some(agent)) => self.admit(owner_of(agent), kind, now_ns),
@@ -116,7 +115,7 @@ impl LineLimit {
         false
     }
 
-    /// Whose account counts: the owner's own if it has one, or if there is room for another.
+    /// The account that is charged: the owner's own if it has one, or if another one fits.
     fn with_account(&mut self, owner: LineOwner, now_ns: u64) -> LineOwner {
         if self.accounts.len() < OWNERS_MAX || self.accounts.contains_key(&owner) {
             return owner;
@@ -131,12 +130,12 @@ impl LineLimit {
         }
     }
 
-    /// What was left out and is to be reported by now.
+    /// The reports about dropped lines that are due.
     pub(super) fn take_due(&mut self, now_ns: u64) -> Vec<Fact> {
         self.take_left_out(now_ns, INTERVAL_NS)
     }
 
-    /// All that was left out, whether it is time or not.
+    /// All reports about dropped lines, due or not.
     pub(super) fn take_all(&mut self, now_ns: u64) -> Vec<Fact> {
         self.take_left_out(now_ns, 0)
     }
@@ -174,7 +173,7 @@ mod tests {
     const ALICE: LineOwner = LineOwner::User(1000);
     const BOB: LineOwner = LineOwner::User(1001);
 
-    /// How many of so many lines at the same moment are admitted.
+    /// How many of this many lines at the same moment are admitted.
     fn admitted(limit: &mut LineLimit, owner: LineOwner, count: u32, now_ns: u64) -> u32 {
         (0..count)
             .map(|_| u32::from(limit.admit(owner, Join, now_ns)))

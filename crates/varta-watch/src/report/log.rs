@@ -1,8 +1,7 @@
-//! The observer's log: one line per thing that happened, for a person or for a program.
+//! The observer's log: one line per event, for a person or for a program.
 //!
-//! Lines go to standard error through a thread of their own, so a reader that does not read cannot
-//! stop the observer. The queue is bounded; lines that find it full are lost: they are counted, and the next
-//! line that gets through says how many.
+//! Lines go to standard error through a thread of their own, so a slow reader cannot stop the observer. The queue is
+//! bounded; lines that find it full are lost and counted, and the next line that is written reports the number.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -21,9 +20,9 @@ use crate::settings::LogFormat;
 /// Lines waiting to be written; about 1 MiB at most.
 const QUEUE_LINES: usize = 4096;
 
-/// How long the end of the program waits for the last lines to be written: 2 s, within which any machine runs the
-/// thread that writes them. The last line says why the observer ends. A reader that does not read delays the end by
-/// this much.
+/// How long the program waits at its end for the last lines to be written: 2 s, within which any machine runs the
+/// thread that writes them. The last line reports why the observer ends. A reader that does not read delays the end
+/// by this much.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
 /// A handle to the log; clones share it.
@@ -32,9 +31,9 @@ pub(crate) struct Log {
     format: LogFormat,
     session_id: Arc<str>,
     queue: SyncSender<String>,
-    /// Since the last line that got through.
+    /// Lines lost since the last written line.
     lost: Arc<AtomicU64>,
-    /// Since they were taken for the counter.
+    /// Lines lost since the counter was last updated.
     suppressed: Arc<AtomicU64>,
     history: Arc<History>,
 }
@@ -54,7 +53,7 @@ impl Log {
             .name("varta-log".to_owned())
             .spawn(move || {
                 for line in lines {
-                    // Nowhere is left to report that standard error cannot be written.
+                    // There is no other place to report that standard error cannot be written.
                     let _ = std::io::stderr().lock().write_all(line.as_bytes());
                 }
                 let _ = closing.send(());
@@ -79,7 +78,7 @@ impl Log {
         Arc::clone(&self.history)
     }
 
-    /// Tells this run from any other; 16 hex digits.
+    /// Identifies this run; 16 hex digits.
     pub(crate) fn session_id(&self) -> &str {
         &self.session_id
     }
@@ -102,17 +101,17 @@ impl Log {
         }
     }
 
-    /// Says something about the observer, its host or its settings that is worth knowing.
+    /// Reports a useful fact about the observer, its host or its settings.
     pub(crate) fn info(&self, text: impl Into<String>) {
         self.notice(Level::Info, text.into());
     }
 
-    /// The same of what needs attention.
+    /// Reports a fact that needs attention.
     pub(crate) fn warn(&self, text: impl Into<String>) {
         self.notice(Level::Warn, text.into());
     }
 
-    /// The same of what the operator has asked for and does not work.
+    /// Reports that something the operator requested does not work.
     pub(crate) fn error(&self, text: impl Into<String>) {
         self.notice(Level::Error, text.into());
     }
@@ -132,7 +131,7 @@ impl Log {
         LogLine::of(fact, ts_ns, &self.session_id)
     }
 
-    /// Whether the line has got through.
+    /// Whether the line was queued.
     fn put(&self, line: LogLine) -> bool {
         let text = match self.format {
             LogFormat::Human => human_line(&line),
@@ -151,7 +150,7 @@ fn json(line: &LogLine) -> String {
 }
 
 impl LogWriter {
-    /// Waits a moment for the last lines. Every [`Log`] must be dropped before.
+    /// Waits for the last lines, up to a bound. Every [`Log`] must be dropped before.
     pub(crate) fn close(self) {
         let _ = self.closed.recv_timeout(CLOSE_WAIT);
     }

@@ -1,14 +1,14 @@
-//! Lines about what may repeat: the first of its kind at once, then one line per kind and second that stands for all
-//! that came since. Times are those of the observer's clock.
+//! Lines about facts that may repeat: the first of its kind is written at once, then one line per kind and second
+//! that covers all facts since. Times are those of the observer's clock.
 //!
-//! Bounded: there are as many kinds as reasons for a refusal, and five more.
+//! Bounds: there are as many kinds as reasons for a refusal, and five more.
 
 use varta_core::Fact;
 
 /// Time between two lines of a kind: 1 s.
 const QUIET_NS: u64 = 1_000_000_000;
 
-/// What has happened since the last line, by kind.
+/// The facts since the last line, by kind.
 #[derive(Debug, Default)]
 pub(super) struct LogThrottle {
     kinds: Vec<Repeated>,
@@ -18,13 +18,13 @@ pub(super) struct LogThrottle {
 #[derive(Debug)]
 struct Repeated {
     kind: &'static str,
-    /// What waits for its line: all of them in one.
+    /// The pending facts, merged into one.
     waiting: Option<Fact>,
-    /// There is no line of this kind before then.
+    /// No line of this kind is written before then.
     quiet_until_ns: u64,
 }
 
-/// The kind of a fact that may repeat. A refusal has its reason's label, which none of the others is.
+/// The kind of a fact that may repeat. A refusal has its reason's label, which differs from all other kinds.
 fn kind_of(fact: &Fact) -> Option<&'static str> {
     match fact {
         Fact::Refused { reason, .. } => Some(reason.label()),
@@ -37,7 +37,7 @@ fn kind_of(fact: &Fact) -> Option<&'static str> {
     }
 }
 
-/// A later fact that stands for an earlier one of its kind, too.
+/// Merges an earlier fact into a later one of its kind.
 fn with_earlier(mut later: Fact, earlier: &Fact) -> Fact {
     match (&mut later, earlier) {
         (Fact::Refused { count, .. }, Fact::Refused { count: more, .. })
@@ -85,7 +85,7 @@ impl LogThrottle {
         true
     }
 
-    /// What is due by now.
+    /// The facts that are due.
     pub(super) fn take_due(&mut self, now_ns: u64) -> Vec<Fact> {
         let kinds = self.kinds.iter_mut();
         let due = kinds.filter(|kind| kind.quiet_until_ns <= now_ns);
@@ -97,7 +97,7 @@ impl LogThrottle {
         taken.collect()
     }
 
-    /// All that waits, whether it is time or not.
+    /// All pending facts, due or not.
     pub(super) fn take_all(&mut self) -> Vec<Fact> {
         let kinds = self.kinds.iter_mut();
         kinds.filter_map(|kind| kind.waiting.take()).collect()

@@ -1,7 +1,7 @@
-//! What is reported and kept of what happens: log and live events, rows of the event file, counters.
+//! What is reported and kept of each fact: log and live events, rows of the event file, counters.
 //!
-//! A fact is published once, in [`Report::publish`], and everything else follows from it there. Nothing here decides
-//! anything about agents or waits for a reader; every queue is bounded, and what finds no room is counted.
+//! A fact is published once, in [`Report::publish`], and everything else follows from it there. This module decides
+//! nothing about agents and waits for no reader; every queue is bounded, and what does not fit is counted.
 
 pub(crate) mod event_file;
 pub(crate) mod history;
@@ -20,7 +20,7 @@ use line_limit::LineLimit;
 use log::Log;
 use log_throttle::LogThrottle;
 
-/// Where facts go.
+/// The destinations of facts.
 pub(crate) struct Report {
     log: Log,
     event_file: Option<EventFile>,
@@ -50,8 +50,8 @@ impl Report {
         }
     }
 
-    /// Reports what happened at `observer_ns` on the observer's clock. The line of what may repeat comes with
-    /// [`Self::tick`], the row with [`Self::write_rows`].
+    /// Reports a fact of the time `observer_ns` on the observer's clock. The line of a fact that may repeat is
+    /// written by [`Self::tick`], the row by [`Self::write_rows`].
     pub(crate) fn publish(&mut self, fact: &Fact, observer_ns: u64) {
         if self.event_file.is_some() {
             append_row(&mut self.rows, fact, observer_ns);
@@ -71,7 +71,7 @@ impl Report {
         }
     }
 
-    /// Hands the rows of what was published to the event file.
+    /// Hands the rows of published facts to the event file.
     pub(crate) fn write_rows(&mut self) {
         let Some(event_file) = &self.event_file else {
             return;
@@ -83,7 +83,7 @@ impl Report {
         }
     }
 
-    /// Writes the lines that have waited long enough.
+    /// Writes the lines that are due.
     pub(crate) fn tick(&mut self) {
         let now_ns = self.raw.now_ns();
         let waiting = self.throttle.take_due(now_ns);
@@ -93,7 +93,7 @@ impl Report {
         self.count_lost_lines();
     }
 
-    /// Writes every row and every line that waits.
+    /// Writes every pending row and line.
     pub(crate) fn finish(&mut self) {
         self.write_rows();
         let waiting = self.throttle.take_all();
@@ -118,12 +118,12 @@ impl Report {
         due.into_iter().flatten().min()
     }
 
-    /// Opens the event file again under its name; false if there is none.
+    /// Reopens the event file under its name; false if there is none.
     pub(crate) fn reopen_event_file(&self) -> bool {
         self.event_file.as_ref().map(EventFile::reopen).is_some()
     }
 
-    /// Writes what is left to be written.
+    /// Writes everything that is pending.
     pub(crate) fn close(&mut self) {
         self.finish();
         if let Some(event_file) = self.event_file.take() {

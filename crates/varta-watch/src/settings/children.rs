@@ -1,12 +1,12 @@
-//! What the programs get that are run for agents. When which one is run is said by the policy
-//! ([`varta_core::policy`]).
+//! Settings of the programs that are run for agents. The policy ([`varta_core::policy`]) decides which program is run
+//! when.
 
 use std::time::Duration;
 
-/// Where programs are looked up, unless the operator says otherwise.
+/// The search path of programs, unless the operator sets another.
 pub(crate) const CHILD_PATH: &str = "/usr/bin:/bin";
 
-/// What children get.
+/// Settings of children.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Children {
     /// Start from the observer's own environment.
@@ -14,6 +14,6 @@ pub(crate) struct Children {
     pub(crate) environment: Vec<(String, String)>,
     /// Bytes kept of what a child writes, half from its beginning and half from its end.
     pub(crate) capture_bytes: usize,
-    /// Time between the polite and the final signal.
+    /// Time between TERM and KILL.
     pub(crate) grace: Duration,
 }

@@ -1,9 +1,9 @@
-//! Where questions are answered, and to whom.
+//! Where requests are answered, and for which clients.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// A place to answer at.
+/// An address to answer at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place<T> {
     pub(crate) at: T,
@@ -11,7 +11,7 @@ pub(crate) struct Place<T> {
     pub(crate) asked_for: bool,
 }
 
-/// Where to answer.
+/// The addresses to answer at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HttpSettings {
     pub(crate) tcp: Option<Place<SocketAddr>>,
@@ -29,6 +29,6 @@ pub(crate) enum AgentSeries {
     Faulty,
     /// None.
     None,
-    /// That many at most: the faulty ones first, then those that joined first.
+    /// At most this many: the faulty ones first, then those that joined first.
     AtMost(usize),
 }

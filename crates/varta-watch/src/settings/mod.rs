@@ -1,7 +1,7 @@
-//! What the operator wants: plain data.
+//! The settings: plain data.
 //!
-//! `config` makes it from flags, environment and file, and checks it; every other room reads it. Nothing here reads a
-//! file, looks anything up or decides anything.
+//! `config` makes them from flags, environment and file, and checks them; every other module reads them. This module
+//! reads no file, looks nothing up and decides nothing.
 
 pub(crate) mod children;
 pub(crate) mod http;
@@ -18,23 +18,23 @@ use children::Children;
 use http::HttpSettings;
 use network::UdpSettings;
 
-/// Datagrams that the beat socket queues unless told otherwise, as a text. A thousand agents that beat in phase find room
-/// eight times over; agents can fill it with some 6 MiB of beats.
+/// Default number of datagrams that the beat socket queues, as a text. That is eight times the beats of a thousand
+/// agents in phase; agents can fill it with some 6 MiB of beats.
 pub(crate) const QUEUE_DATAGRAMS_DEFAULT: &str = "8192";
 
-/// What may be asked for. Fewer than the kernel's own eleven help nobody. More cost a full queue's reading: 65 536
-/// beats take some 100 ms, during which nobody is judged.
+/// Permitted range. Fewer than the kernel's own eleven have no benefit. A larger number takes longer to read when
+/// full: 65 536 beats take some 100 ms, during which no agent is judged.
 pub(crate) const QUEUE_DATAGRAMS_MIN: u32 = 16;
 pub(crate) const QUEUE_DATAGRAMS_MAX: u32 = 65_536;
 
-/// All of it.
+/// All settings.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) socket: PathBuf,
-    /// The socket's directory is ours to create.
+    /// The observer may create the socket's directory.
     pub(crate) socket_is_default: bool,
     pub(crate) socket_access: SocketAccess,
-    /// Datagrams the kernel is to queue on the socket, at least; `None`: what it offers will do.
+    /// Fewest datagrams that the kernel must queue on the socket; `None`: the kernel's default.
     pub(crate) queue_datagrams: Option<u32>,
     pub(crate) users: AllowedUsers,
     /// Agents of other pid namespaces are refused.
@@ -55,7 +55,7 @@ pub(crate) struct Settings {
     pub(crate) policy: Policy,
     pub(crate) children: Children,
     pub(crate) export_file: Option<PathBuf>,
-    /// Whatever that leads to.
+    /// `export_file` may be any kind of file, at any path.
     pub(crate) allow_any_export_file: bool,
     pub(crate) export_events: ExportEvents,
     pub(crate) log_format: LogFormat,
@@ -73,7 +73,7 @@ pub(crate) struct SocketAccess {
     pub(crate) gid: Option<u32>,
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     /// One sentence per line.

@@ -1,20 +1,20 @@
-//! Where agents of other hosts are listened to, and what makes them believed.
+//! Where the observer listens for remote agents, and the keys that authenticate them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// How to listen for agents elsewhere.
+/// How to listen for remote agents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct UdpSettings {
     pub(crate) address: SocketAddr,
-    /// None: in clear.
+    /// `None`: without encryption.
     pub(crate) keys: KeyFiles,
     pub(crate) replay_file: PathBuf,
     /// The operator vouches for this listener: recovery may act on its agents.
     pub(crate) vouched_for: bool,
 }
 
-/// Where the keys are; at least one file.
+/// The key files; at least one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct KeyFiles {
     /// `--key-file`: one key.

@@ -1,6 +1,7 @@
-//! What the control thread has to show besides its agents: the threshold in force, and how many agents are missing.
+//! The published state of the control thread besides its agents: the threshold in force, and the number of missing
+//! agents.
 //!
-//! The control thread alone writes, questions read.
+//! Only the control thread writes, requests read.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,7 +20,7 @@ impl ControlState {
         self.threshold_ns.store(ns, Ordering::Relaxed);
     }
 
-    /// Agents that rules expect by now and that are not there.
+    /// Agents that rules expect by now and that have not joined.
     pub(crate) fn set_agents_missing(&self, count: u64) {
         self.agents_missing.store(count, Ordering::Relaxed);
     }
@@ -32,7 +33,7 @@ impl ControlState {
         self.agents_missing.load(Ordering::Relaxed)
     }
 
-    /// The value of a gauge that is about this; `None` for any other one.
+    /// The value of a gauge of this state; `None` for any other gauge.
     pub(crate) fn level(&self, gauge: Gauge) -> Option<u64> {
         match gauge {
             Gauge::Threshold => Some(self.threshold_ns()),

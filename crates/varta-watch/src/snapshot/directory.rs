@@ -1,7 +1,7 @@
-//! The directory of agents: what the control thread knows of each besides what is in its slot.
+//! The directory of agents: the facts that the control thread has about each agent besides its slot.
 //!
-//! The control thread writes when an agent joins, leaves or is acted on; questions read. Neither is on the
-//! beat path, so a lock is good enough, held for one entry at a time.
+//! The control thread writes when an agent joins, leaves or is acted on; requests read. Neither is on the beat path,
+//! so a lock is good enough, held for one entry at a time.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// Replaces what is known of the agent in a slot.
+    /// Replaces the entry of the agent in a slot.
     pub(crate) fn enter(&self, agent: Agent, info: Arc<AgentInfo>) {
         self.locked().insert(agent.slot, (agent, info));
     }
@@ -31,14 +31,14 @@ impl Directory {
         }
     }
 
-    /// What is known of the agent in a slot. Nothing if it has not been told of yet.
+    /// The entry of the agent in a slot; empty if the agent has none yet.
     pub(crate) fn get(&self, agent: Agent) -> Option<Arc<AgentInfo>> {
         let agents = self.locked();
         let (known, info) = agents.get(&agent.slot)?;
         (*known == agent).then(|| Arc::clone(info))
     }
 
-    /// Nobody panics while holding it, and if so its entries are whole.
+    /// No holder of the lock panics; even then its entries would be complete.
     fn locked(&self) -> MutexGuard<'_, HashMap<u32, (Agent, Arc<AgentInfo>)>> {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,8 +1,8 @@
-//! What readers see of the observer: consistent copies, taken when somebody asks, and the small things that the threads
-//! put up for them.
+//! The observer's state for readers: consistent copies, taken on request, and the small states that the threads
+//! publish.
 //!
-//! Whoever has a question reads here; neither the beat path nor the control thread is asked. Nothing here knows how an
-//! answer is sent or what the log says.
+//! Requests read these copies; they query neither the beat path nor the control thread. This module does not know how
+//! an answer is sent, nor the text of the log.
 
 pub(crate) mod control_state;
 pub(crate) mod directory;

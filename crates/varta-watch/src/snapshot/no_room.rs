@@ -1,23 +1,23 @@
-//! Newcomers that were lately refused for want of room: they are not watched, so `/readyz` and `varta status`
-//! say it while it lasts.
+//! Agents that were recently refused for want of space: they are not watched, so `/readyz` and `varta status` report
+//! it while it lasts.
 //!
-//! The control thread takes note of refusals, questions read. Bounds: the last refusal of each kind.
+//! The control thread records refusals, requests read. Bounds: the last refusal of each kind.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use varta_core::{Refusal, Sender};
 
-/// How long a refusal is lately: 60 s. An agent that is not watched goes on beating, as a rule several times
-/// per threshold, so what is over for that long is over.
+/// How long a refusal is recent: 60 s. A refused agent continues to beat, usually several times per threshold, so
+/// refusals that stop for this long are over.
 const LATELY: Duration = Duration::from_secs(60);
 
-/// What there was no room in.
+/// The table or share that was full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Full {
     /// The table of agents of this host.
     Table,
-    /// The table of agents elsewhere.
+    /// The table of remote agents.
     RemoteTable,
     /// The share of this user.
     Share(u32),
@@ -30,7 +30,7 @@ pub(crate) struct NoRoom {
 }
 
 impl NoRoom {
-    /// Takes note of a refusal, if it is one for want of room.
+    /// Records a refusal, if it is one for want of space.
     pub(crate) fn note(&self, sender: Sender, reason: Refusal, now: Instant) {
         let (kind, full) = match reason {
             Refusal::CapacityExceeded if sender.source.is_none() => (0, Full::Table),
@@ -38,12 +38,12 @@ impl NoRoom {
             Refusal::CapacityExceeded => (2, Full::RemoteTable),
             _ => return,
         };
-        // Nobody panics while holding it, and if so its entries are whole.
+        // No holder of the lock panics; even then its entries would be complete.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last[kind] = Some((full, now));
     }
 
-    /// What there was lately no room in, the table first.
+    /// The tables and shares that were recently full, the tables first.
     pub(crate) fn lately(&self, now: Instant) -> Vec<Full> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let is_late = |at: Instant| now.saturating_duration_since(at) < LATELY;

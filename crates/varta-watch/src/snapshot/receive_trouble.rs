@@ -1,11 +1,11 @@
-//! What keeps beats from being received now, for a person.
+//! The reasons why beats cannot be received now, as readable text.
 
 use varta_api::{hanging_threads, os_error, transport_name};
 use varta_core::fact::Transport;
 
 use crate::beat_path_state::{BeatPathState, DISCARD_THREADS_MAX};
 
-/// Nothing while all is well. Fatal ones first: while there is one, nobody is heard on that way.
+/// Empty while all is well. Fatal reasons first: while there is one, its transport receives no beats.
 pub(crate) fn problems(beat_path: &BeatPathState) -> (Vec<String>, Vec<String>) {
     let errors = Transport::ALL.into_iter().filter_map(|transport| {
         let errno = beat_path.receive_errno(transport);

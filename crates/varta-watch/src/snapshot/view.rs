@@ -1,7 +1,7 @@
-//! What the observer shows of itself: consistent copies, taken when somebody asks.
+//! The observer's state for readers: consistent copies, taken on request.
 //!
 //! Slots, counters and histograms are read through their sequence counters, names under locks that only the control
-//! thread shares. Nothing here can hold up a beat.
+//! thread shares. Nothing in this module can delay a beat.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -33,7 +33,7 @@ pub(crate) struct About {
     pub(crate) queue: Depth,
 }
 
-/// Everything a question can be about.
+/// Everything that a request can read.
 #[derive(Debug)]
 pub(crate) struct View {
     pub(crate) about: About,
@@ -64,7 +64,7 @@ impl View {
         slots.filter_map(move |slot| self.seen(slot, now_ns))
     }
 
-    /// One agent as it is now, if it is still there.
+    /// One agent as it is now, if it has not left.
     pub(crate) fn again(&self, agent: Agent) -> Option<Seen> {
         let seen = self.seen(agent.slot, self.beat_path.attention_now_ns())?;
         (seen.agent == agent).then_some(seen)
@@ -96,7 +96,7 @@ impl View {
         counts
     }
 
-    /// What is known of an agent besides its slot; nothing for one that was not told of yet.
+    /// The directory entry of an agent; empty if the agent has none yet.
     pub(crate) fn info_of(&self, agent: Agent) -> Arc<AgentInfo> {
         self.directory.get(agent).unwrap_or_default()
     }
@@ -129,7 +129,7 @@ impl View {
             user_unit: info.user_unit,
             source: info.address.map(|address| address.to_string()),
             transport: transport.to_owned(),
-            // What was last heard says nothing of an agent that is silent.
+            // The last status is outdated for a silent agent.
             sessions: (info.sessions > 1 && *silence_ns < facts.threshold_ns)
                 .then_some(info.sessions),
             status: facts.status.into(),
@@ -148,12 +148,12 @@ impl View {
         }
     }
 
-    /// Whether agents of this host have all slots there are for them.
+    /// Whether agents of this host use all their slots.
     pub(crate) fn is_full(&self) -> bool {
         self.beat_path.local_agents() >= self.about.capacity as u64
     }
 
-    /// What there was lately no room in for a newcomer.
+    /// The tables and shares that recently were too full for a new agent.
     pub(crate) fn no_room(&self) -> Vec<v1::NoRoom> {
         let lately = self.no_room.lately(Instant::now());
         let shown = lately.into_iter().map(|full| match full {
@@ -173,7 +173,7 @@ impl View {
         shown.collect()
     }
 
-    /// The value of a gauge, whoever keeps it.
+    /// The value of a gauge, from the part that keeps it.
     pub(crate) fn level(&self, gauge: Gauge) -> u64 {
         let shown = self.beat_path.level(gauge);
         let shown = shown.or_else(|| self.control.level(gauge));

@@ -280,7 +280,7 @@ fn limits_and_children_come_from_their_settings() {
     assert_eq!(settings.children, expected);
 }
 
-/// A file, the flags, and what is said.
+/// A file, the flags, and the expected problems.
 const SENSELESS_RULES: &[(&str, &[&str], &str)] = &[
     (
         "[[agent]]\nexpect = 3",
@@ -406,7 +406,7 @@ fn every_mistake_in_a_ladder_is_told_at_once() {
     for (text, count) in [
         ("[recovery.a]\nsteps = []\nbudget = 99", 2),
         ("[[agent]]\nrecovery = [{ wait = \"1s\" }]", 1),
-        // Who knows what the other step was meant to do.
+        // The other step cannot be checked.
         (
             "[[agent]]\nrecovery = [{ wait = \"1s\" }, { signal = \"SEGV\" }]",
             1,

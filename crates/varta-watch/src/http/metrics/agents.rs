@@ -1,5 +1,4 @@
-//! What is read off agents: how many there are, by state and by name, and one row for each that has series of its
-//! own.
+//! The figures of agents: their number, by state and by name, and one row for each agent with series of its own.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,30 +10,30 @@ use super::page;
 use crate::settings::http::AgentSeries;
 use crate::snapshot::view::{Seen, View};
 
-/// An agent, or those that nothing visible tells apart: processes of equal pid behind one address. A page
-/// must not name a series twice, so those share one.
+/// An agent, or several that no label distinguishes: processes of equal pid behind one address. A page must not name
+/// a series twice, so these share one.
 #[derive(Debug)]
 pub(super) struct Row {
-    /// Pid, name and source, as they stand between the braces.
+    /// Pid, name and source, in the form between the braces.
     pub(super) labels: String,
     /// Accepted beats, of all of them.
     pub(super) beats: u64,
     /// Stalls, of all of them.
     pub(super) stalls: u64,
-    /// The worst of them: what the agent says of itself, or 3 if it has stalled.
+    /// The worst of them: the status that the agent reports, or 3 if it has stalled.
     pub(super) status: u64,
-    /// Since the last beat of the one that has been quiet longest, attention time.
+    /// Since the last beat of the one with the longest silence, attention time.
     pub(super) age_ns: u64,
 }
 
-/// Who it is; rows are in this order.
+/// The sort key of a row.
 type Key = (u32, Option<IpAddr>, String);
 
-/// The agents of a moment.
+/// The agents at one moment.
 pub(super) struct Agents {
     /// All of them.
     pub(super) counts: StateCounts,
-    /// Those that were asked for.
+    /// The agents that get series of their own.
     pub(super) rows: Vec<Row>,
     /// The same by name.
     pub(super) names: BTreeMap<String, StateCounts>,
@@ -64,7 +63,7 @@ pub(super) fn read(view: &View, choice: AgentSeries) -> Agents {
     }
 }
 
-/// Something is to be said about it.
+/// It is not simply alive and well.
 fn is_faulty(seen: &Seen) -> bool {
     seen.state != State::Alive || seen.facts.status != Status::Ok
 }

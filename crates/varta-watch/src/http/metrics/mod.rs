@@ -1,9 +1,9 @@
 //! The metrics, as text in either of two formats, from one table of all families ([`table`]).
 //!
-//! Everything is read when somebody asks and written in one pass, in an order that does not change. Labels
-//! whose values are fixed are all there from the start; series of agents come and go with their agents, as
-//! many as [`AgentSeries`] allows. A page of 100 000 agents takes about 60 MB until its
-//! last byte is read; [`work`](super::work) bounds how much of that there is at a time.
+//! Everything is read on request and written in one pass, in an order that does not change. Labels with fixed values
+//! are all present from the start; series of agents appear and disappear with their agents, as many as
+//! [`AgentSeries`] allows. A page of 100 000 agents takes about 60 MB until its last byte is read;
+//! [`work`](super::work) bounds the total.
 
 mod agents;
 mod page;
@@ -25,7 +25,7 @@ use crate::snapshot::view::{View, seconds};
 
 pub(crate) use self::table::list;
 
-/// How the text looks.
+/// The text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     /// The classic text format, version 0.0.4.
@@ -34,15 +34,14 @@ pub(crate) enum Format {
     OpenMetrics,
 }
 
-/// What one page tells of.
+/// The content of one page.
 struct Moment<'a> {
     view: &'a View,
     agents: Agents,
     process: Process,
 }
 
-/// The whole page. Takes some milliseconds per ten thousand agents, so it is not for a thread with other things
-/// to do.
+/// The whole page. Takes some milliseconds per ten thousand agents, so it must not run on a thread with other tasks.
 pub(crate) fn render(view: &View, format: Format, agents: AgentSeries) -> String {
     let moment = Moment {
         view,
@@ -118,8 +117,8 @@ impl Moment<'_> {
     }
 }
 
-/// Until when the beat path was well, on the clock of who asks, whatever has been done to that clock since the
-/// start. One that sleeps because it has nothing to do does not look as though it had stopped.
+/// The last time at which the beat path was on schedule, on the wall clock, whatever has been done to that clock
+/// since the start. A beat path that sleeps because it is idle does not look stopped.
 fn last_attended(moment: &Moment<'_>) -> Number {
     let view = moment.view;
     let since_ns = view

@@ -1,7 +1,7 @@
 //! Writes the exposition formats: the classic text and OpenMetrics, which differ in three places only.
 //!
-//! OpenMetrics names a family of counters without `_total` and ends with `# EOF`; bounds of buckets are
-//! spelt the way it asks for in both, so that a series is the same whichever format it was read in.
+//! OpenMetrics names a family of counters without `_total` and ends with `# EOF`; both formats spell the bounds of
+//! buckets as OpenMetrics requires, so that a series is the same whichever format it was read in.
 
 use std::fmt::{self, Display, Write};
 
@@ -10,7 +10,7 @@ use varta_core::histogram::Distribution;
 use super::Format;
 use crate::snapshot::view::seconds;
 
-/// What kind of family it is.
+/// The type of a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Counter,
@@ -67,7 +67,7 @@ impl Page {
         }
     }
 
-    /// Begins a family; its samples follow.
+    /// Starts a family; its samples follow.
     pub(super) fn family(&mut self, name: &str, kind: Kind, help: &str) {
         let name = match self.format {
             Format::OpenMetrics => name.strip_suffix("_total").unwrap_or(name),
@@ -113,7 +113,7 @@ impl Page {
     }
 }
 
-/// A bound in seconds, with a decimal point in any case.
+/// A bound in seconds, always with a decimal point.
 fn bound(ns: u64) -> String {
     let text = seconds(ns).to_string();
     match text.contains('.') {
@@ -122,7 +122,7 @@ fn bound(ns: u64) -> String {
     }
 }
 
-/// Names and values of labels as they stand between the braces.
+/// Names and values of labels in the form between the braces.
 pub(super) fn labels(labels: &[(&str, &str)]) -> String {
     let mut text = String::with_capacity(64);
     for (i, (name, value)) in labels.iter().enumerate() {
@@ -142,7 +142,7 @@ pub(super) fn label(label: Option<(&str, &str)>) -> String {
     labels(label.as_slice())
 }
 
-/// Strangers choose what they are called, so nothing of a value may end it.
+/// Agents choose their names, so no character of a value may end it.
 fn escape(value: &str, text: &mut String) {
     for c in value.chars() {
         match c {

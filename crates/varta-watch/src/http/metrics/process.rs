@@ -1,4 +1,4 @@
-//! What the observer costs its machine, under the names that every Prometheus client library uses.
+//! The resources that the observer uses, under the names that every Prometheus client library uses.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::page::Number;
 
-/// Of this process, now. What the kernel does not tell is not a number.
+/// The values of this process, now. A value that the kernel does not report is NaN.
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) cpu: Number,
@@ -37,8 +37,8 @@ fn resident_bytes() -> Option<u64> {
     Some(pages.saturating_mul(page_size() as u64))
 }
 
-/// Since Linux 6.2 the size of the directory is their number; before, it is 0 and they are counted, which
-/// opens one more.
+/// Since Linux 6.2 the size of the directory is the number of descriptors; before, it is 0 and they are counted,
+/// which opens one more.
 fn open_descriptors() -> Option<u64> {
     const DIRECTORY: &str = "/proc/self/fd";
     match fs::metadata(DIRECTORY).ok()?.len() {

@@ -1,8 +1,8 @@
-//! Every family there is, in the order of the page: name, kind, help, labels and where its samples come from.
+//! All metric families, in the order of the page: name, kind, help, labels and the source of their samples.
 //!
-//! What the observer counts itself is declared in [`varta_core::counters`] and taken from there; declared
-//! here is what is read off agents and the process, and what 0.2.0 had and this design has no occasion for.
-//! `varta-watch --list-metrics` prints the table as the page `docs/metrics.md`.
+//! The observer's own counters are declared in [`varta_core::counters`] and taken from there; this module declares
+//! the figures of agents and of the process, and families of 0.2.0 that this design has no use for. `varta-watch
+//! --list-metrics` prints the table as the page `docs/metrics.md`.
 
 use std::fmt::Write;
 
@@ -27,11 +27,11 @@ pub(super) struct Family {
     pub(super) samples: Samples,
 }
 
-/// Where the samples of a family come from.
+/// The source of a family's samples.
 pub(super) enum Samples {
     /// A figure of each agent.
     Agents(fn(&Row) -> Number),
-    /// Counters of the core, and labels under which nothing is ever counted.
+    /// Counters of the core, and labels whose value is always 0.
     Counters {
         counted: Vec<Counter>,
         never: &'static [Label],
@@ -40,25 +40,25 @@ pub(super) enum Samples {
     Gauge(Gauge),
     /// A distribution of the core.
     Timing(Timing),
-    /// A distribution in which nothing ever is.
+    /// A distribution that is always empty.
     Empty(fn() -> Distribution),
-    /// How many agents are in each state.
+    /// The number of agents in each state.
     States(&'static [OfState]),
-    /// How many agents of each name are in each state.
+    /// The number of agents of each name in each state.
     Names(&'static [OfState]),
-    /// Which program this is.
+    /// The version of this program.
     Build,
     /// A figure of the observer.
     Observer(fn(&Moment<'_>) -> Number),
 }
 
-/// A state, and how many agents are in it.
+/// A state, with the number of agents in it.
 type OfState = (&'static str, fn(&StateCounts) -> usize);
 
 /// A family without counters of the core.
 type Declared = (&'static str, Kind, &'static str, fn() -> Samples);
 
-/// What is read off agents, first because it is what one looks for.
+/// The figures of agents; they come first because readers look for them.
 const OF_AGENTS: &[Declared] = &[
     (
         "varta_beats_total",
@@ -105,7 +105,7 @@ const STATES: &[OfState] = &[
     ("paused", |counts| counts.paused),
 ];
 
-/// What is read off the observer.
+/// The figures of the observer.
 const OF_THE_OBSERVER: &[Declared] = &[
     (
         "varta_tracker_capacity",
@@ -175,8 +175,7 @@ const OF_THE_OBSERVER: &[Declared] = &[
     ),
 ];
 
-/// Families of 0.2.0 for which there is no occasion: they stay empty, so that whoever asks for them finds
-/// them.
+/// Families of 0.2.0 that this design has no use for: they stay empty, so that queries for them still find them.
 const OF_THE_PAST: &[Declared] = &[
     (
         "varta_recovery_audit_dropped_total",
@@ -204,8 +203,8 @@ static SYNC_BOUNDS_NS: [u64; 8] = [
     1_000_000_000,
 ];
 
-/// Labels of 0.2.0 in families of the core for which there is no occasion: no line is left out for these
-/// reasons, and neither the ledger of last runs nor that of running commands can be full here.
+/// Labels of 0.2.0 in families of the core that this design has no use for: no line is dropped for these reasons, and
+/// neither the ledger of last runs nor that of running commands can be full.
 fn never(family: &str) -> &'static [Label] {
     match family {
         "varta_log_suppressed_total" => &[
@@ -275,7 +274,7 @@ fn of_counters() -> impl Iterator<Item = Family> {
     })
 }
 
-/// Labels of the family that says which program this is.
+/// Labels of the family that identifies this program.
 pub(super) fn build_labels() -> String {
     page::labels(&[
         ("version", env!("CARGO_PKG_VERSION")),
@@ -314,7 +313,7 @@ remote agent and empty for a local one.
 ";
 
 impl Samples {
-    /// What the labels are, and how many series there are.
+    /// The labels, and the number of series.
     fn extent(&self) -> (String, String) {
         let none = String::new;
         let of_histogram = |bounds: usize| {

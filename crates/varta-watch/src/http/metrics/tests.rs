@@ -21,14 +21,14 @@ use crate::snapshot::view::About;
 
 const THRESHOLD_NS: u64 = 1_000_000_000;
 
-/// An observer without threads. Its tracker has a clock of its own, which goes on when a test says so.
+/// An observer without threads. Its tracker has a clock of its own, which the test advances.
 struct Observer {
     view: View,
     tracker: Tracker,
     now_ns: u64,
 }
 
-/// The same with a beat path that was to turn an hour ago.
+/// The same with a beat path whose turn was due an hour ago.
 fn overdue_for_an_hour(view: View) -> View {
     let raw = RawClock::started_before(3_600_000_000_000);
     View {
@@ -42,7 +42,7 @@ impl Observer {
         let table = Arc::new(SlotTable::on_heap(capacity));
         let counters = Arc::new(Counters::default());
         let beat_path = Arc::new(BeatPathState::new(RawClock::start()));
-        // As though the beat path had nothing to do.
+        // As if the beat path were idle.
         beat_path.set_next_turn(u64::MAX);
         let options = TrackerOptions {
             local_capacity: capacity,
@@ -114,7 +114,7 @@ impl Observer {
         self.hear(AgentKey::Remote { source, pid }, pid, Status::Ok, info)
     }
 
-    /// Lets everybody that there is fall silent for two thresholds: a wheel may be a tick late with the first.
+    /// Lets every agent fall silent for two thresholds: a wheel may be a tick late with the first.
     fn silence(&mut self) {
         self.now_ns += 2 * THRESHOLD_NS;
         let take = |_: &_| ControlFlow::Continue(());
@@ -135,7 +135,7 @@ impl Observer {
     }
 }
 
-/// What 0.2.0 had and is kept: name, type, label, its values.
+/// Families of 0.2.0 that are kept: name, type, label, its values.
 const KEPT: &[(&str, &str, &str, &[&str])] = &[
     ("varta_tracker_evicted_total", "counter", "", &[]),
     ("varta_frame_auth_failures_total", "counter", "", &[]),
@@ -434,7 +434,7 @@ fn both_formats_hold_the_same_samples() {
     for timing in Timing::ALL {
         observer.view.counters.observe(*timing, 1_234_567);
     }
-    // What moves between two pages keeps its name only.
+    // Values that change between two pages keep their name only.
     let is_fixed = |sample: &Sample| {
         !["varta_watch_", "varta_agent_", "process_"]
             .iter()
@@ -577,13 +577,13 @@ fn the_series_of_an_observer_without_agents_are_these() {
         .filter(|series| !series.starts_with("varta_build_info"))
         .flat_map(|series| [series, "\n"])
         .collect();
-    // Series are promises. If a new one is meant to be there, what is on the left belongs into the file.
+    // Users rely on the series. If a new one is intended, add the left side to the file.
     assert_eq!(names, include_str!("series.txt"));
 }
 
 #[test]
 fn the_documentation_is_what_the_program_prints() {
     let page = include_str!("../../../../../docs/metrics.md");
-    // `varta-watch --list-metrics > docs/metrics.md` mends it.
+    // `varta-watch --list-metrics > docs/metrics.md` regenerates it.
     assert_eq!(page, list());
 }

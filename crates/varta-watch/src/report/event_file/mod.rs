@@ -1,12 +1,11 @@
 //! The event file: one tab-separated row per event, written by a thread of its own.
 //!
-//! A row is in the file whole or not at all. When the disk is full, the part of a row that made it
-//! is cut off again, and whole rows wait in memory (to a bound) until there is room. Rows are
-//! handed to the kernel within a tenth of a second and to the disk within a second.
+//! A row is in the file as a whole or not at all. When the disk is full, a partly written row is cut off again, and
+//! whole rows wait in memory (to a bound) until there is space. Rows are handed to the kernel within a tenth of a
+//! second and to the disk within a second.
 //!
-//! Rows name processes and users, and are written by root as a rule: unless the operator says that anything will
-//! do, the file is one of this user's own ([`crate::own_file`]) that only its owner can write to and only its group
-//! can read.
+//! Rows name processes and users, and are usually written by root. Unless the operator allows any file, the file must
+//! be one of this user's own ([`crate::own_file`]) that only its owner can write to and only its group can read.
 
 use std::error::Error;
 use std::fmt;
@@ -26,11 +25,11 @@ use varta_api::begins_a_row;
 use crate::own_file::{self, OwnFileError};
 use crate::report::log::Log;
 
-/// Rows are collected this long before they are written, so that a busy observer writes tens of
-/// times a second and not thousands.
+/// Rows are collected this long before they are written, so that a busy observer writes tens of times per second and
+/// not thousands.
 const COLLECT: Duration = Duration::from_millis(100);
 
-/// Written rows reach the disk after this long at the latest.
+/// Longest time until written rows reach the disk.
 const SYNC_EVERY: Duration = Duration::from_millis(500);
 
 /// A full disk is tried again after this long.
@@ -39,10 +38,10 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// Rows kept in memory while the file cannot take them: 4 MiB, some 80 000 rows.
 const PENDING_BYTES: usize = 4 << 20;
 
-/// Batches of rows on their way to the writing thread.
+/// Batches of rows in the queue to the writing thread.
 const QUEUE_BATCHES: usize = 256;
 
-/// How long the end of the program waits for the last rows to be written.
+/// How long the program waits at its end for the last rows to be written.
 const CLOSE_WAIT: Duration = Duration::from_millis(150);
 
 /// The most permissions of the file: written by its owner, read by its group.
@@ -103,10 +102,10 @@ pub(crate) struct EventFile {
 }
 
 impl EventFile {
-    /// Opens the file, whatever it is if `allow_any`, and starts the writing thread.
+    /// Opens the file, any kind of file if `allow_any`, and starts the writing thread.
     pub(crate) fn open(path: &Path, allow_any: bool, log: Log) -> Result<Self, EventFileError> {
         let (file, narrowed) = open_file(path, allow_any)?;
-        tell_narrowed(&log, path, narrowed);
+        log_narrowed(&log, path, narrowed);
         let (queue, messages) = sync_channel(QUEUE_BATCHES);
         let (closing, closed) = sync_channel(1);
         let dropped = Arc::new(AtomicU64::new(0));
@@ -141,10 +140,9 @@ impl EventFile {
         }
     }
 
-    /// Opens the file anew under its name, for whoever rotates it.
+    /// Reopens the file under its name, after a rotation.
     pub(crate) fn reopen(&self) {
-        // A full queue is written to the old file first either way; asking again is up to the sender
-        // of the signal.
+        // If the queue is full, its rows still go to the old file; the sender of the signal can send it again.
         let _ = self.queue.try_send(Message::Reopen);
     }
 
@@ -153,7 +151,7 @@ impl EventFile {
         self.dropped.swap(0, Ordering::Relaxed)
     }
 
-    /// Writes what is queued and waits a moment for it.
+    /// Writes what is queued and waits for that, up to a bound.
     pub(crate) fn close(self) {
         let Self { queue, closed, .. } = self;
         drop(queue);
@@ -165,8 +163,8 @@ fn count_rows(rows: &[u8]) -> u64 {
     rows.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
-/// Opens for appending. A row that a crash left unfinished at the end is cut off, so that the next
-/// one does not continue it. Returns the permissions that the file had if they were too many, too.
+/// Opens for appending. A row that a crash left unfinished at the end is cut off, so that the next one does not
+/// continue it. Also returns the permissions of the file if there were too many.
 fn open_file(path: &Path, allow_any: bool) -> Result<(OpenFile, Option<u32>), EventFileError> {
     let fail = |error: io::Error| EventFileError::Open(path.to_owned(), error);
     let file = match allow_any {
@@ -176,7 +174,7 @@ fn open_file(path: &Path, allow_any: bool) -> Result<(OpenFile, Option<u32>), Ev
             error => EventFileError::NotOwn(path.to_owned(), error),
         })?,
     };
-    // File systems without locks are used without.
+    // File systems without locks are used without a lock.
     if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
         return Err(EventFileError::InUse(path.to_owned()));
     }
@@ -202,7 +200,7 @@ fn open_any(path: &Path) -> io::Result<File> {
     both.or_else(|_| options.open(path))
 }
 
-fn tell_narrowed(log: &Log, path: &Path, narrowed: Option<u32>) {
+fn log_narrowed(log: &Log, path: &Path, narrowed: Option<u32>) {
     let Some(had) = narrowed else {
         return;
     };
@@ -215,7 +213,7 @@ fn tell_narrowed(log: &Log, path: &Path, narrowed: Option<u32>) {
 }
 
 fn cut_unfinished_row(file: &mut OpenFile) -> io::Result<()> {
-    /// No row is longer; more than this without an end is not a row of ours.
+    /// No row is longer; a longer text without a line end is not a row of the observer.
     const TAIL_BYTES: u64 = 4096;
     let start = file.len().saturating_sub(TAIL_BYTES);
     let mut tail = Vec::new();
@@ -230,12 +228,12 @@ fn cut_unfinished_row(file: &mut OpenFile) -> io::Result<()> {
         .map(|end| end + 1);
     match fragment.or((start == 0).then_some(0)) {
         Some(at) if begins_a_row(&tail[at..]) => file.cut(start + at as u64),
-        // Somebody else's text: it stays, and our rows begin on a line of their own.
+        // Text of another program: it stays, and the rows start on a new line.
         _ => file.file.write_all(b"\n"),
     }
 }
 
-/// Where rows go; a trait so that tests can fill the disk.
+/// The destination of rows; a trait so that tests can fill the disk.
 trait Sink {
     /// Appends some of the bytes.
     fn append(&mut self, bytes: &[u8]) -> io::Result<usize>;
@@ -250,7 +248,7 @@ struct OpenFile {
 }
 
 impl OpenFile {
-    /// Whether this is the file under a name, or behind it if links are followed.
+    /// Whether this is the file under a path, or behind it if links are followed.
     fn is_at(&self, path: &Path, follow: bool) -> bool {
         let id = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
         let named = match follow {
@@ -269,7 +267,7 @@ impl Sink for OpenFile {
         self.file.write(bytes)
     }
 
-    /// Asked anew each time: somebody else may have shortened the file.
+    /// Queried each time: another program may have shortened the file.
     fn len(&self) -> u64 {
         self.file.metadata().map_or(0, |metadata| metadata.len())
     }
@@ -279,7 +277,7 @@ impl Sink for OpenFile {
     }
 }
 
-/// Whole rows on their way into a sink.
+/// Whole rows in transit to a sink.
 struct PendingRows<S> {
     sink: S,
     bytes: Vec<u8>,
@@ -293,7 +291,7 @@ impl<S: Sink> PendingRows<S> {
         }
     }
 
-    /// Takes whole rows; returns how many had no room.
+    /// Takes whole rows; returns how many did not fit.
     fn add(&mut self, rows: &[u8]) -> u64 {
         let room = PENDING_BYTES.saturating_sub(self.bytes.len());
         let fit = match rows.get(..room) {
@@ -307,8 +305,7 @@ impl<S: Sink> PendingRows<S> {
         count_rows(&rows[fit..])
     }
 
-    /// Writes everything, or whole rows only: what made it of the row at which an error struck is
-    /// cut off again.
+    /// Writes everything, or whole rows only: if an error interrupts a row, its written part is cut off again.
     fn flush(&mut self) -> io::Result<()> {
         let mut written = 0;
         let result = loop {
@@ -328,8 +325,8 @@ impl<S: Sink> PendingRows<S> {
             .map_or(0, |end| end + 1);
         let torn = (written - whole) as u64;
         if torn > 0 && self.sink.cut(self.sink.len().saturating_sub(torn)).is_err() {
-            // Not a file that can be shortened (a pipe): the reader has the beginning of the row, so
-            // the rest of it must follow.
+            // The file cannot be shortened (a pipe): the reader has the first part of the row, so the rest of it must
+            // follow.
             self.bytes.drain(..written);
             return result;
         }
@@ -340,12 +337,12 @@ impl<S: Sink> PendingRows<S> {
 
 struct Writer {
     path: PathBuf,
-    /// The operator has said that any file will do.
+    /// The operator allows any file.
     allow_any: bool,
     rows: PendingRows<OpenFile>,
     log: Log,
     dropped: Arc<AtomicU64>,
-    /// The last attempt to write failed, and the log has said so.
+    /// The last attempt to write failed, and the log has reported it.
     trouble: bool,
     /// Since when rows wait to reach the disk.
     unsynced: Option<Instant>,
@@ -377,7 +374,7 @@ impl Writer {
         }
     }
 
-    /// Takes what else comes within a moment; true if nothing can come any more.
+    /// Collects what arrives within a moment; true if nothing can arrive any more.
     fn collect(&mut self, messages: &Receiver<Message>) -> bool {
         let until = Instant::now() + COLLECT;
         loop {
@@ -399,7 +396,7 @@ impl Writer {
         }
     }
 
-    /// Moves on to the file that now has the name, unless that is the open one still.
+    /// Switches to the file that has the name now, unless that is still the open one.
     fn reopen(&mut self) {
         if self.rows.sink.is_at(&self.path, self.allow_any) {
             return;
@@ -408,7 +405,7 @@ impl Writer {
         self.sync(true);
         match open_file(&self.path, self.allow_any) {
             Ok((file, narrowed)) => {
-                tell_narrowed(&self.log, &self.path, narrowed);
+                log_narrowed(&self.log, &self.path, narrowed);
                 self.rows.sink = file;
             }
             Err(error) => self.say(error.to_string()),

@@ -2,7 +2,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-/// A disk with room for so many bytes, that may refuse to shorten files.
+/// A disk with this much space, that may refuse to shorten files.
 struct Disk {
     bytes: Vec<u8>,
     room: usize,

@@ -1,4 +1,4 @@
-//! A page of metrics, read back by the rules of the format.
+//! A page of metrics, parsed by the rules of the format.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ pub(super) struct Sample {
     pub(super) value: String,
 }
 
-/// Reads a page back by the rules of the format.
+/// Parses a page by the rules of the format.
 pub(super) fn samples(page: &str) -> Vec<Sample> {
     let lines = page.split('\n').filter(|line| !line.is_empty());
     lines
@@ -37,7 +37,7 @@ fn sample(line: &str) -> Sample {
     }
 }
 
-/// A value up to its closing quote, and what comes after.
+/// A value up to its closing quote, and the rest of the line.
 fn quoted(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut chars = text.char_indices();
