@@ -4,7 +4,7 @@
 //! of the 0.2.0 generation keep their form; `join`, `session`, `late`, `return`, `exit` and `gap` are ours.
 //! Every other fact has no row.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 use varta_core::{ExitStatus, Fact, Refusal, Sender};
 
@@ -12,49 +12,10 @@ use varta_core::{ExitStatus, Fact, Refusal, Sender};
 pub fn append_row(rows: &mut String, fact: &Fact, observer_ns: u64) {
     // Writing into a string cannot fail.
     let _ = match fact {
-        Fact::Beat {
-            agent,
-            status,
-            payload,
-            nonce,
-        } => writeln!(
-            rows,
-            "{observer_ns}\tbeat\t{}\t{nonce}\t{status}\t{payload}",
-            agent.pid
-        ),
-        Fact::Joined {
-            agent,
-            status,
-            payload,
-            nonce,
-            ..
-        } => writeln!(
-            rows,
-            "{observer_ns}\tjoin\t{}\t{nonce}\t{status}\t{payload}",
-            agent.agent.pid
-        ),
-        Fact::SessionBegan {
-            agent,
-            status,
-            payload,
-            nonce,
-            ..
-        } => writeln!(
-            rows,
-            "{observer_ns}\tsession\t{}\t{nonce}\t{status}\t{payload}",
-            agent.agent.pid
-        ),
-        Fact::Returned {
-            agent,
-            status,
-            payload,
-            nonce,
-            ..
-        } => writeln!(
-            rows,
-            "{observer_ns}\treturn\t{}\t{nonce}\t{status}\t{payload}",
-            agent.agent.pid
-        ),
+        Fact::Beat { .. }
+        | Fact::Joined { .. }
+        | Fact::SessionBegan { .. }
+        | Fact::Returned { .. } => append_beat(rows, fact, observer_ns),
         Fact::Late {
             agent, last_nonce, ..
         } => writeln!(
@@ -98,6 +59,47 @@ pub fn append_row(rows: &mut String, fact: &Fact, observer_ns: u64) {
         // A critical beat has a row as a beat; the others have none.
         _ => Ok(()),
     };
+}
+
+/// The row of a beat, or of a beat that began a series or ended a silence.
+fn append_beat(rows: &mut String, fact: &Fact, observer_ns: u64) -> fmt::Result {
+    let (kind, pid) = match fact {
+        Fact::Beat { agent, .. } => ("beat", agent.pid),
+        Fact::Joined { agent, .. } => ("join", agent.agent.pid),
+        Fact::SessionBegan { agent, .. } => ("session", agent.agent.pid),
+        Fact::Returned { agent, .. } => ("return", agent.agent.pid),
+        _ => return Ok(()),
+    };
+    match fact {
+        Fact::Beat {
+            status,
+            payload,
+            nonce,
+            ..
+        }
+        | Fact::Joined {
+            status,
+            payload,
+            nonce,
+            ..
+        }
+        | Fact::SessionBegan {
+            status,
+            payload,
+            nonce,
+            ..
+        }
+        | Fact::Returned {
+            status,
+            payload,
+            nonce,
+            ..
+        } => writeln!(
+            rows,
+            "{observer_ns}\t{kind}\t{pid}\t{nonce}\t{status}\t{payload}"
+        ),
+        _ => Ok(()),
+    }
 }
 
 fn how_it_ended(status: ExitStatus) -> (&'static str, String) {
