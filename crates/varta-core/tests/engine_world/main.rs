@@ -22,8 +22,11 @@ pub(crate) const US: u64 = 1_000;
 pub(crate) const MS: u64 = 1_000_000;
 pub(crate) const S: u64 = 1_000_000_000;
 
+/// What timers round up to.
+pub(crate) const TICK_NS: u64 = 1 << 14;
+
 /// Beats, turns of the beat path and inputs of the engine in all worlds together.
-const STEPS: u64 = 3_000_000;
+const STEPS: u64 = 2_000_000;
 
 fn chosen_seed() -> Option<u64> {
     let seed = std::env::var("VARTA_WORLD_SEED").ok()?;

@@ -10,6 +10,7 @@ use varta_core::policy::{
 use varta_core::rules::{Namespace, Selector, Transport};
 
 use crate::random::Random;
+use crate::{MS, TICK_NS};
 
 /// What programs do is in their names; see `crate::actions`.
 const PROGRAMS: [&str; 6] = ["nudge", "nudge", "restart", "fail", "hang", "absent"];
@@ -98,8 +99,10 @@ fn selector(random: &mut Random) -> Selector {
     selector
 }
 
+/// On a tick of the timers, so that some silences have its very length.
 fn threshold(random: &mut Random) -> Duration {
-    time(random, 400, 2_500)
+    let threshold_ns = random.between(400 * MS, 2_500 * MS);
+    Duration::from_nanos(threshold_ns.next_multiple_of(TICK_NS))
 }
 
 fn rule(random: &mut Random, ladders: usize) -> AgentRule {

@@ -52,7 +52,8 @@ impl BeatPath {
             address: remote.address.ip(),
             sealed: remote.is_sealed,
         };
-        self.record(&Beat::new(key, frame, origin), from, oracle);
+        let beat = Beat::new(key, frame, origin);
+        self.record(&beat, from, datagram.instance, oracle);
     }
 
     fn hear_local(&mut self, datagram: &Datagram, oracle: &mut Oracle) {
@@ -73,7 +74,8 @@ impl BeatPath {
             let is_attached = known.hold == Hold::Ended;
             let is_other =
                 is_attached && is_successor(known.agent, Some(datagram.instance), || false);
-            if is_other {
+            // The tracker finds out by itself, too.
+            if is_other && datagram.instance.is_multiple_of(2) {
                 self.retire(known.agent, ExitStatus::Unknown, oracle);
             }
             !is_other
@@ -94,7 +96,7 @@ impl BeatPath {
                 senders.judge_stranger(&beat, room, 0, limits, now_ns, || found)
             }
         };
-        self.do_as_judged(verdict, &beat, oracle);
+        self.do_as_judged(verdict, &beat, datagram.instance, oracle);
     }
 
     fn known_sender(&self, pid: u32) -> Option<KnownSender> {
@@ -119,15 +121,21 @@ impl BeatPath {
         }
     }
 
-    fn do_as_judged(&mut self, verdict: Verdict, beat: &AttestedFrame, oracle: &mut Oracle) {
+    fn do_as_judged(
+        &mut self,
+        verdict: Verdict,
+        beat: &AttestedFrame,
+        sender: u64,
+        oracle: &mut Oracle,
+    ) {
         match verdict {
             Verdict::Credit => {
                 let key = AgentKey::local(beat.sender.pid);
-                self.credit(key, beat, oracle);
+                self.credit(key, beat, sender, oracle);
             }
             Verdict::Join { instance } => {
                 let key = AgentKey::process(beat.sender.pid, instance);
-                self.credit(key, beat, oracle);
+                self.credit(key, beat, sender, oracle);
                 if self.dead.contains(&(beat.sender.pid, instance)) {
                     self.ended.push_back((beat.sender.pid, instance));
                 }
@@ -159,7 +167,7 @@ impl BeatPath {
                 senders.judge_reply(&beat, reply, known.as_ref(), limits, self.now_ns, || {
                     has_ended
                 });
-            self.do_as_judged(verdict, &beat, oracle);
+            self.do_as_judged(verdict, &beat, reply.instance, oracle);
             if let (Verdict::Join { .. }, Some(agent)) =
                 (verdict, self.tracker.local_agent(beat.sender.pid))
             {
@@ -168,7 +176,14 @@ impl BeatPath {
         }
     }
 
-    fn credit(&mut self, key: AgentKey, attested: &AttestedFrame, oracle: &mut Oracle) {
+    /// `sender` is the instance of the process that has sent it.
+    fn credit(
+        &mut self,
+        key: AgentKey,
+        attested: &AttestedFrame,
+        sender: u64,
+        oracle: &mut Oracle,
+    ) {
         let beat = Beat {
             uid: attested.sender.uid,
             ..Beat::new(key, attested.frame, BeatOrigin::KernelAttested)
@@ -177,13 +192,18 @@ impl BeatPath {
             uid: beat.uid,
             exit_watched: true,
         };
-        self.record(&beat, from, oracle);
+        self.record(&beat, from, sender, oracle);
     }
 
-    fn record(&mut self, beat: &Beat, from: JoinedFrom, oracle: &mut Oracle) {
+    fn record(&mut self, beat: &Beat, from: JoinedFrom, sender: u64, oracle: &mut Oracle) {
         let known = self.tracker.get(&beat.key);
         let now_ns = self.clock.now_ns();
         let recorded = self.tracker.record(beat, now_ns, self.threshold_ns);
+        let credited = recorded.agent.map(|agent| agent.instance);
+        assert!(
+            credited.is_none_or(|instance| instance == sender),
+            "credited to another: {recorded:?}"
+        );
         let silence = &mut oracle.silence;
         silence.heard(beat, known.as_ref(), &recorded, self.threshold_ns);
         self.report(beat, from, &recorded, oracle);

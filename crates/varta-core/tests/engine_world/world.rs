@@ -16,14 +16,14 @@ use crate::oracle::{OWN_UID, Oracle};
 use crate::policies::{changed, random_policy};
 use crate::processes::{Datagram, Life, Processes};
 use crate::random::Random;
-use crate::{MS, S, US};
+use crate::{MS, S, TICK_NS, US};
 
 /// How long there are faults, and how long there are none afterwards.
-const FAULTY_NS: u64 = 120 * S;
-const HEALED_NS: u64 = 120 * S;
+const FAULTY_NS: u64 = 150 * S;
+const HEALED_NS: u64 = 90 * S;
 
 /// When the world begins, on the observer's clock.
-const BEGIN_NS: u64 = 100 * S;
+const BEGIN_NS: u64 = (100 * S).next_multiple_of(TICK_NS);
 
 pub(crate) struct World {
     seed: u64,
@@ -55,6 +55,9 @@ pub(crate) struct World {
     next_fault_ns: u64,
     kinds: Kinds,
     turns: u64,
+    /// The last turn of the beat path, and turns at that time.
+    turned_ns: u64,
+    turns_now: u32,
     pub(crate) steps: u64,
 }
 
@@ -66,6 +69,8 @@ struct Kinds {
     pauses: bool,
     pressure: bool,
     masses: bool,
+    /// Beats are heard on ticks of the timers, so that silences have the very length of a threshold.
+    is_on_ticks: bool,
     longest_pause_ns: u64,
 }
 
@@ -91,6 +96,7 @@ impl World {
             pauses: !random.one_in(3),
             pressure: random.one_in(2),
             masses: random.one_in(2),
+            is_on_ticks: random.one_in(3),
             longest_pause_ns: random.one_of(&[100 * MS, 500 * MS, S]),
         };
         let is_strict = random.one_in(2);
@@ -122,6 +128,8 @@ impl World {
             next_fault_ns: now_ns,
             kinds,
             turns: 0,
+            turned_ns: 0,
+            turns_now: 0,
             steps: 0,
             table,
             random,
@@ -185,13 +193,21 @@ impl World {
 
     fn beat_due_ns(&self) -> u64 {
         let input_ns = self.beat_input_ns.unwrap_or(u64::MAX);
-        self.beat_path
-            .promised_ns
-            .min(input_ns)
-            .max(self.beat_stopped_ns)
+        let due_ns = self.beat_path.promised_ns.min(input_ns);
+        let due_ns = due_ns.max(self.beat_stopped_ns);
+        match self.kinds.is_on_ticks {
+            true => due_ns.checked_next_multiple_of(TICK_NS).unwrap_or(due_ns),
+            false => due_ns,
+        }
     }
 
     fn beat_turn(&mut self) {
+        self.turns_now = match self.turned_ns == self.now_ns {
+            true => self.turns_now + 1,
+            false => 0,
+        };
+        self.turned_ns = self.now_ns;
+        assert!(self.turns_now < 100, "the beat path does not sleep");
         self.steps += 1;
         self.turns += 1;
         self.beat_input_ns = None;
@@ -200,6 +216,11 @@ impl World {
             let table = &self.table;
             let read = |slot| table.read(slot);
             self.oracle.silence.check_table(read, SLOTS as u32);
+            if self.beat_path.ended.is_empty() {
+                let dead = &self.beat_path.dead;
+                let has_ended = |agent: Agent| dead.contains(&(agent.pid, agent.instance));
+                self.oracle.silence.check_ended(has_ended);
+            }
         }
         let is_told = !self.beat_path.ring.is_empty() || !self.beat_path.queries.is_empty();
         if is_told && self.control_input_ns.is_none() {

@@ -8,7 +8,8 @@ use varta_core::{Agent, BeatOrigin};
 
 use super::climb::{Climb, End, is_action, nanoseconds, next_of, spent};
 use super::records::Record;
-use super::{Flight, Oracle, PUNCTUAL_NS, TIMER_NS, key};
+use super::{Flight, Oracle, PUNCTUAL_NS, key};
+use crate::TICK_NS;
 
 impl Oracle {
     /// A stall was told.
@@ -179,7 +180,7 @@ impl Oracle {
         let step = next.step.expect("no step is left");
         let is_right = is_same(&ladder.steps[step], &order.action);
         assert!(is_right, "another step: {order:?} {record:?}");
-        let is_due = now_ns + TIMER_NS >= next.from_ns;
+        let is_due = now_ns + TICK_NS >= next.from_ns;
         assert!(is_due, "a step too early: {record:?}");
         assert!(
             spent(record, &ladder, now_ns) < ladder.budget,
@@ -349,7 +350,7 @@ impl Oracle {
         let ladder = climb.ladder.as_ref().expect("gave up without a ladder");
         let next = next_of(record).expect("gave up while it acts");
         assert!(
-            now_ns + TIMER_NS >= next.from_ns,
+            now_ns + TICK_NS >= next.from_ns,
             "gave up too early: {record:?}"
         );
         match reason {

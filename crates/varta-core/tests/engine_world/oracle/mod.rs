@@ -46,9 +46,6 @@ pub(crate) const OWN_UID: u32 = 1000;
 /// How late the engine may be: it looks at the host now and then only.
 pub(crate) const PUNCTUAL_NS: u64 = S / 4;
 
-/// How early a timer of a ladder may fire.
-pub(crate) const TIMER_NS: u64 = 1 << 14;
-
 /// Traces that are kept for a failure.
 const TRACES: usize = 100;
 

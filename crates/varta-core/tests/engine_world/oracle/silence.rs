@@ -13,10 +13,7 @@ use varta_core::{Agent, AgentKey, Beat, BeatOrigin, BeatOutcome, Locality};
 use varta_vlp::Status;
 
 use super::{Key, key};
-use crate::MS;
-
-/// What timers round to, for both ends.
-const TIMER_NS: u64 = 2 << 14;
+use crate::{MS, TICK_NS};
 
 /// An agent that is in the table.
 #[derive(Clone, Debug)]
@@ -134,7 +131,7 @@ impl Silence {
         let was_full = self
             .full_ns
             .is_some_and(|full_ns| self.raw_ns <= full_ns + 2 * MS);
-        let in_time_ns = due_ns.max(heard.changed_at_ns) + TIMER_NS + self.late_ns;
+        let in_time_ns = due_ns.max(heard.changed_at_ns) + 2 * TICK_NS + self.late_ns;
         assert!(
             was_full || judged_ns <= in_time_ns,
             "reported too late: {heard:?} {judged_ns}"
@@ -155,18 +152,23 @@ impl Silence {
         // What found no room is due again after a tick.
         let is_free = self
             .full_ns
-            .is_none_or(|full_ns| self.raw_ns > full_ns + TIMER_NS);
+            .is_none_or(|full_ns| self.raw_ns > full_ns + 2 * TICK_NS);
         for heard in self.agents.values().filter(|_| is_free) {
             let is_paused = self.attention_ns() < heard.paused_until_ns;
             if is_paused || heard.told_stall {
                 continue;
             }
-            let judged_ns = self.judged_ns(heard);
+            let is_due = |after_ns: u64| {
+                let silence_ns = heard.silence_ns(self.attention_ns());
+                let excused_ns = silence_ns - self.judged_ns(heard);
+                let due_ns = heard.begins_ns() + after_ns + excused_ns;
+                self.attention_ns() >= due_ns.next_multiple_of(TICK_NS)
+            };
             assert!(
-                judged_ns < heard.threshold_ns + TIMER_NS,
-                "a stall is not reported: {heard:?} {judged_ns}"
+                !is_due(heard.threshold_ns),
+                "a stall is not reported: {heard:?}"
             );
-            let is_late = heard.late_ns != 0 && judged_ns >= heard.late_ns + TIMER_NS;
+            let is_late = heard.late_ns != 0 && is_due(heard.late_ns);
             assert!(
                 heard.told_late || !is_late,
                 "late is not reported: {heard:?}"
@@ -206,6 +208,12 @@ impl Silence {
                 .values()
                 .find(|heard| heard.agent.slot == agent.slot);
             assert!(other.is_none(), "{agent:?} has the slot of {other:?}");
+            let mut others = self.agents.values().map(|heard| heard.agent);
+            let other = others.find(|other| {
+                let are_local = !agent.is_remote() && !other.is_remote();
+                are_local && other.pid == agent.pid
+            });
+            assert!(other.is_none(), "{agent:?} has the pid of {other:?}");
             let heard = Heard {
                 agent,
                 uid: beat.uid,
@@ -309,6 +317,17 @@ impl Silence {
                 }
             }
         }
+    }
+
+    /// A process that has ended is no agent.
+    pub(crate) fn check_ended(&self, has_ended: impl Fn(Agent) -> bool) {
+        let agents = self.agents.values().map(|heard| heard.agent);
+        let mut local = agents.filter(|agent| !agent.is_remote());
+        let ended = local.find(|agent| has_ended(*agent));
+        assert!(
+            ended.is_none(),
+            "has ended, and is an agent still: {ended:?}"
+        );
     }
 
     /// The table says the same.
