@@ -9,11 +9,11 @@ use varta_core::Agent;
 /// a stream other than 0 a point and its number in decimal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AgentId {
-    /// Process id; of an agent of another host, on its own host.
+    /// Process id; for an agent of another host the one on that host.
     pub pid: u32,
-    /// Which process of those that have had this pid.
+    /// Distinguishes the processes that have had this pid.
     pub instance: u64,
-    /// Which stream of beats of that process; 0 for the one that most have alone.
+    /// The stream of beats of that process; 0 for the one without a name.
     pub stream: u16,
 }
 
@@ -44,7 +44,7 @@ impl fmt::Display for AgentId {
 impl FromStr for AgentId {
     type Err = NotAnId;
 
-    /// Reads an id exactly as it is written: one agent has one id.
+    /// Parses an id only in the form in which it is written: one agent has one id.
     fn from_str(text: &str) -> Result<Self, NotAnId> {
         let (pid, rest) = text.split_once('-').ok_or(NotAnId)?;
         let (instance, stream) = rest.split_once('.').unwrap_or((rest, "0"));

@@ -1,11 +1,11 @@
-//! A log line as a person reads it, in the log and wherever else events are shown.
+//! A log line as readable text, in the log and in every other display of events.
 
 use std::time::{Duration, SystemTime};
 
 use crate::log_line::{How, Level, LogEvent, LogLine};
 
-/// A line for a person, with its line end: time, a word, a sentence. What does not fit in it follows on
-/// indented lines of its own. Nothing in it commands a terminal.
+/// A line of readable text, with its line end: time, a word, a sentence. Longer text follows on indented lines. The
+/// line contains no terminal control sequence.
 pub fn human_line(line: &LogLine) -> String {
     let mut msg = line.msg.clone();
     for (series, value) in line.event.counters().into_iter().flatten() {
@@ -14,7 +14,7 @@ pub fn human_line(line: &LogLine) -> String {
     let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(line.ts_ns);
     let time = humantime::format_rfc3339_millis(time);
     let word = word(line);
-    // A name may hold anything; a line stays one line and sends nothing to a terminal.
+    // A name may contain any character; the line stays one line without control sequences.
     let lines: Vec<String> = msg.split('\n').map(printable).collect();
     format!(
         "{time} {word:<8}{}\n",
@@ -53,8 +53,8 @@ fn word(line: &LogLine) -> &'static str {
     }
 }
 
-/// Somebody else's text with nothing in it that a terminal obeys, that ends a line, or that changes how the rest
-/// is read: control characters, and those that are not seen but set direction or hide.
+/// Untrusted text without any character that controls a terminal, ends a line, or changes how the rest is displayed:
+/// control characters, and invisible ones that set direction or hide text.
 pub fn printable(text: &str) -> String {
     let unseen = |c| matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     text.chars()

@@ -1,7 +1,7 @@
-//! What the observer says to other programs: the lines of its log, the rows of its event file, the answers of its HTTP API, the ids of its agents,
-//! and the places where it listens.
+//! The output of the observer for other programs: the lines of its log, the rows of its event file, the answers of
+//! its HTTP API, the ids of its agents, and its default addresses.
 //!
-//! Types and text only: nothing here opens a socket or a file, or decides anything.
+//! Types and text only: this crate opens no socket and no file, and decides nothing.
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,8 @@
 //! One line of the observer's log under `--log-format json`, and one event of `/api/v1/events`.
 //!
-//! The key `event` says which other keys there are. A reader matches on [`LogEvent`]; keys that it does not know are
-//! left out, and an event that it does not know, or not with these keys, is [`LogEvent::Unknown`]: the line of another
-//! version, whose `msg` can be shown all the same.
-//! Keys are written in a fixed order, and those that do not apply are absent.
+//! The key `event` determines the other keys. A reader matches on [`LogEvent`]. It ignores unknown keys, and an
+//! unknown event, or a known one with other keys, is [`LogEvent::Unknown`]: the line of another version, whose `msg`
+//! can still be shown. Keys are written in a fixed order, and those that do not apply are absent.
 
 mod keys;
 
@@ -26,15 +25,15 @@ pub struct LogLine {
     pub ts_ns: u64,
     /// Differs between any two runs of the observer; 16 hex digits.
     pub session_id: String,
-    /// How serious it is: `info`, `warn`, `error`.
+    /// Severity: `info`, `warn`, `error`.
     pub level: Level,
-    /// The same for a person, in one sentence.
+    /// The same as readable text, in one sentence.
     pub msg: String,
-    /// What it is about.
+    /// The event, with its keys.
     pub event: LogEvent,
 }
 
-/// A line of whatever version.
+/// A line of any version.
 #[derive(Deserialize)]
 struct AnyKeys {
     ts_ns: u64,
@@ -67,7 +66,7 @@ enum LevelKey {
     Error,
 }
 
-/// What a line is about, named by its key `event`.
+/// The event of a line, from its key `event`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum LogEvent {
@@ -75,7 +74,7 @@ pub enum LogEvent {
     Start(Start),
     /// First beat of an agent.
     Join(Join),
-    /// A known process began a new series of beats, or beats over several sessions.
+    /// A known process started a new series of beats, or beats over several sessions.
     Session(Session),
     /// An agent reports that it is critical.
     Critical(Critical),
@@ -87,31 +86,31 @@ pub enum LogEvent {
     Return(Return),
     /// A process ended.
     Exit(Exit),
-    /// A silent agent gave its slot to another one.
+    /// A silent agent lost its slot to another one.
     Evict(AgentOnly),
     /// Datagrams were refused.
     Refuse(Refuse),
-    /// The observer itself was not watching for a while.
+    /// The observer itself was not running for a while.
     Gap(Gap),
     /// An agent is paused: its silence does not count for a while.
     Pause(Pause),
     /// A pause is over.
     Resume(AgentOnly),
-    /// A recovery action began, ended, or could not be done.
+    /// A recovery action started, ended, or could not be done.
     Recover(Recover),
-    /// Nothing more is done about a silent agent.
+    /// Recovery has given up on a silent agent.
     GaveUp(GaveUp),
-    /// Recovery holds its fire because the host is the suspect, or goes on.
+    /// Recovery holds fire because the host is the suspect, or resumes.
     Hold(Hold),
     /// Steps for another occasion than a stall were run.
     Hook(Hook),
-    /// Agents that were expected did not come, or are there after all.
+    /// Expected agents have not joined, or all of them have joined.
     Missing(Missing),
     /// About the observer itself.
     Notice(Notice),
     /// The observer stops.
     Stop(Stop),
-    /// An event that this program does not know.
+    /// An event that this program does not support.
     #[serde(other)]
     Unknown,
 }
@@ -144,7 +143,7 @@ impl LogEvent {
         }
     }
 
-    /// Counters that it brings, by series.
+    /// Its counters, by series.
     pub fn counters(&self) -> Option<&BTreeMap<String, Number>> {
         match self {
             Self::Notice(notice) => notice.counters.as_ref(),

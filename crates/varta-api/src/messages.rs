@@ -1,7 +1,6 @@
 //! Messages: each fact as one sentence for a person and as keys for a program.
 //!
-//! Two facts have no line: a single beat, which has a row in the event file, and a hook that was dropped, which is
-//! counted.
+//! Two facts have no line: a single beat has a row in the event file instead, and a dropped hook is counted.
 
 mod agents;
 mod observer;
@@ -49,7 +48,7 @@ impl Message {
 }
 
 impl LogLine {
-    /// The line about a fact that happened at this Unix time; `None` if it has none.
+    /// The line about a fact of this Unix time; `None` if it has none.
     pub fn of(fact: &Fact, ts_ns: u64, session_id: &str) -> Option<Self> {
         let message = agents::message(fact, ts_ns)
             .or_else(|| recovery::message(fact))
@@ -91,7 +90,7 @@ fn ms(ns: u64) -> f64 {
     (ns / 1_000) as f64 / 1_000.0
 }
 
-/// Milliseconds as exact as they can be.
+/// Milliseconds, as exact as possible.
 fn exact_ms(ns: u64) -> f64 {
     Duration::from_nanos(ns).as_secs_f64() * 1e3
 }
@@ -105,7 +104,7 @@ fn number_of(count: u64, what: &str) -> String {
     format!("{count} {what}{plural}")
 }
 
-/// A duration as it is written in settings.
+/// A duration in the notation of the settings.
 pub fn exact_duration(ns: u64) -> String {
     humantime::format_duration(Duration::from_nanos(ns)).to_string()
 }

@@ -1,14 +1,14 @@
 //! One fact as one row of the event file: six columns, separated by tabs (CLI spec 3).
 //!
-//! `observer_ns  kind  pid  nonce  status  payload`, `-` where a column does not apply. The kinds
-//! of the 0.2.0 generation keep their form; `join`, `session`, `late`, `return`, `exit` and `gap` are ours.
-//! Every other fact has no row.
+//! `observer_ns  kind  pid  nonce  status  payload`, `-` where a column does not apply. The kinds of the 0.2.0
+//! generation keep their form; `join`, `session`, `late`, `return`, `exit` and `gap` are new. Every other fact has no
+//! row.
 
 use std::fmt::{self, Write};
 
 use varta_core::{ExitStatus, Fact, Refusal, Sender};
 
-/// Appends the row of a fact that happened at `observer_ns` on the observer's clock, if it has one.
+/// Appends the row of a fact of the time `observer_ns` on the observer's clock, if it has one.
 pub fn append_row(rows: &mut String, fact: &Fact, observer_ns: u64) {
     // Writing into a string cannot fail.
     let _ = match fact {
@@ -112,7 +112,7 @@ fn how_it_ended(status: ExitStatus) -> (&'static str, String) {
     }
 }
 
-/// The columns behind the time of a refusal that has a row.
+/// The columns after the time of a refusal that has a row.
 fn refusal(Sender { pid, .. }: Sender, reason: Refusal) -> Option<String> {
     let label = reason.label();
     Some(match reason {
@@ -130,7 +130,7 @@ fn refusal(Sender { pid, .. }: Sender, reason: Refusal) -> Option<String> {
             format!("io\t-\t-\t-\t{label} {uid} (pid {pid})")
         }
         Refusal::ControlTruncated => format!("ctrunc\t-\t-\t-\t{label}"),
-        // As in 0.2.0 these have a counter and no row: anybody can make any number of them.
+        // As in 0.2.0 these have a counter and no row: any process can cause any number of them.
         Refusal::WrongLength
         | Refusal::OutOfOrder
         | Refusal::CapacityExceeded
@@ -147,7 +147,7 @@ fn refusal(Sender { pid, .. }: Sender, reason: Refusal) -> Option<String> {
     })
 }
 
-/// Whether some bytes can be the beginning of a row of ours: digits, then a tab and a word.
+/// Whether some bytes can be the start of a row: digits, then a tab and a word.
 pub fn begins_a_row(bytes: &[u8]) -> bool {
     let mut columns = bytes.split(|byte| *byte == b'\t');
     let time = columns.next().unwrap_or_default();

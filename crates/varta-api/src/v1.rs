@@ -1,6 +1,6 @@
 //! The answers of `/api/v1`, as types. Shapes only grow: a key is never renamed or given another meaning.
 //!
-//! Durations are seconds as decimal numbers, times are Unix seconds; what does not apply is absent.
+//! Durations are seconds as decimal numbers, times are Unix seconds; a key that does not apply is absent.
 
 use std::fmt;
 
@@ -9,75 +9,75 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::log_line::{BeatStatus, LogLine, Outcome};
 
-/// The path below which everything here is found.
+/// The common path prefix.
 pub const PREFIX: &str = "/api/v1";
 
-/// Most agents in one page; more are asked for with `after`.
+/// Most agents in one page; `after` requests the next page.
 pub const PAGE_MAX: usize = 1000;
 
-/// What the observer is and how it is set up: `GET /api/v1/info`.
+/// The observer and its settings: `GET /api/v1/info`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Info {
-    /// Of the program.
+    /// Version of the program.
     pub version: String,
     /// Differs between any two runs; 16 hex digits.
     pub session_id: String,
     /// The observer's own process id.
     pub pid: u32,
-    /// When it started.
+    /// Time of its start.
     pub started: f64,
-    /// Since then.
+    /// Time since its start.
     pub uptime: f64,
-    /// Silence that makes a stall, unless an agent has its own.
+    /// Silence that makes a stall, unless a rule sets another.
     pub threshold: f64,
-    /// Agents of this host there is room for.
+    /// Slots for agents of this host.
     pub capacity: usize,
-    /// Where beats are taken.
+    /// The beat socket.
     pub socket: String,
-    /// Where beats from elsewhere are taken.
+    /// The UDP listener for remote agents.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub udp: Option<String>,
-    /// Beats of all agents of this host together that the kernel queues before it refuses one; 0 if that is
-    /// not said.
+    /// Beats of all agents of this host together that the kernel queues before it refuses one; 0 if absent.
     #[serde(default)]
     pub queue_datagrams: usize,
-    /// Why that is less than it should be, and what helps.
+    /// Why that is less than it should be, with the fix.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub queue_shallow: Option<String>,
-    /// How many agents there are, by state.
+    /// The number of agents, by state.
     pub agents: StateCounts,
-    /// Agents of this host have all slots there are for them.
+    /// Agents of this host use all their slots.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub full: bool,
-    /// What there was no room in for a newcomer within the last minute: nobody watches those.
+    /// The tables and shares that were too full for a new agent within the last minute: the refused agents are not
+    /// watched.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub no_room: Vec<NoRoom>,
-    /// Agents that rules expect by now and that are not there.
+    /// Agents that rules expect by now and that have not joined.
     #[serde(default)]
     pub missing: usize,
-    /// Time that counts against nobody because the observer was not watching, since its start.
+    /// Time since its start that counts against no agent because the observer was not running.
     pub attention_lag: f64,
 }
 
-/// There was no room for a newcomer. Displayed as a person would say it.
+/// A new agent was refused for want of space. `Display` gives readable text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoRoom {
-    /// In what: [`TABLE_FULL`] or [`SHARE_FULL`], as in the log.
+    /// The limit: [`TABLE_FULL`] or [`SHARE_FULL`], as in the log.
     pub reason: String,
     /// The user whose share it is.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub uid: Option<u32>,
-    /// How many agents fit.
+    /// The number of agents that fit.
     pub limit: usize,
-    /// It is the table of agents elsewhere.
+    /// It is the table of remote agents.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub elsewhere: bool,
 }
 
-/// Agents have every slot of the table, and none gives way.
+/// Agents use every slot of the table, and none can be evicted.
 pub const TABLE_FULL: &str = "capacity_exceeded";
 
-/// A user has as many agents as one user may have, and none gives way.
+/// A user has as many agents as one user may have, and none can be evicted.
 pub const SHARE_FULL: &str = "user_share_exceeded";
 
 impl NoRoom {
@@ -110,16 +110,16 @@ impl fmt::Display for NoRoom {
     }
 }
 
-/// How many agents there are.
+/// The number of agents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateCounts {
-    /// Heard within their threshold.
+    /// The last beat is within the threshold.
     pub alive: usize,
     /// Beyond their soft tier.
     pub late: usize,
     /// Silent for a threshold or more.
     pub stalled: usize,
-    /// Not judged for a while because an operator said so.
+    /// Not judged for a while because an operator paused it.
     pub paused: usize,
 }
 
@@ -140,7 +140,7 @@ impl StateCounts {
     }
 }
 
-/// What the observer thinks of an agent.
+/// The state of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -148,20 +148,20 @@ pub enum State {
     Stalled,
     /// Beyond its soft tier.
     Late,
-    /// Not judged for a while because an operator said so.
+    /// Not judged for a while because an operator paused it.
     Paused,
-    /// Heard within its threshold.
+    /// The last beat is within the threshold.
     Alive,
 }
 
 /// One agent: `GET /api/v1/agents/{id}`, and an element of a page.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgentView {
-    /// Names the agent for as long as it is tracked, and no other one ever: pid and instance.
+    /// Identifies the agent for as long as it is tracked, and never another one: pid and instance.
     pub id: String,
-    /// What the observer thinks of it.
+    /// Its state.
     pub state: State,
-    /// Its process id; of an agent elsewhere on its own host.
+    /// Its process id; for a remote agent the one on its own host.
     pub pid: u32,
     /// Its command name.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -175,13 +175,13 @@ pub struct AgentView {
     /// Its unit of its own user's service manager.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub user_unit: Option<String>,
-    /// The address of an agent elsewhere.
+    /// The address of a remote agent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub source: Option<String>,
-    /// How it is heard: `unix`, `udp`, `secure_udp`.
+    /// Its transport: `unix`, `udp`, `secure_udp`.
     pub transport: String,
-    /// Over how many sessions it beats at once, if that is more than one: several handles of one process, or several
-    /// processes that cannot be told apart.
+    /// The number of sessions over which it beats at once, if that is more than one: several handles of one process,
+    /// or several processes that cannot be distinguished.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sessions: Option<usize>,
     /// Status of its last beat.
@@ -203,39 +203,39 @@ pub struct AgentView {
     pub stalls: u32,
     /// Time since its first beat, on the attention clock.
     pub tracked: f64,
-    /// What became of the last recovery.
+    /// The outcome of the last recovery.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub recovery: Option<Outcome>,
-    /// Recovery has tried everything for the present silence.
+    /// Recovery has taken every step for the current silence.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub gave_up: bool,
-    /// How much longer it is paused, on the attention clock.
+    /// The rest of its pause, on the attention clock.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub paused_for: Option<f64>,
-    /// Why it is paused, if somebody has said so.
+    /// Why it is paused, if the operator gave a reason.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub pause_reason: Option<String>,
 }
 
-/// The longest pause, in seconds: 30 days. Who wants an agent never judged wants a rule.
+/// The longest pause, in seconds: 30 days. To exempt an agent for longer, use a rule.
 pub const PAUSE_SECONDS_MAX: f64 = 30.0 * 86_400.0;
 
-/// Characters of a reason; it is to be read in a log line.
+/// Most characters of a reason; it is part of a log line.
 pub const REASON_CHARS_MAX: usize = 200;
 
 /// Do not judge an agent for a while: `POST /api/v1/agents/{id}/pause`. Answered with its [`AgentView`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PauseRequest {
-    /// For so many seconds, more than 0 and at most [`PAUSE_SECONDS_MAX`].
+    /// Duration in seconds, more than 0 and at most [`PAUSE_SECONDS_MAX`].
     #[serde(rename = "for", deserialize_with = "number")]
     pub seconds: f64,
-    /// Why: up to [`REASON_CHARS_MAX`] printable characters.
+    /// The reason: up to [`REASON_CHARS_MAX`] printable characters.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
 }
 
-/// What is no number is told in the words of JSON.
+/// An error about a value that is no number uses the terms of JSON.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     let number = serde_json::Number::deserialize(deserializer)?;
     let number = number.as_f64();
@@ -250,21 +250,21 @@ pub struct ResumeRequest {}
 /// A page of agents: `GET /api/v1/agents`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgentsPage {
-    /// Those that fit the question, in the order asked for.
+    /// The agents that match the request, in the requested order.
     pub agents: Vec<AgentView>,
-    /// How many fit the question altogether.
+    /// The number of all agents that match the request.
     pub total: usize,
-    /// To be given as `after` for the next page; absent on the last one.
+    /// The value of `after` for the next page; absent on the last one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub next: Option<String>,
 }
 
-/// What has happened: a log line with its number.
+/// An event: a log line with its number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EventView {
     /// Grows by one with each event of a run, from 1.
     pub id: u64,
-    /// What is in the log.
+    /// The log line.
     #[serde(flatten)]
     pub line: LogLine,
 }
@@ -272,40 +272,40 @@ pub struct EventView {
 /// Recent events, oldest first: `GET /api/v1/events`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EventsPage<E = EventView> {
-    /// Those that are remembered and newer than `after`.
+    /// The kept events that are newer than `after`.
     pub events: Vec<E>,
-    /// Events between `after` and the last one of `events` that are not remembered any more.
+    /// The number of events between `after` and the last one of `events` that are no longer kept.
     pub missed: u64,
-    /// The run whose events these are: numbers of another one mean others.
+    /// The run of these events: another run counts from 1 again.
     #[serde(default)]
     pub session_id: String,
 }
 
-/// Whether the observer does its work: `GET /healthz`.
+/// Whether the observer works: `GET /healthz`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Health {
-    /// The beat path has turned when it was asked to, and can receive beats.
+    /// The beat path has turned after a probe, and can receive beats.
     pub healthy: bool,
-    /// What keeps beats from being received, or may soon, one sentence each.
+    /// The reasons why beats cannot be received, now or soon, one sentence each.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub problems: Vec<String>,
-    /// How long it took to, or how long was waited in vain.
+    /// The time until it turned, or the time of the vain wait.
     pub turned_after: f64,
-    /// Since when the beat path has not begun a turn that it has ended: how long it hangs if it is not healthy.
+    /// Time since the start of the last turn that is over: how long it hangs if it is not healthy.
     #[serde(default)]
     pub last_turn_age: f64,
-    /// It has been told to end and takes no more beats: not healthy, and no reason to mend anything.
+    /// The observer was requested to end and receives no more beats: not healthy, and nothing to fix.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub stopping: bool,
 }
 
-/// What went wrong with a request (RFC 9457, `application/problem+json`).
+/// The error of a request (RFC 9457, `application/problem+json`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// A short name for the kind of problem.
+    /// A short name of the kind of error.
     pub title: String,
     /// The HTTP status code.
     pub status: u16,
-    /// What was wrong with this request, and what to do about it.
+    /// The error of this request, with the fix.
     pub detail: String,
 }

@@ -1,7 +1,7 @@
-//! Every kind of fact as it is shown: byte for byte what users and their programs have read so far.
+//! The text of every kind of fact: byte for byte what users and their programs have read so far.
 //!
-//! `golden/log_lines.txt` has one block per sample: its name, the line as JSON, the line for a person. A fact that is
-//! new needs a sample here, and its lines there.
+//! `golden/log_lines.txt` has one block per sample: its name, the line as JSON, the line as readable text. A new fact
+//! needs a sample here, and its lines there.
 
 mod samples;
 

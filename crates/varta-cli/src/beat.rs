@@ -1,7 +1,7 @@
 //! `varta beat`: beats for scripts.
 //!
-//! One beat, or one at every tick until told to stop. The agent is this very process; the observer
-//! watches it, not the script that started it. A tick that was missed is skipped, never made up for.
+//! One beat, or one at every tick until it is requested to stop. The agent is this process; the observer watches it,
+//! not the script that started it. A missed tick is skipped and not made up for.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use varta_client::{BeatOutcome, DropReason, Status, Varta};
 
 use crate::{Failure, ask, signals};
 
-/// The shortest time between two beats: an observer must not be flooded by a slip of the finger.
+/// The shortest time between two beats: a typing error must not flood an observer.
 const EVERY_MIN: Duration = Duration::from_millis(1);
 
 /// The longest: an observer's threshold is a day at most, and an agent must beat more often.
@@ -132,14 +132,14 @@ fn beat_on(
         match stopped.recv_timeout(tick.saturating_duration_since(Instant::now())) {
             Ok(_) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {}
-            // Only the end of the process takes the signal thread away.
+            // The signal thread ends only with the process.
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
     }
     Ok(())
 }
 
-/// The first tick of the series that is still to come: those that were slept through are skipped.
+/// The first tick of the series that is in the future: missed ones are skipped.
 fn tick_after(tick: Instant, now: Instant, every: Duration) -> Instant {
     let into_ns = now.saturating_duration_since(tick).as_nanos() % every.as_nanos();
     // Less than `every`, which is a day at most.

@@ -1,5 +1,5 @@
-//! What the operator asked for: arguments become a [`Command`] or an error of at most three lines
-//! that names the flag. Nothing here touches the system.
+//! The command line: arguments become a [`Command`] or an error of at most three lines that names the flag. This
+//! module makes no system call.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -58,7 +58,7 @@ pub(crate) enum Command {
     },
 }
 
-/// What to print instead of doing anything.
+/// The text to print instead of running a command.
 #[derive(Debug)]
 pub(crate) struct EarlyExit {
     text: String,
@@ -69,7 +69,7 @@ pub(crate) struct EarlyExit {
 impl EarlyExit {
     pub(crate) fn print(&self) -> ExitCode {
         if self.exit_code == 0 {
-            // A closed standard output is the reader's choice.
+            // A closed standard output means that the reader needs no more.
             let _ = std::io::stdout().write_all(self.text.as_bytes());
         } else {
             eprint!("{}", self.text);
@@ -78,15 +78,14 @@ impl EarlyExit {
     }
 }
 
-/// Reads the command line; the first argument is the program's name.
+/// Parses the command line; the first argument is the program's name.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, EarlyExit> {
     CommandLine::try_parse_from(arguments)
         .map(|line| line.command)
         .map_err(|error| early_exit(&error))
 }
 
-/// Cuts the parser's message to what the operator needs: what is wrong, the nearest right name,
-/// where to read more.
+/// Cuts the parser's message to what the operator needs: the problem, the closest valid name, and where to read more.
 fn early_exit(error: &clap::Error) -> EarlyExit {
     let rendered = error.to_string();
     if matches!(
@@ -109,7 +108,7 @@ fn early_exit(error: &clap::Error) -> EarlyExit {
         let tip = rendered
             .lines()
             .map(str::trim)
-            // The hidden commands are nobody's business.
+            // Hidden commands are not shown.
             .find(|line| line.starts_with("tip:") && !line.contains("'__"));
         text.extend(tip.map(|tip| format!("  {tip}\n")));
     }
@@ -120,7 +119,7 @@ fn early_exit(error: &clap::Error) -> EarlyExit {
     }
 }
 
-/// The first paragraph as one line: what is missing is listed below it.
+/// The first paragraph as one line: missing arguments are listed below it.
 fn problem(rendered: &str) -> String {
     let paragraph = rendered.lines().take_while(|line| !line.is_empty());
     let words: Vec<&str> = paragraph.map(str::trim).collect();

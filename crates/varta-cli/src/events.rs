@@ -1,8 +1,8 @@
-//! `varta events`: what has happened, and with `--follow` what happens.
+//! `varta events`: the past events, and with `--follow` the new ones.
 //!
-//! Events are those of the observer's log, in its form for people or as JSON. The observer remembers the last
-//! few thousand; what is forgotten, or was lost because nobody read it, is counted on standard error. Whoever
-//! follows goes on with the next observer when this one ends, for ever.
+//! Events are those of the observer's log, as readable text or as JSON. The observer keeps the last few thousand;
+//! events that are no longer kept, or were lost because they were not read in time, are counted on standard error. A
+//! follower continues with the next observer when this one ends, without limit.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -17,13 +17,13 @@ use crate::Failure;
 use crate::ask::{LiveEvents, Message, Observer, ObserverArguments, Position, RequestError};
 use crate::terminal::is_read;
 
-/// What an observer tells at once.
+/// Events in one answer of the observer.
 const LIMIT_MAX: u64 = PAGE_MAX as u64;
 
-/// How often an observer that has gone is looked for.
+/// Pause between two attempts to reach an observer that has ended.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Kind of the message that says how many events were missed.
+/// Kind of the message with the number of missed events.
 const MISSED: &str = "missed";
 
 /// Show what has happened: the observer's latest events, and with --follow the next ones
@@ -63,9 +63,9 @@ fn event_id(text: &str) -> Result<u64, &'static str> {
 
 /// Why there are no more events.
 enum End {
-    /// Nobody reads them.
+    /// The output is closed.
     Unread(io::Error),
-    /// The observer does not tell them.
+    /// The observer refuses them.
     RequestError(RequestError),
 }
 
@@ -81,7 +81,7 @@ impl From<io::Error> for End {
     }
 }
 
-/// What a message of the kind [`MISSED`] says.
+/// The content of a message of the kind [`MISSED`].
 #[derive(Deserialize)]
 struct Missed {
     missed: u64,
@@ -104,9 +104,9 @@ pub(crate) fn run(arguments: &EventsArguments) -> Result<(), Failure> {
     }
 }
 
-/// Shows what is remembered, as much of it as is wanted.
+/// Shows the kept events, up to the requested number.
 fn begin(observer: &Observer, arguments: &EventsArguments, show: &mut Show) -> Result<(), End> {
-    // One at least: its number says what "now" is.
+    // One at least: its number marks the present.
     let page = observer.events(arguments.after, arguments.limit.max(1))?;
     match (arguments.limit, arguments.after) {
         (0, None) => {
@@ -117,7 +117,7 @@ fn begin(observer: &Observer, arguments: &EventsArguments, show: &mut Show) -> R
         // Those after it come live.
         (0, Some(_)) => {}
         (_, after) => {
-            // Who asks for the latest ones does not miss those before.
+            // A request for the latest events does not miss those before.
             tell_missed(after.map_or(0, |_| page.missed));
             for event in &page.events {
                 show.event(event.get())?;
@@ -127,7 +127,7 @@ fn begin(observer: &Observer, arguments: &EventsArguments, show: &mut Show) -> R
     Ok(())
 }
 
-/// Shows what happens, with this observer and those that come after it, until nobody reads it any more.
+/// Shows new events, of this observer and of those that follow it, until the output is closed.
 fn follow(observer: &Observer, show: &mut Show) -> io::Error {
     let mut lost = false;
     loop {
@@ -152,7 +152,7 @@ fn follow(observer: &Observer, show: &mut Show) -> io::Error {
     }
 }
 
-/// Puts events on standard output.
+/// Writes events to standard output.
 struct Show {
     json: bool,
     position: Position,
@@ -187,7 +187,7 @@ impl Show {
         }
     }
 
-    /// Shows an event that came as JSON. As JSON it goes on as it came, with keys that this program does not know.
+    /// Shows an event that came as JSON. As JSON it is passed on unchanged, with its unknown keys.
     fn event(&mut self, json: &str) -> io::Result<()> {
         let Some(event) = understood::<EventView>(json) else {
             return Ok(());
@@ -221,7 +221,7 @@ impl Show {
     }
 }
 
-/// What the observer has sent. It is reported and passed over if it has another form.
+/// The observer's message. One of another form is reported and skipped.
 fn understood<T: DeserializeOwned>(json: &str) -> Option<T> {
     let read = serde_json::from_str(json);
     if let Err(error) = &read {

@@ -1,4 +1,4 @@
-//! What the tests of several rooms are made from.
+//! Fixtures that the tests of several modules share.
 
 use varta_api::log_line::BeatStatus;
 use varta_api::v1::{AgentView, State};

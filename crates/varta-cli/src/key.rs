@@ -1,8 +1,8 @@
 //! `varta key`: makes, derives and names keys.
 //!
-//! A key goes into a new file for its owner alone. It is printed only where `--print` asks for it, and no
-//! error tells any part of one. What is printed otherwise is its fingerprint, by which it can be compared
-//! without being told.
+//! A key is written to a new file that only its owner can read. It is printed only with `--print`, and no error
+//! reveals any part of one. All other output has its fingerprint, by which keys can be compared without being
+//! revealed.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ use zeroize::Zeroizing;
 
 use crate::Failure;
 
-/// A file of a thousand keys. A longer one is not one of keys, and must not fill the memory.
+/// Size of a file of a thousand keys. A longer one is no key file, and must not fill the memory.
 const FILE_BYTES_MAX: usize = 64 * 1024;
 
-/// The lowest pid an agent can have: 0 is nobody's, and no observer believes 1.
+/// The lowest pid of an agent: 0 is no process, and every observer refuses 1.
 const PID_MIN: i64 = 2;
 
-/// The highest a kernel can count to.
+/// The highest pid of any kernel.
 const PID_MAX: i64 = i32::MAX as i64;
 
 /// Make, derive and compare the keys of encrypted beats
@@ -146,7 +146,7 @@ fn why_not_created(path: &Path, error: &io::Error) -> Failure {
     })
 }
 
-/// Tells those of the keys before the first line that is none, too.
+/// Also includes the keys before the first invalid line.
 fn tell_fingerprints(path: &Path) -> Result<(), Failure> {
     let content =
         secret_file::read(path, FILE_BYTES_MAX).map_err(|error| Failure::Run(error.to_string()))?;

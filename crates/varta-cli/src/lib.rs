@@ -1,10 +1,9 @@
-//! The operator's hand of Varta, behind the program `varta`.
+//! The operator's command-line tool of Varta, behind the program `varta`.
 //!
-//! `varta demo` shows an observer at work on real processes, `varta beat` sends beats for scripts,
-//! `varta key` makes the keys of those that travel encrypted; `varta status` and `varta events` ask an
-//! observer how everybody is and what has happened, `varta pause` and `varta resume` have it leave an agent in
-//! peace for a while. Of the observer this crate knows what
-//! [`varta_api`] tells and nothing else; the demo alone starts one, by running this program again.
+//! `varta demo` shows an observer at work on real processes, `varta beat` sends beats for scripts, `varta key` makes
+//! the keys of encrypted beats; `varta status` and `varta events` request the state of the agents and the events from
+//! an observer, `varta pause` and `varta resume` have it leave an agent unjudged for a while. This crate depends on
+//! [`varta_api`] and on nothing else of the observer; only the demo starts one, by running this program again.
 
 #![forbid(unsafe_code)]
 
@@ -31,10 +30,9 @@ use command_line::Command;
 
 /// Runs the given command line, program name first.
 ///
-/// Exit codes: 0 when what was asked for was done, and for `--help` and `--version`; 1 when it could
-/// not be done; 2 for an unusable command line. Those of `varta status` are a health check's: 0 if all is
-/// well, 1 if it is not, 2 if nobody can tell. `varta pause` and `varta resume` have 1 for nobody who is meant and
-/// 2 for whatever else keeps them from it.
+/// Exit codes: 0 when the command succeeded, and for `--help` and `--version`; 1 when it failed; 2 for an unusable
+/// command line. Those of `varta status` are a health check's: 0 if all is well, 1 if it is not, 2 if that is
+/// unknown. `varta pause` and `varta resume` have 1 for no matching agent and 2 for any other failure.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let command = match command_line::parse(arguments) {
         Ok(command) => command,
@@ -61,13 +59,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Why a command did not do what it was asked for. The text names the flag or file and says the fix.
+/// Why a command failed. The text names the flag or file and the fix.
 #[derive(Debug)]
 #[non_exhaustive]
 enum Failure {
-    /// The command line cannot mean anything.
+    /// The command line is unusable.
     Usage(String),
-    /// The world did not play along.
+    /// The command could not be carried out.
     Run(String),
 }
 

@@ -1,4 +1,4 @@
-//! `varta`: the operator's hand as a program.
+//! `varta`: the operator's command-line tool as a program.
 
 use std::process::ExitCode;
 

@@ -1,9 +1,9 @@
-//! Which agents are meant: a pid, an identifier or a name, with `*` for any number of characters.
+//! The selection of agents: a pid, an identifier or a name, with `*` for any number of characters.
 
 use varta_api::v1::AgentView;
 use varta_core::rules::glob;
 
-/// What an agent has to be called to be meant.
+/// The pattern that selects agents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pattern(String);
 

@@ -1,8 +1,8 @@
-//! `varta pause` and `varta resume`: an agent is left in peace for a while, and watched again.
+//! `varta pause` and `varta resume`: an agent is not judged for a while, and judged again.
 //!
-//! Who is meant is found as `varta status --agent` finds it, and each of them is asked for by its id, so nobody
-//! who comes meanwhile is paused by mistake. The observer ends a pause by itself. Exit code 0: done; 1: nobody
-//! is meant; 2: it cannot be told, or not all of it was done.
+//! Agents are selected as by `varta status --agent`, and each request names an agent by its id, so an agent that
+//! joins meanwhile is not paused by mistake. The observer ends a pause by itself. Exit code 0: done; 1: no agent
+//! matches; 2: unknown, or not all of it was done.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -83,10 +83,10 @@ fn reason(text: &str) -> Result<String, String> {
     }
 }
 
-/// What was done to whom.
+/// The results.
 #[derive(Debug, Default, Serialize)]
 struct Done {
-    /// As they are from now on.
+    /// The agents in their new state.
     agents: Vec<AgentView>,
     #[serde(skip)]
     lines: Vec<String>,
@@ -124,7 +124,7 @@ pub(crate) fn resume(arguments: &ResumeArguments) -> ExitCode {
     )
 }
 
-/// Changes everybody who is meant, and tells what has been done, however far that was.
+/// Changes every matching agent, and reports the results, also if it fails part of the way.
 fn change(
     observer: &ObserverArguments,
     pattern: &Pattern,

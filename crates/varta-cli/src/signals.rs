@@ -1,5 +1,4 @@
-//! Signals as messages: a thread that waits for them and calls back, so that commands can end in
-//! order wherever they are.
+//! Signals as messages: a thread waits for them and calls back, so that commands can end cleanly at any point.
 
 use std::future::pending;
 use std::io;
@@ -9,9 +8,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// SIGINT: Ctrl-C.
 pub(crate) const INTERRUPT: (SignalKind, &str) = (SignalKind::interrupt(), "SIGINT");
-/// SIGTERM: what service managers and `kill` send.
+/// SIGTERM: from service managers and `kill`.
 pub(crate) const TERMINATE: (SignalKind, &str) = (SignalKind::terminate(), "SIGTERM");
-/// SIGHUP: the terminal has gone.
+/// SIGHUP: the terminal was closed.
 pub(crate) const HANGUP: (SignalKind, &str) = (SignalKind::hangup(), "SIGHUP");
 
 /// From now on none of `signals` ends the process; instead `then` is called with the name of each one

@@ -1,4 +1,4 @@
-//! The terminal: what may be written to it, how wide it is, and how to keep a picture on it up to date.
+//! The terminal: which text may be written to it, its width, and pictures that are redrawn on it.
 
 use std::io::{self, IsTerminal, Stdout, Write, stdin, stdout};
 
@@ -14,8 +14,8 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::Failure;
 
-/// Whether somebody still reads standard output, after something was written to it. Who has seen enough, as in
-/// 'varta status | head -1', is no failure.
+/// Whether standard output still has a reader, after a write to it. A reader that closes early, as in 'varta status |
+/// head -1', is no failure.
 pub(crate) fn is_read(written: io::Result<()>) -> Result<bool, Failure> {
     match written {
         Ok(()) => Ok(true),
@@ -24,12 +24,12 @@ pub(crate) fn is_read(written: io::Result<()>) -> Result<bool, Failure> {
     }
 }
 
-/// How many columns a text takes.
+/// The number of columns that a text takes.
 pub(crate) fn columns(text: &str) -> usize {
     text.width()
 }
 
-/// The text in so many columns at most; an ellipsis stands for what did not fit.
+/// The text in at most this many columns; an ellipsis replaces the rest.
 pub(crate) fn cut(text: &str, columns_max: usize) -> String {
     if columns(text) <= columns_max {
         return text.to_owned();
@@ -48,7 +48,7 @@ pub(crate) fn cut(text: &str, columns_max: usize) -> String {
     short
 }
 
-/// The text in lines of so many columns at most, broken between words.
+/// The text in lines of at most this many columns, broken between words.
 pub(crate) fn wrapped(text: &str, columns_max: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
@@ -63,20 +63,21 @@ pub(crate) fn wrapped(text: &str, columns_max: usize) -> Vec<String> {
     lines
 }
 
-/// Columns and rows of the terminal that standard output is; `None` if it is none.
+/// Columns and rows of the terminal that is standard output; `None` if it is none.
 pub(crate) fn size() -> Option<(usize, usize)> {
     let size = tcgetwinsize(stdout()).ok()?;
     let known = size.ws_col > 0 && size.ws_row > 0;
     known.then(|| (size.ws_col.into(), size.ws_row.into()))
 }
 
-/// Whether standard output shows colours, and nobody minds.
+/// Whether standard output shows colours, and the user has not disabled them.
 pub(crate) fn has_colours() -> bool {
     let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     stdout().is_terminal() && is_clever() && !unwanted
 }
 
-/// Whether the terminal is ours to draw on: it can move its cursor, and we are in the foreground.
+/// Whether this program may draw on the terminal: the terminal can move its cursor, and the program is in its
+/// foreground.
 pub(crate) fn can_be_drawn_on() -> bool {
     let foreground = tcgetpgrp(stdin()).is_ok_and(|group| group == getpgrp());
     stdout().is_terminal() && is_clever() && foreground
@@ -86,7 +87,7 @@ fn is_clever() -> bool {
     std::env::var_os("TERM").is_some_and(|term| term != "dumb")
 }
 
-/// A picture that is drawn over again. It takes the whole terminal; dropping it gives everything back.
+/// A picture that is redrawn. It takes the whole terminal; dropping it restores the terminal.
 #[derive(Debug)]
 pub(crate) struct Picture {
     out: Stdout,
@@ -104,8 +105,8 @@ impl Picture {
         })
     }
 
-    /// The lines must fit the terminal and leave its last column free: what is to the right of a full line
-    /// cannot be cleared without it.
+    /// The lines must fit the terminal and leave its last column free: the area to the right of a full line cannot be
+    /// cleared without it.
     pub(crate) fn draw(&mut self, lines: &[String]) -> io::Result<()> {
         queue!(self.out, MoveTo(0, 0))?;
         for (row, line) in lines.iter().enumerate() {
@@ -124,12 +125,12 @@ impl Picture {
 
 impl Drop for Picture {
     fn drop(&mut self) {
-        // A terminal that is gone needs no cleaning.
+        // A closed terminal needs no cleanup.
         let _ = execute!(self.out, LeaveAlternateScreen, Show);
     }
 }
 
-/// Keeps what is typed off the screen. Keys that send signals still do.
+/// Switches echo off. Keys that send signals still do.
 #[derive(Debug)]
 pub(crate) struct SilentKeyboard {
     before: Termios,

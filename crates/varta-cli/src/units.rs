@@ -1,11 +1,11 @@
-//! Numbers as a person reads them.
+//! Numbers as readable text.
 
 /// Seconds of a day; the unit above hours.
 const DAY: u64 = 86_400;
 
 /// A length of time, given in seconds, in one or two units: `40 ms`, `0.4 s`, `2m 10s`, `3h 04m`, `2d 03h`.
 pub(crate) fn duration(seconds: f64) -> String {
-    // Below zero there is nothing, and what is too long for a number of seconds is shown as the longest.
+    // A negative number is shown as zero, and one that is too long as the longest.
     let whole = seconds as u64;
     match whole {
         0 if seconds < 0.0995 => format!("{:.0} ms", seconds.max(0.0) * 1e3),
@@ -19,7 +19,7 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
-/// A number per second: a decimal where it tells something.
+/// A number per second: with a decimal where that is significant.
 pub(crate) fn rate(per_second: f64) -> String {
     match per_second {
         ..99.95 => format!("{per_second:.1}"),

@@ -38,7 +38,7 @@ impl Running {
     }
 }
 
-/// A place for an observer.
+/// A directory for an observer.
 struct Place(TempDir);
 
 impl Place {
@@ -54,7 +54,7 @@ impl Place {
         let mut lines = log.lines().map(Result::unwrap);
         let started = lines.any(|line| line.contains("answers on"));
         assert!(started, "the observer has not started");
-        // It goes on to write, and somebody has to read.
+        // It continues to write, so the pipe needs a reader.
         std::thread::spawn(move || lines.for_each(drop));
         Running(child)
     }
@@ -96,7 +96,7 @@ impl Follower {
         found.unwrap_or_else(|| panic!("no {kind}"))
     }
 
-    /// Ends it: what it said besides.
+    /// Ends it; returns its standard error.
     fn end(mut self) -> String {
         self.child.signal(Signal::KILL);
         let stderr = self.child.0.stderr.take().unwrap();

@@ -1,4 +1,4 @@
-//! `varta beat` from outside: what arrives at a socket, and what is said when nothing can.
+//! `varta beat` from outside: what arrives at a socket, and its output when nothing can arrive.
 
 #![forbid(unsafe_code)]
 
@@ -12,10 +12,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use varta_vlp::{FRAME_BYTES, Frame, Status};
 
-/// How long anything may take that takes a moment.
+/// Timeout for a short operation.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Stands in for an observer.
+/// A fake observer.
 struct Receiver {
     directory: TempDir,
     socket: UnixDatagram,
@@ -59,7 +59,7 @@ fn code_and_error(output: &Output) -> (Option<i32>, String) {
     (output.status.code(), error)
 }
 
-/// Ends it by a signal; it must end in order.
+/// Ends it by a signal; it must exit cleanly.
 fn end(child: Child, signal: Signal) -> String {
     kill_process(Pid::from_child(&child), signal).unwrap();
     let (code, error) = code_and_error(&child.wait_with_output().unwrap());
@@ -187,7 +187,7 @@ fn a_series_catches_up_with_nothing_after_a_pause() {
     receiver.socket.set_nonblocking(false).unwrap();
     kill_process(pid, Signal::CONT).unwrap();
     let times: Vec<u64> = (0..4).map(|_| receiver.frame().timestamp).collect();
-    // The first one was due; the next three have their pace, not the ten that were missed.
+    // The first one was due; the next three keep the pace, and the ten missed ones are skipped.
     let took_ns = times[3] - times[0];
     assert!(took_ns > 150_000_000, "{times:?}");
     end(child, Signal::INT);

@@ -1,7 +1,7 @@
-//! `varta demo` from outside: what it shows, what it promises, and that it leaves nothing behind.
+//! `varta demo` from outside: its output, its checks, and that it removes everything it made.
 //!
-//! The demo is real, so these tests take the seconds it takes. Waits are generous: a slow machine
-//! makes them slower, not wrong.
+//! The demo is real, so these tests take several seconds. Timeouts are generous: a slow machine makes them slower,
+//! not wrong.
 
 #![forbid(unsafe_code)]
 
@@ -14,10 +14,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// How long anything may take that takes a moment.
+/// Timeout for a short operation.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A demo whose directory lies in `base`.
+/// A demo whose directory is in `base`.
 fn demo(base: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_varta"));
     command
@@ -30,7 +30,7 @@ fn demo(base: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// A short path: the demo avoids long ones, and then its directory could not be told from others.
+/// A short path: the demo avoids long ones, and its directory would then be indistinguishable from others.
 fn base() -> TempDir {
     tempfile::tempdir_in("/tmp").unwrap()
 }

@@ -1,4 +1,4 @@
-//! `varta events` from outside: what is shown, what is said to be missing, and how it goes on.
+//! `varta events` from outside: the events it shows, those it reports as missed, and how it continues.
 
 #![forbid(unsafe_code)]
 
@@ -50,7 +50,7 @@ fn observer(live: impl Fn() -> Answer + Send + 'static) -> Fake {
     })
 }
 
-/// Paths of live streams that were asked for, and after which event.
+/// Paths of the requested live streams, with the event after which each starts.
 fn live(fake: &Fake) -> Vec<(String, Option<String>)> {
     let questions = fake.questions.try_iter();
     let live = questions.filter(|question| question.header("accept") == Some("text/event-stream"));
@@ -66,7 +66,7 @@ fn paths(fake: &Fake) -> Vec<String> {
     questions.map(|question| question.path).collect()
 }
 
-/// Follows until so many lines were shown, then is ended: the lines, and what was said of them.
+/// Follows until this many lines were shown, then ends the command: the lines, and its standard error.
 fn follow(fake: &Fake, flags: &[&str], lines: usize) -> (Vec<String>, String) {
     let mut command = varta(&["events", "--follow"]);
     command.arg("--socket").arg(fake.socket()).args(flags);

@@ -1,4 +1,4 @@
-//! `varta key` from outside: what it writes, what it prints, and what it never tells.
+//! `varta key` from outside: the file it writes, its output, and what it never reveals.
 
 #![forbid(unsafe_code)]
 
@@ -46,7 +46,7 @@ fn varta_key(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// What a run that must succeed prints.
+/// The output of a run that must succeed.
 #[track_caller]
 fn printed(arguments: &[&str]) -> String {
     let output = varta_key(arguments);
@@ -56,7 +56,7 @@ fn printed(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What a run that must fail with this code says.
+/// The error of a run that must fail with this code.
 #[track_caller]
 fn error(code: i32, arguments: &[&str]) -> String {
     let output = varta_key(arguments);

@@ -1,4 +1,4 @@
-//! `varta pause` and `varta resume` from outside: whom they mean, what they ask for, and what they say.
+//! `varta pause` and `varta resume` from outside: the agents they select, their requests, and their output.
 
 #![forbid(unsafe_code)]
 
@@ -27,7 +27,7 @@ fn page(agents: &[Value]) -> Answer {
     json(&json!({"agents": agents, "total": agents.len()}).to_string())
 }
 
-/// Two agents that do as they are told; a third one leaves before it can be told anything.
+/// Two agents that can be paused; a third one leaves before the request.
 fn observer() -> Fake {
     Fake::new(|question| match question.path.as_str() {
         AGENTS => page(&[
@@ -47,7 +47,7 @@ fn ask(fake: &Fake, arguments: &[&str]) -> (Option<i32>, String, String) {
     told(command.arg("--socket").arg(fake.socket()).output().unwrap())
 }
 
-/// What was asked of the observer, after the list of agents.
+/// The requests to the observer, after the list of agents.
 fn paths(fake: &Fake) -> Vec<String> {
     let questions = fake.questions.try_iter().skip(1);
     questions.map(|question| question.path).collect()

@@ -1,4 +1,4 @@
-//! `varta status` from outside: what it makes of each answer an observer can give, and of none.
+//! `varta status` from outside: its output for each answer of an observer, and for none.
 
 #![forbid(unsafe_code)]
 
@@ -44,7 +44,7 @@ fn observer(agents: Vec<Value>) -> Fake {
     })
 }
 
-/// One that is well but for its answer to one question.
+/// One that is well except for its answer to one request.
 fn observer_but(path: &'static str, answer: Answer) -> Fake {
     Fake::new(move |question: &Question| match question.path.as_str() {
         asked if asked.starts_with(path) => answer.clone(),
@@ -60,7 +60,7 @@ fn status(fake: &Fake, flags: &[&str]) -> (Option<i32>, String, String) {
     told(command.output().unwrap())
 }
 
-/// It cannot tell, says why in one line, and names the socket.
+/// The state is unknown; the command gives the reason in one line, and names the socket.
 fn cannot_tell(fake: &Fake, flags: &[&str]) -> String {
     let (code, _, error) = status(fake, flags);
     assert_eq!(code, Some(2), "{error}");
@@ -253,7 +253,7 @@ fn what_an_observer_refuses_it_explains_itself() {
     assert!(error.contains("ask?[2J less often"), "{error}");
 }
 
-/// There is no room for a question now.
+/// The observer is at its limit.
 fn busy() -> Answer {
     let head = "application/problem+json\r\nretry-after: 1";
     let body = r#"{"title":"t","status":503,"detail":"too many questions wait"}"#;
@@ -283,7 +283,7 @@ fn an_observer_that_never_has_room_is_told_of_in_its_own_words() {
     assert!(fake.questions.try_iter().count() > 3, "it was asked again");
 }
 
-/// What is heard of who hangs up.
+/// The truncated answer of an observer that closes the connection.
 const HUNG_UP: &[u8] = b"HTTP/1.1";
 
 #[test]
@@ -361,7 +361,7 @@ fn a_reader_that_has_seen_enough_gets_the_verdict_and_no_complaint() {
     }
 }
 
-/// One that has an agent that is stalled, and refuses the second look.
+/// An observer with a stalled agent that refuses the second request.
 fn observer_with_a_hiccup() -> Fake {
     let looks = AtomicUsize::new(0);
     Fake::new(move |question| match question.path.as_str() {

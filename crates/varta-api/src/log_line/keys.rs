@@ -1,4 +1,4 @@
-//! The keys that the lines of each event have besides those of every line, in the order in which they are written.
+//! The keys of each event besides those of every line, in the order in which they are written.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,14 +14,14 @@ use varta_vlp::Status;
 /// An agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agent {
-    /// Its process id; of an agent of another host on that host.
+    /// Its process id; for an agent of another host the one on that host.
     pub pid: u32,
-    /// As its rule calls it, else its command name; absent if unknown.
+    /// The name from its rule, else its command name; absent if unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
-/// What became of a recovery: the label values of `varta_recovery_outcomes_total`.
+/// The outcome of a recovery: the label values of `varta_recovery_outcomes_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs, reason = "they are the documented label values")]
@@ -44,17 +44,17 @@ pub enum Outcome {
     DryRun,
     Recovered,
     GaveUp,
-    /// One that this program does not know.
+    /// An outcome that this program does not support.
     #[serde(untagged)]
     Unknown(String),
 }
 
 impl Outcome {
-    /// The outcome that is counted by a counter of `varta_recovery_outcomes_total`.
+    /// The outcome of a counter of `varta_recovery_outcomes_total`.
     pub fn counted_as(counter: Counter) -> Self {
         let label = counter.info().label.map_or("", |(_, label)| label);
         let label: StrDeserializer<'_, Error> = label.into_deserializer();
-        // A text is always an outcome.
+        // Every text deserializes to an outcome.
         Self::deserialize(label).unwrap_or_else(|error| Self::Unknown(error.to_string()))
     }
 }
@@ -65,7 +65,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What an agent says of itself in a beat.
+/// The status that an agent reports in a beat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BeatStatus {
@@ -75,7 +75,7 @@ pub enum BeatStatus {
     Degraded,
     /// It does not work.
     Critical,
-    /// A status that this program does not know.
+    /// A status that this program does not support.
     #[serde(untagged)]
     Unknown(String),
 }
@@ -102,14 +102,14 @@ impl fmt::Display for BeatStatus {
 pub struct Start {
     /// The observer's process id.
     pub pid: u32,
-    /// The threshold of agents whose rule says nothing else, milliseconds.
+    /// The threshold of agents without one in their rule, milliseconds.
     pub threshold_ms: f64,
-    /// Where it listens.
+    /// Its beat socket.
     pub socket: PathBuf,
-    /// Where it listens for agents of other hosts: address and port.
+    /// Its UDP listener for agents of other hosts: address and port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub udp: Option<String>,
-    /// Where it answers questions over TCP: address and port.
+    /// Its HTTP listener: address and port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
     /// Its control socket.
@@ -120,7 +120,7 @@ pub struct Start {
 /// Keys of `join`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Join {
-    /// Which agent.
+    /// The agent.
     #[serde(flatten)]
     pub agent: Agent,
     /// Its user id.
@@ -156,7 +156,7 @@ pub struct Join {
     /// The address of an agent of another host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// How an agent of another host was heard: `udp` or `secure_udp`.
+    /// The transport of an agent of another host: `udp` or `secure_udp`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transport: Option<String>,
 }
@@ -164,13 +164,13 @@ pub struct Join {
 /// Keys of `session`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Session {
-    /// Which agent; the last one if there were several.
+    /// The agent; the last one if there were several.
     #[serde(flatten)]
     pub agent: Agent,
     /// `several_sessions`: it beats over more than one session, or does not any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// How many series began, or over how many sessions it beats.
+    /// The number of new series, or of sessions over which it beats.
     pub count: u64,
     /// The address of an agent of another host.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -200,7 +200,7 @@ pub struct Late {
     /// Which agent.
     #[serde(flatten)]
     pub agent: Agent,
-    /// How long it is silent, milliseconds.
+    /// Its silence, milliseconds.
     pub silence_ms: f64,
     /// The address of an agent of another host.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -215,16 +215,16 @@ pub struct Stall {
     pub agent: Agent,
     /// Last accepted nonce.
     pub nonce: u64,
-    /// How long it is silent, milliseconds.
+    /// Its silence, milliseconds.
     pub silence_ms: f64,
-    /// The threshold it is held to, milliseconds.
+    /// Its threshold, milliseconds.
     pub threshold_ms: f64,
-    /// How long after the deadline the observer noticed, milliseconds.
+    /// Time between the deadline and its detection, milliseconds.
     pub lateness_ms: f64,
     /// `beats_refused`: it may be alive.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// How many datagrams of it were refused meanwhile.
+    /// The number of its datagrams that were refused meanwhile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
     /// The address of an agent of another host.
@@ -244,7 +244,7 @@ pub struct Return {
     pub payload: u32,
     /// Nonce of the beat.
     pub nonce: u64,
-    /// How long it was silent, milliseconds.
+    /// Its silence before this beat, milliseconds.
     pub silence_ms: f64,
     /// The address of an agent of another host.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -255,11 +255,11 @@ pub struct Return {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum How {
-    /// In order.
+    /// With exit code 0.
     Left,
     /// With another exit code than 0, or by a signal.
     Died,
-    /// The kernel does not say.
+    /// The kernel does not report it.
     Unknown,
 }
 
@@ -296,15 +296,15 @@ pub struct AgentOnly {
 /// Keys of `refuse`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Refuse {
-    /// Who has sent the last one; absent if unknown.
+    /// The sender of the last one; absent if unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// How many datagrams.
+    /// The number of datagrams.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
-    /// From where on another host: address and port.
+    /// The sender's address on another host: address and port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
 }
@@ -312,9 +312,9 @@ pub struct Refuse {
 /// Keys of `gap`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Gap {
-    /// By how much the observer was late, milliseconds.
+    /// Lateness of the observer, milliseconds.
     pub duration_ms: f64,
-    /// In how many gaps.
+    /// The number of gaps.
     pub count: u64,
 }
 
@@ -347,24 +347,24 @@ pub struct Recover {
     /// The signal that ended a program.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<u8>,
-    /// What became of it.
+    /// The outcome.
     pub outcome: Outcome,
     /// Process id of a program.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub child_pid: Option<u32>,
-    /// How long a program ran, milliseconds.
+    /// The running time of a program, milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<f64>,
-    /// What a program wrote: its beginning and its end.
+    /// The output of a program: its first and its last part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
-    /// How many bytes it wrote altogether.
+    /// The number of bytes in the whole output.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output_bytes: Option<u64>,
-    /// Why it would have been given up.
+    /// Why recovery would have given up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// How many steps were postponed.
+    /// The number of postponed steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
     /// What failed.
@@ -381,9 +381,9 @@ pub struct GaveUp {
     /// Which agent.
     #[serde(flatten)]
     pub agent: Agent,
-    /// What became of it: `gave_up`.
+    /// The outcome: `gave_up`.
     pub outcome: Outcome,
-    /// Why: `steps_exhausted`, `budget_spent`.
+    /// The reason: `steps_exhausted`, `budget_spent`.
     pub reason: String,
     /// The address of an agent of another host.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -393,10 +393,10 @@ pub struct GaveUp {
 /// Keys of `hold`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hold {
-    /// The user whose agents it is about.
+    /// The user whose agents are concerned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// Why: `mass_stall`, `memory_pressure`, `io_pressure`, or `resumed`, `expired`.
+    /// The reason: `mass_stall`, `memory_pressure`, `io_pressure`, or `resumed`, `expired`.
     pub reason: String,
 }
 
@@ -406,7 +406,7 @@ pub struct Hook {
     /// Which agent.
     #[serde(flatten)]
     pub agent: Agent,
-    /// How long it took, milliseconds.
+    /// The running time, milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<f64>,
     /// The occasion: `late`, `critical`, `exit`, `recovered`, `gave-up`.
@@ -423,16 +423,16 @@ pub struct Hook {
 /// Keys of `missing`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Missing {
-    /// The agents that are meant.
+    /// The expected agents.
     pub name: String,
     /// `missing` or `complete`.
     pub reason: String,
-    /// How many are missing.
+    /// The number of missing agents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
 }
 
-/// Keys of `notice`. Only one about agents or lines has any but `reason`.
+/// Keys of `notice`. Only a notice about agents or lines has any but `reason`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Notice {
     /// The process id of an agent.
@@ -444,22 +444,22 @@ pub struct Notice {
     /// The user whose agents caused too many lines.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// How long an agent is silent, milliseconds.
+    /// The silence of an agent, milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub silence_ms: Option<f64>,
-    /// The threshold it is held to, milliseconds.
+    /// Its threshold, milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threshold_ms: Option<f64>,
-    /// How long something lasted, milliseconds.
+    /// A duration, milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<f64>,
-    /// What it is about.
+    /// The subject.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// How many times.
+    /// The number of occurrences.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
-    /// How many lines were left out, by their `event`.
+    /// The number of dropped lines, by their `event`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_out: Option<BTreeMap<String, u64>>,
     /// Text of the operating system.

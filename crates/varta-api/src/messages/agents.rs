@@ -304,7 +304,7 @@ fn exited(agent: &AgentRef, status: ExitStatus) -> Message {
     }
 }
 
-/// "signal 9 (SIGKILL)", in the standard library's words.
+/// "signal 9 (SIGKILL)", the text of the standard library.
 fn signal_name(signal: u8) -> String {
     let status = std::process::ExitStatus::from_raw(i32::from(signal));
     status.to_string().replacen(": ", " ", 1)

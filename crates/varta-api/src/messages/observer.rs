@@ -1,4 +1,4 @@
-//! Messages about the observer itself: what it cannot do, what it was asked to do, what it has counted.
+//! Messages about the observer itself: its problems, its commands, its counters.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -229,12 +229,12 @@ fn notice(reason: &str, count: Option<u64>) -> LogEvent {
     })
 }
 
-/// An error of the operating system, for a person.
+/// An error of the operating system, as readable text.
 pub fn os_error(errno: i32) -> String {
     io::Error::from_raw_os_error(errno).to_string()
 }
 
-/// A way on which beats come, for a person.
+/// A transport of beats, as readable text.
 pub fn transport_name(transport: Transport) -> &'static str {
     match transport {
         Transport::Unix => "the Unix socket",
@@ -242,7 +242,7 @@ pub fn transport_name(transport: Transport) -> &'static str {
     }
 }
 
-/// Threads that hang, as a sentence.
+/// The number of hanging threads, as a sentence.
 pub fn hanging_threads(threads: u64, threads_max: u64) -> String {
     format!(
         "{} letting go of descriptors that were attached to datagrams (of {threads_max} that may)",

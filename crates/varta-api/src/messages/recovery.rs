@@ -120,7 +120,7 @@ fn deferred(agent: &AgentRef, reason: DeferReason) -> Message {
     Message::info(msg, LogEvent::Recover(recover(agent, Outcome::Debounced)))
 }
 
-/// The limits for all have no room for the next step of this agent now.
+/// The global limits postpone the next step of this agent.
 fn waits_for_permit(agent: &AgentRef, max_in_flight: u64, starts_per_second: u32) -> Message {
     let per_second = match starts_per_second {
         0 => String::new(),
@@ -183,7 +183,7 @@ fn program_ended(
     if exit.is_success() {
         return Message::info(msg, recover);
     }
-    // What it wrote is why it failed, as a rule.
+    // Its output usually contains the reason of the failure.
     let last = output.lines().rev().find(|line| !line.trim().is_empty());
     let said = last.map(|last| format!("; it said: {last}"));
     Message::warn(msg + &said.unwrap_or_default(), recover)

@@ -1,4 +1,4 @@
-//! Messages about refused datagrams: the sender, the reason, and what helps.
+//! Messages about refused datagrams: the sender, the reason, and the fix.
 
 use std::net::SocketAddr;
 
@@ -30,13 +30,13 @@ pub(super) fn refused(sender: &Sender, reason: Refusal, count: u64) -> Message {
         source,
     });
     match reason {
-        // A key vouches for the sender, and it lives.
+        // A key authenticates the sender, and the sender is alive.
         Refusal::TooManySessions | Refusal::SendersFull => Message::error(msg, refuse),
         _ => Message::warn(msg, refuse),
     }
 }
 
-/// Why, where the words differ for a datagram from the network.
+/// The reason, where the text differs for a datagram from the network.
 fn why_over_network(reason: Refusal) -> String {
     match reason {
         Refusal::WrongLength => "no frame and no envelope has its length".to_owned(),

@@ -1,4 +1,4 @@
-//! A fact of every kind, and of every way in which a kind is worded.
+//! A fact of every kind, and of every wording of a kind.
 
 mod recovery;
 
@@ -10,7 +10,7 @@ use varta_core::{
 };
 use varta_vlp::{DecodeError, Status};
 
-/// The kinds of facts, and which one a fact is. A kind that is not named here does not compile.
+/// The kinds of facts, and the kind of a fact. A kind that is missing in this list does not compile.
 macro_rules! kinds {
     ($($kind:ident),+ $(,)?) => {
         pub(crate) const KINDS: &[&str] = &[$(stringify!($kind)),+];

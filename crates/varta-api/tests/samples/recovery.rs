@@ -1,4 +1,4 @@
-//! Samples of what recovery decides and does.
+//! Samples of the decisions and actions of recovery.
 
 use varta_core::fact::{
     DeferReason, ExitCause, Force, HookOutcome, Occasion, OsError, ProgramExit, Protected, Signal,

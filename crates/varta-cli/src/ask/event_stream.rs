@@ -1,27 +1,27 @@
 //! Server-sent events, read from bytes that come in any chunks (`text/event-stream` of the HTML standard).
 //!
-//! What a reader of the observer needs and no more: identifiers stay text, reconnection times and comments
-//! are passed over. A message may be [`MESSAGE_BYTES_MAX`] long.
+//! Supports what a reader of the observer needs and no more: identifiers stay text, reconnection times and comments
+//! are ignored. A message may be [`MESSAGE_BYTES_MAX`] long.
 
 use std::fmt;
 
-/// What is asked for.
+/// The media type.
 pub(super) const CONTENT_TYPE: &str = "text/event-stream";
 
-/// The longest message, and the longest line. An event of an observer has a few hundred bytes; a stream
-/// without an end of line must not fill the memory.
+/// The longest message, and the longest line. An event of an observer has a few hundred bytes; a stream without an
+/// end of line must not fill the memory.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// One message of the stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Message {
-    /// Its kind; empty for the usual one.
+    /// Its kind; empty for the default one.
     pub(crate) kind: String,
-    /// What it says; lines are separated by line feeds.
+    /// Its data; lines are separated by line feeds.
     pub(crate) data: String,
 }
 
-/// The stream says nothing that could be an event.
+/// The stream contains no event.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TooLong;
 
@@ -31,7 +31,7 @@ impl fmt::Display for TooLong {
     }
 }
 
-/// Makes messages of bytes.
+/// Parses bytes into messages.
 #[derive(Debug, Default)]
 pub(super) struct Parser {
     line: Vec<u8>,
@@ -41,7 +41,7 @@ pub(super) struct Parser {
 }
 
 impl Parser {
-    /// Takes the next bytes and gives the messages that are complete.
+    /// Takes the next bytes and returns the messages that are complete.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Result<Vec<Message>, TooLong> {
         let mut complete = Vec::new();
         for &byte in bytes {

@@ -1,8 +1,8 @@
-//! Asking the observer: questions and requests over its control socket, answers as the types of [`v1`].
+//! The client of the observer: requests over its control socket, answers as the types of [`v1`].
 //!
-//! Each question has a connection of its own, so an observer that was restarted in between does not matter.
-//! An observer that has no room for it now is asked again. An answer may take [`ANSWER_WAIT`] and be
-//! [`ANSWER_BYTES_MAX`] long. Whatever cannot be had is told with the socket's name and what to do about it.
+//! Each request has a connection of its own, so an observer that was restarted in between does no harm. A request is
+//! repeated if the observer is at its limit. An answer may take [`ANSWER_WAIT`] and be [`ANSWER_BYTES_MAX`] long. An
+//! error names the socket and the fix.
 
 mod event_stream;
 mod place;
@@ -38,26 +38,26 @@ use event_stream::Parser;
 use place::Given;
 pub(crate) use place::{ObserverArguments, beat_socket};
 
-/// How long an answer may take. An observer answers within milliseconds; who asks for a health check wants
-/// to know soon.
+/// How long an answer may take. An observer answers within milliseconds; a caller that checks health needs the result
+/// soon.
 const ANSWER_WAIT: Duration = Duration::from_secs(3);
 
-/// For how long an observer that has no room is asked again: 2 s, which leaves time to read what it said last.
+/// How long a request to an observer at its limit is repeated: 2 s, which leaves time to read its last answer.
 const RETRY_WAIT: Duration = Duration::from_secs(2);
 
-/// How long is waited before an observer that has no room for a question now is asked again. It has room within
-/// milliseconds; who tries more often takes some of it.
+/// Pause before a request to an observer at its limit is repeated. The observer has capacity again within
+/// milliseconds; more frequent requests take some of it.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
-/// The longest answer that is read. A page of agents has a megabyte at most; anything longer is no
-/// observer's, and must not fill the memory.
+/// The longest answer that is read. A page of agents has a megabyte at most; a longer answer is not an observer's,
+/// and must not fill the memory.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Pages of agents that are asked for at most: four million agents. An observer that always has one more
-/// must not keep us for ever.
+/// Most pages of agents that are requested: four million agents. An observer that always has one more page must not
+/// keep the command busy forever.
 const PAGES_MAX: usize = 4096;
 
-/// Why there is no answer, and what to do about it.
+/// Why there is no answer, with the fix.
 #[derive(Debug)]
 pub(crate) struct RequestError(String);
 
@@ -67,21 +67,21 @@ impl fmt::Display for RequestError {
     }
 }
 
-/// An observer that can be asked.
+/// An observer to send requests to.
 #[derive(Debug)]
 pub(crate) struct Observer {
     control: PathBuf,
-    /// What says that it is there.
+    /// The source of its address.
     given_by: &'static str,
     runtime: Runtime,
 }
 
-/// Where somebody who follows events goes on.
+/// The position at which a follower continues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Position {
-    /// After the event with this number, of whatever run.
+    /// After the event with this number, of any run.
     After(u64),
-    /// After this event of this run; with another run from its first event on.
+    /// After this event of this run; with another run, from its first event.
     Event { session_id: String, id: u64 },
 }
 
@@ -110,7 +110,7 @@ impl Observer {
         self.get(&format!("{}/info", v1::PREFIX))
     }
 
-    /// An observer that is not healthy says so with an error status.
+    /// An observer that is not healthy reports that with an error status.
     pub(crate) fn health(&self) -> Result<Health, RequestError> {
         let path = "/healthz";
         match self.answer(path)? {
@@ -119,8 +119,7 @@ impl Observer {
         }
     }
 
-    /// Every agent, by pid: in that order nobody moves from one page to another, whatever happens to them
-    /// meanwhile.
+    /// Every agent, by pid: in that order no agent moves from one page to another, whatever happens meanwhile.
     pub(crate) fn agents(&self) -> Result<Vec<AgentView>, RequestError> {
         let first = format!("{}/agents?sort=pid&limit={}", v1::PREFIX, v1::PAGE_MAX);
         let mut path = first.clone();
@@ -137,7 +136,7 @@ impl Observer {
         Err(self.unanswered(&format!("the list of agents has no end; check {given_by}")))
     }
 
-    /// The latest events, or the first ones after `after`; oldest first, each as it came.
+    /// The latest events, or the first ones after `after`; oldest first, each unchanged.
     pub(crate) fn events(
         &self,
         after: Option<u64>,
@@ -147,8 +146,8 @@ impl Observer {
         self.get(&format!("{}/events?limit={limit}{after}", v1::PREFIX))
     }
 
-    /// What happens after a position, from what is remembered to what is still to come. It is asked for once: who
-    /// follows comes again anyway.
+    /// The events after a position, from the kept ones to future ones. The request is not repeated: a follower
+    /// retries anyway.
     pub(crate) fn follow(&self, position: &Position) -> Result<LiveEvents<'_>, RequestError> {
         let path = format!("{}/events", v1::PREFIX);
         let request = match position {
@@ -197,7 +196,7 @@ impl Observer {
         request: &impl Serialize,
     ) -> Result<Option<AgentView>, RequestError> {
         let path = format!("{}/agents/{}/{what}", v1::PREFIX, percent_encoded(id));
-        // Numbers and texts: there is always JSON for them.
+        // Numbers and texts: serialization cannot fail.
         let body = serde_json::to_vec(request).unwrap_or_default();
         let request = Request::post(&path)
             .header(ACCEPT, "application/json")
@@ -243,7 +242,7 @@ impl Observer {
         })
     }
 
-    /// Asks until there is room for the question, for [`RETRY_WAIT`] at most. Returns the last answer.
+    /// Repeats a request until the observer takes it, for [`RETRY_WAIT`] at most. Returns the last answer.
     async fn send(
         &self,
         request: hyper::http::request::Builder,
@@ -257,7 +256,7 @@ impl Observer {
                 sleep(BUSY_PAUSE).await;
                 self.send_once(request.clone()).await
             };
-            // An answer that takes longer than there is time for does not replace the one before.
+            // An answer that arrives too late does not replace the one before.
             let Ok(retried) = timeout_at(retry_until, retry).await else {
                 break;
             };
@@ -275,8 +274,8 @@ impl Observer {
         request.map_err(|error| self.no_observer(&error))
     }
 
-    /// `None` if the other end hung up, as an observer with too many connections does: what it says then is lost
-    /// with a question that is still being sent.
+    /// `None` if the observer closed the connection, as one with too many connections does: its answer is lost if the
+    /// request is still being sent.
     async fn send_once(
         &self,
         request: Request<Full<Bytes>>,
@@ -288,7 +287,7 @@ impl Observer {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.no_observer(&error))?;
-        // It ends with the connection. What goes wrong on it the answer says.
+        // It ends with the connection. The answer reports its errors.
         tokio::spawn(connection);
         match sender.send_request(request).await {
             Ok(response) => Ok(Some(response)),
@@ -311,7 +310,7 @@ impl Observer {
         ))
     }
 
-    /// Whoever may make files where the socket is looked for could answer in the observer's name.
+    /// A user that may create files in the socket's directory could answer in the observer's name.
     fn check_peer(&self, stream: &UnixStream) -> Result<(), RequestError> {
         let uids = || {
             let owner = std::fs::metadata(&self.control)?.uid();
@@ -349,7 +348,7 @@ impl Observer {
         })
     }
 
-    /// An observer says why itself.
+    /// An observer reports the reason itself.
     fn refused(&self, path: &str, status: StatusCode, body: &[u8]) -> RequestError {
         let why = match serde_json::from_slice::<Problem>(body) {
             Ok(problem) => problem.detail,
@@ -375,22 +374,21 @@ impl Observer {
         RequestError(format!("{control}: {error}; {fix}"))
     }
 
-    /// Part of the text may be somebody else's.
+    /// Part of the text may be untrusted.
     fn unanswered(&self, why: &str) -> RequestError {
         RequestError(printable(&format!("{}: {why}", self.control.display())))
     }
 }
 
 impl LiveEvents<'_> {
-    /// What came next, one message or several. Waits for it without an end; the end of the stream is an
-    /// error.
+    /// The next messages, one or several. Waits without limit; the end of the stream is an error.
     pub(crate) fn next(&mut self) -> Result<Vec<Message>, RequestError> {
         let frame = self.observer.runtime.block_on(self.body.frame());
         let lost = |why: &dyn fmt::Display| {
             self.observer
                 .unanswered(&format!("events do not come any more ({why})"))
         };
-        // Why it broke is another end of the same thing, and no words for a person.
+        // The cause adds nothing for a reader.
         let frame = frame
             .ok_or_else(|| lost(&"the observer has stopped"))?
             .map_err(|_| lost(&"the observer has ended or the connection broke"))?;
@@ -399,21 +397,21 @@ impl LiveEvents<'_> {
     }
 }
 
-/// Whether an observer has no room for a question now and wants to be asked again.
+/// Whether an observer is at its limit and wants the request to be repeated.
 fn is_busy<B>(response: &Response<B>) -> bool {
     response.status() == StatusCode::SERVICE_UNAVAILABLE
         && response.headers().contains_key(RETRY_AFTER)
 }
 
-/// Whether `own` believes what `peer` says on a socket of `owner`. Root asks the observers of others, each on its
-/// own socket.
+/// Whether `own` trusts the answers of `peer` on a socket of `owner`. Root sends requests to the observers of other
+/// users, each on its own socket.
 fn may_answer(peer: u32, own: u32, owner: u32) -> bool {
     const ROOT: u32 = 0;
     let is_known = peer == own || peer == ROOT || (own == ROOT && peer == owner);
     is_known && varta_sys::users::unmapped_uid() != Some(peer)
 }
 
-/// A value for a query, whatever is in it.
+/// A value for a query, with any content.
 fn percent_encoded(value: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let encoded = value.bytes().map(|byte| match plain(byte) {

@@ -1,4 +1,4 @@
-//! Where the observer is: its sockets, as flags, the environment or the defaults say.
+//! The sockets of the observer, from flags, the environment or the defaults.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::Failure;
 
-/// What says where the observer is: a flag, else a variable, which the observer obeys too.
+/// The source of the observer's address: a flag, else a variable, which the observer uses too.
 const SOCKET: &str = "--socket";
 const CONTROL_SOCKET: &str = "--control-socket";
 const SOCKET_VARIABLE: &str = "VARTA_SOCKET";
@@ -29,7 +29,7 @@ pub(crate) struct ObserverArguments {
     pub(super) control_socket: Option<PathBuf>,
 }
 
-/// A path, and what has given it.
+/// A path, with its source.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Given {
     pub(super) path: PathBuf,
@@ -37,18 +37,18 @@ pub(super) struct Given {
 }
 
 impl Given {
-    /// The control socket of the observer that is meant.
+    /// The control socket of the selected observer.
     pub(super) fn control_socket(arguments: &ObserverArguments) -> Result<Self, Failure> {
         given_control_socket(arguments, variable)
     }
 }
 
-/// The beat socket that was named, by the flag or the environment, or the default one.
+/// The beat socket from the flag or the environment, or the default one.
 pub(crate) fn beat_socket(named: Option<&Path>) -> Result<PathBuf, Failure> {
     given_beat_socket(named, variable).map(|given| given.path)
 }
 
-/// What is in the environment; an empty variable is none.
+/// A variable of the environment; an empty one is ignored.
 fn variable(name: &str) -> Option<PathBuf> {
     let value = std::env::var_os(name).filter(|value| !value.is_empty());
     value.map(PathBuf::from)
@@ -73,7 +73,7 @@ fn given_beat_socket(
     Ok(Given { path, by })
 }
 
-/// Where the observer answers. What is said on the command line counts before the environment.
+/// The control socket. The command line takes precedence over the environment.
 fn given_control_socket(
     arguments: &ObserverArguments,
     variable: impl Fn(&str) -> Option<PathBuf>,

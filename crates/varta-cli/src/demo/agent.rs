@@ -1,9 +1,8 @@
-//! The agents of the demo: what each of its processes does for a living.
+//! The agents of the demo: the behaviour of each process.
 //!
-//! Each is a real process that beats through the agent library at its own pace. One hangs and can be
-//! woken, one hangs for good, one crashes, one leaves, by the clock. None outlives the demo: standard input
-//! is a pipe from it, whose end tells an agent to leave, and the kernel kills an agent, stopped or not, whose
-//! demo has died.
+//! Each is a real process that beats through the agent library at its own pace. One hangs and can be woken, one hangs
+//! for good, one crashes, one leaves on schedule. None outlives the demo: standard input is a pipe from it, whose end
+//! makes an agent leave, and the kernel kills an agent, stopped or not, whose demo has died.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -17,26 +16,26 @@ use rustix::process::{
 };
 use varta_client::{Status, Varta};
 
-/// The length of the story, if there is time for it.
+/// The length of the schedule, if there is time for it.
 const STORY_SECONDS: f64 = 10.0;
 
-/// How long a hang takes at least to be noticed and healed, with some time to spare.
+/// Time that a hang takes to be detected and healed, with a margin.
 const HANG_TAKES: Duration = Duration::from_secs(2);
 
-/// What an agent of the demo does.
+/// The role of an agent in the demo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Beats fast.
     Web,
     /// Beats slowly.
     Worker,
-    /// Stops itself, again and again as time allows.
+    /// Stops itself, repeatedly as time allows.
     Hang,
-    /// Stops beating for good, while its process lives.
+    /// Stops beating for good, while its process still runs.
     Stuck,
     /// Gets worse and aborts.
     Crash,
-    /// Ends itself in order.
+    /// Exits cleanly.
     Leave,
 }
 
@@ -50,7 +49,7 @@ impl Role {
         Self::Leave,
     ];
 
-    /// The name the process has for the kernel, and so for the observer.
+    /// The command name of the process, which the observer shows.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Web => "demo-web",
@@ -67,7 +66,7 @@ impl Role {
         roles.find(|role| role.name() == name).ok_or("no such role")
     }
 
-    /// What is going to happen to it.
+    /// What will happen to it.
     pub(super) const fn plan(self) -> &'static str {
         match self {
             Self::Web => "beats every 100 ms",
@@ -99,7 +98,7 @@ pub(crate) struct AgentArguments {
     seconds: u64,
 }
 
-/// When things happen, counted from the start of the agent.
+/// The schedule, counted from the start of the agent.
 struct Timetable {
     leave: Duration,
     degrade: Duration,
@@ -126,7 +125,7 @@ impl Timetable {
     }
 }
 
-/// Beats until the role is played or the demo is over.
+/// Beats until the role or the demo is over.
 pub(crate) fn run(arguments: &AgentArguments) -> ExitCode {
     let start = Instant::now();
     if set_parent_process_death_signal(Some(Signal::KILL)).is_err() {
@@ -150,9 +149,9 @@ pub(crate) fn run(arguments: &AgentArguments) -> ExitCode {
                 let _ = agent.beat(Status::Degraded, work_done);
             }
             Role::Leave if now >= times.leave => return ExitCode::SUCCESS,
-            // As a thread that waits for a lock which nobody gives back. No signal helps.
+            // Like a thread that waits for a lock that is never released. No signal helps.
             Role::Stuck if now >= times.stick => {}
-            // The first hang is promised: on a slow machine it comes late, and the demo waits for it.
+            // The first hang always happens: on a slow machine it comes late, and the demo waits for it.
             Role::Hang if now >= next_hang && (!has_hung || now + HANG_TAKES <= times.end) => {
                 has_hung = true;
                 let _ = agent.beat(Status::Ok, work_done);

@@ -1,8 +1,8 @@
 //! `varta demo`: an observer and six agents, all real processes, for some seconds.
 //!
-//! The demo starts them, follows the observer's log and event file, shows what it reads there, and
-//! ends everything again. It invents nothing: what happens to agents is told as the observer noticed
-//! it. What it promises to show it also checks: exit code 0 means that all of it was seen.
+//! The demo starts them, follows the observer's log and event file, shows their content, and ends everything again.
+//! It invents nothing: it shows events as the observer detected them. It also checks that it has shown everything:
+//! exit code 0 means that all of it was seen.
 
 pub(crate) mod agent;
 pub(crate) mod observer;
@@ -31,7 +31,7 @@ use workplace::{Agents, Workplace};
 /// The silence that makes an agent of the demo stalled.
 const THRESHOLD: Duration = Duration::from_secs(1);
 
-/// Agents start this long after one another, so that each join can be seen.
+/// Agents start at this interval, so that each join can be seen.
 const START_GAP: Duration = Duration::from_millis(150);
 
 /// How often the event file is read and the table drawn.
@@ -40,11 +40,10 @@ const TICK: Duration = Duration::from_millis(50);
 /// How long the observer may take until it listens.
 const LISTEN_WAIT: Duration = Duration::from_secs(10);
 
-/// On a busy machine the story may take this much longer than asked for.
+/// On a busy machine the demo may take this much longer than requested.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How long it may take until everybody has left, and until the observer has stopped. A moment, unless the
-/// machine is busy.
+/// Longest time until all agents have left, and until the observer has stopped. A moment, unless the machine is busy.
 const END_WAIT: Duration = Duration::from_secs(10);
 
 /// See it at work: a real observer and six real processes, for ten seconds
@@ -79,11 +78,11 @@ enum Input {
     Log(String),
     /// The observer has ended.
     LogEnded,
-    /// Somebody wants the demo to end.
+    /// The demo is requested to end.
     Signal(&'static str),
 }
 
-/// What the observer's recovery command does in the demo: wakes a stopped process.
+/// The observer's recovery command in the demo: wakes a stopped process.
 pub(crate) fn heal(pid: i32) -> ExitCode {
     let target = Pid::from_raw(pid).filter(|_| pid > 0);
     match target.map(|target| kill_process(target, Signal::CONT)) {
@@ -120,7 +119,7 @@ pub(crate) fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     demo.play(&place)
 }
 
-/// Everything at work. Dropping it ends the agents, then the observer.
+/// All parts of the demo. Dropping it ends the agents, then the observer.
 struct Demo {
     agents: Agents,
     observer: Observer,
@@ -131,7 +130,7 @@ struct Demo {
     length: Duration,
     signal: Option<&'static str>,
     log_ended: bool,
-    /// The last error in the observer's log, or a line that is none of its log.
+    /// The last error in the observer's log, or a line that is no log line.
     last_error: Option<String>,
     show: Show,
 }
@@ -168,7 +167,7 @@ impl Demo {
         self.verdict()
     }
 
-    /// Shows what happens until `done` or the time is up.
+    /// Shows the events until `done` or the time is up.
     fn follow(&mut self, patience: Duration, done: impl Fn(&Self) -> bool) -> Result<(), Failure> {
         let until = Instant::now() + patience;
         let mut next_tick = Instant::now();
@@ -186,7 +185,7 @@ impl Demo {
                 Ok(Input::LogEnded) => self.log_ended = true,
                 Ok(Input::Signal(name)) => self.signal = Some(name),
                 Err(RecvTimeoutError::Timeout) => {}
-                // Both senders live as long as the process.
+                // Both senders exist as long as the process.
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
@@ -210,7 +209,7 @@ impl Demo {
         self.events.read_new(|row| self.seen.take_row(row, now));
     }
 
-    /// The observer must not end before the demo does, nor never begin.
+    /// An error if the observer ends before the demo does, or never starts.
     fn check_observer(&self) -> Result<(), Failure> {
         if self.seen.listening && !self.log_ended {
             return Ok(());
@@ -239,7 +238,7 @@ impl Demo {
     }
 }
 
-/// An error of the system as a failure: what could not be done, and why.
+/// An error of the system as a failure: the attempted action, and the reason.
 fn io_failure(what: &'static str) -> impl Fn(io::Error) -> Failure {
     move |error| Failure::Run(format!("cannot {what}: {error}"))
 }

@@ -1,4 +1,4 @@
-//! The demo's observer: a real one, in a process of its own, with its log and event file read.
+//! The demo's observer: a real one, in a process of its own, whose log and event file the demo reads.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -17,18 +17,18 @@ use crate::Failure;
 /// The observer's process ends by itself this long after the demo should have ended it.
 const LIFE_BEYOND_SECONDS: u64 = 60;
 
-/// How long it may take to stop before it is killed. It promises 200 ms.
+/// How long it may take to stop before it is killed. Its own bound is 200 ms.
 const STOP_WAIT: Duration = Duration::from_secs(3);
 
-/// Becomes the observer: what the demo's child process does.
+/// Runs the observer: the entry point of the demo's child process.
 pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
-    // A demo that was killed takes its observer with it, in order.
+    // A demo that was killed ends its observer cleanly.
     let _ = set_parent_process_death_signal(Some(Signal::TERM));
     let program = std::iter::once("varta-watch".into());
     varta_watch::run(program.chain(arguments))
 }
 
-/// The observer's process as the demo holds it. Dropping it stops it.
+/// The demo's handle to the observer's process. Dropping it stops the process.
 pub(super) struct Observer {
     child: Child,
 }
@@ -42,7 +42,7 @@ impl Observer {
     ) -> Result<Self, Failure> {
         let config = place.config()?;
         let mut command = place.command("demo-observer")?;
-        // Settings of another observer are no part of the show.
+        // Settings of another observer must not apply to this one.
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"VARTA_") {
                 command.env_remove(name);
@@ -80,13 +80,13 @@ impl Observer {
         Ok(observer)
     }
 
-    /// Asks it to stop, as a service manager would. Its log ends when it has.
+    /// Requests it to stop, as a service manager would. Its log ends when it has.
     pub(super) fn stop(&self) {
-        // Not reaped before the drop, so the number is still its own.
+        // Not reaped before the drop, so the pid still belongs to it.
         let _ = kill_process(rustix::process::Pid::from_child(&self.child), Signal::TERM);
     }
 
-    /// Processor time used so far by all of its threads. `None` where the kernel does not tell.
+    /// Processor time of all its threads so far. `None` where the kernel does not report it.
     pub(super) fn cpu_time(&self) -> Option<Duration> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).ok()?;
         let mut total_ns: u64 = 0;
@@ -105,7 +105,7 @@ impl Drop for Observer {
     }
 }
 
-/// What a row of the event file is about.
+/// The kind of a row of the event file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RowKind {
     Beat,
@@ -124,7 +124,7 @@ pub(super) struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// `None` for a row that is about no process.
+    /// `None` for a row without a process.
     fn parse(text: &'a str) -> Option<Self> {
         let mut columns = text.split('\t');
         let observer_ns = columns.next()?.parse().ok()?;
@@ -148,7 +148,7 @@ impl<'a> Row<'a> {
 pub(super) struct EventFile {
     path: PathBuf,
     file: Option<File>,
-    /// The beginning of a row whose end was not there yet.
+    /// The first part of an incomplete row.
     unfinished: String,
 }
 
@@ -161,13 +161,13 @@ impl EventFile {
         }
     }
 
-    /// Hands over every row that is new since the last call.
+    /// Returns every row that is new since the last call.
     pub(super) fn read_new(&mut self, mut each: impl FnMut(&Row<'_>)) {
         if self.file.is_none() {
             self.file = File::open(&self.path).ok();
         }
         if let Some(file) = &mut self.file {
-            // What could not be read this time is read the next time.
+            // Rows that cannot be read this time are read the next time.
             let _ = file.read_to_string(&mut self.unfinished);
         }
         let whole = self.unfinished.rfind('\n').map_or(0, |end| end + 1);

@@ -1,7 +1,7 @@
-//! The demo on a terminal: a table of agents that is kept up to date, with what happened scrolling by
-//! above it. It takes a few lines of the terminal, not all of it, and nothing is lost when it ends.
+//! The demo on a terminal: a live table of agents, with the events scrolling by above it. It takes a few lines of the
+//! terminal, not all of it, and nothing is lost when it ends.
 //!
-//! Colours are left out when `NO_COLOR` is set: the terminal library sees to that.
+//! The terminal library leaves out colours when `NO_COLOR` is set.
 
 use std::io::{self, Stdout, stdout};
 use std::time::{Duration, Instant};
@@ -23,24 +23,24 @@ use crate::terminal::{self, SilentKeyboard};
 /// An empty line, the heading, the agents, an empty line, the observer.
 const TABLE_ROWS: u16 = Role::ALL.len() as u16 + 4;
 
-/// A terminal must have room for the table and as much for the story, and for its widest line.
+/// A terminal must have space for the table and as many event lines, and for the widest line.
 const ROWS_MIN: usize = 2 * TABLE_ROWS as usize;
 const COLUMNS_MIN: usize = 80;
 
 /// Cells of the bar that grows from a beat to the threshold.
 const BAR_CELLS: u32 = 8;
 
-/// A story line on a terminal that became narrow takes at most so many rows.
+/// Most rows of an event line on a terminal that became narrow.
 const WRAPPED_ROWS_MAX: u16 = 8;
 
-/// The live table. Dropping it takes it off the terminal.
+/// The live table. Dropping it removes it from the terminal.
 pub(super) struct Screen {
     terminal: Terminal<CrosstermBackend<Stdout>>,
     _silence: SilentKeyboard,
 }
 
 impl Screen {
-    /// `None` if this terminal cannot show a live table, or is not ours to write to at will.
+    /// `None` if this terminal cannot show a live table, or the program is not in its foreground.
     pub(super) fn open() -> Option<Self> {
         let (columns, rows) = terminal::size()?;
         if !terminal::can_be_drawn_on() || rows < ROWS_MIN || columns < COLUMNS_MIN {
@@ -58,7 +58,7 @@ impl Screen {
         })
     }
 
-    /// Lets lines scroll by above the table.
+    /// Scrolls lines by above the table.
     pub(super) fn print(&mut self, lines: Vec<Line<'static>>) -> io::Result<()> {
         self.terminal.autoresize()?;
         let width = self.terminal.size()?.width;
@@ -75,7 +75,7 @@ impl Screen {
         Ok(())
     }
 
-    /// Shows how everybody is now.
+    /// Shows the present state of all agents.
     pub(super) fn draw(
         &mut self,
         seen: &Seen,
@@ -91,7 +91,7 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // A terminal that is gone needs no cleaning.
+        // A closed terminal needs no cleanup.
         let place_of_table = self.terminal.get_frame().area().as_position();
         let _ = self.terminal.clear();
         let _ = self.terminal.set_cursor_position(place_of_table);

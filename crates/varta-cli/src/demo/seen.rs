@@ -1,5 +1,5 @@
-//! What the demo has seen so far: from the observer's log who is how, from its event file how often
-//! and when each agent beat. Knows what was promised, and so what is missing.
+//! The demo's record so far: the state of each agent from the observer's log, the number and times of its beats from
+//! the event file. It knows the expected events, and so the missing ones.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,23 +14,23 @@ use super::observer::{Row, RowKind};
 /// The signal of `abort(3)`.
 pub(super) const SIGABRT: u8 = 6;
 
-/// Series of the observer's counters: beats it has accepted.
+/// The series of the observer's counter of accepted beats.
 const BEATS_ACCEPTED: &str = "varta_observer_beats_total";
 
-/// How an agent is, as far as the observer knows.
+/// The state of an agent, according to the observer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum State {
-    /// Not heard of yet.
+    /// No event yet.
     Starting,
     Alive,
     Stalled,
-    /// Stalled, and nothing more is done about it.
+    /// Stalled, and recovery has given up.
     GivenUp,
     /// Ended with this code.
     Left(u8),
     /// Ended by this signal.
     Killed(u8),
-    /// Ended, and the kernel did not tell how.
+    /// Ended, and the kernel did not report how.
     Gone,
 }
 
@@ -46,30 +46,30 @@ pub(super) struct AgentSeen {
     pub(super) role: Role,
     pub(super) pid: u32,
     pub(super) state: State,
-    /// What its last beat said: `ok`, `degraded` or `critical`.
+    /// The status of its last beat: `ok`, `degraded` or `critical`.
     pub(super) status: String,
     pub(super) beats: u64,
     /// By the observer's clock.
     last_beat_ns: Option<u64>,
-    /// How long after the deadline each of its stalls was noticed, milliseconds.
+    /// Time between the deadline and the detection of each of its stalls, milliseconds.
     pub(super) lateness_ms: Vec<f64>,
-    /// How long it was silent each time it came back, milliseconds.
+    /// Its silence each time it came back, milliseconds.
     pub(super) returned_after_ms: Vec<f64>,
-    /// How long each recovery command for it that succeeded ran, milliseconds.
+    /// Running time of each recovery command for it that succeeded, milliseconds.
     pub(super) handled_ms: Vec<f64>,
-    /// How often a command for it failed.
+    /// Number of commands for it that failed.
     pub(super) failures: u64,
-    /// How often it was sent a signal.
+    /// Number of signals that it was sent.
     pub(super) signals: u64,
-    /// How often what was done about it had brought it back.
+    /// Number of times that recovery brought it back.
     pub(super) recoveries: u64,
-    /// How often there was nothing left to do about it.
+    /// Number of times that recovery gave up on it.
     pub(super) given_up: u64,
-    /// Time between its last beat and the observer knowing that it is gone, milliseconds.
+    /// Time between its last beat and the observer's report of its end, milliseconds.
     pub(super) end_noticed_after_ms: Option<f64>,
 }
 
-/// All of it.
+/// The whole record.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     /// The observer listens.
@@ -123,7 +123,7 @@ impl Seen {
 
     /// Takes a row of the observer's event file that was read at `now`.
     pub(super) fn take_row(&mut self, row: &Row<'_>, now: Instant) {
-        // Rows are read a little after they were made; the fastest one is nearest to the truth.
+        // Rows are read a little after they were made; the one with the least delay is the most accurate.
         if let Some(start) = now.checked_sub(Duration::from_nanos(row.observer_ns)) {
             let earlier = self.observer_start.filter(|known| *known <= start);
             self.observer_start = earlier.or(Some(start));
@@ -157,14 +157,14 @@ impl Seen {
         self.agents.iter().all(|agent| agent.state.has_ended())
     }
 
-    /// Somebody is silent, and there are steps left that may help.
+    /// An agent is silent, and there are steps left that may help.
     pub(super) fn somebody_is_stalled(&self) -> bool {
         self.agents
             .iter()
             .any(|agent| agent.state == State::Stalled)
     }
 
-    /// What was promised and has not been seen. Empty if all is well.
+    /// The expected events that are missing. Empty if all is well.
     pub(super) fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
         let mut need = |seen: bool, what: &str, role: Role| {
@@ -206,7 +206,7 @@ impl Seen {
         missing
     }
 
-    /// How long each recovery command that succeeded ran, milliseconds.
+    /// Running time of each recovery command that succeeded, milliseconds.
     pub(super) fn handled_ms(&self) -> Vec<f64> {
         let each = self.agents.iter().map(|agent| agent.handled_ms.as_slice());
         each.collect::<Vec<_>>().concat()
@@ -216,7 +216,7 @@ impl Seen {
         self.agents.iter().map(|agent| agent.failures).sum()
     }
 
-    /// Beats the observer has accepted; by its own counter, once it has stopped.
+    /// The number of beats that the observer has accepted; from its own counter, once it has stopped.
     pub(super) fn beats(&self) -> u64 {
         let counted = self.counters.get(BEATS_ACCEPTED).and_then(Number::as_u64);
         counted.unwrap_or_else(|| self.agents.iter().map(|agent| agent.beats).sum())

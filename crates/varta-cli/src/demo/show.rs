@@ -1,5 +1,4 @@
-//! Where the demo's story goes: a live table on a terminal, lines of text elsewhere, JSON for
-//! programs.
+//! The output of the demo: a live table on a terminal, lines of text otherwise, JSON for programs.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -12,13 +11,13 @@ use super::seen::Seen;
 use super::words;
 use crate::Failure;
 
-/// How the story is told.
+/// The form of the output.
 pub(super) enum Show {
     /// The observer's own log lines, and a summary object.
     Json,
     /// Lines of text.
     Plain,
-    /// Lines of text that scroll by above a table that is kept up to date.
+    /// Lines of text that scroll by above a live table.
     Live(Screen),
 }
 
@@ -32,7 +31,7 @@ impl Show {
         screen.map_or(Self::Plain, Self::Live)
     }
 
-    /// Shows lines for people.
+    /// Shows lines of readable text.
     pub(super) fn print(&mut self, lines: Vec<Line<'static>>) -> Result<(), Failure> {
         match self {
             Self::Json => Ok(()),
@@ -58,7 +57,7 @@ impl Show {
         }
     }
 
-    /// Brings the table up to date, if there is one.
+    /// Updates the table, if there is one.
     pub(super) fn refresh(
         &mut self,
         seen: &Seen,
@@ -72,7 +71,7 @@ impl Show {
         .map_err(|error| cannot_write(&error))
     }
 
-    /// Tells how it all went.
+    /// Shows the result.
     pub(super) fn end(
         &mut self,
         seen: &Seen,

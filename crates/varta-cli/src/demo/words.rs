@@ -1,4 +1,4 @@
-//! The demo's words: what the observer logged, as short sentences that fit a terminal of 80 columns.
+//! The demo's texts: the observer's log, as short sentences that fit a terminal of 80 columns.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::THRESHOLD;
 use super::agent::Role;
 use super::seen::{AgentSeen, SIGABRT, Seen, State};
 
-/// What a newcomer has to know to read the rest.
+/// What a new user needs to know to understand the rest.
 pub(super) fn title(length: Duration) -> Vec<Line<'static>> {
     let seconds = length.as_secs();
     let threshold = THRESHOLD.as_secs();
@@ -28,7 +28,7 @@ pub(super) fn title(length: Duration) -> Vec<Line<'static>> {
     ]
 }
 
-/// An event of the log as one line. `None` for what is no part of the story.
+/// An event of the log as one line. `None` for events that the demo does not show.
 pub(super) fn event(line: &LogLine, at: Duration) -> Option<Line<'static>> {
     let who = line.event.agent().map_or_else(String::new, name_of);
     let bad = Style::new().red().add_modifier(Modifier::BOLD);
@@ -98,7 +98,7 @@ pub(super) fn event(line: &LogLine, at: Duration) -> Option<Line<'static>> {
     Some(story_line(at, word, style, text))
 }
 
-/// A step of the demo's ladder; `None` for what is no part of it.
+/// A step of the demo's ladder; `None` for any other one.
 fn step(who: &str, recover: &Recover) -> Option<String> {
     match (&recover.outcome, recover.child_pid) {
         (Outcome::Spawned, Some(child)) => Some(format!(
@@ -113,7 +113,7 @@ fn step(who: &str, recover: &Recover) -> Option<String> {
     }
 }
 
-/// The demo's own word: why everybody leaves now.
+/// The demo's own message: why all agents leave now.
 pub(super) fn end(signal: Option<&str>, at: Duration) -> Line<'static> {
     let why = signal.unwrap_or("time is up");
     let text = format!("{why}: all agents are told to leave");
@@ -165,7 +165,7 @@ fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-/// How an agent is, in one word, and how to show it.
+/// The state of an agent, in one word, with its style.
 pub(super) fn state(agent: &AgentSeen) -> Span<'static> {
     match (agent.state, agent.status.as_str()) {
         (State::Starting, _) => "starting".dim(),
@@ -180,7 +180,7 @@ pub(super) fn state(agent: &AgentSeen) -> Span<'static> {
     }
 }
 
-/// The latest chapter of an agent's story, in 25 columns.
+/// The latest event of an agent, in 25 columns.
 pub(super) fn latest(agent: &AgentSeen) -> String {
     match (agent.state, agent.returned_after_ms.as_slice()) {
         (State::Stalled, _) => "silent, to be recovered".to_owned(),
@@ -200,7 +200,7 @@ pub(super) fn latest(agent: &AgentSeen) -> String {
     }
 }
 
-/// How it all went.
+/// The result of the demo.
 pub(super) fn summary(seen: &Seen, cpu_time: Option<Duration>) -> Vec<Line<'static>> {
     let heading = format!(
         "  {:<11}  {:>7}  {:<8}  {:>5}  WHAT HAPPENED",
@@ -235,7 +235,7 @@ pub(super) fn summary(seen: &Seen, cpu_time: Option<Duration>) -> Vec<Line<'stat
     lines
 }
 
-/// The whole story of an agent, in 39 columns.
+/// All events of an agent, in 39 columns.
 fn story(agent: &AgentSeen) -> String {
     let noticed = agent.end_noticed_after_ms;
     let noticed = noticed.map(|ms| format!(", noticed in {}", milliseconds(ms)));
@@ -309,7 +309,7 @@ fn observer(seen: &Seen, cpu_time: Option<Duration>) -> String {
     text
 }
 
-/// The first few values, in words.
+/// The first few values, as text.
 fn list(values: &[f64], show: impl Fn(f64) -> String) -> String {
     const SHOWN: usize = 3;
     let shown: Vec<String> = values

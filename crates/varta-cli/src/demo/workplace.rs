@@ -1,9 +1,8 @@
-//! Where the demo runs: a private directory that is gone afterwards, what the observer is told, and the
-//! processes in it.
+//! The environment of the demo: a private directory that is removed afterwards, the observer's settings, and the
+//! processes.
 //!
-//! Every process is this very program, started through a link whose name becomes the name of the
-//! process. Each leads a process group of its own, so that Ctrl-C at the terminal ends the demo and
-//! the demo ends them.
+//! Every process is this program, started through a link whose name becomes the name of the process. Each leads a
+//! process group of its own, so that Ctrl-C at the terminal ends the demo and the demo ends them.
 
 use std::env;
 use std::fs::{File, Permissions};
@@ -27,7 +26,7 @@ const BASE_MAX_BYTES: usize = 64;
 /// How long an agent may take to leave before it is killed.
 const LEAVE_WAIT: Duration = Duration::from_secs(2);
 
-/// How often a process is looked at that is about to end.
+/// Interval of the check of a process that is ending.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// The demo's directory.
@@ -63,11 +62,11 @@ impl Workplace {
         self.directory.path().join("events.tsv")
     }
 
-    /// The observer's settings, but for its places.
+    /// The observer's settings, except for its sockets and files.
     pub(super) fn config(&self) -> Result<PathBuf, Failure> {
         let path = self.directory.path().join("varta.toml");
         let text = config(&self.program("demo-heal")?);
-        // Whatever the umask: the observer believes no file that everybody may write to.
+        // Whatever the umask: the observer rejects a file that every user may write to.
         let file = File::options()
             .write(true)
             .create_new(true)
@@ -97,12 +96,11 @@ impl Workplace {
     }
 }
 
-/// What is done about a silent agent in the demo, and how long each step has to help.
+/// The steps for a silent agent in the demo, with the time that each has to help.
 ///
-/// An agent that hangs is back after the first step, however often it does; one that is stuck gets both. The
-/// waits are long enough for a busy machine and short enough for the shortest demo.
-/// The story shall be the same on a host that is short of memory or disk, so neither holds fire here. Two
-/// silent agents of six are no mass stall.
+/// An agent that hangs is back after the first step each time; one that is stuck gets both. The waits are long enough
+/// for a busy machine and short enough for the shortest demo. The demo must show the same on a host that is short of
+/// memory or disk, so neither holds fire here. Two silent agents of six are no mass stall.
 fn config(heal: &Path) -> String {
     format!(
         r#"threshold-ms = {threshold_ms}
@@ -119,7 +117,7 @@ window = "10s"
 reset-after = "1s"
 "#,
         threshold_ms = THRESHOLD.as_millis(),
-        // What JSON escapes TOML escapes the same way.
+        // TOML uses the same escapes as JSON.
         heal = serde_json::Value::from(heal.to_string_lossy())
     )
 }
@@ -166,8 +164,8 @@ impl Agents {
         Ok(pid)
     }
 
-    /// Tells all of them to leave, the stopped ones too. They stay unreaped, so that the observer can
-    /// still ask the kernel how they ended.
+    /// Requests all of them to leave, the stopped ones too. They stay unreaped, so that the observer can still query
+    /// the kernel for their exit status.
     pub(super) fn dismiss(&mut self) {
         for (child, stdin) in &mut self.running {
             *stdin = None;
@@ -185,7 +183,7 @@ impl Drop for Agents {
     }
 }
 
-/// Waits for a process that was told to end; kills it if it does not.
+/// Waits for a process that was requested to end; kills it if it does not.
 pub(super) fn wait_or_kill(child: &mut Child, patience: Duration) {
     let until = Instant::now() + patience;
     while let Ok(None) = child.try_wait() {

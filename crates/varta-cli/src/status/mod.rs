@@ -1,8 +1,8 @@
-//! `varta status`: how everybody is, as a table, as JSON and as an exit code.
+//! `varta status`: the state of the agents, as a table, as JSON and as an exit code.
 //!
-//! The observer is asked over its control socket and what it answers is shown, the worst first; nothing is
-//! judged here. Exit code 0: no agent is stalled, given up or missing, and no newcomer found the table full. 1: one is,
-//! or did. 2: unknown, because there is no observer, it does not answer, it is not watching, or there is no such agent.
+//! Shows the observer's answers over its control socket, the worst first; this command judges nothing. Exit code 0:
+//! no agent is stalled, given up or missing, and no new agent was refused for want of space. 1: one is, or was. 2:
+//! unknown, because there is no observer, it does not answer, it is not watching, or there is no such agent.
 
 mod table;
 
@@ -24,7 +24,7 @@ use crate::units::duration;
 use crate::{Failure, signals};
 use table::Look;
 
-/// The shortest time between two looks, in seconds: an observer has better things to do.
+/// The shortest time between two requests, in seconds, to limit the load on the observer.
 const EVERY_MIN: f64 = 0.1;
 
 /// The longest, in seconds: an hour.
@@ -70,7 +70,7 @@ fn every(text: &str) -> Result<Duration, &'static str> {
     }
 }
 
-/// What the observer answered.
+/// The answers of the observer.
 #[derive(Debug, Serialize)]
 struct Report {
     info: Info,
@@ -78,14 +78,14 @@ struct Report {
     agents: Vec<AgentView>,
 }
 
-/// What follows from a report.
+/// The result of a report.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Nobody who is meant is stalled, given up or missing.
+    /// No selected agent is stalled, given up or missing.
     Well,
-    /// Somebody who is meant is.
+    /// A selected agent is.
     Trouble,
-    /// Why it cannot be told.
+    /// Why it is unknown.
     Unknown(String),
 }
 
@@ -99,7 +99,7 @@ impl Verdict {
     }
 }
 
-/// Whatever goes wrong, then nobody can tell.
+/// On any error the state is unknown.
 pub(crate) fn run(arguments: &StatusArguments) -> ExitCode {
     let verdict = judge(arguments).unwrap_or_else(|failure| {
         let verdict = Verdict::Unknown(failure.to_string());
@@ -123,7 +123,7 @@ fn judge(arguments: &StatusArguments) -> Result<Verdict, Failure> {
     }
 }
 
-/// Asks once, and prints what can be told and why the rest cannot. `true` if that is still read.
+/// Sends the requests once, and prints what is known and why the rest is not. `true` if the output is still read.
 fn look(observer: &Observer, arguments: &StatusArguments) -> Result<(Verdict, bool), Failure> {
     let pattern = arguments.agent.as_ref();
     let mut is_read = true;
@@ -146,7 +146,7 @@ fn look(observer: &Observer, arguments: &StatusArguments) -> Result<(Verdict, bo
     Ok((verdict, is_read))
 }
 
-/// Asks again and again until a signal comes; the verdict is the last one.
+/// Repeats the requests until a signal comes; the verdict is the last one.
 fn watch(
     observer: &Observer,
     arguments: &StatusArguments,
@@ -163,7 +163,7 @@ fn watch(
     }
     let verdict = watch_in_picture(observer, arguments, every, &stopped)
         .map_err(|error| Failure::Run(format!("cannot draw on the terminal: {error}")))?;
-    // The picture has gone, and this with it.
+    // The picture was removed, and this line with it.
     explain(&verdict);
     Ok(verdict)
 }
@@ -216,7 +216,7 @@ fn watch_in_picture(
     }
 }
 
-/// As many lines as there are rows; the last one says how many more there would be.
+/// As many lines as there are rows; the last one shows the number of omitted lines.
 fn shortened(mut lines: Vec<String>, rows: usize, columns: usize) -> Vec<String> {
     if lines.len() > rows {
         let more = lines.len() - rows + 1;
@@ -226,13 +226,13 @@ fn shortened(mut lines: Vec<String>, rows: usize, columns: usize) -> Vec<String>
     lines
 }
 
-/// Waits for the next look. `true` if there is to be none.
+/// Waits for the next round. `true` if there is none.
 fn is_stopped(stopped: &Receiver<&'static str>, every: Duration) -> bool {
     !matches!(stopped.recv_timeout(every), Err(RecvTimeoutError::Timeout))
 }
 
 impl Report {
-    /// Asks for everything, and keeps those who are meant, the worst first.
+    /// Requests everything, and keeps the selected agents, the worst first.
     fn ask(observer: &Observer, pattern: Option<&Pattern>) -> Result<Self, RequestError> {
         let info = observer.info()?;
         let health = observer.health()?;
@@ -281,8 +281,8 @@ impl Report {
         }
     }
 
-    /// How many are expected and not there. Who they would be only the rules know, so with a pattern none are
-    /// meant.
+    /// The number of expected agents that are missing. Only the rules know which ones, so a pattern selects none of
+    /// them.
     fn missing(&self, pattern: Option<&Pattern>) -> usize {
         match pattern {
             None => self.info.missing,
@@ -295,7 +295,7 @@ impl Report {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// For a person: a summary, and the table if there is anybody to be shown.
+    /// Readable text: a summary, and the table if there is any agent to show.
     fn lines(&self, pattern: Option<&Pattern>, look: Look) -> Vec<String> {
         let queue = match self.info.queue_datagrams {
             0 => String::new(),
@@ -319,7 +319,7 @@ impl Report {
         lines
     }
 
-    /// Whether there is room for newcomers, in words. Who they are nobody knows, so with a pattern none are meant.
+    /// Whether a new agent would fit, as text. Which ones were refused is unknown, so a pattern selects none of them.
     fn room(&self, pattern: Option<&Pattern>) -> String {
         if pattern.is_some() {
             return String::new();
@@ -333,7 +333,7 @@ impl Report {
         std::iter::once(full).chain(no_room).collect()
     }
 
-    /// How many agents there are, in words.
+    /// The number of agents, as text.
     fn state_counts(&self, pattern: Option<&Pattern>) -> String {
         let total = self.agents.len();
         let missing = match self.missing(pattern) {
@@ -382,8 +382,8 @@ fn word(state: State) -> &'static str {
     }
 }
 
-/// By state, then by how much of its threshold an agent has been silent. Who is well stays in one place, so
-/// that somebody who watches can find it again.
+/// By state, then by the silence relative to the threshold. Agents that are well keep their order, so that a reader
+/// can find one again.
 fn worst_first(one: &AgentView, other: &AgentView) -> Ordering {
     let nearness = |agent: &AgentView| match agent.state {
         State::Stalled | State::Late => agent.silence / agent.threshold,
@@ -396,7 +396,7 @@ fn worst_first(one: &AgentView, other: &AgentView) -> Ordering {
         .then_with(|| place(one).cmp(&place(other)))
 }
 
-/// `true` if somebody still reads.
+/// `true` if the output is still read.
 fn print(text: &str) -> Result<bool, Failure> {
     terminal::is_read(writeln!(io::stdout(), "{text}"))
 }

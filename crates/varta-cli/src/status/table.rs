@@ -1,8 +1,8 @@
 //! Agents as a table: a line each, as wide as the terminal at most.
 //!
-//! Where there is not enough room the longest heading gives way first, then names and reasons; then whole columns
-//! go, those that can be missed most easily before the others ([`GIVES_WAY`]). What does not fit even so is cut
-//! off at the right. Columns for which nobody has a value are not shown where they are seldom needed.
+//! If the terminal is too narrow, the longest heading is cut first, then names and reasons; then whole columns are
+//! dropped, the least important first ([`GIVES_WAY`]). The rest is cut off at the right. Columns that are seldom
+//! needed are not shown if they are empty.
 
 use ratatui::crossterm::style::{ContentStyle, Stylize};
 use varta_api::log_line::{BeatStatus, Outcome};
@@ -15,13 +15,13 @@ use crate::units::{duration, rate};
 /// Columns of the terminal between two cells.
 const GAP: usize = 2;
 
-/// A cell that gives way keeps so many columns: enough to tell names apart.
+/// Least width of a cell that is cut: enough to distinguish names.
 const CUT_COLUMNS_MIN: usize = 8;
 
-/// What a table looks like.
+/// The layout of a table.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Look {
-    /// Columns of the terminal; `None` without a limit.
+    /// Width in columns of the terminal; `None` without a limit.
     pub(super) width: Option<usize>,
     pub(super) colours: bool,
 }
@@ -56,17 +56,17 @@ const RECOVERY: &str = "RECOVERY";
 const PAUSED: &str = "PAUSED";
 const SOURCE: &str = "SOURCE";
 
-/// How a column gives way.
+/// How a column is shortened.
 #[derive(PartialEq, Eq)]
 enum Way {
-    /// It is cut, as far as is needed and can be.
+    /// It is cut, as far as necessary and possible.
     Cut(&'static str),
-    /// It goes.
+    /// It is dropped.
     Go(&'static str),
 }
 
-/// What is done about too little room, the first one first. Who it is, how long silent, and that recovery gave up
-/// stay to the last.
+/// The measures against too little width, in this order. The agent's identity, its silence, and that recovery gave up
+/// are kept to the last.
 const GIVES_WAY: [Way; 11] = [
     Way::Cut(SILENCE),
     Way::Cut(NAME),
@@ -141,14 +141,14 @@ pub(super) fn lines(agents: &[AgentView], look: Look) -> Vec<String> {
 /// A column that is shown.
 struct Fitted<'a> {
     column: &'a Column,
-    /// Its place in a row.
+    /// Its index in a row.
     at: usize,
     width: usize,
-    /// It can be cut to this.
+    /// Least width to which it can be cut.
     least: usize,
 }
 
-/// What each column needs, or less and fewer of them where that is too much altogether.
+/// The width of each column, or less and fewer of them if that is too much in total.
 fn fitted<'a>(
     shown: &[&'a Column],
     rows: &[Vec<Cell>],
@@ -180,7 +180,7 @@ fn fitted<'a>(
             width,
             least,
         });
-        // First, so that the others are cut no further than is needed without them.
+        // First, so that the others are cut no further than necessary.
         let stays = |fitted: &Fitted<'_>| !ways.contains(&Way::Go(fitted.column.heading));
         fitted = columns.filter(stays).collect();
         for way in ways {
@@ -203,7 +203,7 @@ fn shorten(fitted: &mut [Fitted<'_>], heading: &str, width_max: usize) {
     }
 }
 
-/// Columns of the terminal for all of them.
+/// Columns of the terminal that the whole table takes.
 fn total(fitted: &[Fitted<'_>]) -> usize {
     let widths = fitted.iter().map(|fitted| fitted.width).sum::<usize>();
     widths + GAP * fitted.len().saturating_sub(1)
@@ -247,7 +247,7 @@ fn known(text: Option<&str>) -> Cell {
     plain(printable(text.unwrap_or("-")))
 }
 
-/// The address, and over how many sessions the agent beats if not over one.
+/// The address, and the number of sessions over which the agent beats if not one.
 fn source(agent: &AgentView) -> Cell {
     let Some(sessions) = agent.sessions else {
         return known(agent.source.as_deref());
@@ -286,7 +286,7 @@ fn status(agent: &AgentView) -> Cell {
     }
 }
 
-/// How much longer, and why.
+/// The rest of the pause, and its reason.
 fn pause(agent: &AgentView) -> Cell {
     let Some(left) = agent.paused_for else {
         return plain("-".to_owned());
@@ -296,7 +296,7 @@ fn pause(agent: &AgentView) -> Cell {
     plain(format!("{}{why}", duration(left)))
 }
 
-/// The word is that of the log and of the metrics, so that it can be looked for there.
+/// The same word as in the log and the metrics, so that a reader can search for it there.
 fn recovery(agent: &AgentView) -> Cell {
     let style = ContentStyle::new();
     if agent.gave_up {

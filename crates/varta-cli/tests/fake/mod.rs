@@ -1,4 +1,4 @@
-//! Stands in for an observer: answers on a control socket as it is told.
+//! A fake observer: gives prepared answers on a control socket.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -9,7 +9,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
-/// A question: the path with the query, the headers by lower-case name, and what came after them.
+/// A request: the path with the query, the headers by lower-case name, and the body.
 pub(crate) struct Question {
     pub(crate) path: String,
     pub(crate) headers: Vec<(String, String)>,
@@ -47,13 +47,13 @@ impl Question {
     }
 }
 
-/// What is written to whoever has asked, byte by byte. Empty: nothing, and the connection stays open.
+/// The answer, byte by byte. Empty: none, and the connection stays open.
 pub(crate) type Answer = Vec<u8>;
 
-/// Listens as long as it exists, and for good.
+/// Listens as long as it exists.
 pub(crate) struct Fake {
     directory: TempDir,
-    /// What was asked, in order.
+    /// The requests, in order.
     pub(crate) questions: Receiver<Question>,
 }
 
@@ -73,7 +73,7 @@ impl Fake {
                 if answer.is_empty() {
                     unanswered.push(stream);
                 } else {
-                    // Who does not want the rest has gone.
+                    // The client has closed the connection before the end of the answer.
                     let _ = (&stream).write_all(&answer);
                 }
             }
@@ -84,7 +84,7 @@ impl Fake {
         }
     }
 
-    /// The beat socket that nobody has bound; the control socket is beside it.
+    /// The beat socket, which is not bound; the control socket is next to it.
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("varta.sock")
     }
@@ -109,7 +109,7 @@ pub(crate) fn problem(status: &str, detail: &str) -> Answer {
     http(status, "application/problem+json", &body)
 }
 
-/// `varta` with these arguments, nothing to read, and no environment that could matter.
+/// `varta` with these arguments, an empty input, and no environment that could have an effect.
 pub(crate) fn varta(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_varta"));
     command
