@@ -346,8 +346,8 @@ impl Counters {
         self.values[counter as usize].load(Ordering::Relaxed)
     }
 
-    /// Sets a gauge; only its one writing thread may call this. A thread that reads this value also sees every gauge
-    /// that was set before it.
+    /// Sets a gauge; only its one writing thread may call this. A thread that reads this value reads from other
+    /// gauges the values set before it, or later ones.
     pub fn set(&self, gauge: Gauge, value: u64) {
         self.gauges[gauge as usize].store(value, Ordering::Release);
     }

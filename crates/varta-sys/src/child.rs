@@ -1,11 +1,11 @@
-//! Starting a program of which nothing of this process shows: a session of its own, the standard streams and
+//! Starts a program that inherits nothing from this process: a session of its own, the standard streams and
 //! no other descriptor, every signal at its default.
 //!
-//! The standard library can only `fork` for that. A fork copies the page tables of this process, which takes more than
-//! twice the time (`bench`, section `restraint`), and leaves every page to be copied when it is written to next, by
-//! whichever thread that is. So the child borrows the memory of the thread that starts it, which the kernel holds
-//! still until the program runs (`CLONE_VM | CLONE_VFORK`), as `posix_spawn` does. The child may only do what is
-//! async-signal-safe: no lock, no allocation. What needs memory is prepared before.
+//! The standard library needs `fork` for that. A fork copies the page tables of this process, which takes more than
+//! twice the time (`bench`, section `restraint`), and the next write of any thread to a page copies that page. So the
+//! child shares the memory of the thread that starts it, which the kernel suspends until the program runs (`CLONE_VM |
+//! CLONE_VFORK`), as `posix_spawn` does. The child may only do what is async-signal-safe: no lock, no allocation. The
+//! parent prepares everything that needs memory.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fs::File;
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 /// First descriptor that is no standard stream.
 const FIRST_OTHER: c_int = 3;
 
-/// Signals are numbered from 1 to this on every architecture this runs on.
+/// The largest signal number on every supported architecture.
 const SIGNAL_MAX: c_int = 64;
 
 /// Stack of the child until its program runs, 64 KiB in the unit that keeps it aligned: it goes a few calls
@@ -28,9 +28,9 @@ const STACK_UNITS: usize = 64 * 1024 / size_of::<u128>();
 /// A program to start.
 #[derive(Debug)]
 pub struct Program {
-    /// Where it is; not looked up.
+    /// Its path; not looked up.
     pub path: CString,
-    /// What it is told, without its own name.
+    /// Its arguments, without its own name.
     pub arguments: Vec<CString>,
     /// Its whole environment, `NAME=value`.
     pub environment: Vec<CString>,
@@ -38,21 +38,20 @@ pub struct Program {
     pub input: File,
     /// Its standard output and error.
     pub output: OwnedFd,
-    /// The open `cgroup.procs` of the control group it is to live in; it stays where this process is if it
-    /// cannot join.
+    /// The open `cgroup.procs` of its control group; it stays in that of this process if it cannot join.
     pub procs: Option<File>,
 }
 
-/// A program that was started. The caller has to wait for it.
+/// A started program. The caller has to wait for it.
 #[derive(Debug)]
 pub struct Child {
-    /// Its process id, its own until it was waited for.
+    /// Its process id, not reused before the wait.
     pub pid: u32,
-    /// The process itself. Closed on `execve`.
+    /// Its pidfd. Closed on `execve`.
     pub pidfd: OwnedFd,
 }
 
-/// What the child finds in the memory it borrows.
+/// The data that the child reads in the shared memory.
 struct Orders {
     path: *const c_char,
     arguments: *const *const c_char,
@@ -65,15 +64,15 @@ struct Orders {
 }
 
 impl Program {
-    /// Starts it as the leader of a session of its own, without a controlling terminal. The thread stands still
+    /// Starts it as the leader of a session of its own, without a controlling terminal. The thread is suspended
     /// until the program runs.
     ///
-    /// Before Linux 5.11 descriptors that this process was careless with are inherited.
+    /// Before Linux 5.11 descriptors without `FD_CLOEXEC` are inherited.
     ///
     /// # Errors
     ///
-    /// Whatever keeps the program from running: `ENOENT`, `EACCES`, `E2BIG`, `EAGAIN` ... Nothing is left behind
-    /// then.
+    /// The reason that the program does not run: `ENOENT`, `EACCES`, `E2BIG`, `EAGAIN` ... Nothing is left
+    /// behind then.
     pub fn start(&self) -> io::Result<Child> {
         let arguments = [&self.path].into_iter().chain(&self.arguments);
         let arguments = pointers(arguments.map(CString::as_c_str));
@@ -103,7 +102,7 @@ impl Program {
     }
 }
 
-/// A list as `execve` wants it: with a null pointer at its end.
+/// A list for `execve`, with a null pointer at its end.
 fn pointers<'a>(strings: impl Iterator<Item = &'a CStr>) -> Vec<*const c_char> {
     strings.map(CStr::as_ptr).chain([ptr::null()]).collect()
 }
@@ -127,7 +126,7 @@ fn clone(orders: &Orders) -> io::Result<Child> {
     let mut pidfd: c_int = -1;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
     let top = stack.as_mut_ptr_range().end;
-    // SAFETY: the stack is aligned, writable and used by nobody else, and grows down from its end. `orders` and the
+    // SAFETY: the stack is aligned, writable and not used otherwise, and grows down from its end. `orders` and the
     // stack outlive the child's use of them: with CLONE_VFORK this call returns when the child has run `execve` or
     // ended. All signals but those of the C library itself are blocked, so no handler of ours runs in the child,
     // and what it runs is async-signal-safe. The kernel writes the pidfd to an integer of ours.
@@ -144,8 +143,8 @@ fn clone(orders: &Orders) -> io::Result<Child> {
         return Err(io::Error::last_os_error());
     }
     if pidfd < 0 {
-        // A kernel before 5.2 does not know what was asked for.
-        // SAFETY: two integers; the child has not been waited for, so the number is its own.
+        // A kernel before 5.2 ignores the request for a pidfd. SAFETY: two integers; the child has not been
+        // waited for, so the number is its own.
         unsafe { libc::kill(pid, libc::SIGKILL) };
         reap(pid.unsigned_abs());
         return Err(io::ErrorKind::Unsupported.into());
@@ -157,15 +156,15 @@ fn clone(orders: &Orders) -> io::Result<Child> {
     })
 }
 
-/// The child, in the memory of the thread that started it.
+/// The child, in the memory of its parent thread.
 extern "C" fn become_program(orders: *mut c_void) -> c_int {
-    // SAFETY: `clone` was given a reference to orders that live until `execve`; nobody changes them but for the
-    // atomic.
+    // SAFETY: `clone` was given a reference to orders that live until `execve`; only the atomic in them
+    // changes.
     let orders: &Orders = unsafe { &*orders.cast_const().cast() };
     let Err(error) = prepare(orders).and_then(|()| run(orders));
     let error = error.raw_os_error().unwrap_or(libc::EINVAL);
     orders.error.store(error, Ordering::Relaxed);
-    // SAFETY: ends this process without running anything of the one whose memory this is.
+    // SAFETY: ends this process without running code of the process that owns the memory.
     unsafe { libc::_exit(127) }
 }
 
@@ -185,7 +184,7 @@ fn prepare(orders: &Orders) -> io::Result<()> {
     Ok(())
 }
 
-/// Comes back only with an error.
+/// Returns only on error.
 fn run(orders: &Orders) -> io::Result<std::convert::Infallible> {
     // SAFETY: strings and lists of them, with their ends, that live until this succeeds.
     unsafe { libc::execve(orders.path, orders.arguments, orders.environment) };
@@ -199,21 +198,21 @@ fn checked(result: c_int) -> io::Result<()> {
     }
 }
 
-/// Moves the calling process into a control group: `0` stands for whoever writes it.
+/// Moves the calling process into a control group: `0` stands for the writing process.
 fn join(procs: c_int) {
     // SAFETY: the kernel reads one byte from a constant.
     let _ = unsafe { libc::write(procs, c"0".as_ptr().cast(), 1) };
 }
 
-/// What this process handles or ignores is at its default for the program. The child has its own table of handlers.
-/// The C library is not asked, since it may take a lock, which would be the parent's too.
+/// Resets every signal that this process handles or ignores to its default. The child has its own table of
+/// handlers. The C library is bypassed, because it may take a lock that the parent shares.
 fn reset_signals() {
-    /// The kernel's `struct sigaction`: no handler, no flags, no restorer, nobody masked.
+    /// The kernel's `struct sigaction`: no handler, no flags, no restorer, an empty mask.
     const DEFAULT: [u64; 4] = [0; 4];
     /// Bytes of the kernel's set of signals.
     const SET_BYTES: usize = 8;
     for signal in 1..=SIGNAL_MAX {
-        // SAFETY: the kernel reads 32 bytes from a constant, and is given no place to write to. Numbers that
+        // SAFETY: the kernel reads 32 bytes from a constant, and has no place to write to. Numbers that
         // cannot be set are refused.
         unsafe {
             libc::syscall(
@@ -227,7 +226,7 @@ fn reset_signals() {
     }
 }
 
-/// No handler is left that could run.
+/// Unblocks all signals: no handler is left that could run.
 fn unblock_signals() {
     let mut none = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: empties the set it is given.
@@ -252,7 +251,7 @@ fn close_others_on_exec() {
 /// Waits for a child that has ended or is about to.
 fn reap(pid: u32) {
     loop {
-        // SAFETY: waits for a child of this process; the null pointer says that its status is not wanted.
+        // SAFETY: waits for a child of this process; the null pointer discards its status.
         let result = unsafe { libc::waitpid(pid.cast_signed(), ptr::null_mut(), 0) };
         let is_interrupted = io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
         if result != -1 || !is_interrupted {
@@ -281,7 +280,7 @@ mod tests {
         }
     }
 
-    /// How a child ended, as `waitpid` tells it.
+    /// How a child ended, as `waitpid` reports it.
     fn wait(child: &Child) -> c_int {
         let mut status = 0;
         // SAFETY: a child of this process, and an integer of ours.
@@ -290,7 +289,7 @@ mod tests {
         status
     }
 
-    /// What a shell script has written to both streams, and its child.
+    /// The output of a shell script on both streams, and its child.
     fn output_of(script: &str) -> (u32, String) {
         let (mut reader, writer) = io::pipe().unwrap();
         let program = program("/bin/sh", &["-c", script], writer.into());
@@ -339,7 +338,7 @@ mod tests {
     #[test]
     fn a_program_inherits_no_descriptor_even_if_this_process_lets_it() {
         let file = File::open("/dev/null").unwrap();
-        // SAFETY: duplicates a descriptor that is open; the copy is inheritable and nobody else's.
+        // SAFETY: duplicates a descriptor that is open; the copy is inheritable and owned by this test.
         let careless = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD, 700) };
         assert!(careless >= 700);
         // SAFETY: the call has just made this descriptor for us.
@@ -371,7 +370,7 @@ mod tests {
         let before = mask();
         output_of("true");
         assert_eq!(mask(), before);
-        // SAFETY: sets a default and tells what was there.
+        // SAFETY: sets a default and returns the previous handler.
         let left = unsafe { libc::signal(libc::SIGWINCH, libc::SIG_DFL) };
         assert_eq!(left, handler);
     }

@@ -22,8 +22,8 @@ thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How often the current thread has asked for memory or for a change of its size, since the thread
-/// began. Stays 0 unless [`CountingAllocator`] is the global allocator.
+/// How often the current thread has allocated or reallocated memory since its start. Stays 0 unless
+/// [`CountingAllocator`] is the global allocator.
 pub fn allocations_on_this_thread() -> u64 {
     ALLOCATIONS.get()
 }
@@ -36,29 +36,29 @@ fn count() {
     ALLOCATIONS.set(ALLOCATIONS.get() + 1);
 }
 
-// SAFETY: every method hands its arguments on to `System` unchanged and returns what it answers, so
-// the contract is kept by `System`; counting never allocates, unwinds, or touches the memory.
+// SAFETY: every method passes its arguments to `System` unchanged and returns its result, so `System` keeps
+// the contract; counting never allocates, unwinds, or touches the memory.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
-        // SAFETY: the caller's promises are those `System` asks for.
+        // SAFETY: the caller's guarantees are those that `System` requires.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count();
-        // SAFETY: the caller's promises are those `System` asks for.
+        // SAFETY: the caller's guarantees are those that `System` requires.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         count();
-        // SAFETY: the caller's promises are those `System` asks for, and `memory` came from it.
+        // SAFETY: the caller's guarantees are those that `System` requires, and `memory` came from it.
         unsafe { System.realloc(memory, layout, new_size) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are those `System` asks for, and `memory` came from it.
+        // SAFETY: the caller's guarantees are those that `System` requires, and `memory` came from it.
         unsafe { System.dealloc(memory, layout) }
     }
 }

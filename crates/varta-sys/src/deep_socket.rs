@@ -1,17 +1,17 @@
-//! A datagram socket whose queue is as deep as its owner wants.
+//! A datagram socket with a queue of configurable depth.
 //!
 //! How many datagrams a Unix socket queues is `net.unix.max_dgram_qlen` of the network namespace in which it is made,
-//! read when it is made. A socket that is bound to a path is found from every network namespace. So a helper
-//! process moves to a new network namespace (and to a new user namespace, if it may not do the former alone), sets the
-//! depth there, makes the socket and hands it back over `SCM_RIGHTS`. The setting of this process's own namespace is
-//! not touched. The new namespaces live as long as the socket.
+//! read when it is made. A socket that is bound to a path is found from every network namespace. So a helper process
+//! moves to a new network namespace (and to a new user namespace, if it lacks the privilege for the former alone),
+//! sets the depth there, makes the socket and passes it back over `SCM_RIGHTS`. The setting of this process's own
+//! namespace is not touched. The new namespaces live as long as the socket.
 //!
-//! The helper is a copy of the calling process, which may have many threads: a lock that another thread holds stays
-//! locked in the copy for ever. The helper therefore makes system calls only and allocates nothing. It does
-//! not share this process's memory, because it must be possible to give it up: making a network namespace can wait
-//! for others that are being taken down.
+//! The helper is a fork of the calling process, which may have many threads: a lock that another thread holds stays
+//! locked in the copy for ever. The helper therefore makes system calls only and allocates nothing. It does not
+//! share this process's memory, because the caller must be able to abandon it: making a network namespace can wait
+//! for the removal of other namespaces.
 //!
-//! Bounds: one helper per call, which has ended and was waited for when the call returns. One that has not reported in
+//! Bounds: one helper per call, which has ended and was reaped when the call returns. One that has not reported in
 //! time is killed.
 
 use std::ffi::{CStr, CString, c_int, c_long};
@@ -25,19 +25,19 @@ use std::time::Duration;
 use crate::child::with_signals_blocked;
 use crate::socket_option;
 
-/// Where a process reads and sets the depth for the network namespace it is in.
+/// The file with the depth of the network namespace of the process that opens it.
 const SETTING: &CStr = c"/proc/sys/net/unix/max_dgram_qlen";
 
 /// More digits than a depth has.
 const DIGITS_MAX: usize = 32;
 
-/// What the helper was about to do when it was refused.
+/// The step at which the kernel refused the helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Step {
     /// Start the helper.
     Start,
-    /// Move to a new user namespace, since it may not make a network namespace without.
+    /// Move to a new user namespace, which a network namespace requires without privilege.
     UserNamespace,
     /// Move to a new network namespace.
     NetworkNamespace,
@@ -49,7 +49,7 @@ pub enum Step {
     ReadSetting,
     /// Make the socket.
     MakeSocket,
-    /// Hand it back.
+    /// Pass it back.
     HandBack,
 }
 
@@ -72,8 +72,8 @@ impl Step {
 pub enum DeepSocketError {
     /// The kernel refused a step.
     Refused(Step, io::Error),
-    /// A signal ended the helper before it had reported: `SIGSYS` if a system call filter kills instead of refusing; 0 if
-    /// none did.
+    /// The helper ended before its report; the signal that ended it: `SIGSYS` if a system call filter kills instead of
+    /// refusing; 0 for none.
     Killed(i32),
     /// The helper did not report in time and was killed.
     TimedOut,
@@ -116,11 +116,12 @@ impl fmt::Display for DeepSocketError {
 
 impl std::error::Error for DeepSocketError {}
 
-/// Makes an unbound, non-blocking Unix datagram socket that queues `datagrams` (at least 1), and waits for it no longer
-/// than `patience`.
+/// Makes an unbound, non-blocking Unix datagram socket that queues `datagrams` (at least 1), and waits for it at most
+/// for `patience`.
 ///
-/// Credentials and pidfds of senders are those of the process that receives, wherever the socket was made. The socket
-/// cannot be reached by an abstract name, and tools that list the sockets of this network namespace do not list it.
+/// Credentials and pidfds of senders are in the namespace of the receiving process, regardless of the namespace in
+/// which the socket was made. The socket cannot be reached by an abstract name, and tools that list the sockets of
+/// this network namespace do not list it.
 ///
 /// # Errors
 ///
@@ -133,7 +134,7 @@ pub fn deep_socket(datagrams: u32, patience: Duration) -> Result<OwnedFd, DeepSo
     ask_helper(patience, || make(&depth))
 }
 
-/// Runs `act` in a copy of this process, and returns the socket that it has made there. `act` may do only what is
+/// Runs `act` in a fork of this process, and returns the socket that it made there. `act` must be
 /// async-signal-safe.
 fn ask_helper(
     patience: Duration,
@@ -141,22 +142,22 @@ fn ask_helper(
 ) -> Result<OwnedFd, DeepSocketError> {
     let start = |error| DeepSocketError::Refused(Step::Start, error);
     let (ours, theirs) = channel(patience).map_err(start)?;
-    // A handler of this process must not run in the copy, and the wait is not to be interrupted.
+    // A handler of this process must not run in the copy, and must not interrupt the wait.
     with_signals_blocked(|| {
         let pid = fork();
         if pid == 0 {
             report(theirs.as_raw_fd(), act());
-            // SAFETY: ends the copy without running anything of the process it was copied from.
+            // SAFETY: ends the copy without running code of the process it was copied from.
             unsafe { libc::_exit(0) }
         }
         if pid < 0 {
             return Err(start(io::Error::last_os_error()));
         }
-        // So that the end of the helper ends the wait.
+        // Closed so that the end of the helper ends the wait.
         drop(theirs);
         let received = receive(&ours);
         if received.is_err() {
-            // SAFETY: two integers; the helper was not waited for, so the number is its own.
+            // SAFETY: two integers; the helper was not reaped, so the number is its own.
             unsafe { libc::kill(pid, libc::SIGKILL) };
         }
         let signal = wait_for(pid);
@@ -171,7 +172,7 @@ fn ask_helper(
     })
 }
 
-/// Two connected sockets; who receives from the first one waits no longer than `patience`.
+/// Two connected sockets; a receive on the first one waits at most for `patience`.
 fn channel(patience: Duration) -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [-1; 2];
     let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
@@ -187,14 +188,14 @@ fn channel(patience: Duration) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((ours, theirs))
 }
 
-/// `fork` without the handlers that libraries have registered. The copy has this process's descriptors. Its end is
-/// signalled to nobody, and a wait for any child does not find it.
+/// `fork` without the handlers that libraries have registered. The copy has this process's descriptors. Its end
+/// sends no signal, and a wait for any child does not find it.
 fn fork() -> libc::pid_t {
     const NO_FLAGS: c_long = 0;
     const UNUSED: c_long = 0;
     // SAFETY: without flags the copy shares no memory with this process, so nothing it does reaches this one. Both
-    // architectures expect flags first and take 0 for all that is not used. What the copy does is up to the caller,
-    // `ask_helper`.
+    // architectures expect flags first and accept 0 for all unused arguments. The caller, `ask_helper`, is
+    // responsible for what the copy does.
     let pid = unsafe { libc::syscall(libc::SYS_clone, NO_FLAGS, UNUSED, UNUSED, UNUSED, UNUSED) };
     pid as libc::pid_t
 }
@@ -245,7 +246,7 @@ fn enter_namespaces() -> Result<(), (Step, c_int)> {
     Err((Step::NetworkNamespace, errno()))
 }
 
-/// `/proc/sys/net` is that of the network namespace of the process that opens it.
+/// `/proc/sys/net` belongs to the network namespace of the process that opens it.
 fn set_depth(depth: &CStr) -> Result<(), (Step, c_int)> {
     let depth = depth.to_bytes();
     // SAFETY: a string with its end.
@@ -265,8 +266,8 @@ fn set_depth(depth: &CStr) -> Result<(), (Step, c_int)> {
     }
 }
 
-/// In the helper: reports what has come of it, and sends the socket along. If that fails, the observer
-/// notices the helper's end.
+/// In the helper: reports the outcome, and sends the socket along. If that fails, the observer notices the
+/// helper's end.
 fn report(channel: c_int, result: Result<c_int, (Step, c_int)>) {
     let (word, socket) = match result {
         Ok(socket) => ([0, 0], Some(socket)),
@@ -328,7 +329,7 @@ fn send(channel: c_int, mut word: [c_int; 2], socket: Option<c_int>) -> io::Resu
     checked(sent as c_int).map(|_| ())
 }
 
-/// What the helper reports: `None` if it has ended without a word.
+/// What the helper reports: `None` if it has ended without a report.
 fn receive(channel: &OwnedFd) -> io::Result<Option<Result<OwnedFd, DeepSocketError>>> {
     let mut word: [c_int; 2] = [0; 2];
     let mut control = DescriptorMessage::empty();
@@ -348,7 +349,7 @@ fn receive(channel: &OwnedFd) -> io::Result<Option<Result<OwnedFd, DeepSocketErr
             )
         };
         match checked(length as c_int) {
-            // It was stopped and goes on.
+            // It was stopped and continues.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => break result?,
         }

@@ -1,11 +1,11 @@
-//! Starting a program that is refused some system calls, for tests of what it does then: on an older kernel, in a
+//! Starts a program for which some system calls fail, for tests of its behaviour on an older kernel or in a
 //! sandbox.
 
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// A system call, perhaps only with one value of an argument.
+/// A system call, optionally only with one value of an argument.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
     number: libc::c_long,
@@ -41,7 +41,7 @@ impl Call {
         }
     }
 
-    /// Instructions that answer this call with `errno` and let every other one through.
+    /// Instructions that answer this call with `errno` and allow every other one.
     fn instructions(self, errno: i32) -> Vec<libc::sock_filter> {
         // `struct seccomp_data`: the number, the architecture, where the call was made, the arguments.
         const NUMBER: u32 = 0;
@@ -56,7 +56,7 @@ impl Call {
         let conditions: Vec<(u32, u32)> = [Some(number), argument].into_iter().flatten().collect();
         let mut instructions = Vec::new();
         for (i, (at, value)) in conditions.iter().enumerate() {
-            // Past what is left of the conditions, and the refusal.
+            // Skips the remaining conditions and the refusal.
             let past = 2 * (conditions.len() - i - 1) + 1;
             instructions.push(instruction(
                 libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
@@ -83,7 +83,8 @@ fn instruction(code: u32, k: u32, jf: u8) -> libc::sock_filter {
     }
 }
 
-/// Has the program that `command` starts, and all it starts, get `errno` from `call`. It can gain no rights by `execve`.
+/// Makes `call` fail with `errno` in the program that `command` starts, and in its descendants. They can gain no rights
+/// by `execve`.
 ///
 /// The command fails to start where such filters cannot be set.
 pub fn deny(command: &mut Command, call: Call, errno: i32) -> &mut Command {

@@ -1,14 +1,14 @@
-//! Letting go of a datagram together with the descriptors that are attached to it, on a thread that may sleep.
+//! Discards a datagram together with its attached descriptors, on a thread that may sleep.
 //!
-//! None of them is installed: the kernel drops them all when the receiving call returns. Dropping the last reference
-//! to a file can take as long as its owner has arranged. A socket that lingers sleeps until its peer has read what
-//! was written, wherever it is: it may be attached to a datagram in the queue of an attached socket, where its option
-//! could not be changed. Such a sleep ends when the thread is signalled, and all that follow in the same return do
-//! not begin. So a timer signals the thread. A file system that does not answer (FUSE, NFS) cannot be hurried: the
-//! thread hangs for as long as that takes.
+//! None of the descriptors is installed: the kernel drops them all when the receiving call returns. Dropping the last
+//! reference to a file can take as long as its owner has arranged. A socket that lingers sleeps until its peer has
+//! read what was written. It may be nested: attached to a datagram in the queue of an attached socket, where its
+//! option cannot be changed. A signal to the thread ends such a sleep and skips all later ones in the same return. So
+//! a timer signals the thread. A file system that does not answer (FUSE, NFS) cannot be interrupted: the thread hangs
+//! until it answers.
 //!
-//! A thread that waits for the queue to go on does not wait for that. The kernel writes the length of a datagram when that
-//! has left the queue, and drops what was attached after that: [`Progress`] looks there.
+//! A thread that waits for the queue to advance does not wait for that. The kernel writes the length of a datagram when it
+//! has left the queue, and drops the attached descriptors after that: [`Progress`] reads this length.
 
 use std::cell::UnsafeCell;
 use std::fmt;
@@ -20,26 +20,26 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-/// How long a sleep may last before it is cut short, and how often that is tried again: 10 ms. Nothing that ends by
-/// itself takes so long, and nobody waits for it.
+/// How long a sleep may last before it is interrupted, and the interval of further attempts: 10 ms. An operation
+/// that ends by itself is faster, and no thread waits for it.
 const PATIENCE: Duration = Duration::from_millis(10);
 
-/// In place of a length: the datagram is still in the queue. No datagram is that long.
+/// The length that means that the datagram is still in the queue. No datagram is that long.
 const PENDING: u32 = u32::MAX;
 
-/// Ignored by default, so one that comes from elsewhere, or from a timer in the last moment, harms nobody.
+/// Ignored by default, so a signal from another process, or a late one of the timer, does no harm.
 const SIGNAL: libc::c_int = libc::SIGURG;
 
-/// What the discarding thread and the thread that waits for it share.
+/// State shared by the discarding thread and the thread that waits for it.
 struct Message {
-    /// Written to by the discarding thread and its calls alone, but for the length, which is an atomic for everybody.
+    /// Written by the discarding thread and its calls alone, except the length, which is an atomic for all threads.
     header: UnsafeCell<libc::mmsghdr>,
-    /// Why the last call has failed, 0 if it has not. Set before the length.
+    /// Error number of the last call, 0 for none. Set before the length.
     error: AtomicI32,
 }
 
-// SAFETY: the header points to nothing. It is written to by the one thread that has the `Discarder`; the others look at
-// its length only, which is an atomic for them and for that thread.
+// SAFETY: the header points to nothing. It is written by the one thread that has the `Discarder`; other threads read
+// its length only, which is an atomic for all of them.
 unsafe impl Send for Message {}
 // SAFETY: as above.
 unsafe impl Sync for Message {}
@@ -54,7 +54,7 @@ impl Message {
     }
 }
 
-/// Lets go of datagrams, one at a time.
+/// Discards datagrams, one at a time.
 pub struct Discarder(Arc<Message>);
 
 impl fmt::Debug for Discarder {
@@ -63,7 +63,7 @@ impl fmt::Debug for Discarder {
     }
 }
 
-/// How far a [`Discarder`] has come with its datagram.
+/// The progress of a [`Discarder`] with its datagram.
 pub struct Progress(Arc<Message>);
 
 impl fmt::Debug for Progress {
@@ -79,7 +79,7 @@ impl Default for Discarder {
 }
 
 impl Discarder {
-    /// One with nothing to do.
+    /// An idle one.
     pub fn new() -> Self {
         // SAFETY: plain data for which all zeroes is a valid value; it is not built field by field because musl has
         // private padding in it.
@@ -90,7 +90,7 @@ impl Discarder {
         }))
     }
 
-    /// To be looked at from another thread.
+    /// For use from another thread.
     pub fn progress(&self) -> Progress {
         Progress(Arc::clone(&self.0))
     }
@@ -101,11 +101,12 @@ impl Discarder {
         self.0.len().store(PENDING, Ordering::Release);
     }
 
-    /// Takes the next datagram from `socket` and lets go of it, without waiting for one. Sleeps as long as it takes.
+    /// Takes the next datagram from `socket` and discards it, without waiting for one. Sleeps until its descriptors
+    /// are dropped.
     ///
     /// # Errors
     ///
-    /// The datagram is still in the queue, or there was none.
+    /// The error of the system call: the datagram is still in the queue, or there was none.
     pub fn discard(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -113,8 +114,8 @@ impl Discarder {
     ) -> io::Result<()> {
         self.begin();
         let header = self.0.header.get();
-        // No room for anything: no bytes, no name, no control data.
-        // SAFETY: plain data for which all zeroes is a valid value.
+        // No buffers: no bytes, no name, no control data. SAFETY: plain data for which all zeroes is a valid
+        // value.
         let no_room = unsafe { std::mem::zeroed() };
         // SAFETY: only this thread writes to this part of the header, which lives as long as `self`.
         unsafe { (*header).msg_hdr = no_room };
@@ -122,8 +123,8 @@ impl Discarder {
             hurry.start(PATIENCE);
         }
         let result = loop {
-            // SAFETY: one header, which says that there is no room, so the kernel writes to nothing but to the header
-            // itself; the length in it is an atomic for us. The timeout may be null.
+            // SAFETY: one header without buffers, so the kernel writes to the header only; the length in it is an
+            // atomic for us. The timeout may be null.
             let count = unsafe {
                 libc::recvmmsg(
                     socket.as_raw_fd(),
@@ -154,8 +155,8 @@ impl Discarder {
 }
 
 impl Progress {
-    /// `None` while the datagram is in the queue. Then it has left it, although letting go of it may go on; or it
-    /// could not be taken.
+    /// `None` while the datagram is in the queue. `Some` when it has left the queue, although discarding it may
+    /// continue, or when it could not be taken.
     pub fn outcome(&self) -> Option<io::Result<()>> {
         if self.0.len().load(Ordering::Acquire) == PENDING {
             return None;
@@ -181,11 +182,12 @@ impl fmt::Debug for Interrupter {
 }
 
 impl Interrupter {
-    /// For the calling thread. From the first one on this process handles `SIGURG`, by doing nothing.
+    /// A timer for the calling thread. From the first one on this process handles `SIGURG` with an empty
+    /// handler.
     ///
     /// # Errors
     ///
-    /// What the kernel says: `EAGAIN` if there are too many signals and timers already.
+    /// The error of the kernel: `EAGAIN` if there are too many signals and timers already.
     pub fn new() -> io::Result<Self> {
         handle_signal();
         // SAFETY: plain data for which all zeroes is a valid value.
@@ -207,7 +209,7 @@ impl Interrupter {
         }
     }
 
-    /// Interrupts the thread after this time, and again and again.
+    /// Interrupts the thread after this time, and then at the same interval.
     fn start(&self, every: Duration) {
         self.set(every);
     }
@@ -225,24 +227,24 @@ impl Interrupter {
             it_interval: time,
             it_value: time,
         };
-        // SAFETY: the timer is this object's, the setting is read, and the old one is not wanted.
+        // SAFETY: the timer is this object's, the setting is read, and the old one is not requested.
         unsafe { libc::timer_settime(self.timer, 0, &raw const setting, ptr::null_mut()) };
     }
 }
 
 impl Drop for Interrupter {
     fn drop(&mut self) {
-        // SAFETY: the timer is this object's, and nobody uses it after this.
+        // SAFETY: the timer is this object's, and it is not used after this.
         unsafe { libc::timer_delete(self.timer) };
     }
 }
 
-/// A signal that is ignored interrupts nothing.
+/// Installs an empty handler, because an ignored signal interrupts no system call.
 fn handle_signal() {
     extern "C" fn do_nothing(_: libc::c_int) {}
     static HANDLED: Once = Once::new();
     HANDLED.call_once(|| {
-        // SAFETY: plain data for which all zeroes is a valid value: no flags, nobody masked.
+        // SAFETY: plain data for which all zeroes is a valid value: no flags, an empty mask.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = do_nothing as *const () as libc::sighandler_t;
         action.sa_flags = libc::SA_RESTART;
@@ -253,8 +255,8 @@ fn handle_signal() {
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: empties the set it is given.
     unsafe { libc::sigemptyset(&raw mut set) };
-    // SAFETY: adds a signal there is to a set that was just emptied.
+    // SAFETY: adds a valid signal to a set that was just emptied.
     unsafe { libc::sigaddset(&raw mut set, SIGNAL) };
-    // SAFETY: reads the set; the old one is not wanted. The parent process may have blocked it.
+    // SAFETY: reads the set; the old one is not requested. The parent process may have blocked it.
     unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) };
 }

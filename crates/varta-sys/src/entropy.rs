@@ -1,18 +1,17 @@
 //! Random bytes from the kernel, fit for keys and nonces.
 //!
-//! They come through the C library's `getentropy`, which asks the kernel each time and keeps nothing
-//! in the process: a fork, or a restored snapshot of the process, draws bytes of its own. The kernel
-//! starts its generator afresh in the clone of a machine, where the host tells it of the cloning
-//! (`vmgenid`); bytes that were drawn before are the same in both.
+//! They come through the C library's `getentropy`, which calls the kernel each time and keeps nothing in the
+//! process: a fork, or a restored snapshot of the process, draws bytes of its own. The kernel reseeds its
+//! generator in the clone of a machine, where the host reports the cloning (`vmgenid`); bytes that were drawn
+//! before are the same in both.
 //!
-//! Each call enters the kernel, and early at boot it waits until the kernel has gathered enough
-//! randomness. So it belongs where a process starts or is found to be another one, and never on a path
-//! that sends beats.
+//! Each call enters the kernel, and early at boot it waits until the kernel has gathered enough randomness.
+//! So call it where a process starts or a fork is detected, and never on a path that sends beats.
 
 use std::ffi::{c_int, c_void};
 use std::io;
 
-/// More is refused by `getentropy`.
+/// Limit of one call of `getentropy`, bytes.
 const MOST_AT_ONCE_BYTES: usize = 256;
 
 unsafe extern "C" {
@@ -23,7 +22,7 @@ unsafe extern "C" {
 ///
 /// # Errors
 ///
-/// What the kernel says: a sandbox forbids the call, or the kernel is too old to have it. Some of the
+/// The error of the kernel: a sandbox forbids the call, or the kernel is too old to have it. Some of the
 /// bytes may have been filled by then; use none of them.
 pub fn fill(bytes: &mut [u8]) -> io::Result<()> {
     for chunk in bytes.chunks_mut(MOST_AT_ONCE_BYTES) {

@@ -1,9 +1,9 @@
 //! Socket filters: programs in classic BPF that the kernel runs on each datagram before queueing it.
 //!
-//! On a Unix datagram socket the filter of the receiver runs in the sender's system call, before
-//! anything is queued. A datagram for which the program returns 0 is dropped and takes no room in the
-//! queue, and its sender is told that it was sent. Any other result is how many bytes are kept; a
-//! longer datagram is cut. A load beyond the end of the datagram ends the program with 0.
+//! On a Unix datagram socket the filter of the receiver runs in the sender's system call, before anything is
+//! queued. A datagram for which the program returns 0 is dropped and takes no place in the queue, and the
+//! send succeeds for its sender. Any other result is how many bytes are kept; a longer datagram is cut. A
+//! load beyond the end of the datagram ends the program with 0.
 //!
 //! No privilege is needed. The kernel checks a program when it is attached and copies it.
 
@@ -55,9 +55,9 @@ pub fn attach(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()>
 ///
 /// # Errors
 ///
-/// What the kernel says, for example that the descriptor is no socket.
+/// The error of the kernel, for example that the descriptor is no socket.
 pub fn detach(socket: BorrowedFd<'_>) -> io::Result<()> {
-    // The kernel wants a value and does not look at it.
+    // The kernel requires a value and ignores it.
     let unused: libc::c_int = 0;
     match socket_option::set(socket, libc::SO_DETACH_FILTER, &unused) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
@@ -120,7 +120,7 @@ mod tests {
         let (sender, receiver) = pair();
         sender.send(b"before").unwrap();
         attach(receiver.as_fd(), &[keep(0)]).unwrap();
-        // Far more than a queue holds: what is rejected takes no room.
+        // Far more than a queue holds: a rejected datagram takes no place.
         for _ in 0..5000 {
             assert_eq!(sender.send(b"rejected").unwrap(), 8);
         }

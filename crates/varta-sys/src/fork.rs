@@ -1,13 +1,13 @@
-//! Noticing, for one memory load, that this process is a fork of the one that was here before.
+//! Detects a fork of this process at the cost of one memory load.
 //!
-//! What an agent holds (sockets, counters, its pid) belongs to one process and is copied into every
-//! child. Asking the kernel for the pid before each beat costs a system call and is fooled by a
-//! recycled pid. [`generation`] costs a load and is not.
+//! The state of an agent (sockets, counters, its pid) belongs to one process and is copied into every child.
+//! Reading the pid before each beat costs a system call and misses a recycled pid. [`generation`] costs a
+//! load and does not.
 //!
-//! On Linux the number lives in a private page that the kernel wipes in every child
-//! (`MADV_WIPEONFORK`, Linux 4.14), however the child was made; a raw `clone` is noticed as well.
-//! Elsewhere, and where the kernel refuses, a `pthread_atfork` handler counts, which a raw `clone`
-//! bypasses. A restored snapshot of a process or of a machine is not a fork and is not noticed.
+//! On Linux the number is stored in a private page that the kernel wipes in every child (`MADV_WIPEONFORK`,
+//! Linux 4.14), however the child was made; a raw `clone` is noticed as well. On other systems, and where the
+//! kernel refuses, a `pthread_atfork` handler counts, which a raw `clone` bypasses. A restored snapshot of a
+//! process or of a machine is not a fork and is not noticed.
 //!
 //! Bounds: one page or one registered handler per process, set up at first use and kept for ever; no
 //! lock, no allocation.
@@ -49,7 +49,7 @@ mod unix {
         /// The highest number drawn by this process or its ancestors. A fork copies it, so the next
         /// one is new to the child, and to whatever the child inherited.
         drawn: AtomicUsize,
-        /// Finds the word; `None` when the system is out of resources.
+        /// Returns the word; `None` when the system is out of resources.
         find_word: fn() -> Option<&'static AtomicUsize>,
     }
 
@@ -77,11 +77,11 @@ mod unix {
             unsafe { word.as_ref() }
         }
 
-        /// First use in this process: find the word if an ancestor has not, and give it a number.
+        /// First use in this process: makes the word if no ancestor has, and assigns a number.
         #[cold]
         fn draw(&self) -> u64 {
             let Some(word) = self.word().or_else(|| self.publish((self.find_word)()?)) else {
-                // Without a word the pid serves: slower, and fooled by a recycled one.
+                // Without a word the pid serves: slower, and wrong for a recycled one.
                 return u64::from(std::process::id());
             };
             let next = self.drawn.fetch_add(1, Ordering::Relaxed) + 1;
@@ -91,8 +91,8 @@ mod unix {
             }
         }
 
-        /// Makes `word` the one everybody uses, unless another thread was quicker. A thread that
-        /// loses leaves its page mapped; only threads that race for the very first use can.
+        /// Publishes `word` for all threads, unless another thread was faster. The loser of that race leaves
+        /// its page mapped; the race exists for the first use only.
         fn publish(&self, word: &'static AtomicUsize) -> Option<&'static AtomicUsize> {
             let _ = self.word.compare_exchange(
                 ptr::null_mut(),
@@ -132,8 +132,8 @@ mod unix {
         use std::ptr;
         use std::sync::atomic::AtomicUsize;
 
-        // The numbers of every architecture but mips, where they ask for something impossible, are
-        // refused, and leave the field to the handler.
+        // The numbers of every architecture but mips, where they form an invalid request that is refused, so
+        // that the handler serves.
         const PROT_READ_WRITE: c_int = 0x1 | 0x2;
         const MAP_PRIVATE_ANONYMOUS: c_int = 0x02 | 0x20;
         const MADV_WIPEONFORK: c_int = 18;
@@ -178,7 +178,7 @@ mod unix {
             if page.addr() == usize::MAX {
                 return None;
             }
-            // SAFETY: the range is the mapping made above, which nothing else knows of.
+            // SAFETY: the range is the mapping made above, which has no other user.
             if unsafe { madvise(page, LENGTH_BYTES, MADV_WIPEONFORK) } != 0 {
                 // SAFETY: as above, and no reference into the page was ever made.
                 unsafe { munmap(page, LENGTH_BYTES) };

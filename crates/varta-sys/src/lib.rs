@@ -1,9 +1,9 @@
 //! The few system calls of Varta that need `unsafe`, and nothing else.
 //!
-//! Every other crate of the workspace forbids unsafe code. Each block here says why it is sound, and
-//! each module has tests. Without features the crate has no dependency and holds what an agent
-//! needs; the feature `observer` adds what only the observer needs, `secrets` reading
-//! and writing of secret files, `testing` what only tests need.
+//! Every other crate of the workspace forbids unsafe code. Each block documents why it is sound, and each
+//! module has tests. Without features the crate has no dependency and holds what an agent needs; the feature
+//! `observer` adds what only the observer needs, `secrets` reading and writing of secret files, `testing`
+//! what only tests need.
 
 #![allow(unsafe_code)]
 

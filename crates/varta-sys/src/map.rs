@@ -1,14 +1,13 @@
 //! A file mapped as words in memory that outlive the process.
 //!
-//! What is stored in the words is in the page cache at once: it survives the death of the process,
-//! however it dies. It survives the death of the machine only as far as the kernel has written it to
-//! disk, which syncing the file waits for. Whole words are never torn, except by the death of
-//! the machine; an order among several words is kept by nobody but their users.
+//! What is stored in the words is in the page cache at once: it survives any end of the process. It survives
+//! a crash of the machine only as far as the kernel has written it to disk, which syncing the file waits for.
+//! Whole words are never torn, except by a crash of the machine; the users of the words maintain any order
+//! among several of them.
 //!
-//! **For files that nobody else can write.** Whoever can write the file can change every word at any
-//! time, and whoever can cut it short ends the process: touching a page that the file no longer
-//! reaches raises `SIGBUS`. The same happens when the file has holes and the disk is full, or when
-//! the disk fails.
+//! **For files that no other user can write.** A process that can write the file can change every word at any
+//! time, and one that truncates it ends this process: touching a page beyond the end of the file raises
+//! `SIGBUS`. The same happens when the file has holes and the disk is full, or when the disk fails.
 
 use std::fs::File;
 use std::io;
@@ -16,8 +15,8 @@ use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 
-/// The first words of a file, shared with every other mapping of it. Unmapped on drop; the file keeps
-/// what was stored.
+/// The first words of a file, shared with every other mapping of it. Unmapped on drop; the file keeps the
+/// stored words.
 #[derive(Debug)]
 pub struct SharedWords {
     mapping: NonNull<[AtomicU64]>,
@@ -25,20 +24,20 @@ pub struct SharedWords {
 
 // SAFETY: the mapping belongs to this value and to no thread.
 unsafe impl Send for SharedWords {}
-// SAFETY: a shared reference gives away nothing but atomics.
+// SAFETY: a shared reference gives access to atomics only.
 unsafe impl Sync for SharedWords {}
 
 impl SharedWords {
     /// Maps the first `words` words of 8 bytes each, in the byte order of the machine.
     ///
     /// The file must be open for reading and writing, and may be closed afterwards. See the module for
-    /// which files are fit.
+    /// suitable files.
     ///
     /// # Errors
     ///
-    /// Invalid input: `words` is 0 or beyond the address space, or the file is shorter than that.
-    /// Otherwise what the kernel says: `EACCES` if the file is not open for both, `ENODEV` if its file
-    /// system has no shared mappings.
+    /// Invalid input: `words` is 0 or beyond the address space, or the file is shorter than that. Otherwise
+    /// the error of the kernel: `EACCES` if the file is not open for both, `ENODEV` if its file system has no
+    /// shared mappings.
     pub fn map(file: &File, words: usize) -> io::Result<Self> {
         let invalid = |why: &'static str| io::Error::new(io::ErrorKind::InvalidInput, why);
         if words == 0 {
@@ -81,9 +80,9 @@ impl SharedWords {
 impl AsRef<[AtomicU64]> for SharedWords {
     #[inline]
     fn as_ref(&self) -> &[AtomicU64] {
-        // SAFETY: page-aligned, readable and writable, mapped until this value is dropped, and every
-        // bit pattern is a valid word. Whoever else has the file mapped may change the words, which
-        // atomics allow.
+        // SAFETY: page-aligned, readable and writable, mapped until this value is dropped, and every bit
+        // pattern is a valid word. Another process with the file mapped may change the words, which atomics
+        // allow.
         unsafe { self.mapping.as_ref() }
     }
 }
@@ -106,7 +105,7 @@ mod tests {
     use std::sync::atomic::Ordering::Relaxed;
     use tempfile::NamedTempFile;
 
-    /// Tells the child of a test which file to write to.
+    /// Names the file that the child of a test writes to.
     const FILE_OF_CHILD: &str = "VARTA_TEST_MAPPED_FILE";
 
     fn file_of(bytes: usize) -> NamedTempFile {

@@ -1,4 +1,4 @@
-//! What the kernel does with a pidfd that no safe wrapper offers.
+//! Operations on a pidfd that no safe wrapper offers.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -24,8 +24,8 @@ pub fn wait_status(pidfd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     }
 }
 
-/// Sends a signal to every member of the process group that the process behind a pidfd leads or has
-/// led, never to another group that has got its number since: Linux 6.9. Signal 0 only asks.
+/// Sends a signal to every member of the process group that the process behind a pidfd leads or has led,
+/// never to a later group with the same number: Linux 6.9. Signal 0 only checks.
 ///
 /// # Errors
 ///
@@ -33,9 +33,9 @@ pub fn wait_status(pidfd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
 /// - `EPERM`: this user may signal none of them.
 /// - `EINVAL`: the kernel is older, or there is no such signal.
 pub fn signal_group(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
-    /// `PIDFD_SIGNAL_PROCESS_GROUP`, which not every C library knows yet.
+    /// `PIDFD_SIGNAL_PROCESS_GROUP`, which not every C library defines yet.
     const PROCESS_GROUP: libc::c_uint = 1 << 2;
-    // SAFETY: takes integers; the null pointer lets the kernel fill in who has sent the signal.
+    // SAFETY: takes integers; the null pointer makes the kernel fill in the sender of the signal.
     let result = unsafe {
         libc::syscall(
             libc::SYS_pidfd_send_signal,
@@ -103,7 +103,7 @@ mod tests {
         drop(leader.stdin.take());
         leader.wait().unwrap();
         match signal_group(pidfd.as_fd(), libc::SIGKILL) {
-            // Whoever holds the pipe has gone once it ends.
+            // The pipe ends when all its holders have ended.
             Ok(()) => assert_eq!(stdout.read(&mut [0]).unwrap(), 0),
             Err(error) => {
                 assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "{error}");

@@ -1,35 +1,34 @@
 //! Batched receive of datagrams with the sender's credentials.
 //!
-//! One `recvmmsg` fills up to a batch of datagrams without waiting. The buffers are made once;
-//! receiving allocates nothing. There is room for credentials and for the pidfd that the kernel attaches where
-//! [`pass_pidfd`] asked for it, not for descriptors of a sender: the kernel drops those that find no room, and
-//! dropping the last reference to a file takes as long as its owner has arranged (a socket that lingers). So a
-//! caller that may not sleep asks the kernel for no descriptors ([`refuse_descriptors`]), or looks at each
-//! datagram before it takes it ([`peek`]) and leaves those that bring descriptors to [`crate::discard`]. What the
-//! datagrams mean is not judged here.
+//! One `recvmmsg` fills up to a batch of datagrams without waiting. The buffers are made once; receiving
+//! allocates nothing. The control buffers hold credentials and the pidfd that the kernel attaches after
+//! [`pass_pidfd`], but no descriptors of a sender: the kernel drops those that do not fit, and dropping the last
+//! reference to a file takes as long as its owner has arranged (a socket that lingers). So a caller that must not
+//! sleep refuses descriptors ([`refuse_descriptors`]), or peeks at each datagram before it takes it ([`peek`])
+//! and leaves those with descriptors to [`crate::discard`]. This module does not interpret the datagrams.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::socket_option;
 
-/// Room for what the kernel attaches to one datagram: credentials (32 bytes) and a pidfd (24).
+/// Control data of one datagram, bytes: credentials (32) and a pidfd (24).
 const CONTROL_BYTES: usize = CREDENTIALS_BYTES + PIDFD_BYTES;
 
-/// Room for credentials and nothing else.
+/// Control data with credentials only, bytes.
 const CREDENTIALS_BYTES: usize = (HEADER + 12).next_multiple_of(WORD);
 
-/// Room for a pidfd.
+/// Control data of a pidfd, bytes.
 const PIDFD_BYTES: usize = (HEADER + 4).next_multiple_of(WORD);
 
-/// `SCM_PIDFD` of Linux 6.5, which libc does not name yet.
+/// `SCM_PIDFD` of Linux 6.5, which libc does not define yet.
 const SCM_PIDFD: i32 = 4;
 
-/// `SO_PASSRIGHTS` of Linux 6.16, which libc does not name yet. The number is that of x86-64, aarch64 and all
-/// other architectures with the generic socket options.
+/// `SO_PASSRIGHTS` of Linux 6.16, which libc does not define yet. The number is that of x86-64, aarch64 and
+/// all other architectures with the generic socket options.
 const SO_PASSRIGHTS: libc::c_int = 83;
 
-/// The kernel's word about a sender.
+/// The credentials of a sender, as the kernel attests them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SenderCredentials {
     /// Process id in the receiver's namespace; 0 if it has none there.
@@ -40,7 +39,7 @@ pub struct SenderCredentials {
     pub gid: u32,
 }
 
-/// What [`peek`] found.
+/// The result of [`peek`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peeked {
     /// Nothing is queued.
@@ -49,26 +48,26 @@ pub enum Peeked {
     Datagram(Head),
 }
 
-/// The datagram that comes next.
+/// The next datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// How many of its bytes were copied.
+    /// Number of its bytes that were copied.
     pub len: usize,
-    /// It is longer than that.
+    /// Whether it is longer than that.
     pub truncated: bool,
     /// Its sender; `None` if the socket does not pass credentials.
     pub credentials: Option<SenderCredentials>,
-    /// Descriptors are attached to it.
+    /// Whether descriptors are attached to it.
     pub has_descriptors: bool,
 }
 
-/// Looks at the datagram that comes next, without waiting and without consuming it. Its bytes are copied as far as
-/// there is room for them. `EINTR` is retried.
+/// Reads the next datagram without waiting and without consuming it. Copies as many of its bytes as fit. `EINTR`
+/// is retried.
 ///
-/// On a socket that passes credentials (`SO_PASSCRED`) and no pidfds they take all the room there is, so no
-/// descriptor is installed, and the kernel says whether there are any (`MSG_CTRUNC`). The references that it takes
-/// and drops meanwhile are not the last ones, since the datagram stays where it is and has its own. Without
-/// credentials up to four attached descriptors are installed, and closed again.
+/// On a socket that passes credentials (`SO_PASSCRED`) and no pidfds, credentials fill the control buffer, so no
+/// descriptor is installed, and the kernel reports whether there are any (`MSG_CTRUNC`). The references that it
+/// takes and drops meanwhile are not the last ones, because the queued datagram keeps its own. Without credentials
+/// up to four attached descriptors are installed, and closed again.
 pub fn peek(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Peeked> {
     let mut control = Control([0; CREDENTIALS_BYTES]);
     let mut iovec = libc::iovec {
@@ -115,8 +114,8 @@ pub fn peek(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Peeked> {
     }))
 }
 
-/// Takes no descriptors from now on: who sends a datagram with descriptors to this socket gets `EPERM`, and nothing
-/// arrives. What is queued already stays as it is, and so are sockets that were accepted from this one before.
+/// Refuses descriptors from now on: sending a datagram with descriptors to this socket fails with `EPERM`, and
+/// nothing arrives. Queued datagrams stay unchanged, and so do sockets accepted from this one before.
 ///
 /// # Errors
 ///
@@ -125,7 +124,7 @@ pub fn refuse_descriptors(socket: BorrowedFd<'_>) -> io::Result<()> {
     socket_option::set(socket, SO_PASSRIGHTS, &0)
 }
 
-/// Has the kernel attach a pidfd of its sender to every datagram that is received from now on.
+/// Makes the kernel attach a pidfd of its sender to every datagram that is received from now on.
 ///
 /// The process is the one in the credentials. Each received datagram then costs a descriptor until
 /// it is closed.
@@ -146,7 +145,7 @@ pub struct Received<'a> {
     pub truncated: bool,
     /// Control data was lost (`MSG_CTRUNC`).
     pub control_truncated: bool,
-    /// Credentials, if the socket passes them and the kernel attached some.
+    /// Credentials, if the socket passes them and the kernel attached any.
     pub credentials: Option<SenderCredentials>,
 }
 
@@ -163,7 +162,7 @@ struct Control<const BYTES: usize>([u8; BYTES]);
 
 /// Reusable buffers for a batch of datagrams.
 pub struct DatagramBatch {
-    /// The pointers in them are set before each call, and mean nothing after it.
+    /// The pointers in them are set before each call, and are invalid after it.
     headers: Box<[libc::mmsghdr]>,
     iovecs: Box<[libc::iovec]>,
     data: Box<[u8]>,
@@ -174,7 +173,7 @@ pub struct DatagramBatch {
     received: usize,
 }
 
-// SAFETY: no pointer in the headers and the vectors is followed but by the call that it was set for.
+// SAFETY: pointers in the headers and the vectors are followed only by the call that they were set for.
 unsafe impl Send for DatagramBatch {}
 
 impl std::fmt::Debug for DatagramBatch {
@@ -188,8 +187,8 @@ impl std::fmt::Debug for DatagramBatch {
 }
 
 impl DatagramBatch {
-    /// Buffers for `batch` datagrams of up to `data_bytes` each. Choose `data_bytes` larger than the
-    /// longest datagram worth reading, else a longer one could not be told from it.
+    /// Buffers for `batch` datagrams of up to `data_bytes` each. Choose `data_bytes` larger than the longest
+    /// valid datagram, so that a longer one can be detected.
     pub fn new(batch: usize, data_bytes: usize) -> Self {
         let nothing = Meta {
             len: 0,
@@ -211,34 +210,34 @@ impl DatagramBatch {
         }
     }
 
-    /// Forgets the datagrams of the batch. Their pidfds that were not taken are closed.
+    /// Clears the batch. Pidfds that were not taken are closed.
     pub fn clear(&mut self) {
         self.pidfds[..self.received].fill_with(|| None);
         self.received = 0;
     }
 
-    /// How many datagrams there are.
+    /// Number of datagrams.
     pub fn len(&self) -> usize {
         self.received
     }
 
-    /// Whether there are none.
+    /// Whether the batch is empty.
     pub fn is_empty(&self) -> bool {
         self.received == 0
     }
 
-    /// Receives what is queued in place of what the batch held, see [`Self::receive_more`].
+    /// Clears the batch and receives queued datagrams, see [`Self::receive_more`].
     pub fn receive(&mut self, socket: BorrowedFd<'_>, limit: usize) -> io::Result<usize> {
         self.clear();
         self.receive_more(socket, limit)
     }
 
-    /// Receives what is queued behind what the batch holds, up to `limit` datagrams and until it is full, without
-    /// waiting. Returns how many came: 0 means nothing was queued; fewer than there was room for means the queue was
-    /// empty for a moment. `EINTR` is retried.
+    /// Appends queued datagrams to the batch, up to `limit` and until it is full, without waiting. Returns how many
+    /// were received: 0 means that nothing was queued; fewer than fit means that the queue was empty for a moment.
+    /// `EINTR` is retried.
     ///
-    /// Descriptors of a sender are dropped by the kernel or closed here, which may take long: the module says how to
-    /// keep them away.
+    /// Descriptors of a sender are dropped by the kernel or closed here, which may take long: the module describes
+    /// how to refuse them.
     pub fn receive_more(&mut self, socket: BorrowedFd<'_>, limit: usize) -> io::Result<usize> {
         let first = self.received;
         let limit = limit.min(self.headers.len() - first);
@@ -284,7 +283,7 @@ impl DatagramBatch {
         Ok(count)
     }
 
-    /// Has `count` headers from `first` on point to their buffers, with all the room there is.
+    /// Points `count` headers from `first` on to their buffers, with their full size.
     fn aim(&mut self, first: usize, count: usize) {
         let range = first..first + count;
         let data = self.data.chunks_exact_mut(self.data_bytes);
@@ -323,7 +322,7 @@ impl DatagramBatch {
     }
 }
 
-/// What a control message can bring that matters here.
+/// The relevant content of a control message.
 #[derive(Debug, PartialEq, Eq)]
 enum ControlMessage {
     Credentials(SenderCredentials),
@@ -331,13 +330,13 @@ enum ControlMessage {
     Descriptor(RawFd),
 }
 
-/// Takes over what the messages in a control buffer bring: the credentials, the pidfd, and all other
+/// Takes over the content of the messages in a control buffer: the credentials, the pidfd, and all other
 /// descriptors, which go to `unwanted`.
 ///
 /// # Safety
 ///
-/// The kernel wrote these messages for this process, and nobody has taken them over before: the
-/// descriptors they name belong to the caller alone.
+/// The kernel wrote these messages for this process, and they have not been taken over before: the
+/// descriptors in them belong to the caller alone.
 unsafe fn take_over(
     control: &[u8],
     mut unwanted: impl FnMut(OwnedFd),

@@ -1,4 +1,4 @@
-//! When the calling thread gets a core: in real time, or with short slices.
+//! The scheduling of the calling thread: real time, or short slices.
 
 use std::io;
 use std::time::Duration;
@@ -8,14 +8,14 @@ const LOWEST_PRIORITY: libc::c_int = 1;
 
 const NO_FLAGS: libc::c_uint = 0;
 
-/// Says that the calling thread needs the core for no longer than `slice` whenever it is woken: from 100 us to
-/// 100 ms, beyond which the kernel rounds. In return the scheduler of Linux 6.12 lets it run at once instead of
-/// after whoever has a longer slice. Older kernels ignore it, and so does a thread whose policy is not the
-/// usual one. Its priority stays as it is.
+/// Declares that the calling thread needs the core for at most `slice` after each wake-up: from 100 us to 100
+/// ms, beyond which the kernel rounds. In return the scheduler of Linux 6.12 runs it before threads with longer
+/// slices. Older kernels ignore it, and so do threads under another policy than the usual one. Its priority is
+/// unchanged.
 ///
 /// # Errors
 ///
-/// Whatever the kernel says, as `EPERM` under a filter of system calls.
+/// The error of the kernel, for example `EPERM` under a filter of system calls.
 pub fn set_slice(slice: Duration) -> io::Result<()> {
     let mut attributes = attributes()?;
     if attributes.sched_policy != libc::SCHED_OTHER as u32 {
@@ -33,7 +33,8 @@ pub fn set_slice(slice: Duration) -> io::Result<()> {
 }
 
 /// Makes the calling thread run before every ordinary one from the moment it is woken; threads and processes
-/// that it starts do not inherit that. False, and nothing changed, if somebody has chosen a policy for it.
+/// that it starts do not inherit that. False, and nothing changed, if the thread already has another policy
+/// than the usual one.
 ///
 /// # Errors
 ///
@@ -50,7 +51,7 @@ pub fn real_time() -> io::Result<bool> {
 ///
 /// # Errors
 ///
-/// Whatever the kernel says.
+/// The error of the kernel.
 pub fn ordinary(slice: Duration) -> io::Result<()> {
     set_policy(libc::SCHED_OTHER, 0)?;
     set_slice(slice)
@@ -60,7 +61,7 @@ pub fn ordinary(slice: Duration) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// Whatever the kernel says.
+/// The error of the kernel.
 pub fn is_real_time() -> io::Result<bool> {
     let policy = attributes()?.sched_policy as libc::c_int;
     Ok(matches!(policy, libc::SCHED_FIFO | libc::SCHED_RR))
@@ -110,12 +111,12 @@ mod tests {
 
     const SLICE: Duration = Duration::from_micros(300);
 
-    /// What is changed is changed for a thread.
+    /// Runs each test in a thread of its own, because the settings belong to the thread.
     fn in_a_thread_of_its_own(test: fn()) {
         std::thread::spawn(test).join().unwrap();
     }
 
-    /// What the kernel tells of a slice: nothing before Linux 6.12.
+    /// The slice that the kernel reports: none before Linux 6.12.
     fn told_slice_ns(before: &libc::sched_attr) -> u64 {
         match before.sched_runtime {
             0 => 0,

@@ -1,21 +1,20 @@
 //! Reading and writing files that hold a secret, by the same rules everywhere.
 //!
 //! A file is read only if it is a regular file, belongs to root or to the effective user, and gives no
-//! permission to group or others. These are judged on the open descriptor. What is at the path is
-//! looked at before that, so no FIFO makes the caller wait and no device is touched.
+//! permission to group or others. These rules are checked on the open descriptor. The type of the file at the
+//! path is checked before that, so no FIFO makes the caller wait and no device is opened.
 //!
-//! Symbolic links are followed, because secrets are handed to containers through chains of them
-//! (`key -> ..data/key`, `..data -> ..2026_01`), but only where no other user could have changed one:
-//! then every link, and every directory on the way from `/` or the current directory, must belong to
-//! root or the effective user, and no such directory may be writable by group or others unless it is
-//! sticky. In such a directory nobody else can replace what root or the effective user owns, so what
-//! was looked at is what is opened.
+//! Symbolic links are followed, because secrets are handed to containers through chains of them (`key ->
+//! ..data/key`, `..data -> ..2026_01`), but only where no other user could have changed one: then every link,
+//! and every directory on the way from `/` or the current directory, must belong to root or the effective
+//! user, and no such directory may be writable by group or others unless it is sticky. In such a directory no
+//! other user can replace a file of root or the effective user, so the checked file is the opened one.
 //!
-//! Without links the directories are not judged: whoever can write to one of them can choose which of
-//! the files that pass the rules is read, but can make none that passes.
+//! Without links the directories are not checked: a user who can write to one of them can choose which of the
+//! files that pass the rules is read, but cannot make one that passes.
 //!
 //! The bytes of a secret are in one buffer, which is never moved while it is filled and is wiped when
-//! dropped. What the bytes mean is not judged here.
+//! dropped. This module does not interpret the bytes.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -28,7 +27,7 @@ use zeroize::Zeroizing;
 
 use crate::users::{self, effective_uid};
 
-/// As many as the kernel follows. More is a loop.
+/// Links that the kernel follows at most. More is a loop.
 const MOST_LINKS: usize = 40;
 
 const GROUP_AND_OTHERS: u32 = 0o077;
@@ -85,9 +84,9 @@ pub enum SecretFileError {
     Io {
         /// The path as it was given.
         path: PathBuf,
-        /// Where it led by then.
+        /// The path at the time of the error, with its links resolved.
         at: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// More than 40 symbolic links.
@@ -101,7 +100,7 @@ pub enum SecretFileError {
         path: PathBuf,
         /// The link.
         link: PathBuf,
-        /// Whom it belongs to.
+        /// Its owner.
         uid: u32,
     },
     /// A symbolic link was followed, and a directory on the way belongs to another user.
@@ -112,7 +111,7 @@ pub enum SecretFileError {
         link: PathBuf,
         /// The directory.
         directory: PathBuf,
-        /// Whom it belongs to.
+        /// Its owner.
         uid: u32,
     },
     /// A symbolic link was followed, and group or others may write to a directory on the way.
@@ -130,14 +129,14 @@ pub enum SecretFileError {
     NotRegular {
         /// The path as it was given.
         path: PathBuf,
-        /// What is there.
+        /// The type of what is there.
         kind: &'static str,
     },
     /// The file belongs to another user.
     Owner {
         /// The path as it was given.
         path: PathBuf,
-        /// Whom it belongs to.
+        /// Its owner.
         uid: u32,
     },
     /// Group or others have a permission.
@@ -147,14 +146,14 @@ pub enum SecretFileError {
         /// The permission bits of the file.
         mode: u32,
     },
-    /// The file is longer than the caller takes.
+    /// The file is longer than the caller's limit.
     TooLong {
         /// The path as it was given.
         path: PathBuf,
-        /// The most the caller takes.
+        /// The caller's limit.
         max_bytes: usize,
     },
-    /// The file was replaced or written to in the meantime.
+    /// The file was replaced or written to during the read.
     Changed {
         /// The path as it was given.
         path: PathBuf,
@@ -258,12 +257,12 @@ impl std::error::Error for SecretFileError {
 
 /// Reads a file that holds a secret of at most `max_bytes`, by the rules of this module.
 ///
-/// Never waits for anybody but the disk. The buffer has no room to grow in: pushing to it would leave
-/// a copy behind that is not wiped.
+/// Waits for the disk only. Do not append to the buffer: growing it would leave a copy behind that is not
+/// wiped.
 ///
 /// # Errors
 ///
-/// Whatever is wrong with the file or with the way to it.
+/// The first rule that the file or the path to it violates.
 pub fn read(path: &Path, max_bytes: usize) -> Result<Zeroizing<Vec<u8>>, SecretFileError> {
     let (found, seen) = resolve(path)?;
     judge(path, &seen)?;
@@ -299,13 +298,13 @@ pub fn read(path: &Path, max_bytes: usize) -> Result<Zeroizing<Vec<u8>>, SecretF
 
 /// Writes a new file that holds a secret, and waits until it is on disk.
 ///
-/// Nobody but the owner can open it at any moment, whatever the umask. It is removed again if it could
-/// not be written. A process that dies in between leaves an incomplete file behind.
+/// Only the owner can open it at any moment, with any umask. It is removed again if it could not be written.
+/// A process that dies in between leaves an incomplete file behind.
 ///
 /// # Errors
 ///
-/// What the system says; `AlreadyExists` if there is something at the path, be it a dangling link,
-/// which is left as it is.
+/// The error of the system; `AlreadyExists` if there is anything at the path, even a dangling link, which is
+/// left unchanged.
 pub fn create(path: &Path, content: &[u8]) -> io::Result<()> {
     create_with(path, |file| file.write_all(content))
 }
@@ -323,7 +322,7 @@ fn create_with(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> 
         .and_then(|()| file.sync_all())
         .and_then(|()| sync_directory_of(path));
     if created.is_err() {
-        // Why it could not be written is what the caller must hear.
+        // The caller needs the error of the write, not that of the removal.
         let _ = fs::remove_file(path);
     }
     created
@@ -358,7 +357,7 @@ fn read_whole(mut file: impl Read, length: usize) -> io::Result<Option<Zeroizing
     Ok(Some(bytes))
 }
 
-/// May this be the file of a secret?
+/// Whether the file may hold a secret.
 fn judge(path: &Path, metadata: &Metadata) -> Result<(), SecretFileError> {
     let path = || path.to_owned();
     if !metadata.is_file() {
@@ -376,7 +375,7 @@ fn judge(path: &Path, metadata: &Metadata) -> Result<(), SecretFileError> {
     Ok(())
 }
 
-/// What is there, for an error text: `a directory`, `a FIFO`, ...
+/// The file type for an error text: `a directory`, `a FIFO`, ...
 pub fn kind(metadata: &Metadata) -> &'static str {
     match metadata.file_type() {
         kind if kind.is_dir() => "a directory",
@@ -396,20 +395,20 @@ fn permission_bits(metadata: &Metadata) -> u32 {
     metadata.mode() & 0o7777
 }
 
-/// Where a path leads, without any link in it. Links are followed by the rules of this module: only where no
-/// other user could have changed one.
+/// Resolves a path to one without links. Links are followed by the rules of this module: only where no other
+/// user could have changed one.
 ///
 /// # Errors
 ///
-/// As [`read`] for the way; what is at its end is not judged.
+/// As [`read`] for the way; the file at its end is not checked.
 pub fn follow(path: &Path) -> Result<PathBuf, SecretFileError> {
     resolve(path).map(|(found, _)| found)
 }
 
-/// Follows a path to what is neither a link nor passed on the way to it, and says what is there.
+/// Follows a path to its end, a file that is no link, and returns it with its type.
 ///
-/// The kernel is asked about one component after the other. Each directory was judged before the
-/// answers about its entries are relied upon.
+/// The components are examined one after the other. Each directory is checked before the metadata of its
+/// entries are used.
 fn resolve(path: &Path) -> Result<(PathBuf, Metadata), SecretFileError> {
     let mut way = Way::default();
     let mut at = start_of(path, Path::new("."));
@@ -436,7 +435,7 @@ fn resolve(path: &Path) -> Result<(PathBuf, Metadata), SecretFileError> {
     }
 }
 
-/// Where the way along `path` begins.
+/// The directory in which `path` starts.
 fn start_of(path: &Path, current: &Path) -> PathBuf {
     if path.is_absolute() {
         "/".into()
@@ -445,7 +444,7 @@ fn start_of(path: &Path, current: &Path) -> PathBuf {
     }
 }
 
-/// The components that lead anywhere. `..` is left to the kernel.
+/// The components that change the position. The kernel resolves `..`.
 fn names_last_first(path: &Path) -> impl Iterator<Item = OsString> {
     path.components()
         .rev()
@@ -453,7 +452,7 @@ fn names_last_first(path: &Path) -> impl Iterator<Item = OsString> {
         .map(|component| component.as_os_str().to_owned())
 }
 
-/// What was passed on the way to a file.
+/// What the way to a file has passed.
 #[derive(Default)]
 struct Way {
     links: usize,
@@ -500,7 +499,7 @@ impl Way {
         self.judge(path)
     }
 
-    /// A link and a directory that somebody else can change do not go together, whichever comes first.
+    /// A link and a directory that another user can change are refused together, in either order.
     fn judge(&self, path: &Path) -> Result<(), SecretFileError> {
         let (Some(link), Some((directory, metadata))) = (&self.first_link, &self.changeable) else {
             return Ok(());

@@ -1,9 +1,9 @@
-//! Options of a socket that the standard library has no name for.
+//! Socket options that the standard library does not offer.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Gives the kernel `value` for an option of the level `SOL_SOCKET`.
+/// Sets an option of the level `SOL_SOCKET` to `value`.
 pub(crate) fn set<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<()> {
     // SAFETY: the kernel only reads, and of `value` no more than the length stated, which is its own.
     let result = unsafe {
@@ -22,8 +22,7 @@ pub(crate) fn set<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> 
     }
 }
 
-/// The numbers the kernel keeps under an option of the level `SOL_SOCKET`. Those that it does not have
-/// are 0.
+/// Reads the numbers of an option of the level `SOL_SOCKET`. Missing ones are 0.
 pub(crate) fn get<const COUNT: usize>(
     socket: BorrowedFd<'_>,
     option: libc::c_int,

@@ -1,4 +1,4 @@
-//! Starting a program under a pid of one's choice, for tests that must see a pid used twice.
+//! Starts a program under a chosen pid, for tests that need a reused pid.
 
 use std::ffi::{CStr, c_char};
 use std::{io, ptr};
@@ -24,22 +24,22 @@ const _: () = assert!(size_of::<CloneArgs>() == 80);
 /// Starts `program` (a path, not looked up) as a child of this process with the pid `pid`, counted
 /// in the pid namespace of this process, and returns its pid.
 ///
-/// The child gets its own name and then `arguments`, exactly this `environment`, and what it would
-/// inherit through `execve`: standard streams, directory, signal mask, ignored signals. If the program
-/// cannot be run it exits with status 127. The caller has to wait for it.
+/// The child gets its own name and then `arguments`, exactly this `environment`, and inherits through
+/// `execve`: standard streams, directory, signal mask, ignored signals. If the program cannot be run it exits
+/// with status 127. The caller has to wait for it.
 ///
 /// # Errors
 ///
 /// - `EEXIST`: the pid is taken, by a process, a thread, a group or a session.
 /// - `EPERM`: neither `CAP_CHECKPOINT_RESTORE` (Linux 5.9) nor `CAP_SYS_ADMIN` over the namespace.
-/// - `EINVAL`: there is no such pid; 0 and what is beyond `pid_max` are none.
+/// - `EINVAL`: there is no such pid; 0 and pids beyond `pid_max` are invalid.
 pub fn spawn_as(
     pid: u32,
     program: &CStr,
     arguments: &[&CStr],
     environment: &[&CStr],
 ) -> io::Result<u32> {
-    // All that needs memory happens before the child exists.
+    // All allocations happen before the child exists.
     let pointers = |first: Option<&CStr>, others: &[&CStr]| -> Vec<*const c_char> {
         let others = others.iter().copied();
         let strings = first.into_iter().chain(others).map(CStr::as_ptr);
@@ -55,10 +55,10 @@ pub fn spawn_as(
         ..CloneArgs::default()
     };
 
-    // SAFETY: the kernel reads `clone_args`, whose size is stated, and the one pid it points to; both
-    // outlive the call. The call returns twice. Without `CLONE_VM` the child has a copy of the memory,
-    // so nothing it does reaches the parent. Other threads are missing from the copy and may have
-    // left locks taken, but the child takes none: see below.
+    // SAFETY: the kernel reads `clone_args`, whose size is stated, and the one pid it points to; both outlive
+    // the call. The call returns twice. Without `CLONE_VM` the child has a copy of the memory, so its actions
+    // do not affect the parent. Other threads are missing from the copy and may have left locks taken, but
+    // the child takes none: see below.
     let child = unsafe {
         libc::syscall(
             libc::SYS_clone3,
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn a_pid_that_ended_can_be_used_again() {
         let _turn = take_turn();
-        // Another program of this machine may take it in between.
+        // Another program of this machine may take the pid in between.
         loop {
             let Some(first) = spawn_free(SHELL, &[c"-c", c"exit 1"], &[]) else {
                 return;

@@ -1,8 +1,8 @@
 //! Batched receive of UDP datagrams with the address they came from.
 //!
-//! One `recvmmsg` fills up to a batch of datagrams without waiting. The buffers are made once;
-//! receiving allocates nothing. An address is what the packet says about itself: anybody who can send
-//! packets can write any other. What the datagrams mean is not judged here.
+//! One `recvmmsg` fills up to a batch of datagrams without waiting. The buffers are made once; receiving
+//! allocates nothing. The address is unverified: any sender of packets can write any other. This module does
+//! not interpret the datagrams.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -10,18 +10,18 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::socket_option;
 
-/// Room for the longer of the two kinds of address. The kernel cuts what does not fit.
+/// Size of the longer of the two kinds of address. The kernel truncates longer ones.
 const NAME_BYTES: usize = size_of::<libc::sockaddr_in6>();
 
-/// Linux 4.12. libc does not name it yet.
+/// Linux 4.12. libc does not define it yet.
 const SO_MEMINFO: libc::c_int = 55;
 
-/// How many datagrams the kernel has dropped since the socket was made because its receive queue was
-/// full. The few with a wrong checksum, and those a socket filter refused, count too. Wraps around.
+/// How many datagrams the kernel has dropped since the socket was made because its receive queue was full.
+/// Those with a wrong checksum, and those a socket filter refused, count too. Wraps around.
 ///
 /// # Errors
 ///
-/// What the kernel says: `ENOPROTOOPT` before Linux 4.12, `ENOTSOCK` if the descriptor is no socket.
+/// The error of the kernel: `ENOPROTOOPT` before Linux 4.12, `ENOTSOCK` if the descriptor is no socket.
 pub fn drops(socket: BorrowedFd<'_>) -> io::Result<u32> {
     const DROPS: usize = libc::SK_MEMINFO_DROPS as usize;
     let numbers: [u32; DROPS + 1] = socket_option::get(socket, SO_MEMINFO)?;
@@ -35,8 +35,8 @@ pub struct FromNetwork<'a> {
     pub bytes: &'a [u8],
     /// The datagram was longer than the buffer (`MSG_TRUNC`).
     pub truncated: bool,
-    /// Where the packet says it came from. An IPv4 sender has an IPv4 address on a dual-stack socket
-    /// too; flow labels are left out. `0.0.0.0:0` if the socket is of another family than these two.
+    /// The source address in the packet. An IPv4 sender has an IPv4 address on a dual-stack socket too; flow
+    /// labels are left out. `0.0.0.0:0` if the socket is of another family than these two.
     pub source: SocketAddr,
 }
 
@@ -46,7 +46,7 @@ struct Name([u8; NAME_BYTES]);
 
 /// Reusable buffers for a batch of datagrams.
 pub struct UdpBatch {
-    /// The pointers in them are set before each call, and mean nothing after it.
+    /// The pointers in them are set before each call, and are invalid after it.
     headers: Box<[libc::mmsghdr]>,
     iovecs: Box<[libc::iovec]>,
     data: Box<[u8]>,
@@ -55,7 +55,7 @@ pub struct UdpBatch {
     received: usize,
 }
 
-// SAFETY: no pointer in the headers and the vectors is followed but by the call that it was set for.
+// SAFETY: pointers in the headers and the vectors are followed only by the call that they were set for.
 unsafe impl Send for UdpBatch {}
 
 impl std::fmt::Debug for UdpBatch {
@@ -69,8 +69,8 @@ impl std::fmt::Debug for UdpBatch {
 }
 
 impl UdpBatch {
-    /// Buffers for `batch` datagrams of up to `data_bytes` each. Choose `data_bytes` larger than the
-    /// longest datagram worth reading, else a longer one could not be told from it.
+    /// Buffers for `batch` datagrams of up to `data_bytes` each. Choose `data_bytes` larger than the longest
+    /// valid datagram, so that a longer one can be detected.
     ///
     /// # Panics
     ///
@@ -95,8 +95,8 @@ impl UdpBatch {
     ///
     /// # Errors
     ///
-    /// What the kernel says. On a connected socket that can be about a datagram sent earlier, and the
-    /// next call goes on.
+    /// The error of the kernel. On a connected socket it may concern a datagram sent earlier, and the next
+    /// call continues.
     pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         self.aim();
         self.received = 0;
@@ -126,7 +126,7 @@ impl UdpBatch {
         Ok(self.received)
     }
 
-    /// Has each header point to its buffers, with all the room there is.
+    /// Points each header to its buffers, with their full size.
     fn aim(&mut self) {
         let data = self.data.chunks_exact_mut(self.data_bytes);
         let buffers = data.zip(&mut self.names);
@@ -196,7 +196,7 @@ mod tests {
     const V4: &str = "127.0.0.1:0";
     const V6: &str = "[::1]:0";
 
-    /// A datagram as it was received, and what came with it.
+    /// A received datagram with its address.
     type Seen = (Vec<u8>, bool, SocketAddr);
 
     fn seen(batch: &UdpBatch) -> Vec<Seen> {
@@ -206,7 +206,7 @@ mod tests {
             .collect()
     }
 
-    /// Receives until `count` datagrams have come, in as many batches as it takes.
+    /// Receives `count` datagrams, in as many batches as needed.
     fn batches(batch: &mut UdpBatch, socket: &UdpSocket, count: usize) -> Vec<Vec<Seen>> {
         let mut batches = Vec::new();
         let mut received = 0;

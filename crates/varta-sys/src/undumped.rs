@@ -1,8 +1,8 @@
 //! A value that no core dump contains.
 //!
 //! It lies on pages of its own that the kernel leaves out of dumps (`MADV_DONTDUMP`). Only those pages are left out:
-//! what the program copies elsewhere, onto its stack or into a buffer, is dumped like anything else. A debugger, and
-//! whoever may read the memory of the process, reads the value all the same.
+//! copies of the value on the stack or in a buffer are dumped. A debugger, and any process that may read the memory
+//! of this one, can still read the value.
 //!
 //! A page or more for each value: for a few secrets, not for many.
 
@@ -11,7 +11,7 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
 
-/// The smallest page there is. A mapping begins at a multiple of it.
+/// The smallest page size. A mapping starts at a multiple of it.
 const PAGE_BYTES_MIN: usize = 4096;
 
 /// An owned value, or some in a row, on pages that are not dumped. Dropping it drops them and gives the pages back.
@@ -21,7 +21,7 @@ pub struct Undumped<T: ?Sized> {
 
 // SAFETY: the pages belong to this value and to no thread, as those of a `Box` do.
 unsafe impl<T: ?Sized + Send> Send for Undumped<T> {}
-// SAFETY: a shared reference gives away nothing but a shared reference to the value.
+// SAFETY: a shared reference gives only a shared reference to the value.
 unsafe impl<T: ?Sized + Sync> Sync for Undumped<T> {}
 
 impl<T> Undumped<T> {
@@ -29,17 +29,17 @@ impl<T> Undumped<T> {
     ///
     /// # Errors
     ///
-    /// What the kernel says: no memory, or no way to leave pages out of a dump.
+    /// The error of the kernel: no memory, or pages cannot be left out of a dump.
     pub fn new(value: T) -> io::Result<Self> {
         let place = map::<T>(1)?;
-        // SAFETY: mapped for writing and aligned for one `T`, and nothing is there yet that would have to be dropped.
+        // SAFETY: mapped for writing and aligned for one `T`, and holds no value yet that would have to be dropped.
         unsafe { place.write(value) };
         Ok(Self { place })
     }
 }
 
 impl<T> Undumped<[T]> {
-    /// So many values in a row, each made where it stays.
+    /// This many values in a row, each made in its final place.
     ///
     /// # Errors
     ///
@@ -65,7 +65,7 @@ const fn mapped_bytes(bytes: usize) -> usize {
     if bytes == 0 { 1 } else { bytes }
 }
 
-/// Pages for so many values, zeroed, that are left out of dumps.
+/// Zeroed pages for this many values, left out of dumps.
 fn map<T>(count: usize) -> io::Result<NonNull<T>> {
     const { assert!(align_of::<T>() <= PAGE_BYTES_MIN) };
     let bytes = size_of::<T>()
@@ -87,7 +87,7 @@ fn map<T>(count: usize) -> io::Result<NonNull<T>> {
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the range is the mapping made above, which nobody else knows.
+    // SAFETY: the range is the mapping made above, which has no other user.
     if unsafe { libc::madvise(address, length, libc::MADV_DONTDUMP) } != 0 {
         let error = io::Error::last_os_error();
         // SAFETY: as above; nothing refers to it.
@@ -101,15 +101,15 @@ impl<T: ?Sized> Deref for Undumped<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: the value was written when `self` was made and is dropped with it only; who has `&self` may share
-        // it.
+        // SAFETY: the value was written when `self` was made and is dropped with it only; `&self` allows shared
+        // access.
         unsafe { self.place.as_ref() }
     }
 }
 
 impl<T: ?Sized> DerefMut for Undumped<T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as in `deref`; who has `&mut self` has it alone.
+        // SAFETY: as in `deref`; `&mut self` is exclusive.
         unsafe { self.place.as_mut() }
     }
 }
@@ -123,7 +123,7 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for Undumped<T> {
 impl<T: ?Sized> Drop for Undumped<T> {
     fn drop(&mut self) {
         let length = mapped_bytes(size_of_val::<T>(self));
-        // SAFETY: the value is there, and nobody can refer to it any more.
+        // SAFETY: the value exists, and there is no reference to it any more.
         unsafe { self.place.drop_in_place() };
         // SAFETY: the range is the mapping of this value, which has been dropped.
         unsafe { libc::munmap(self.place.as_ptr().cast(), length) };
@@ -136,7 +136,7 @@ mod tests {
 
     use super::*;
 
-    /// What the kernel says of the mapping around an address.
+    /// The kernel's report about the mapping around an address.
     fn flags_at(address: usize) -> String {
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut is_it = false;

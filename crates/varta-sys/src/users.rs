@@ -1,8 +1,8 @@
-//! Whom user and group ids stand for in this process's user namespace.
+//! The meaning of user and group ids in this process's user namespace.
 //!
-//! A user namespace may map some ids only. All others are shown as one number, the overflow id (65534 unless the host
-//! says otherwise), so a process or a file that has it there may be anybody's, and uid 0 is not root but whoever the
-//! namespace maps to it. Elsewhere than on Linux every id is what it is.
+//! A user namespace may map some ids only. All others are shown as one number, the overflow id (65534 by default), so
+//! the owner of a process or a file with that id is unknown, and uid 0 is not the host's root but the user that the
+//! namespace maps to it. On other systems than Linux every id is mapped to itself.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -11,11 +11,11 @@ use std::path::Path;
 /// The kernel's own default.
 const OVERFLOW_ID: u32 = 65_534;
 
-/// What a map says that has every id there is, each as itself: first id inside, first id outside, how many.
+/// The map of every id to itself: first id inside, first id outside, how many.
 const WHOLE_MAP: [&str; 3] = ["0", "0", "4294967295"];
 
 unsafe extern "C" {
-    // SAFETY: POSIX: it takes nothing, touches no memory of the caller's and cannot fail.
+    // SAFETY: POSIX: it takes no argument, touches no memory of the caller and cannot fail.
     safe fn geteuid() -> u32;
 }
 
@@ -29,7 +29,7 @@ pub fn is_root() -> bool {
     geteuid() == 0 && maps_all(Path::new("/proc/self/uid_map"))
 }
 
-/// The uid that may be any user's, since this process's namespace does not map every user; `None` if it does.
+/// The uid of all unmapped users, if this process's namespace does not map every user; `None` if it does.
 pub fn unmapped_uid() -> Option<u32> {
     let may_be_any = !maps_all(Path::new("/proc/self/uid_map"));
     may_be_any.then(|| overflow_id("/proc/sys/kernel/overflowuid"))
@@ -41,7 +41,7 @@ pub fn unmapped_gid() -> Option<u32> {
     may_be_any.then(|| overflow_id("/proc/sys/kernel/overflowgid"))
 }
 
-/// A user id for people: with what it means where it means nothing.
+/// A user id for display, with a note if it stands for any unmapped user.
 pub fn shown_uid(uid: u32) -> String {
     match unmapped_uid() == Some(uid) {
         true => format!("uid {uid}, any user that this user namespace does not map"),
@@ -49,8 +49,8 @@ pub fn shown_uid(uid: u32) -> String {
     }
 }
 
-/// A namespace can only map what the one around it maps, so this holds for all of them. Without `/proc` nothing is
-/// known, and then not all ids are taken for mapped.
+/// A namespace can only map what the one around it maps, so this holds for all of them. Without `/proc` the maps
+/// are unknown, and the ids do not count as mapped.
 fn maps_all(map: &Path) -> bool {
     if !cfg!(target_os = "linux") {
         return true;

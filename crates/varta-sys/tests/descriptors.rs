@@ -1,4 +1,4 @@
-//! Which descriptors receiving installs, keeps and closes. The table belongs to the process, so these
+//! The descriptors that a receive installs, keeps and closes. The table belongs to the process, so these
 //! tests take turns.
 
 #![cfg(all(feature = "observer", target_os = "linux"))]
@@ -15,7 +15,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use varta_sys::receive::{DatagramBatch, Head, Peeked, pass_pidfd, peek, refuse_descriptors};
 
-/// As many as the kernel lets a sender attach.
+/// The most descriptors that a sender can attach.
 const MOST_ATTACHED: usize = 253;
 
 fn take_turn() -> MutexGuard<'static, ()> {
@@ -169,7 +169,7 @@ fn pidfds_come_only_while_asked_for() {
     sender.send(b"x").unwrap();
     batch.receive(receiver.as_fd(), 1).unwrap();
     assert!(batch.take_pidfd(0).is_none());
-    // What counts is the moment of the receive.
+    // The moment of the receive decides.
     sender.send(b"x").unwrap();
     pass_pidfd(receiver.as_fd(), true).unwrap();
     batch.receive(receiver.as_fd(), 1).unwrap();

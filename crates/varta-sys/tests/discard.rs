@@ -1,5 +1,5 @@
-//! Letting go of datagrams whose descriptors put the one that closes them to sleep. In a program of its own: timers and
-//! signals belong to the process.
+//! Discards datagrams whose descriptors make the closing thread sleep. In a program of its own: timers and signals
+//! belong to the process.
 
 #![cfg(all(feature = "observer", target_os = "linux"))]
 
@@ -41,7 +41,7 @@ fn send_with(sender: &UnixDatagram, attached: BorrowedFd<'_>) {
     sendmsg(sender, &data, &mut control, SendFlags::empty()).unwrap();
 }
 
-/// A thread that lets go of the next datagram, how far it has come, and what it says at its end.
+/// A thread that discards the next datagram, its progress, and its result.
 fn discard(socket: OwnedFd, hurry: bool) -> (Progress, Receiver<std::io::Result<()>>) {
     let mut discarder = Discarder::new();
     discarder.begin();
@@ -89,7 +89,7 @@ fn a_sleep_is_cut_short_however_deep_what_sleeps_was_hidden() {
         for _ in 0..depth {
             let (inner, outer) = UnixDatagram::pair().unwrap();
             send_with(&inner, attached.as_fd());
-            // Another one that sleeps on the way there.
+            // Another socket that sleeps on the way there.
             let (socket, peer) = lingering();
             peers.push(peer);
             send_with(&inner, socket.as_fd());

@@ -1,4 +1,4 @@
-//! Which files are taken as the file of a secret, and what is said about the others.
+//! The files accepted for a secret, and the errors of all other files.
 
 #![cfg(all(feature = "secrets", unix))]
 
@@ -14,7 +14,7 @@ use varta_sys::secret_file::{self, SecretFileError};
 
 const SECRET: &[u8] = b"correct horse";
 const MAX_BYTES: usize = 64;
-/// Neither root nor whoever runs the tests.
+/// Neither root nor the user that runs the tests.
 const STRANGER: u32 = 54321;
 
 /// A directory for one test, which only its owner can enter.
@@ -67,7 +67,7 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-/// Gives `path` to a stranger, which only root can.
+/// Gives `path` to another user, which only root can do.
 fn given_away(path: &Path) -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if is_root {
@@ -86,7 +86,7 @@ fn assert_read(path: &Path) {
     );
 }
 
-/// The error, which must begin with the path and say all of `parts`.
+/// The error, which must begin with the path and contain all of `parts`.
 #[track_caller]
 fn refusal(path: &Path, parts: &[&str]) -> SecretFileError {
     let error = secret_file::read(path, MAX_BYTES).unwrap_err();
@@ -196,7 +196,7 @@ fn as_many_links_as_the_kernel_follows_are_followed() {
     refusal(&place.path("41"), &["more than 40 symbolic links"]);
 }
 
-/// What Kubernetes makes of a secret: `key -> ..data/key`, `..data -> ..2026_01`.
+/// The layout of a secret in Kubernetes: `key -> ..data/key`, `..data -> ..2026_01`.
 fn kubernetes_volume(place: &Place, mode: u32) -> PathBuf {
     place.directory("volume", mode);
     place.directory("volume/..2026_01", 0o755);

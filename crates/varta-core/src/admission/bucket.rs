@@ -33,7 +33,7 @@ const SESSIONS: Rate = Rate {
     burst: 100,
 };
 
-/// Burst of first contacts: at least this many, and at most as many as the table has free slots.
+/// Smallest burst of first contacts; with a larger table it is the capacity.
 const NEWCOMER_BURST_MIN: u32 = 10_000;
 
 /// Rate and burst of processes that join again directly after a goodbye: enough for a process that restarts itself.

@@ -23,7 +23,7 @@ fn bound_to(socket: OwnedFd, path: &Path) -> UnixDatagram {
     socket.into()
 }
 
-/// How many datagrams fit while nobody reads. Each sender's own buffer is bounded, so there are many.
+/// How many datagrams fit while none is read. Each sender's own buffer is bounded, so there are many senders.
 fn depth_of(path: &Path) -> usize {
     let mut senders = Vec::new();
     let mut queued = 0;
@@ -103,7 +103,7 @@ fn a_deep_socket_is_not_inherited_and_does_not_block() {
     assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
 }
 
-/// In a helper: has the kernel answer `unshare` like this from now on.
+/// In a helper: makes the kernel answer `unshare` like this from now on.
 fn filter_unshare(answer: u32) {
     let statement = |code: u32, k, jt, jf| libc::sock_filter {
         code: code as u16,
