@@ -1,8 +1,8 @@
-//! Beats twice a second and says so whenever the outcome changes.
+//! Beats twice a second and prints every change of the outcome.
 //!
 //! `cargo run -p varta-client --example basic -- [SOCKET]`
 //!
-//! Start it before the observer, restart the observer under it: it finds its way back.
+//! It can start before the observer and survives a restart of the observer.
 
 use std::thread::sleep;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Beats three times, then panics: the observer hears of it at once instead of noticing the silence.
+//! Beats three times, then panics: the panic hook reports it at once, before the silence would.
 //!
 //! `cargo run -p varta-client --features panic-handler --example panic -- [SOCKET]`
 

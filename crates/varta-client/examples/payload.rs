@@ -1,9 +1,9 @@
-//! A worker that tells its queue depth and its last error along with each beat.
+//! A worker that sends its queue depth and its last error with each beat.
 //!
 //! `cargo run -p varta-client --example payload -- [SOCKET]`
 //!
-//! The protocol carries 32 bits and does not look at them. A common layout: queue depth in the high
-//! 16 bits, last error in the low 16.
+//! The protocol carries 32 bits and does not interpret them. A common layout: queue depth in the high 16
+//! bits, last error in the low 16.
 
 use std::collections::VecDeque;
 use std::thread::sleep;
@@ -13,7 +13,7 @@ use varta_client::{Status, Varta};
 
 const DEFAULT_SOCKET: &str = "/run/varta/varta.sock";
 
-/// Depths beyond 65 535 all look like 65 535.
+/// Larger depths are sent as 65 535.
 fn payload(queue_depth: usize, last_error: u16) -> u32 {
     let queue_depth = u16::try_from(queue_depth).unwrap_or(u16::MAX);
     u32::from(queue_depth) << 16 | u32::from(last_error)

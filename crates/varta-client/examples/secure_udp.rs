@@ -2,7 +2,7 @@
 //!
 //! `cargo run -p varta-client --features secure-udp --example secure_udp -- ADDRESS:PORT KEY_FILE`
 //!
-//! The key file is the observer's as well: 64 hexadecimal digits, for its owner alone. `varta key new`
+//! The observer uses the same key file: 64 hexadecimal digits, accessible to its owner only. `varta key new`
 //! makes one.
 
 use std::error::Error;

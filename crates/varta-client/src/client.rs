@@ -1,7 +1,7 @@
-//! The handle an agent beats through (client spec 2 to 5).
+//! The handle through which an agent beats (client spec 2 to 5).
 //!
-//! One handle is one series of beats from one process; the observer takes two handles of a process
-//! for one agent. A beat is a clock read, a load that notices forks, 32 bytes encoded in place and one
+//! One handle is one series of beats from one process; two handles of a process are one agent to the
+//! observer. A beat is a clock read, a load that notices forks, 32 bytes encoded in place and one
 //! non-blocking send.
 
 use std::io::{self, Write};
@@ -30,15 +30,15 @@ use crate::{BeatError, BeatOutcome, BeatTransport, UNKNOWN_ERRNO, classify_send_
 #[cfg(test)]
 mod tests;
 
-/// Says "I am making progress" for this process, over the transport `T`.
+/// Sends the beats of this process over the transport `T`.
 #[derive(Debug)]
 pub struct Varta<#[cfg(unix)] T = UdsTransport, #[cfg(not(unix))] T> {
     transport: T,
     reconnect: Reconnect,
     timeline: Timeline,
-    /// Of the last beat; 0 before the first.
+    /// Nonce of the last beat; 0 before the first.
     nonce: u64,
-    /// The process this handle works for: what [`fork::generation`] said, and its id.
+    /// The process of this handle: its [`fork::generation`] and its pid.
     generation: u64,
     pid: u32,
     fork_recoveries: u64,
@@ -52,15 +52,15 @@ impl Varta<UdsTransport> {
     ///
     /// # Errors
     ///
-    /// The first system call that failed: not found when there is no such path, connection refused
-    /// when nobody listens there.
+    /// The first system call that failed: not found when there is no such path, connection refused when no
+    /// process listens there.
     pub fn connect(path: impl AsRef<Path>) -> io::Result<Self> {
         UdsTransport::connect(path).map(Self::from_transport)
     }
 
-    /// A handle for the observer at `path`, whether it is there yet or not. Until it appears beats
-    /// are dropped for [`NoObserver`](crate::DropReason::NoObserver), which is also the answer for a
-    /// path that can never work; [`reconnect`](Self::reconnect) tells the real reason.
+    /// A handle for the observer at `path`, which may start later. Until it appears beats are dropped for
+    /// [`NoObserver`](crate::DropReason::NoObserver), which is also the outcome for a path that can never
+    /// work; [`reconnect`](Self::reconnect) returns the real reason.
     pub fn open(path: impl AsRef<Path>) -> Self {
         Self::from_transport(UdsTransport::open(path))
     }
@@ -68,12 +68,12 @@ impl Varta<UdsTransport> {
 
 #[cfg(feature = "udp")]
 impl Varta<UdpTransport> {
-    /// A handle for the observer at `addr`, whether it is there yet or not; frames go in clear.
+    /// A handle for the observer at `addr`, which may start later; frames are not encrypted.
     ///
-    /// While nobody listens there, about every third beat is dropped for
-    /// [`NoObserver`](crate::DropReason::NoObserver) and the others look as if they were sent: the
-    /// kernel learns of a beat's fate after it has left. Where the network or the other end says
-    /// nothing, all of them do.
+    /// While no process listens there, about every third beat is dropped for
+    /// [`NoObserver`](crate::DropReason::NoObserver) and the rest appear as sent: the kernel learns of a
+    /// refusal after the beat has left. Where the network or the other end returns no error, all beats appear
+    /// as sent.
     ///
     /// The handle does not reconnect by itself, because its socket survives a restart of the observer.
     /// See [`set_reconnect_after`](Self::set_reconnect_after) for networks in which a fresh one helps.
@@ -88,20 +88,21 @@ impl Varta<UdpTransport> {
 
 #[cfg(all(unix, feature = "secure-udp"))]
 impl Varta<SecureUdpTransport> {
-    /// As [`connect_udp`](Varta::connect_udp), encrypted under a key that all agents share. The observer
-    /// is the only one who can read the beats, but each agent can speak for every other one.
+    /// As [`connect_udp`](Varta::connect_udp), encrypted under a key that all agents share. Only the observer
+    /// and the agents can read the beats, and each agent can send beats in the name of any other one.
     ///
     /// Reads entropy, and may wait for it early at boot; beats do not.
     ///
     /// # Errors
     ///
-    /// The first system call that failed, be it for the socket or for entropy.
+    /// The first system call that failed, for the socket or for entropy.
     pub fn connect_secure_udp(addr: SocketAddr, key: Key) -> io::Result<Self> {
         SecureUdpTransport::connect(addr, key).map(Self::without_reconnect)
     }
 
-    /// As [`connect_secure_udp`](Self::connect_secure_udp), under a key of this process alone, which it
-    /// derives from the master key. It keeps the master key, and derives anew in a forked child.
+    /// As [`connect_secure_udp`](Self::connect_secure_udp), under a key of this process alone, which the
+    /// handle derives from the master key. It keeps the master key, and derives another key in a forked
+    /// child.
     ///
     /// # Errors
     ///
@@ -110,9 +111,9 @@ impl Varta<SecureUdpTransport> {
         SecureUdpTransport::connect_with_master(addr, master).map(Self::without_reconnect)
     }
 
-    /// As [`connect_secure_udp_with_master`](Self::connect_secure_udp_with_master), without handing the
-    /// master key to the agent: somebody else has derived the key for the pid of this process
-    /// (`varta key derive`). In a forked child beats fail and nothing is sent.
+    /// As [`connect_secure_udp_with_master`](Self::connect_secure_udp_with_master), without the master key in
+    /// the agent: the operator has derived the key for the pid of this process (`varta key derive`). In a
+    /// forked child beats fail and nothing is sent.
     ///
     /// # Errors
     ///
@@ -124,7 +125,7 @@ impl Varta<SecureUdpTransport> {
 }
 
 impl<T: BeatTransport> Varta<T> {
-    /// A handle over a transport of your own. Its timestamps count from now, its first nonce is 1.
+    /// A handle over a custom transport. Its timestamps count from now, its first nonce is 1.
     pub fn from_transport(transport: T) -> Self {
         Self {
             transport,
@@ -138,7 +139,7 @@ impl<T: BeatTransport> Varta<T> {
         }
     }
 
-    /// For transports that survive their observer: a fresh connection cannot help them.
+    /// For transports that survive their observer: a new connection cannot help them.
     #[cfg(feature = "udp")]
     fn without_reconnect(transport: T) -> Self {
         Self {
@@ -149,9 +150,9 @@ impl<T: BeatTransport> Varta<T> {
 
     /// Sends one beat: never waits, never panics, does not allocate.
     ///
-    /// `payload` is carried as it is. [`Status::Stall`] is the observer's word and is refused as
-    /// invalid input. In a forked child the handle first becomes the child's own: fresh connection,
-    /// own pid, nonce 1; if the connection fails, so does the beat, and the next one tries again.
+    /// `payload` is sent unchanged. [`Status::Stall`] is reserved for the observer and is refused as invalid
+    /// input. In a forked child the handle first adopts the child: new connection, own pid, nonce 1; if the
+    /// connection fails, so does the beat, and the next one tries again.
     ///
     /// A nonce is used up by every attempt, so the observer sees gaps where beats were dropped.
     pub fn beat(&mut self, status: Status, payload: u32) -> BeatOutcome {
@@ -166,7 +167,7 @@ impl<T: BeatTransport> Varta<T> {
         self.beat_at(fork::generation(), Instant::now(), status, payload)
     }
 
-    /// [`beat`](Self::beat) in the process of that generation, at that time.
+    /// [`beat`](Self::beat) in the process of this generation, at this time.
     fn beat_at(
         &mut self,
         generation: u64,
@@ -183,14 +184,14 @@ impl<T: BeatTransport> Varta<T> {
         self.deliver(timestamp_ns)
     }
 
-    /// Says goodbye: this process goes on, or ends, without being watched. Like a beat it never waits,
-    /// never panics, does not allocate, makes a forked handle the child's own, and tries one fresh
-    /// connection by the same rule. It uses up no nonce.
+    /// Sends a goodbye: this process continues, or ends, unobserved. Like a beat it never waits, never
+    /// panics, does not allocate, adopts a forked child, and tries one new connection by the same rule. It
+    /// uses up no nonce.
     ///
-    /// The observer retires the process at once: it *left*, and its silence alarms nobody. Whoever
-    /// beats again afterwards, through this or another handle of the process, is a new agent. An
-    /// observer of 0.2.0 takes the goodbye for a last Critical beat, and from a handle that has made
-    /// more than a million beats hears no further one.
+    /// The observer retires the process at once: it *left*, and its silence is not reported. Later beats,
+    /// through this or another handle of the process, are those of a new agent. An observer of 0.2.0 treats
+    /// the goodbye as a last Critical beat, and accepts no further beat from a handle that has made more than
+    /// a million.
     ///
     /// ```
     /// use varta_client::{Status, Varta};
@@ -208,7 +209,7 @@ impl<T: BeatTransport> Varta<T> {
         self.leave_at(fork::generation(), Instant::now())
     }
 
-    /// [`leave`](Self::leave) in the process of that generation, at that time.
+    /// [`leave`](Self::leave) in the process of this generation, at this time.
     fn leave_at(&mut self, generation: u64, now: Instant) -> BeatOutcome {
         if let Err(failed) = self.follow_fork(generation, now) {
             return failed;
@@ -225,7 +226,7 @@ impl<T: BeatTransport> Varta<T> {
         self.deliver(timestamp_ns)
     }
 
-    /// Makes the handle the own one of the process of that generation; the outcome if it cannot be.
+    /// Adopts the process of this generation, if it is another one; the outcome on failure.
     #[inline]
     fn follow_fork(&mut self, generation: u64, now: Instant) -> Result<(), BeatOutcome> {
         if generation == self.generation {
@@ -235,7 +236,7 @@ impl<T: BeatTransport> Varta<T> {
             .map_err(|error| BeatOutcome::Failed(BeatError::from_io(&error)))
     }
 
-    /// Sends the frame, and once more over a fresh connection if that can help.
+    /// Sends the frame, and once more over a new connection if that can help.
     #[inline]
     fn deliver(&mut self, now_ns: u64) -> BeatOutcome {
         let mut outcome = self.send();
@@ -249,35 +250,33 @@ impl<T: BeatTransport> Varta<T> {
         outcome
     }
 
-    /// Replaces the connection by a fresh one now. Nonces and timestamps go on. In a forked child the
-    /// handle then speaks for the child, which does not count as a recovery.
+    /// Replaces the connection by a new one now. Nonces and timestamps continue. In a forked child the handle
+    /// adopts the child, which does not count as a recovery.
     ///
     /// # Errors
     ///
-    /// What kept the connection from being made; the old one stays.
+    /// Why the connection failed; the old one stays.
     pub fn reconnect(&mut self) -> io::Result<()> {
         self.transport.reconnect()?;
         self.adopt(fork::generation());
         Ok(())
     }
 
-    /// Replaces the default rule for reconnecting, which is: at once when the observer is found
-    /// missing, then with growing delays up to 2 s; and never for the handles over UDP.
+    /// Replaces the default rule for reconnecting, which is: at once when the observer is missing, then with
+    /// growing delays up to 2 s; and never for the handles over UDP.
     ///
-    /// With 0 the handle never reconnects by itself. With `n` it does on each beat dropped for want
-    /// of an observer, from the `n`-th in a row on (client spec 4.2). A full queue does not count.
+    /// With 0 the handle never reconnects by itself. With `n` it does on each beat dropped because there is
+    /// no observer, from the `n`-th in a row on (client spec 4.2). A full queue does not count.
     pub fn set_reconnect_after(&mut self, n: u32) {
         self.reconnect = Reconnect::after_drops(n);
     }
 
-    /// How often the clock was found to have stepped back; metric
-    /// `varta_client_clock_regression_total`.
+    /// How often the clock stepped back; metric `varta_client_clock_regression_total`.
     pub fn clock_regressions(&self) -> u64 {
         self.timeline.regressions()
     }
 
-    /// How often the handle found itself in a forked child and recovered; metric
-    /// `varta_client_fork_recoveries_total`.
+    /// How often the handle recovered from a fork; metric `varta_client_fork_recoveries_total`.
     pub fn fork_recoveries(&self) -> u64 {
         self.fork_recoveries
     }
@@ -289,7 +288,7 @@ impl<T: BeatTransport> Varta<T> {
         }
     }
 
-    /// Begins anew in a child (client spec 5). All or nothing: the connection first, because only
+    /// Restarts the series in a child (client spec 5). All or nothing: the connection first, because only
     /// that can fail.
     #[cold]
     fn recover_from_fork(&mut self, generation: u64, now: Instant) -> io::Result<()> {
@@ -308,7 +307,7 @@ impl<T: BeatTransport> Varta<T> {
     }
 }
 
-/// The regular nonces go round without the terminal one (wire spec 3.4).
+/// Regular nonces wrap around and skip the terminal one (wire spec 3.4).
 fn nonce_after(nonce: u64) -> u64 {
     if nonce < NONCE_TERMINAL - 1 {
         nonce + 1
@@ -317,7 +316,7 @@ fn nonce_after(nonce: u64) -> u64 {
     }
 }
 
-/// The published client says this line; the outcome of writing it changes nothing.
+/// The published client writes this line; a failed write has no effect.
 #[cold]
 fn wrapped_nonce() -> u64 {
     let _ = io::stderr().write_all(b"[varta-client] nonce exhausted; wrapping to 0\n");

@@ -1,7 +1,6 @@
-//! The file an agent has its key in, read by the same rules as the observer's (wire spec 9).
+//! The key file of an agent, read by the same rules as the observer's (wire spec 9).
 //!
-//! Who may own and read the file is judged in `varta_sys::secret_file`, what a key looks like in
-//! `varta_vlp::secure`.
+//! `varta_sys::secret_file` checks owner and permissions of the file, `varta_vlp::secure` parses the key.
 
 use std::path::{Path, PathBuf};
 use std::{error, fmt};
@@ -9,7 +8,7 @@ use std::{error, fmt};
 use varta_sys::secret_file::{self, SecretFileError};
 use varta_vlp::secure::{Key, KeyTextError};
 
-/// A thousand keys. A longer file is not one of keys, and must not fill the memory.
+/// A thousand keys. A longer file is no key file, and must not fill the memory.
 const MOST_BYTES: usize = 64 * 1024;
 
 /// The one key in the file at `path`: 32 raw bytes, or a line of 64 hexadecimal digits, where blank lines
@@ -43,17 +42,17 @@ pub fn key_from_file(path: impl AsRef<Path>) -> Result<Key, KeyFileError> {
     }
 }
 
-/// Why a file did not give a key.
+/// Why no key could be read from a file.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum KeyFileError {
-    /// It is not there, or not fit to hold a secret.
+    /// It does not exist, or is unfit to hold a secret.
     Unreadable(SecretFileError),
     /// A line in it is not a key.
     NotAKey {
         /// The file.
         path: PathBuf,
-        /// The line, and what is wrong with it.
+        /// The line, and its error.
         error: KeyTextError,
     },
     /// It holds no key.
@@ -65,7 +64,7 @@ pub enum KeyFileError {
     Several {
         /// The file.
         path: PathBuf,
-        /// How many.
+        /// Number of keys.
         keys: usize,
     },
 }
@@ -97,7 +96,7 @@ impl error::Error for KeyFileError {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
             Self::Unreadable(error) => error.source(),
-            // Told in the text.
+            // Part of the text.
             Self::NotAKey { .. } | Self::Empty { .. } | Self::Several { .. } => None,
         }
     }
@@ -112,7 +111,7 @@ mod tests {
 
     const HEX: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
-    /// What reading a file with this content gives, and the file's name.
+    /// The result of reading a file with this content, and the file's name.
     fn read(content: &[u8]) -> (Result<Key, KeyFileError>, String) {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("key");

@@ -1,9 +1,9 @@
 //! What an agent links to say "I am making progress".
 //!
-//! A handle sends 32-byte beats to the local observer and says for each what the kernel did with it.
-//! It never waits, never panics, and after construction allocates nothing. It survives a restart of
-//! the observer and a fork of the process by itself. It does not beat on its own: a beat is worth
-//! something only where the work is done.
+//! A handle sends 32-byte beats to the local observer and returns for each what the kernel did with it. It
+//! never waits, never panics, and after construction allocates nothing. It survives a restart of the observer
+//! and a fork of the process by itself. It does not beat on its own: a beat proves progress only where the
+//! work is done.
 //!
 //! ```no_run
 //! use varta_client::{Status, Varta};
@@ -15,7 +15,7 @@
 //! }
 //! ```
 //!
-//! A process that stops working in order says so with [`Varta::leave`], and nobody is alarmed.
+//! A process that stops in order calls [`Varta::leave`], and its silence is not reported.
 //!
 //! Default build: no dependency outside this project, one Unix datagram socket per handle.
 //!

@@ -1,41 +1,41 @@
-//! What became of a beat, and how the errors of the system map to it (client spec 3.1, 3.2).
+//! The outcome of a beat, and the mapping of system errors to it (client spec 3.1, 3.2).
 //!
 //! Plain values of eight bytes: reporting an outcome never allocates.
 
 use std::{error, fmt, io};
 
-/// What became of one beat.
+/// The outcome of one beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a beat that did not go out is only told here"]
 pub enum BeatOutcome {
-    /// The local kernel took the frame. Nothing is known of the observer beyond that.
+    /// The local kernel accepted the frame. That does not prove that the observer received it.
     Sent,
-    /// The frame is lost for a reason that passes; the next beat may well go out.
+    /// The frame is lost for a temporary reason; the next beat may succeed.
     Dropped(DropReason),
-    /// The frame is lost for a reason that wants attention: permissions, arguments, limits.
+    /// The frame is lost for a reason that needs attention: permissions, arguments, limits.
     Failed(BeatError),
 }
 
 /// Why a frame was dropped. The texts are part of the contract with tools (client spec 3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DropReason {
-    /// The observer, or the network, does not keep up.
+    /// The observer, or the network, is too slow.
     KernelQueueFull,
-    /// Nobody listens at the address.
+    /// No process listens at the address.
     NoObserver,
-    /// Somebody listened and has gone.
+    /// The process that listened at the address has gone.
     PeerGone,
-    /// The kernel has no room left on a device.
+    /// A device is full.
     StorageFull,
 }
 
 /// [`BeatError::errno`] of an error that did not come from the operating system.
 pub const UNKNOWN_ERRNO: i32 = 0;
 
-/// An error of the transport, kept as two numbers so that it can be copied and compared.
+/// An error of the transport, stored as two numbers so that it can be copied and compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BeatError {
-    /// The number the operating system gave, or [`UNKNOWN_ERRNO`].
+    /// The error number of the operating system, or [`UNKNOWN_ERRNO`].
     pub errno: i32,
     /// The standard library's class of the error.
     pub kind: io::ErrorKind,
@@ -55,8 +55,8 @@ const ENOBUFS: i32 = if cfg!(any(target_os = "linux", target_os = "android")) {
     55 // the BSD family and macOS
 };
 
-/// What the BSD family and macOS answer on a datagram socket whose peer has gone, where Linux says
-/// "not connected".
+/// The error of the BSD family and macOS on a datagram socket whose peer has gone, where Linux returns "not
+/// connected".
 const EDESTADDRREQ: Option<i32> = if cfg!(any(
     target_vendor = "apple",
     target_os = "freebsd",
@@ -69,8 +69,8 @@ const EDESTADDRREQ: Option<i32> = if cfg!(any(
     None
 };
 
-/// The outcome an error of [`send`](crate::BeatTransport::send) stands for (client spec 3.2). Open to
-/// custom transports that want the same answers.
+/// The outcome for an error of [`send`](crate::BeatTransport::send) (client spec 3.2). Public for custom
+/// transports that map errors the same way.
 pub fn classify_send_error(error: &io::Error) -> BeatOutcome {
     use io::ErrorKind;
 

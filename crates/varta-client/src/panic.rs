@@ -1,12 +1,12 @@
 //! A panic hook that sends one last frame (client spec 7; feature `panic-handler`).
 //!
-//! When any thread panics, caught or not, the hook sends Critical with the terminal nonce and then
-//! calls the hook that was there before. It does not see fatal signals, `abort`, `exit` or a kill: an
-//! observer learns of those from the kernel.
+//! When any thread panics, caught or not, the hook sends Critical with the terminal nonce and then calls the
+//! previous hook. It does not run on fatal signals, `abort`, `exit` or a kill: the kernel reports those to
+//! the observer.
 //!
-//! In the hook: no lock, no allocation, no entropy, no waiting; at most two sends, the second one in case
-//! the observer was restarted since. Over a Unix socket that one takes a fresh socket. All errors are
-//! ignored, there is nobody left to tell.
+//! In the hook: no lock, no allocation, no entropy, no waiting; at most two sends, the second one in case the
+//! observer was restarted since. Over a Unix socket the second send uses a new socket. All errors are
+//! ignored, because a panicking process cannot handle them.
 
 #[cfg(feature = "secure-udp")]
 mod secure;
@@ -42,8 +42,8 @@ static LAST_INSTALLED: AtomicU64 = AtomicU64::new(0);
 ///
 /// # Errors
 ///
-/// The first system call that failed, for example not found when there is no observer. The hook that
-/// was there stays.
+/// The first system call that failed, for example not found when there is no observer. The previous hook
+/// stays.
 ///
 /// # Panics
 ///
@@ -58,8 +58,7 @@ pub fn install(path: impl AsRef<Path>) -> io::Result<()> {
     Ok(())
 }
 
-/// Installs the hook whether the observer is there yet or not; it is looked for again when the hook
-/// fires.
+/// Installs the hook, even without an observer; the hook looks for the observer again when it fires.
 ///
 /// # Panics
 ///
@@ -73,7 +72,7 @@ pub fn install_lazy(path: impl AsRef<Path>) {
     install_sender(move |frame| line.send(frame));
 }
 
-/// Sets the hook that hands its frame to `send`, from now on the only one that sends.
+/// Sets the hook that passes its frame to `send`, from now on the only one that sends.
 fn install_sender(send: impl Fn(&[u8; FRAME_BYTES]) + Send + Sync + 'static) {
     // Taking the old hook and setting the new one are two steps; two installations must not mix.
     static INSTALLING: Mutex<()> = Mutex::new(());
@@ -91,7 +90,7 @@ fn install_sender(send: impl Fn(&[u8; FRAME_BYTES]) + Send + Sync + 'static) {
     LAST_INSTALLED.store(number, Ordering::Release);
 }
 
-/// The pid is asked for here, so that the hook speaks for the child after a fork.
+/// The pid is read here, so that the hook sends the child's pid after a fork.
 fn terminal_frame() -> [u8; FRAME_BYTES] {
     let pid = std::process::id();
     let timestamp_ns = TERMINAL.at_least(CLOCK.elapsed_ns(Instant::now()));
@@ -100,7 +99,7 @@ fn terminal_frame() -> [u8; FRAME_BYTES] {
     frame
 }
 
-/// What a hook needs to send over a Unix socket.
+/// The state of a hook that sends over a Unix socket.
 struct UdsLine {
     path: PathBuf,
     /// Absent if there was no observer at installation.

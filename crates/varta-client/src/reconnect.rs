@@ -1,30 +1,30 @@
-//! When a handle gives up its connection and makes a fresh one.
+//! When a handle replaces its connection by a new one.
 //!
-//! Only decides: no socket, no clock, no randomness. Times are the timestamps of the handle, in
-//! nanoseconds. A fresh connection can help when nobody is at the other end; it cannot help a full
-//! queue, so that never leads here.
+//! Only decides: no socket, no clock, no randomness. Times are the timestamps of the handle, in nanoseconds.
+//! A new connection can help when no observer is at the other end; it cannot help a full queue, which never
+//! causes a reconnect.
 
 use crate::{BeatOutcome, DropReason};
 
-/// Wait after the first attempt. Short, because an observer usually restarts in less.
+/// Delay after the first attempt. Short, because an observer usually restarts faster.
 const FIRST_DELAY_NS: u64 = 50_000_000;
 
-/// Longest wait between attempts, and so the longest an agent stays unheard once the observer is back.
+/// Longest delay between attempts, and so the longest time until beats arrive after the observer is back.
 const LONGEST_DELAY_NS: u64 = 2_000_000_000;
 
-/// The rule a handle follows, and where it stands with it.
+/// The reconnect rule of a handle, and its state.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Reconnect {
-    /// Never by itself.
+    /// Never reconnects by itself.
     Off,
-    /// On each drop once `run` drops have come in a row (client spec 4.2).
+    /// Reconnects on each drop after `run` drops in a row (client spec 4.2).
     AfterDrops { threshold: u32, run: u32 },
-    /// On the first drop at once, then after growing delays until a beat goes out.
+    /// Reconnects on the first drop at once, then after growing delays until a beat is sent.
     BackOff { delay_ns: u64, not_before_ns: u64 },
 }
 
 impl Reconnect {
-    /// The rule of a fresh handle.
+    /// The rule of a new handle.
     pub(crate) const BACK_OFF: Self = Self::BackOff {
         delay_ns: 0,
         not_before_ns: 0,
@@ -38,7 +38,7 @@ impl Reconnect {
         }
     }
 
-    /// Takes note of a drop at `now_ns` and says whether to reconnect now.
+    /// Records a drop at `now_ns` and returns whether to reconnect now.
     pub(crate) fn is_due(&mut self, reason: DropReason, now_ns: u64) -> bool {
         if !matches!(reason, DropReason::NoObserver | DropReason::PeerGone) {
             return false;
@@ -61,8 +61,8 @@ impl Reconnect {
         }
     }
 
-    /// Takes note of how a beat ended. A failure ends a run of drops, but is no sign of an observer
-    /// and so does not end a back-off.
+    /// Records the outcome of a beat. A failure ends a run of drops, but is no sign of an observer and so
+    /// does not end a back-off.
     pub(crate) fn settle(&mut self, outcome: BeatOutcome) {
         match (self, outcome) {
             (Self::Off, _)
@@ -73,7 +73,7 @@ impl Reconnect {
         }
     }
 
-    /// Forgets the past but keeps the rule, for a process that was just forked.
+    /// Resets the state but keeps the rule, for a process that was just forked.
     pub(crate) fn restart(&mut self) {
         *self = match self {
             Self::Off => Self::Off,
@@ -83,8 +83,8 @@ impl Reconnect {
     }
 }
 
-/// `delay_ns` less up to a quarter, so that agents that lost their observer together do not all come
-/// back together. The low digits of each agent's own time are random enough for that.
+/// `delay_ns` less up to a quarter, so that agents that lost their observer at the same time do not all
+/// reconnect at the same time. The low digits of each agent's own time are random enough for that.
 fn shortened(delay_ns: u64, now_ns: u64) -> u64 {
     let fraction_32_bits = now_ns.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
     delay_ns - ((delay_ns / 4 * fraction_32_bits) >> 32)
@@ -101,7 +101,7 @@ mod tests {
         kind: std::io::ErrorKind::PermissionDenied,
     });
 
-    /// The times of the attempts, in ms, of a handle that beats every ms and never gets through.
+    /// The times of the attempts, in ms, of a handle that beats every ms and never succeeds.
     fn attempts_ms(rule: &mut Reconnect, until_ms: u64) -> Vec<u64> {
         (0..until_ms)
             .filter(|ms| rule.is_due(DropReason::NoObserver, ms * MS))

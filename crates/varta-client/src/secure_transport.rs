@@ -1,13 +1,13 @@
 //! Encrypted frames over UDP (client spec 6, wire spec 6 to 8; feature `secure-udp`).
 //!
-//! One transport is one session: a socket, a salt from the system's entropy, and a counter that every
-//! attempt to send uses up, so that nothing is ever encrypted twice under one nonce. A session belongs
-//! to one process; a forked child begins one of its own before it sends anything. A restored snapshot of
-//! a process or of a machine is not noticed: reconnect by hand after one.
+//! One transport is one session: a socket, a salt from the system's entropy, and a counter that every attempt
+//! to send uses up, so that nothing is ever encrypted twice under one nonce. A session belongs to one
+//! process; a forked child opens its own before it sends anything. A restored snapshot of a process or of a
+//! machine is not detected: call `reconnect` after one.
 //!
-//! On the sending path: no lock, no allocation, no entropy. All of that, and the waiting for entropy
-//! early at boot, happens on connecting. There is no fallback for a system without entropy, which the
-//! published client had as `accept-degraded-entropy`: a salt that is not random breaks the key.
+//! The sending path takes no lock, allocates nothing and draws no entropy. All of that, including the wait
+//! for entropy early at boot, happens on connecting. There is no fallback for a system without entropy, which
+//! the published client had as `accept-degraded-entropy`: a salt that is not random breaks the key.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::{error, fmt, io, process};
@@ -24,20 +24,20 @@ mod tests;
 
 /// Seals frames and sends them over one connected, non-blocking UDP socket.
 ///
-/// A frame must be of this process, as those of [`Varta`](crate::Varta) are: under a key that belongs to
-/// a pid, any other is refused as invalid input.
+/// A frame must carry the pid of this process, as those of [`Varta`](crate::Varta) do: under a key that
+/// belongs to a pid, any other is refused as invalid input.
 #[derive(Debug)]
 pub struct SecureUdpTransport {
     target: SocketAddr,
     key: SessionKey,
-    /// Of the process that the session belongs to.
+    /// The generation of the process that owns the session.
     generation: u64,
     socket: UdpSocket,
     refusals: Refusals,
     sealer: Sealer,
 }
 
-/// What a fresh session is keyed with. The sealer has the key itself.
+/// The source of a new session's key. The sealer has the key itself.
 #[derive(Debug)]
 enum SessionKey {
     Shared,
@@ -50,7 +50,7 @@ impl SecureUdpTransport {
     ///
     /// # Errors
     ///
-    /// The first system call that failed, be it for the socket or for entropy.
+    /// The first system call that failed, for the socket or for entropy.
     pub fn connect(target: SocketAddr, key: Key) -> io::Result<Self> {
         let sealer = Sealer::shared(key, draw_salt()?);
         Self::begin(target, SessionKey::Shared, sealer)
@@ -59,8 +59,8 @@ impl SecureUdpTransport {
     /// A session under this process's own key. The master key, which it is derived from, is kept for
     /// forked children.
     ///
-    /// Whoever can read the master key can speak for every agent. Where that matters, derive the key
-    /// elsewhere and use [`connect_with_agent_key`](Self::connect_with_agent_key).
+    /// A process that can read the master key can send beats in the name of every agent. Where that matters,
+    /// derive the key outside of the agent and use [`connect_with_agent_key`](Self::connect_with_agent_key).
     ///
     /// # Errors
     ///
@@ -95,7 +95,7 @@ impl SecureUdpTransport {
         })
     }
 
-    /// Seals and sends. The nonce is used up whatever comes of it.
+    /// Encrypts and sends. The nonce is used up even on failure.
     fn attempt(&mut self, frame: &[u8; FRAME_BYTES]) -> io::Result<usize> {
         let sealed = match self.sealer.seal(frame) {
             Err(SealError::Exhausted) => {
@@ -131,7 +131,7 @@ impl BeatTransport for SecureUdpTransport {
         }
         let socket = udp::connect(self.target)?;
         let salt = draw_salt()?;
-        // Nothing fails from here on, so the old session stays whole or goes as a whole.
+        // Nothing fails from here on, so the session is replaced completely or not at all.
         match &self.key {
             SessionKey::Master(master) => self.sealer = derive_sealer(master, salt),
             SessionKey::Shared | SessionKey::Agent { .. } => self.sealer.renew(salt),
@@ -148,23 +148,22 @@ pub(crate) fn draw_salt() -> io::Result<Salt> {
     Salt::draw(|salt| entropy::fill(salt))
 }
 
-/// For this process, whichever it is by now.
+/// Reads the pid at each call, because a fork may have changed it.
 fn derive_sealer(master: &Key, salt: Salt) -> Sealer {
     Sealer::agent(AgentKey::derive(master, process::id()), salt)
 }
 
-/// An agent key is for another process than the one that holds it; no observer would open what it
-/// seals.
+/// An agent key is for another process than its holder; no observer would open its envelopes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeignKey {
-    /// Whom the key was derived for.
+    /// The pid that the key was derived for.
     pub key_pid: u32,
-    /// Who was about to use it.
+    /// The pid of this process.
     pub process_pid: u32,
 }
 
 impl ForeignKey {
-    /// Is a key for `key_pid` this process's own?
+    /// Whether a key for `key_pid` belongs to this process.
     pub(crate) fn check(key_pid: u32) -> Result<(), Self> {
         let process_pid = process::id();
         if key_pid == process_pid {

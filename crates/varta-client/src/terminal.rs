@@ -6,7 +6,7 @@ use std::time::Instant;
 /// The timestamps of all terminal frames of this process.
 pub(crate) static TERMINAL: Increasing = Increasing::new();
 
-/// Timestamps that start at 1 or more and strictly increase, whoever asks (wire spec 3.3).
+/// Timestamps that start at 1 or more and strictly increase, for all callers (wire spec 3.3).
 pub(crate) struct Increasing {
     last_ns: AtomicU64,
 }
@@ -18,7 +18,7 @@ impl Increasing {
         }
     }
 
-    /// `own_ns`, or the least that is later than all given out before.
+    /// `own_ns`, or the smallest value later than all returned before.
     pub(crate) fn at_least(&self, own_ns: u64) -> u64 {
         let after = |last_ns: u64| own_ns.max(last_ns.saturating_add(1));
         let update = self

@@ -1,4 +1,4 @@
-//! The clock of the panic hook: that of the handle made last.
+//! The clock of the panic hook: the clock of the newest handle.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,13 +6,12 @@ use std::time::Instant;
 
 use crate::terminal::elapsed_ns;
 
-/// The time the hook goes by: that of the handle made last, so that the two series of a process
-/// compare. [`TERMINAL`](crate::terminal::TERMINAL) makes what goes into a frame
-/// increase.
+/// The time of the hook: that of the newest handle, so that the two series of a process are comparable.
+/// [`TERMINAL`](crate::terminal::TERMINAL) makes what goes into a frame increase.
 pub(crate) struct TerminalClock {
-    /// A fixed point to count from; whoever needs it first sets it.
+    /// A fixed point to count from; its first user sets it.
     anchor: OnceLock<Instant>,
-    /// Where the timeline followed begins, after the anchor.
+    /// The start of the followed timeline, after the anchor.
     origin_ns: AtomicU64,
 }
 
@@ -26,12 +25,12 @@ impl TerminalClock {
         }
     }
 
-    /// From here on [`elapsed_ns`](Self::elapsed_ns) does not have to set the anchor, and so takes no lock.
+    /// Sets the anchor, so that [`elapsed_ns`](Self::elapsed_ns) does not have to and takes no lock.
     pub(crate) fn begin(&self) {
         self.anchor.get_or_init(Instant::now);
     }
 
-    /// Terminal frames now count from `origin`, where a handle's timestamps begin.
+    /// Makes terminal frames count from `origin`, the start of a handle's timestamps.
     pub(crate) fn follow(&self, origin: Instant) {
         let anchor = *self.anchor.get_or_init(|| origin);
         self.origin_ns

@@ -1,7 +1,7 @@
-//! The time a handle puts into its frames: nanoseconds since the handle was made (wire spec 3.3).
+//! The timestamps of a handle's frames: nanoseconds since the handle was made (wire spec 3.3).
 //!
-//! Reads no clock itself. Values never decrease, whatever the clock does. Those of terminal frames
-//! are made in `terminal`.
+//! Reads no clock itself. Values never decrease, even if the clock does. `terminal` makes those of terminal
+//! frames.
 
 use std::time::Instant;
 
@@ -26,8 +26,8 @@ impl Timeline {
         }
     }
 
-    /// Begins again at 0, for a process that was just forked. Regressions are kept: they tell about
-    /// the clock, not about the process.
+    /// Restarts at 0, for a process that was just forked. Regressions are kept: they concern the clock, not
+    /// the process.
     pub(crate) fn restart_at(&mut self, origin: Instant) {
         *self = Self {
             regressions: self.regressions,

@@ -1,7 +1,7 @@
-//! The way a frame leaves the process.
+//! Transports: how a frame leaves the process.
 //!
-//! A transport owns one socket and moves bytes. Nonces, timestamps, classification of errors and the
-//! decision when to reconnect belong to [`Varta`](crate::Varta).
+//! A transport owns one socket and moves bytes. [`Varta`](crate::Varta) handles nonces, timestamps, the
+//! classification of errors and the decision when to reconnect.
 
 #[cfg(feature = "udp")]
 pub(crate) mod udp;
@@ -17,46 +17,45 @@ use std::{
 pub use udp::UdpTransport;
 use varta_vlp::FRAME_BYTES;
 
-/// Carries frames for [`Varta`](crate::Varta). Implement it to send beats another way and hand it to
+/// Carries frames for [`Varta`](crate::Varta). Implement it to send beats another way and pass it to
 /// [`Varta::from_transport`](crate::Varta::from_transport).
 pub trait BeatTransport: Send + 'static {
-    /// Hands one frame to the system without waiting. Any `Ok` counts as sent; an error is read by
-    /// [`classify_send_error`](crate::classify_send_error).
+    /// Passes one frame to the system without waiting. Any `Ok` counts as sent;
+    /// [`classify_send_error`](crate::classify_send_error) maps an error.
     ///
     /// # Errors
     ///
-    /// Whatever kept the frame from leaving.
+    /// Why the frame was not sent.
     fn send(&mut self, frame: &[u8; FRAME_BYTES]) -> io::Result<usize>;
 
-    /// Replaces the connection by a fresh one to the same target. On failure the old one stays.
+    /// Replaces the connection by a new one to the same target. On failure the old one stays.
     ///
     /// # Errors
     ///
-    /// Whatever kept the fresh connection from being made.
+    /// Why the new connection failed.
     fn reconnect(&mut self) -> io::Result<()>;
 }
 
 /// One unbound, connected, non-blocking Unix datagram socket.
 ///
-/// The socket does not survive the observer it is connected to (wire spec 11), which is why the path
-/// is kept. A relative path is resolved anew each time; give an absolute one if the process changes
-/// its directory.
+/// The socket does not survive the observer it is connected to (wire spec 11), which is why the path is kept.
+/// A relative path is resolved again each time; use an absolute one if the process changes its directory.
 #[cfg(unix)]
 #[derive(Debug)]
 pub struct UdsTransport {
     path: PathBuf,
-    /// Absent as long as no observer was found.
+    /// `None` until an observer was found.
     socket: Option<UnixDatagram>,
 }
 
 #[cfg(unix)]
 impl UdsTransport {
-    /// Connects to the observer at `path`, which must be there.
+    /// Connects to the observer at `path`, which must exist.
     ///
     /// # Errors
     ///
-    /// The first system call that failed: not found when there is no such path, connection refused
-    /// when nobody listens there.
+    /// The first system call that failed: not found when there is no such path, connection refused when no
+    /// process listens there.
     pub fn connect(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref();
         Ok(Self {
@@ -65,8 +64,8 @@ impl UdsTransport {
         })
     }
 
-    /// Connects to the observer at `path` if it is there. If not, `send` answers "not found" until
-    /// a [`reconnect`](BeatTransport::reconnect) succeeds.
+    /// Connects to the observer at `path` if it exists. If not, `send` answers "not found" until a
+    /// [`reconnect`](BeatTransport::reconnect) succeeds.
     pub fn open(path: impl AsRef<Path>) -> Self {
         let path = path.as_ref();
         Self {
@@ -91,7 +90,7 @@ impl BeatTransport for UdsTransport {
     }
 }
 
-/// A fresh socket to whoever listens at `path`. Neither waits nor allocates.
+/// A new socket to the listener at `path`. Neither waits nor allocates.
 #[cfg(unix)]
 pub(crate) fn connect_datagram(path: &Path) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;

@@ -1,4 +1,4 @@
-//! No beat allocates, whatever becomes of it.
+//! No beat allocates, with any outcome.
 
 #![cfg(unix)]
 
@@ -18,7 +18,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const BEATS: usize = 10_000;
 
-/// Beats many times, calling `after_each`, and demands the same outcome each time and no allocation.
+/// Beats many times, calling `after_each`, and asserts the same outcome each time and no allocation.
 #[track_caller]
 fn assert_beats_without_allocating<T: BeatTransport>(
     agent: &mut Varta<T>,

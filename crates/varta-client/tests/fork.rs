@@ -15,7 +15,7 @@ mod sealed;
 use network::Receiver;
 use sealed::{Opened, key, open_by_master, open_shared};
 
-/// What the agent is to do, for [`agent`], and whom to send to.
+/// The role of the agent, for [`agent`], and its target.
 const ROLE: &str = "VARTA_TEST_ROLE";
 const TARGET: &str = "VARTA_TEST_TARGET";
 
@@ -46,12 +46,12 @@ fn own_key() -> AgentKey {
     AgentKey::derive(&key(), std::process::id())
 }
 
-/// Goes on as a child while the parent ends.
+/// Continues as a child while the parent ends.
 fn fork() {
     nix::unistd::daemon(true, true).expect("a child");
 }
 
-/// Two beats before the fork, two after it, and then in clear what became of the last one.
+/// Two beats before the fork, two after it, and then in clear the outcome of the last one.
 fn beat_fork_beat(target: SocketAddr, agent: std::io::Result<Varta<SecureUdpTransport>>) {
     let mut agent = agent.expect("a session");
     let mut beat_twice = || [(); 2].map(|()| agent.beat(Status::Ok, 0));
@@ -140,7 +140,7 @@ mod panics {
 
     use super::*;
 
-    /// A panic before the fork, two after it, and then a word in clear.
+    /// A panic before the fork, two after it, and then one datagram in clear.
     pub(super) fn panic_fork_panic(target: SocketAddr, role: &str) {
         set_hook(Box::new(|_| ()));
         match role {

@@ -48,7 +48,7 @@ const SECURE: [(Install, Open); 3] = [
     ),
 ];
 
-/// The key of the process whose pid is that much beyond this one's.
+/// The key of the process with this offset from our pid.
 fn agent_key(beyond: u32) -> AgentKey {
     AgentKey::derive(&key(), std::process::id() + beyond)
 }
@@ -133,7 +133,7 @@ fn the_last_one_installed_sends_whatever_the_transport() {
 
     install_panic_handler_secure_udp(receiver.addr(), key()).expect("a hook");
     panic_in_a_thread();
-    // The first thing the receiver hears is encrypted.
+    // The first datagram that the receiver gets is encrypted.
     assert!(open_shared(&receiver.datagram()).frame.is_terminal());
     assert_eq!(observer.frames().count(), 0);
 }
@@ -173,7 +173,7 @@ fn the_hooks_allocate_nothing_even_when_they_send_once_more() {
         let addr = receiver.addr();
         let allocations = allocations_of_hook(|| install(addr));
         drop(receiver);
-        // The second one is told of the first one's refusal.
+        // The second send returns the refusal of the first.
         for _ in 0..2 {
             panic_in_a_thread();
             assert_eq!(allocations(), 0);

@@ -66,7 +66,7 @@ fn attempts_that_failed_use_up_their_counters() {
     let addr = receiver.addr();
     let mut agent = shared(addr);
     drop(receiver);
-    // One in three is told of a refusal and sent again: 12 attempts, of which none is heard.
+    // One in three returns a refusal and is sent again: 12 attempts, none of which is received.
     let lost = [(); 9].map(|()| agent.beat(Status::Ok, 0));
     assert!(lost.iter().any(|outcome| *outcome != BeatOutcome::Sent));
     let receiver = Receiver::start_at(addr);

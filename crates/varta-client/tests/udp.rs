@@ -47,8 +47,8 @@ fn of_a_port_where_nobody_listens_every_refusal_but_the_first_is_told() {
 
     let outcomes: Vec<BeatOutcome> = (0..6).map(|_| agent.beat(Status::Ok, 0)).collect();
 
-    // A beat is sent; the next one is told of its refusal and sent again; the one after that is told
-    // of the second refusal.
+    // A beat is sent; the next one returns its refusal and is sent again; the one after that returns the
+    // second refusal.
     let (sent, dropped) = (
         BeatOutcome::Sent,
         BeatOutcome::Dropped(DropReason::NoObserver),

@@ -1,17 +1,18 @@
-//! Who is called stalled and when, against an oracle, in a simulated world: agents that beat in phase or not,
-//! hang, come and go; a kernel queue of eleven or 8193; an observer that is stopped, throttled by a CPU quota,
-//! frozen together with its agents, and flooded.
+//! Which agents are reported as stalled and when, against an oracle, in a simulation: agents that beat in
+//! phase or not, hang, start and end; a kernel queue of eleven or 8193; an observer that is stopped, throttled
+//! by a CPU quota, frozen together with its agents, and flooded.
 //!
-//! The observer's turn is the one of the beat path: promise, sleep, drain, judge. The oracle knows the world and
-//! nothing of the clock or the tracker. It says:
+//! The observer's turn is that of the beat path: set the wake-up, sleep, drain, judge. The oracle reads the
+//! state of the simulation, not the clock or the tracker. Its rules:
 //!
-//! 1. An agent that beats, and whose beats the queue took, is never called stalled.
-//! 2. An agent that beats, and whose beats the queue refused, is not called stalled within sixteen thresholds of
-//!    its last beat that was taken; four if the queue is deep.
-//! 3. An agent that hangs is called stalled one threshold after its last beat, plus the time that the observer was
-//!    away since for longer than this agent tolerates, and nothing else: whatever the other agents and their
-//!    thresholds are. If the queue was found full meanwhile, at most sixteen (four) thresholds later than that.
-//! 4. No agent is called stalled before its threshold has passed since its last beat that was taken.
+//! 1. An agent that beats, and whose beats the queue accepted, is never reported as stalled.
+//! 2. An agent that beats, and whose beats the queue refused, is not reported as stalled within sixteen
+//!    thresholds of its last accepted beat; four if the queue is deep.
+//! 3. An agent that hangs is reported as stalled one threshold after its last beat, plus the absences of the
+//!    observer since then that are longer than this agent tolerates, and nothing else: independent of other agents
+//!    and their thresholds. If the queue was found full meanwhile, at most sixteen (four) thresholds later than
+//!    that.
+//! 4. No agent is reported as stalled before its threshold has passed since its last accepted beat.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -28,16 +29,16 @@ const US: u64 = 1_000;
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
 
-/// What the simulation does at least: beats sent and turns taken, besides floods.
+/// Minimum work of the simulation: beats sent and turns taken, except floods.
 const STEPS: u64 = 1_000_000;
 
-/// Reading a datagram takes so long.
+/// Time to read a datagram.
 const READ_NS: u64 = 3 * US;
 
 /// A flood of 100 000 datagrams per second.
 const FLOOD_INTERVAL_NS: u64 = 10 * US;
 
-/// A timer or a datagram wakes the observer after so long at most.
+/// Longest delay from a timer or a datagram to the wake-up of the observer.
 const WAKE_NS: u64 = 60 * US;
 
 struct Random(u64);
@@ -68,11 +69,11 @@ impl Random {
 struct Stop {
     from_ns: u64,
     until_ns: u64,
-    /// Its agents do not run either.
+    /// Whether its agents do not run either.
     freezes_agents: bool,
 }
 
-/// An agent, and what the oracle knows of it.
+/// An agent, and the oracle's state of it.
 struct Process {
     threshold_ns: u64,
     interval_ns: u64,
@@ -92,9 +93,9 @@ struct World {
     queue: VecDeque<Option<usize>>,
     processes: Vec<Process>,
     stops: Vec<Stop>,
-    /// The first one that is not over.
+    /// The first absence that is not over.
     next_stop: usize,
-    /// The first one that agents have not come to.
+    /// The first absence that the agents have not reached.
     next_freeze: usize,
     /// Datagrams read since the reader found it empty.
     read_since_empty: usize,
@@ -117,7 +118,7 @@ impl World {
             } else {
                 random.below(interval_ns)
             };
-            // Few are impatient, and stay for a moment only.
+            // Few agents have short thresholds, and they run only briefly.
             let is_impatient = threshold_ns == 10 * MS;
             let begins_ns = random.below(4) * end_ns / 8;
             let lives_ns = match is_impatient {
@@ -158,7 +159,7 @@ impl World {
         }
     }
 
-    /// Lets the observer work for so long. While it is stopped, time passes and no work is done.
+    /// Lets the observer work for this long. While it is stopped, time passes without work.
     fn work(&mut self, mut work_ns: u64) {
         loop {
             while let Some(stop) = self.stops.get(self.next_stop)
@@ -175,7 +176,7 @@ impl World {
         }
     }
 
-    /// Time passes for everybody.
+    /// Advances the time for all agents.
     fn pass_until(&mut self, ns: u64) {
         while let Some(stop) = self.stops.get(self.next_freeze).copied()
             && stop.from_ns <= ns
@@ -284,7 +285,7 @@ fn stops(random: &mut Random, end_ns: u64) -> Vec<Stop> {
             });
             return throttled.collect();
         }
-        // Short pauses, with next to nothing in between.
+        // Short pauses, with almost no work in between.
         2 => (MS, 125 * MS, 3 * MS, false),
         // Long ones, one per threshold.
         3 => (620 * MS, 620 * MS, 1_180 * MS, false),
@@ -390,7 +391,7 @@ impl Observer {
             false => world.now_ns,
             true => timer_ns.min(world.next_send_ns()).max(world.now_ns),
         };
-        // With nobody and nothing to wait for, time passes all the same.
+        // Without agents and events, time still passes.
         let woken_ns = woken_ns.min(world.now_ns + SECOND);
         world.pass_until(woken_ns);
         world.work(random.below(WAKE_NS));
@@ -415,7 +416,7 @@ impl Observer {
     }
 }
 
-/// What the oracle demands after each turn.
+/// The checks of the oracle after each turn.
 fn check(world: &mut World, observer: &Observer, stalled: &[Agent], seed: u64) {
     let now_ns = world.now_ns;
     let thresholds = observer.queue.restart_thresholds();
@@ -483,7 +484,7 @@ fn check(world: &mut World, observer: &Observer, stalled: &[Agent], seed: u64) {
     }
 }
 
-/// Runs a world to its end. Returns its steps, and how many stalls there were.
+/// Runs a simulation to its end. Returns its steps, and the number of stalls.
 fn live(seed: u64, holds: usize) -> (u64, u64) {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let end_ns = 6 * SECOND;

@@ -1,5 +1,5 @@
-//! The indexes against the standard map: below capacity nothing is ever refused, whatever the keys and
-//! however long the churn (`spec/observer.md` 2.4).
+//! The indexes against the standard map: below capacity no key is ever refused, for any keys and any length
+//! of churn (`spec/observer.md` 2.4).
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use varta_core::index::{BoundedIndex, IndexKey, OutOfRange, PID_LIMIT, PidIndex,
 
 const CAPACITIES: [usize; 5] = [1, 2, 3, 64, 256];
 
-/// Keys a stranger might choose: the n-th of a sequence.
+/// Keys that an attacker might choose: the n-th of a sequence.
 #[derive(Clone, Copy, Debug)]
 enum Pattern {
     Sequential,
@@ -110,7 +110,7 @@ proptest! {
         matches_the_model(capacity, seed, &steps, |n| (pattern.key(n), 1));
     }
 
-    /// The worst hash there is: the structure must not depend on the quality of the hash.
+    /// The worst possible hash: the structure must not depend on the quality of the hash.
     #[test]
     fn a_bounded_index_below_capacity_is_a_map_even_if_hashes_collide(
         (capacity, steps) in capacity_and_steps(),
@@ -127,7 +127,7 @@ proptest! {
         matches_the_model(capacity, 0, &steps, |n| Clumsy { n, homes });
     }
 
-    /// Above capacity an insertion may be refused; then nothing has changed, and all else goes on.
+    /// Above capacity an insertion may be refused; then nothing has changed, and other calls still work.
     #[test]
     fn an_overfull_bounded_index_refuses_cleanly(
         capacity in prop::sample::select(&[0, 1, 2, 3, 64][..]),

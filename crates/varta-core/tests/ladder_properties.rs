@@ -1,7 +1,6 @@
-//! The ladder under random times, ends, refusals, pauses, held fire, reloads and rehearsals, against a model that
-//! knows only what was asked of it and what came out: never two in flight per agent, never over budget, no step
-//! skipped, nothing during a pause or while fire is held for all or for a user, no user beyond its bound, and every
-//! stall comes to an end.
+//! The ladder under random times, ends, refusals, pauses, held fire, reloads and rehearsals, against a model of the
+//! calls and their results only: never two in flight per agent, never over budget, no step skipped, no action
+//! during a pause or while fire is held for all or for a user, no user beyond its bound, and every stall ends.
 
 use std::collections::HashMap;
 
@@ -15,7 +14,7 @@ const S: u64 = 1_000_000_000;
 const AGENTS: u32 = 12;
 const IN_FLIGHT: usize = 3;
 
-/// Whose agents they are, in turns: those of two users with a bound, root's, and the observer's own user's.
+/// The users of the agents, in turns: two users with a bound, root, and the observer's own user.
 const USERS: [u32; 4] = [5, 6, 0, 7];
 const USER_BUDGET: UserBudget = UserBudget {
     starts: 12,
@@ -27,7 +26,7 @@ const USER_BUDGET: UserBudget = UserBudget {
 const STEPS: usize = 1_200_000;
 const SEEDS: u64 = 60;
 
-/// The wheel rounds up to its tick of 2^14 ns; what is due may be done this much early, never.
+/// The wheel rounds up to its tick of 2^14 ns; by the reference times, a step may come this much early.
 const TICK: u64 = 1 << 14;
 
 /// Numbers from a seed (xorshift).
@@ -79,20 +78,20 @@ fn limits() -> PermitLimits {
     }
 }
 
-/// What is known of an agent from outside.
+/// The visible state of an agent.
 #[derive(Clone, Default)]
 struct Seen {
     silent: bool,
     gave_up: bool,
-    /// That its user has spent its budget was said in this silence.
+    /// Whether the spent budget of its user was reported in this silence.
     user_waits: bool,
-    /// A step may not be acted on again, or at all, in this silence.
+    /// Whether acting on it is not allowed in this silence.
     refused: bool,
     ladder: Option<u32>,
     starts_ns: Vec<u64>,
-    /// Actions of this silence that were begun.
+    /// Actions started in this silence.
     acts: u32,
-    /// The action of this silence that came last, how it ended and when.
+    /// The last action of this silence, how it ended and when.
     last: Option<(u32, Option<(ActionEnd, u64)>)>,
 }
 
@@ -105,7 +104,7 @@ struct Model {
     running: Vec<Action>,
     held: bool,
     held_users: Vec<u32>,
-    /// When actions were started, by user.
+    /// Start times of actions, by user.
     user_starts_ns: HashMap<u32, Vec<u64>>,
     now_ns: u64,
     instances: u64,
@@ -203,7 +202,7 @@ impl Model {
         self.recovery.on_stall(agent, ladder, self.now_ns);
     }
 
-    /// Back, or paused: the same to the ladder.
+    /// Back or paused: the ladder treats both alike.
     fn settle(&mut self, agent: Agent) {
         let silence_ended = self.recovery.on_silence_ended(agent, self.now_ns);
         let seen = self.seen.get_mut(&agent).unwrap();
@@ -250,7 +249,7 @@ impl Model {
             let before = seen.ladder.map(|ladder| &old[ladder as usize]);
             let after = ladder.map(|ladder| &self.ladders[ladder as usize]);
             if seen.silent && (before != after || seen.refused) {
-                // Begins anew.
+                // Restarts.
                 let acted = seen.last.is_some();
                 seen.gave_up = false;
                 seen.refused = false;
@@ -260,7 +259,7 @@ impl Model {
         }
     }
 
-    /// What was started lately was not in earnest.
+    /// The recent starts were rehearsals.
     fn forget_rehearsal(&mut self) {
         let since_ns = self.now_ns.saturating_sub(self.dice.below(60) * S);
         self.recovery.forget_rehearsal(since_ns);
@@ -307,7 +306,7 @@ impl Model {
         }
     }
 
-    /// Takes what is to be done, and checks it.
+    /// Takes the next thing to do, and checks it.
     fn take_all(&mut self) {
         while let Some(next) = self.recovery.next(self.now_ns) {
             assert!(!self.held, "{next:?} while fire is held");
@@ -455,7 +454,7 @@ impl Model {
         }
     }
 
-    /// Fire is free and everything ends: then every stall has come to an end.
+    /// Fire is free and every action ends: then every stall has ended.
     fn converge(&mut self) {
         self.held = false;
         self.recovery.hold(Locality::Local, false);

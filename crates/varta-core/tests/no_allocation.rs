@@ -1,4 +1,4 @@
-//! Law 4, the core's part: after construction nothing here allocates, whatever it is asked to do.
+//! Law 4, the core's part: after construction no call allocates.
 
 use std::ops::ControlFlow;
 
@@ -269,7 +269,7 @@ fn hearing_datagrams_once_allocates_nothing() {
     let before = allocations_on_this_thread();
     for round in 0..200_000 {
         now_ns += next(&mut random) % (LIVE_NS / 500);
-        // A few of them begin most sessions.
+        // A few of them open most sessions.
         let agent = next(&mut random) % 300 / (1 + next(&mut random) % 20);
         let session = SessionKey {
             key: 1,

@@ -15,10 +15,10 @@ const WINDOW: u32 = 64;
 /// Threshold of all agents: sessions are quiet after half of it.
 const T: u64 = 100_000_000_000;
 
-/// No counter is higher, so that one of this would open any closed session.
+/// No counter is higher, so that a datagram with this one opens any closed session.
 const COUNTER_MAX: u32 = u32::MAX - 1;
 
-/// Tables no larger than what one attempt to make room looks at, so that one to be closed is found.
+/// Tables within one eviction search, so that it finds a closable session.
 const SESSIONS_MAX: usize = 12;
 
 type Words = Arc<[AtomicU64]>;
@@ -27,7 +27,7 @@ type Words = Arc<[AtomicU64]>;
 struct Session {
     key: SessionKey,
     heard: HashSet<u32>,
-    /// Of a session that was closed: what may have been heard before then.
+    /// Of a session that was closed: the highest counter accepted before.
     floor: Option<u32>,
     top: u32,
     agent: (u64, u32),
@@ -37,7 +37,7 @@ struct Session {
 }
 
 impl Session {
-    /// A farewell session is no more, once this has come over it.
+    /// A regular datagram makes a farewell session a current one.
     fn is_promoted_by(&self, arrival: &Arrival) -> bool {
         let is_own = self.agent == (arrival.source, arrival.pid);
         is_own && self.is_farewell && !arrival.is_terminal
@@ -56,7 +56,7 @@ struct Closed {
     source: u64,
 }
 
-/// What the guard should know.
+/// The expected state of the guard.
 #[derive(Debug)]
 struct Model {
     open: Vec<Session>,
@@ -66,7 +66,7 @@ struct Model {
     options: ReplayOptions,
 }
 
-/// What the guard should do, and which sessions it should close one of.
+/// The expected answer, and the sessions of which the guard should close one.
 type Expected = Result<(Heard, Vec<SessionKey>), ReplayRefusal>;
 
 impl Model {
@@ -88,7 +88,7 @@ impl Model {
             .filter(move |session| session.agent == agent && session.is_farewell == is_farewell)
     }
 
-    /// The current sessions over which an agent was heard last; several after a restart.
+    /// The current sessions with the agent's last datagram; several after a restart.
     fn latest(&self, agent: (u64, u32)) -> Vec<SessionKey> {
         let latest = self.of(agent, false).map(|session| session.heard_ns).max();
         let sessions = self.of(agent, false);
@@ -96,7 +96,7 @@ impl Model {
         latest.map(|session| session.key).collect()
     }
 
-    /// The session that ends because another one goes on where it was.
+    /// The session that ends because another one continues it.
     fn continued(&self, arrival: &Arrival) -> Option<SessionKey> {
         let is_first =
             self.find(&arrival.session).is_none() && self.find_closed(&arrival.session).is_none();
@@ -107,7 +107,7 @@ impl Model {
             .filter(|_| is_first && arrival.continues)
     }
 
-    /// Of an agent's sessions that may be closed for another one, those silent for longest.
+    /// The closable sessions of an agent that are silent for longest.
     fn quietest(&self, arrival: &Arrival, is_farewell: bool, now_ns: u64) -> Vec<SessionKey> {
         let continued = self.continued(arrival);
         let agent = (arrival.source, arrival.pid);
@@ -246,7 +246,7 @@ impl Model {
 
 #[derive(Clone, Copy, Debug)]
 enum Counter {
-    /// Above the highest one heard.
+    /// Above the highest accepted one.
     Ahead(u32),
     /// Below it, or equal.
     Behind(u32),
@@ -267,7 +267,7 @@ enum Step {
     DepartSession(SessionKey),
     /// Seconds; negative for a clock that goes back.
     Pass(i64),
-    /// Into a table with so many records to spare, and so many remembered.
+    /// Into a table with this many spare records, and this many closed ones kept.
     Restart {
         spare: usize,
         closed: usize,
@@ -376,9 +376,9 @@ proptest! {
                     fewest_remembered = fewest_remembered.min(closed);
                 }
                 Step::Arrive { mut arrival, counter } => {
-                    // No two datagrams come at the same time.
+                    // No two datagrams arrive at the same time.
                     now_ns += 1;
-                    // Which of several has ended is not said.
+                    // The model does not determine which of several has ended.
                     arrival.continues &= model.latest((arrival.source, arrival.pid)).len() < 2;
                     let closed = model.find_closed(&arrival.session).map(|closed| closed.top);
                     let open = model.find(&arrival.session).map(|session| session.top);
@@ -430,7 +430,7 @@ proptest! {
         }
     }
 
-    /// Whatever an agent does with its counters: each is accepted once, and the newest always.
+    /// For any order of counters: each is accepted once, and the newest always.
     #[test]
     fn a_session_accepts_each_counter_once_and_the_newest_always(
         counters in prop::collection::vec(

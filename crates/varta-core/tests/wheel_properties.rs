@@ -131,7 +131,7 @@ proptest! {
         prop_assert!(wheel.is_empty());
     }
 
-    /// With small budgets timers may come late, but none early, none twice, and none is lost.
+    /// With small budgets timers may fire late, but none early, none twice, and none is lost.
     #[test]
     fn small_budgets_lose_nothing(
         (mut now_ns, steps) in history(),
@@ -173,8 +173,8 @@ proptest! {
         }
     }
 
-    /// Who sleeps until the next deadline, again and again, fires every timer at its very tick, and is
-    /// never woken in vain twice in a row, whatever was cancelled.
+    /// A caller that always sleeps until the next deadline fires every timer at its exact tick, and never has
+    /// two needless wake-ups in a row, whatever was cancelled.
     #[test]
     fn a_sleeper_meets_every_deadline_at_its_tick(
         deadlines in prop::collection::vec((0..20 * HOUR, any::<bool>()), 1..SLOTS as usize),
@@ -240,7 +240,7 @@ fn a_million_timers_fire_once_and_on_time() {
     assert!(work <= 5 * fired, "{work} steps for {fired} timers");
 }
 
-/// The awakening sorts the timer that is left down through all levels at once.
+/// The wake-up sorts the remaining timer down through all levels at once.
 #[test]
 fn a_cancelled_timer_costs_a_sleeper_one_awakening() {
     let deadline_ns = ((1 << 49) - 1) << TICK_SHIFT;

@@ -6,8 +6,8 @@ use crate::Status;
 
 /// The first check of wire spec 5 that a frame failed.
 ///
-/// Exhaustive on purpose: the list is part of the wire contract, so a new reason is a new protocol.
-/// A datagram of the wrong length is no decode error; the transport that received it counts it.
+/// Exhaustive on purpose: the list is part of the wire contract, so a new reason is a new protocol. A
+/// datagram of the wrong length is no decode error; its transport counts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
     /// Bytes 0..2 are not [`MAGIC`](crate::MAGIC).
@@ -18,12 +18,12 @@ pub enum DecodeError {
     BadCrc {
         /// CRC-32C recomputed over bytes 0..28.
         expected: u32,
-        /// What the trailer holds.
+        /// The checksum in the trailer.
         actual: u32,
     },
     /// The status byte, carried here, is above 3.
     BadStatus(u8),
-    /// [`Status::Stall`] is for observers to conclude, not for agents to send.
+    /// [`Status::Stall`] is a conclusion of observers; agents must not send it.
     StallOnWire,
     /// The pid, carried here, is reserved.
     BadPid(u32),

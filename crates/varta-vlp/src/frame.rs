@@ -1,6 +1,6 @@
-//! The 32-byte frame: layout, encoding, and the checks before any byte is believed (wire spec 2, 5).
+//! The 32-byte frame: layout, encoding, and the checks on decoding (wire spec 2, 5).
 //!
-//! Whether the sender *is* the pid it names is not decided here; a frame only claims.
+//! The pid in a frame is a claim; this module does not verify it.
 
 use crate::{DecodeError, Status, crc32c};
 
@@ -19,8 +19,8 @@ pub const NONCE_TERMINAL: u64 = u64::MAX;
 
 /// The payload that makes a terminal frame a goodbye: "BYE" and a zero byte.
 ///
-/// A terminal frame with this payload says "I leave in order". Published senders put 0 there, and
-/// an observer of 0.2.0 takes a goodbye for a last Critical beat.
+/// A terminal frame with this payload means that the process leaves in order. Published senders send 0, and
+/// an observer of 0.2.0 treats a goodbye as a last Critical beat.
 pub const PAYLOAD_GOODBYE: u32 = u32::from_le_bytes(*b"BYE\0");
 
 /// Not a time: the all-ones timestamp is reserved (wire spec 2).
@@ -29,10 +29,10 @@ const TIMESTAMP_RESERVED: u64 = u64::MAX;
 /// The checksum covers everything before it.
 const CRC_OFFSET: usize = 28;
 
-/// One beat: a process says how it is (wire spec 2 and 3).
+/// One beat: the health of a process (wire spec 2 and 3).
 ///
-/// Build one with [`Frame::new`] or [`Frame::decode`]. The fields are open, so a frame can be made
-/// that no decoder accepts; `encode` writes what it is told.
+/// Build one with [`Frame::new`] or [`Frame::decode`]. The fields are public, so a caller can make a frame
+/// that no decoder accepts; `encode` writes it unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[repr(C, align(8))]
@@ -41,7 +41,7 @@ pub struct Frame {
     pub magic: [u8; 2],
     /// Always [`VERSION`] in a frame that was decoded.
     pub version: u8,
-    /// The health claimed.
+    /// The claimed health.
     pub status: Status,
     /// Process id of the sender in the sender's own pid namespace.
     pub pid: u32,
@@ -50,12 +50,11 @@ pub struct Frame {
     pub timestamp: u64,
     /// Counter of the sending handle: 1 first, 0 after `u64::MAX - 1`, or [`NONCE_TERMINAL`].
     pub nonce: u64,
-    /// 32 bits for the application; the protocol does not look at them.
+    /// 32 bits for the application; the protocol does not interpret them.
     pub payload: u32,
 }
 
-// The published crate promises this layout to its users; without the explicit alignment 32-bit x86
-// would have another.
+// The published crate guarantees this layout; without the explicit alignment 32-bit x86 would have another.
 const _: () = assert!(size_of::<Frame>() == FRAME_BYTES && align_of::<Frame>() == 8);
 
 impl Frame {
@@ -85,7 +84,7 @@ impl Frame {
     }
 
     /// The condition that the sender reports: the status, but [`Status::Ok`] for a [goodbye](Self::is_goodbye),
-    /// whose status byte is critical only because every terminal frame has to say that.
+    /// whose status byte is critical only because every terminal frame requires that.
     pub const fn condition(&self) -> Status {
         if self.is_goodbye() {
             Status::Ok
@@ -109,7 +108,7 @@ impl Frame {
         out[CRC_OFFSET..].copy_from_slice(&crc.to_le_bytes());
     }
 
-    /// Reads a frame whose pid nobody but the sender vouches for: pids 0 and 1 are refused.
+    /// Reads a frame whose pid only the sender claims: pids 0 and 1 are refused.
     ///
     /// # Errors
     ///
@@ -118,10 +117,10 @@ impl Frame {
         Self::decode_with_lowest_pid(wire, 2)
     }
 
-    /// Reads a frame whose sender the kernel names, so that its claim of a pid is not relied upon.
+    /// Reads a frame whose sender the kernel attests, so that the claimed pid is not relied upon.
     ///
-    /// Same as [`Frame::decode`], but lets pid 1 through: it is what the first process of a container
-    /// believes about itself. Pid 0 stays refused, no process has it in a namespace it lives in.
+    /// Same as [`Frame::decode`], but accepts pid 1: the first process of a container has it in its own
+    /// namespace. Pid 0 stays refused, because no process has it in its own namespace.
     ///
     /// # Errors
     ///
@@ -134,8 +133,8 @@ impl Frame {
         wire: &[u8; FRAME_BYTES],
         lowest_pid: u32,
     ) -> Result<Self, DecodeError> {
-        // Magic and version first so that foreign traffic is called foreign; the checksum before any
-        // meaning is read so that a flipped bit never turns one valid frame into another.
+        // Magic and version first so that foreign traffic is reported as foreign; the checksum before the
+        // fields so that a flipped bit never turns one valid frame into another.
         if wire[0..2] != MAGIC {
             return Err(DecodeError::BadMagic);
         }

@@ -1,11 +1,11 @@
 //! The Varta wire format: what a health beat is, byte by byte.
 //!
-//! A beat is one 32-byte [`Frame`] in one datagram. This crate turns frames into bytes and back and
-//! says precisely why bytes are not a frame. It opens no socket, keeps no state and knows nothing of
-//! who sent what: those questions belong to the client and to the observer.
+//! A beat is one 32-byte [`Frame`] in one datagram. This crate encodes and decodes frames and reports
+//! precisely why bytes are not a frame. It opens no socket, keeps no state and does not identify senders: the
+//! client and the observer do.
 //!
 //! No standard library, no allocator, no unsafe code, and by default no dependency. Every function takes a
-//! bounded number of steps; only [`crc32c::compute`] and what reads key files accept input of any length.
+//! bounded number of steps; only [`crc32c::compute`] and the key file parser accept input of any length.
 //!
 //! | feature | adds |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! The health an agent claims, or an observer concludes (wire spec 3.1).
+//! The health that an agent claims, or an observer concludes (wire spec 3.1).
 
 use core::fmt;
 

@@ -1,4 +1,4 @@
-//! The published known answers hold, and the checker that says so can also say no.
+//! The published known answers hold, and the checker also detects wrong ones.
 
 #[path = "support/conformance.rs"]
 mod conformance;

@@ -1,4 +1,4 @@
-//! CRC-32C gives the published answers, whatever the length and wherever it is evaluated.
+//! CRC-32C gives the published answers, for every length, at run time and at compile time.
 
 use varta_vlp::crc32c::compute;
 

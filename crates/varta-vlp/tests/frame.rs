@@ -1,4 +1,4 @@
-//! Frames survive the wire unchanged, and whatever is not a frame is refused by the right name.
+//! Frames survive the wire unchanged, and other bytes are refused with the right error.
 
 use varta_vlp::{
     DecodeError, FRAME_BYTES, Frame, MAGIC, NONCE_TERMINAL, PAYLOAD_GOODBYE, Status, VERSION,
@@ -95,7 +95,7 @@ fn random_bytes_are_refused_without_a_panic() {
     for _ in 0..100_000 {
         let mut wire = random.wire();
         assert!(Frame::decode(&wire).is_err());
-        // Past the checksum as well, where the meaning is read.
+        // With a valid checksum as well, so that the fields are checked.
         wire[..2].copy_from_slice(&MAGIC);
         wire[2] = VERSION;
         let crc = crc32c::compute(&wire[..CRC]);
@@ -146,7 +146,7 @@ fn a_bad_trailer_carries_both_checksums() {
     );
 }
 
-/// Starts from a frame with every fault at once and mends them in the order of wire spec 5.
+/// Starts from a frame with every fault at once and repairs them in the order of wire spec 5.
 #[test]
 fn the_earliest_check_decides() {
     let ones = [0xff; 8];

@@ -1,4 +1,5 @@
-//! What needs the inside of a handle: forks, clocks and the end of the nonces, all without waiting.
+//! Tests with access to the internals of a handle: forks, clocks and the end of the nonces, all without
+//! waiting.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use crate::DropReason;
 const NO_OBSERVER: io::ErrorKind = io::ErrorKind::ConnectionRefused;
 const QUEUE_FULL: io::ErrorKind = io::ErrorKind::WouldBlock;
 
-/// Answers from a script, then with success, and remembers what it was asked.
+/// Answers from a script, then with success, and records its calls.
 #[derive(Default)]
 struct Scripted {
     send_errors: VecDeque<Option<io::ErrorKind>>,
@@ -307,7 +308,7 @@ fn a_goodbye_is_a_terminal_frame_of_this_process_and_uses_up_no_nonce() {
 #[test]
 fn goodbyes_carry_the_time_of_the_handle_and_strictly_increase_across_handles() {
     let (mut first, mut second) = (agent([]), agent([]));
-    // So far ahead that other tests of this process do not come near it.
+    // Far beyond the times of other tests of this process.
     let later = Instant::now() + Duration::from_secs(1 << 30);
     let _ = first.leave_at(first.generation, later);
     let _ = second.leave();

@@ -15,11 +15,11 @@ use crate::secure_transport::{ForeignKey, draw_salt};
 use crate::transport::udp;
 
 /// Installs the hook, for the observer at `addr`, under a key that all agents share. If one was installed
-/// before, over whatever transport, only the new one sends, and the old one keeps its socket.
+/// before, over any transport, only the new one sends, and the old one keeps its socket.
 ///
 /// # Errors
 ///
-/// [`PanicInstallError`]. The hook that was there stays.
+/// [`PanicInstallError`]. The previous hook stays.
 ///
 /// # Panics
 ///
@@ -31,11 +31,11 @@ pub fn install_secure_udp(addr: SocketAddr, key: Key) -> Result<(), PanicInstall
 }
 
 /// As [`install_secure_udp`], under the key of the process that panics, derived in the hook from the master
-/// key, which is kept for that. Forked children speak for themselves.
+/// key, which is kept for that. A forked child sends under its own key.
 ///
 /// # Errors
 ///
-/// [`PanicInstallError`]. The hook that was there stays.
+/// [`PanicInstallError`]. The previous hook stays.
 ///
 /// # Panics
 ///
@@ -52,12 +52,12 @@ pub fn install_secure_udp_with_master(
     Ok(())
 }
 
-/// As [`install_secure_udp_with_master`], under a key that somebody else has derived for the pid of this
+/// As [`install_secure_udp_with_master`], under a key that the operator has derived for the pid of this
 /// process. In a forked child the hook sends nothing.
 ///
 /// # Errors
 ///
-/// [`PanicInstallError`], also when the key is for another pid. The hook that was there stays.
+/// [`PanicInstallError`], also when the key is for another pid. The previous hook stays.
 ///
 /// # Panics
 ///
@@ -72,7 +72,7 @@ pub fn install_secure_udp_with_agent_key(
     Ok(())
 }
 
-/// What a hook needs to send over UDP, besides a key.
+/// The state of a hook that sends over UDP, except its key.
 struct SecureLine {
     socket: UdpSocket,
     sealer: CrashSealer,
@@ -87,7 +87,8 @@ impl SecureLine {
         })
     }
 
-    /// Sends what `seal` makes; nothing if it makes nothing, as under the key of another pid.
+    /// Sends the envelope of `seal`; sends nothing if there is none, for example under the key of another
+    /// pid.
     fn send(&self, seal: impl Fn(&CrashSealer) -> Result<Envelope, SealError>) {
         send_past_refusal(|| {
             let envelope = seal(&self.sealer).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -100,7 +101,7 @@ impl SecureLine {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum PanicInstallError {
-    /// The system gave no random bytes, and without them no hook must send.
+    /// The system returned no random bytes, and without them no hook may send.
     EntropyUnavailable(io::Error),
     /// There is no socket to the observer's address.
     SocketBind(io::Error),

@@ -6,13 +6,12 @@ use std::net::SocketAddr;
 use super::install_sender;
 use crate::transport::udp::{connect, is_refusal};
 
-/// Installs the hook, for the observer at `addr`, whether it is there yet or not. If one was installed
-/// before, over whatever transport, only the new one sends, and the old one keeps its socket.
+/// Installs the hook, for the observer at `addr`, which may start later. If one was installed before, over
+/// any transport, only the new one sends, and the old one keeps its socket.
 ///
 /// # Errors
 ///
-/// The first system call that failed, for example because there is no route. The hook that was there
-/// stays.
+/// The first system call that failed, for example because there is no route. The previous hook stays.
 ///
 /// # Panics
 ///
@@ -23,7 +22,7 @@ pub fn install_udp(addr: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes one attempt, and another if the first was told of an earlier datagram's refusal.
+/// Makes one attempt, and another if the first returned the refusal of an earlier datagram.
 pub(super) fn send_past_refusal(attempt: impl Fn() -> io::Result<usize>) {
     if is_refusal(&attempt()) {
         let _ = attempt();

@@ -1,4 +1,4 @@
-//! What needs the inside of a session: forks that did not happen, targets that cannot be reached.
+//! Tests with access to the internals of a session: simulated forks, unreachable targets.
 
 use std::net::UdpSocket;
 

@@ -1,7 +1,7 @@
 //! One connected UDP socket (wire spec 11).
 //!
-//! Unlike a Unix socket it survives the observer at the other end. What a send is told is the fate of an
-//! earlier datagram: "connection refused" means that one found nobody, and that this one was not sent.
+//! Unlike a Unix socket it survives the observer at the other end. An error of a send concerns an earlier
+//! datagram: "connection refused" means that no process received that one, and that this one was not sent.
 
 use std::io;
 use std::mem::replace;
@@ -13,7 +13,7 @@ use super::BeatTransport;
 
 /// Sends frames in clear over one connected, non-blocking UDP socket.
 ///
-/// For networks in which everybody is trusted: anybody can read such frames and make some up.
+/// For trusted networks only: any host in the network can read such frames and forge them.
 #[derive(Debug)]
 pub struct UdpTransport {
     target: SocketAddr,
@@ -22,7 +22,7 @@ pub struct UdpTransport {
 }
 
 impl UdpTransport {
-    /// A socket for the observer at `target`, whether it is there yet or not.
+    /// A socket for the observer at `target`, which may start later.
     ///
     /// # Errors
     ///
@@ -53,7 +53,7 @@ impl BeatTransport for UdpTransport {
     }
 }
 
-/// A fresh socket that sends to `target` and nobody else. Neither waits nor allocates.
+/// A new socket that sends to `target` only. Neither waits nor allocates.
 pub(crate) fn connect(target: SocketAddr) -> io::Result<UdpSocket> {
     let any_address = match target {
         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -65,21 +65,21 @@ pub(crate) fn connect(target: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Was an earlier datagram, not this one, refused?
+/// Whether an earlier datagram, not this one, was refused.
 pub(crate) fn is_refusal(sent: &io::Result<usize>) -> bool {
     matches!(sent, Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
-/// Tells a refusal that an observer leaves behind when it restarts from those of a port where nobody
-/// listens: the former is overcome by one more attempt, of the latter the agent must hear.
+/// Distinguishes a refusal caused by a restart of the observer from those of a port without a listener: one
+/// more attempt resolves the former, the agent must see the latter.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
-    /// The last first attempt that was told anything of it was told of a refusal.
+    /// Whether the last first attempt with a conclusive result returned a refusal.
     was_refused: bool,
 }
 
 impl Refusals {
-    /// Takes note of how the first attempt of a send ended, and says whether to make one more now.
+    /// Records the result of the first attempt of a send, and returns whether to make one more now.
     pub(crate) fn ask_for_another(&mut self, first: &io::Result<usize>) -> bool {
         if first.is_ok() {
             self.was_refused = false;
@@ -95,7 +95,7 @@ mod tests {
     const REFUSED: Result<usize, io::ErrorKind> = Err(io::ErrorKind::ConnectionRefused);
     const QUEUE_FULL: Result<usize, io::ErrorKind> = Err(io::ErrorKind::WouldBlock);
 
-    /// After which of these first attempts another one is made.
+    /// The first attempts that are followed by another one.
     fn answers<const N: usize>(firsts: [Result<usize, io::ErrorKind>; N]) -> [bool; N] {
         let mut refusals = Refusals::default();
         firsts.map(|first| refusals.ask_for_another(&first.map_err(io::Error::from)))

@@ -29,7 +29,7 @@ impl Observer {
         Self(socket)
     }
 
-    /// The frames that are there. What the kernel took is there at once, so nobody has to wait.
+    /// The queued frames. A sent frame is queued at once, so the test does not wait.
     pub(crate) fn frames(&self) -> impl Iterator<Item = Frame> {
         std::iter::from_fn(|| {
             let mut datagram = [0; 64];

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::ops::Deref;
 use std::time::Duration;
 
-/// How long a datagram may take that is on its way within this machine.
+/// How long a datagram may take within this machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Listens at a port of its own.

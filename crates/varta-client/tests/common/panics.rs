@@ -19,12 +19,12 @@ pub(crate) fn panic_in_a_thread() {
     assert!(panicked);
 }
 
-/// Has `install` set a hook, and tells how often it allocated when it fired last.
+/// Installs a hook with `install`, and returns how often it allocated when it last fired.
 pub(crate) fn allocations_of_hook(install: impl FnOnce()) -> impl Fn() -> u64 {
     static BEFORE: AtomicU64 = AtomicU64::new(0);
     static AFTER: AtomicU64 = AtomicU64::new(u64::MAX);
 
-    // What runs right after the hook, and what runs right before it.
+    // The code that runs directly after the hook, and directly before it.
     set_hook(Box::new(|_| {
         AFTER.store(allocations_on_this_thread(), Ordering::Relaxed);
     }));

@@ -1,4 +1,4 @@
-//! What an observer finds in an envelope.
+//! The content of an envelope, as an observer opens it.
 
 use varta_client::{AgentKey, Frame, Key};
 use varta_vlp::secure::{MasterEnvelope, SharedEnvelope};

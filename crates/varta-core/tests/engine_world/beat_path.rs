@@ -1,6 +1,6 @@
-//! The beat path, as thin as it can be: who speaks is decided by [`LocalSenders`] and [`Limits`], who is silent by a
-//! tracker and an attention clock; it lies between a queue of datagrams and a ring of events. Work takes no time, and
-//! the queue never refuses anything.
+//! A minimal beat path: [`LocalSenders`] and [`Limits`] identify senders, a tracker and an attention clock judge
+//! silence; it connects a queue of datagrams to a ring of events. Work takes no time, and the queue never refuses a
+//! datagram.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::ControlFlow;
@@ -18,19 +18,19 @@ use crate::MS;
 use crate::oracle::Oracle;
 use crate::processes::Datagram;
 
-/// Slots: a few less than there are agents at times.
+/// Slots: at times a few less than agents.
 pub(crate) const SLOTS: usize = 20;
 
-/// Events that wait, and the parts of that which are kept for stalls and exits, and from newcomers.
+/// Capacity of the ring, and the parts of it reserved for stalls and exits, and withheld from new agents.
 const RING: usize = 64;
 const KEPT_FOR_AGENTS: usize = 16;
 const KEPT_FROM_NEWCOMERS: usize = 12;
 
-/// What control tells the beat path.
+/// Updates from control to the beat path.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Told {
     Update(AgentUpdate),
-    /// What newcomers are held to.
+    /// The deadlines of new agents.
     Threshold(u64),
     /// The answer to a query about a sender.
     Reply(u64, SenderReply),
@@ -48,11 +48,11 @@ pub(crate) struct BeatPath {
     pub(crate) queries: VecDeque<SenderQuery>,
     ring_was_full: bool,
     pub(crate) threshold_ns: u64,
-    /// When it will look again at the latest.
+    /// The latest time of its next turn.
     pub(crate) promised_ns: u64,
     /// Processes that have ended.
     pub(crate) dead: BTreeSet<(u32, u64)>,
-    /// What each agent may call itself, where that is known.
+    /// The pids that each agent may claim, where known.
     pub(crate) claims: [Option<Claims>; SLOTS],
     pub(crate) critical_from_ns: [u64; SLOTS],
     pub(crate) now_ns: u64,
@@ -112,7 +112,7 @@ impl BeatPath {
         !self.inbox.is_empty() || !self.told.is_empty() || !self.ended.is_empty()
     }
 
-    /// The attention clock as others read it: it goes on while the promise to look again is kept.
+    /// The attention clock as other threads read it: it advances until the set wake-up.
     pub(crate) fn attention_at(&self, now_ns: u64) -> u64 {
         let lag_ns = self.clock.raw_now_ns() - self.clock.now_ns();
         now_ns.min(self.promised_ns.max(self.clock.raw_now_ns())) - lag_ns
@@ -234,12 +234,12 @@ impl BeatPath {
         self.ring_was_full = ring_was_full;
     }
 
-    /// There is room for what a newcomer makes known.
+    /// Whether the ring has room for the events of a new agent.
     pub(crate) fn has_room_for_join(&self) -> bool {
         self.ring.len() + KEPT_FROM_NEWCOMERS < RING
     }
 
-    /// Hands an event over, unless there is no room.
+    /// Pushes an event, unless the ring is full.
     pub(crate) fn send(&mut self, kind: EventKind, oracle: &mut Oracle) {
         let is_expendable = matches!(kind, EventKind::Session { .. });
         let most = if is_expendable {

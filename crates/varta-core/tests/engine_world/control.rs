@@ -1,4 +1,4 @@
-//! Control, as thin as it can be: it feeds the engine, carries out what that says, and reports what became of it.
+//! A minimal control thread: it feeds the engine, carries out its effects, and feeds their outcomes.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::beat_path::Told;
 use crate::world::World;
 use crate::{MS, S, US};
 
-/// Events that are taken in one turn.
+/// Events taken in one turn.
 const EVENTS: usize = 16;
 
 /// A program that was started.
@@ -33,7 +33,7 @@ impl World {
         }
     }
 
-    /// When control has something to do at the latest.
+    /// The latest time of the next turn of control.
     pub(crate) fn control_due_ns(&self) -> u64 {
         let ends = self.running.iter().map(|running| running.end_ns);
         let due = ends.chain(self.engine.next_timeout());
@@ -183,7 +183,7 @@ impl World {
         }
     }
 
-    /// What becomes of a step.
+    /// The outcome of a step.
     fn take_step(&mut self, order: &StepOrder) -> Outcome {
         if order.is_rehearsal {
             let step = format!("{:?}", order.action);
@@ -305,7 +305,7 @@ impl World {
         }
     }
 
-    /// What a program has done to the process that it was run for.
+    /// The effect of a program on the process that it was run for.
     fn take_effect(&mut self, running: &Running) {
         let Some(process) = self.processes.place_of(running.agent) else {
             return;

@@ -1,9 +1,10 @@
-//! Engine, tracker, attention clock and admission together in a toy world, in virtual time, each world from one seed.
+//! Engine, tracker, attention clock and admission together in a simulated host, in virtual time, each run from one
+//! seed.
 //!
 //! Agents beat, hang, crash, leave and come back; programs succeed, fail and hang; operators pause, resume and reload;
 //! the host is under pressure; observer and control are stopped for a while; the ring between them is small. An oracle
-//! that knows the laws and `docs/recovery.md` watches every input and every effect (see [`oracle`]). First there are
-//! faults, then there are none, and everything must come to an end.
+//! written from the laws and `docs/recovery.md` checks every input and every effect (see [`oracle`]). First there are
+//! faults, then there are none, and every silence and action must end.
 //!
 //! A failure prints the seed; the environment variable `VARTA_WORLD_SEED` runs that world alone.
 

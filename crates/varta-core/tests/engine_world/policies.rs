@@ -1,4 +1,4 @@
-//! What operators want: a random policy, and a random change of one.
+//! Policies of operators: a random one, and a random change of one.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use varta_core::rules::{Namespace, Selector, Transport};
 use crate::random::Random;
 use crate::{MS, TICK_NS};
 
-/// What programs do is in their names; see `crate::actions`.
+/// The name of a program defines its behaviour; see `crate::actions`.
 const PROGRAMS: [&str; 6] = ["nudge", "nudge", "restart", "fail", "hang", "absent"];
 
 fn time(random: &mut Random, from_ms: u64, end_ms: u64) -> Duration {
@@ -167,7 +167,7 @@ pub(crate) fn random_policy(random: &mut Random) -> Policy {
     }
 }
 
-/// What the settings say after an operator has changed one thing in them.
+/// The policy after an operator has changed one setting.
 pub(crate) fn changed(before: &Policy, random: &mut Random) -> Policy {
     let mut policy = before.clone();
     let rules = policy.rules.len() as u64;

@@ -1,5 +1,5 @@
-//! The processes of the world: services whose processes beat, hang, end and are started anew, sometimes under the pid
-//! of another one that has ended.
+//! The processes of the simulation: services whose processes beat, hang, end and restart, sometimes under the pid of
+//! another one that has ended.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,32 +14,32 @@ use varta_vlp::{FRAME_BYTES, Frame, NONCE_TERMINAL, PAYLOAD_GOODBYE, Status};
 use crate::random::Random;
 use crate::{MS, S};
 
-/// Pids of this host: few, so that they are taken again soon.
+/// Pids of this host: few, so that they are reused soon.
 const PIDS: std::ops::Range<u32> = 100..130;
 
 /// How often a process beats that is never late.
 const PUNCTUAL_INTERVAL_NS: u64 = 150 * MS;
 
-/// What processes in a container call themselves.
+/// The pids that processes in a container claim.
 const INNER_PID: u32 = 2;
 
-/// What the processes of a service have in common.
+/// The common properties of a service's processes.
 #[derive(Clone, Copy)]
 pub(crate) struct Service {
     pub(crate) name: &'static str,
     pub(crate) unit: Option<&'static str>,
     pub(crate) uid: u32,
-    /// They live in a container.
+    /// Whether they run in a container.
     pub(crate) is_foreign: bool,
     pub(crate) remote: Option<Remote>,
 }
 
-/// How a remote agent is heard.
+/// The transport of a remote agent.
 #[derive(Clone, Copy)]
 pub(crate) struct Remote {
     pub(crate) address: SocketAddr,
     pub(crate) is_sealed: bool,
-    /// The operator vouches for the way.
+    /// Whether the operator declared the listener trusted.
     pub(crate) is_attested: bool,
 }
 
@@ -62,11 +62,11 @@ pub(crate) struct Process {
     pub(crate) next_beat_ns: u64,
     nonce: u64,
     handle_since_ns: u64,
-    /// It sends this many beats more than it should each time.
+    /// Extra beats that it sends each time.
     pub(crate) flood: u64,
 }
 
-/// What was sent, with what the kernel says about its sender.
+/// A sent datagram, with the kernel's facts about its sender.
 #[derive(Clone, Copy)]
 pub(crate) struct Datagram {
     pub(crate) pid: u32,
@@ -87,9 +87,9 @@ pub(crate) struct Processes {
     pub(crate) seats: Vec<Seat>,
     instances: u64,
     ended: BTreeMap<(u32, u64), ExitStatus>,
-    /// Nobody is late as a matter of course.
+    /// No process is usually late.
     pub(crate) are_punctual: bool,
-    /// Local processes that have ended since the last look.
+    /// Local processes that have ended since the last turn.
     pub(crate) just_ended: Vec<(u32, u64)>,
 }
 
@@ -160,7 +160,7 @@ impl Processes {
         times.min().unwrap_or(u64::MAX)
     }
 
-    /// What is sent by now.
+    /// The datagrams sent until now.
     pub(crate) fn send(&mut self, random: &mut Random, now_ns: u64, sent: &mut Vec<Datagram>) {
         for place in 0..self.seats.len() {
             if self.seats[place].process.is_none() && self.seats[place].starts_ns <= now_ns {
@@ -195,7 +195,7 @@ impl Processes {
         let is_renamed = random.one_in(8) && service.remote.is_none();
         let claims = match service.is_foreign {
             true => INNER_PID,
-            // One that lies.
+            // A process that claims a wrong pid.
             false if random.one_in(40) => pid + 1,
             false => pid,
         };
@@ -267,7 +267,7 @@ impl Processes {
         status.copied().unwrap_or(ExitStatus::Unknown)
     }
 
-    /// What the beat path must know of a sender.
+    /// The facts of a sender for the beat path.
     pub(crate) fn reply_to(&self, query: &SenderQuery) -> SenderReply {
         let instance = query.instance.expect("its process came along");
         let mut processes = self.seats.iter().filter_map(|seat| seat.process.as_ref());
@@ -289,7 +289,7 @@ impl Processes {
         }
     }
 
-    /// What can be found out about the process of a local agent.
+    /// The facts of a local agent's process that can be read.
     pub(crate) fn facts(&self, agent: Agent) -> ProcessFacts {
         let place = self.place_of(agent);
         let process = place.and_then(|place| self.seats[place].process.as_ref());
@@ -321,7 +321,7 @@ impl Process {
         ))
     }
 
-    /// What it sends last: it leaves in order, or crashes.
+    /// Its last frame: it leaves in order, or crashes.
     pub(crate) fn last_frame(&self, is_goodbye: bool, now_ns: u64) -> Datagram {
         let timestamp = now_ns - self.handle_since_ns + 1;
         let payload = if is_goodbye { PAYLOAD_GOODBYE } else { 0 };
@@ -357,7 +357,7 @@ impl Process {
         self.name = name.unwrap_or_else(|| std::mem::take(&mut self.name));
     }
 
-    /// It has no faults from now on.
+    /// Ends its faults.
     pub(crate) fn heal(&mut self) {
         self.flood = 0;
         self.status = Status::Ok;

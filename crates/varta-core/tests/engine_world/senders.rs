@@ -1,4 +1,4 @@
-//! Who speaks: from a datagram to the agent that it is credited to, and what is reported of it.
+//! Senders: from a datagram to the agent that it is credited to, and the resulting events.
 
 use varta_core::admission::{
     AttestedFrame, Datagram as Received, FoundProcess, Hold, KnownSender, Room, SenderReply,
@@ -15,7 +15,7 @@ use crate::beat_path::BeatPath;
 use crate::oracle::Oracle;
 use crate::processes::{Datagram, Remote};
 
-/// That an agent has become critical is reported once in this time.
+/// Minimum interval between reports that an agent is critical.
 const CRITICAL_PAUSE_NS: u64 = S;
 
 impl BeatPath {
@@ -148,7 +148,7 @@ impl BeatPath {
         }
     }
 
-    /// It is known now who has sent the beats that wait.
+    /// The reply about the sender of waiting beats.
     pub(crate) fn take_reply(&mut self, ticket: u64, reply: &SenderReply, oracle: &mut Oracle) {
         while let Some(beat) = self.senders.next_pending(ticket) {
             let known = self.known_sender(beat.sender.pid);

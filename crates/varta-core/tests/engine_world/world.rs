@@ -1,4 +1,4 @@
-//! The world: time, what happens in it by chance, and who does what next.
+//! The simulation: time, random events, and the order of work.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use crate::processes::{Datagram, Life, Processes};
 use crate::random::Random;
 use crate::{MS, S, TICK_NS, US};
 
-/// How long there are faults, and how long there are none afterwards.
+/// Duration with faults, and without faults afterwards.
 const FAULTY_NS: u64 = 150 * S;
 const HEALED_NS: u64 = 90 * S;
 
-/// When the world begins, on the observer's clock.
+/// Start of the simulation, on the observer's clock.
 const BEGIN_NS: u64 = (100 * S).next_multiple_of(TICK_NS);
 
 pub(crate) struct World {
@@ -32,7 +32,7 @@ pub(crate) struct World {
     table: Arc<SlotTable>,
     pub(crate) processes: Processes,
     pub(crate) beat_path: BeatPath,
-    /// Something waits for the beat path: it is woken then.
+    /// Work waits for the beat path: it is woken then.
     beat_input_ns: Option<u64>,
     beat_stopped_ns: u64,
     pub(crate) engine: Engine,
@@ -50,7 +50,7 @@ pub(crate) struct World {
     pub(crate) spins: u32,
     pub(crate) oracle: Oracle,
     sent: Vec<Datagram>,
-    /// Faults happen.
+    /// Whether faults happen.
     pub(crate) is_faulty: bool,
     next_fault_ns: u64,
     kinds: Kinds,
@@ -61,7 +61,7 @@ pub(crate) struct World {
     pub(crate) steps: u64,
 }
 
-/// Which faults a world has: with all of them in each, some would hide others.
+/// The faults of a run: with all of them in each, some would hide others.
 struct Kinds {
     stops: bool,
     slow_control: bool,
@@ -136,7 +136,7 @@ impl World {
         }
     }
 
-    /// Faults first, then none, and everything comes to an end.
+    /// Faults first, then none, and every silence and action ends.
     pub(crate) fn live(&mut self) {
         while self.now_ns < BEGIN_NS + FAULTY_NS {
             self.step();
@@ -291,7 +291,7 @@ impl World {
         }
     }
 
-    /// All agents of a user, or all there are.
+    /// All agents of a user, or all agents.
     fn hang_many(&mut self) {
         let uid = self.random.one_of(&[None, None, Some(500), Some(502)]);
         for place in 0..self.processes.seats.len() {
@@ -398,7 +398,7 @@ impl World {
 }
 
 impl Drop for World {
-    /// A failure says how to see it again, and what came before.
+    /// A failure prints how to reproduce it, and the trace before it.
     fn drop(&mut self) {
         if std::thread::panicking() {
             for trace in self.oracle.traces() {

@@ -9,7 +9,7 @@ use zeroize::Zeroize;
 
 use super::{AgentKey, Fingerprint, Key, PREFIX_BYTES, SALT_BYTES};
 
-/// The key of the agent with that pid.
+/// The key of the agent with this pid.
 pub fn derive_agent_key(master: &Key, pid: u32) -> Key {
     expand_key(master, &info_agent_key(pid))
 }
@@ -19,13 +19,13 @@ pub fn derive_epoch_key(agent: &Key, epoch: u64) -> Key {
     expand_key(agent, &info_epoch_key(epoch))
 }
 
-/// The `index`-th prefix of the session with that salt.
+/// The `index`-th prefix of the session with this salt.
 pub fn derive_iv_prefix(salt: &[u8; SALT_BYTES], index: u32) -> [u8; PREFIX_BYTES] {
     expand_prefix(salt, &info_iv_prefix(index))
 }
 
-/// The prefix of one last frame: of that process, with that timestamp, the `firing`-th since the
-/// installation that drew the salt. It needs no entropy when the process is crashing.
+/// The prefix of one last frame: process, timestamp, and the `firing`-th since the installation that drew the
+/// salt. It needs no entropy during a crash.
 pub fn derive_panic_prefix(
     salt: &[u8; SALT_BYTES],
     pid: u32,
@@ -60,7 +60,7 @@ fn info_panic_prefix(pid: u32, timestamp_ns: u64, firing: u32) -> [u8; 34] {
 }
 
 impl Key {
-    /// What this key may be called in public.
+    /// The public name of this key.
     pub fn fingerprint(&self) -> Fingerprint {
         let bytes = expand_prefix(self.expose(), b"varta-fingerprint-v1\0");
         Fingerprint(u64::from_be_bytes(bytes))
@@ -95,8 +95,8 @@ fn expand(input: &[u8], info: &[u8], output: &mut [u8]) {
     pseudorandom_key.as_mut_slice().zeroize();
 }
 
-/// The parts one after the other. They fit by the constants in the callers, which the tests compare with
-/// published bytes.
+/// Concatenates the parts. They fit by the constants in the callers, which the tests compare with published
+/// bytes.
 fn joined<const PARTS: usize, const BYTES: usize>(parts: [&[u8]; PARTS]) -> [u8; BYTES] {
     let mut bytes = [0; BYTES];
     let flat = parts.into_iter().flatten();

@@ -1,7 +1,7 @@
-//! Keys: 32 secret bytes, how they are written in files, and what names them without telling them.
+//! Keys: 32 secret bytes, their text form in files, and fingerprints that do not reveal them.
 //!
-//! Nothing here copies a key or prints one: no `Clone`, no `Display`, a `Debug` that hides the bytes,
-//! wiped when dropped. Reading files is not done here.
+//! No function copies or prints a key: no `Clone`, no `Display`, a `Debug` that hides the bytes, wiped when
+//! dropped. This module reads no files.
 
 use core::fmt;
 
@@ -44,13 +44,13 @@ impl Key {
         Ok(key)
     }
 
-    /// Reads the content of a key file and hands over each key in it, first to last: a file of exactly
-    /// 32 bytes is one key as it is; anything else is text with a key in hexadecimal per line, where
-    /// blank lines, lines that begin with `#` and white space around keys do not count.
+    /// Reads the content of a key file and passes on each key in it, in order: a file of exactly 32 bytes is
+    /// one raw key; any other one is text with a key in hexadecimal per line, where blank lines, lines that
+    /// begin with `#` and white space around keys do not count.
     ///
     /// # Errors
     ///
-    /// [`KeyTextError`] for the first line that is no key; those before it have been handed over.
+    /// [`KeyTextError`] for the first line that is no key; the keys before it have been passed on.
     pub fn each_in(content: &[u8], mut take: impl FnMut(Self)) -> Result<(), KeyTextError> {
         if let Ok(raw) = content.try_into() {
             take(Self(raw));
@@ -110,7 +110,7 @@ pub struct AgentKey {
 }
 
 impl AgentKey {
-    /// A key that somebody with the master key has derived for `pid`.
+    /// A key that a holder of the master key has derived for `pid`.
     pub const fn from_derived(key: Key, pid: u32) -> Self {
         Self { pid, key }
     }
@@ -126,7 +126,7 @@ impl AgentKey {
     }
 }
 
-/// Eight bytes derived from a key that name it and do not tell it: 16 hexadecimal digits.
+/// Eight bytes derived from a key that identify it and do not reveal it: 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub u64);
 
@@ -136,10 +136,10 @@ impl fmt::Display for Fingerprint {
     }
 }
 
-/// Why a text is not a key (wire spec 9). Neither variant tells what the text was.
+/// Why a text is not a key (wire spec 9). Neither variant contains the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyError {
-    /// Not 64 characters but this many.
+    /// The text has this many characters, not 64.
     InvalidLength(usize),
     /// The character at this position, counted from 0, is no hexadecimal digit.
     InvalidCharacter(usize),
@@ -163,12 +163,12 @@ impl fmt::Display for KeyError {
 
 impl core::error::Error for KeyError {}
 
-/// Which line of a key file is not a key, and why.
+/// The first invalid line of a key file, and its error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyTextError {
     /// Counted from 1.
     pub line: usize,
-    /// What is wrong with it.
+    /// Its error.
     pub error: KeyError,
 }
 

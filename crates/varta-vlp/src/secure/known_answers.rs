@@ -1,7 +1,7 @@
 //! Sealing under a nonce of the caller's choice (feature `known-answers`).
 //!
-//! Published vectors fix prefix and counter, so comparing with them needs what [`super::Sealer`] exists to
-//! prevent. For nothing else: a nonce that is used twice gives the key away.
+//! Published vectors fix prefix and counter, so comparing with them needs what [`super::Sealer`] prevents. Do
+//! not use it otherwise: a nonce that is used twice reveals the key.
 
 use super::{AgentKey, Envelope, Key, PREFIX_BYTES, SealError, seal};
 use crate::FRAME_BYTES;

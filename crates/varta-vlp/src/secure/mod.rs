@@ -6,13 +6,13 @@
 //! | shared key | 60 | one for all agents | prefix, counter |
 //! | master key | 64 | one per pid, derived from a master key | pid, prefix, counter |
 //!
-//! ChaCha20-Poly1305 with the AEAD nonce `prefix || counter`. The one rule that nothing may break is that a
-//! nonce is never used twice under a key. So there is no function that takes a nonce: whoever seals
-//! has a [`Sealer`], which cannot be copied, uses up a counter before it seals, and draws its prefixes from a
-//! [`Salt`] of its own; or a [`CrashSealer`] for the last frames of a process.
+//! ChaCha20-Poly1305 with the AEAD nonce `prefix || counter`. A nonce must never be used twice under a key.
+//! So there is no function that takes a nonce: a sender has a [`Sealer`], which cannot be copied, uses up a
+//! counter before it seals, and draws its prefixes from a [`Salt`] of its own; or a [`CrashSealer`] for the
+//! last frames of a process.
 //!
-//! Whether an envelope was heard before is not decided here, and neither is whether the frame in it is valid.
-//! No allocation, no system call. Keys are wiped from memory when dropped and never printed.
+//! This module does not detect replays, and does not check whether the frame in an envelope is valid. No
+//! allocation, no system call. Keys are wiped from memory when dropped and never printed.
 
 pub mod kdf;
 mod key;
@@ -54,7 +54,7 @@ pub const MASTER_ENVELOPE_BYTES: usize = PID_BYTES + SHARED_ENVELOPE_BYTES;
 const NONCE_BYTES: usize = PREFIX_BYTES + COUNTER_BYTES;
 const PID_BYTES: usize = 4;
 
-/// Where a frame keeps its pid.
+/// Offset of the pid in a frame.
 const FRAME_PID: core::ops::Range<usize> = 4..8;
 
 /// The AEAD nonce; made where it is used up, see [`seal`](self).

@@ -1,7 +1,7 @@
-//! The receiver's side: what a datagram says in clear, and what is in it.
+//! The receiver's side: the clear part of an envelope, and its frame.
 //!
-//! The kinds are told apart by length alone and never mixed: a 64-byte envelope opens under the key of its
-//! clear pid only, a 60-byte one under shared keys only (wire spec 6 and 13).
+//! The length alone distinguishes the kinds, and they are never mixed: a 64-byte envelope opens under the key
+//! of its clear pid only, a 60-byte one under shared keys only (wire spec 6 and 13).
 
 use super::{
     AgentKey, COUNTER_BYTES, FRAME_PID, Key, MASTER_ENVELOPE_BYTES, NONCE_BYTES, Nonce, PID_BYTES,
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::FRAME_BYTES;
 
-/// A datagram of 60 bytes. Nothing in it is believed before it was opened.
+/// A datagram of 60 bytes. Its content is unverified until it is opened.
 #[derive(Clone, Copy, Debug)]
 pub struct SharedEnvelope<'a>(&'a [u8; SHARED_ENVELOPE_BYTES]);
 
@@ -24,7 +24,7 @@ impl<'a> SharedEnvelope<'a> {
         bytes_at(self.0, 0)
     }
 
-    /// Its place in the session.
+    /// Its counter in the session.
     pub fn counter(&self) -> u32 {
         u32::from_le_bytes(bytes_at(self.0, PREFIX_BYTES))
     }
@@ -36,7 +36,7 @@ impl<'a> SharedEnvelope<'a> {
     }
 }
 
-/// A datagram of 64 bytes. Nothing in it is believed before it was opened.
+/// A datagram of 64 bytes. Its content is unverified until it is opened.
 #[derive(Clone, Copy, Debug)]
 pub struct MasterEnvelope<'a>(&'a [u8; MASTER_ENVELOPE_BYTES]);
 
@@ -46,7 +46,7 @@ impl<'a> MasterEnvelope<'a> {
         Some(Self(bytes.try_into().ok()?))
     }
 
-    /// Whose key it claims to be sealed with.
+    /// The pid whose key it claims to be sealed with.
     pub fn pid(&self) -> u32 {
         u32::from_le_bytes(bytes_at(self.0, 0))
     }
@@ -56,7 +56,7 @@ impl<'a> MasterEnvelope<'a> {
         bytes_at(self.0, PID_BYTES)
     }
 
-    /// Its place in the session.
+    /// Its counter in the session.
     pub fn counter(&self) -> u32 {
         u32::from_le_bytes(bytes_at(self.0, PID_BYTES + PREFIX_BYTES))
     }

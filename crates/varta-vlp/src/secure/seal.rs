@@ -1,9 +1,9 @@
-//! The sender's side: what makes it impossible to seal twice under one nonce.
+//! The sender's side: prevents sealing twice under one nonce.
 //!
-//! A nonce is prefix and counter. Prefixes are derived from a salt that was drawn for this one sealer; the
-//! counter is used up before anything is sealed, whatever becomes of the datagram. What types cannot
-//! prevent is a copy of the memory: after a fork, and after a snapshot of the machine, the copy needs a
-//! sealer of its own (wire spec 8).
+//! A nonce is prefix and counter. Prefixes are derived from a salt that was drawn for this sealer only; the
+//! counter is used up before sealing, whether or not the datagram is sent. Types cannot prevent a copy of the
+//! memory: after a fork, and after a snapshot of the machine, the copy needs a sealer of its own (wire spec
+//! 8).
 
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -21,12 +21,12 @@ const FIRST_COUNTER: u32 = 1;
 pub struct Salt([u8; SALT_BYTES]);
 
 impl Salt {
-    /// Has `fill` draw the salt. It must come from the system's entropy source: whoever fills in bytes
-    /// that were used before breaks the key.
+    /// Draws the salt with `fill`. It must come from the system's entropy source: bytes that were used before
+    /// break the key.
     ///
     /// # Errors
     ///
-    /// What `fill` answers.
+    /// The error of `fill`.
     pub fn draw<E>(fill: impl FnOnce(&mut [u8; SALT_BYTES]) -> Result<(), E>) -> Result<Self, E> {
         let mut salt = [0; SALT_BYTES];
         fill(&mut salt)?;
@@ -109,7 +109,7 @@ impl Sealer {
         }
     }
 
-    /// Begins another session under the same key.
+    /// Starts another session under the same key.
     pub fn renew(&mut self, salt: Salt) {
         self.nonces = Nonces::from(salt);
     }
@@ -127,10 +127,10 @@ impl Sealer {
 
 /// Seals the last frames of a process from within a crash: needs no entropy and no exclusive access.
 ///
-/// Every firing has a prefix of its own, derived from a salt that was drawn when the hook was installed,
-/// from pid and timestamp of the frame and from a count (wire spec 8.1). So a forked child, another
-/// process with its pid and any number of panicking threads stay apart, as long as the timestamps of the
-/// last frames of a process increase.
+/// Every firing of the hook has a prefix of its own, derived from a salt that was drawn when the hook was
+/// installed, from pid and timestamp of the frame and from a count (wire spec 8.1). So a forked child,
+/// another process with its pid and any number of panicking threads stay apart, as long as the timestamps of
+/// the last frames of a process increase.
 #[derive(Debug)]
 pub struct CrashSealer {
     salt: Salt,
@@ -138,7 +138,7 @@ pub struct CrashSealer {
 }
 
 impl CrashSealer {
-    /// The salt must not be that of a [`Sealer`], which its type sees to.
+    /// The salt must not be that of a [`Sealer`], which its type ensures.
     pub const fn new(salt: Salt) -> Self {
         Self {
             salt,
@@ -191,7 +191,7 @@ impl SealingKey {
     }
 }
 
-/// The nonces of one salt, each given out once.
+/// The nonces of one salt, each returned once.
 #[derive(Debug)]
 struct Nonces {
     salt: Salt,
@@ -261,7 +261,7 @@ pub(super) fn seal_agent(
     seal_at(key.key(), nonce, &key.pid().to_le_bytes(), frame)
 }
 
-/// `clear` goes before the nonce and is proved with the frame.
+/// `clear` precedes the nonce and is authenticated with the frame.
 fn seal_at(
     key: &Key,
     nonce: &Nonce,

@@ -1,8 +1,8 @@
 //! Checks this crate against a file of conformance vectors.
 //!
-//! Shared by the example `conformance` and by the test of the same name. Entries of a list that it does not
-//! know are counted as skipped. Nothing in a file can make it panic: a bad entry is a failure of that
-//! entry, a bad file is an error. The secure entries are in [`secure`].
+//! Shared by the example `conformance` and by the test of the same name. Entries of an unknown list are
+//! counted as skipped. Nothing in a file can make it panic: a bad entry is a failure of that entry, a bad
+//! file is an error. The secure entries are in [`secure`].
 
 #[path = "conformance_secure.rs"]
 mod secure;
@@ -12,7 +12,7 @@ use std::fmt;
 use serde_json::Value;
 use varta_vlp::{DecodeError, FRAME_BYTES, Frame, MAGIC, NONCE_TERMINAL, Status, VERSION, crc32c};
 
-/// What a file of vectors said about this crate. `Display` is the whole report, the totals last.
+/// The result of a vector file. `Display` is the whole report, the totals last.
 pub(crate) struct Report {
     pub(crate) passed: usize,
     pub(crate) failures: Vec<Failure>,
@@ -30,7 +30,7 @@ pub(crate) struct Failure {
 ///
 /// # Errors
 ///
-/// A line saying why the text is not a vector file at all.
+/// Why the text is not a vector file.
 pub(crate) fn check_file(json: &[u8]) -> Result<Report, String> {
     let file: Value = serde_json::from_slice(json).map_err(|error| error.to_string())?;
     let crc = list(&file, "crc32c_vectors")?;
@@ -198,7 +198,7 @@ fn expect_eq(what: &str, expected: &str, found: &str) -> Result<(), String> {
     }
 }
 
-/// A list may be missing, but what bears its name must be one.
+/// A list may be missing, but the value under its key must be a list.
 fn list<'a>(file: &'a Value, key: &str) -> Result<Option<&'a [Value]>, String> {
     let object = file.as_object().ok_or("the top level is not an object")?;
     match object.get(key) {
@@ -230,7 +230,7 @@ fn frame_bytes(hex: &str) -> Result<[u8; FRAME_BYTES], String> {
     bytes(hex)
 }
 
-/// Exactly so many bytes.
+/// Exactly `N` bytes.
 fn bytes<const N: usize>(hex: &str) -> Result<[u8; N], String> {
     from_hex(hex)?
         .try_into()
@@ -241,7 +241,7 @@ fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Lower-case hex without separators, the only form the schema knows.
+/// Lower-case hex without separators, the only form in the schema.
 fn from_hex(hex: &str) -> Result<Vec<u8>, String> {
     let nibble = |digit: u8| match digit {
         b'0'..=b'9' => Some(digit - b'0'),

@@ -105,7 +105,7 @@ fn check_master_refusal(entry: &Value) -> Result<(), String> {
     let wire = from_hex(text(entry, "wire_hex")?)?;
     let envelope = MasterEnvelope::from_datagram(&wire).ok_or("not an envelope")?;
     match text(entry, "expected_error")? {
-        // Which of the two it is must not matter to a receiver.
+        // A receiver treats both cases the same.
         "AuthError" | "PidMismatch" => {
             refused(envelope.open(&AgentKey::derive(&master, envelope.pid())))
         }

@@ -1,4 +1,4 @@
-//! Where an agent stands on its ladder, and what comes next and when.
+//! The position of an agent on its ladder, and the next step and its time.
 
 use varta_core::policy::{Ladder, Step};
 
@@ -13,25 +13,25 @@ pub(super) enum End {
     Postponed,
 }
 
-/// What is done about a silence.
+/// The recovery of a silence.
 #[derive(Clone, Debug)]
 pub(crate) struct Climb {
-    /// `None` while there is none for the agent.
+    /// `None` while the agent has none.
     pub(super) ladder: Option<Ladder>,
-    /// When it could begin at the foot of the ladder, and when the engine knew.
+    /// When the first step could start, and when the engine knew.
     pub(super) begun_ns: u64,
     pub(super) known_ns: u64,
-    /// Actions that were begun about it.
+    /// Actions started about it.
     pub(super) acts: u32,
     pub(super) failures: u32,
     pub(super) gave_up: bool,
-    /// Nothing may be done, or the process was not there.
+    /// Acting is not allowed, or the process has left.
     pub(super) is_refused: bool,
-    /// The step that came last, and how and when it ended.
+    /// The last step, and how and when it ended.
     pub(super) last: Option<(usize, Option<(End, u64)>)>,
     pub(super) is_user_wait_told: bool,
     pub(super) is_waiting: bool,
-    /// The last time at which something kept it waiting.
+    /// The last time at which it was blocked.
     pub(super) waited_ns: u64,
 }
 
@@ -56,7 +56,7 @@ impl Climb {
         self.ladder.is_some() && !self.gave_up && !self.is_refused
     }
 
-    /// At the foot of another ladder, or of the same again.
+    /// Restarts at the first step of a ladder.
     pub(super) fn begin_again(&mut self, ladder: Option<Ladder>, now_ns: u64) {
         self.ladder = ladder;
         self.begun_ns = now_ns;
@@ -91,13 +91,13 @@ pub(super) fn pause_ns(ladder: &Ladder, failures: u32) -> u64 {
     (backoff_ns << failures.saturating_sub(1).min(20)).min(longest_ns)
 }
 
-/// What comes next, not before `from_ns` and not after `until_ns`.
+/// The next step, not before `from_ns` and not after `until_ns`.
 pub(super) struct Next {
-    /// `None`: it is given up.
+    /// `None`: recovery gives up.
     pub(super) step: Option<usize>,
     pub(super) from_ns: u64,
     pub(super) until_ns: u64,
-    /// The part of it that steps take which only wait.
+    /// The part of it in wait steps.
     pub(super) waits_ns: u64,
 }
 
@@ -115,7 +115,7 @@ pub(super) fn next_from(ladder: &Ladder, step: usize, from_ns: u64, until_ns: u6
     }
 }
 
-/// What a record's silence comes to next; `None` while nothing does.
+/// The next step of a record's silence; `None` while there is none.
 pub(super) fn next_of(record: &Record) -> Option<Next> {
     let climb = record.climb.as_ref()?;
     let ladder = climb.ladder.as_ref()?;

@@ -1,4 +1,4 @@
-//! What was published: whether it had to follow from the last input, or may come by itself.
+//! Published facts: whether the last input requires them, or they may come by themselves.
 
 use varta_core::fact::{DeferReason, Fact, HookOutcome, ResumeCause, StartFailure, WithdrawReason};
 use varta_core::policy::Mode;
@@ -63,7 +63,7 @@ impl Oracle {
     }
 }
 
-/// The want that a fact meets; `None` for what comes by itself.
+/// The expectation that a fact meets; `None` for facts that come by themselves.
 fn want_of(fact: &Fact) -> Option<Want> {
     let nobody = (0, 0, 0);
     let (kind, agent, number) = match fact {

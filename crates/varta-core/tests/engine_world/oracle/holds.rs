@@ -1,4 +1,4 @@
-//! Hold-fire: when the host is the suspect for certain fire is held, when it cannot be it is not, and it goes on no
+//! Hold-fire: fire is held when the host is certainly the suspect, and free when it cannot be; it is released no
 //! sooner than a threshold after the cause is gone.
 
 use std::collections::BTreeMap;
@@ -10,18 +10,18 @@ use varta_core::hold::{HoldChange, HoldReason, Pressure, Scope};
 use super::Oracle;
 use crate::{MS, S};
 
-/// Longest time between a look at the host and an order: looks cost time themselves.
+/// Longest time between an examination of the host and an order: examinations take time.
 const LOOK_NS: u64 = 60 * MS;
 
-/// Agents as they are when the host is looked at.
+/// The agents at the time of an examination of the host.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Crowd {
     watched: u32,
-    /// No more than these are silent.
+    /// Upper bound of silent agents.
     silent_at_most: u32,
-    /// At least these fell silent lately.
+    /// Lower bound of agents that fell silent recently.
     fresh_at_least: u32,
-    /// The longest threshold of one that is stalled.
+    /// The longest threshold of a stalled agent.
     longest_ns: u64,
 }
 
@@ -32,21 +32,21 @@ pub(crate) struct Crowds {
     users: BTreeMap<u32, Crowd>,
 }
 
-/// What makes fire be held for a locality.
+/// The causes of held fire for a locality.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cause {
-    /// When it was there last, and for how long fire is held after that at least.
+    /// The last time of the cause, and the minimum time that fire is held after that.
     at_ns: u64,
     settle_ns: u64,
-    /// Fire must be held after the look at the host.
+    /// Whether fire must be held after the examination of the host.
     must_hold: bool,
     is_mass: bool,
-    /// Since when a mass stall holds fire.
+    /// Start of the mass stall that holds fire.
     mass_since_ns: u64,
 }
 
 impl Oracle {
-    /// The engine looks at the host.
+    /// The engine examines the host.
     pub(crate) fn asked(&mut self) {
         self.is_asked = true;
         let at_ns = self.now.attention_ns;
@@ -80,7 +80,7 @@ impl Oracle {
         self.crowds = crowds;
     }
 
-    /// What the answer about pressure means for certain.
+    /// The certain consequences of the answer about pressure.
     pub(super) fn note_causes(&mut self, pressure: Pressure) {
         let limits = &self.policy.limits;
         let is_over = |percent: Option<f64>, limit: Option<f64>| {
@@ -108,8 +108,8 @@ impl Oracle {
         }
     }
 
-    /// All are silent; whether that cannot be told from one user's mass stall. Users that are none by themselves must be
-    /// at least two agents.
+    /// Whether all are silent in a way that may be the mass stall of one user. Users without a mass stall of their own
+    /// must have at least two agents.
     fn no_single_user_is_silent(&self) -> bool {
         let min = self.policy.limits.mass_stall_min;
         let others = self
@@ -224,7 +224,7 @@ impl Oracle {
         }
     }
 
-    /// The host is looked at before a step is ordered.
+    /// The host is examined before a step is ordered.
     pub(super) fn check_pressure(&self, order: &StepOrder) {
         let (_, at_ns) = self.pressure.expect("ordered without a look at the host");
         assert!(
@@ -235,7 +235,7 @@ impl Oracle {
         assert!(age_ns <= LOOK_NS, "the host was not looked at: {order:?}");
     }
 
-    /// Other limits: what is held is judged by them from now on.
+    /// Replaces the limits: held fire is judged by the new ones.
     pub(super) fn replace_hold_limits(&mut self) {
         for cause in &mut self.causes {
             cause.settle_ns = 0;

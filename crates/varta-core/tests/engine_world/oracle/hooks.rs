@@ -1,4 +1,4 @@
-//! Hooks: one at a time for an agent and an occasion, its steps in order, as long as it is still right.
+//! Hooks: one at a time per agent and occasion, its steps in order, as long as the occasion still applies.
 
 use varta_core::Agent;
 use varta_core::engine::{Action, ActionId, Outcome, StepOrder};
@@ -23,9 +23,9 @@ pub(crate) struct Hook {
     uid: Option<u32>,
     steps: Vec<Step>,
     taken: usize,
-    /// When it went on last.
+    /// When it last continued.
     since_ns: u64,
-    /// When something kept it waiting last.
+    /// When it was last blocked.
     waited_ns: u64,
     is_waiting: bool,
     in_flight: Option<ActionId>,
@@ -59,7 +59,7 @@ impl Oracle {
             .and_then(|hook| hook.uid)
     }
 
-    /// Something happened that an operator may have steps for.
+    /// An occasion of hooks.
     pub(super) fn on_occasion(&mut self, agent: Agent, occasion: Occasion) {
         let Some(record) = self.records.get(&key(agent)) else {
             return;
@@ -217,7 +217,7 @@ impl Oracle {
         assert_eq!(hook.in_flight, None, "withdrawn in mid-step: {hook:?}");
     }
 
-    /// Control has nothing to do: hooks have gone on, or something keeps them waiting.
+    /// Control is idle: hooks have continued, or are blocked.
     pub(super) fn check_hooks(&mut self) {
         let now_ns = self.now.observer_ns;
         let mut waiting = Vec::new();
@@ -227,7 +227,7 @@ impl Oracle {
             if hook.in_flight.is_some() {
                 continue;
             }
-            // Hooks of a locality wait for those that need a place before them.
+            // Hooks of a locality wait for earlier ones that need a permit.
             let keeps_waiting = self.is_held(hook.agent, hook.uid)
                 || self.is_control_late
                 || self.is_asked
@@ -241,7 +241,7 @@ impl Oracle {
         }
         for (name, is_waiting) in waiting {
             if let Some(hook) = self.hooks.get_mut(&name) {
-                // Waits begin when it goes on.
+                // A wait starts when the hook continues.
                 hook.waited_ns = now_ns;
                 hook.is_waiting = is_waiting;
             }

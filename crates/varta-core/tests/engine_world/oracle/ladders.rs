@@ -1,4 +1,4 @@
-//! Ladders: steps in order, each in its time, within budgets, and an end to every silence.
+//! Ladders: steps in order, on time, within budgets, and an end of every silence.
 
 use varta_core::engine::{Action, ActionId, Outcome, StepOrder};
 use varta_core::fact::{Occasion, StartFailure};
@@ -12,7 +12,7 @@ use super::{Flight, Oracle, PUNCTUAL_NS, key};
 use crate::TICK_NS;
 
 impl Oracle {
-    /// A stall was told.
+    /// A stall was reported.
     pub(super) fn on_stall(&mut self, agent: Agent, stalled_ns: u64) {
         let Some(record) = self.records.get(&key(agent)) else {
             return;
@@ -34,7 +34,7 @@ impl Oracle {
         let known_ns = self.now.observer_ns;
         let record = self.records.get_mut(&key(agent)).expect("is known");
         if record.climb.as_ref().is_some_and(Climb::goes_on) {
-            // The end of the silence before was lost, or a pause came late: it is the same to the engine.
+            // The end of the previous silence was lost, or a pause came late: the engine treats both alike.
             let is_acting = record.in_flight.is_some();
             return self.want("deferred", agent, is_acting.into());
         }
@@ -59,7 +59,7 @@ impl Oracle {
         }
     }
 
-    /// Its stall is none by the threshold that applies now.
+    /// It has not stalled by the current threshold.
     fn is_excusable(&self, record: &Record) -> bool {
         let heard = self
             .silence
@@ -70,7 +70,7 @@ impl Oracle {
         silence_ns.is_some() && silence_ns < threshold_ns && !self.is_paused(record.agent)
     }
 
-    /// A silent agent about which nothing is being done is taken up, as if it had stalled now.
+    /// Recovery starts for a silent agent without one, as if it had stalled now.
     pub(super) fn take_up_silence(&mut self, agent: Agent) {
         let record = self.records.get(&key(agent));
         if self.is_silent(agent) && record.is_some_and(|record| record.climb.is_none()) {
@@ -194,7 +194,7 @@ impl Oracle {
         climb.last = Some((step, None));
     }
 
-    /// Something became of a step.
+    /// The outcome of a step.
     pub(super) fn on_outcome(&mut self, id: ActionId, outcome: &Outcome) {
         let flight = self
             .flights
@@ -252,7 +252,7 @@ impl Oracle {
             return;
         };
         let Some((step, ended @ None)) = &mut climb.last else {
-            // It was about an earlier silence, or another ladder: now this one can begin.
+            // It belongs to an earlier silence, or another ladder: now this one can start.
             if !climb.gave_up {
                 climb.begun_ns = now_ns;
                 climb.known_ns = now_ns;
@@ -275,7 +275,7 @@ impl Oracle {
         }
     }
 
-    /// A step was due for an agent that is not there any more, or is back, or is paused.
+    /// A step was due for an agent that has left, is back, or is paused.
     pub(super) fn gone_before_step(&mut self, agent: Agent) {
         let is_silent = self.is_silent(agent) && !self.is_paused(agent);
         assert!(!is_silent, "said to be gone, and is not: {agent:?}");
@@ -366,7 +366,7 @@ impl Oracle {
         self.on_occasion(agent, Occasion::GaveUp);
     }
 
-    /// Another policy: a ladder that is the same is climbed on, another one is begun.
+    /// A new policy: an unchanged ladder continues, a changed one restarts.
     pub(super) fn replace_ladders(&mut self, agent: Agent) {
         let Some(record) = self.records.get(&key(agent)) else {
             return;
@@ -393,7 +393,7 @@ impl Oracle {
         }
     }
 
-    /// What was rehearsed is forgotten.
+    /// Discards rehearsals.
     pub(super) fn forget_rehearsal(&mut self) {
         let since_ns = self.rehearsed_since_ns;
         self.users.clear();
@@ -411,7 +411,7 @@ impl Oracle {
         }
     }
 
-    /// Control has nothing to do: whatever is due about silent agents was done, or something keeps it waiting.
+    /// Control is idle: all due steps about silent agents were taken, or are blocked.
     pub(super) fn check_ladders(&mut self) {
         let now_ns = self.now.observer_ns;
         let mut waiting = Vec::new();
@@ -461,7 +461,7 @@ impl Oracle {
     }
 }
 
-/// Recovery may act on it, by the way it is heard.
+/// Whether recovery may act on it, by its origin.
 pub(super) fn is_trusted(record: &Record) -> bool {
     !matches!(
         record.origin,

@@ -1,11 +1,11 @@
-//! Limits for all: places for programs, starts per second, starts per user.
+//! Common limits: running programs, starts per second, starts per user.
 
 use varta_core::{Agent, Locality};
 
 use super::{OWN_UID, Oracle};
 use crate::S;
 
-/// A bucket of starts: so many at once, and one more after each interval.
+/// A bucket of starts: a burst, and one more after each interval.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Bucket {
     empty_until_ns: u64,
@@ -24,8 +24,8 @@ impl Bucket {
 }
 
 impl Oracle {
-    /// Whether one more program may run. Agents elsewhere have at most half of the places; hooks of either locality
-    /// have half of what the other locality cannot take from it.
+    /// Whether one more program may run. Remote agents have at most half of the permits; hooks of either locality
+    /// have half of those that the other locality cannot take from it.
     pub(super) fn has_place(&self, locality: Locality, is_hook: bool) -> bool {
         let most = self.policy.limits.max_in_flight.max(1);
         let remote = most.div_ceil(2);
@@ -42,7 +42,7 @@ impl Oracle {
         runs.count() < most && here.count() < most_here && (!is_hook || hooks < most_hooks)
     }
 
-    /// Whether something may be started this second.
+    /// Whether an action may be started this second.
     pub(super) fn may_start(&self) -> bool {
         let per_second = self.policy.limits.starts_per_second;
         let interval_ns = S.checked_div(u64::from(per_second)).unwrap_or(0);
@@ -65,7 +65,7 @@ impl Oracle {
         (starts > 0).then(|| (uid, starts, window_ns / u64::from(starts)))
     }
 
-    /// Whether something may be started for agents of a user, now or within `soon_ns`.
+    /// Whether an action may be started for agents of a user, now or within `soon_ns`.
     pub(super) fn may_start_for(&self, uid: Option<u32>, soon_ns: u64) -> bool {
         let Some((uid, starts, interval_ns)) = self.user_budget(uid) else {
             return true;
@@ -74,7 +74,7 @@ impl Oracle {
         bucket.has_one(starts, interval_ns, self.now.observer_ns, soon_ns)
     }
 
-    /// When something may be started for agents of a user.
+    /// When an action may be started for agents of a user.
     pub(super) fn free_for_user_ns(&self, uid: Option<u32>) -> u64 {
         let Some((uid, starts, interval_ns)) = self.user_budget(uid) else {
             return 0;
@@ -92,7 +92,7 @@ impl Oracle {
         }
     }
 
-    /// A step starts: it must have what it takes.
+    /// A step starts: it must be within all limits.
     pub(super) fn check_start(&mut self, agent: Agent, is_run: bool, is_hook: bool) {
         if is_run {
             assert!(

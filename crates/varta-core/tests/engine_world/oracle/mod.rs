@@ -1,9 +1,9 @@
-//! The oracle: what the engine must say and do, written from the laws and from `docs/recovery.md`.
+//! The oracle: the required effects of the engine, written from the laws and from `docs/recovery.md`.
 //!
-//! It is told every input before the engine, and every effect. What must follow from an input is *wanted*: a fact that
-//! is not wanted and a want that is not met are failures. What comes by itself, orders above all, is judged when it
-//! comes. When control has nothing left to do, everything that is due must have been done, or something that keeps it
-//! waiting must have been said ([`Oracle::check_rest`]).
+//! It gets every input before the engine, and every effect. A fact that must follow from an input is *wanted*: a fact
+//! that is not wanted and a want that is not met are failures. Effects that come by themselves, mainly orders, are
+//! judged when they come. When control is idle, everything that is due must have been done, or its blocking reason
+//! must have been reported ([`Oracle::check_rest`]).
 
 mod climb;
 mod facts;
@@ -43,20 +43,20 @@ pub(crate) fn key(agent: Agent) -> Key {
 /// The user that no budget of users applies to.
 pub(crate) const OWN_UID: u32 = 1000;
 
-/// How late the engine may be: it looks at the host now and then only.
+/// How late the engine may be: it examines the host at intervals.
 pub(crate) const PUNCTUAL_NS: u64 = S / 4;
 
-/// Traces that are kept for a failure.
+/// Trace lines kept for a failure.
 const TRACES: usize = 100;
 
-/// A fact that must follow: its kind, its agent, and a number that tells it from others of its kind.
+/// A required fact: its kind, its agent, and a number that distinguishes it from facts of the same kind.
 pub(crate) type Want = (&'static str, Key, u64);
 
-/// A step that was ordered and is not over.
+/// An ordered step without its last outcome.
 #[derive(Clone, Debug)]
 pub(crate) struct Flight {
     agent: Agent,
-    /// It runs a program.
+    /// Whether it runs a program.
     is_run: bool,
     /// The hook that the step belongs to.
     hook: Option<Occasion>,
@@ -74,23 +74,23 @@ pub(crate) struct Oracle {
     starts: Bucket,
     users: BTreeMap<u32, Bucket>,
     expected: Vec<Expected>,
-    /// For whom fire is held, by the facts.
+    /// The scopes of held fire, by the facts.
     held: [bool; 2],
     held_users: BTreeSet<u32>,
-    /// What makes fire be held, as far as that is certain.
+    /// The causes of held fire, as far as certain.
     causes: [Cause; 2],
     crowds: Crowds,
     /// The last answer about pressure.
     pressure: Option<(Pressure, u64)>,
     is_asked: bool,
-    /// Control was stopped, so what waits by steps of its own begins to wait late.
+    /// Control was stopped, so wait steps start late.
     pub(crate) is_control_late: bool,
-    /// Since when ladders are only rehearsed.
+    /// Start of the rehearsal.
     rehearsed_since_ns: u64,
     wants: Vec<Want>,
-    /// What may follow.
+    /// Facts that may follow.
     options: Vec<Want>,
-    /// A step may be ordered: the last input was the time, or the answer about the host.
+    /// Whether a step may be ordered: the last input was the timeout, or the answer about the host.
     may_order: bool,
     digest: DefaultHasher,
     traces: VecDeque<String>,
@@ -146,7 +146,7 @@ impl Oracle {
         self.traces.push_back(format!("{seconds:.6} {what:?}"));
     }
 
-    /// An event found no room in the ring. Stalls and late agents are reported later, a join always has room.
+    /// The ring was full for an event. Stalls and late agents are reported later, a join always fits.
     pub(crate) fn lost(&mut self, kind: &EventKind) {
         self.trace(&("lost", kind));
         let must_arrive = matches!(
@@ -160,7 +160,7 @@ impl Oracle {
         self.wants.push((kind, key(agent), number));
     }
 
-    /// Everything that had to follow from an input has followed.
+    /// Checks that every required fact of an input was published.
     pub(crate) fn check_wants(&mut self) {
         self.check_causes();
         self.options.clear();
@@ -171,7 +171,7 @@ impl Oracle {
         self.silence.get(agent).is_some()
     }
 
-    /// It is silent, that was reported, and it is a stall by the threshold that applies now.
+    /// Whether its silence was reported and is a stall by the current threshold.
     fn is_silent(&self, agent: Agent) -> bool {
         let heard = self.silence.get(agent).filter(|heard| heard.told_stall);
         let silence_ns = heard.map(|heard| heard.silence_ns(self.now.attention_ns));
@@ -181,7 +181,7 @@ impl Oracle {
         silence_ns.is_some() && silence_ns >= threshold_ns
     }
 
-    /// An operator wants it left alone.
+    /// Whether an operator paused it.
     fn is_paused(&self, agent: Agent) -> bool {
         let record = self.records.get(&key(agent));
         let pause = record.and_then(|record| record.pause.as_ref());
@@ -193,7 +193,7 @@ impl Oracle {
             || uid.is_some_and(|uid| self.held_users.contains(&uid))
     }
 
-    /// Control has nothing left to do: whatever is due was done.
+    /// Control is idle: everything due was done.
     pub(crate) fn check_rest(&mut self, is_ring_empty: bool) {
         self.check_wants();
         if is_ring_empty {
@@ -217,7 +217,7 @@ impl Oracle {
         );
     }
 
-    /// After a long time without faults nothing is left to be done.
+    /// After a long time without faults nothing is pending.
     pub(crate) fn check_healed(&self) {
         assert!(self.flights.is_empty(), "in flight: {:?}", self.flights);
         assert!(self.hooks.is_empty(), "hooks under way: {:?}", self.hooks);

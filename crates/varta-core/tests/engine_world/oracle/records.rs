@@ -1,4 +1,4 @@
-//! What the engine was told of each agent, and what has to follow from it at once.
+//! The inputs about each agent, and their immediate consequences.
 
 use std::sync::Arc;
 
@@ -20,41 +20,41 @@ pub(crate) struct Record {
     pub(crate) agent: Agent,
     pub(crate) facts: ProcessFacts,
     pub(crate) from: JoinedFrom,
-    /// Its user, while it was there when its rule was looked for.
+    /// Its user, if it was present when its rule was assigned.
     pub(crate) uid: Option<u32>,
-    /// What it leaves its debts by: service, and kin.
+    /// The identity of its budget carryover: service, and kin.
     pub(crate) lineage: Option<(String, Option<String>)>,
-    /// How it is heard, if it was there when its rule was looked for.
+    /// Its transport, if it was present when its rule was assigned.
     pub(crate) origin: Option<BeatOrigin>,
     pub(crate) rule: Option<usize>,
     pub(crate) deadlines: Option<Deadlines>,
     pub(crate) limit: BeatLimit,
     pub(crate) pause: Option<Pause>,
     pub(crate) climb: Option<Climb>,
-    /// When actions on it were started.
+    /// Start times of actions on it.
     pub(crate) starts: Vec<u64>,
-    /// Silences that were acted on since it was well for long.
+    /// Silences with an action since it was well for long.
     pub(crate) climbs: u32,
     pub(crate) settled_ns: u64,
-    /// It was given up in this silence.
+    /// Whether recovery gave up in this silence.
     pub(crate) was_given_up: bool,
-    /// The action on it that is not over, perhaps about a silence that is.
+    /// The running action on it, perhaps about an earlier silence.
     pub(crate) in_flight: Option<ActionId>,
-    /// Its stall is none by its threshold, and the beat path does not know yet.
+    /// It has not stalled by its threshold, and the beat path has not applied that yet.
     pub(crate) is_excused: bool,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Pause {
     pub(crate) until_ns: u64,
-    /// By the operator's word.
+    /// The pause that the operator set.
     wanted_until_ns: u64,
     pub(crate) reason: Option<String>,
-    /// The beat path knows of it.
+    /// Whether the beat path has applied it.
     pub(crate) is_applied: bool,
 }
 
-/// What an agent leaves to its successor.
+/// The budget carryover of an agent.
 #[derive(Clone, Debug)]
 pub(crate) struct Debts {
     service: String,
@@ -71,7 +71,7 @@ impl Record {
 }
 
 impl Oracle {
-    /// The engine is about to be told this.
+    /// The next input of the engine.
     pub(crate) fn told(&mut self, input: &Input, now: Now) {
         self.now = now;
         match input {
@@ -193,7 +193,8 @@ impl Oracle {
         self.inherit(agent);
     }
 
-    /// A service goes on with the budget of the process before it; one under another name with that of its kin.
+    /// A service continues with the budget of its previous process; one under another name with that of its
+    /// kin.
     fn inherit(&mut self, agent: Agent) {
         let Some(record) = self.records.get_mut(&key(agent)) else {
             return;
@@ -262,12 +263,12 @@ impl Oracle {
         }
     }
 
-    /// Whether an operator's word about an agent can be followed.
+    /// Whether an operator's command about an agent can be carried out.
     pub(crate) fn is_there(&self, agent: Agent) -> bool {
         self.is_present(agent) && self.records.contains_key(&key(agent))
     }
 
-    /// A pause has come to its end: not before the beat path counts silence again.
+    /// A pause ended: not before the beat path counts silence again.
     pub(super) fn pause_expired(&mut self, agent: Agent) {
         let attention_ns = self.now.attention_ns;
         let heard = self.silence.get(agent).map(|heard| heard.paused_until_ns);
@@ -289,7 +290,7 @@ impl Oracle {
         self.take_up_silence(agent);
     }
 
-    /// Pauses end by the attention clock: one that should be over and is not goes on.
+    /// Pauses end on the attention clock: an overdue one continues.
     fn extend_pauses(&mut self) {
         let now = self.now;
         for record in self.records.values_mut() {
@@ -318,7 +319,7 @@ impl Oracle {
         }
     }
 
-    /// The beat path is told something: it must be what the rules say.
+    /// An update of the beat path: it must match the rules.
     pub(crate) fn updated(&mut self, update: AgentUpdate) {
         self.trace(&update);
         match update {
@@ -343,7 +344,7 @@ impl Oracle {
         }
     }
 
-    /// The beat path has done what it was told.
+    /// The beat path has applied an update.
     pub(crate) fn applied(&mut self, update: AgentUpdate) {
         let AgentUpdate::Pause(agent, time) = update else {
             return;
@@ -357,7 +358,7 @@ impl Oracle {
         }
     }
 
-    /// Nothing is on its way: each agent is held to what its rule says.
+    /// No update is pending: each agent has the deadlines of its rule.
     pub(crate) fn check_updates(&self) {
         for record in self.records.values() {
             let Some(heard) = self.silence.get(record.agent) else {
@@ -404,7 +405,7 @@ impl Oracle {
     }
 }
 
-/// What an agent may send by its rule: ten seconds' worth at once.
+/// The rate limit of an agent by its rule: the burst is ten seconds of the rate.
 pub(super) fn beat_limit(max_beat_rate: Option<u32>) -> BeatLimit {
     match max_beat_rate {
         None => BeatLimit::Common,

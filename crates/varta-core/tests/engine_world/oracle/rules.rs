@@ -1,4 +1,4 @@
-//! Rules: which one applies, what follows for the agent, and which agents are expected.
+//! Rules: which one applies, its consequences for the agent, and which agents are expected.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -42,13 +42,13 @@ pub(super) fn expected_of(policy: &Policy, now_ns: u64) -> Vec<Expected> {
     expected.collect()
 }
 
-/// The same agents are expected.
+/// Whether the same agents are expected.
 fn is_same(one: &AgentRule, other: &AgentRule) -> bool {
     let of = |rule: &AgentRule| (rule.selector.clone(), rule.label.clone(), rule.expectation);
     of(one) == of(other)
 }
 
-/// A title as the number of a want.
+/// A title as the number of an expectation.
 pub(super) fn number_of(title: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     title.hash(&mut hasher);
@@ -62,7 +62,7 @@ fn glob(pattern: &str, text: &str) -> bool {
     }
 }
 
-/// Whether a selector means an agent. What is unknown is not what is asked for.
+/// Whether a selector matches an agent. An unknown fact does not match.
 fn is_meant(selector: &Selector, record: &Record, heard: &Heard) -> bool {
     let name = &record.facts.name;
     let unit = record.facts.process.unit.as_deref();
@@ -88,7 +88,7 @@ fn nanoseconds(time: Duration) -> u64 {
     time.as_nanos() as u64
 }
 
-/// How long an agent may be silent: by its rule, with a grace for remote agents.
+/// The deadlines of an agent: by its rule, with a grace for remote agents.
 fn deadlines(policy: &Policy, rule: Option<&AgentRule>, is_remote: bool) -> Deadlines {
     let threshold = rule
         .and_then(|rule| rule.threshold)
@@ -116,7 +116,7 @@ impl Oracle {
         ladder.map(|ladder| self.policy.ladders[ladder].clone())
     }
 
-    /// The rule of an agent is looked for. True if it was stalled and is not by that rule.
+    /// Assigns the rule of an agent. True if it was stalled and is not by that rule.
     pub(super) fn assign_rule(&mut self, agent: Agent) -> bool {
         let is_paused = self.is_paused(agent);
         let (Some(heard), Some(record)) =
@@ -165,7 +165,7 @@ impl Oracle {
         records.filter(|record| record.rule == Some(rule)).count() as u32
     }
 
-    /// One agent more for a rule.
+    /// Adds an agent to a rule.
     fn came(&mut self, rule: usize) {
         let count = self.count(rule);
         let title = self.policy.rules[rule].title();
@@ -203,7 +203,7 @@ impl Oracle {
         }
     }
 
-    /// Agents that are missed.
+    /// Missing agents.
     pub(crate) fn missing(&self) -> u64 {
         let missing = self.expected.iter();
         let missing = missing.filter(|expected| expected.state == State::Missing);

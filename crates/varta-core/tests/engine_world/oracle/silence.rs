@@ -1,8 +1,8 @@
-//! Who is silent: what the beat path must report, and when.
+//! Silence: what the beat path must report, and when.
 //!
 //! Written from the laws and from "Attention" in `docs/design.md`: silence counts from the last beat, or from the end of
-//! a pause; lateness of the observer beyond its promise does not count for agents that do not tolerate so much; a
-//! silence is reported once, when it has reached the threshold, not before and no later than the next look.
+//! a pause; lateness of the observer beyond its set wake-up does not count for agents that do not tolerate it; a silence
+//! is reported once, when it has reached the threshold, not before and no later than the next turn.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use varta_vlp::Status;
 use super::{Key, key};
 use crate::{MS, TICK_NS};
 
-/// An agent that is in the table.
+/// An agent in the table.
 #[derive(Clone, Debug)]
 pub(crate) struct Heard {
     pub(crate) agent: Agent,
@@ -29,7 +29,7 @@ pub(crate) struct Heard {
     pub(crate) late_ns: u64,
     pub(crate) told_late: bool,
     pub(crate) told_stall: bool,
-    /// Its silence when it was held to something else.
+    /// Its silence when its deadlines changed.
     changed_at_ns: u64,
     status: Status,
 }
@@ -46,18 +46,18 @@ impl Heard {
     }
 }
 
-/// All agents, and the time that counts.
+/// All agents, and the counted time.
 #[derive(Default)]
 pub(crate) struct Silence {
     pub(crate) agents: BTreeMap<Key, Heard>,
-    /// Time that counts for nobody.
+    /// Time that counts for no agent.
     unattended_ns: u64,
     raw_ns: u64,
     /// Lateness that counts for some agents: when it was over, and how long it was.
     lateness: Vec<(u64, u64)>,
-    /// By how much this look comes later than promised.
+    /// How late this turn is.
     late_ns: u64,
-    /// When the ring was full last, so that silences may be reported late.
+    /// When the ring was last full, so that silences may be reported late.
     full_ns: Option<u64>,
 }
 
@@ -90,7 +90,7 @@ impl Silence {
         assert_eq!(attention_ns, self.attention_ns(), "attended time");
     }
 
-    /// Silence that counts.
+    /// The counted silence.
     fn judged_ns(&self, heard: &Heard) -> u64 {
         let from_ns = heard.begins_ns();
         let tolerance_ns = (heard.threshold_ns / 8).clamp(MS, 100 * MS);
@@ -149,7 +149,7 @@ impl Silence {
         if ring_was_full {
             self.full_ns = Some(self.raw_ns);
         }
-        // What found no room is due again after a tick.
+        // A report that did not fit is due again after a tick.
         let is_free = self
             .full_ns
             .is_none_or(|full_ns| self.raw_ns > full_ns + 2 * TICK_NS);
@@ -283,7 +283,7 @@ impl Silence {
         assert!(heard.is_some(), "left: nobody was there");
     }
 
-    /// The beat path does what it was told.
+    /// The beat path applies an update.
     pub(crate) fn apply(&mut self, update: AgentUpdate) {
         let now_ns = self.attention_ns();
         let (AgentUpdate::Deadlines(agent, _)
@@ -298,7 +298,7 @@ impl Silence {
             AgentUpdate::Deadlines(_, deadlines) => {
                 heard.threshold_ns = deadlines.threshold_ns;
                 heard.late_ns = deadlines.late_ns;
-                // Nobody is stalled because of a change alone.
+                // A change alone makes no agent stall.
                 if !heard.told_stall && heard.silence_ns(now_ns) >= heard.threshold_ns {
                     heard.restarted_ns = now_ns;
                 }
@@ -330,7 +330,7 @@ impl Silence {
         );
     }
 
-    /// The table says the same.
+    /// Checks that the table agrees.
     pub(crate) fn check_table(&self, read: impl Fn(u32) -> Option<Slot>, slots: u32) {
         let mut found = 0;
         for slot in 0..slots {
