@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_nobody_started_stands_at_the_beginning() {
+    fn a_clock_without_a_handle_stands_at_the_beginning() {
         assert_eq!(TerminalClock::new().elapsed_ns(Instant::now()), 0);
     }
 }

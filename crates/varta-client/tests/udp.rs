@@ -40,7 +40,7 @@ fn an_ipv6_receiver_is_reached_as_well() {
 }
 
 #[test]
-fn of_a_port_where_nobody_listens_every_refusal_but_the_first_is_told() {
+fn every_refusal_of_a_port_without_a_listener_but_the_first_is_returned() {
     let receiver = Receiver::start();
     let mut agent = Varta::connect_udp(receiver.addr()).expect("a socket");
     drop(receiver);

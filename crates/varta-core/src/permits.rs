@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_the_limit_are_out_and_half_of_them_elsewhere() {
+    fn no_more_than_the_limit_are_out_and_half_of_them_remote() {
         let mut permits = permits(4, 0);
         assert!(
             permits.take(Locality::Remote, Purpose::Ladder, 0)
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_permit_is_for_everybody() {
+    fn a_single_permit_is_for_both_localities() {
         let mut permits = permits(1, 0);
         assert!(permits.take(Locality::Remote, Purpose::Ladder, 0));
         assert!(!permits.take(Locality::Local, Purpose::Ladder, 0));

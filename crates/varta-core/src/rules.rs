@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_given_means_everybody() {
+    fn an_empty_selector_matches_every_agent() {
         let everybody = Selector::default();
         assert!(everybody.is_everybody());
         assert!(everybody.matches(&NOBODY) && everybody.matches(&WEB));

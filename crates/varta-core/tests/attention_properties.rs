@@ -498,7 +498,7 @@ fn live(seed: u64, holds: usize) -> (u64, u64) {
 }
 
 #[test]
-fn a_million_random_steps_call_nobody_stalled_who_is_not_and_miss_nobody_who_is() {
+fn a_million_random_steps_report_exactly_the_stalled_agents() {
     let (mut steps, mut stalls, mut seed) = (0, 0, 0);
     while steps < STEPS {
         seed += 1;

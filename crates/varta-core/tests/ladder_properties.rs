@@ -497,7 +497,7 @@ fn user_of(agent: Agent) -> u32 {
 }
 
 #[test]
-fn whatever_happens_the_ladder_keeps_its_promises() {
+fn the_ladder_keeps_its_rules_under_random_calls() {
     for seed in 1..=SEEDS {
         let mut model = Model::new(seed * 0x9e37_79b9);
         for _ in 0..STEPS / SEEDS as usize {

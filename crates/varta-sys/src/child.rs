@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_cannot_run_is_an_error_and_leaves_nobody_behind() {
+    fn a_program_that_cannot_run_is_an_error_and_leaves_no_process_behind() {
         let missing = program("/nowhere/at-all", &[], null()).start();
         assert_eq!(missing.unwrap_err().kind(), io::ErrorKind::NotFound);
         let directory = program("/", &[], null()).start();

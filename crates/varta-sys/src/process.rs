@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_of_a_reaped_process_is_told_where_the_kernel_keeps_it() {
+    fn the_status_of_a_reaped_process_is_reported_where_the_kernel_keeps_it() {
         let mut child = Command::new("sh")
             .args(["-c", "read x; exit 3"])
             .stdin(std::process::Stdio::piped())

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_namespaces_maps_all_and_without_proc_nobody_knows() {
+    fn a_kernel_without_namespaces_maps_all_and_without_proc_the_maps_are_unknown() {
         let directory = tempfile::tempdir().unwrap();
         assert!(maps_all(&directory.path().join("uid_map")));
         assert!(!maps_all(&directory.path().join("self/uid_map")));

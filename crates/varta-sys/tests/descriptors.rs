@@ -110,7 +110,7 @@ fn peeking_without_credentials_closes_what_it_was_given() {
 }
 
 #[test]
-fn who_sends_descriptors_to_a_socket_that_refuses_them_is_told_and_nothing_arrives() {
+fn sending_descriptors_to_a_socket_that_refuses_them_fails_and_nothing_arrives() {
     let _turn = take_turn();
     let (sender, receiver) = pair();
     if let Err(error) = refuse_descriptors(receiver.as_fd()) {
@@ -177,7 +177,7 @@ fn pidfds_come_only_while_asked_for() {
 }
 
 #[test]
-fn pidfds_that_nobody_took_are_closed_with_the_next_receive_or_the_batch() {
+fn pidfds_that_were_not_taken_are_closed_with_the_next_receive_or_the_batch() {
     let _turn = take_turn();
     let Some((sender, receiver)) = pair_with_pidfds() else {
         return;

@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sends_at_the_rate_loses_nothing_however_the_beats_jitter() {
+    fn a_sender_at_the_rate_loses_no_beat_despite_jitter() {
         let rate = rate(100, 2);
         let mut bucket = TokenBucket::full(rate, 0);
         for i in 0..10_000_u64 {
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_have_a_reserve_that_no_agent_can_spend() {
+    fn first_contacts_have_a_reserve_that_no_agent_can_spend() {
         let mut limits = limits(None, Some(rate(1, 1)));
         while limits.admit_beat(0, Local, false, 0).is_ok() {}
         for _ in 0..NEWCOMER_BURST_MIN {
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn no_remote_agent_uses_up_what_is_local_agents() {
+    fn remote_agents_do_not_use_up_the_tokens_of_local_ones() {
         let options = LimitOptions {
             agent: None,
             global: Some(rate(10, 10)),

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_or_a_group_that_is_allowed_may_speak_and_nobody_else() {
+    fn only_allowed_users_and_groups_may_beat() {
         let bytes = frame(42);
         let mut foreign = datagram(&bytes);
         let sender = foreign.credentials.as_mut().unwrap();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_may_not_speak_whoever_else_may() {
+    fn the_overflow_user_may_not_beat_under_any_rule() {
         let bytes = frame(42);
         let mut unmapped = datagram(&bytes);
         let sender = unmapped.credentials.as_mut().unwrap();

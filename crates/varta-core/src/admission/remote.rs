@@ -212,7 +212,7 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
                 return Err(Refusal::OutOfOrder);
             }
             if !heard.opens_session {
-                self.let_stranger_in(heard, limits, now.raw_ns)?;
+                self.admit_unknown(heard, limits, now.raw_ns)?;
             }
             return Ok(Admitted::First);
         };
@@ -335,7 +335,7 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
         now_ns: u64,
     ) -> Result<(), Refusal> {
         let Some(known) = known else {
-            return self.let_stranger_in(heard, limits, now_ns);
+            return self.admit_unknown(heard, limits, now_ns);
         };
         let frame = &heard.beat.frame;
         if !known.facts.may_begin_session(frame) {
@@ -351,7 +351,7 @@ impl<W: AsRef<[AtomicU64]>> RemoteSenders<W> {
     }
 
     /// Whether an agent that is not known may join now.
-    fn let_stranger_in(
+    fn admit_unknown(
         &self,
         heard: &RemoteBeat,
         limits: &mut Limits,

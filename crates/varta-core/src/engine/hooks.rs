@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn hooks_of_users_for_whom_fire_is_held_keep_no_others_waiting() {
+    fn hooks_of_users_under_held_fire_delay_no_other_hooks() {
         let mut hooks = Hooks::default();
         hooks.add(hook(1, Occasion::Late));
         hooks.add(hook(2, Occasion::Late));

@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_silent_for_good_holds_fire_for_a_bounded_time() {
+    fn agents_that_stay_silent_hold_fire_for_a_bounded_time() {
         let mut hold = hold();
         let since_ns = 1_000;
         assert!(
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn another_reason_to_hold_fire_is_told_once() {
+    fn another_reason_to_hold_fire_is_reported_once() {
         let mut hold = hold();
         let starving = Pressure {
             memory_percent: Some(50.0),

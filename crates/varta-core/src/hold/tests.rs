@@ -47,7 +47,7 @@ fn held(users: &[(u32, u32, u32)]) -> Vec<Scope> {
 const ALL: Scope = Scope::All(Locality::Local);
 
 #[test]
-fn a_mass_stall_of_one_user_holds_its_fire_and_nobody_elses() {
+fn a_mass_stall_of_one_user_holds_fire_for_that_user_only() {
     assert_eq!(held(&[(0, 3, 0), (7, 100, 100)]), [Scope::User(7)]);
     assert_eq!(held(&[(0, 100, 100), (7, 3, 0)]), [Scope::User(0)]);
     // One agent of another user hangs at that time.
@@ -76,7 +76,7 @@ fn a_mass_stall_across_users_is_the_hosts() {
 }
 
 #[test]
-fn few_agents_are_no_mass_stall_whoevers_they_are() {
+fn few_agents_are_no_mass_stall_of_any_user() {
     assert_eq!(held(&[(0, 2, 2), (7, 2, 2)]), []);
     assert_eq!(held(&[(0, 90, 0), (7, 4, 4)]), []);
 }
@@ -107,7 +107,7 @@ fn one_users_mass_stall_that_does_not_end_holds_fire_for_a_bounded_time() {
 }
 
 #[test]
-fn a_starving_host_holds_everybodys_fire() {
+fn a_starving_host_holds_fire_for_all_agents() {
     let mut holds = Holds::new(HoldOptions {
         memory_percent: Some(20.0),
         ..options()
@@ -148,7 +148,7 @@ fn where_all_agents_are_one_users_fire_is_held_as_if_there_were_no_users() {
 }
 
 #[test]
-fn whoever_falls_silent_a_user_whose_agents_are_well_is_never_held_and_a_silent_host_always() {
+fn a_user_with_healthy_agents_is_never_held_and_a_silent_host_always() {
     let mut state = 2;
     for _ in 0..300_000 {
         let users: Vec<(u32, u32, u32)> = (0..1 + drawn(&mut state, 4))

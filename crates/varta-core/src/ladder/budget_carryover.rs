@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn each_estate_goes_to_one_successor_of_its_lineage() {
+    fn each_carryover_goes_to_one_successor_of_its_lineage() {
         let mut carryovers = BudgetCarryovers::new();
         carryovers.leave(carryover(7, 1));
         carryovers.leave(carryover(8, 2));
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_under_another_name_takes_over_what_the_right_successor_has_not() {
+    fn an_agent_under_another_name_takes_over_a_carryover_without_an_exact_successor() {
         let lineage = |service, kin| Lineage {
             service,
             kin,

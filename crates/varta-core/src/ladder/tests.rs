@@ -256,7 +256,7 @@ fn a_stall_while_the_action_of_the_last_one_runs_is_acted_on_after_that() {
 }
 
 #[test]
-fn no_more_than_the_limit_are_in_flight_and_nobody_is_forgotten() {
+fn no_more_than_the_limit_are_in_flight_and_every_agent_gets_its_turn() {
     let mut recovery = recovery_with(3, ladder(&[act(1000)]));
     for slot in 0..10 {
         recovery.on_stall(agent(slot), Some(0), 0);
@@ -291,7 +291,7 @@ fn no_more_than_the_limit_are_in_flight_and_nobody_is_forgotten() {
 }
 
 #[test]
-fn what_is_done_at_once_waits_for_no_place() {
+fn an_action_done_at_once_needs_no_permit() {
     let commands = ladder(&[act(1000)]);
     let signals = ladder(&[signal(10), act(1000)]);
     let limits = PermitLimits {
@@ -412,7 +412,7 @@ fn nothing_is_started_or_given_up_while_fire_is_held_and_all_of_it_after() {
 }
 
 #[test]
-fn fire_that_is_held_for_agents_elsewhere_is_free_for_local_ones() {
+fn fire_held_for_remote_agents_is_free_for_local_ones() {
     let mut recovery = recovery(&[act(10)]);
     recovery.on_stall(agent(0), Some(0), 0);
     recovery.on_stall(elsewhere(1), Some(0), 0);
@@ -489,7 +489,7 @@ fn a_target_that_is_gone_is_not_tried_again() {
 }
 
 #[test]
-fn agents_elsewhere_cannot_keep_a_local_one_from_its_recovery() {
+fn remote_agents_cannot_block_the_recovery_of_a_local_one() {
     let mut recovery = recovery_with(2, ladder(&[act(10)]));
     for slot in 0..15 {
         recovery.on_stall(elsewhere(slot), Some(0), 0);
@@ -501,7 +501,7 @@ fn agents_elsewhere_cannot_keep_a_local_one_from_its_recovery() {
 }
 
 #[test]
-fn a_reload_goes_on_where_the_ladder_is_the_same_and_begins_anew_where_it_is_not() {
+fn a_reload_continues_an_unchanged_ladder_and_restarts_a_changed_one() {
     let mut recovery = recovery(&[act(10), act(10)]);
     let limits = PermitLimits {
         max_in_flight: 8,
@@ -547,7 +547,7 @@ fn a_reload_that_takes_the_ladder_of_an_agent_away_ends_what_is_done_about_it() 
 }
 
 #[test]
-fn a_stall_told_anew_is_acted_on_though_the_end_of_the_one_before_was_never_told() {
+fn a_second_stall_is_acted_on_even_if_the_end_of_the_first_was_not_reported() {
     let mut recovery = recovery(&[act(10)]);
     recovery.on_stall(agent(0), Some(0), S);
     assert_eq!(recovery.next(S + SLACK), acts(agent(0), 0));

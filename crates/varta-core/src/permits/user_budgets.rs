@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bound_is_for_root_the_observers_user_agents_elsewhere_and_where_there_is_none() {
+    fn the_bound_exempts_root_the_observers_user_and_remote_agents() {
         let mut starts = UserBudgets::new(BUDGET);
         assert_eq!(start_all(&mut starts, 0, 1_000), 100);
         assert_eq!(start_all(&mut starts, 7, 1_000), 100);

@@ -202,7 +202,7 @@ mod window {
     }
 
     #[test]
-    fn a_datagram_is_told_where_it_stands_in_its_session() {
+    fn the_position_of_a_datagram_in_its_session_is_returned() {
         let mut guard = guard();
         let mut place = |counter| guard.admit(&beat(1, 1, counter), T, 0).unwrap();
         let places = [5, 7, 6, 8].map(&mut place);
@@ -286,7 +286,7 @@ mod room {
     }
 
     #[test]
-    fn a_clock_that_goes_back_makes_nobody_silent() {
+    fn a_clock_that_goes_back_makes_no_session_silent() {
         let mut guard = full();
         guard.hear(&beat(1, 1, 1), 2 * LIVE_NS).unwrap();
         for pid in 1..=4 {

@@ -58,7 +58,7 @@ impl Agents {
 }
 
 #[test]
-fn an_empty_table_has_nobody() {
+fn an_empty_table_has_no_agent() {
     assert_eq!(Agents::new(16).counts(T), SilenceCounts::default());
     assert_eq!(Agents::new(0).counts(T), SilenceCounts::default());
 }
@@ -119,7 +119,7 @@ fn a_stalled_agent_is_silent_whatever_its_rhythm_and_fresh_for_two_thresholds() 
 }
 
 #[test]
-fn who_is_paused_is_not_counted_until_the_pause_is_over() {
+fn a_paused_agent_is_not_counted_until_the_pause_is_over() {
     let mut agents = Agents::new(4);
     let agent = agents.beat(2, 0);
     agents.judge(T);

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cleared_slot_is_free_and_a_number_out_of_range_is_nobody() {
+    fn a_cleared_slot_is_free_and_a_number_out_of_range_is_no_slot() {
         let table = SlotTable::on_heap(1);
         table.store(0, &slot());
         table.clear(0);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_make_no_sense_are_nobody() {
+    fn invalid_words_are_no_agent() {
         let words: Box<[AtomicU64]> = (0..WORDS_PER_SLOT)
             .map(|_| AtomicU64::new(u64::MAX - 1))
             .collect();

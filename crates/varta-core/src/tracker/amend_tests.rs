@@ -39,7 +39,7 @@ fn a_stall_that_was_reported_stays_so_under_any_rule() {
 }
 
 #[test]
-fn a_late_agent_is_told_of_once_however_often_its_rule_changes() {
+fn a_late_agent_is_reported_once_however_often_its_rule_changes() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, 4 * T).agent.unwrap();
     tracker.set_deadlines(agent, deadlines(4 * T, T), 0);
@@ -102,7 +102,7 @@ fn a_pause_of_many_days_ends_as_one_of_a_moment_does() {
 }
 
 #[test]
-fn who_is_resumed_has_a_full_threshold_and_who_was_not_paused_none() {
+fn a_resumed_agent_has_a_full_threshold_and_one_that_was_not_paused_does_not() {
     let mut tracker = strict(4);
     let agent = tracker.record(&beat(100, 1), 0, T).agent.unwrap();
     tracker.pause(agent, 50 * T, 0);

@@ -319,7 +319,7 @@ fn silence_that_is_restarted_counts_from_there_and_a_reported_stall_stays_report
 }
 
 #[test]
-fn a_gap_is_given_back_to_those_that_do_not_tolerate_it_and_to_nobody_else() {
+fn a_gap_is_excused_only_for_agents_that_do_not_tolerate_it() {
     let mut tracker = strict(4);
     let ms = 1_000_000;
     tracker.record(&beat(100, 1), 0, 80 * ms);

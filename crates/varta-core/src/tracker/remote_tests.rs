@@ -162,7 +162,7 @@ fn a_last_frame_that_begins_a_session_must_be_newer_than_the_one_before() {
 }
 
 #[test]
-fn an_old_beat_that_nobody_vouches_for_is_refused_while_newer_ones_come() {
+fn an_old_unattested_beat_is_refused_while_newer_ones_come() {
     let mut tracker = room(4);
     tracker.hear(plain(100, 50), 0);
     let early = Beat {
@@ -174,7 +174,7 @@ fn an_old_beat_that_nobody_vouches_for_is_refused_while_newer_ones_come() {
 }
 
 #[test]
-fn a_process_that_nobody_vouches_for_may_start_over_once_it_has_been_quiet() {
+fn an_unattested_process_may_start_over_once_it_has_been_quiet() {
     let mut tracker = room(4);
     tracker.hear(plain(100, 50), 0);
     assert_eq!(tracker.hear(plain(100, 50), T / 4), BeatOutcome::OutOfOrder);
@@ -273,7 +273,7 @@ fn stalls_at(tracker: &mut Tracker, now_ns: u64) -> Vec<bool> {
 }
 
 #[test]
-fn dropped_datagrams_put_off_the_stalls_of_network_agents_and_of_nobody_else() {
+fn dropped_datagrams_put_off_the_stalls_of_remote_agents_only() {
     let mut tracker = room(2);
     tracker.hear(local(100), 0);
     tracker.hear(plain(100, 1), 0);

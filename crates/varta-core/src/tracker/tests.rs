@@ -424,7 +424,7 @@ fn nonce_wrap_is_accepted_only_between_the_two_ends_of_the_range() {
 }
 
 #[test]
-fn capacity_zero_admits_nobody_and_capacity_one_admits_one() {
+fn capacity_zero_admits_no_agent_and_capacity_one_admits_one() {
     let mut none = tracker(0, EvictionPolicy::Balanced);
     assert_eq!(none.update(beat(100, 1), 0), BeatOutcome::CapacityExceeded);
     assert_eq!(none.counted(Counter::EvictionScanTruncated), 1);

@@ -162,7 +162,7 @@ fn a_deadline_in_the_past_is_due_at_once() {
 }
 
 #[test]
-fn rearming_in_the_past_holds_nobody_up() {
+fn rearming_in_the_past_delays_no_other_timer() {
     let mut wheel = Wheel::new(3);
     for slot in 0..3 {
         wheel.arm(slot, 100 * TICK);

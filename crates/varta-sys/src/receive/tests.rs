@@ -55,7 +55,7 @@ fn a_malformed_buffer_ends_the_walk() {
 }
 
 #[test]
-fn a_negative_pid_is_nobody() {
+fn a_negative_pid_is_no_process() {
     assert_eq!(walk(&credentials(-1, 5)), [sender(0, 5)]);
 }
 

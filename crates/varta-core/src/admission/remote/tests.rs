@@ -161,7 +161,7 @@ fn in_clear_a_source_and_a_pid_are_an_agent_whatever_the_port() {
 }
 
 #[test]
-fn a_newcomer_for_whom_there_is_no_room_leaves_nothing_behind() {
+fn a_new_agent_that_a_full_table_refuses_leaves_nothing_behind() {
     for (room, reason) in [
         (
             Room {
@@ -202,7 +202,7 @@ fn a_datagram_is_heard_once_and_a_copy_from_another_address_is_none() {
 }
 
 #[test]
-fn a_beat_that_a_goodbye_overtook_brings_nobody_back_and_a_new_series_does() {
+fn a_beat_overtaken_by_a_goodbye_does_not_bring_the_agent_back_and_a_new_series_does() {
     let mut host = in_clear();
     for read in [frame(1), frame(9), goodbye(9)] {
         host.hear(&plain(read)).unwrap();

@@ -146,7 +146,7 @@ fn a_beat_that_a_limit_refuses_does_not_wait() {
 }
 
 #[test]
-fn of_an_agent_whose_pid_may_have_passed_on_it_is_asked_who_has_the_pid() {
+fn a_pid_that_may_have_passed_on_is_queried_for_its_owner() {
     let unidentified = agent(UNIDENTIFIED);
     let asked = |hold, agent, nonce, owner: Option<u64>| {
         let known = KnownSender {
@@ -220,7 +220,7 @@ fn a_process_that_came_along_is_the_agents_or_its_successor() {
 }
 
 #[test]
-fn a_stranger_joins_at_once_only_if_its_process_came_along_and_it_uses_its_own_name() {
+fn an_unknown_sender_joins_at_once_only_with_its_process_attached_and_its_own_pid() {
     let instance = Some(INSTANCE);
     let attached = FoundProcess::Attached(instance);
     let join = Verdict::Join { instance: INSTANCE };
@@ -251,7 +251,7 @@ fn a_stranger_joins_at_once_only_if_its_process_came_along_and_it_uses_its_own_n
 }
 
 #[test]
-fn a_stranger_for_whom_there_is_no_room_is_not_examined() {
+fn an_unknown_sender_is_not_examined_when_the_table_is_full() {
     for (room, expected) in [
         (
             Room {
@@ -320,7 +320,7 @@ fn reply(proved: bool, info: ProcessInfo) -> SenderReply {
 }
 
 #[test]
-fn a_beat_that_waited_for_a_stranger_joins_if_the_process_is_the_sender_and_may_say_so() {
+fn a_waiting_beat_joins_if_the_process_is_the_sender_and_its_claim_is_valid() {
     let foreign = ProcessInfo {
         is_foreign: true,
         ..info(&[PID, 7])
@@ -439,7 +439,7 @@ fn a_process_that_was_refused_after_a_look_is_not_examined_again_until_it_may_be
 }
 
 #[test]
-fn only_a_stranger_that_may_join_and_is_not_noisy_is_to_bring_its_process() {
+fn only_an_unknown_sender_that_may_join_and_is_not_noisy_needs_its_process_attached() {
     let mut senders = senders(false);
     let sender = beat(1).sender;
     assert!(senders.wants_process(sender, ROOM, 0));
@@ -470,7 +470,7 @@ fn only_a_stranger_that_may_join_and_is_not_noisy_is_to_bring_its_process() {
 }
 
 #[test]
-fn a_refused_stranger_leaves_no_beat_behind() {
+fn a_refused_unknown_sender_leaves_no_beat_behind() {
     let mut senders = senders(false);
     senders.note_end(PID, INSTANCE, 0);
     judge_stranger(

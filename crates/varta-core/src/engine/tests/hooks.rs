@@ -139,7 +139,7 @@ fn ladders_come_before_hooks_and_no_hook_is_ordered_while_fire_is_held() {
 }
 
 #[test]
-fn a_hook_signals_nobody_in_a_container_but_runs_a_program_about_it() {
+fn a_hook_signals_no_process_in_a_container_but_runs_a_program_about_it() {
     let mut world = World::new(with_hooks(HookSteps {
         on_late: vec![run("/bin/a"), kill()],
         ..HookSteps::default()

@@ -133,7 +133,7 @@ fn an_agent_that_may_be_anybody_is_not_acted_on() {
 }
 
 #[test]
-fn who_only_observes_decides_nothing() {
+fn observe_mode_decides_nothing() {
     let mut world = World::new(Policy {
         mode: Mode::Observe,
         ..policy(&[run("/bin/first")])
@@ -147,7 +147,7 @@ fn who_only_observes_decides_nothing() {
 }
 
 #[test]
-fn a_rehearsal_climbs_to_the_end_and_counts_nobody_as_given_up() {
+fn a_rehearsal_climbs_to_the_end_and_counts_no_agent_as_given_up() {
     let mut world = World::new(Policy {
         mode: Mode::DryRun,
         ..policy(&[run("/bin/first"), kill()])

@@ -77,7 +77,7 @@ fn agents_that_wait_for_the_budget_of_their_user_go_on_when_there_is_none_any_mo
 }
 
 #[test]
-fn a_ladder_that_stays_the_same_is_climbed_on_and_another_one_begun_anew() {
+fn an_unchanged_ladder_continues_and_a_changed_one_restarts() {
     let mut world = World::new(policy(&[run("/bin/first"), run("/bin/second")]));
     world.join(agent(0));
     world.stall(agent(0));

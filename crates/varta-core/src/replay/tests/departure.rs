@@ -73,7 +73,7 @@ fn a_departed_agent_gives_way_before_a_silent_one() {
 }
 
 #[test]
-fn nobody_else_departs_with_an_agent() {
+fn no_other_agent_departs_with_an_agent() {
     let mut guard = full();
     guard.depart(2, 2);
     guard.depart(1, 7);

@@ -121,7 +121,7 @@ fn what_version_1_remembered_is_refused_and_its_open_sessions_go_on() {
 }
 
 #[test]
-fn everybody_counts_as_heard_at_the_restart() {
+fn all_open_sessions_count_as_active_at_the_restart() {
     let mut guard = ReplayGuard::on_heap(options(2, 4));
     guard.hear(&beat(1, 1, 0), 0).unwrap();
     guard.hear(&beat(2, 2, 0), u64::MAX).unwrap();

@@ -70,7 +70,7 @@ fn the_sessions_of_two_agents_with_equal_pids_stay_apart_whatever_order_copies_c
 }
 
 #[test]
-fn a_beat_of_another_agent_over_a_farewell_session_makes_it_nobodys_current_one() {
+fn a_beat_of_another_agent_does_not_make_a_farewell_session_current() {
     let mut guard = guard();
     guard.hear(&farewell(7, 3, 0), 0).unwrap();
     assert_eq!(guard.hear(&from(B, beat(7, 3, 1)), 0), Ok(()));
