@@ -1,10 +1,10 @@
-//! Agents: real processes that beat, because the kernel tells the observer who they are.
+//! Agents: real processes that beat, because the kernel tells the observer their identity.
 //!
-//! Each one is this program again. It beats through the public client at its own phase of a common
-//! interval and notes its last beat in a file in memory that it shares with the bench, so that the
-//! bench knows when a process that has been stopped since was heard last. A beat is noted after it
-//! went out: a process stopped in between is recognised by its nonce, which the observer tells too.
-//! In the same file the bench asks an agent to leave, and the agent notes when it did.
+//! Each one is this program again. It beats through the public client at its own phase of a common interval and
+//! records its last beat in a file in memory that it shares with the bench, so the bench knows the last beat of a
+//! process that has been stopped since. A beat is recorded after it was sent: a process that was stopped in between
+//! is recognised by its nonce, which the observer reports too. Through the same file the bench requests an agent to
+//! leave, and the agent records when it did.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -24,26 +24,26 @@ use varta_client::{BeatOutcome, DropReason, Status, Varta};
 use crate::Result;
 use crate::procfs::now_ns;
 
-/// Processes started at a time; the next ones wait until these have been heard.
+/// Processes started at a time; the next ones wait until the observer has reported these.
 const BATCH: usize = 64;
 
 /// How long a batch may take on a crowded machine.
 const BATCH_WAIT: Duration = Duration::from_secs(20);
 
-/// Wait between looks at what has not happened yet.
+/// Interval of polling.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Beats of a flood between two looks at the time.
+/// Beats of a flood between two readings of the clock.
 const FLOOD_BLOCK: u64 = 64;
 
-/// What an agent notes after each beat.
+/// The record of an agent after each beat.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// Of the last beat that went out.
+    /// Nonce of the last beat that was sent.
     pub(crate) nonce: u64,
     /// Taken right before that beat; [`now_ns`].
     pub(crate) sent_ns: u64,
-    /// Beats that went out so far; 0 before the first.
+    /// Beats that were sent so far; 0 before the first.
     pub(crate) sent: u64,
     /// Beats so far, including those that found the kernel's queue full.
     pub(crate) tried: u64,
@@ -53,7 +53,7 @@ pub(crate) struct Record {
 
 /// Words of an agent in the shared file: its record, then these.
 const RECORD_WORDS: u64 = 5;
-/// Not 0 once the agent is asked to leave.
+/// Not 0 once the agent is requested to leave.
 const LEAVE_WORD: u64 = RECORD_WORDS;
 /// When it left, [`now_ns`]; 0 before.
 const LEFT_WORD: u64 = RECORD_WORDS + 1;
@@ -96,7 +96,7 @@ impl Record {
     }
 }
 
-/// Where a word of an agent lies in the shared file.
+/// The offset of an agent's word in the shared file.
 fn word_at(index: u64, word: u64) -> u64 {
     (index * AGENT_WORDS + word) * WORD_BYTES
 }
@@ -115,13 +115,13 @@ fn write_word(file: &File, index: u64, word: u64, value: u64) -> io::Result<()> 
 pub(crate) struct Agents {
     children: Vec<Child>,
     records: File,
-    /// Why there are fewer than wanted.
+    /// Why there are fewer than requested.
     pub(crate) refused: Option<io::Error>,
 }
 
 impl Agents {
-    /// Starts up to `count` agents and waits until each has been heard. If the machine refuses more
-    /// processes the rest is left out.
+    /// Starts up to `count` agents and waits until the observer has reported each. If the machine refuses more
+    /// processes, there are fewer.
     pub(crate) fn start(socket: &Path, count: usize, interval: Duration) -> Result<Self> {
         let records = File::from(memfd_create("varta-bench", MemfdFlags::CLOEXEC)?);
         records.set_len(word_at(count as u64, 0))?;
@@ -187,7 +187,7 @@ impl Agents {
         Ok(write_word(&self.records, index as u64, LEAVE_WORD, 1)?)
     }
 
-    /// When an agent that was asked to leave did so, right before its exit; `None` before.
+    /// When an agent left on request, right before its exit; `None` before.
     pub(crate) fn left_ns(&self, index: usize) -> Result<Option<u64>> {
         let left_ns = read_word(&self.records, index as u64, LEFT_WORD)?;
         Ok((left_ns > 0).then_some(left_ns))
@@ -225,7 +225,7 @@ impl Drop for Agents {
     }
 }
 
-/// The life of an agent, until it is asked to leave. `index` gives it its record and its phase.
+/// The main loop of an agent, until it is requested to leave. `index` selects its record and its phase.
 pub(crate) fn beat_until_asked(socket: &Path, index: u64, interval_ns: u64) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let records = File::from(io::stdin().as_fd().try_clone_to_owned()?);
@@ -242,7 +242,7 @@ pub(crate) fn beat_until_asked(socket: &Path, index: u64, interval_ns: u64) -> R
             record.sent += 1;
             refused = 0;
         } else if record.sent == 0 {
-            // The queue is full of other newcomers.
+            // The queue is full of first beats of other agents.
             sleep(LOOK);
             continue;
         } else {
@@ -250,8 +250,8 @@ pub(crate) fn beat_until_asked(socket: &Path, index: u64, interval_ns: u64) -> R
             record.longest_refused = record.longest_refused.max(refused);
         }
         record.write(&records, index)?;
-        // An agent that was stopped comes back at its own phase. Beating at once, like everyone who
-        // was stopped with it, it would make a burst that no kernel queue holds.
+        // An agent that was stopped comes back at its own phase. If all agents that were stopped together beat at
+        // once, they would make a burst that no kernel queue holds.
         loop {
             let due_ns = next_in_phase(now_ns(), interval_ns, phase_ns);
             sleep_until(due_ns);
@@ -273,7 +273,7 @@ fn sleep_until(due_ns: u64) {
     sleep(Duration::from_nanos(due_ns.saturating_sub(now_ns())));
 }
 
-/// As good as random, and the same in every run (the finaliser of SplitMix64).
+/// Pseudo-random, and the same in every run (the finaliser of SplitMix64).
 pub(crate) fn scattered(number: u64) -> u64 {
     let mut mixed = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
     mixed = (mixed ^ mixed >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -281,8 +281,8 @@ pub(crate) fn scattered(number: u64) -> u64 {
     mixed ^ mixed >> 31
 }
 
-/// A process that floods a receiver. It ends with the value, not with the flood: beats that are
-/// still queued then have a living sender.
+/// A process that floods a receiver. It ends with the value, not with the flood: beats that are still queued then
+/// have a sender that is alive.
 pub(crate) struct Flooder(Child);
 
 impl Flooder {
@@ -301,7 +301,7 @@ impl Flooder {
         self.0.id()
     }
 
-    /// Waits for the end of the flood; returns how many beats the kernel took.
+    /// Waits for the end of the flood; returns how many beats the kernel accepted.
     pub(crate) fn wait_until_over(&mut self) -> Result<u64> {
         let stdout = self.0.stdout.take().ok_or("a flood is over only once")?;
         let mut sent = String::new();
@@ -317,8 +317,8 @@ impl Drop for Flooder {
     }
 }
 
-/// Beats without pause, again and again while the queue is full, so that the receiver never waits,
-/// prints how many beats went out, and waits to be killed.
+/// Beats without pause, and retries while the queue is full, so that the receiver never waits; prints how many beats
+/// were sent, and waits to be killed.
 pub(crate) fn flood(socket: &Path, duration_ms: u64) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let mut agent = Varta::connect(socket)?;

@@ -1,10 +1,9 @@
-//! `varta-bench`: what the observer and the client cost, and how late a stall or an exit is told,
-//! against the bare system calls on the same machine in the same run.
+//! `varta-bench`: the cost of the observer and the client, and the lateness of a reported stall or exit, compared to
+//! the bare system calls on the same machine in the same run.
 //!
-//! It starts real observers and real agent processes on private sockets, prints one table on
-//! standard output and its progress on standard error. It is a measuring tool and not a test: no
-//! figure makes it fail. The processes it needs besides the observer are this program again, under
-//! the hidden subcommands of [`Role`].
+//! It starts real observers and real agent processes on private sockets, prints one table on standard output and its
+//! progress on standard error. It is a measuring tool and not a test: no figure makes it fail. The other processes
+//! that it needs besides the observer are this program again, under the hidden subcommands of [`Role`].
 
 #![forbid(unsafe_code)]
 
@@ -79,7 +78,7 @@ enum Role {
     DrainUdp,
 }
 
-/// What every section works with.
+/// What all sections share.
 struct Bench {
     plan: Plan,
     observer: PathBuf,
@@ -88,7 +87,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// Tells whoever waits what is going on.
+    /// Prints the progress.
     fn say(&self, text: &str) {
         eprintln!("[{:4.0} s] {text}", self.started.elapsed().as_secs_f64());
     }

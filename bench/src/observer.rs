@@ -1,4 +1,4 @@
-//! The observer under measurement: a real `varta-watch` process, heard through its JSON log.
+//! The observer under measurement: a real `varta-watch` process, followed through its JSON log.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -19,14 +19,14 @@ use crate::{Bench, Result};
 
 const PROGRAM: &str = "varta-watch";
 
-/// Flags for a load beyond what one agent may send by default.
+/// Flags for a load above the default limit of one agent.
 pub(crate) const WITHOUT_LIMIT: [&str; 2] = ["--max-beat-rate", "0"];
 
-/// How long the observer may take to tell its counters.
+/// How long the observer may take to report its counters.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
 
-/// Finds the release build of the observer. Started by cargo, it is brought up to date first, since
-/// cargo builds only the program it runs; otherwise it is taken from where this program lies.
+/// Finds the release build of the observer. Under cargo it is built first, since cargo builds only the program it
+/// runs; otherwise it is expected in the directory of this program.
 pub(crate) fn locate() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let profile = own.parent().ok_or("this program lies nowhere")?;
@@ -68,7 +68,7 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    /// `flags` come on top of what every section needs.
+    /// `flags` are added to those that every section needs.
     pub(crate) fn start(
         bench: &Bench,
         threshold: Duration,
@@ -95,7 +95,7 @@ impl Observer {
         })
     }
 
-    /// The same, listening on UDP as well: under these keys, or in clear without any.
+    /// The same, listening on UDP as well: with these keys, or without encryption if there are none.
     pub(crate) fn start_udp(
         bench: &Bench,
         threshold: Duration,
@@ -125,7 +125,7 @@ impl Observer {
         self.receiver.pid()
     }
 
-    /// Where it listens on UDP. To be asked once, before any other line is read.
+    /// The address of its UDP listener. Call this once, before any other line is read.
     pub(crate) fn udp(&self) -> Result<SocketAddr> {
         while let Some(line) = self.next_line(ANSWER_WAIT) {
             if let LogEvent::Start(start) = line.log.event
@@ -146,7 +146,7 @@ impl Observer {
         self.lines.recv_timeout(within).ok()
     }
 
-    /// The present value of a counter. Lines written before the answer are passed over.
+    /// The present value of a counter. Lines written before the answer are skipped.
     pub(crate) fn counter(&self, series: &str) -> Result<u64> {
         self.receiver.signal(Signal::USR1)?;
         while let Some(line) = self.next_line(ANSWER_WAIT) {
@@ -159,7 +159,7 @@ impl Observer {
     }
 }
 
-/// Hands over line by line until the observer ends or nobody wants to know any more.
+/// Passes lines on until the observer ends or the receiver is dropped.
 fn read_log(log: impl Read, lines: &mpsc::Sender<Line>) {
     for text in BufReader::new(log).lines().map_while(std::io::Result::ok) {
         let read_ns = now_ns();

@@ -1,4 +1,4 @@
-//! How much of everything is measured: the full run and the smoke run, in one place.
+//! The size of each measurement: the full run and the smoke run, in one place.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub(crate) enum Section {
 pub(crate) struct Plan {
     /// Pairs of blocks, one of beats and one of bare sends.
     pub(crate) client_pairs: usize,
-    /// Each receiver is measured this often, in turns, so that a slow moment hits all of them.
+    /// Each receiver is measured this often, in turns, so that a slow moment affects all of them.
     pub(crate) cpu_rounds: usize,
     pub(crate) flood: Duration,
     pub(crate) paced: Duration,
@@ -43,7 +43,7 @@ pub(crate) struct Plan {
     pub(crate) exit_batches: usize,
     /// Agents per batch; all of them end.
     pub(crate) exits_per_batch: usize,
-    /// How long an agent floods beside another one.
+    /// How long an agent floods while another one beats.
     pub(crate) neighbour: Duration,
 }
 
@@ -56,7 +56,7 @@ pub(crate) struct LatenessCase {
     pub(crate) victims: usize,
 }
 
-/// A crowd that falls silent together beside others.
+/// A crowd that falls silent together, and others that beat.
 pub(crate) struct RestraintCase {
     pub(crate) crowd: usize,
     pub(crate) others: usize,

@@ -1,4 +1,4 @@
-//! What the kernel says about a process and about this machine.
+//! The kernel's figures about a process and about this machine.
 
 use std::fs::{read_dir, read_to_string};
 use std::path::PathBuf;
@@ -14,8 +14,8 @@ pub(crate) fn now_ns() -> u64 {
     time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }
 
-/// CPU time of all threads of a process, nanoseconds: time on a core as the scheduler counts it,
-/// user and kernel together. Exact where the usual ticks would not see a short awakening at all.
+/// CPU time of all threads of a process, nanoseconds: time on a core as the scheduler counts it, user and kernel
+/// together. It also counts short wake-ups, which the usual ticks miss.
 pub(crate) fn cpu_ns(pid: u32) -> Result<u64> {
     sum_over_threads(pid, "schedstat", |text| {
         text.split_ascii_whitespace().next()?.parse().ok()
@@ -29,7 +29,7 @@ pub(crate) fn control_thread_cpu_ns(pid: u32) -> Result<u64> {
     Ok(ns.ok_or("no time in schedstat")?.parse()?)
 }
 
-/// How often the threads of a process went to sleep by themselves, and so were woken.
+/// How often the threads of a process went to sleep voluntarily, and so were woken.
 pub(crate) fn sleeps(pid: u32) -> Result<u64> {
     sum_over_threads(pid, "status", |text| {
         field(text, "voluntary_ctxt_switches")?.parse().ok()

@@ -1,4 +1,4 @@
-//! Processes that receive beats: whatever it is, it has a pid, a private socket, and ends with us.
+//! Processes that receive beats: each has a pid, a private socket, and ends with the bench.
 
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -23,14 +23,14 @@ const START_WAIT: Duration = Duration::from_secs(10);
 /// it. Longer than any run.
 pub(crate) const LIFETIME_SECONDS: u32 = 900;
 
-/// Flags of 0.2.0 for a load beyond what agents may send by default, one of them or all together.
+/// Flags of 0.2.0 for a load above the default limits, of one agent and of all together.
 pub(crate) const PEER_WITHOUT_LIMITS: [&str; 4] =
     ["--max-beat-rate", "0", "--global-beat-rate", "0"];
 
-/// How long a receiver may take to end when asked to.
+/// How long a receiver may take to end on request.
 const STOP_WAIT: Duration = Duration::from_secs(10);
 
-/// As the observer takes them.
+/// The same sizes as in the observer.
 const UDP_BATCH: usize = 64;
 const UDP_DATAGRAM_BYTES: usize = 65;
 
@@ -50,8 +50,7 @@ impl Receiver {
         })
     }
 
-    /// The published 0.2.0 observer, if one was given. `flags` come on top of what every section
-    /// needs.
+    /// The published 0.2.0 observer, if one was given. `flags` are added to those that every section needs.
     pub(crate) fn peer(
         bench: &Bench,
         threshold: Duration,
@@ -116,7 +115,7 @@ impl Receiver {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
-    /// Lets it end in good order, with everything written that it has to write.
+    /// Lets it end cleanly, with all its output written.
     pub(crate) fn stop(mut self) -> Result<()> {
         self.signal(Signal::TERM)?;
         let end = Instant::now() + STOP_WAIT;

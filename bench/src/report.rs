@@ -1,4 +1,4 @@
-//! The result: rows of measure, value, what it is against and the ratio, as a table or as JSON.
+//! The result: rows of measure, value, reference and ratio, as a table or as JSON.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::stats;
 
-/// Everything a run found out.
+/// All results of a run.
 #[derive(Serialize)]
 pub(crate) struct Report {
     machine: String,
@@ -30,8 +30,7 @@ struct Against {
     value: Figure,
 }
 
-/// A figure of a row: one number, perhaps with the range it was seen in, or several of a kind, like
-/// percentiles.
+/// A figure of a row: one number, perhaps with its range, or several of a kind, like percentiles.
 #[derive(Clone, Serialize)]
 pub(crate) struct Figure {
     values: Vec<f64>,
@@ -97,7 +96,7 @@ impl Report {
         });
     }
 
-    /// Adds a row with what the value is compared to, in the same unit.
+    /// Adds a row with a reference value in the same unit.
     pub(crate) fn compare(
         &mut self,
         measure: &str,
@@ -115,7 +114,7 @@ impl Report {
         }
     }
 
-    /// Adds a line under the table: how something was measured, or what went wrong.
+    /// Adds a line under the table: a method of measurement, or a problem.
     pub(crate) fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
     }
@@ -180,7 +179,7 @@ fn joined(values: impl Iterator<Item = f64>) -> String {
     texts.join(" / ")
 }
 
-/// Whole numbers as they are, others with three digits, which is more than a shared machine repeats.
+/// Whole numbers unchanged, others with three digits, which is more than a shared machine reproduces.
 fn short(value: f64) -> String {
     match value.abs() {
         _ if !value.is_finite() => "-".to_owned(),

@@ -1,4 +1,4 @@
-//! Many samples in few numbers.
+//! Summarises many samples in few numbers.
 
 /// Half, 99 % and all of the samples are at most this; nearest rank, so each is a real sample.
 pub(crate) fn p50_p99_max(samples: &[f64]) -> Option<[f64; 3]> {

@@ -1,8 +1,8 @@
-//! What a beat costs the agent, against a bare `send(2)` of 32 bytes on the same kind of socket.
+//! The cost of a beat for the agent, compared to a bare `send(2)` of 32 bytes on the same kind of socket.
 //!
-//! Both run in this process and in turns, in blocks that fit the shortest queue a kernel has, which
-//! is emptied between the blocks. Nobody waits on the other end: waking a sleeping receiver costs
-//! the sender several times as much as the call, for a beat and a bare send alike.
+//! Both run in this process and in turns, in blocks that fit the shortest queue of any kernel, which is emptied
+//! between the blocks. No process waits on the other end: waking a sleeping receiver costs the sender several times
+//! as much as the call, for a beat and a bare send alike.
 
 use std::hint::black_box;
 use std::io;
@@ -15,13 +15,13 @@ use varta_client::{BeatOutcome, BeatTransport, Status, Varta};
 use crate::report::{Figure, Report};
 use crate::{Bench, Result};
 
-/// Calls per block; the kernel's own queue limit of 10 leaves room for 11.
+/// Calls per block; the kernel's own queue limit of 10 admits 11.
 const BLOCK: u32 = 8;
 
 /// Calls per block where there is no queue.
 const BLOCK_WITHOUT_IO: u32 = 1000;
 
-/// A transport that sends nothing: what is left is the client itself.
+/// A transport that sends nothing: the remaining cost is that of the client itself.
 struct Nowhere;
 
 impl BeatTransport for Nowhere {
@@ -60,7 +60,7 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
             let ns = per_call_ns(BLOCK, || bare.send(&frame).is_ok());
             drained(&receiver, ns)
         };
-        // Whoever comes second finds warmer caches, so they take turns at that too.
+        // The second one finds warmer caches, so they alternate in that too.
         let (beat_ns, send_ns) = if pair % 2 == 0 {
             let beat_ns = beat()?;
             (beat_ns, send()?)

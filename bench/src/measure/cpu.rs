@@ -1,10 +1,10 @@
-//! What a beat costs the observer: CPU time of its whole process, divided by the beats it was sent.
+//! The cost of a beat for the observer: CPU time of its whole process, divided by the number of beats it was sent.
 //!
-//! Two loads. In a *flood* one sender beats as fast as the receiver takes it, so the receiver hardly
-//! sleeps and the figure is the cost of receiving and crediting. *Paced* beats come one at a time,
-//! so the figure is mostly the cost of being woken, which on a virtual machine is many times the
-//! other. The same loads go to a process that does nothing but `recv`, and to a published observer
-//! if there is one, in turns. All of them take as many beats from one agent as it sends.
+//! There are two loads. In a *flood* one sender beats as fast as the receiver accepts it, so the receiver hardly
+//! sleeps and the figure is the cost of receiving and crediting. *Paced* beats come one at a time, so the figure is
+//! mostly the cost of a wake-up, which on a virtual machine is many times the other. The same loads go to a process
+//! that only calls `recv`, and to a published observer if there is one, in turns. All of them accept as many beats
+//! from one agent as it sends.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -20,11 +20,11 @@ use crate::{Bench, Result};
 const PACED_AGENTS: usize = 8;
 const PACED_INTERVAL: Duration = Duration::from_millis(4);
 
-/// Nobody is to stall here.
+/// No agent must stall.
 const THRESHOLD: Duration = Duration::from_secs(60);
 const CAPACITY: usize = 256;
 
-/// Until what was sent has been read, and what a newcomer causes is over.
+/// Until all beats have been read, and the effects of a new agent are over.
 const SETTLE: Duration = Duration::from_millis(100);
 
 const BEATS: &str = "varta_observer_beats_total";

@@ -1,16 +1,15 @@
-//! How soon the end of a process is told.
+//! The time until the end of a process is reported.
 //!
-//! Batches of agents start, beat, and end at random phases: every other one is killed with SIGKILL,
-//! the rest leave by themselves with code 0. An exit begins with the time taken right before the
-//! kill, or by the agent itself right before it leaves. The observer's threshold is far away, so
-//! that nothing but the exit can make it speak. From that beginning on there is measured
+//! Batches of agents start, beat, and end at random phases: every other one is killed with SIGKILL, the rest leave by
+//! themselves with code 0. An exit starts with the time recorded right before the kill, or by the agent itself right
+//! before it leaves. The observer's threshold is very long, so that only the exit can cause a report. Two times are
+//! measured from that start:
 //!
 //! - *told*: until this program has read the observer's exit line for that pid;
-//! - *bare pidfd*: until a thread of this program returns that polls a pidfd of the same process and
-//!   does nothing else.
 //!
-//! Both include what the kernel needs to end a process. Nobody reaps an agent before its batch is
-//! over.
+//! - *bare pidfd*: until a thread of this program returns that only polls a pidfd of the same process.
+//!
+//! Both include the kernel's time to end a process. No agent is reaped before its batch is over.
 
 use std::collections::HashMap;
 use std::io;
@@ -30,26 +29,25 @@ use crate::procfs::now_ns;
 use crate::report::{Figure, Report};
 use crate::{Bench, Result};
 
-/// Nobody is to stall here.
+/// No agent must stall.
 const THRESHOLD: Duration = Duration::from_secs(60);
 const CAPACITY: usize = 256;
 
-/// Time between beats of an agent; within it, those that were asked to leave have left.
+/// Time between beats of an agent; within it, those that were requested to leave have left.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// Batches that one observer sees: its log leaves out lines of a user who causes more than 500 at once, and each
-/// agent causes two.
+/// Batches per observer: its log drops lines of a user that causes more than 500 at once, and each agent causes two.
 const BATCHES_PER_OBSERVER: usize = 4;
 
 /// Kills of a batch come up to this far apart, nanoseconds.
 const KILL_GAP_NS: u64 = 20_000_000;
 
-/// After this an exit that was not told counts as missed.
+/// After this time an exit without a report counts as missed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 const SIGKILL: u8 = 9;
 
-/// How an agent is made to end.
+/// The way in which an agent ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Killed,
@@ -158,7 +156,7 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Ends every agent in its way and hears of it in both ways.
+/// Ends every agent in its way and receives both reports.
 fn end_all(agents: &Agents, observer: &Observer) -> Result<Vec<Exit>> {
     let indices = 0..agents.len();
     let pidfds = indices.clone().map(|index| agents.pidfd(index));
@@ -189,8 +187,8 @@ fn end_all(agents: &Agents, observer: &Observer) -> Result<Vec<Exit>> {
         .collect()
 }
 
-/// Asks half of the agents to leave, each at its own phase, and kills the others one by one in the
-/// meantime; returns when each was killed, by index.
+/// Requests half of the agents to leave, each at its own phase, and kills the others one by one in the meantime;
+/// returns when each was killed, by index.
 fn begin_all(agents: &Agents) -> Result<HashMap<usize, u64>> {
     let with = |end| (0..agents.len()).filter(move |index| End::of(*index) == end);
     for index in with(End::Left) {
@@ -205,7 +203,7 @@ fn begin_all(agents: &Agents) -> Result<HashMap<usize, u64>> {
     Ok(killed_ns)
 }
 
-/// Returns when the process has ended, as a thread sees it that does nothing but wait for that.
+/// Returns when the process has ended, in a thread that only waits for that.
 fn wait_for_end(pidfd: &OwnedFd) -> io::Result<u64> {
     let patience = Timespec::try_from(PATIENCE).map_err(io::Error::other)?;
     let mut fds = [PollFd::new(pidfd, PollFlags::IN)];

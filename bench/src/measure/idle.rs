@@ -1,6 +1,6 @@
-//! What an observer costs while little or nothing happens: CPU and awakenings with 256 agents that
-//! are healthy and slow, and with 256 that are silent within a long threshold. A published observer
-//! is measured in the same seconds with agents of its own, so that noise hits both alike.
+//! The cost of an observer while little or nothing happens: CPU and wake-ups with 256 agents that are healthy and
+//! slow, and with 256 that are silent within a long threshold. A published observer is measured in the same seconds
+//! with agents of its own, so that noise affects both alike.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::{Bench, Result};
 
 const AGENTS: usize = 256;
 
-/// Until the start of the agents is forgotten.
+/// Until the start of the agents has no effect any more.
 const SETTLE: Duration = Duration::from_secs(1);
 
 struct Load {
@@ -68,7 +68,7 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// What each receiver costs with agents of its own.
+/// The cost of each receiver with agents of its own.
 fn costs(bench: &Bench, receivers: &[&Receiver], load: &Load) -> Result<Vec<Cost>> {
     let start = |receiver: &&Receiver| Agents::start(receiver.socket(), AGENTS, load.interval);
     let _agents = receivers.iter().map(start).collect::<Result<Vec<_>>>()?;

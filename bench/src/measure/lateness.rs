@@ -1,21 +1,22 @@
-//! How late a stall is noticed, with few and with many agents tracked.
+//! The lateness of a detected stall, with few and with many agents tracked.
 //!
-//! Agents beat at random phases, well within the threshold. In rounds, a few at a time are stopped
-//! with SIGSTOP until the observer has reported each of them, then continued until each has been
-//! reported back. Lateness is taken twice:
+//! Agents beat at random phases, well within the threshold. In rounds, a few at a time are stopped with SIGSTOP until
+//! the observer has reported each of them, then continued until each has been reported back. Lateness is measured
+//! twice:
 //!
-//! - *noticed*: the observer's own figure, from the deadline as it knows it (the last beat was read,
-//!   plus the threshold) to the look that found the silence;
-//! - *told*: from the last beat's sending plus the threshold, by the agent's own note, to the moment
-//!   this program has read the line. It includes the way of the beat to the observer and the way of
-//!   the line out of it. A stall whose last nonce is not the one the agent noted is left out: it was
-//!   stopped between sending and noting.
+//! - *noticed*: the observer's own figure, from the deadline by its own clock (the last beat was read, plus the
+//!   threshold) to the check that found the silence;
 //!
-//! Against it stands what the machine itself oversleeps: a bare timer in this program, over the same
-//! seconds. A stall in the observer's own count that nobody made is a false one, whatever its cause:
-//! an agent whose beats found the kernel's queue full again and again is silent in the observer's
-//! eyes, so beats lost that way are counted too. While thousands of agents are being started that
-//! does happen where the queue holds 11; such stalls are noted apart.
+//! - *told*: from the last beat's sending plus the threshold, by the agent's own record, to the moment this program
+//!   has read the line. It includes the transport of the beat to the observer and that of the line out of it. A stall
+//!   whose last nonce is not the one that the agent recorded is ignored: the agent was stopped between sending and
+//!   recording.
+//!
+//! The reference is the lateness of the machine itself: a bare timer in this program, over the same seconds. A stall
+//! in the observer's own count that the bench did not cause is a false one, whatever its reason: an agent whose beats
+//! repeatedly found the kernel's queue full is silent to the observer, so beats lost that way are counted too. While
+//! thousands of agents are being started that does happen where the queue holds 11; such stalls are counted
+//! separately.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -40,7 +41,7 @@ use crate::{Bench, Result};
 /// Time between beats, in thresholds: an agent may lose two beats in a row and is still in time.
 pub(super) const INTERVAL_THRESHOLDS: f64 = 0.3;
 
-/// Slots of the observer at least: its default.
+/// Least number of slots of the observer: its default.
 const CAPACITY_MIN: usize = 256;
 
 /// Thresholds after which a stall or a return that was not reported counts as missed.
@@ -48,7 +49,7 @@ const PATIENCE: u32 = 3;
 
 pub(super) const STALLS: &str = "varta_observer_stalls_total";
 
-/// The bare timer is set to every so often, scattered up to twice as far, nanoseconds.
+/// Interval of the bare timer, scattered up to twice as far, nanoseconds.
 const TIMER_NS: u64 = 20_000_000;
 
 #[derive(Default)]
@@ -166,7 +167,7 @@ pub(super) fn rounds(
                 case.rounds * case.victims
             ));
         }
-        // Neighbours in a row from a random place: every agent is as good as any other.
+        // A run of neighbours from a random start: all agents are equivalent.
         let first = scattered(round as u64) as usize % agents.len();
         let victims = (0..case.victims.min(agents.len())).map(|i| (first + i) % agents.len());
         let victims: HashMap<u32, usize> = victims.map(|i| (agents.pid(i), i)).collect();
@@ -194,7 +195,7 @@ fn is_return(event: &LogEvent) -> bool {
     matches!(event, LogEvent::Return(_))
 }
 
-/// Reads lines until each victim has had its event or patience ends; returns how many had not.
+/// Reads lines until each victim has had its event or the timeout is over; returns how many had not.
 fn await_each(
     is_it: fn(&LogEvent) -> bool,
     victims: &HashMap<u32, usize>,
@@ -237,7 +238,7 @@ pub(super) fn note_stall(
     Ok(())
 }
 
-/// How much later than asked a bare timer fires, again and again until told to stop.
+/// The lateness of a bare timer, measured repeatedly until it is stopped.
 pub(super) fn oversleep_ms(stop: &AtomicBool) -> std::io::Result<Vec<f64>> {
     let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
     let mut late_ms = Vec::new();

@@ -1,9 +1,9 @@
-//! What an agent that floods costs another one, which beats slowly and is healthy.
+//! The cost of an agent that floods for another one, which beats slowly and is healthy.
 //!
-//! All agents share one socket, and with it the kernel's short queue. While it is full the kernel
-//! refuses the beats of the healthy agent as well; one that loses all its beats for a threshold is
-//! silent in the observer's eyes, and its stall is a false one. The observer has its default flags
-//! but for the threshold. A published observer has the same load right afterwards.
+//! All agents share one socket, and with it the kernel's short queue. While it is full the kernel refuses the beats
+//! of the healthy agent as well; if it loses all its beats for a threshold, it is silent to the observer, and its
+//! stall is a false one. The observer has its default flags except for the threshold. A published observer has the
+//! same load right afterwards.
 
 use std::fs::read_to_string;
 use std::path::Path;
@@ -26,11 +26,11 @@ const CAPACITY: usize = 256;
 /// Time between beats of the healthy agent.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// Until the healthy agent beats at its pace, and until the last line of the log has come. Well
-/// within the threshold: the flooding agent is silent by then.
+/// Until the healthy agent beats at its pace, and until the last line of the log has come. Well within the threshold:
+/// the flooding agent is silent by then.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// Both agents after a flood, still alive, so that what they cause by ending is no part of it.
+/// Both agents after a flood, still alive, so that the effects of their end are not part of it.
 struct Flooded {
     healthy: Agents,
     flooder: Flooder,
@@ -115,7 +115,7 @@ fn peer(bench: &Bench) -> Result<Option<Outcome>> {
     };
     bench.say("neighbour: the same with 0.2.0");
     let flooded = Flooded::by(&receiver, bench.plan.neighbour)?;
-    // It writes the last rows when it ends, and cannot write at all that an agent did.
+    // It writes the last rows when it ends, and has no row for the end of an agent.
     receiver.stop()?;
     let stalled = stalled_by_export(&export)?;
     Ok(Some(flooded.outcome(&stalled)))
@@ -152,7 +152,7 @@ impl Flooded {
     }
 }
 
-/// The pid of each stall that our observer has told.
+/// The pid of each stall that the measured observer has reported.
 fn stalled_by_log(observer: &Observer) -> Vec<u32> {
     let end = Instant::now() + SETTLE;
     let mut stalled = Vec::new();

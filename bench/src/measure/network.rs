@@ -1,10 +1,10 @@
-//! What a beat costs the observer by the way it comes: Unix socket, UDP in clear, UDP under a shared key, UDP
-//! under a master key; against the least that any receiver pays for it.
+//! The cost of a beat for the observer by its transport: Unix socket, UDP without encryption, UDP with a shared key,
+//! UDP with a master key; compared to the least that any receiver pays for it.
 //!
-//! The load is bursts, as of many agents whose clocks tick together: the receiver wakes up, reads what has
-//! come, and sleeps again. A burst fits into the kernel's UDP queue, so what was sent is what was accepted,
-//! which the observer's own count confirms. The floor for UDP is a process that does nothing but `recvmmsg`;
-//! for encrypted beats one bare AEAD open on top of that, measured in this program in the same run.
+//! The load is bursts, like those of many agents whose clocks tick together: the receiver wakes up, reads what has
+//! come, and sleeps again. A burst fits into the kernel's UDP queue, so every beat that was sent is accepted, which
+//! the observer's own count confirms. The reference for UDP is a process that only calls `recvmmsg`; for encrypted
+//! beats one bare AEAD open is added, measured in this program in the same run.
 
 use std::hint::black_box;
 use std::thread::sleep;
@@ -20,15 +20,15 @@ use crate::receiver::{Receiver, UdpDrain};
 use crate::report::{Figure, Report};
 use crate::{Bench, Result};
 
-/// Beats of a burst, half of what the kernel queues on a UDP socket by default, and the time between two.
+/// Beats of a burst, half of what the kernel queues on a UDP socket by default, and the interval of bursts.
 const BURST_BEATS: u32 = 128;
 const BURST_PAUSE: Duration = Duration::from_millis(2);
 
-/// Nobody is to stall here.
+/// No agent must stall.
 const THRESHOLD: Duration = Duration::from_secs(60);
 const CAPACITY: usize = 256;
 
-/// Until what was sent has been read, and what a newcomer causes is over.
+/// Until all beats have been read, and the effects of a new agent are over.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// Opens per block when the cipher alone is timed.
@@ -40,7 +40,7 @@ const BEATS: &str = "varta_observer_beats_total";
 const SHARED_KEY: [u8; 32] = [1; 32];
 const MASTER_KEY: [u8; 32] = [2; 32];
 
-/// Who is measured, round by round.
+/// The contenders, measured round by round.
 struct Contender<'a> {
     name: &'static str,
     pid: u32,
@@ -157,7 +157,7 @@ fn contender<'a, T: BeatTransport + 'a>(
     }
 }
 
-/// Returns how many beats the kernel took.
+/// Returns how many beats the kernel accepted.
 fn send_bursts<T: BeatTransport>(agent: &mut Varta<T>, duration: Duration) -> Result<u64> {
     let end = Instant::now() + duration;
     let mut sent = 0;
@@ -179,7 +179,7 @@ fn send_bursts<T: BeatTransport>(agent: &mut Varta<T>, duration: Duration) -> Re
     Ok(sent)
 }
 
-/// What the cipher alone takes to open a frame, us.
+/// The time of the cipher alone to open a frame, us.
 fn open_us(duration: Duration) -> Result<f64> {
     let key = CipherKey::from(SHARED_KEY);
     let nonce = Nonce::from([3; 12]);

@@ -1,13 +1,12 @@
-//! What recovery does to the noticing of stalls when a crowd falls silent together.
+//! The effect of recovery on the detection of stalls when a crowd falls silent together.
 //!
-//! A crowd and some others beat. The crowd is stopped at once; the others are stopped one by one all the
-//! while, continued when their stall was reported, and stopped again once they were back. That is done to
-//! observers that differ in what they do about it, one after the other, round by round: nothing; a ladder,
-//! but they hold their fire; a ladder without hold-fire, at the default rate and without a limit. A child
-//! sleeps for 10 ms.
+//! A crowd and some other agents beat. The crowd is stopped at once; the others are stopped one by one meanwhile,
+//! continued when their stall was reported, and stopped again once they were back. This is done with observers that
+//! differ in their reaction, one after the other, round by round: none; a ladder with hold-fire; a ladder without
+//! hold-fire, at the default rate and without a limit. A child sleeps for 10 ms.
 //!
-//! Each has its own agents, all of which have the ladder. The bare timer has the priority of a beat path that
-//! may not run in real time, where this user may set it: the children take the same cores from both.
+//! Each has its own agents, all of which have the ladder. The bare timer has the priority of a beat path without real
+//! time, where this user may set it: the children take the same cores from both.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,13 +29,13 @@ const THRESHOLD: Duration = Duration::from_secs(1);
 /// Between two stops of the others; 100 per second, of which each stays away for little more than a threshold.
 const PACE: Duration = Duration::from_millis(10);
 
-/// How long the others are stopped at least: the stalls of the crowd, and as long again.
+/// Least time for which the others are stopped: the stalls of the crowd, and as long again.
 const WINDOW: Duration = Duration::from_secs(3);
 
-/// How long it may take to act on everybody, at 100 per second and more.
+/// Longest time to act on all of the crowd, at 100 per second and more.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Nothing told for this long: nothing more is to come. Others come back within an interval.
+/// Without any report for this long, no more will come. Others come back within an interval.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// The priority of a beat path that may not run in real time.
@@ -45,7 +44,7 @@ const HIGH_PRIORITY: i32 = -10;
 const SPAWNED: &str = "varta_recovery_outcomes_total{outcome=\"spawned\"}";
 const REAPED_ZERO: &str = "varta_recovery_outcomes_total{outcome=\"reaped_zero\"}";
 
-/// Acts on everybody once, and has all the time in the world to see whether that helped.
+/// Acts on every agent once, and waits very long for the result.
 const LADDER: [&str; 2] = ["--recovery-exec=/bin/sleep 0.01", "--recovery-wait=1h"];
 
 /// Nothing holds fire, whatever else this machine is doing.
@@ -57,16 +56,16 @@ const FREE_FIRE: [&str; 3] = [
 
 const NO_RATE: &str = "--recovery-starts-per-second=0";
 
-/// An observer that does something of its own about silence, over all rounds.
+/// An observer with a reaction of its own to silence, over all rounds.
 struct Contender {
     name: &'static str,
     flags: Vec<&'static str>,
-    /// It is to act on each of the crowd.
+    /// It must act on each of the crowd.
     acts: bool,
     crowd: Found,
     others: Found,
     oversleep_ms: Vec<f64>,
-    /// CPU time of the control thread, and the time that took, s in all rounds.
+    /// CPU time of the control thread, and the time over which it was measured, s in all rounds.
     control_s: f64,
     watched_s: f64,
     /// From the first child of the crowd to the end of the last, s per round.
@@ -101,12 +100,12 @@ impl Contender {
         }
     }
 
-    /// Percent of a core that the control thread took.
+    /// CPU time of the control thread, in percent of a core.
     fn control_percent(&self) -> f64 {
         self.control_s / self.watched_s * 100.0
     }
 
-    /// What the control thread took for each child, us, beyond what it takes without any.
+    /// CPU time of the control thread for each child, us, beyond its time without any.
     fn control_us_per_child(&self, quiet: &Self) -> f64 {
         let without_s = quiet.control_percent() / 100.0 * self.watched_s;
         (self.control_s - without_s) * 1e6 / self.spawned as f64
@@ -215,7 +214,7 @@ fn measure_round(bench: &Bench, contender: &mut Contender) -> Result<()> {
     Ok(())
 }
 
-/// One observer, its agents, and where they stand.
+/// One observer, its agents, and their states.
 struct Round<'a> {
     crowd: Agents,
     others: Agents,
@@ -224,11 +223,11 @@ struct Round<'a> {
     /// Numbers by pid.
     crowd_places: HashMap<u32, usize>,
     places: HashMap<u32, usize>,
-    /// Others that beat, the one that has done so for longest first.
+    /// Others that beat, the one that has beaten for longest first.
     free: VecDeque<usize>,
-    /// Pids whose stall is to come.
+    /// Pids whose stall is expected.
     stopped: HashSet<u32>,
-    /// Pids of the crowd that are to be acted on.
+    /// Pids of the crowd that recovery must act on.
     waiting: HashSet<u32>,
     in_flight: usize,
     /// The first child of the crowd, and the end of the last one.
@@ -260,7 +259,7 @@ impl Round<'_> {
                 self.take(&line)?;
             }
         }
-        // Those whose stall is still to come.
+        // Those whose stall is still expected.
         while let Some(line) = self.observer.next_line(2 * THRESHOLD) {
             self.take(&line)?;
             if self.stopped.is_empty() {
@@ -324,7 +323,7 @@ impl Round<'_> {
         }
     }
 
-    /// Waits until nothing more happens.
+    /// Waits until no more events come.
     fn settle(&mut self) -> Result<()> {
         while let Some(line) = self.observer.next_line(SETTLE) {
             self.take(&line)?;

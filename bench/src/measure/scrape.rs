@@ -1,9 +1,9 @@
-//! What a scrape takes, and what scrapes without pause do to the noticing of stalls.
+//! The time of a scrape, and the effect of scrapes without pause on the detection of stalls.
 //!
-//! The metrics are fetched over the control socket, which has no limit on requests, each time over a
-//! connection of its own. First the lateness of the largest case is taken twice from the same observer and
-//! the same agents: quiet, and while one thread scrapes without pause. Then a table is filled with agents
-//! that have no process, over UDP in clear, to see what a scrape of very many takes.
+//! The metrics are fetched over the control socket, which has no limit on requests, each time over a connection of
+//! its own. First the lateness of the largest case is measured twice with the same observer and the same agents:
+//! quiet, and while one thread scrapes without pause. Then a table is filled with agents that have no process, over
+//! UDP without encryption, to measure a scrape of very many agents.
 
 use std::io::{Read, Write};
 use std::net::UdpSocket;
@@ -24,11 +24,11 @@ use crate::{Bench, Result};
 /// Scrapes of the large table.
 const SCRAPES: usize = 15;
 
-/// Beats sent at once to fill the large table, and the pause after them: nothing is to be dropped.
+/// Beats sent at once to fill the large table, and the pause after them: none must be dropped.
 const FILL_AT_ONCE: u32 = 200;
 const FILL_PAUSE: Duration = Duration::from_millis(2);
 
-/// Nobody is to stall here.
+/// No agent must stall.
 const THRESHOLD: Duration = Duration::from_secs(600);
 
 const JOINS: &str = "varta_observer_joins_total";
@@ -124,7 +124,7 @@ fn scrapes_of_many(bench: &Bench, report: &mut Report) -> Result<()> {
 }
 
 fn scrape_until(control: &Path, stop: &AtomicBool) -> std::io::Result<Vec<f64>> {
-    // As a Prometheus on another machine: it takes no core from what is measured here.
+    // Like a Prometheus on another machine: it takes no core from the measured processes.
     rustix::process::setpriority_process(None, 19)?;
     let mut scrapes_ms = Vec::new();
     while !stop.load(Ordering::Relaxed) {
@@ -135,7 +135,7 @@ fn scrape_until(control: &Path, stop: &AtomicBool) -> std::io::Result<Vec<f64>> 
     Ok(scrapes_ms)
 }
 
-/// Fetches the metrics; how many bytes there were.
+/// Fetches the metrics; returns the number of bytes.
 fn scrape(control: &Path) -> std::io::Result<usize> {
     let mut stream = UnixStream::connect(control)?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;

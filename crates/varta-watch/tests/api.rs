@@ -1,4 +1,4 @@
-//! What a running observer says of itself, its agents and what has happened.
+//! The answers of a running observer about itself, its agents and its events.
 
 mod support;
 
@@ -104,7 +104,7 @@ fn the_shapes_of_the_answers_are_fixed() {
         "stalls",
         "tracked",
     ];
-    // Whoever runs this may be in a unit of a service manager.
+    // The user that runs this test may be in a unit of a service manager.
     let mut found = keys(agent);
     found.remove("unit");
     found.remove("user_unit");
@@ -138,7 +138,7 @@ fn the_observer_says_what_it_is() {
     assert_eq!(info.session_id, observer.start_line().session_id);
 }
 
-/// An observer that has heard agents with these pids, all over UDP.
+/// An observer with agents of these pids, all over UDP.
 fn observer_of(pids: std::ops::Range<u32>, flags: &[&str]) -> Observer {
     let observer = start_in_clear(flags);
     let from = socket();
@@ -166,7 +166,7 @@ fn pages_of_agents_follow_one_another_without_a_gap() {
             let Some(next) = page.next else { break };
             after = format!("&after={next}");
         }
-        // They came in this order, so the first is silent for longest.
+        // They came in this order, so the first has the longest silence.
         assert_eq!(all, Vec::from_iter(100..120), "{sort}");
     }
 }
@@ -296,7 +296,7 @@ fn a_follower_that_returns_goes_on_where_it_was() {
     let resume = format!("Last-Event-ID: {first_id}");
     let mut follower = Follower::start(&observer, "/api/v1/events", &[live[0], &resume]);
     assert_eq!(follower.next().1.id, first.id + 1);
-    // What it has heard of another run says nothing about this one.
+    // Numbers of another run have no meaning in this one.
     let other = "Last-Event-ID: 0000000000000000-7";
     let mut follower = Follower::start(&observer, "/api/v1/events", &[live[0], other]);
     assert_eq!(follower.next().1.id, 1);

@@ -1,5 +1,5 @@
-//! Whose silence counts while the observer itself is stopped again and again: with real processes, and signals
-//! that stop the observer.
+//! The silence that counts while the observer itself is repeatedly stopped: with real processes, and signals that
+//! stop the observer.
 
 mod support;
 
@@ -14,14 +14,14 @@ use support::{Observer, PATIENCE, copy_program, public_directory};
 const GAPS: &str = "varta_observer_gaps_total";
 const PUT_OFF: &str = "varta_observer_stalls_put_off_total";
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
 }
 
-/// Stops the observer and lets it go on, again and again, until it reports a stall of `pid`. False if it has not
-/// after as many rounds as take three times the patience of a test.
+/// Stops and continues the observer repeatedly, until it reports a stall of `pid`. False if it has not after as many
+/// rounds as take three times the timeout of a test.
 fn reports_between_stops(
     observer: &Observer,
     pid: u32,
@@ -69,7 +69,7 @@ fn an_impatient_agent_that_came_and_went_delays_no_stall_of_others() {
     fast.leave(0);
     observer.wait_for_pid("exit", fast.pid);
     let hung = joined(&observer);
-    // More than the impatient agent tolerated, less than the others do.
+    // More than the agent with the short threshold tolerated, less than the others do.
     let (stopped_for, runs_for) = (Duration::from_millis(30), Duration::from_millis(20));
     assert!(reports_between_stops(
         &observer,
@@ -80,7 +80,7 @@ fn an_impatient_agent_that_came_and_went_delays_no_stall_of_others() {
     observer.stop();
 }
 
-/// Stops the observer for so long again and again, and lets it run for a moment in between.
+/// Repeatedly stops the observer for this long, and lets it run for a moment in between.
 fn stop_again_and_again(observer: &Observer, times: usize, stopped_for: Duration) {
     for _ in 0..times {
         observer.signal(Signal::STOP);

@@ -1,5 +1,5 @@
-//! The thread that hears beats, looked at from outside: nobody who asks disturbs it, nobody believes that it
-//! listens while it hangs, and nobody can turn its precedence against the host.
+//! The beat path, observed from outside: requests do not disturb it, its hang is visible, and its priority cannot be
+//! turned against the host.
 
 mod support;
 
@@ -16,11 +16,11 @@ use support::http::{Reply, assert_healthy, assert_problem};
 use support::{BEATS, Observer, PATIENCE, frame};
 use varta_api::v1::{AgentView, AgentsPage, Health, State};
 
-/// Of the kind that are asked while the beat path sleeps.
+/// Number of requests of each kind while the beat path sleeps.
 const QUESTIONS: usize = 20;
 
-/// The thread of the observer with this name, by its directory below `/proc`. A thread that has just begun gets
-/// its name a moment later.
+/// The thread of the observer with this name, by its directory below `/proc`. A thread that has just started gets its
+/// name a moment later.
 fn thread(observer: &Observer, name: &str) -> String {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -37,7 +37,7 @@ fn thread(observer: &Observer, name: &str) -> String {
     }
 }
 
-/// How often a thread has gone to sleep, once it sleeps.
+/// How often a thread has gone to sleep, read once it sleeps.
 fn sleeps(thread: &str) -> u64 {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -143,7 +143,7 @@ fn a_beat_path_that_hangs_is_said_to_and_nobody_grows_silent_meanwhile() {
         line.unwrap().parse::<f64>().unwrap()
     };
     let (early, late) = (told(&page), told(&observer.ask("/metrics")));
-    // A question for the health in between has taken a second.
+    // A health request in between has taken a second.
     assert!((early - late).abs() < 0.5, "{early} {late}");
     agent.send(&frame(2)).unwrap();
     ptrace::detach(thread, None).unwrap();
@@ -169,7 +169,7 @@ fn an_observer_whose_beat_path_hangs_ends_when_it_is_told_to_and_says_why() {
         503,
         "the observer stops",
     );
-    // Its end is ours to take note of before it is anybody else's.
+    // The test, its tracer, must wait for its end before its parent can.
     waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
     observer.wait_for("notice", |line| line.msg.contains("hangs"));
     assert_eq!(observer.exit_code(), Some(1));
@@ -180,7 +180,7 @@ fn nobody_keeps_the_beat_path_in_real_time_by_flooding_it() {
     let observer = Observer::start(&["--max-beat-rate=0"]);
     observer.send(&frame(1));
     observer.wait_for_pid("join", std::process::id());
-    // Not everybody may run in real time; who may not does as well without.
+    // Some users may not run in real time; the observer works for them without it.
     let from_the_start = match tells(&observer, IN_REAL_TIME) {
         true => IN_REAL_TIME,
         false => NOT_IN_REAL_TIME,

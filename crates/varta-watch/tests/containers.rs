@@ -1,5 +1,5 @@
-//! Agents on the other side of a pid namespace. The test runs in the outer one, so a process has the same
-//! pid for the test and for an observer beside it.
+//! Agents in another pid namespace. The test runs in the outer one, so a process has the same pid for the test and
+//! for an observer in that namespace.
 
 mod support;
 
@@ -43,13 +43,13 @@ fn later_in_container(observer: &Observer, before: usize) -> Puppet {
     puppet
 }
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
 }
 
-/// An observer in a pid namespace of its own: whoever is outside has pid 0 for it.
+/// An observer in a pid namespace of its own: a process outside has pid 0 for it.
 fn enclosed_observer(flags: &[&str]) -> Observer {
     Observer::start_in(public_directory(), flags, |command| {
         wrapped(&CONTAINER, &command)
@@ -140,7 +140,7 @@ fn a_contained_process_may_use_no_other_pid() {
     }
     let observer = Observer::start(&["--threshold-ms=60000"]);
     let mut agent = later_in_container(&observer, 2);
-    // As a stranger, and when it is known.
+    // As an unknown process, and when it is known.
     for nonce in [1, 2] {
         let wrong = agent.inner_pid + 1;
         agent.tell(&format!("beat {wrong} {nonce}"));
@@ -168,7 +168,7 @@ fn a_process_cannot_pass_for_one_of_a_sibling_container() {
     assert_ne!(liar.inner_pid, sibling.inner_pid);
     sibling.tell("beat self 1");
     observer.wait_for_pid("join", sibling.pid);
-    // As a stranger, and when it is known.
+    // As an unknown process, and when it is known.
     for nonce in [1, 2] {
         liar.tell(&format!("beat {} {}", sibling.inner_pid, 10 * nonce));
         liar.tell(&format!("beat {} {}", sibling.pid, 10 * nonce));
@@ -177,7 +177,7 @@ fn a_process_cannot_pass_for_one_of_a_sibling_container() {
         liar.tell(&format!("beat self {nonce}"));
         observer.wait_for_count(BEATS, 1 + nonce);
     }
-    // Whatever nonces the liar used, the sibling's own series goes on undisturbed.
+    // Whatever nonces the impostor used, the sibling's own series continues undisturbed.
     sibling.tell("beat self 2");
     let stopped = observer.stop_when(BEATS, 4);
     stopped.assert_counters(&[(JOINS, 2), (MISMATCH, 4), (BEATS, 4)]);

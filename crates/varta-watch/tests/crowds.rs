@@ -1,4 +1,4 @@
-//! Agents that end by the hundred and by the thousand: each is told once, as what it was.
+//! Agents that end by the hundred and by the thousand: each is reported once, with its own kind of end.
 
 mod support;
 
@@ -22,13 +22,13 @@ const UNPROVED: &str = "varta_frame_identity_refused_total{reason=\"unproved_sen
 /// Agents that start at the same time.
 const WAVE: u64 = 250;
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
 }
 
-/// An observer, and the file in which it keeps every join and exit, however many there are at once.
+/// An observer, and its event file, which has every join and exit, however many there are at once.
 struct Watched {
     observer: Observer,
     directory: TempDir,
@@ -45,7 +45,7 @@ impl Watched {
         }
     }
 
-    /// Stops it when all have left, and returns what it has told of and kept.
+    /// Stops it when all have left, and returns its log and its rows.
     fn stop_when_left(self, agents: usize) -> (Stopped, Vec<Vec<String>>) {
         self.observer.wait_for_count(LEFT, agents as u64);
         let exits = |rows: &[Vec<String>]| rows.iter().filter(|row| row[1] == "exit").count();
@@ -55,9 +55,8 @@ impl Watched {
     }
 }
 
-/// Fails unless each of so many agents came once and left once, with nothing else to be said of anybody.
-/// Except that in a crush the first beat of a process that has just begun may be refused, for want of proof
-/// who has sent it.
+/// Fails unless each of this many agents joined once and left once, without any other report. The exception: under
+/// load the first beat of a process that has just started may be refused, because its sender cannot be proved.
 fn assert_all_came_and_left(watched: Watched, agents: usize, beats: u64) -> Stopped {
     let (stopped, rows) = watched.stop_when_left(agents);
     for line in &stopped.lines {
@@ -122,8 +121,8 @@ fn processes_that_beat_once_and_end_have_come_and_left() {
     assert_eq!(stopped.count("refuse"), 0);
 }
 
-/// Whether this system lets so many agents run and be watched: each costs the observer a descriptor, and is
-/// a process. A hard limit of 20 000 descriptors and a `kernel.pid_max` of 32 768 are plenty for 5 000.
+/// Whether this system lets this many agents run and be watched: each costs the observer a descriptor, and is a
+/// process. A hard limit of 20 000 descriptors and a `kernel.pid_max` of 32 768 are plenty for 5 000.
 fn has_room_for(agents: u64) -> bool {
     let needed = agents + agents / 5;
     let descriptors = getrlimit(Resource::Nofile).maximum;
@@ -166,7 +165,7 @@ fn five_thousand_agents_that_leave_together_have_all_left() {
         assert!(process.wait().unwrap().success());
     }
     observer.wait_for_count(LEFT, agents as u64);
-    // Whoever is told twice, or as something else, would be by now.
+    // A second or a wrong report would have been written by now.
     std::thread::sleep(Duration::from_millis(500));
     assert_all_came_and_left(watched, agents, beats);
 }

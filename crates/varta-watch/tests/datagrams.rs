@@ -1,4 +1,4 @@
-//! What may come in a datagram besides a frame, and what becomes of agents that there are no descriptors for.
+//! Datagrams with more than a frame, and agents for which there are no descriptors.
 
 mod support;
 
@@ -12,10 +12,10 @@ use support::{BEATS, DISTRUST, Observer, frame, with_descriptor_limit};
 const JOINS: &str = "varta_observer_joins_total";
 const UNWATCHED: &str = "varta_observer_exit_watch_failed_total";
 
-/// Descriptors that the observer keeps from its agents at least.
+/// Least number of descriptors that the observer keeps from its agents.
 const RESERVE: usize = 8;
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
@@ -26,7 +26,7 @@ fn datagrams_of_other_lengths_are_counted_and_change_nothing() {
     let observer = Observer::start(&["--threshold-ms=60000"]);
     let sender = observer.connect();
     let lengths = [0, 31, 33, 59, 61, 65, 4096];
-    // From a stranger, and then from an agent.
+    // From an unknown sender, and then from an agent.
     for nonce in [1, 2] {
         for length in lengths {
             let mut bytes = frame(nonce).to_vec();
@@ -39,7 +39,7 @@ fn datagrams_of_other_lengths_are_counted_and_change_nothing() {
         observer.wait_for_count(BEATS, nonce);
     }
     let mut counters = observer.stop().counters;
-    // What a busy machine adds.
+    // A margin for a busy machine.
     counters.retain(|series, _| !NOISE.iter().any(|noise| series.starts_with(noise)));
     let expected = [(BEATS, 2), (JOINS, 1), (TRUNCATED, 14)];
     let expected = expected.map(|(series, count)| (series.to_owned(), count));
@@ -62,7 +62,7 @@ fn without_descriptors_it_finds_every_exit_and_says_once_what_it_cannot_do() {
     for _ in &agents {
         observer.wait_for("join", |_| true);
     }
-    // Long before the threshold, whether anybody watched it or not.
+    // Long before the threshold, whether its exit was watched or not.
     for agent in &mut agents {
         agent.leave(0);
         observer.wait_for_pid("exit", agent.pid());

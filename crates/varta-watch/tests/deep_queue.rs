@@ -1,4 +1,5 @@
-//! The depth of the kernel's queue for beats: what it is, who may have it, and what is said where it is refused.
+//! The depth of the kernel's queue for beats: its value, the users that may have it, and the message where it is
+//! refused.
 
 #![forbid(unsafe_code)]
 
@@ -23,17 +24,17 @@ use support::{
 
 const SETTING: &str = "/proc/sys/net/unix/max_dgram_qlen";
 
-/// How deep the queue is unless told otherwise.
+/// The default depth of the queue.
 const DEEP: usize = 8192;
 
-/// Whom `AS_NOBODY` makes of a program.
+/// The user that `AS_NOBODY` gives a program.
 const NOBODY: u32 = 64_000;
 
 const JOINS: &str = "varta_observer_joins_total";
 
 const WRONG_LENGTH: &str = "varta_truncated_datagrams_total";
 
-/// Not a test: what this program does as an agent of the tests below.
+/// Not a test: the program of the agents of the tests below.
 #[test]
 fn agent_process() {
     be_an_agent_if_told();
@@ -43,7 +44,7 @@ fn setting() -> String {
     fs::read_to_string(SETTING).unwrap()
 }
 
-/// How many datagrams a socket in this network namespace queues.
+/// The number of datagrams that a socket in this network namespace queues.
 fn depth_here() -> usize {
     setting().trim().parse::<usize>().unwrap() + 1
 }
@@ -52,7 +53,7 @@ fn observer_program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_varta-watch"))
 }
 
-/// What `--check-config` says under this wrapper; empty if the wrapper does not work here.
+/// The output of `--check-config` under this wrapper; empty if the wrapper does not work on this machine.
 fn check(wrapper: &[&str], program: &Path) -> String {
     let mut command = Command::new(program);
     command.args(["--socket=/s", "--check-config"]);
@@ -60,7 +61,7 @@ fn check(wrapper: &[&str], program: &Path) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Whether this machine lets an observer under this wrapper have a deep socket; says so if not.
+/// Whether this machine lets an observer under this wrapper have a deep socket; prints it if not.
 fn may_be_deep(wrapper: &[&str], program: &Path) -> bool {
     let said = check(wrapper, program);
     let may = said.contains(&format!("queues {DEEP} beats"));
@@ -70,7 +71,7 @@ fn may_be_deep(wrapper: &[&str], program: &Path) -> bool {
     may
 }
 
-/// Has it stand still until it is told to go on.
+/// Stops it until it is continued.
 fn stop(observer: &Observer) {
     observer.signal(Signal::STOP);
     let stat = format!("/proc/{}/stat", observer.pid());
@@ -79,8 +80,8 @@ fn stop(observer: &Observer) {
     }
 }
 
-/// How many datagrams others can send to an observer that is stopped meanwhile. Each sender's own buffer is bounded,
-/// so there are many.
+/// The number of datagrams that other processes can send to an observer that is stopped meanwhile. Each sender's own
+/// buffer is bounded, so there are many.
 fn fill(observer: &Observer) -> usize {
     stop(observer);
     let mut senders = Vec::new();
@@ -99,8 +100,8 @@ fn fill(observer: &Observer) -> usize {
     }
 }
 
-/// What it says about its queue, to whoever asks.
-fn told(observer: &Observer) -> (usize, Option<String>) {
+/// The depth of its queue in each of its outputs.
+fn queue_depth(observer: &Observer) -> (usize, Option<String>) {
     let info: Value = observer.ask("/api/v1/info").json();
     let depth = info["queue_datagrams"].as_u64().unwrap() as usize;
     let gauge = format!("varta_observer_queue_datagrams {depth}");
@@ -118,7 +119,7 @@ fn the_queue_is_as_deep_as_told_and_the_setting_of_the_host_is_left_alone() {
     let before = setting();
     for (flags, depth) in [(&[][..], DEEP), (&["--queue-datagrams=500"], 500)] {
         let observer = Observer::start(flags);
-        assert_eq!(told(&observer), (depth, None));
+        assert_eq!(queue_depth(&observer), (depth, None));
         assert_eq!(fill(&observer), depth);
         let stopped = observer.stop_when(WRONG_LENGTH, depth as u64);
         assert_eq!(stopped.counter(WRONG_LENGTH), depth as u64);
@@ -129,7 +130,7 @@ fn the_queue_is_as_deep_as_told_and_the_setting_of_the_host_is_left_alone() {
 #[test]
 fn switched_off_the_queue_is_what_the_kernel_offers_and_the_remedy_is_told() {
     let observer = Observer::start(&["--queue-datagrams=off"]);
-    let (depth, shallow) = told(&observer);
+    let (depth, shallow) = queue_depth(&observer);
     assert_eq!(depth, depth_here());
     assert_eq!(fill(&observer), depth);
     let is_shallow = depth < 64;
@@ -159,7 +160,7 @@ fn an_ordinary_users_observer_has_a_deep_queue_and_knows_its_agents() {
         copy.args(command.get_args());
         wrapped(&AS_NOBODY, &copy)
     });
-    assert_eq!(told(&observer), (DEEP, None));
+    assert_eq!(queue_depth(&observer), (DEEP, None));
     let mut agent = Puppet::start_under(&AS_NOBODY, &agent, &observer.socket);
     agent.tell("beat self 1");
     let join = observer.wait_for_pid("join", agent.pid);
@@ -167,7 +168,7 @@ fn an_ordinary_users_observer_has_a_deep_queue_and_knows_its_agents() {
     assert_eq!(fill(&observer), DEEP);
 }
 
-/// Processes that do nothing, until the test ends.
+/// Idle processes, until the test ends.
 struct Sleepers(Vec<Child>);
 
 impl Sleepers {
@@ -203,8 +204,8 @@ fn send_as(pid: u32, socket: &Path) -> Result<(), Errno> {
     sendmsg(&sender, &data, &mut control, SendFlags::empty()).map(|_| ())
 }
 
-/// Their first beats are younger than the observer's last look at the queue: nothing but the processes that come
-/// along with them can prove who has sent them.
+/// Their first beats are younger than the observer's last look at the queue: only the pidfds that come with them can
+/// prove their senders.
 #[test]
 fn a_crowd_of_newcomers_that_found_the_observer_away_is_let_in_as_a_whole() {
     const NEWCOMERS: usize = 1_500;
@@ -229,12 +230,12 @@ fn a_crowd_of_newcomers_that_found_the_observer_away_is_let_in_as_a_whole() {
 /// Root of a user and mount namespace of its own.
 const AS_ROOT_INSIDE: [&str; 3] = ["unshare", "--map-root-user", "--mount"];
 
-/// The observer goes on with the queue there is, and says in one line what is in the way and what helps.
+/// The observer continues with the default queue, and reports in one line the cause and the fix.
 fn assert_told(script: &str, words: [&str; 2]) {
     assert_told_to(&AS_ROOT_INSIDE, observer_program(), script, words);
 }
 
-/// The same for somebody else.
+/// The same as another user.
 fn assert_told_to(who: &[&str], program: &Path, script: &str, words: [&str; 2]) {
     let script = format!("{script} && exec \"$0\" \"$@\"");
     let wrapper = [who, &["sh", "-c", &script]].concat();

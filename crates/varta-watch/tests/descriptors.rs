@@ -1,7 +1,7 @@
-//! Descriptors: what senders attach to their datagrams, on a kernel that refuses them and on one that does not, and what
-//! becomes of the observer when it has none to spare.
+//! Descriptors: those that senders attach to their datagrams, on a kernel that refuses them and on one that does not,
+//! and an observer that has run out of them.
 //!
-//! An older kernel is one that does not know `SO_PASSRIGHTS`: a filter of system calls sees to that.
+//! An older kernel is one without `SO_PASSRIGHTS`: a filter of system calls simulates it.
 
 mod support;
 
@@ -31,19 +31,19 @@ const RECEIVE_ERRORS: &str = "varta_io_errors_total";
 /// More than the threads that may hang at the same time.
 const LINGERING: usize = 70;
 
-/// Datagrams that every kernel queues, with room for another one.
+/// Datagrams that every kernel queues, with space for another one.
 const FIT_THE_QUEUE: usize = 10;
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
 }
 
-/// Flags of an observer that holds nothing against a process that sends what is no beat.
+/// Flags of an observer without a penalty for a process that sends datagrams that are no beats.
 const UNLIMITED: [&str; 2] = ["--threshold-ms=60000", "--max-beat-rate=0"];
 
-/// The command on a kernel that does not know how to refuse descriptors.
+/// The command on a kernel that cannot refuse descriptors.
 fn on_older_kernel(mut command: Command) -> Command {
     deny(
         &mut command,
@@ -93,12 +93,12 @@ fn lingering() -> (OwnedFd, TcpStream) {
 fn hidden(inner: OwnedFd) -> OwnedFd {
     let (sender, receiver) = UnixDatagram::pair().unwrap();
     send_with(&sender, b"x", &[inner.as_fd()]);
-    // The datagram alone has it.
+    // Only the datagram holds it.
     drop(inner);
     receiver.into()
 }
 
-/// Stops an observer, and waits until each of its threads stands still.
+/// Stops an observer, and waits until each of its threads is stopped.
 fn stop(observer: &Observer) {
     observer.signal(Signal::STOP);
     let threads = format!("/proc/{}/task", observer.pid());
@@ -147,7 +147,7 @@ fn on_an_older_kernel_what_brings_descriptors_is_refused_whole_and_none_is_insta
     for (nonce, count) in (2..).zip(counts) {
         send_with(&sender, &frame(nonce), &vec![file.as_fd(); count]);
     }
-    // What is behind them is heard.
+    // The datagrams behind them are received.
     sender.send(&frame(9)).unwrap();
     let refusal = observer.wait_for_refusal("control_truncated");
     assert!(
@@ -196,7 +196,7 @@ fn sockets_that_linger_keep_nobody_waiting_however_many_and_however_hidden() {
         }
         agent.send(&frame(first as u64 + 2)).unwrap();
         observer.signal(Signal::CONT);
-        // What comes behind them is heard.
+        // The datagrams that come behind them are received.
         observer.wait_for_count(BEATS, 2 + (first / FIT_THE_QUEUE) as u64);
     }
     assert!(health(&observer).healthy);
@@ -224,7 +224,7 @@ fn a_flood_of_descriptors_is_shed_or_refused_and_its_neighbours_are_heard() {
     assert_eq!(stopped.count("join"), 1);
 }
 
-/// What a command that was run for an agent has left, one line for each descriptor that it had.
+/// The output of a command that was run for an agent, one line for each descriptor that it had.
 fn left_by(directory: &Path, agent: &AgentProcess) -> Option<String> {
     fs::read_to_string(directory.join(format!("open.{}", agent.pid()))).ok()
 }
@@ -271,13 +271,13 @@ fn commands_are_run_while_descriptors_are_attached_and_get_none_of_them() {
     let outcome = |outcome| format!("varta_recovery_outcomes_total{{outcome=\"{outcome}\"}}");
     stopped.assert_counters(&[(&outcome("postponed"), 0), (&outcome("spawn_failed"), 0)]);
     for agent in &agents {
-        // Its streams and what it reads.
+        // Its streams and the directory that it reads.
         let left = left_by(directory.path(), agent).unwrap();
         assert_eq!(left, "0\n1\n2\n3\n");
     }
 }
 
-/// Lets a process open no more than this many descriptors, from now on. Returns what it could before.
+/// Limits the open descriptors of a process from now on. Returns the former limit.
 fn limit_descriptors(observer: &Observer, most: Option<u64>) -> Option<u64> {
     let pid = Pid::from_raw(observer.pid().cast_signed());
     let before = prlimit(
@@ -369,7 +369,7 @@ fn receiving_that_fails_is_named_and_unhealthy_and_costs_nothing() {
     }
 }
 
-/// What a program that was started with these rights says, and how it ends. It stops by itself.
+/// The output of a program that was started with these rights, and its exit status. It stops by itself.
 fn start_and_stop(change: impl FnOnce(Command) -> Command) -> Output {
     let directory = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_varta-watch"));
@@ -380,7 +380,7 @@ fn start_and_stop(change: impl FnOnce(Command) -> Command) -> Output {
     output.unwrap()
 }
 
-/// It started, or said in one line why not.
+/// It started, or reported in one line why not.
 fn assert_clear(output: &Output, what: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
     match output.status.code() {

@@ -1,4 +1,5 @@
-//! The log and the event file: what may have its name, what crowds nothing out, and what is written nowhere.
+//! The log and the event file: the file types that are accepted, that no line displaces others, and what is never
+//! written.
 
 mod support;
 
@@ -171,7 +172,7 @@ fn a_private_command_that_cannot_start_is_told_of_without_its_words() {
     }
 }
 
-/// A file with a recovery command that nobody else may read, as the flag that names it.
+/// A file with a recovery command that only its owner may read, as the flag that names it.
 fn write_command(directory: &TempDir, command: &str) -> String {
     let path = directory.path().join("command");
     fs::write(&path, command).unwrap();
@@ -179,8 +180,8 @@ fn write_command(directory: &TempDir, command: &str) -> String {
     flag("--recovery-exec-file", &path)
 }
 
-/// Fails unless the lines of a kind and those that were left out are so many, and told are the burst of one user or
-/// a few more.
+/// Fails unless the written and the dropped lines of a kind add up to this many, and those written are the burst of
+/// one user or a few more.
 fn assert_left_out(stopped: &Stopped, event: &str, name: &str, total: u64) {
     let told = stopped.count(event) as u64;
     let left_out: u64 = stopped
@@ -221,7 +222,7 @@ fn joins_and_exits_without_end_are_a_line_a_second_and_a_stall_is_remembered_amo
         .map(Vec::from)
         .collect();
     observer.hear_all(&socket(), &datagrams);
-    // Nobody else pays.
+    // No other user pays.
     observer.send(&frame(2));
     observer.wait_for_pid("return", std::process::id());
     let page: EventsPage<Event> = observer.ask("/api/v1/events?after=0&limit=1000").json();
@@ -274,7 +275,7 @@ fn a_zombie_that_is_made_to_speak_again_and_again_joins_and_leaves_once() {
         .assert_counters(&[("varta_observer_joins_total", 1), (ENDED, DATAGRAMS - 1)]);
 }
 
-/// Sends in the name of another process, which takes rights over its pid namespace.
+/// Sends in the name of another process, which requires rights over its pid namespace.
 fn send_as(sender: &UnixDatagram, pid: Pid, bytes: &[u8]) {
     let credentials = UCred {
         pid,
@@ -342,7 +343,7 @@ fn keys_and_token_are_on_no_page_that_a_core_dump_has() {
         println!("skipped: this user may not read the memory of another process");
         return;
     }
-    // The key of an agent that has proved to have it is kept.
+    // The key of an agent that has proved that it has it is kept.
     observer.hear(
         &socket(),
         &Series::new(Seal::Master(MASTER), PID, "a").beat(),
@@ -356,7 +357,7 @@ fn keys_and_token_are_on_no_page_that_a_core_dump_has() {
     ] {
         let (dumped, left_out) = times_in_memory(observer.pid(), secret);
         assert_eq!(left_out, 1, "{name}");
-        // One that was derived a moment ago has left its traces on the stack.
+        // A key that was just derived has left copies on the stack.
         assert!(dumped == 0 || name == "derived", "{name}: {dumped}");
     }
 }

@@ -1,4 +1,4 @@
-//! What a process that sends without pause can do to others: nothing.
+//! The effect of a process that sends without pause on other agents: none.
 
 mod support;
 
@@ -16,7 +16,7 @@ const FLOOD_MS: u64 = 4_000;
 
 const SHED: &str = "varta_rate_limited_total{reason=\"shed\"}";
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
@@ -47,8 +47,7 @@ impl Drop for Flood {
     }
 }
 
-/// Agents beat 20 times a second next to a flood; none of them is called stalled. Returns what the
-/// observer said.
+/// Agents beat 20 times per second next to a flood; none of them is reported as stalled. Returns the observer's log.
 fn neighbours_of_a_flood_of(kind: impl Fn(&AgentProcess) -> String) -> (support::Stopped, u32) {
     neighbours_of_a_flood(Observer::start(&["--threshold-ms=2000"]), kind)
 }
@@ -68,7 +67,7 @@ fn neighbours_of_a_flood(
     flood.wait();
     let pid = flood.pid();
     drop(flood);
-    // Long enough for a silence that began at the end.
+    // Long enough for a silence that started at the end.
     observer.count_within("stall", Duration::from_millis(2_200));
     let stopped = observer.stop();
     let stalled = |line: &&LogLine| {
@@ -157,7 +156,7 @@ fn who_leaves_and_comes_back_without_end_is_stopped_at_some_time() {
         .spawn()
         .unwrap();
     turnstile.wait().unwrap();
-    // Whoever is heard now is heard after all of it.
+    // A beat that is sent now is received after all of it.
     let mut last = Varta::connect(&observer.socket).unwrap();
     assert_eq!(last.beat(Status::Ok, 0), BeatOutcome::Sent);
     assert_eq!(last.leave(), BeatOutcome::Sent);

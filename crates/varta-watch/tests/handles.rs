@@ -1,5 +1,5 @@
-//! Several senders with one key, address and pid: handles of one process, or processes that nobody can tell apart.
-//! They are one agent, and none of them shuts out another one or ends its life.
+//! Several senders with one key, address and pid: handles of one process, or processes that cannot be distinguished.
+//! They are one agent, and none of them shuts out another one or ends the agent.
 
 mod support;
 
@@ -26,7 +26,7 @@ fn assert_heard(observer: &Observer, datagrams: &[Vec<u8>]) {
     observer.assert_gained(&before, &[(BEATS, datagrams.len() as u64)]);
 }
 
-/// A line that says over how many sessions the agent beats.
+/// A line with the number of sessions over which the agent beats.
 fn says_sessions(count: impl Fn(u64) -> bool) -> impl Fn(&LogLine) -> bool {
     move |line: &LogLine| {
         let is_it = line.text("reason") == Some("several_sessions");
@@ -69,7 +69,7 @@ fn a_process_with_one_handle_is_not_said_to_have_several() {
         let mut first = Series::new(seal, PID, "first");
         first.nonce = 99;
         observer.hear_all(&socket(), &first.beats(3));
-        // It was started anew, and then it reconnects.
+        // It was restarted, and then it reconnects.
         let mut second = Series::new(seal, PID, "second");
         observer.hear_all(&socket(), &second.beats(3));
         let mut third = Series::new(seal, PID, "third");
@@ -107,7 +107,7 @@ fn a_helper_that_comes_and_goes_while_the_main_handle_is_busy_does_not_shut_it_o
     }
 }
 
-/// Fails unless they are credited, be it as those of another session.
+/// Fails unless they are credited, possibly as those of another session.
 fn assert_heard_somehow(observer: &Observer, datagrams: &[Vec<u8>]) {
     let before = observer.counters()[BEATS];
     observer.hear_all(&socket(), datagrams);
@@ -126,7 +126,7 @@ fn a_goodbye_of_one_handle_ends_its_session_and_that_of_the_last_one_ends_the_ag
         assert_eq!(observer.counters().get(LEFT), None);
         observer.hear(&socket(), &old.last(PAYLOAD_GOODBYE, 2_000));
         observer.told("exit", |line| line.text("how") == Some("left"));
-        // A handle may go on after its goodbye.
+        // A handle may continue after its goodbye.
         let before = observer.counters();
         observer.hear(&socket(), &young.beat());
         observer.assert_gained(&before, &[(BEATS, 1), (JOINS, 1)]);

@@ -1,4 +1,4 @@
-//! Hooks of a running observer: when they are taken, and when not any more.
+//! Hooks of a running observer: when they run, and when they stop.
 
 mod support;
 
@@ -16,7 +16,7 @@ use support::{BEATS, Observer, critical_of, frame, frame_of};
 use varta_api::v1::AgentsPage;
 use varta_vlp::PAYLOAD_GOODBYE;
 
-/// Agents elsewhere are heard in clear.
+/// Remote agents are accepted without encryption.
 const IN_CLEAR: [&str; 3] = [
     "--udp-port=0",
     "--udp-bind-addr=127.0.0.1",
@@ -26,22 +26,22 @@ const IN_CLEAR: [&str; 3] = [
 /// And recovery may act on them.
 const ACTED_ON: &str = "--allow-recovery-over-plain-udp";
 
-/// Hooks of agents elsewhere that run at the same time.
+/// Hooks of remote agents that run at the same time.
 const PLACES: usize = 2;
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
 }
 
-/// Nobody stalls, and everybody here has these steps when it calls itself critical.
+/// No agent stalls, and every local one has these steps when it reports that it is critical.
 fn on_critical(steps: &[String]) -> String {
     let steps = steps.join(", ");
     format!("threshold-ms = 60000\n[[agent]]\nname = \"*\"\non-critical = [{steps}]\n")
 }
 
-/// Nothing happens to the only agent any more.
+/// No more events of the only agent come.
 fn pause(observer: &Observer) {
     let page: AgentsPage = observer.ask("/api/v1/agents").json();
     assert_eq!(page.agents.len(), 1);
@@ -105,15 +105,15 @@ fn a_goodbye_is_no_critical_occasion_here_or_elsewhere_also_as_a_first_word() {
     let mut stranger = Puppet::start(&observer.socket);
     stranger.tell("leave");
     observer.wait_for_pid("exit", stranger.pid);
-    let elsewhere = socket_at("127.0.0.1");
+    let remote = socket_at("127.0.0.1");
     for pid in [PID, PID + 1] {
         if pid == PID {
-            observer.hear(&elsewhere, &frame_of(pid, 1));
+            observer.hear(&remote, &frame_of(pid, 1));
         }
-        observer.hear(&elsewhere, &last_frame(pid, PAYLOAD_GOODBYE, 1));
+        observer.hear(&remote, &last_frame(pid, PAYLOAD_GOODBYE, 1));
         observer.told("exit", |line| line.pid() == Some(pid));
     }
-    // A last frame without a goodbye is an alarm, and comes after all the others.
+    // A terminal frame without a goodbye is an alarm, and comes after all the others.
     known.tell("beat self 2");
     known.tell("crash");
     observer.wait_for_pid("critical", known.pid);
@@ -191,7 +191,7 @@ fn who_is_back_when_a_program_has_ended_is_not_called_late_any_more() {
     assert_eq!(marks.read(), ["one"]);
 }
 
-/// What happens while the first step runs ends the hook before the second one.
+/// An event while the first step runs ends the hook before the second one.
 fn ended_by(happens: impl FnOnce(&Observer, &Marks), why: &str) {
     let marks = Marks::new();
     let steps = [marks.gated("one", "exit 0"), marks.mark("two", "")];
@@ -253,7 +253,7 @@ fn a_hook_that_waits_does_not_delay_a_stop() {
 #[test]
 fn no_hook_is_started_while_the_observer_stops() {
     let marks = Marks::new();
-    // Keeps the observer stopping for as long as it may, which is longer than the hook waits.
+    // Delays the stop of the observer up to its bound, which is longer than the hook waits.
     let stubborn = marks.shell("trap '' TERM; echo stubborn >> marks; sleep 60", "");
     let hook = ["{ wait = \"2s\" }".to_owned(), marks.mark("hook", "")].join(", ");
     let text = format!(
@@ -269,7 +269,7 @@ fn no_hook_is_started_while_the_observer_stops() {
     assert_eq!(marks.read(), ["stubborn"]);
 }
 
-/// An agent elsewhere calls itself critical; recovery may act on it only as far as the flags go.
+/// A remote agent reports that it is critical; recovery may act on it only as far as the flags allow.
 fn critical_elsewhere(marks: &Marks, more: &[&str]) -> Observer {
     let hook = marks.mark("$VARTA_PID", "");
     let text =
@@ -327,7 +327,7 @@ fn an_agent_has_one_hook_at_a_time_for_an_occasion() {
     let observer = marks.observer(&on_critical(&[marks.gated("it", "exit 0")]), &[]);
     observer.send(&critical_of(me(), 1));
     marks.wait_for(1);
-    // It is told once a second at most that an agent calls itself critical.
+    // A critical status is reported once per second at most.
     let mut nonce = 2;
     observer.until(|counters| {
         observer.send(&frame(nonce));

@@ -1,5 +1,5 @@
 //! Agents on several hosts, with equal pids and changing addresses. Each host is a network namespace that is
-//! wired to that of the observer; where that cannot be had, an address of the loopback interface.
+//! connected to that of the observer; where that is not possible, an address of the loopback interface.
 
 mod support;
 
@@ -19,10 +19,10 @@ use support::network::{
 use support::{BEATS, Observer, PATIENCE, wrapped};
 use varta_vlp::PAYLOAD_GOODBYE;
 
-/// Where the observer is reached by all hosts.
+/// The observer's address for all hosts.
 const OBSERVER_ADDRESS: &str = "10.99.0.1";
 
-/// A network of its own. It lasts until this is dropped and nothing is in it any more.
+/// A network of its own. It exists until this is dropped and no process is in it any more.
 struct Network {
     keeper: Child,
 }
@@ -47,12 +47,12 @@ impl Network {
         format!("/proc/{}/ns/net", self.keeper.id())
     }
 
-    /// Starts what follows in this network.
+    /// Starts the rest of the command in this network.
     fn entrance(&self) -> [String; 2] {
         ["nsenter".to_owned(), format!("--net={}", self.path())]
     }
 
-    /// Runs `ip` in this network; what it says, unless it fails.
+    /// Runs `ip` in this network; returns its output, unless it fails.
     fn ip(&self, words: &str) -> Option<String> {
         let output = Command::new("nsenter")
             .args(&self.entrance()[1..])
@@ -65,7 +65,7 @@ impl Network {
         output.status.success().then_some(said)
     }
 
-    /// Lays a wire to host `number`, whose address is returned.
+    /// Connects host `number`, and returns its address.
     fn wire(&self, host: &Self, number: usize) -> Option<String> {
         let (near, far) = (format!("10.99.{number}.1"), format!("10.99.{number}.2"));
         let other = host.keeper.id();
@@ -84,7 +84,7 @@ impl Network {
         Some(far)
     }
 
-    /// A socket in this network. A thread goes there to make it.
+    /// A socket in this network. A thread enters the network to make it.
     fn socket_at(&self, address: &str) -> Option<UdpSocket> {
         let namespace = File::open(self.path()).ok()?;
         let go = || {
@@ -103,7 +103,7 @@ impl Drop for Network {
     }
 }
 
-/// Where agents live.
+/// The network of the agents.
 struct Host {
     address: String,
     socket: UdpSocket,
@@ -117,7 +117,7 @@ struct World {
 }
 
 impl World {
-    /// The observer listens in clear, or for what keys have sealed.
+    /// The observer listens without encryption, or for sealed datagrams.
     fn new(is_sealed: bool, flags: &[&str]) -> Self {
         let wired = Self::wired(is_sealed, flags);
         wired.unwrap_or_else(|| Self::in_one_network(is_sealed, flags))
@@ -166,7 +166,7 @@ impl World {
     }
 }
 
-/// Starts an observer within what these words begin.
+/// Starts an observer with these words before its command.
 fn start(is_sealed: bool, flags: &[&str], wrapper: &[&str]) -> Observer {
     let directory = tempfile::tempdir().unwrap();
     let keys = match is_sealed {
@@ -263,7 +263,7 @@ fn a_sender_whose_address_changes_is_the_same_agent() {
         let capture = agent.beats(5);
         world.observer.hear_all(&old.socket, &capture);
         world.observer.hear_all(&new.socket, &agent.beats(2));
-        // What was heard from there is not heard from here, or the other way round.
+        // A datagram accepted from one host is not accepted from the other, and the other way round.
         world.observer.hear_all(&new.socket, &capture);
         world.observer.hear_all(&old.socket, &capture);
         assert_eq!(world.told("stall", 0).pid(), Some(PID));
@@ -326,7 +326,7 @@ fn an_address_that_passes_to_another_host_takes_nobodys_beats_and_nobodys_life()
             .observer
             .hear(&old.socket, &second.last(PAYLOAD_GOODBYE, 1 << 40));
         world.observer.hear_all(&new.socket, &first.beats(3));
-        // It hangs, which is noticed.
+        // It hangs, which is detected.
         world.told("stall", 0);
         let stopped = world.observer.stop();
         stopped.assert_counters(&[

@@ -1,4 +1,4 @@
-//! The two doors of a running observer: who gets in, and that nothing anybody sends can hurt it.
+//! The two listeners of a running observer: access control, and that no input of a client can hurt the observer.
 
 mod support;
 
@@ -26,20 +26,20 @@ const DRAINED: &str = "varta_prom_connections_dropped_total{reason=\"drain\"}";
 
 const BUSY: &str = "varta_prom_connections_dropped_total{reason=\"busy\"}";
 
-/// Followers of events one door takes.
+/// Followers of events per listener.
 const FOLLOWERS_MAX: usize = 8;
 
-/// Requests one address may make at once.
+/// Requests that one address may send at once.
 const BURST: usize = 50;
 
-/// Connections one door takes.
+/// Connections per listener.
 const CONNECTIONS_MAX: usize = 256;
 
 fn authorization(token: &str) -> String {
     format!("Authorization: Bearer {token}")
 }
 
-/// An observer on TCP that wants the token, and its token file.
+/// An observer on TCP that requires the token, and its token file.
 fn start_with_token(flags: &[&str]) -> (Observer, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = write_key(directory.path(), "token", TOKEN);
@@ -102,7 +102,7 @@ fn a_free_port_is_told_alone_on_standard_output() {
     assert_eq!(told, format!("{}\n", observer.http_address()));
 }
 
-/// Holds the default address, unless somebody holds it for good. The same test may run elsewhere on this host.
+/// Occupies the default address, unless another process does. The same test may run in another place on this host.
 fn take_default_address() -> Option<TcpListener> {
     let until = Instant::now() + Duration::from_secs(20);
     while Instant::now() < until {
@@ -118,7 +118,7 @@ fn take_default_address() -> Option<TcpListener> {
 fn a_taken_default_address_costs_a_warning_and_a_taken_one_that_was_asked_for_the_start() {
     let _taken = take_default_address();
     let directory = tempfile::tempdir().unwrap();
-    // With a token, since the flags of these tests switch TCP off if there is nothing about it among them.
+    // With a token, since the flags of these tests switch TCP off if they contain nothing about it.
     let token = flag(
         "--http-token-file",
         &write_key(directory.path(), "token", TOKEN),
@@ -161,7 +161,7 @@ fn the_control_socket_is_its_owners_and_goes_with_the_observer() {
     assert_eq!(path, PathBuf::from(beside));
     let mode = fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o600);
-    // What a killed observer leaves is in nobody's way.
+    // The leftovers of a killed observer do no harm.
     observer.kill();
     let directory = std::mem::replace(&mut observer.directory, tempfile::tempdir().unwrap());
     let successor = Observer::start_in(directory, &[], |command| command);
@@ -241,7 +241,7 @@ fn with_a_token_file_nothing_is_answered_over_tcp_without_the_token() {
         observer.get("/metrics", &[&authorization(TOKEN)]).status,
         200
     );
-    // Scrapers come by name, and a page has no token.
+    // Scrapers use a name, and a page has no token.
     let by_name = format!(
         "GET /readyz HTTP/1.1\r\nHost: web1.example\r\nConnection: close\r\n{}\r\n\r\n",
         authorization(TOKEN)
@@ -251,7 +251,7 @@ fn with_a_token_file_nothing_is_answered_over_tcp_without_the_token() {
     observer.stop().assert_counters(&[(AUTH_FAILURES, 15)]);
 }
 
-/// Asks until that is too often; how many answers came before, and the one that said so.
+/// Repeats a request until the rate limit refuses it; the number of answers before, and the refusal.
 fn asked_too_often(observer: &Observer, path: &str, headers: &[&str]) -> (Vec<Reply>, Reply) {
     let mut before = Vec::new();
     loop {
@@ -359,7 +359,7 @@ fn a_request_beyond_the_limits_is_refused_and_not_kept() {
     let path = format!("/{}", "x".repeat(20 * 1024));
     let status = observer.get(&path, &[]).status;
     assert!([414, 431].contains(&status), "{status}");
-    // What may be large is.
+    // Large fields may be large.
     let large = format!("X-Long: {}", "x".repeat(12 * 1024));
     assert_eq!(observer.get("/", &[&large]).status, 200);
 }
@@ -370,7 +370,7 @@ fn a_body_is_not_read() {
     let mut stream = observer.connect_tcp();
     let head = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n";
     stream.write_all(head).unwrap();
-    // The answer comes and the connection ends; the body is nobody's any more.
+    // The answer comes and the connection ends; the body is not read.
     let reply = Reply::parse(&read_all(&mut stream));
     assert_eq!(reply.status, 200);
 }
@@ -437,7 +437,7 @@ fn a_path_full_of_escapes_leads_nowhere() {
     assert_eq!(observer.ask(name).json::<AgentsPage>().total, 0);
 }
 
-/// This process may have that many descriptors.
+/// This process may have this many descriptors.
 fn allow_descriptors(count: u64) {
     let limit = getrlimit(Resource::Nofile);
     let wanted = Rlimit {
@@ -457,7 +457,7 @@ fn a_thousand_idle_connections_cost_a_bounded_number_of_descriptors_and_no_beat(
     assert!(observer.open_descriptors() <= before + CONNECTIONS_MAX + 8);
     let reply = Reply::parse(&read_all(&mut &idle[999]));
     assert_problem(&reply, 503, "too many connections");
-    // Beats are taken and the other door answers.
+    // Beats are received and the other listener answers.
     observer.send(&frame(1));
     observer.wait_for_pid("join", std::process::id());
     assert_healthy(&observer);

@@ -1,4 +1,4 @@
-//! Who is speaking: every beat is credited to the process that sent it, or to nobody.
+//! The identity of senders: every beat is credited to the process that sent it, or refused.
 
 mod support;
 
@@ -21,7 +21,7 @@ const FOREIGN_USER: &str = "varta_frame_identity_refused_total{reason=\"foreign_
 const OUT_OF_ORDER: &str = "varta_frame_out_of_order_total";
 const SESSIONS: &str = "varta_session_restarts_total";
 
-/// Starts what follows as another user of that group.
+/// Starts the rest of the command as another user of that group.
 const AS_GROUP_MEMBER: [&str; 4] = [
     "setpriv",
     "--reuid=64001",
@@ -29,7 +29,7 @@ const AS_GROUP_MEMBER: [&str; 4] = [
     "--clear-groups",
 ];
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
@@ -70,7 +70,7 @@ fn a_child_that_inherits_its_parents_socket_speaks_for_itself_only() {
         .unwrap();
     observer.wait_for_pid("join", child.id());
     observer.wait_for_count(MISMATCH, 1);
-    // Nonce 2 is still the parent's to use.
+    // The parent can still use nonce 2.
     socket.send(&frame(2)).unwrap();
     let stopped = observer.stop_when(BEATS, 3);
     stopped.assert_counters(&[(MISMATCH, 1), (OUT_OF_ORDER, 0), (BEATS, 3)]);
@@ -78,7 +78,7 @@ fn a_child_that_inherits_its_parents_socket_speaks_for_itself_only() {
     child.wait().unwrap();
 }
 
-/// A place where other users can reach the socket and run copies of the programs.
+/// A directory where other users can reach the socket and run copies of the programs.
 struct Place {
     directory: TempDir,
     agent: PathBuf,
@@ -146,7 +146,7 @@ fn a_group_that_is_named_may_speak_whoever_the_user_is() {
     member.tell("beat self 1");
     let join = observer.wait_for_pid("join", member.pid);
     assert_eq!(join.number("uid"), Some(64001));
-    // Root gets past the permissions of the file, and no further.
+    // Root bypasses the permissions of the file, and no other check.
     observer.send(&frame(1));
     observer.wait_for_refusal("foreign_uid");
     observer
@@ -187,7 +187,7 @@ fn the_observer_of_a_user_listens_to_that_user_only() {
     own.tell("beat self 1");
     let join = observer.wait_for_pid("join", own.pid);
     assert_eq!(join.number("uid"), Some(64000));
-    // It may tell how its own agents end, too.
+    // It can report how its own agents end, too.
     own.leave(3);
     let exit = observer.wait_for_pid("exit", own.pid);
     assert_eq!(exit.number("code"), Some(3));
@@ -291,7 +291,7 @@ fn who_says_goodbye_has_left_and_may_come_again() {
     let observer = Observer::start_in(directory, &flags, |command| command);
     let pid = std::process::id();
     let mut agent = Varta::connect(&observer.socket).unwrap();
-    // Both are read at once, before anybody can stall.
+    // Both are read at once, before any agent can stall.
     observer.signal(Signal::STOP);
     assert_eq!(agent.beat(Status::Ok, 7), BeatOutcome::Sent);
     assert_eq!(agent.leave(), BeatOutcome::Sent);

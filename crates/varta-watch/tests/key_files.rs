@@ -1,5 +1,5 @@
-//! Key files: which are believed and which keep the observer from starting, and what a reload changes. Also
-//! what else keeps it from listening.
+//! Key files: those that are accepted and those that keep the observer from starting, and the effect of a reload.
+//! Also other reasons that keep it from listening.
 
 mod support;
 
@@ -22,10 +22,10 @@ use tempfile::TempDir;
 /// Every flag that names a key file.
 const FLAGS: [&str; 3] = ["--key-file", "--accepted-key-file", "--master-key-file"];
 
-/// Seconds after which a start that is to be refused has hung.
+/// Seconds after which a start that must be refused has hung.
 const HANGS_AFTER: &str = "20";
 
-/// What a start that is to be refused says.
+/// The error of a start that must be refused.
 struct Refused(TempDir);
 
 impl Refused {
@@ -61,7 +61,7 @@ impl Refused {
         }
     }
 
-    /// Fails unless no flag takes this file; what is said names both, these words, and no key.
+    /// Fails unless every flag rejects this file; the error names both, these words, and no key.
     fn expect_of_file(&self, flags: &[&str], path: &Path, words: &[&str]) {
         for name in flags {
             let all = [words, &[name, path.to_str().unwrap()]].concat();
@@ -219,7 +219,7 @@ fn a_link_through_a_directory_that_everybody_may_change_is_refused() {
     refused.expect_of_file(&FLAGS, &path, &["writable by others", "0777"]);
 }
 
-/// Fails unless the file at that path is taken, whatever flag names it, for the key of [`SHARED`].
+/// Fails unless every flag accepts the file at that path for the key of [`SHARED`].
 fn assert_believed(path: &Path) {
     for name in FLAGS {
         let flags = [PATIENT, "--udp-port=0", &flag(name, path)];
@@ -316,7 +316,7 @@ fn two_observers_do_not_share_a_memory_of_what_was_heard() {
         replay.to_str().unwrap(),
     ];
     refused.expect(&flags, &words);
-    // The first one has not lost it.
+    // The first one still has it.
     first.hear(&socket(), &beat);
     first.hear(&socket(), &agent.beat());
     let observer = first.replaced(Signal::KILL, &[PATIENT]);
@@ -340,13 +340,13 @@ fn a_file_that_is_no_memory_of_what_was_heard_is_left_as_it_is() {
     assert_eq!(fs::read(&replay).unwrap(), b"precious");
 }
 
-/// Has the observer read its key files again; returns what it says of them.
+/// Makes the observer read its key files again; returns its log line about them.
 fn reload(observer: &Observer) -> LogLine {
     observer.signal(Signal::HUP);
     observer.wait_for("notice", |line| line.msg.starts_with("SIGHUP"))
 }
 
-/// Writes the observer's files anew, has it read them, and waits until the new shared key opens.
+/// Rewrites the observer's files, has it read them, and waits until the new shared key opens.
 fn change_keys(observer: &Observer, shared: u8, master: u8) {
     let directory = observer.directory.path();
     write_key(directory, SHARED_FILE, hex(shared));
@@ -418,7 +418,7 @@ fn no_beat_under_a_kept_key_is_lost_while_keys_are_reloaded() {
     let mut agents = SEALS.map(|seal| Series::new(seal, PID, "kept"));
     let in_force = |line: &LogLine| line.msg.contains("SIGHUP: read ");
     for round in 1..=20 {
-        // The kept key stands in one file, then in the other.
+        // The kept key is in one file, then in the other.
         let keys = [SHARED, 100 + round];
         let place = usize::from(round % 2);
         let directory = observer.directory.path();
@@ -479,7 +479,7 @@ fn assert_reload_fails(spoil: impl Fn(&Path), flag_name: &str, words: &[&str]) {
     for agent in &mut agents {
         observer.hear(&socket(), &agent.beat());
     }
-    // Nothing comes of the one that is as it should be, either.
+    // The valid one has no effect, either.
     for name in [SHARED_FILE, MASTER_FILE] {
         write_key(&directory, name, hex(7));
     }

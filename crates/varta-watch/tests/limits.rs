@@ -1,4 +1,4 @@
-//! How much anybody may send, and who does not pay for it.
+//! Rate limits, and that no other agent pays for a sender that exceeds them.
 
 mod support;
 
@@ -13,11 +13,11 @@ const GLOBAL: &str = "varta_rate_limited_total{reason=\"global\"}";
 const JOINS: &str = "varta_observer_joins_total";
 const ABOVE_MAX: &str = "varta_frame_rejected_pid_above_max_total";
 
-/// What passes per second, and at once, in these tests.
+/// The rate and the burst in these tests.
 const RATE: u64 = 10;
 const BURST: u64 = 10;
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
@@ -60,7 +60,7 @@ fn who_sends_too_much_is_cut_to_its_rate_and_nobody_else_pays() {
     let stopped = observer.stop();
     let passed = sent - stopped.counter(PER_PID);
     assert!((BURST..=most).contains(&passed), "{passed} of {most}");
-    // None of those that were refused was the other's.
+    // None of the refused beats was the other agent's.
     stopped.assert_counters(&[(BEATS, passed + BURST), (JOINS, 2), (GLOBAL, 0)]);
 }
 
@@ -133,7 +133,7 @@ fn a_rate_of_zero_is_no_limit() {
 #[test]
 fn a_claim_of_a_pid_that_nobody_can_have_is_counted_as_such() {
     let observer = Observer::start(&["--threshold-ms=60000"]);
-    // As a stranger, and as an agent.
+    // As an unknown process, and as an agent.
     for nonce in [1, 2] {
         observer.send(&frame_of(4_194_305, nonce));
         observer.wait_for_count(ABOVE_MAX, nonce);

@@ -1,4 +1,4 @@
-//! The observer as its users meet it: a program, a socket, a log.
+//! The observer from its users' point of view: a program, a socket, a log.
 
 mod support;
 
@@ -13,7 +13,7 @@ use support::agents::{AgentProcess, Puppet, joined};
 use support::ladders::has_outcome;
 use support::{BEATS, Observer, frame, frame_of, refused_start, resealed, rows_when, signal_pid};
 
-/// Not a test: what [`AgentProcess`] runs.
+/// Not a test: the program of [`AgentProcess`].
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
@@ -99,7 +99,7 @@ fn healthy_agents_do_not_pay_for_a_pause_of_the_observer() {
     observer.signal(Signal::CONT);
     let gap = observer.wait_for("gap", |_| true);
     assert!(gap.ms("duration_ms").unwrap() >= 2_000.0);
-    // Whoever pays does so before anybody is heard again and again.
+    // A false stall would come before these beats.
     let beats = observer.counters()[BEATS];
     observer.wait_for_count(BEATS, beats + 40);
     let stopped = observer.stop();
@@ -260,7 +260,7 @@ fn the_event_file_holds_every_beat_in_six_columns() {
     let flag = format!("--export-file={}", file.display());
     let flags = ["--threshold-ms=200", &flag];
     let observer = Observer::start_in(directory, &flags, |command| command);
-    // Read at once, before anybody can stall.
+    // Read at once, before any agent can stall.
     observer.signal(Signal::STOP);
     for nonce in 1..=3 {
         observer.send(&frame(nonce));
@@ -528,7 +528,7 @@ fn a_log_nobody_reads_does_not_stop_the_observer() {
         assert!(std::time::Instant::now() < until, "nobody listens");
         std::thread::sleep(Duration::from_millis(10));
     }
-    // Far more lines than a pipe holds: the counters, again and again.
+    // Far more lines than a pipe holds: the counters, repeatedly.
     sender.send(&frame(1)).unwrap();
     for nonce in 2..=1_500 {
         signal_pid(child.id(), Signal::USR1);
@@ -552,8 +552,8 @@ fn a_flood_of_beats_does_not_keep_it_from_judging_nor_from_stopping() {
     let sender = UnixDatagram::unbound().unwrap();
     sender.connect(&observer.socket).unwrap();
     let flood = std::thread::spawn(move || {
-        // Each send waits for room in the queue, so the observer always has something to read. Ends
-        // when the observer does.
+        // Each send waits for space in the queue, so the observer always has a datagram to read. Ends when the
+        // observer does.
         for nonce in 1.. {
             if sender.send(&frame(nonce)).is_err() {
                 return;

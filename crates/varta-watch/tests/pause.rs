@@ -1,4 +1,4 @@
-//! Pausing an agent and resuming it, through both doors of a running observer.
+//! Pausing an agent and resuming it, through both listeners of a running observer.
 
 mod support;
 
@@ -30,14 +30,14 @@ fn post(path: &str, headers: &[&str], body: &str) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Asks over the control socket for something to be done.
+/// Sends a change over the control socket.
 fn wish(observer: &Observer, path: &str, headers: &[&str], body: &str) -> Reply {
     let mut stream = observer.connect_control();
     stream.write_all(&post(path, headers, body)).unwrap();
     Reply::parse(&read_all(&mut stream))
 }
 
-/// Where to do something with the only agent.
+/// The path of a change to the only agent.
 fn path(observer: &Observer, what: &str) -> String {
     let page: AgentsPage = observer.ask("/api/v1/agents").json();
     assert_eq!(page.agents.len(), 1);
@@ -52,7 +52,7 @@ fn resume(observer: &Observer) -> Reply {
     wish(observer, &path(observer, "resume"), &[JSON], "{}")
 }
 
-/// An observer that knows this process.
+/// An observer that has this process as its agent.
 fn start(flags: &[&str]) -> Observer {
     let observer = Observer::start(flags);
     observer.send(&frame(1));
@@ -211,7 +211,7 @@ fn a_body_in_pieces_without_an_announced_length_is_read_to_its_bound() {
         }
         text.push_str("0\r\n\r\n");
         let mut stream = observer.connect_control();
-        // Who is refused may be closed before all of it is written.
+        // A refused client may be disconnected before all of it is written.
         let _ = stream.write_all(text.as_bytes());
         Reply::parse(&read_all(&mut stream))
     };

@@ -1,5 +1,5 @@
-//! A pid that passes to another process. Each test runs in a pid namespace of its own, where nobody else
-//! takes the pid in between.
+//! A pid that passes to another process. Each test runs in a pid namespace of its own, where no other process takes
+//! the pid in between.
 
 mod support;
 
@@ -21,13 +21,13 @@ const SESSIONS: &str = "varta_session_restarts_total";
 const SPAWNED: &str = "varta_recovery_outcomes_total{outcome=\"spawned\"}";
 const STALLS: &str = "varta_observer_stalls_total";
 
-/// The pid that passes from one to the next.
+/// The pid that passes from one process to the next.
 const PID: u32 = 4_000;
 
-/// How often a change of hands is repeated.
+/// How often the reuse is repeated.
 const ROUNDS: u64 = 20;
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
@@ -37,13 +37,13 @@ fn start_agent(observer: &Observer, orders: &str) {
     spawn_agent_as(PID, &observer.socket, orders);
 }
 
-/// Starts somebody who never beats.
+/// Starts a process that never beats.
 fn start_bystander() {
     let sleep: &CStr = c"/bin/sleep";
     spawn_as(PID, sleep, &[c"600"], &[]).unwrap();
 }
 
-/// Kills whoever has the pid, and frees it.
+/// Kills the process that has the pid, and frees the pid.
 fn kill() {
     signal_pid(PID, Signal::KILL);
     wait_for_pid(PID);
@@ -106,8 +106,8 @@ fn who_takes_over_a_pid_unseen_is_told_from_who_had_it() {
         let next = 4 * round + 1;
         start_agent(&observer, &format!("beat self {next};stay"));
         observer.wait_for_pid("join", PID);
-        // It has done what was to do and waits for the next beat. While it is stopped the pid changes
-        // hands and the successor beats.
+        // It has finished its work and waits for the next beat. While it is stopped the pid passes to another process
+        // and the successor beats.
         std::thread::sleep(Duration::from_millis(20));
         observer.signal(Signal::STOP);
         kill();
@@ -156,7 +156,7 @@ fn a_bystander_with_the_pid_of_a_dead_sender_is_not_taken_for_it() {
     stopped.assert_counters(&[(BEATS, 5), (STALLS, 0)]);
 }
 
-/// A recovery command that writes down for which pid it was called, and then waits at a gate.
+/// A recovery command that records the pid for which it was called, and then waits at a gate.
 struct Calls {
     directory: tempfile::TempDir,
     exec: String,
@@ -203,9 +203,9 @@ fn has_outcome(wanted: &'static str) -> impl Fn(&LogLine) -> bool {
     move |line| line.text("outcome") == Some(wanted)
 }
 
-/// Has an agent stall, be recovered, come back, and stall again: its second recovery is due later.
+/// Makes an agent stall, be recovered, return, and stall again: its second recovery is due later.
 fn stall_twice(observer: &Observer) {
-    // What it is told comes too late for the threshold.
+    // The second beat comes too late for the threshold.
     start_agent(observer, "beat self 1;nap 900;beat self 2;stay");
     observer.wait_for_pid("join", PID);
     for _ in 0..2 {
@@ -267,7 +267,7 @@ fn a_recovery_that_became_due_while_nobody_looked_is_not_done_to_a_successor() {
     kill();
     start_bystander();
     std::thread::sleep(Duration::from_millis(4_500));
-    // Both are overdue now: to learn of the exit, and to act.
+    // Both are overdue now: the exit event, and the action.
     observer.signal(Signal::CONT);
     observer.wait_for_pid("exit", PID);
     std::thread::sleep(Duration::from_millis(700));

@@ -1,4 +1,4 @@
-//! What is done about a silent agent: ladders and modes of a running observer.
+//! The recovery of a silent agent: ladders and modes of a running observer.
 
 mod support;
 
@@ -16,7 +16,7 @@ use support::{Observer, critical_of, frame};
 const GAVE_UP_STEPS: &str = "varta_recovery_gave_up_total{reason=\"steps_exhausted\"}";
 const GAVE_UP_BUDGET: &str = "varta_recovery_gave_up_total{reason=\"budget_spent\"}";
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
@@ -126,7 +126,7 @@ fn a_last_step_that_keeps_failing_is_tried_again_until_the_budget_is_spent() {
 fn who_does_not_come_back_is_given_up_once_and_begins_anew_after_it_was_back() {
     let marks = Marks::new();
     let steps = ["one", "two"].map(|word| marks.mark(word, ", wait = \"50ms\""));
-    // Long enough to be asked about before it is given up again.
+    // Long enough for a request before recovery gives up on it again.
     let observer = marks.observer(&ladder(1_000, &steps, ""), &[]);
     observer.send(&frame(1));
     let line = observer.wait_for_pid("gave_up", me());
@@ -158,11 +158,11 @@ fn who_is_back_before_its_turn_comes_is_not_acted_on() {
     observer.wait_for("recover", of_pid(first.pid, "spawned"));
     let mut second = joined(&observer);
     observer.wait_for("recover", of_pid(second.pid, "waiting"));
-    // The only place is taken: the decision is made, the action is not begun.
+    // The only permit is taken: the step is decided, but not started.
     second.tell("beat self 2");
     observer.wait_for_pid("return", second.pid);
     assert_eq!(marks.wait_for(1), [first.pid.to_string()]);
-    // Said its last word, so that it does not stall again.
+    // It has departed, so that it does not stall again.
     second.tell("leave");
     observer.wait_for_pid("exit", second.pid);
     marks.open_gate();

@@ -1,4 +1,4 @@
-//! SIGHUP: other rules, ladders and thresholds for agents that are there.
+//! SIGHUP: other rules, ladders and thresholds for present agents.
 
 mod support;
 
@@ -16,14 +16,13 @@ use varta_api::v1::{AgentsPage, State};
 const STALLS: &str = "varta_observer_stalls_total";
 const MISSING: &str = "varta_agents_missing";
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
 }
 
-/// An observer in the midst of the first step of a ladder with this configuration; the step fails once the
-/// gate is open.
+/// An observer during the first step of a ladder with this configuration; the step fails once the gate is open.
 fn in_mid_ladder(marks: &Marks, text: &str) -> Observer {
     let observer = marks.observer(text, &[]);
     observer.send(&frame(1));
@@ -39,7 +38,7 @@ fn two_steps(marks: &Marks) -> String {
     )
 }
 
-/// After this reload in mid-ladder nothing more is done.
+/// After this reload during the ladder no further step is taken.
 fn end_by(text: impl FnOnce(&Marks) -> String) {
     let marks = Marks::new();
     let observer = in_mid_ladder(&marks, &two_steps(&marks));
@@ -207,7 +206,7 @@ fn a_missing_file_changes_nothing() {
     observer.wait_for_pid("stall", me());
 }
 
-/// A reload that finds this in place of the file is refused at once, and what was in force stays in force.
+/// A reload that finds this in place of the file is refused at once, and the settings in force stay in force.
 fn refused(put: impl FnOnce(&Path), why: &str) {
     let marks = Marks::new();
     let observer = marks.observer(&ladder(300, &[marks.mark("it", "")], ""), &[]);
@@ -262,7 +261,7 @@ fn another_threshold_makes_nobody_stall_who_beats_and_holds_for_who_does_not() {
     for text in [rule, "threshold-ms = 3000\n", rule] {
         marks.reload(&observer, text);
     }
-    // A reload that makes somebody stall does so before it beats again and again.
+    // If a reload makes an agent stall, it does so before the agent has sent its next beats.
     let beats = observer.counters()[support::BEATS];
     observer.wait_for_count(support::BEATS, beats + 20);
     assert_eq!(observer.seen("stall"), 0);
@@ -306,7 +305,7 @@ fn about_missing(reason: &'static str) -> impl Fn(&LogLine) -> bool {
     move |line| line.text("reason") == Some(reason)
 }
 
-/// How many agents are missing. Who answers with the counters has done with all that it has told.
+/// The number of missing agents. The observer reports its counters after all earlier lines.
 fn missing(observer: &Observer) -> Option<f64> {
     observer.counters();
     observer.metric(MISSING)

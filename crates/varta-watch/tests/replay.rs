@@ -1,5 +1,4 @@
-//! No encrypted datagram is heard twice, wherever and whenever it comes again; and who speaks for the first
-//! time is heard.
+//! No encrypted datagram is accepted twice, wherever and whenever it comes again; a new one is accepted.
 
 mod support;
 
@@ -13,26 +12,26 @@ use support::network::{
 use support::{BEATS, Observer, frame_of};
 use varta_vlp::PAYLOAD_GOODBYE;
 
-/// How far back datagrams of one session may come, out of order.
+/// How far out of order datagrams of one session may arrive.
 const WINDOW: u32 = 64;
 
-/// No agent is cut to a rate.
+/// No agent has a rate limit.
 const ANY_RATE: &str = "--max-beat-rate=0";
 
-/// One agent for each kind of key; the session of each is called `name`.
+/// One agent for each kind of key; the session of each has the name `name`.
 fn agents(name: &str) -> Vec<Series> {
     let agents = SEALS.iter().map(|seal| Series::new(*seal, PID, name));
     agents.collect()
 }
 
-/// The same agent in a new session. Its nonces go on.
+/// The same agent in a new session. Its nonces continue.
 fn renewed(agent: &Series, name: &str) -> Series {
     let nonce = agent.nonce;
     let renewed = Series::new(agent.seal, agent.pid, name);
     Series { nonce, ..renewed }
 }
 
-/// Fails unless all of it is refused as heard before, from wherever it comes, and nothing else happens.
+/// Fails unless all of it is refused as a replay, wherever it comes from, without any other effect.
 fn assert_refused(observer: &Observer, capture: &[Vec<u8>]) {
     let before = observer.counters();
     for from in [socket(), socket_at("127.0.0.2")] {
@@ -183,7 +182,7 @@ fn a_datagram_that_comes_again_after_its_agent_was_evicted_brings_nobody_back() 
         newcomers.push(newcomer);
         observer.count_within("evict", Duration::from_millis(50));
     }
-    // There is room again.
+    // There is capacity again.
     let goodbyes = newcomers
         .iter_mut()
         .map(|newcomer| newcomer.last(PAYLOAD_GOODBYE, 1));
@@ -191,7 +190,7 @@ fn a_datagram_that_comes_again_after_its_agent_was_evicted_brings_nobody_back() 
     assert_refused(&observer, &capture);
 }
 
-/// Everything that was heard before an observer ended comes again when the next one listens.
+/// Every datagram that an observer accepted before its end is sent again when the next one listens.
 fn play_back_after_a_restart_by(signal: Signal) {
     let flags = [PATIENT, ANY_RATE];
     let observer = start_sealed(&flags);
@@ -212,7 +211,7 @@ fn play_back_after_a_restart_by(signal: Signal) {
 
     let observer = observer.replaced(signal, &flags);
     assert_refused(&observer, &capture);
-    // Who is alive is heard at once, and may begin a new session.
+    // An agent that is alive is accepted at once, and may start a new session.
     for agent in &mut live {
         let before = observer.counters();
         observer.hear(&socket(), &agent.beat());
@@ -246,7 +245,7 @@ fn an_agent_may_begin_a_session_while_no_observer_listens() {
     }
     let observer = observer.replaced(Signal::KILL, &flags);
     for (agent, capture) in before.iter().zip(&captures) {
-        // As a process that was started anew.
+        // As a process that was restarted.
         let mut fresh = Series::new(agent.seal, PID, "fresh");
         observer.hear(&socket(), &fresh.beat());
         assert_refused(&observer, capture);
@@ -328,7 +327,7 @@ fn who_survives_a_panic_goes_on_in_its_session() {
     let observer = start_sealed(&[PATIENT]);
     for mut agent in agents("beats") {
         observer.hear_all(&socket(), &agent.beats(2));
-        // The last frame of a process has a session of its own, and each panic another one.
+        // The terminal frame of a process has a session of its own, and each panic another one.
         let mut panics = Vec::new();
         for (timestamp, name) in (1..).zip(["panic 1", "panic 2", "panic 3"]) {
             panics.push(Series::new(agent.seal, PID, name).last(0, timestamp));
@@ -381,7 +380,7 @@ fn sessions_that_were_recorded_unheard_cannot_silence_an_agent_that_beats() {
         agent.nonce = 99;
         let capture = agent.beats(1);
         observer.hear_all(&socket(), &capture);
-        // More than an agent may have, and they say goodbye.
+        // More than an agent may have, and they depart.
         for name in ["1", "2", "3", "4", "5"] {
             let mut recorded = Series::new(seal, PID, name);
             let mut datagrams = recorded.beats(3);

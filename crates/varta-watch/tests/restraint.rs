@@ -1,4 +1,4 @@
-//! What holds recovery back when many fall silent: the host is the suspect, places are few, and agents elsewhere
+//! The limits on recovery when many agents fall silent: the host is the suspect, permits are few, and remote agents
 //! take none that local ones need.
 
 mod support;
@@ -22,8 +22,8 @@ const MASS_STALLS: &str = "varta_recovery_holds_total{reason=\"mass_stall\"}";
 /// Agents that fall silent together.
 const MANY: u32 = 1_000;
 
-/// Everything that can be heard in clear, and acted on.
-const ELSEWHERE: [&str; 5] = [
+/// All agents are accepted without encryption, and recovery may act on them.
+const REMOTE: [&str; 5] = [
     "--udp-port=0",
     "--udp-bind-addr=127.0.0.1",
     "--i-accept-plaintext-udp",
@@ -31,20 +31,20 @@ const ELSEWHERE: [&str; 5] = [
     "--tracker-capacity=1024",
 ];
 
-/// Commands that run at the same time unless told otherwise, and how many of them may be for agents elsewhere.
+/// Default number of commands that run at the same time, and how many of them may be for remote agents.
 const PLACES: usize = 8;
 const PLACES_ELSEWHERE: usize = 4;
 
-/// Those of them that hooks may have.
+/// How many of them hooks may use.
 const HOOKS_ELSEWHERE: usize = 2;
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
 }
 
-/// A crowd elsewhere: one socket, many pids.
+/// A remote crowd: one socket, many pids.
 struct Crowd {
     socket: UdpSocket,
     count: u32,
@@ -65,7 +65,7 @@ impl Crowd {
         observer.hear_all(&self.socket, &frames);
     }
 
-    /// All but the last `but` of them beat a few times per second until the answer is dropped.
+    /// All but the last `but` of them beat a few times per second until the result is dropped.
     fn keep_beating(&self, observer: &Observer, but: u32) -> Beating {
         let socket = self.socket.try_clone().unwrap();
         let (to, last) = (observer.udp(), self.last() - but);
@@ -94,12 +94,12 @@ impl Crowd {
     }
 }
 
-/// Datagrams sent at a time, and the pause between two times: what any kernel queues, a round of a thousand in
-/// a quarter of a second.
+/// Datagrams sent at a time, and the pause between two times: the depth of any kernel's queue, a round of a thousand
+/// in a quarter of a second.
 const AT_ONCE: usize = 40;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Agents that go on beating.
+/// Agents that continue to beat.
 struct Beating {
     running: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -130,10 +130,10 @@ fn who_waits_for_room_is_told_of() {
 }
 
 fn flags<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    [&ELSEWHERE, more].concat()
+    [&REMOTE, more].concat()
 }
 
-/// How many commands ran at the same time at most, by the log.
+/// The largest number of commands that ran at the same time, from the log.
 fn most_at_a_time(lines: &[LogLine]) -> usize {
     let mut most = 0;
     let mut now: usize = 0;
@@ -151,12 +151,12 @@ fn most_at_a_time(lines: &[LogLine]) -> usize {
 #[test]
 fn no_child_is_started_while_a_thousand_are_silent_together_and_who_stays_silent_comes_after() {
     let marks = Marks::new();
-    // Long enough to hear all of them before the first one is silent for half of it.
+    // Long enough for all first beats before the first agent is silent for half of it.
     let text = ladder(4_000, &[marks.mark("$VARTA_PID", "")], "");
     let observer = marks.observer(&text, &flags(&[]));
     let crowd = Crowd::new(MANY);
     crowd.beat(&observer, 1, 0);
-    // On a busy machine perhaps before the last of them was heard.
+    // On a busy machine perhaps before the first beat of the last one.
     let held = observer.told("hold", |_| true);
     assert_eq!(held.text("reason"), Some("mass_stall"));
     observer.wait_for_count(STALLS, u64::from(MANY));
@@ -200,7 +200,7 @@ fn with_hold_fire_off_a_thousand_silent_agents_are_recovered_few_at_a_time_and_n
     }
 }
 
-/// Processes that beat once and are silent from then on.
+/// Processes that beat once and are silent after that.
 struct Silent(Vec<Child>);
 
 impl Silent {
@@ -264,8 +264,8 @@ fn no_more_commands_are_started_in_a_second_than_were_allowed() {
         .iter()
         .filter(|line| has_outcome("spawned")(line));
     let times: Vec<u64> = spawned.map(|line| line.ts_ns).collect();
-    // Four at once, then one every quarter of a second: 1.5 s. A line may be written a little after its command
-    // was started, so the last may seem sooner than it was.
+    // Four at once, then one every quarter of a second: 1.5 s. A line may be written a little after its command was
+    // started, so the last may appear earlier than it was.
     let took_ms = (times[9] - times[0]) / 1_000_000;
     assert!(took_ms >= 750, "ten commands within {took_ms} ms");
 }

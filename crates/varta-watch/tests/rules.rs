@@ -1,4 +1,4 @@
-//! Rules: whom they mean, and what those are called.
+//! Rules: the agents they match, and the names they give.
 
 mod support;
 
@@ -10,14 +10,14 @@ use support::ladders::Marks;
 use support::network::socket;
 use support::{Observer, frame, frame_of};
 
-/// Every kind of agent can be heard.
+/// Every kind of agent is accepted.
 const FLAGS: [&str; 3] = [
     "--udp-port=0",
     "--udp-bind-addr=127.0.0.1",
     "--i-accept-plaintext-udp",
 ];
 
-/// The pid of an agent elsewhere.
+/// The pid of a remote agent.
 const PID: u32 = 4242;
 
 fn start(marks: &Marks, rules: &str) -> Observer {
@@ -29,7 +29,7 @@ fn local(observer: &Observer) -> LogLine {
     observer.wait_for_pid("join", std::process::id())
 }
 
-fn elsewhere(observer: &Observer) -> LogLine {
+fn remote_line(observer: &Observer) -> LogLine {
     observer.hear(&socket(), &frame_of(PID, 1));
     observer.told("join", |line| line.pid() == Some(PID))
 }
@@ -42,7 +42,7 @@ fn own_exe() -> String {
     std::env::current_exe().unwrap().display().to_string()
 }
 
-/// What this process is called under a rule with these selectors, if it means it.
+/// The name of this process under a rule with these selectors, if the rule matches it.
 fn called(selectors: &str) -> Option<String> {
     let marks = Marks::new();
     let rule = format!("[[agent]]\n{selectors}\nas = \"it\"\n");
@@ -107,7 +107,7 @@ fn agents_are_found_by_how_they_speak_and_where_from() {
         let observer = start(&marks, &rule);
         let is_it = |line: LogLine| line.text("name") == Some("it");
         assert_eq!(is_it(local(&observer)), finds_local, "{selectors}");
-        assert_eq!(is_it(elsewhere(&observer)), finds_remote, "{selectors}");
+        assert_eq!(is_it(remote_line(&observer)), finds_remote, "{selectors}");
     }
 }
 
@@ -152,7 +152,7 @@ fn a_label_stands_for_the_name_everywhere() {
 fn an_agent_elsewhere_can_have_a_label_too() {
     let marks = Marks::new();
     let observer = start(&marks, "[[agent]]\norigin = \"udp\"\nas = \"edge\"\n");
-    let line = elsewhere(&observer);
+    let line = remote_line(&observer);
     assert!(line.msg.contains("edge"), "{}", line.msg);
     assert!(line.msg.contains("127.0.0.1"), "{}", line.msg);
     assert_eq!(names(&observer), [Some("edge".to_owned())]);
@@ -166,7 +166,7 @@ fn a_rule_has_a_threshold_and_agents_elsewhere_a_grace_on_top() {
                 [[agent]]\nname = \"*\"\nthreshold = \"250ms\"\nnetwork-grace = \"1h\"\n";
     let observer = start(&marks, rule);
     local(&observer);
-    elsewhere(&observer);
+    remote_line(&observer);
     for (pid, threshold_ms) in [(PID, 350.0), (std::process::id(), 250.0)] {
         let stall = observer.told("stall", |line| line.pid() == Some(pid));
         assert_eq!(stall.ms("threshold_ms"), Some(threshold_ms));

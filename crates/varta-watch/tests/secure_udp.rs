@@ -1,4 +1,4 @@
-//! Agents elsewhere that a key vouches for: what opens, and what does not.
+//! Remote agents that a key authenticates: datagrams that open, and those that do not.
 
 mod support;
 
@@ -16,7 +16,7 @@ use varta_vlp::PAYLOAD_GOODBYE;
 use varta_vlp::secure::AgentKey;
 use varta_vlp::secure::known_answers::{seal_agent, seal_shared};
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
@@ -47,7 +47,7 @@ fn start_with(files: &[(&str, &[u8])]) -> Observer {
     Observer::start_in(directory, &flags, |command| command)
 }
 
-/// Fails unless these are refused as what no key has sealed, and nothing else comes of them.
+/// Fails unless these are refused because no key has sealed them, without any other effect.
 fn assert_no_key_opens(observer: &Observer, datagrams: &[Vec<u8>]) {
     let before = observer.counters();
     observer.hear_all(&socket(), datagrams);
@@ -120,7 +120,7 @@ fn a_pid_that_no_process_of_this_host_can_have_is_welcome_under_a_key() {
 fn datagrams_of_other_lengths_are_counted_and_change_nothing() {
     let observer = start_sealed(&[PATIENT]);
     let mut agent = shared("a");
-    // From a stranger, and then from an agent. One of 32 bytes is a frame in clear.
+    // From an unknown sender, and then from an agent. One of 32 bytes is a frame without encryption.
     for nonce in [1, 2] {
         let before = observer.counters();
         observer.hear(&socket(), &frame_of(PID, nonce));
@@ -182,7 +182,7 @@ fn the_shared_key_opens_no_envelope_that_names_a_pid() {
     let prefix = *b"disguise";
     let with_pid = AgentKey::from_derived(key(SHARED), PID);
     let with_pid = seal_agent(&with_pid, prefix, 1, &frame).unwrap();
-    // As published observers took it: the pid in clear is not proved by anything.
+    // As published observers accepted it: the unencrypted pid is not proved.
     let without = seal_shared(&key(SHARED), prefix, 1, &frame).unwrap();
     let without = [&PID.to_le_bytes(), without.as_bytes()].concat();
     let disguised = [with_pid.as_bytes().to_vec(), without];
@@ -222,7 +222,7 @@ fn a_frame_of_another_pid_than_its_envelope_names_is_refused() {
         [&clear, &sealed[..]].concat()
     };
     assert_no_key_opens(&observer, &[by_hand(PID + 1), by_hand(2)]);
-    // The hand does seal as it should.
+    // The test's own sealing works.
     let before = observer.counters();
     observer.hear(&socket(), &by_hand(PID));
     observer.assert_gained(&before, &[(BEATS, 1), (JOINS, 1)]);
@@ -279,7 +279,7 @@ fn what_is_sealed_and_no_valid_frame_is_counted_as_such_and_changes_nothing() {
         let series = format!("varta_decode_errors_total{{kind=\"{kind}\"}}");
         observer.assert_gained(&before, &[(&series, 2)]);
     }
-    // None of it has used up the first place of these sessions.
+    // None of it has used up the first counter of these sessions.
     observer.hear(&socket(), &shared("a").beat());
     observer.hear(&socket(), &master(PID, "a").beat());
     observer.stop().assert_counters(&[(BEATS, 2), (JOINS, 2)]);
@@ -417,7 +417,7 @@ fn a_flood_of_garbage_makes_no_local_agent_stall() {
     let until = std::time::Instant::now() + Duration::from_secs(3);
     while std::time::Instant::now() < until {
         for _ in 0..1_000 {
-            // A full queue is what a flood is about.
+            // A flood expects a full queue.
             let _ = socket.send_to(&[7; 60], to);
         }
     }

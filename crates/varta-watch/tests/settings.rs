@@ -1,4 +1,4 @@
-//! Settings from flags, environment and file, as an operator meets them.
+//! Settings from flags, environment and file, from an operator's point of view.
 
 mod support;
 
@@ -10,7 +10,7 @@ use std::process::Command;
 use support::{AS_NOBODY, Observer, copy_program, may_become_nobody, public_directory, wrapped};
 use tempfile::TempDir;
 
-/// What the observer said instead of watching.
+/// The output of an observer that exits instead of watching.
 #[derive(Debug)]
 struct Said {
     code: Option<i32>,
@@ -19,7 +19,7 @@ struct Said {
 }
 
 impl Said {
-    /// Its answer without the line about the queue, which depends on the machine.
+    /// Its output without the line about the queue, which depends on the machine.
     fn but_queue(&self) -> String {
         let lines = self.stdout.split_inclusive('\n');
         lines
@@ -31,7 +31,7 @@ impl Said {
 fn ask(environment: &[(&str, &str)], arguments: &[&str]) -> Said {
     let output = Command::new(env!("CARGO_BIN_EXE_varta-watch"))
         .env_clear()
-        // For the default place of the socket.
+        // For the default path of the socket.
         .env("XDG_RUNTIME_DIR", "/tmp")
         .envs(environment.iter().copied())
         .args(arguments)
@@ -71,7 +71,7 @@ fn check(file: &str) -> Said {
     ask(&[], &["--config", file, "--check-config"])
 }
 
-/// A file that is no configuration is answered with one line that says why.
+/// A file that is no configuration is answered with one line that contains the reason.
 fn assert_refused(file: &str, why: &str) {
     let said = check(file);
     assert_eq!(said.code, Some(2), "{said:?}");
@@ -323,7 +323,7 @@ fn random_text_is_answered_with_a_bounded_number_of_problems() {
     assert_eq!(said.stderr.lines().count(), 101, "{said:?}");
 }
 
-/// The same every time, and of every value.
+/// The same every time, and for every value.
 fn random_bytes() -> impl Iterator<Item = u8> {
     std::iter::successors(Some(1_u64), |state| {
         Some(
@@ -390,7 +390,7 @@ fn a_link_to_a_file_is_as_good_as_the_file() {
     assert_eq!(check(&link).but_queue(), format!("{link}: ok\n"));
 }
 
-/// Copies, because the tests may be run by another user than the sources belong to.
+/// Copies, because the user that runs the tests may not own the sources.
 fn samples(files: &Files) -> Vec<String> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy");
     let paths = fs::read_dir(directory).unwrap();

@@ -1,5 +1,5 @@
-//! Programs of steps that are not there or misbehave, in a ladder of a running observer: each comes to an end
-//! that is told, and the next step comes.
+//! Programs of steps that are missing or misbehave, in a ladder of a running observer: the end of each is reported,
+//! and the next step follows.
 
 mod support;
 
@@ -15,13 +15,13 @@ use support::ladders::{Marks, ladder};
 use support::{Observer, PATIENCE, frame};
 use varta_api::v1::AgentsPage;
 
-/// Time for a program to begin on a busy machine, before it is ended.
+/// Time for a program to start on a busy machine, before it is ended.
 const BEGUN: &str = ", timeout = \"3s\", wait = \"1h\"";
 
 const SPAWN_FAILED: &str = "spawn_failed";
 
-/// Has an agent fall silent under a ladder of this step and one that leaves the mark `next`; how the first one
-/// ended. `prepare` comes in between.
+/// Makes an agent fall silent under a ladder of this step and one that leaves the mark `next`; returns how the first
+/// one ended. `prepare` runs in between.
 fn first_step(
     marks: &Marks,
     step: String,
@@ -127,7 +127,7 @@ fn what_a_program_that_is_ended_has_started_is_ended_with_it() {
     }
 }
 
-/// Whether a process is there and no zombie.
+/// Whether a process exists and is no zombie.
 fn runs(pid: &str) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ")

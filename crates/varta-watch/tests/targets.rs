@@ -1,4 +1,4 @@
-//! Whom a signal may hit: what the user of the silent agent could signal itself, and nobody else.
+//! Targets of a signal: the processes that the user of the silent agent could signal itself, and no others.
 
 mod support;
 
@@ -16,7 +16,7 @@ use support::{copy_program, wrapped};
 
 const SIGNALLED: &str = "varta_recovery_outcomes_total{outcome=\"signalled\"}";
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
@@ -28,7 +28,7 @@ fn place(threshold_ms: u32, step: &str) -> Option<Place> {
     Place::with(Marks::new(), &text, &[])
 }
 
-/// Ends a process that nothing has ended yet, and shows that by what it dies of.
+/// Ends a process that has not ended yet, and proves that by the signal of its death.
 fn end_unharmed(mut process: Child) {
     kill_process(Pid::from_child(&process), Signal::TERM).unwrap();
     assert_eq!(process.wait().unwrap().signal(), Some(15));
@@ -65,7 +65,7 @@ fn an_agent_that_has_become_a_setuid_program_is_not_signalled() {
         return;
     };
     let directory = place.observer.directory.path();
-    // The agent's own program as root's: the real user stays what it is.
+    // The agent's own program as root's: the real user is unchanged.
     let setuid = directory.join("setuid");
     copy_program(&place.agent, &setuid);
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();

@@ -1,4 +1,4 @@
-//! Agents elsewhere that are heard in clear: anybody can speak for them, and for nobody else.
+//! Remote agents without encryption: any host can send their beats, and none for any other agent.
 
 mod support;
 
@@ -17,7 +17,7 @@ use varta_vlp::PAYLOAD_GOODBYE;
 
 const UNAUTHENTICATED: &str = "varta_recovery_refused_total{reason=\"unauthenticated_transport\"}";
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
@@ -108,7 +108,7 @@ fn it_listens_where_it_is_told_to() {
 
 #[test]
 fn an_agent_is_heard_over_ipv6() {
-    // Where there is none, there is nothing to be seen of it.
+    // Where there is none, it has no effect.
     let Ok(socket) = UdpSocket::bind("[::1]:0") else {
         return;
     };
@@ -121,7 +121,7 @@ fn an_agent_is_heard_over_ipv6() {
 fn datagrams_of_other_lengths_are_counted_and_change_nothing() {
     let observer = start_in_clear(&[PATIENT]);
     let socket = socket();
-    // From a stranger, and then from an agent.
+    // From an unknown sender, and then from an agent.
     for nonce in [1, 2] {
         let before = observer.counters();
         for length in [0, 31, 33, 60, 64, 65, 1400] {
@@ -236,7 +236,7 @@ fn the_last_frame_of_a_namesake_elsewhere_does_nothing_to_a_local_agent() {
     assert!(is_from("127.0.0.1")(&exit), "{}", exit.msg);
     observer.send(&frame(2));
     observer.wait_for_count(BEATS, 4);
-    // One join each: the local agent is the one it was.
+    // One join each: the local agent is unchanged.
     observer
         .stop()
         .assert_counters(&[(JOINS, 2), (LEFT, 1), ("varta_session_restarts_total", 0)]);
@@ -285,7 +285,7 @@ fn an_agent_elsewhere_takes_no_slot_of_a_local_one_that_is_silent() {
         local.tell("beat self 1");
         observer.told("stall", |line| line.pid() == Some(local.pid));
     }
-    // Once a local newcomer gets in, silent ones do give way, and only to it.
+    // Once a new local agent can be admitted, silent ones are evicted, and only for it.
     let mut newcomer = Puppet::start(&observer.socket);
     let mut tries = 0;
     while observer.seen_of("join", newcomer.pid) == 0 {

@@ -1,4 +1,4 @@
-//! Several users on one host: what the agents of one of them do costs nobody else.
+//! Several users on one host: the agents of one user do no harm to those of another.
 
 mod support;
 
@@ -15,7 +15,7 @@ const FULL: &str = "varta_tracker_capacity_exceeded_total";
 /// Longer than any test.
 const NEVER_MS: u32 = 3_600_000;
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
@@ -54,7 +54,7 @@ fn one_user_cannot_take_every_slot_and_a_full_table_makes_the_observer_unready()
             .starts_with("not ready\nnewcomers found the table of 4 agents full")
     );
 
-    // A slot that is free again is anybody's whose share is not used up.
+    // A free slot can be used by any user whose share is not used up.
     assert!(puppets.remove(0).leave(0).success());
     observer.wait_for("exit", |_| true);
     puppets[2].tell("beat self 2");
@@ -83,7 +83,7 @@ fn a_mass_stall_of_one_users_agents_holds_nobody_elses_fire() {
         observer.wait_for_pid("join", puppet.pid);
     }
     let victim = joined(observer);
-    // Whoever has been silent for a new threshold already has all of it from the reload on: they stall together.
+    // Agents that have been silent for a new threshold already get all of it from the reload on: they stall together.
     std::thread::sleep(Duration::from_millis(300));
     place.marks.reload(observer, &soon);
     let hold = observer.told("hold", |_| true);
@@ -97,7 +97,7 @@ fn a_mass_stall_of_one_users_agents_holds_nobody_elses_fire() {
     }
     observer.count_within("recover", QUIET);
     assert_eq!(place.marks.read(), [victim.pid.to_string()]);
-    // They leave but for one, which is acted on after all.
+    // All but one leave, and recovery acts on that one after all.
     for mut puppet in crowd.drain(1..) {
         assert!(puppet.leave(0).success());
     }
@@ -114,7 +114,7 @@ fn processes_without_end_do_not_renew_the_budget_of_their_user() {
         return;
     };
     let observer = &place.observer;
-    // Alive together, so that none of them takes over what another one owes.
+    // Alive together, so that none of them inherits the budget of another one.
     let mut puppets: Vec<Puppet> = (0..3).map(|_| place.puppet()).collect();
     for (count, puppet) in (1..).zip(&mut puppets[..2]) {
         puppet.tell("beat self 1");

@@ -1,4 +1,4 @@
-//! Who vouches for what: units, programs and users are what the kernel proves, not what an agent arranges.
+//! Proof of attributes: units, programs and users are what the kernel proves, not what an agent arranges.
 
 mod support;
 
@@ -17,24 +17,24 @@ use support::{
     AS_NOBODY, Observer, copy_program, frame, may_become_nobody, public_directory, wrapped,
 };
 
-/// Not a test: what the agents run.
+/// Not a test: the program of the agents.
 #[test]
 fn agent_process() {
     support::agents::be_an_agent_if_told();
 }
 
-/// Where the directories of service managers are, if there may be more: in the unified hierarchy or in systemd's own.
+/// The directories of service managers, if the test may make more: in the unified hierarchy or in systemd's own.
 const HIERARCHIES: [&str; 3] = [
     "/sys/fs/cgroup/systemd",
     "/sys/fs/cgroup/unified",
     "/sys/fs/cgroup",
 ];
 
-/// Control groups of this test, which are gone with it.
+/// Control groups of this test, which are removed with it.
 struct Groups(PathBuf);
 
 impl Groups {
-    /// `None`, and said so, where this user can make none or `/proc` would not show them.
+    /// `None`, with a message, where this user can make none or `/proc` would not show them.
     fn new() -> Option<Self> {
         let name = format!("varta-test-{}.slice", std::process::id());
         for hierarchy in HIERARCHIES {
@@ -67,7 +67,7 @@ impl Groups {
 
 impl Drop for Groups {
     fn drop(&mut self) {
-        // The deepest first; what is not empty yet is left to the next try.
+        // The deepest first; one that is not empty yet is left to the next try.
         let script = "for try in $(seq 100); do find \"$0\" -depth -type d -exec rmdir {} + 2>/dev/null; \
                       test -d \"$0\" || exit 0; sleep 0.05; done";
         let _ = Command::new("sh")
@@ -154,7 +154,7 @@ fn a_unit_that_a_user_has_named_is_not_handed_to_the_system_manager() {
     drop(puppets);
 }
 
-/// A place where other users can run a copy of the agents' program.
+/// A directory where other users can run a copy of the agents' program.
 fn place() -> (tempfile::TempDir, PathBuf) {
     let directory = public_directory();
     let agent = directory.path().join("agent");
@@ -188,7 +188,7 @@ fn assert_not_trusted(join: &LogLine) {
     assert_eq!(join.text("exe"), None);
 }
 
-/// Mounts the program that is started over another path, and starts what is there then.
+/// Mounts the started program over another path, and starts the file at that path then.
 fn mounted_over(path: &Path) -> String {
     let path = path.display();
     format!("mount --bind \"$0\" {path} && exec {path} \"$@\"")
@@ -216,7 +216,7 @@ fn a_file_that_a_user_mounts_over_a_path_is_not_the_program_there() {
     assert_trusted(&joined(&observer, &mut outside), &program);
 }
 
-/// The path of an unlinked file is believed only if the file was opened here.
+/// The path of an unlinked file is trusted only if the file was opened in this namespace.
 #[test]
 fn a_file_of_another_mount_namespace_that_was_unlinked_is_not_the_program_at_its_path() {
     if !may_make_user_namespaces() {
@@ -238,7 +238,7 @@ fn a_file_of_another_mount_namespace_that_was_unlinked_is_not_the_program_at_its
         ),
         (
             &["unshare"],
-            // Back where the observer is, with the file of the other namespace in its hand.
+            // Back in the observer's namespace, with an open descriptor of the other namespace's file.
             format!(
                 "mount --bind \"$0\" {shown}; exec 3<{shown}; rm \"$0\"; {hold} \
                  exec nsenter --mount=/proc/{own}/ns/mnt /proc/self/fd/3 \"$@\""
@@ -273,7 +273,7 @@ fn a_program_that_was_replaced_while_it_runs_keeps_its_rule() {
     assert_trusted(&joined(&observer, &mut old), &program);
     let mut new = Puppet::start_under(&[], &program, &observer.socket);
     assert_trusted(&joined(&observer, &mut new), &program);
-    // Rules that are read again find it, too.
+    // A reload of the rules finds it, too.
     marks.reload(&observer, "[[agent]]\nname = \"*\"\nas = \"other\"\n");
     let rule = format!("[[agent]]\nexe = \"{}\"\nas = \"it\"\n", program.display());
     marks.reload(&observer, &rule);
@@ -329,14 +329,14 @@ fn in_a_user_namespace_an_observer_watches_its_own_user_and_nobody_else() {
     assert_eq!(observer.socket_mode(), 0o600);
     let start = observer.start_line();
     assert!(start.msg.contains("processes of uid 0)"), "{}", start.msg);
-    // Root gets past the permissions of the file, and no further.
+    // Root bypasses the permissions of the file, and no other check.
     observer.send(&frame(1));
     let refused = observer.wait_for_refusal("foreign_uid");
     assert!(refused.msg.contains("is nobody"), "{}", refused.msg);
     let mut own = Puppet::start_under(&AS_NOBODY, &agent, &observer.socket);
     assert_eq!(joined(&observer, &mut own).number("uid"), Some(0));
     assert_eq!(observer.stop().count("join"), 1);
-    // Nor does a group let in who is nobody: 64000 is 0 inside.
+    // Nor does a group admit an unmapped user: 64000 is 0 inside.
     let (observer, agent) = observer_of_a_namespace(&["--allow-gid=0", "--socket-mode=666"]);
     let member = [
         "setpriv",
@@ -395,7 +395,7 @@ fn an_agent_that_proc_hides_is_not_said_to_live_in_another_namespace() {
     );
 }
 
-/// What the observer says to a configuration that it only checks, and its exit code.
+/// The output of the observer for a configuration that it only checks, and its exit code.
 fn check(wrapper: &[&str], flags: &[&str]) -> (String, Option<i32>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_varta-watch"));
     command.args(["--socket=/s", "--check-config"]).args(flags);
@@ -427,7 +427,7 @@ fn nobody_cannot_be_let_in() {
         let (said, code) = check(&[], &[&format!("{flag}=65534")]);
         assert_eq!(code, Some(0), "where every user is mapped: {said}");
     }
-    // Without any map the observer itself is nobody.
+    // Without any map the observer itself has the overflow id.
     let mut copy = Command::new(&program);
     copy.args(["--socket=/s", "--check-config"]);
     let inner = wrapped(&["unshare", "--user"], &copy);
@@ -453,7 +453,7 @@ fn a_file_of_a_user_that_is_not_mapped_is_not_believed_and_that_is_said() {
         let mut copy = Command::new(&program);
         copy.args(["--socket=/s", "--check-config", flag])
             .arg(&file);
-        // As root of its namespace, and as one who is not mapped, as the file is.
+        // As root of its namespace, and as an unmapped user, like the owner of the file.
         for namespace in [&AS_ROOT_OF_A_USER_NAMESPACE[..], &["unshare", "--user"]] {
             let inner = wrapped(namespace, &copy);
             let output = wrapped(&AS_NOBODY, &inner).output().unwrap();
@@ -484,7 +484,7 @@ fn a_rule_that_any_user_can_match_is_warned_of_and_holds() {
     let observer = marks.observer(rule, &several);
     let is_warning = |line: &LogLine| line.msg.contains("several users may join");
     observer.wait_for("notice", is_warning);
-    // What is known is not said again, what is new is.
+    // A known warning is not repeated, a new one is logged.
     marks.reload(&observer, rule);
     marks.configure(&format!("{rule}{}", rule.replace("web", "job")));
     observer.signal(rustix::process::Signal::HUP);

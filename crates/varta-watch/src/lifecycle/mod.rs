@@ -198,7 +198,7 @@ fn show_address(settings: &Settings, answers: &Places) {
 /// Logs where the observer listens and what it will do.
 fn started(settings: &Settings, udp: Option<SocketAddr>, answers: &Places) -> Fact {
     let on_stall = on_stall(&settings.policy);
-    let elsewhere = match (&settings.udp, udp) {
+    let remote = match (&settings.udp, udp) {
         (Some(udp), Some(address)) if udp.keys.is_empty() => format!(
             "\nWARNING: plain UDP on {address}: whoever can reach it can speak for any agent elsewhere"
         ),
@@ -209,7 +209,7 @@ fn started(settings: &Settings, udp: Option<SocketAddr>, answers: &Places) -> Fa
         _ => String::new(),
     };
     let banner = format!(
-        "varta-watch {} listens on {} (mode {:04o}, processes of {}){elsewhere}\nstalled: silent for {}; \
+        "varta-watch {} listens on {} (mode {:04o}, processes of {}){remote}\nstalled: silent for {}; \
          room for {} agents\n{answers}\non stall: {on_stall}",
         env!("CARGO_PKG_VERSION"),
         settings.socket.display(),

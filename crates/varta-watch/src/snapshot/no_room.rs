@@ -79,11 +79,11 @@ mod tests {
     fn a_full_table_of_agents_elsewhere_is_not_that_of_this_host() {
         let no_room = NoRoom::default();
         let now = Instant::now();
-        let elsewhere = Sender {
+        let remote = Sender {
             source: Some(("10.0.0.1".parse().unwrap(), 1)),
             ..LOCAL
         };
-        no_room.note(elsewhere, Refusal::CapacityExceeded, now);
+        no_room.note(remote, Refusal::CapacityExceeded, now);
         assert_eq!(no_room.lately(now), [Full::RemoteTable]);
     }
 }

@@ -1,4 +1,4 @@
-//! Agents: copies of the test program that beat by themselves or do what they are told.
+//! Agents: copies of the test program that beat by themselves or follow orders.
 
 use std::ffi::{CString, OsStr};
 use std::fs;
@@ -17,7 +17,7 @@ use varta_vlp::{NONCE_TERMINAL, PAYLOAD_GOODBYE};
 
 use super::{Observer, frame_of, signal_pid, wrapped};
 
-/// Tells a copy of the test program to be an agent; holds the socket's path.
+/// Makes a copy of the test program an agent; holds the socket's path.
 const SOCKET: &str = "VARTA_TEST_AGENT_SOCKET";
 
 /// Orders for a puppet, separated by semicolons. An agent without orders beats by itself.
@@ -31,7 +31,7 @@ const ARGUMENTS: [&str; 4] = [
     "--test-threads=1",
 ];
 
-/// The test itself, as an agent that beats when it is told to.
+/// The test itself, as an agent that beats on order.
 pub(crate) fn me() -> u32 {
     std::process::id()
 }
@@ -44,7 +44,7 @@ pub(crate) fn joined(observer: &Observer) -> Puppet {
     puppet
 }
 
-/// The agent's side: does nothing in the test program itself.
+/// The agent's side: has no effect in the test program itself.
 pub(crate) fn be_an_agent_if_told() {
     let Some(socket) = std::env::var_os(SOCKET) else {
         return;
@@ -55,7 +55,7 @@ pub(crate) fn be_an_agent_if_told() {
     }
 }
 
-/// Ends with the exit code it reads from its standard input, or when the test has gone.
+/// Ends with the exit code that it reads from its standard input, or when the test has ended.
 fn beat_until_told_to_end(socket: &OsStr) {
     std::thread::spawn(|| {
         let mut line = String::new();
@@ -69,8 +69,8 @@ fn beat_until_told_to_end(socket: &OsStr) {
     }
 }
 
-/// Follows the orders of the environment, then those on standard input, one per line and each answered
-/// by a line on standard error. The end of the input ends the process, with code 0.
+/// Follows the orders of the environment, then those on standard input, one per line, and answers each by a line on
+/// standard error. The end of the input ends the process, with code 0.
 fn obey(socket: &Path, orders: &str) {
     let mut agent = Agent {
         sender: UnixDatagram::unbound().unwrap(),
@@ -84,7 +84,7 @@ fn obey(socket: &Path, orders: &str) {
         rest = later;
     }
     let answer = || {
-        // What `/proc` calls this process: its pid where the test runs.
+        // The pid of this process in `/proc`: its pid in the namespace of the test.
         let outer = fs::read_link("/proc/self").unwrap();
         eprintln!("{} {}", outer.display(), std::process::id());
     };
@@ -172,7 +172,7 @@ impl Agent<'_> {
                 "junk" => [7; 32],
                 pid => frame_of(pid.parse().unwrap(), number),
             };
-            // A full queue is what a flood is about.
+            // A flood expects a full queue.
             let _ = self.sender.send(&bytes);
             if number % 256 == 0 && Instant::now() > until {
                 return;
@@ -191,7 +191,7 @@ impl Agent<'_> {
     }
 }
 
-/// The last frame of this process.
+/// The terminal frame of this process.
 fn last_frame(payload: u32, timestamp: u64) -> [u8; 32] {
     let mut bytes = [0; 32];
     let pid = std::process::id();
@@ -199,7 +199,7 @@ fn last_frame(payload: u32, timestamp: u64) -> [u8; 32] {
     bytes
 }
 
-/// A process that beats every 50 ms until it is told to end.
+/// A process that beats every 50 ms until it is requested to end.
 pub(crate) struct AgentProcess {
     child: Child,
 }
@@ -231,7 +231,7 @@ impl AgentProcess {
         self.child.wait().unwrap();
     }
 
-    /// Kills it and collects it.
+    /// Kills it and reaps it.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -249,9 +249,9 @@ impl Drop for AgentProcess {
 pub(crate) struct Puppet {
     child: Child,
     answers: BufReader<ChildStderr>,
-    /// Its pid where the test runs.
+    /// Its pid in the namespace of the test.
     pub(crate) pid: u32,
-    /// Its pid as it knows it.
+    /// Its pid in its own namespace.
     pub(crate) inner_pid: u32,
 }
 
@@ -288,14 +288,14 @@ impl Puppet {
         (outer.parse().unwrap(), inner.parse().unwrap())
     }
 
-    /// Has it follow an order, and waits until it has.
+    /// Sends an order, and waits until it was followed.
     pub(crate) fn tell(&mut self, order: &str) {
         let stdin = self.child.stdin.as_mut().unwrap();
         writeln!(stdin, "{order}").unwrap();
         self.answer();
     }
 
-    /// Lets it end by itself with this exit code, and collects it.
+    /// Lets it end by itself with this exit code, and reaps it.
     pub(crate) fn leave(&mut self, code: u8) -> ExitStatus {
         let stdin = self.child.stdin.as_mut().unwrap();
         writeln!(stdin, "exit {code}").unwrap();
@@ -314,7 +314,7 @@ impl Drop for Puppet {
     }
 }
 
-/// A puppet with all its orders, and nothing to read after them.
+/// A puppet with all its orders, and an empty input.
 pub(crate) fn agent_command(socket: &Path, orders: &str) -> Command {
     agent_command_of(&std::env::current_exe().unwrap(), socket, orders)
 }

@@ -1,4 +1,4 @@
-//! Questions by hand: requests as bytes, answers as what was in them.
+//! Raw HTTP: requests as bytes, answers as their parts.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -22,7 +22,7 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    /// Takes an answer apart that was read to its end.
+    /// Parses an answer that was read to its end.
     pub(crate) fn parse(bytes: &[u8]) -> Self {
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n");
         let end = end.unwrap_or_else(|| panic!("no answer: {}", String::from_utf8_lossy(bytes)));
@@ -55,10 +55,10 @@ impl Reply {
     }
 }
 
-/// Everything that comes until the other end closes.
+/// All bytes until the other end closes.
 pub(crate) fn read_all(stream: &mut impl Read) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // Who is closed in the middle of a sentence may get a reset instead of an end.
+    // A client that is disconnected in the middle of a request may get a reset instead of an end.
     let _ = stream.read_to_end(&mut bytes);
     bytes
 }
@@ -75,12 +75,12 @@ pub(crate) fn request(path: &str, headers: &[&str]) -> Vec<u8> {
 }
 
 impl Observer {
-    /// Where it answers over TCP.
+    /// Its TCP address.
     pub(crate) fn http_address(&self) -> SocketAddr {
         self.start_line().text("http").unwrap().parse().unwrap()
     }
 
-    /// Where it answers without TCP.
+    /// Its control socket.
     pub(crate) fn control_socket(&self) -> PathBuf {
         self.start_line().text("control").unwrap().into()
     }
@@ -104,12 +104,12 @@ impl Observer {
         Reply::parse(&read_all(&mut stream))
     }
 
-    /// Asks over TCP.
+    /// Sends a request over TCP.
     pub(crate) fn get(&self, path: &str, headers: &[&str]) -> Reply {
         self.exchange(&request(path, headers))
     }
 
-    /// Asks over the control socket, where nothing is limited.
+    /// Sends a request over the control socket, which has no rate limit.
     pub(crate) fn ask(&self, path: &str) -> Reply {
         self.ask_with(path, &[])
     }
@@ -120,7 +120,7 @@ impl Observer {
         Reply::parse(&read_all(&mut stream))
     }
 
-    /// Asks over the control socket for something to be done, with a body of JSON.
+    /// Sends a change over the control socket, with a body of JSON.
     pub(crate) fn wish(&self, path: &str, body: &str) -> Reply {
         let mut stream = self.connect_control();
         write!(
@@ -133,7 +133,7 @@ impl Observer {
         Reply::parse(&read_all(&mut stream))
     }
 
-    /// Asks over the control socket until that is refused.
+    /// Repeats a request over the control socket until it is refused.
     pub(crate) fn ask_until_refused(&self, path: &str) -> Reply {
         let until = std::time::Instant::now() + PATIENCE;
         loop {
@@ -145,7 +145,7 @@ impl Observer {
         }
     }
 
-    /// Asks over the control socket until the answer fits.
+    /// Repeats a request over the control socket until the answer matches.
     pub(crate) fn ask_until<T: DeserializeOwned + std::fmt::Debug>(
         &self,
         path: &str,

@@ -1,4 +1,4 @@
-//! Observers with a configuration file, and steps that leave marks by which they can be told afterwards.
+//! Observers with a configuration file, and steps that leave marks by which they can be identified afterwards.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,17 +19,17 @@ pub(crate) const HOOKS_DROPPED: &str = "varta_recovery_hooks_total{outcome=\"dro
 pub(crate) const HOOKS_WITHDRAWN: &str = "varta_recovery_hooks_total{outcome=\"withdrawn\"}";
 pub(crate) const RECOVERED: &str = "varta_recovery_outcomes_total{outcome=\"recovered\"}";
 
-/// Nobody waits for debts.
+/// No budget delays a step.
 const QUICK: &str = "
 recovery-debounce-ms = 10
 recovery-backoff = \"10ms\"
 recovery-backoff-max = \"20ms\"
 ";
 
-/// How long it is waited for what must not happen.
+/// How long a test waits for an event that must not happen.
 pub(crate) const QUIET: Duration = Duration::from_millis(400);
 
-/// Where steps leave marks, and gates that they wait at.
+/// The directory of the steps' marks, and of the gates that they wait at.
 pub(crate) struct Marks {
     directory: TempDir,
 }
@@ -55,7 +55,7 @@ impl Marks {
         format!("{{ run = [\"/bin/sh\", \"-c\", \"cd {directory}; {script}\"]{more} }}")
     }
 
-    /// A step that leaves a mark, succeeds, and waits very long for the agent unless `more` says otherwise.
+    /// A step that leaves a mark, succeeds, and waits very long for the agent unless `more` sets another time.
     pub(crate) fn mark(&self, word: &str, more: &str) -> String {
         let more = if more.is_empty() {
             ", wait = \"1h\""
@@ -67,7 +67,7 @@ impl Marks {
 
     /// A step that leaves a mark and then waits until the gate is open.
     pub(crate) fn gated(&self, word: &str, then: &str) -> String {
-        // Whatever becomes of the test, nobody waits when its directory is gone.
+        // Whatever happens to the test, no step waits when its directory is removed.
         let wait = "while test -e marks && ! test -e gate; do sleep 0.02; done";
         let script = format!("echo {word} >> marks; {wait}; {then}");
         self.shell(&script, ", wait = \"1h\"")
@@ -83,7 +83,7 @@ impl Marks {
         text.lines().map(str::to_owned).collect()
     }
 
-    /// Waits for so many marks.
+    /// Waits for this many marks.
     pub(crate) fn wait_for(&self, count: usize) -> Vec<String> {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -110,7 +110,7 @@ impl Marks {
         Observer::start(&[&[config.as_str()], flags].concat())
     }
 
-    /// Gives a running observer another configuration; what it says to that.
+    /// Gives a running observer another configuration; returns its log line about that.
     pub(crate) fn reload(&self, observer: &Observer, text: &str) -> LogLine {
         self.configure(text);
         observer.signal(Signal::HUP);
@@ -118,7 +118,7 @@ impl Marks {
     }
 }
 
-/// A configuration with one ladder for everybody.
+/// A configuration with one ladder for every agent.
 pub(crate) fn ladder(threshold_ms: u32, steps: &[String], more: &str) -> String {
     format!(
         "threshold-ms = {threshold_ms}\ndefault-recovery = \"it\"\n\
@@ -127,8 +127,8 @@ pub(crate) fn ladder(threshold_ms: u32, steps: &[String], more: &str) -> String 
     )
 }
 
-/// A rule with all hooks, each of which leaves its reason, and a ladder that does not help. One occasion comes a
-/// second after the other, so that on a busy machine each has left its reason before the next one.
+/// A rule with all hooks, each of which leaves its reason, and a ladder that does not help. The occasions come a
+/// second apart, so that on a busy machine each has left its reason before the next one.
 pub(crate) fn all_hooks(marks: &Marks) -> String {
     let hook = marks.shell("echo $VARTA_REASON >> marks", "");
     let hooks = ["late", "critical", "exit", "recovered", "gave-up"];
@@ -160,7 +160,7 @@ impl Observer {
 }
 
 impl Stopped {
-    /// What became of the recoveries of one agent, in order.
+    /// The outcomes of the recoveries of one agent, in order.
     pub(crate) fn outcomes(&self, pid: u32) -> Vec<&str> {
         let lines = self.lines_of("recover", pid);
         let outcomes = lines.into_iter().filter_map(|line| line.text("outcome"));
@@ -168,7 +168,7 @@ impl Stopped {
     }
 }
 
-/// Whether a process is there, be it as a zombie.
+/// Whether a process exists, possibly as a zombie.
 pub(crate) fn is_there(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }

@@ -1,4 +1,4 @@
-//! A line of the log as any program reads it: JSON keys and values, nothing of the observer's own types.
+//! A line of the log in the way any program reads it: JSON keys and values, no type of the observer.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -10,7 +10,7 @@ pub(crate) struct LogLine {
     pub(crate) level: String,
     pub(crate) event: String,
     pub(crate) msg: String,
-    /// Those that only some lines have.
+    /// The keys that only some lines have.
     #[serde(flatten)]
     pub(crate) keys: Map<String, Value>,
 }

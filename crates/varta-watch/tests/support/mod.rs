@@ -1,5 +1,5 @@
-//! A real observer and real agent processes for black-box tests: started, told what to do, watched
-//! through the observer's log, and ended with the test.
+//! A real observer and real agent processes for black-box tests: started, given orders, watched through the
+//! observer's log, and ended with the test.
 
 #![allow(dead_code, reason = "each test program needs a part of it")]
 
@@ -29,13 +29,13 @@ use varta_client::{Frame, Status};
 
 pub(crate) use log_line::{Event, LogLine};
 
-/// How long anything may take on a busy machine before the test gives up.
+/// Timeout on a busy machine before the test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Beats that were credited to somebody.
+/// Beats that were credited to an agent.
 pub(crate) const BEATS: &str = "varta_observer_beats_total";
 
-/// How long a stranger that lied or sent no frame is not looked at closely, with something to spare.
+/// How long the datagrams of an unknown sender with a false claim or no frame are not examined, with a margin.
 pub(crate) const DISTRUST: Duration = Duration::from_millis(1_100);
 
 /// Most descriptors that the kernel lets a sender attach to a datagram.
@@ -52,9 +52,9 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    /// Starts with `--socket`, `--log-format json` and the given flags, and without an address for HTTP unless
-    /// the flags give one, since there is only one default; returns when it listens. A machine that is busy with
-    /// other things does not hold fire.
+    /// Starts with `--socket`, `--log-format json` and the given flags, and without an address for HTTP unless the
+    /// flags give one, since there is only one default; returns when it listens. A machine that is busy otherwise
+    /// causes no hold-fire.
     pub(crate) fn start(flags: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         Self::start_in(directory, flags, |command| command)
@@ -93,7 +93,7 @@ impl Observer {
         self.child.id()
     }
 
-    /// Waits for the next line that fits.
+    /// Waits for the next line that matches.
     pub(crate) fn wait_for(&self, event: &str, fits: impl Fn(&LogLine) -> bool) -> LogLine {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -113,7 +113,7 @@ impl Observer {
         }
     }
 
-    /// What it said when it had started.
+    /// Its lines at the start.
     pub(crate) fn start_line(&self) -> LogLine {
         let seen = self.seen.borrow();
         let start = seen.iter().find(|line| line.event == "start");
@@ -147,7 +147,7 @@ impl Observer {
             .count()
     }
 
-    /// Waits for a line that says why something was refused, or finds it among those that were read.
+    /// Waits for a line with the reason of a refusal, or finds it among those that were read.
     pub(crate) fn wait_for_refusal(&self, reason: &str) -> LogLine {
         self.told("refuse", |line| line.text("reason") == Some(reason))
     }
@@ -163,20 +163,20 @@ impl Observer {
         signal_pid(self.child.id(), signal);
     }
 
-    /// The counters as they are now, but for those that tell times.
+    /// The counters now, except those of times.
     pub(crate) fn counters(&self) -> BTreeMap<String, u64> {
         self.signal(Signal::USR1);
         let line = self.wait_for("notice", |line| line.has("counters"));
         whole(counters_of(&line))
     }
 
-    /// Waits until a counter is that high, for as long as it goes on rising.
+    /// Waits until a counter is that high, for as long as it continues to rise.
     pub(crate) fn wait_for_count(&self, series: &str, at_least: u64) {
         let of = |counters: &BTreeMap<String, u64>| counters.get(series).copied().unwrap_or(0);
         self.wait_while_rising(of, at_least);
     }
 
-    /// Waits until what is made of the counters is that high, for as long as it goes on rising.
+    /// Waits until a value computed from the counters is that high, for as long as it continues to rise.
     fn wait_while_rising(&self, of: impl Fn(&BTreeMap<String, u64>) -> u64, at_least: u64) {
         let mut until = Instant::now() + PATIENCE;
         let mut highest = 0;
@@ -198,7 +198,7 @@ impl Observer {
         }
     }
 
-    /// Waits until a counter is that high, and stops.
+    /// Waits until a counter is that high, and stops the observer.
     pub(crate) fn stop_when(self, series: &str, at_least: u64) -> Stopped {
         self.wait_for_count(series, at_least);
         self.stop()
@@ -223,7 +223,7 @@ impl Observer {
         }
     }
 
-    /// Exit code of an observer that was told to stop.
+    /// Exit code of an observer that was requested to stop.
     pub(crate) fn exit_code(mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
     }
@@ -260,7 +260,7 @@ impl Observer {
     }
 }
 
-/// Waits until so many beats were either credited or refused for one reason.
+/// Waits until this many beats were either credited or refused for one reason.
 pub(crate) fn wait_until_judged(observer: &Observer, refused: &str, beats: u64) {
     let judged = |counters: &BTreeMap<String, u64>| {
         let of = |series: &str| counters.get(series).copied().unwrap_or(0);
@@ -269,7 +269,8 @@ pub(crate) fn wait_until_judged(observer: &Observer, refused: &str, beats: u64) 
     observer.wait_while_rising(judged, beats);
 }
 
-/// Starts what follows as a user and a group without any rights. Not as the kernel's nobody, who is never let in.
+/// Starts the rest of the command as a user and a group without any rights. Not as the kernel's overflow user, which
+/// is never admitted.
 pub(crate) const AS_NOBODY: [&str; 4] = [
     "setpriv",
     "--reuid=64000",
@@ -277,7 +278,7 @@ pub(crate) const AS_NOBODY: [&str; 4] = [
     "--clear-groups",
 ];
 
-/// Says so where a test has to be skipped.
+/// Prints that a test has to be skipped.
 pub(crate) fn may_become_nobody() -> bool {
     let changed = wrapped(&AS_NOBODY, &Command::new("true"))
         .stderr(Stdio::null())
@@ -289,14 +290,14 @@ pub(crate) fn may_become_nobody() -> bool {
     may
 }
 
-/// Copies a program that will be run at once. Another process does it, because a descriptor that is open for
-/// writing could be inherited for a moment by what another test starts, and then the copy is "busy".
+/// Copies a program that will be run at once. Another process does it, because a descriptor that is open for writing
+/// could be inherited for a moment by a process that another test starts, and then the copy is "busy".
 pub(crate) fn copy_program(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg(from).arg(to).status();
     assert!(copied.unwrap().success());
 }
 
-/// A directory that every user may look into.
+/// A directory that every user may read.
 pub(crate) fn public_directory() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -311,7 +312,7 @@ pub(crate) fn with_descriptor_limit(limit: usize) -> impl FnOnce(Command) -> Com
     }
 }
 
-/// A command as the last arguments of another one. Only program and arguments are taken over.
+/// A command as the last arguments of another one. Only program and arguments are kept.
 pub(crate) fn wrapped(wrapper: &[&str], command: &Command) -> Command {
     let mut words = wrapper.iter().map(std::ffi::OsStr::new);
     let inner = std::iter::once(command.get_program()).chain(command.get_args());
@@ -332,7 +333,7 @@ impl Drop for Observer {
     }
 }
 
-/// What a stopped observer left.
+/// The output of a stopped observer.
 pub(crate) struct Stopped {
     pub(crate) lines: Vec<LogLine>,
     /// Those that are not zero.
@@ -429,7 +430,7 @@ pub(crate) fn frame_of(pid: u32, nonce: u64) -> [u8; 32] {
     bytes
 }
 
-/// A frame of a process that says it is critical.
+/// A frame of a process that reports that it is critical.
 pub(crate) fn critical_of(pid: u32, nonce: u64) -> [u8; 32] {
     let mut bytes = [0; 32];
     Frame::new(Status::Critical, pid, nonce, nonce, 9).encode(&mut bytes);
@@ -438,8 +439,8 @@ pub(crate) fn critical_of(pid: u32, nonce: u64) -> [u8; 32] {
 
 /// Recomputes the checksum of an altered frame.
 pub(crate) fn resealed(mut bytes: [u8; 32]) -> [u8; 32] {
-    // A frame that decodes carries the checksum of its own bytes, so let the encoder do it where
-    // possible; altered fields it refuses to hold are summed up here.
+    // A frame that decodes carries the checksum of its own bytes, so the encoder computes it where possible; altered
+    // fields that it refuses are summed up here.
     let mut crc = u32::MAX;
     for byte in &bytes[..28] {
         crc ^= u32::from(*byte);

@@ -2,13 +2,13 @@
 
 use std::process::{Command, Stdio};
 
-/// Starts what follows as the first process of a pid namespace. `/proc` stays that of the test.
+/// Starts the rest of the command as the first process of a pid namespace. `/proc` stays that of the test.
 pub(crate) const CONTAINER: [&str; 4] = ["unshare", "--pid", "--fork", "--kill-child"];
 
 /// Set in a test program that runs in a pid namespace of its own.
 const INSIDE: &str = "VARTA_TEST_INSIDE";
 
-/// Says so where a test has to be skipped.
+/// Prints that a test has to be skipped.
 pub(crate) fn may_make_pid_namespaces() -> bool {
     let [unshare, flags @ ..] = CONTAINER;
     let made = Command::new(unshare)
@@ -23,8 +23,8 @@ pub(crate) fn may_make_pid_namespaces() -> bool {
     may
 }
 
-/// True inside a pid namespace of the test's own, where the test program is pid 1. Elsewhere it has the
-/// test of that name done inside, and returns false: the caller is done.
+/// True inside a pid namespace of the test's own, where the test program is pid 1. Outside it runs the test of that
+/// name inside, and returns false: the caller is done.
 pub(crate) fn inside_a_pid_namespace(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
@@ -50,10 +50,10 @@ pub(crate) fn inside_a_pid_namespace(test: &str) -> bool {
     false
 }
 
-/// Starts what follows as root of a user namespace that maps nobody but its user.
+/// Starts the rest of the command as root of a user namespace that maps only its user.
 pub(crate) const AS_ROOT_OF_A_USER_NAMESPACE: [&str; 3] = ["unshare", "--user", "--map-root-user"];
 
-/// Says so where a test has to be skipped: whether a user without rights may make user and mount namespaces.
+/// Prints that a test has to be skipped: whether a user without rights may make user and mount namespaces.
 pub(crate) fn may_make_user_namespaces() -> bool {
     if !super::may_become_nobody() {
         return false;

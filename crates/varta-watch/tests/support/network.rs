@@ -1,4 +1,4 @@
-//! Agents elsewhere: what they say in clear or sealed, made by the test itself and sent over UDP. An
+//! Remote agents: their datagrams without encryption or sealed, made by the test itself and sent over UDP. An
 //! observer's keys are the bytes [`SHARED`] and [`MASTER`] 32 times each.
 
 use std::collections::BTreeMap;
@@ -36,7 +36,7 @@ pub(crate) const OUT_OF_ORDER: &str = "varta_frame_out_of_order_total";
 pub(crate) const TABLE_FULL: &str = "varta_tracker_capacity_exceeded_total";
 const CROWDED: &str = "varta_frame_identity_refused_total{reason=\"crowded\"}";
 
-/// What becomes of a datagram that comes over a network: it is counted in exactly one of these.
+/// The outcomes of a datagram from a network: it is counted in exactly one of these.
 const JUDGEMENTS: [&str; 10] = [
     BEATS,
     UNDECRYPTABLE,
@@ -59,10 +59,10 @@ const AT_ONCE: usize = 100;
 /// How often an agent beats: 20 times a second.
 pub(crate) const PERIOD: Duration = Duration::from_millis(50);
 
-/// Nobody stalls, however long a test takes.
+/// No agent stalls, however long a test takes.
 pub(crate) const PATIENT: &str = "--threshold-ms=3600000";
 
-/// The pid of an agent elsewhere. No process of this host is looked at, whoever has it here.
+/// The pid of a remote agent. No process of this host is examined, whichever has this pid.
 pub(crate) const PID: u32 = 4242;
 
 /// The byte that the observer's shared key is made of.
@@ -106,13 +106,13 @@ pub(crate) fn flag(name: &str, path: &Path) -> String {
     format!("{name}={}", path.display())
 }
 
-/// An observer that listens in clear on any free port.
+/// An observer that listens without encryption on any free port.
 pub(crate) fn start_in_clear(flags: &[&str]) -> Observer {
     let all = [&["--udp-port=0", "--i-accept-plaintext-udp"], flags].concat();
     Observer::start(&all)
 }
 
-/// An observer that believes the shared and the master key.
+/// An observer that accepts the shared and the master key.
 pub(crate) fn start_sealed(flags: &[&str]) -> Observer {
     start_sealed_in(tempfile::tempdir().unwrap(), flags)
 }
@@ -146,7 +146,7 @@ pub(crate) fn socket() -> UdpSocket {
 }
 
 impl Observer {
-    /// Where it listens for agents elsewhere.
+    /// Its UDP address.
     pub(crate) fn udp(&self) -> SocketAddr {
         let start = self.told("start", |_| true);
         let mut address: SocketAddr = start.text("udp").unwrap().parse().unwrap();
@@ -156,7 +156,7 @@ impl Observer {
         address
     }
 
-    /// A line that fits, be it one that has been read.
+    /// A line that matches, possibly one that has been read.
     pub(crate) fn told(&self, event: &str, fits: impl Fn(&LogLine) -> bool) -> LogLine {
         let told = self.lines_told(|line| line.event == event && fits(line));
         match told.into_iter().next() {
@@ -165,13 +165,13 @@ impl Observer {
         }
     }
 
-    /// The lines read so far that fit.
+    /// The lines read so far that match.
     pub(crate) fn lines_told(&self, fits: impl Fn(&LogLine) -> bool) -> Vec<LogLine> {
         let seen = self.seen.borrow();
         seen.iter().filter(|line| fits(line)).cloned().collect()
     }
 
-    /// Ends with a signal, and another one takes its place, with the same files and these flags.
+    /// Ends it with a signal, and starts another one with the same files and these flags.
     pub(crate) fn replaced(mut self, signal: Signal, flags: &[&str]) -> Self {
         self.signal(signal);
         self.child.wait().unwrap();
@@ -201,7 +201,7 @@ impl Observer {
         self.hear_all(from, [&bytes.to_vec()]);
     }
 
-    /// Waits until the counters are as they should be.
+    /// Waits until the counters have these values.
     pub(crate) fn until(&self, mut fits: impl FnMut(&Counts) -> bool) {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -214,7 +214,7 @@ impl Observer {
         }
     }
 
-    /// Fails unless since `before` these counters have grown by so much, and no other one has.
+    /// Fails unless since `before` these counters have grown by this much, and no other one has.
     pub(crate) fn assert_gained(&self, before: &Counts, expected: &[(&str, u64)]) {
         let mut gained = self.counters();
         for (series, count) in &mut gained {
@@ -239,7 +239,7 @@ fn judged(counters: &Counts) -> u64 {
     all.map(|(_, count)| count).sum()
 }
 
-/// What vouches for a datagram.
+/// The proof in a datagram.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Seal {
     Clear,
@@ -258,14 +258,14 @@ pub(crate) struct Series {
     pub(crate) seal: Seal,
     pub(crate) pid: u32,
     pub(crate) prefix: [u8; 8],
-    /// That of the last datagram.
+    /// Counter of the last datagram.
     pub(crate) counter: u32,
-    /// That of the last beat.
+    /// Nonce of the last beat.
     pub(crate) nonce: u64,
 }
 
 impl Series {
-    /// Begins with counter and nonce 1. The session is called `name`.
+    /// Starts with counter and nonce 1. The session has the name `name`.
     pub(crate) fn new(seal: Seal, pid: u32, name: &str) -> Self {
         let mut prefix = [0; 8];
         prefix[..name.len()].copy_from_slice(name.as_bytes());
@@ -289,7 +289,7 @@ impl Series {
         (0..count).map(|_| self.beat()).collect()
     }
 
-    /// The last frame of a process, as its next datagram.
+    /// The terminal frame of a process, as its next datagram.
     pub(crate) fn last(&mut self, payload: u32, timestamp: u64) -> Vec<u8> {
         self.put(&last_frame(self.pid, payload, timestamp))
     }
@@ -300,7 +300,7 @@ impl Series {
         self.at(self.counter, frame)
     }
 
-    /// A frame at any place of the session.
+    /// A frame at any position of the session.
     pub(crate) fn at(&self, counter: u32, frame: &[u8; 32]) -> Vec<u8> {
         let envelope = match self.seal {
             Seal::Clear => return frame.to_vec(),
@@ -314,14 +314,14 @@ impl Series {
     }
 }
 
-/// The last frame of a process elsewhere.
+/// The terminal frame of a remote process.
 pub(crate) fn last_frame(pid: u32, payload: u32, timestamp: u64) -> [u8; 32] {
     let mut bytes = [0; 32];
     Frame::new(Status::Critical, pid, timestamp, NONCE_TERMINAL, payload).encode(&mut bytes);
     bytes
 }
 
-/// Seals what the library refuses to: prefix, counter, ciphertext and tag.
+/// Seals frames that the library refuses to seal: prefix, counter, ciphertext and tag.
 pub(crate) fn sealed_by_hand(
     key: &Key,
     associated: &[u8],
@@ -339,7 +339,7 @@ pub(crate) fn sealed_by_hand(
     [&nonce[..], &sealed, tag.as_slice()].concat()
 }
 
-/// An agent elsewhere that beats 20 times a second until it is stopped.
+/// A remote agent that beats 20 times per second until it is stopped.
 pub(crate) struct Beating {
     ends: Arc<AtomicBool>,
     thread: Option<JoinHandle<Series>>,
@@ -363,7 +363,7 @@ impl Beating {
         }
     }
 
-    /// Falls silent; returns how far it has come.
+    /// Stops beating; returns the series in its last state.
     pub(crate) fn stop(mut self) -> Series {
         self.ends.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap()
@@ -376,8 +376,8 @@ impl Drop for Beating {
     }
 }
 
-/// What a recovery command wrote of whom it was started for, after a stall of one agent; `None` if none was
-/// started. Also what the observer said of it.
+/// The record of a recovery command about the agent it was started for, after a stall of one agent; `None` if none
+/// was started. Also the observer's line about it.
 pub(crate) fn recovery_of(
     start: impl Fn(&[&str]) -> Observer,
     flags: &[&str],

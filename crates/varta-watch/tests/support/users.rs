@@ -1,4 +1,4 @@
-//! Agents of another user beside those of root, and an observer that both can reach.
+//! Agents of another user besides those of root, and an observer that both can reach.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use super::agents::Puppet;
 use super::ladders::Marks;
 use super::{Observer, copy_program, may_become_nobody, public_directory};
 
-/// Starts what follows as a user without any rights.
+/// Starts the rest of the command as a user without any rights.
 pub(crate) const AS_USER: [&str; 4] = [
     "setpriv",
     "--reuid=65533",

@@ -227,7 +227,7 @@ fn the_first_process_is_not_signalled() {
 #[test]
 fn an_agent_elsewhere_cannot_be_signalled() {
     for to in EVERY_TARGET {
-        let error = send(Signal::Cont, to, elsewhere()).unwrap_err();
+        let error = send(Signal::Cont, to, remote_agent()).unwrap_err();
         assert!(matches!(error, StartFailure::Remote), "{error:?}");
     }
 }

@@ -49,7 +49,7 @@ fn another_instance_of(agent: Agent) -> Agent {
     }
 }
 
-fn elsewhere() -> Agent {
+fn remote_agent() -> Agent {
     let address = "10.0.0.7:1".parse().unwrap();
     Agent {
         slot: 0,

@@ -160,7 +160,7 @@ fn a_program_for_an_agent_elsewhere_is_given_its_address() {
     block_on(async {
         let about = Subject {
             source: Some("10.0.0.7".parse().unwrap()),
-            ..subject(elsewhere())
+            ..subject(remote_agent())
         };
         let step = step("/bin/echo", &["{pid}@{source}"]);
         let running = Runner::new(kernel())

@@ -11,12 +11,12 @@ fn somebody() -> Subject {
     Subject {
         agent: Agent {
             pid: 7,
-            ..elsewhere()
+            ..remote_agent()
         },
         unit: Some("web.service".to_owned()),
         user_unit: Some("dev.scope".to_owned()),
         source: Some("10.0.0.7".parse().unwrap()),
-        ..subject(elsewhere())
+        ..subject(remote_agent())
     }
 }
 
@@ -33,7 +33,7 @@ fn every_placeholder_is_filled_in_every_argument() {
 #[test]
 fn what_is_not_known_is_empty() {
     assert_eq!(
-        filled("[{unit}][{user-unit}][{source}]", &subject(elsewhere())),
+        filled("[{unit}][{user-unit}][{source}]", &subject(remote_agent())),
         "[][][]"
     );
 }
@@ -93,7 +93,7 @@ fn seen(children: &Children, own: &[(&str, &str)]) -> BTreeMap<String, String> {
     let own = own
         .iter()
         .map(|&(key, value)| (OsString::from(key), OsString::from(value)));
-    for_child(children, &subject(elsewhere()), own)
+    for_child(children, &subject(remote_agent()), own)
         .into_iter()
         .map(|(key, value)| (key.into_string().unwrap(), value.into_string().unwrap()))
         .filter(|(key, _)| !key.starts_with("VARTA_") || key == "VARTA_PID")

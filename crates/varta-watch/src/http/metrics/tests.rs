@@ -106,7 +106,7 @@ impl Observer {
         self.hear(key, pid, status, info)
     }
 
-    fn elsewhere(&mut self, pid: u32, source: u64, address: &str) -> Agent {
+    fn hear_remote(&mut self, pid: u32, source: u64, address: &str) -> Agent {
         let info = AgentInfo {
             address: Some(address.parse().unwrap()),
             ..AgentInfo::default()
@@ -307,7 +307,7 @@ fn series_of_an_agent_say_what_it_is_and_how_it_does() {
     for _ in 0..3 {
         observer.local(8, Status::Degraded, "degraded");
     }
-    observer.elsewhere(9, 1, "10.0.0.7");
+    observer.hear_remote(9, 1, "10.0.0.7");
     let page = observer.page(Format::Text);
     let statuses = ["7", "8", "9"].map(|pid| value(&page, "varta_status", pid));
     assert_eq!(statuses, ["3", "1", "0"]);
@@ -369,10 +369,10 @@ fn series_of_an_agent_go_with_it() {
 #[test]
 fn agents_that_nothing_visible_tells_apart_share_a_series() {
     let mut observer = Observer::new(8);
-    observer.elsewhere(7, 1, "10.0.0.7");
+    observer.hear_remote(7, 1, "10.0.0.7");
     observer.silence();
-    observer.elsewhere(7, 2, "10.0.0.7");
-    observer.elsewhere(7, 3, "10.0.0.8");
+    observer.hear_remote(7, 2, "10.0.0.7");
+    observer.hear_remote(7, 3, "10.0.0.8");
     let page = observer.page(Format::Text);
     assert_eq!(of(&page, "varta_beats_total").len(), 2);
     assert_eq!(value(&page, "varta_beats_total", "10.0.0.7"), "2");
@@ -430,7 +430,7 @@ fn no_name_of_a_process_breaks_the_page() {
 fn both_formats_hold_the_same_samples() {
     let mut observer = Observer::new(8);
     observer.local(7, Status::Ok, "a");
-    observer.elsewhere(9, 1, "10.0.0.7");
+    observer.hear_remote(9, 1, "10.0.0.7");
     for timing in Timing::ALL {
         observer.view.counters.observe(*timing, 1_234_567);
     }
