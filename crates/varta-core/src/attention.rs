@@ -6,10 +6,10 @@
 //!
 //! Lateness is tolerated up to an eighth of a threshold, 1 to 100 ms ([`tolerance_ns`]), and each agent is judged by
 //! its own threshold. Lateness that no agent tolerates is taken off the clock by this module. Lateness that only
-//! some agents tolerate stays on the clock, and [`crate::Tracker::excuse`] takes it off the silence of the others.
+//! some agents tolerate stays on the clock, and [`crate::Tracker::excuse`] takes it off the silence of the rest.
 //! Either way a gap shortens a silence by its own length only: the silence before it and after it counts.
 //!
-//! A pause that begins within a sleep and ends before the set wake-up is not noticed. It cannot cost an agent
+//! A pause that starts within a sleep and ends before the set wake-up is not noticed. It cannot cost an agent
 //! more than [`longest_sleep_ns`], an eighth of its threshold. For beats that a full queue refused see
 //! [`crate::overflow`].
 //!

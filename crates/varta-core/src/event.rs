@@ -39,7 +39,7 @@ pub enum EventKind {
     Session {
         /// Which agent.
         agent: Agent,
-        /// Nonce of the beat that began it.
+        /// Nonce of the beat that started it.
         nonce: u64,
         /// Status of that beat.
         status: Status,

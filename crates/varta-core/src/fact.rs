@@ -463,9 +463,9 @@ pub enum Fact {
         http: Option<SocketAddr>,
         /// Its control socket.
         control: Option<PathBuf>,
-        /// Silence that makes a stall, unless a rule says otherwise.
+        /// Default stall threshold.
         threshold_ns: u64,
-        /// Its settings, for people.
+        /// Its settings, for display.
         banner: String,
     },
     /// The counters so far.
@@ -484,7 +484,7 @@ pub enum Fact {
     Notice {
         /// How serious it is.
         level: Level,
-        /// For people.
+        /// The text, for display.
         text: String,
     },
 }

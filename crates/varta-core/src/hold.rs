@@ -1,11 +1,11 @@
 //! Which agents fire is held for: all local agents, all remote agents, or the local agents of one user.
 //!
-//! When the agents of one user fall silent together and those of the others are well, that user is the suspect
-//! and not the host; else any user could stop recovery for all. The host is the suspect when
-//! too many of all agents are silent, and those of the users that are no mass stall by themselves are silent,
-//! too. Where all agents are of one user, the host is the suspect as well.
+//! When the agents of one user fall silent together and the agents of other users are well, that user is the
+//! suspect and not the host; otherwise any user could stop recovery for all. The host is the suspect when too
+//! many of all agents are silent, and agents of users without a mass stall of their own are silent, too. Where
+//! all agents are of one user, the host is the suspect as well.
 //!
-//! Bounds: one entry per user for whom fire is held.
+//! Bounds: one entry per user for which fire is held.
 
 mod fire;
 #[cfg(test)]
@@ -35,9 +35,9 @@ pub enum Scope {
 #[derive(Debug)]
 pub struct Holds {
     options: HoldOptions,
-    /// By locality: the silence of one says nothing about the other.
+    /// By locality: the silence of one is no evidence about the other.
     all: PerLocality<HoldFire>,
-    /// Users for whom fire is held.
+    /// Users for which fire is held.
     users: BTreeMap<u32, HoldFire>,
 }
 
@@ -75,7 +75,7 @@ impl Holds {
         self.users.contains_key(&user)
     }
 
-    /// Users for whom fire is held.
+    /// Users for which fire is held.
     pub fn users(&self) -> impl Iterator<Item = u32> {
         self.users.keys().copied()
     }
@@ -141,7 +141,7 @@ impl Holds {
             return true;
         }
         let is_held = matches!(self.all.local.reason(), Some(HoldReason::MassStall { .. }));
-        // As long as fire is held every silent agent counts, however long by now.
+        // While fire is held every silent agent counts, for however long it has been silent.
         let silent = if is_held { rest.silent } else { rest.fresh };
         let of = rest.watched - (rest.silent - silent);
         let share = self.options.share.unwrap_or(1.0);

@@ -57,7 +57,7 @@ impl PidIndex {
         Ok(old)
     }
 
-    /// Forgets `pid` and returns the slot it was mapped to.
+    /// Removes `pid` and returns the slot it was mapped to.
     pub fn remove(&mut self, pid: u32) -> Option<u32> {
         let entry = self.entries.get_mut(pid as usize)?;
         let old = core::mem::take(entry).checked_sub(1)?;
@@ -75,7 +75,7 @@ impl PidIndex {
         self.len == 0
     }
 
-    /// Forgets every pid. This writes the whole table: 16 MiB, then resident.
+    /// Removes every pid. This writes the whole table: 16 MiB, then resident.
     pub fn clear(&mut self) {
         self.entries.fill(0);
         self.len = 0;
@@ -148,7 +148,7 @@ pub struct BoundedIndex<K> {
 struct Entry<K> {
     key: K,
     value: u32,
-    /// Cells a search for the key looks at, this one included: 1 at home. That it is never 0 lets a
+    /// Cells that a search for the key examines, including this one: 1 at home. That it is never 0 lets a
     /// vacant cell cost no memory of its own, and leaves every key and every value legal.
     probes: NonZeroU32,
 }
@@ -205,7 +205,7 @@ impl<K: IndexKey> BoundedIndex<K> {
         Ok(None)
     }
 
-    /// Forgets `key` and returns the value it was mapped to.
+    /// Removes `key` and returns the value it was mapped to.
     pub fn remove(&mut self, key: &K) -> Option<u32> {
         let mut gap = self.find(key)?;
         let removed = self.cells[gap].take()?;
@@ -248,7 +248,7 @@ impl<K: IndexKey> BoundedIndex<K> {
             .map(|entry| (entry.key, entry.value))
     }
 
-    /// Forgets every key. The count of refusals stays.
+    /// Removes every key. The count of refusals stays.
     pub fn clear(&mut self) {
         self.cells.fill(None);
         self.len = 0;

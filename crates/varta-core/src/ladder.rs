@@ -1,18 +1,18 @@
-//! Ladders: which step is next for a stalled agent, and when. How a step is taken is not known here.
+//! Ladders: which step is next for a stalled agent, and when. How a step is taken is up to the caller.
 //!
-//! `silent -> act -> wait -> act harder -> give up and say so -> recovered, reset`. A ladder is data: steps
+//! `silent -> act -> wait -> act harder -> give up and report -> recovered, reset`. A ladder is data: steps
 //! that act or wait, a budget of actions within a window, pauses that grow. The caller takes the steps and
 //! reports how they ended.
 //!
 //! - An action that was handled gives the agent its time to come back, then the next step comes. One that
 //!   failed leads to the next step at once; the last one is tried again with growing pauses.
-//! - Nothing is lost: a step that debounce, a running action, the limits or a held fire postpone is
-//!   taken later, while the agent stays silent. A silence ends when the agent is back, gone or paused, or
-//!   when there is nothing left to try or the budget is spent: then, and once, in [`Next::GaveUp`].
-//! - At most one action is in flight per agent and a fixed number altogether, of which remote agents may
-//!   have half, so that none of them takes what local agents need (law 3).
+//! - Nothing is lost: a step that debounce, a running action, the limits or a held fire postpone is taken
+//!   later, while the agent stays silent. A silence ends when the agent is back, left or paused, or when no
+//!   step is left or the budget is spent: then there is one [`Next::GaveUp`].
+//! - At most one action is in flight per agent and a fixed number altogether, of which remote agents may have
+//!   half, so that they cannot take the permits of local agents (law 3).
 //!
-//! [`hold`](crate::hold) decides when fire is held, [`engine`](crate::engine) which ladder an agent climbs. Bounds: everything is allocated at construction, by slot, but for the list of users for whom
+//! [`hold`](crate::hold) decides when fire is held, [`engine`](crate::engine) which ladder an agent has. Bounds: everything is allocated at construction, by slot, but for the list of users for whom
 //! fire is held.
 
 mod action_history;
@@ -56,7 +56,7 @@ pub enum ActionEnd {
 pub enum Plan {
     /// The agent has no ladder.
     Nothing,
-    /// The first step is due as soon as there is room.
+    /// The first step is due as soon as there is a permit.
     Now,
     /// The last action on this agent is too recent: the first step comes later.
     TooRecent,

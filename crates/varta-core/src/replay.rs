@@ -28,10 +28,10 @@
 //!
 //! *Bounds.* Memory is 64 bytes per open session and 24 per closed one, handed in, and of its own at most 200 per
 //! open session and 64 per closed one, reserved at construction. A call costs a few look-ups; one that opens a
-//! session also looks at the agent's other sessions, and at 64 records more if there is no room. The last `closed`
-//! closed sessions are kept and older ones dropped: a capture that is older than that can be replayed once more.
-//! Under a key that agents share, a copy of the first datagram of a session that comes before it, from another
-//! agent's address, opens the session for that agent.
+//! session also examines the agent's other sessions, and up to 64 more records if the table is full. The last
+//! `closed` closed sessions are kept and older ones dropped: a capture that is older than that can be replayed
+//! once more. Under a key that agents share, a copy of the first datagram of a session that comes before it, from
+//! another agent's address, opens the session for that agent.
 //!
 //! The facts are stored in a row of atomic words. If these are a mapped file, the memory survives the
 //! process: a kill between any two stores causes at most more refusals than needed, never a datagram that is
@@ -64,8 +64,8 @@ pub const SESSIONS_PER_AGENT: usize = 4;
 /// without a goodbye.
 pub const LIVE_NS: u64 = 600_000_000_000;
 
-/// Records looked at per attempt to make room. It bounds the work of a new session in a full table; in a
-/// larger table several attempts may be needed until a closable one is found.
+/// Records examined per attempt to free one. It bounds the work of a new session in a full table; in a larger
+/// table several attempts may be needed until a closable one is found.
 const SCAN_RECORDS: u32 = 64;
 
 /// The most open sessions (64 MiB) and closed ones kept (8 MiB); larger requests are clamped.

@@ -52,7 +52,7 @@ pub enum Transport {
     SecureUdp,
 }
 
-/// Which agents are meant: everything that is given must match; nothing given means all agents.
+/// A selector: every given field must match; one without fields matches every agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selector {
     /// Glob over the name.
@@ -105,7 +105,7 @@ impl Selector {
         })
     }
 
-    /// Whether all agents are meant.
+    /// Whether every agent matches.
     pub fn is_everybody(&self) -> bool {
         *self == Self::default()
     }

@@ -1,12 +1,11 @@
-//! How many agents are silent right now, before any of them is a stall: what distinguishes a host that has fallen
-//! silent from one of its processes.
+//! Counts of silent agents, before any of them is a stall: they distinguish a host that fell silent from a single
+//! process that did.
 //!
-//! The observer holds its fire while a large part of all agents is silent. At the first stall of a mass
-//! stall the others are not stalled yet, so counting stalls would be too late: the first child would be
-//! started before the mass is recognised. But an agent that beats at least twice per threshold was heard at most
-//! half a threshold after the first one, so by then it is silent for half a threshold. An agent that beats
-//! less often is silent for that long as a matter of course; it counts only once it is silent for longer than it
-//! usually is.
+//! The observer holds its fire while a large part of all agents is silent. At the first stall of a mass stall
+//! the other agents are not stalled yet, so counting stalls would be too late: the first child would be started
+//! before the mass is recognised. But an agent that beats at least twice per threshold last beat at most half a
+//! threshold after the first one, so by then it is silent for half a threshold. An agent that beats less often
+//! is usually silent for that long; it counts only when its silence is longer than usual.
 //!
 //! One pass over the table, no state; 100 000 agents take a few milliseconds. Bounds: one count per user is
 //! allocated.
@@ -20,12 +19,12 @@ use crate::slot::{Rhythm, SlotTable};
 /// Silence, in parts of the threshold, from which on an agent counts as silent: a half, see above.
 const SILENT_PARTS: u64 = 2;
 
-/// Silence, in quarters of an agent's mean interval, below which it is nothing unusual: five, so that
-/// timers that are late by a fifth make no agent silent.
+/// Silence, in quarters of an agent's mean interval, below which it is usual: five, so that timers that are
+/// late by a fifth make no agent silent.
 const USUAL_QUARTERS: u64 = 5;
 
-/// Silence, in eighths of the threshold, that is unusual for every agent: seven. The mean of an agent that was silent
-/// for long says little, and an agent that near to its threshold is as good as silent.
+/// Silence, in eighths of the threshold, that is unusual for every agent: seven. The mean interval after a long
+/// silence is unreliable, and an agent that near to its threshold counts as silent.
 const UNUSUAL_EIGHTHS: u64 = 7;
 
 /// Silence in thresholds up to which it counts as recent.

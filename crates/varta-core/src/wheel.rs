@@ -1,11 +1,11 @@
 //! Deadlines: which slot is due next, and when (DESIGN section 5, "Wheel").
 //!
-//! A hierarchical timing wheel. Arming and cancelling touch one bucket, expiring moves a timer at most
-//! once per level, whatever the number of timers and however mixed their deadlines. It reads no clock,
-//! calls nothing back and gives a timer no meaning beyond its slot number; there is one timer per slot.
-//! Bounds: memory is 24 bytes per slot plus 9 KiB, reserved by [`Wheel::new`]; any `u64` of nanoseconds
-//! is a legal deadline; work per call of [`Wheel::pop_due`] is bounded by the caller's budget. A timer
-//! never fires early, and becomes due less than one tick (16.4 us) after its deadline.
+//! A hierarchical timing wheel. Arming and cancelling touch one bucket, expiring moves a timer at most once
+//! per level, for any number of timers and any mix of deadlines. It reads no clock, calls nothing back and
+//! gives a timer no meaning beyond its slot number; there is one timer per slot. Bounds: memory is 24 bytes
+//! per slot plus 9 KiB, reserved by [`Wheel::new`]; any `u64` of nanoseconds is a legal deadline; work per
+//! call of [`Wheel::pop_due`] is bounded by the caller's budget. A timer never fires early, and becomes due
+//! less than one tick (16.4 us) after its deadline.
 
 /// A tick is 2^14 ns = 16.4 us: well below the millisecond within which a stall is to be noticed, so rounding
 /// is invisible, and coarse enough that nine levels cover every possible time. A longer tick adds lateness, a

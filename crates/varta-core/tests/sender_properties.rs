@@ -1,12 +1,12 @@
-//! Who a beat is credited to, in a simulated host: processes that end at any moment, pids that are given out again at
-//! once, a queue that fills, datagrams taken one by one or in batches, replies that come late, and containers.
+//! The agent that a beat is credited to, in a simulated host: processes that end at any moment, pids that are reused
+//! at once, a queue that fills, datagrams taken one by one or in batches, replies that come late, and containers.
 //!
-//! Each datagram carries the instance of the process that has really sent it. The oracle knows nothing of how senders
-//! are judged. It says:
+//! Each datagram carries the instance of its real sender. The oracle does not use the rules that judge senders. Its
+//! rules:
 //!
-//! 1. A beat is credited to the process that has sent it, or to none. With one exception, which no fact could tell: in
-//!    a batch, a beat of a process that came after the agent's and has ended, too, is taken for a last one of the
-//!    agent, which leaves in the same turn.
+//! 1. A beat is credited to the process that sent it, or to none. There is one exception, which no fact can detect: in
+//!    a batch, a beat of a process that succeeded the agent's and has ended, too, counts as a last one of the agent,
+//!    which leaves in the same turn.
 //! 2. A datagram that is refused, or waits, changes nothing in the table.
 //! 3. Every datagram is credited, refused or waits, and none waits for ever.
 //! 4. A process whose end was reported does not become an agent again.
@@ -59,7 +59,7 @@ struct Process {
 }
 
 impl Process {
-    /// Every other process lives in a container, where it has another pid.
+    /// Every second process runs in a container, where it has another pid.
     fn inner_pid(self, pid: u32) -> u32 {
         match self.instance % 2 {
             0 => pid,
@@ -85,7 +85,7 @@ struct Host {
 }
 
 impl Host {
-    /// Something happens: a process starts, ends, or sends.
+    /// A random event: a process starts, ends, or sends.
     fn step(&mut self) {
         self.now_ns += MS;
         let pid = 2 + self.random.below(PIDS) as u32;
@@ -134,9 +134,9 @@ struct Observer {
     senders: LocalSenders,
     limits: Limits,
     sent: SendTimeBound,
-    /// The kernel hands over the process of a sender.
+    /// Whether the kernel passes the process of a sender.
     attaches: bool,
-    /// What is known of the agent in a slot, and whether its end was seen.
+    /// The facts of the agent in a slot, and whether its end was seen.
     held: BTreeMap<u32, (Option<Claims>, bool)>,
     queries: VecDeque<(SenderQuery, Option<u64>)>,
     ended: BTreeSet<u64>,
@@ -197,7 +197,7 @@ impl Observer {
         }
     }
 
-    /// Each datagram after a look at its sender; anything may happen between the two.
+    /// Takes each datagram after examining its sender; random events may happen between the two.
     fn take_one_by_one(&mut self) {
         let looked_ns = self.host.now_ns;
         loop {
@@ -225,7 +225,7 @@ impl Observer {
         }
     }
 
-    /// Some datagrams at once, then a look at which processes have ended.
+    /// Takes several datagrams at once, then checks which processes have ended.
     fn take_batch(&mut self) {
         let looked_ns = self.host.now_ns;
         let count = (1 + self.host.random.below(4) as usize).min(self.host.queue.len());
@@ -393,7 +393,7 @@ impl Observer {
         }
     }
 
-    /// The process that was asked about is examined, as far as it is still there.
+    /// Examines the queried process, if it still exists.
     fn reply(&mut self, query: SenderQuery, attached: Option<u64>) {
         let pid = query.pid;
         let owner = self.host.processes.get(&pid).copied();
@@ -428,7 +428,7 @@ impl Observer {
                 self.host.now_ns,
                 || has_ended,
             );
-            // A successor that is known by now stays known.
+            // A successor that is known already stays known.
             if let (Verdict::Join { instance }, Some(other)) = (verdict, self.known(pid))
                 && other.agent.instance != instance
             {

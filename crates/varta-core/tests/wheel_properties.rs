@@ -38,7 +38,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Steps of a test, and a time for them to begin.
+/// Steps of a test, and their start time.
 fn history() -> impl Strategy<Value = (u64, Vec<Step>)> {
     (span_ns(), prop::collection::vec(step(), 0..200))
 }

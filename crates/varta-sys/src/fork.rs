@@ -5,9 +5,9 @@
 //! load and does not.
 //!
 //! On Linux the number is stored in a private page that the kernel wipes in every child (`MADV_WIPEONFORK`,
-//! Linux 4.14), however the child was made; a raw `clone` is noticed as well. On other systems, and where the
-//! kernel refuses, a `pthread_atfork` handler counts, which a raw `clone` bypasses. A restored snapshot of a
-//! process or of a machine is not a fork and is not noticed.
+//! Linux 4.14), for any way of making the child; a raw `clone` is detected as well. On other systems, and
+//! where the kernel refuses, a `pthread_atfork` handler counts, which a raw `clone` bypasses. A restored
+//! snapshot of a process or of a machine is not a fork and is not detected.
 //!
 //! Bounds: one page or one registered handler per process, set up at first use and kept for ever; no
 //! lock, no allocation.
@@ -160,8 +160,8 @@ mod unix {
             fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
         }
 
-        /// A word on a page of its own that reads as zero in every child until the child writes it.
-        /// `None` when the kernel has no memory or does not know the advice.
+        /// A word on a page of its own that reads as zero in every child until the child writes it. `None`
+        /// when the kernel has no memory or does not support the advice.
         pub(super) fn wiped_word() -> Option<&'static AtomicUsize> {
             // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no
             // existing memory.
@@ -208,7 +208,7 @@ mod unix {
             assert!(pid >= 0, "no child");
             if pid == 0 {
                 let status = c_int::from(!check());
-                // SAFETY: ends the child at once, running nothing of the test harness.
+                // SAFETY: ends the child at once, without running code of the test harness.
                 unsafe { _exit(status) }
             }
             let mut status = -1;

@@ -88,8 +88,8 @@ fn attributes() -> io::Result<libc::sched_attr> {
     let size = size_of::<libc::sched_attr>() as libc::c_uint;
     // SAFETY: `sched_attr` is plain data for which all zeroes is a valid value.
     let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
-    // SAFETY: 0 is the calling thread, and the kernel writes no more than the size it is told, which is that of
-    // the struct.
+    // SAFETY: 0 is the calling thread, and the kernel writes no more than the given size, which is that of the
+    // struct.
     let result = unsafe {
         libc::syscall(
             libc::SYS_sched_getattr,

@@ -1,9 +1,9 @@
 //! Token buckets: how much a sender may send.
 //!
-//! A bucket holds up to a burst of tokens and fills at a rate; every beat that is let in takes one. Tokens
-//! are counted in billionths, so that a rate of `r` per second is `r` billionths per nanosecond and no
-//! remainder is lost: over any time, at most `burst + rate * time` beats pass and, if enough beats arrive,
-//! exactly as many.
+//! A bucket holds up to a burst of tokens and fills at a rate; every admitted beat takes one. Tokens are
+//! counted in billionths, so that a rate of `r` per second is `r` billionths per nanosecond and no remainder
+//! is lost: over any time, at most `burst + rate * time` beats pass and, if enough beats arrive, exactly as
+//! many.
 //!
 //! [`Limits`] combines them: one bucket per agent, one shared bucket, and reserves for what a flood must not
 //! displace: terminal frames and first contacts. The excess of an agent is refused from its own bucket before

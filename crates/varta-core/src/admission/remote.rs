@@ -6,10 +6,10 @@
 //! first datagram.
 //!
 //! Processes that share key, address and pid are one agent: several handles of one process, or processes that
-//! cannot be told apart. Under a key each has a session of its own, and nothing is compared between sessions. A
-//! goodbye ends its session, and the agent only if no other session of it beat within its threshold, or if its
-//! session carried no beat. That an agent beats over several sessions at once is reported, because one of its
-//! senders can hang unnoticed while another one beats.
+//! cannot be distinguished. Under a key each has a session of its own, and nothing is compared between
+//! sessions. A goodbye ends its session, and the agent only if no other session of it beat within its
+//! threshold, or if its session carried no beat. That an agent beats over several sessions at once is reported,
+//! because one of its senders can hang unnoticed while another one beats.
 //!
 //! The order of the checks is that of wire spec 10.4, with two changes: what is in an envelope must be a frame
 //! before its counter is used up, and a sender that may not open a session, or for which the table has no free

@@ -78,7 +78,7 @@ pub enum Hold {
     Held,
     /// It is held and has ended.
     Ended,
-    /// It is not held, for want of descriptors.
+    /// It is not held, because the observer lacks descriptors.
     None,
 }
 

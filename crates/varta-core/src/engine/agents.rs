@@ -24,9 +24,9 @@ pub(super) struct AgentRecord {
     /// The rule that applies, by number.
     pub(super) rule: Option<usize>,
     pub(super) lineage: Lineage,
-    /// What it may send, as the beat path knows.
+    /// Its rate limit in the beat path.
     pub(super) limit: BeatLimit,
-    /// How long it may be silent, if the beat path was given that.
+    /// Its deadlines in the beat path, if they were set.
     pub(super) deadlines: Option<Deadlines>,
     /// When its pause is expected to end, on the observer's clock, if it is paused.
     pub(super) paused_until_ns: Option<u64>,

@@ -62,8 +62,8 @@ pub struct StepOrder {
     pub subject: Subject,
     /// Only report what would be done.
     pub is_rehearsal: bool,
-    /// First find out whether the process lives in a container: if so, or if that cannot be seen, nothing is done
-    /// ([`StartFailure::CrossNamespace`](crate::fact::StartFailure::CrossNamespace),
+    /// First determine whether the process runs in a container: if so, or if that cannot be determined, nothing
+    /// is done ([`StartFailure::CrossNamespace`](crate::fact::StartFailure::CrossNamespace),
     /// [`StartFailure::Hidden`](crate::fact::StartFailure::Hidden)).
     pub refuse_foreign: bool,
     /// The user that the agent joined as. A signal hits no process that this user could not signal.
@@ -116,7 +116,7 @@ pub struct Subject {
     pub source: Option<IpAddr>,
 }
 
-/// What the beat path has to know about an agent.
+/// An update of the beat path about an agent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AgentUpdate {
     /// How long it may be silent.

@@ -54,7 +54,7 @@ impl Hook {
         matches!(self.steps.get(self.taken), Some(Step::Run(_)))
     }
 
-    /// The program of its next step, for people.
+    /// The program of its next step, for display.
     pub(super) fn program(&self) -> String {
         match self.steps.get(self.taken) {
             Some(Step::Run(run)) => run.called(),

@@ -65,7 +65,7 @@ pub enum Input {
 pub struct ProcessFacts {
     /// Command name; empty if unknown. The process chooses it.
     pub name: String,
-    /// It lives in a pid namespace below the observer's; `None` where `/proc` does not show it.
+    /// Whether it runs in a pid namespace below the observer's; `None` where `/proc` does not show it.
     pub is_foreign: Option<bool>,
     /// Program, control group, units. The program file is missing if a rule asks for it and the file that the
     /// observer finds at that path is another one, see [`Policy::names_program`].
@@ -83,7 +83,7 @@ pub enum Outcome {
     Started {
         /// Its pid.
         child_pid: u32,
-        /// The command line for people.
+        /// The command line for display.
         command: String,
     },
     /// The program has ended.
@@ -92,7 +92,7 @@ pub enum Outcome {
     Signalled(SignalHits),
     /// It was a rehearsal: this would have been done.
     Rehearsed {
-        /// The step for people.
+        /// The step for display.
         step: String,
     },
     /// Nothing was done.

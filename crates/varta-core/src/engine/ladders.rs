@@ -1,4 +1,4 @@
-//! Stalls and their ladders: which ladder an agent climbs, and which step is ordered next.
+//! Stalls and their ladders: the ladder of an agent, and the next step to order.
 
 use super::effect::{Action, Effect, StepOrder, Subject};
 use super::input::ActionId;
@@ -254,7 +254,7 @@ impl Engine {
     }
 }
 
-/// The ladder meant for an agent.
+/// The ladder of an agent.
 pub(super) fn ladder_of(policy: &Policy, record: &AgentRecord) -> Option<u32> {
     let rule = record.rule.and_then(|rule| policy.rules.get(rule));
     let choice = rule.map_or(LadderChoice::Default, |rule| rule.ladder);

@@ -18,8 +18,8 @@ use crate::tracker::Deadlines;
 const BURST_SECONDS: u32 = 10;
 
 impl Engine {
-    /// Other rules, ladders and limits from now on. What runs goes on; an agent that is silent goes on climbing where
-    /// the ladder is the same, and begins at the foot where it is not.
+    /// Replaces rules, ladders and limits. Running actions continue; a silent agent keeps its position where its
+    /// ladder is unchanged, and restarts at the first step where it is not.
     pub(super) fn on_policy(
         &mut self,
         policy: Arc<Policy>,
@@ -80,8 +80,8 @@ impl Engine {
         }
     }
 
-    /// Finds the rule of an agent, updates the beat path, and names the agent as the rule says. True if it was
-    /// stalled and is not by that rule.
+    /// Assigns the rule of an agent, updates the beat path, and sets the agent's label. True if it was stalled
+    /// and is not by that rule.
     pub(super) fn assign_rule(&mut self, agent: Agent) -> bool {
         let (Some(slot), Some(record)) = (self.slot_of(agent), self.agents.get_mut(agent)) else {
             self.show(agent);
@@ -95,7 +95,7 @@ impl Engine {
         let rule_data = rule.map(|rule| &self.policy.rules[rule]);
         record.rename(rule_data.and_then(|rule| rule.label.clone()));
         let deadlines = deadlines(&self.policy, rule_data, agent.is_remote());
-        // What the beat path goes by unless it was given something else.
+        // The default that the beat path applies without an update.
         let default = Deadlines {
             threshold_ns: slot.threshold_ns,
             late_ns: slot.late_ns,

@@ -1,6 +1,6 @@
 //! Hold-fire: when many agents fall silent together, or the host lacks memory or I/O, the host is the suspect and not
 //! the agents. Then no agent is acted on until that is over, and for a threshold more: when half of them are back, the
-//! others are on their way and not stuck.
+//! rest may be on their way back and not stuck.
 
 use std::mem::discriminant;
 
@@ -10,7 +10,7 @@ use crate::silence_counts::SilenceCounts;
 const RELIEF: f64 = 0.8;
 
 /// Longest time that fire is held after the cause is gone, 10 s: one agent with a threshold of hours must not
-/// delay the recovery of the others.
+/// delay the recovery of other agents.
 const SETTLE_MAX_NS: u64 = 10_000_000_000;
 
 /// The limits beyond which the host is the suspect.
@@ -21,7 +21,7 @@ pub struct HoldOptions {
     /// Fewer silent agents than this are never too many.
     pub min: u32,
     /// Longest time that a mass stall holds fire: an agent that is silent by then is stuck, and must not block the
-    /// recovery of the others for ever. `None`: as long as it lasts.
+    /// recovery of other agents for ever. `None`: no limit.
     pub mass_max_ns: Option<u64>,
     /// Limit in percent of the last 10 s in which all tasks were stalled for lack of memory; `None`: no
     /// limit.
@@ -74,7 +74,7 @@ pub struct HoldFire {
     reason: Option<HoldReason>,
     /// Agents that were silent before the mass stall.
     silent_before: u32,
-    /// When the agents that were silent while there was a cause have had their time to come back.
+    /// End of the time in which agents that were silent with the cause may come back.
     settled_ns: u64,
     /// Start of the mass stall that holds fire.
     mass_since_ns: u64,
@@ -103,8 +103,8 @@ impl HoldFire {
         self.reason
     }
 
-    /// Judges the agents and the host, `now_ns` in attention time. A mass stall that does not count holds
-    /// nothing.
+    /// Judges the agents and the host, `now_ns` in attention time. A mass stall that does not count holds no
+    /// fire.
     pub fn judge(
         &mut self,
         counts: &SilenceCounts,
@@ -150,8 +150,8 @@ impl HoldFire {
         }
     }
 
-    /// Whether too many have fallen silent together. Once fire is held, every agent that fell silent with the others
-    /// counts, however long by now.
+    /// Whether too many agents fell silent together. Once fire is held, every agent that fell silent with the others
+    /// counts, for however long it has been silent.
     pub(super) fn mass_stall(&self, counts: &SilenceCounts) -> Option<HoldReason> {
         let share = self.options.share?;
         let silent_before = self.silent_before(counts);

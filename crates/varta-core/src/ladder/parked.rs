@@ -1,12 +1,12 @@
-//! Agents of users for whom fire is held: they leave the queue when their turn comes, so that those behind them go on,
-//! and return when fire is free.
+//! Agents of users for which fire is held: they leave the queue when their turn comes, so that the agents behind them
+//! continue, and return when fire is free.
 
 use super::{Ladders, Phase};
 use crate::agent::Locality;
 
 impl Ladders {
-    /// While fire is held for the local agents of one user no step is taken for them and none is given up; both come
-    /// afterwards.
+    /// While fire is held for the local agents of one user no step is taken for them and none is given up; both
+    /// follow afterwards.
     pub fn hold_user(&mut self, user: u32, held: bool) {
         match self.held_users.iter().position(|known| *known == user) {
             None if held => self.held_users.push(user),
@@ -18,7 +18,7 @@ impl Ladders {
         }
     }
 
-    /// The action that has waited longest; those of users for whom fire is held leave the queue.
+    /// The action that has waited longest; those of users for which fire is held leave the queue.
     pub(super) fn first_ready(&mut self, locality: Locality, needs_permit: bool) -> Option<u32> {
         loop {
             let ready = &mut self.lanes[locality].ready;

@@ -1,12 +1,12 @@
-//! A new policy while ladders are climbed, and the end of a rehearsal.
+//! Replacing ladders that are in progress, and ending a rehearsal.
 
 use super::{Entry, LadderTiming, Ladders, NO_LADDER, Phase};
 use crate::agent::Agent;
 use crate::permits::PermitLimits;
 
 impl Ladders {
-    /// New ladders and limits. A silent agent goes on where it stands if its ladder has not changed, else it begins the
-    /// one that `ladder_of` gives it now; without one nothing more is done about it.
+    /// Replaces ladders and limits. A silent agent keeps its position if its ladder has not changed, else it starts the
+    /// one that `ladder_of` returns; without one nothing more is done about it.
     pub fn reload(
         &mut self,
         ladders: Vec<LadderTiming>,
@@ -45,8 +45,8 @@ impl Ladders {
         }
     }
 
-    /// What was started since `since_ns` was a rehearsal: no budget was spent on it, and nothing was done about the
-    /// agents that are silent, whose stalls the caller feeds again with [`Self::on_stall`].
+    /// Discards what was started since `since_ns` as a rehearsal: no budget was spent, and no silent agent was
+    /// acted on. The caller feeds the stalls of silent agents again with [`Self::on_stall`].
     pub fn forget_rehearsal(&mut self, since_ns: u64) {
         self.carryovers.forget_starts(since_ns);
         self.user_budgets.forget();

@@ -148,7 +148,7 @@ impl<W: AsRef<[AtomicU64]>> SlotTable<W> {
         Slot::from_words(&copy)
     }
 
-    /// Which stream of its process is in a slot, as the writer knows it; 0 in a free one.
+    /// Which stream of its process is in a slot, from the writer's view; 0 in a free one.
     pub(crate) fn stream_in(&self, slot: u32) -> Option<u16> {
         let words = self.slot_words(slot)?;
         Some(stream_in(words[TAIL].load(Ordering::Relaxed)))

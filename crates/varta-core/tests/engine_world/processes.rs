@@ -249,7 +249,7 @@ impl Processes {
         }
     }
 
-    /// The place of the process that an agent is, while it lives.
+    /// The place of an agent's process, while it runs.
     pub(crate) fn place_of(&self, agent: Agent) -> Option<usize> {
         let is_it =
             |process: &Process| process.pid == agent.pid && process.instance == agent.instance;
@@ -348,7 +348,7 @@ impl Process {
 
     /// It runs another program, or opens its handle again.
     pub(crate) fn begin_session(&mut self, name: Option<String>, now_ns: u64) {
-        // A handle that is younger than the last beat of the one before could not be told from it.
+        // A handle that is younger than the last beat of the previous one could not be distinguished from it.
         if now_ns - self.handle_since_ns < S {
             return;
         }

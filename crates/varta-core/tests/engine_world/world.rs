@@ -69,7 +69,7 @@ struct Kinds {
     pauses: bool,
     pressure: bool,
     masses: bool,
-    /// Beats are heard on ticks of the timers, so that silences have the very length of a threshold.
+    /// Beats arrive on ticks of the timers, so that silences have exactly the length of a threshold.
     is_on_ticks: bool,
     longest_pause_ns: u64,
 }

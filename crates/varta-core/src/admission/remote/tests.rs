@@ -1,4 +1,4 @@
-//! Each decision about a remote sender.
+//! Every decision about a remote sender.
 
 use std::sync::atomic::AtomicU64;
 
@@ -22,7 +22,7 @@ const ROOM: Room = Room {
 
 type Words = Box<[AtomicU64]>;
 
-/// Senders with the table and the limits that they are judged by.
+/// Senders, with their table and limits.
 struct Host {
     senders: RemoteSenders<Words>,
     tracker: Tracker,
@@ -105,7 +105,7 @@ impl Host {
         Some(KnownRemote { slot, facts })
     }
 
-    /// What becomes of a datagram, and over how many sessions its agent beats if that is reported.
+    /// The outcome of a datagram, and the number of its agent's sessions if that is reported.
     fn hear_from(
         &mut self,
         address: &str,

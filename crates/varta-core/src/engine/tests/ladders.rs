@@ -74,7 +74,7 @@ fn a_step_is_not_ordered_for_an_agent_that_is_back_in_the_table() {
     let mut world = World::new(policy(&[run("/bin/first")]));
     world.join(agent(0));
     world.stall(agent(0));
-    // Its return was not reported yet.
+    // Its return is not reported yet.
     world.change(agent(0), |slot| slot.state = SlotState::Alive);
     world.pass(S);
     assert_eq!(world.ordered(), [""; 0]);

@@ -30,7 +30,7 @@ fn a_stall_that_was_excused_stays_so_while_the_beat_path_does_not_know() {
     world.join(agent(0));
     world.stall(agent(0));
     world.reload(patient());
-    // The slot says that it is stalled still.
+    // The slot still holds a stall.
     world.reload(patient());
     world.pass(10 * S);
     assert_eq!(world.ordered(), [""; 0]);
@@ -45,7 +45,7 @@ fn a_stall_by_the_threshold_before_is_excused_when_it_comes() {
         ..policy(&[run("/bin/first")])
     });
     world.updates.clear();
-    // The beat path did not know of the reload when it saw this.
+    // The beat path made this event before it applied the reload.
     world.stall(agent(0));
     assert_eq!(
         world.updates,

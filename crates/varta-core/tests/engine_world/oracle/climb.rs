@@ -84,7 +84,7 @@ pub(super) fn wait_ns(step: &Step) -> u64 {
     })
 }
 
-/// The pause after so many failures.
+/// The pause after this many failures.
 pub(super) fn pause_ns(ladder: &Ladder, failures: u32) -> u64 {
     let backoff_ns = nanoseconds(ladder.backoff);
     let longest_ns = nanoseconds(ladder.backoff_max).max(backoff_ns);
