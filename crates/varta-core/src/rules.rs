@@ -106,7 +106,7 @@ impl Selector {
     }
 
     /// Whether every agent matches.
-    pub fn is_everybody(&self) -> bool {
+    pub fn matches_every_agent(&self) -> bool {
         *self == Self::default()
     }
 }
@@ -198,7 +198,7 @@ mod tests {
 
     use super::*;
 
-    const NOBODY: Known<'static> = Known {
+    const UNKNOWN_AGENT: Known<'static> = Known {
         name: "",
         exe: None,
         cgroup: None,
@@ -273,13 +273,13 @@ mod tests {
     #[test]
     fn what_is_unknown_matches_no_selector_that_asks_for_it() {
         for selector in selectors() {
-            assert!(!selector.matches(&NOBODY), "{selector:?}");
+            assert!(!selector.matches(&UNKNOWN_AGENT), "{selector:?}");
         }
         let any_name = Selector {
             name: text("*"),
             ..Selector::default()
         };
-        assert!(!any_name.matches(&NOBODY));
+        assert!(!any_name.matches(&UNKNOWN_AGENT));
         let any_source = Selector {
             source: text("*"),
             ..Selector::default()
@@ -300,9 +300,9 @@ mod tests {
 
     #[test]
     fn an_empty_selector_matches_every_agent() {
-        let everybody = Selector::default();
-        assert!(everybody.is_everybody());
-        assert!(everybody.matches(&NOBODY) && everybody.matches(&WEB));
+        let every_agent = Selector::default();
+        assert!(every_agent.matches_every_agent());
+        assert!(every_agent.matches(&UNKNOWN_AGENT) && every_agent.matches(&WEB));
     }
 
     #[test]
@@ -313,7 +313,7 @@ mod tests {
         };
         let selectors = [named("db"), named("web-*"), named("*")];
         assert_eq!(first_match(&selectors, &WEB), Some(1));
-        assert_eq!(first_match(&selectors, &NOBODY), None);
+        assert_eq!(first_match(&selectors, &UNKNOWN_AGENT), None);
     }
 
     #[test]
@@ -332,7 +332,7 @@ mod tests {
             let known = Known {
                 origin,
                 sealed,
-                ..NOBODY
+                ..UNKNOWN_AGENT
             };
             assert_eq!(known.transport(), transport);
             let selector = Selector {
@@ -356,7 +356,10 @@ mod tests {
                 source: text(pattern),
                 ..Selector::default()
             };
-            let known = Known { source, ..NOBODY };
+            let known = Known {
+                source,
+                ..UNKNOWN_AGENT
+            };
             assert_eq!(selector.matches(&known), matches, "{address} {pattern}");
         }
     }
@@ -366,7 +369,7 @@ mod tests {
         let longest = IpAddr::V6(Ipv6Addr::from([0xabcd; 8]));
         let known = Known {
             source: Some(longest),
-            ..NOBODY
+            ..UNKNOWN_AGENT
         };
         let whole = Selector {
             source: Some(longest.to_string()),

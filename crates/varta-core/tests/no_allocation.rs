@@ -107,7 +107,7 @@ fn judging_local_senders_allocates_nothing() {
             _ => FoundProcess::Attached(Some(next(&mut random) % 2)),
         };
         let limits = &mut limits;
-        match senders.judge_stranger(&beat, room, 0, limits, now_ns, || found) {
+        match senders.judge_unknown(&beat, room, 0, limits, now_ns, || found) {
             Verdict::Ask(query) => {
                 asked += 1;
                 let reply = SenderReply {

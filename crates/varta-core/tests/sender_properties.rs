@@ -320,7 +320,7 @@ impl Observer {
                     (None, None) => FoundProcess::Gone,
                 };
                 let senders = &mut self.senders;
-                senders.judge_stranger(&beat, ROOM, sent_after_ns, limits, now_ns, find)
+                senders.judge_unknown(&beat, ROOM, sent_after_ns, limits, now_ns, find)
             }
         };
         if !matches!(verdict, Verdict::RetireAndRefuse) {

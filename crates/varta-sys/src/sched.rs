@@ -117,7 +117,7 @@ mod tests {
     }
 
     /// The slice that the kernel reports: none before Linux 6.12.
-    fn told_slice_ns(before: &libc::sched_attr) -> u64 {
+    fn reported_slice_ns(before: &libc::sched_attr) -> u64 {
         match before.sched_runtime {
             0 => 0,
             _ => SLICE.as_nanos() as u64,
@@ -132,7 +132,7 @@ mod tests {
             let after = attributes().unwrap();
             assert_eq!(after.sched_policy, before.sched_policy);
             assert_eq!(after.sched_nice, before.sched_nice);
-            assert_eq!(after.sched_runtime, told_slice_ns(&before));
+            assert_eq!(after.sched_runtime, reported_slice_ns(&before));
         });
     }
 
@@ -161,7 +161,7 @@ mod tests {
             let after = attributes().unwrap();
             assert!(!is_real_time().unwrap());
             assert_eq!(after.sched_nice, before.sched_nice);
-            assert_eq!(after.sched_runtime, told_slice_ns(&before));
+            assert_eq!(after.sched_runtime, reported_slice_ns(&before));
         });
     }
 

@@ -224,7 +224,7 @@ impl LocalSenders {
 
     /// A beat of a process that is no agent yet. `sent_after_ns` is a lower bound on the send time of its datagram;
     /// `find` identifies its process.
-    pub fn judge_stranger(
+    pub fn judge_unknown(
         &mut self,
         beat: &AttestedFrame,
         room: Room,

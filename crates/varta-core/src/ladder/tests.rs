@@ -16,7 +16,7 @@ fn agent(slot: u32) -> Agent {
     }
 }
 
-fn elsewhere(slot: u32) -> Agent {
+fn remote_agent(slot: u32) -> Agent {
     let address = "10.0.0.1:1".parse().unwrap();
     Agent {
         instance: crate::agent::remote_source(crate::agent::NO_KEY, &address, 0),
@@ -415,12 +415,12 @@ fn nothing_is_started_or_given_up_while_fire_is_held_and_all_of_it_after() {
 fn fire_held_for_remote_agents_is_free_for_local_ones() {
     let mut recovery = recovery(&[act(10)]);
     recovery.on_stall(agent(0), Some(0), 0);
-    recovery.on_stall(elsewhere(1), Some(0), 0);
+    recovery.on_stall(remote_agent(1), Some(0), 0);
     recovery.hold(Locality::Remote, true);
     assert_eq!(recovery.next(S), acts(agent(0), 0));
     assert_eq!(recovery.next(S), None);
     recovery.hold(Locality::Remote, false);
-    assert_eq!(recovery.next(S), acts(elsewhere(1), 0));
+    assert_eq!(recovery.next(S), acts(remote_agent(1), 0));
 }
 
 #[test]
@@ -492,7 +492,7 @@ fn a_target_that_is_gone_is_not_tried_again() {
 fn remote_agents_cannot_block_the_recovery_of_a_local_one() {
     let mut recovery = recovery_with(2, ladder(&[act(10)]));
     for slot in 0..15 {
-        recovery.on_stall(elsewhere(slot), Some(0), 0);
+        recovery.on_stall(remote_agent(slot), Some(0), 0);
     }
     assert!(matches!(recovery.next(S), Some(Next::Act(_))));
     assert!(!matches!(recovery.next(S), Some(Next::Act(_))));

@@ -93,7 +93,7 @@ impl BeatPath {
                 let room = self.room_for(datagram.uid);
                 let found = FoundProcess::Attached(Some(datagram.instance));
                 let (senders, limits) = (&mut self.senders, &mut self.limits);
-                senders.judge_stranger(&beat, room, 0, limits, now_ns, || found)
+                senders.judge_unknown(&beat, room, 0, limits, now_ns, || found)
             }
         };
         self.do_as_judged(verdict, &beat, datagram.instance, oracle);

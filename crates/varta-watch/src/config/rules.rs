@@ -344,7 +344,7 @@ impl<'a> Reader<'a> {
                     "this rule is never reached: every agent matches the one at {place}; put that one last"
                 );
                 self.wrong(block, "agent", text);
-            } else if is_known && rule.selector.is_everybody() {
+            } else if is_known && rule.selector.matches_every_agent() {
                 self.everybody = Some(self.document.shown_place(&block.span()));
             }
             if is_known

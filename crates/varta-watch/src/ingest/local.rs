@@ -171,7 +171,7 @@ impl Recorder {
         let limits = &mut self.limits;
         let verdict = self
             .senders
-            .judge_stranger(beat, room, sent_after_ns, limits, now_ns, find);
+            .judge_unknown(beat, room, sent_after_ns, limits, now_ns, find);
         match verdict {
             Verdict::Join { instance } => {
                 self.join(beat, instance, process, &ProcessInfo::default())?;

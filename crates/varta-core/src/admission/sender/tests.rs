@@ -93,13 +93,13 @@ fn judge_known(beat: &AttestedFrame, known: &KnownSender, proved: bool) -> Verdi
     senders(false).judge_known(beat, known, proved, &mut limits(), 0, never)
 }
 
-fn judge_stranger(
+fn judge_unknown(
     senders: &mut LocalSenders,
     beat: &AttestedFrame,
     found: FoundProcess,
     now_ns: u64,
 ) -> Verdict {
-    senders.judge_stranger(beat, ROOM, 7, &mut limits(), now_ns, || found)
+    senders.judge_unknown(beat, ROOM, 7, &mut limits(), now_ns, || found)
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn an_unknown_sender_joins_at_once_only_with_its_process_attached_and_its_own_pi
         ),
     ] {
         let mut senders = senders(refuse_foreign);
-        let verdict = judge_stranger(&mut senders, &claiming(claimed, 1), found, 0);
+        let verdict = judge_unknown(&mut senders, &claiming(claimed, 1), found, 0);
         assert_eq!(verdict, expected, "{refuse_foreign} {claimed} {found:?}");
     }
 }
@@ -269,7 +269,7 @@ fn an_unknown_sender_is_not_examined_when_the_table_is_full() {
         ),
     ] {
         let mut senders = senders(false);
-        let verdict = senders.judge_stranger(&beat(1), room, 0, &mut limits(), 0, never);
+        let verdict = senders.judge_unknown(&beat(1), room, 0, &mut limits(), 0, never);
         assert_eq!(verdict, expected);
     }
 }
@@ -280,20 +280,20 @@ fn a_process_whose_end_was_reported_does_not_join_again() {
     senders.note_end(PID, INSTANCE, 0);
     let refused = Verdict::Refuse(Refusal::SenderEnded);
     let attached = FoundProcess::Attached(Some(INSTANCE));
-    assert_eq!(judge_stranger(&mut senders, &beat(1), attached, 5), refused);
+    assert_eq!(judge_unknown(&mut senders, &beat(1), attached, 5), refused);
     assert_eq!(
-        judge_stranger(&mut senders, &beat(1), FoundProcess::Gone, 5),
+        judge_unknown(&mut senders, &beat(1), FoundProcess::Gone, 5),
         refused
     );
     let later_ns = 2 * SECOND;
-    let verdict = judge_stranger(&mut senders, &beat(1), FoundProcess::Gone, later_ns);
+    let verdict = judge_unknown(&mut senders, &beat(1), FoundProcess::Gone, later_ns);
     assert_eq!(
         verdict,
         Verdict::JoinAndLeave,
         "another one had the pid since"
     );
     let successor = FoundProcess::Attached(Some(9));
-    let verdict = judge_stranger(&mut senders, &beat(1), successor, 5);
+    let verdict = judge_unknown(&mut senders, &beat(1), successor, 5);
     assert_eq!(verdict, Verdict::Join { instance: 9 });
 }
 
@@ -303,7 +303,7 @@ fn a_process_that_said_goodbye_comes_back_within_limits() {
     let mut limits = limits();
     senders.note_goodbye(PID, 0);
     let attached = || FoundProcess::Attached(Some(INSTANCE));
-    let mut back = || senders.judge_stranger(&beat(1), ROOM, 0, &mut limits, 5, attached);
+    let mut back = || senders.judge_unknown(&beat(1), ROOM, 0, &mut limits, 5, attached);
     for _ in 0..100 {
         assert_eq!(back(), Verdict::Join { instance: INSTANCE });
     }
@@ -416,13 +416,13 @@ fn a_process_that_was_refused_after_a_look_is_not_examined_again_until_it_may_be
     };
     let attached = FoundProcess::Attached(Some(INSTANCE));
     let mut liar = refused_with(false, info(&[PID, 7]));
-    let again = liar.judge_stranger(&claiming(9, 1), ROOM, 0, &mut limits(), 5, never);
+    let again = liar.judge_unknown(&claiming(9, 1), ROOM, 0, &mut limits(), 5, never);
     assert_eq!(again, Verdict::Refuse(Refusal::PidMismatch { claimed: 9 }));
-    let verdict = judge_stranger(&mut liar, &claiming(7, 1), attached, 5);
+    let verdict = judge_unknown(&mut liar, &claiming(7, 1), attached, 5);
     assert_eq!(verdict, query(Some(INSTANCE), None));
-    let verdict = judge_stranger(&mut liar, &beat(1), attached, 5);
+    let verdict = judge_unknown(&mut liar, &beat(1), attached, 5);
     assert_eq!(verdict, Verdict::Join { instance: INSTANCE });
-    let verdict = judge_stranger(&mut liar, &claiming(9, 1), attached, SECOND);
+    let verdict = judge_unknown(&mut liar, &claiming(9, 1), attached, SECOND);
     assert_eq!(
         verdict,
         Verdict::Wait,
@@ -434,7 +434,7 @@ fn a_process_that_was_refused_after_a_look_is_not_examined_again_until_it_may_be
         ..info(&[PID, 8])
     };
     let mut foreigner = refused_with(true, foreign);
-    let again = foreigner.judge_stranger(&beat(1), ROOM, 0, &mut limits(), 5, never);
+    let again = foreigner.judge_unknown(&beat(1), ROOM, 0, &mut limits(), 5, never);
     assert_eq!(again, Verdict::Refuse(Refusal::ForeignNamespace));
 }
 
@@ -473,14 +473,14 @@ fn only_an_unknown_sender_that_may_join_and_is_not_noisy_needs_its_process_attac
 fn a_refused_unknown_sender_leaves_no_beat_behind() {
     let mut senders = senders(false);
     senders.note_end(PID, INSTANCE, 0);
-    judge_stranger(
+    judge_unknown(
         &mut senders,
         &beat(1),
         FoundProcess::Attached(Some(INSTANCE)),
         0,
     );
-    judge_stranger(&mut senders, &claiming(7, 1), FoundProcess::Gone, SECOND);
-    let verdict = judge_stranger(&mut senders, &beat(2), FoundProcess::Opened(Some(9)), 0);
+    judge_unknown(&mut senders, &claiming(7, 1), FoundProcess::Gone, SECOND);
+    let verdict = judge_unknown(&mut senders, &beat(2), FoundProcess::Opened(Some(9)), 0);
     let Verdict::Ask(query) = verdict else {
         panic!("{verdict:?}");
     };
