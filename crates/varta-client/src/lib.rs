@@ -1,4 +1,4 @@
-//! What an agent links to say "I am making progress".
+//! The library that an agent links to send its beats.
 //!
 //! A handle sends 32-byte beats to the local observer and returns for each what the kernel did with it. It
 //! never waits, never panics, and after construction allocates nothing. It survives a restart of the observer

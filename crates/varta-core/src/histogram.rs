@@ -1,7 +1,7 @@
 //! Distributions of durations, as counts per bucket: one writer, any readers, no lock.
 //!
-//! Each histogram has a sequence counter, so that a reader gets sum and buckets of the same moment. Bounds are fixed; which histograms there are is declared in
-//! [`crate::counters`].
+//! Each histogram has a sequence counter, so that a reader gets sum and buckets of the same moment. Bounds
+//! are fixed; which histograms there are is declared in [`crate::counters`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

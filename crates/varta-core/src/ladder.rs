@@ -12,8 +12,9 @@
 //! - At most one action is in flight per agent and a fixed number altogether, of which remote agents may have
 //!   half, so that they cannot take the permits of local agents (law 3).
 //!
-//! [`hold`](crate::hold) decides when fire is held, [`engine`](crate::engine) which ladder an agent has. Bounds: everything is allocated at construction, by slot, but for the list of users for whom
-//! fire is held.
+//! [`hold`](crate::hold) decides when fire is held, [`engine`](crate::engine) which ladder an agent has.
+//!
+//! Bounds: everything is allocated at construction, by slot, except the list of users for which fire is held.
 
 mod action_history;
 mod budget_carryover;

@@ -113,7 +113,7 @@ pub struct RemoteSenders<W> {
     seed: u64,
     /// The guard for encrypted datagrams; `None` in clear.
     guard: Option<ReplayGuard<W>>,
-    /// Agents that said goodbye, with the time of their own clocks.
+    /// Agents that sent a goodbye, with the time on their own clocks.
     departed: TtlCache<(u64, u32), u64>,
     /// By slot.
     sessions: Box<[SessionUse]>,
