@@ -24,7 +24,7 @@ use varta_api::log_line::{Level, LogLine};
 use crate::{Failure, signals};
 use agent::Role;
 use observer::{EventFile, Observer};
-use seen::Seen;
+use seen::Record;
 use show::Show;
 use workplace::{Agents, Workplace};
 
@@ -107,7 +107,7 @@ pub(crate) fn run(arguments: &DemoArguments) -> Result<(), Failure> {
         agents: Agents::default(),
         observer: Observer::start(&place, arguments.seconds, sender)?,
         events: EventFile::at(place.event_file()),
-        seen: Seen::default(),
+        seen: Record::default(),
         inputs,
         start,
         length: Duration::from_secs(arguments.seconds),
@@ -124,7 +124,7 @@ struct Demo {
     agents: Agents,
     observer: Observer,
     events: EventFile,
-    seen: Seen,
+    seen: Record,
     inputs: Receiver<Input>,
     start: Instant,
     length: Duration,
@@ -168,8 +168,8 @@ impl Demo {
     }
 
     /// Shows the events until `done` or the time is up.
-    fn follow(&mut self, patience: Duration, done: impl Fn(&Self) -> bool) -> Result<(), Failure> {
-        let until = Instant::now() + patience;
+    fn follow(&mut self, timeout: Duration, done: impl Fn(&Self) -> bool) -> Result<(), Failure> {
+        let until = Instant::now() + timeout;
         let mut next_tick = Instant::now();
         while !done(self) && !self.log_ended && Instant::now() < until {
             if Instant::now() >= next_tick {

@@ -16,7 +16,7 @@ use ratatui::{Frame, Terminal, TerminalOptions, Viewport};
 
 use super::THRESHOLD;
 use super::agent::Role;
-use super::seen::{AgentSeen, Seen};
+use super::seen::{AgentRecord, Record};
 use super::words;
 use crate::terminal::{self, SilentKeyboard};
 
@@ -78,7 +78,7 @@ impl Screen {
     /// Shows the present state of all agents.
     pub(super) fn draw(
         &mut self,
-        seen: &Seen,
+        seen: &Record,
         left: Duration,
         cpu_time: Option<Duration>,
     ) -> io::Result<()> {
@@ -106,7 +106,7 @@ fn rows_used(buffer: &Buffer) -> u16 {
 
 fn draw(
     frame: &mut Frame<'_>,
-    seen: &Seen,
+    seen: &Record,
     now: Instant,
     left: Duration,
     cpu_time: Option<Duration>,
@@ -160,7 +160,7 @@ fn indented(area: Rect) -> Rect {
     }
 }
 
-fn row(seen: &Seen, agent: &AgentSeen, now: Instant) -> Row<'static> {
+fn row(seen: &Record, agent: &AgentRecord, now: Instant) -> Row<'static> {
     let number = |number: u64| Text::from(number.to_string()).right_aligned();
     Row::new([
         Cell::from(agent.role.name()),
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn the_table_fits_80_columns_and_shows_how_near_an_agent_is_to_its_threshold() {
-        let mut seen = Seen::default();
+        let mut seen = Record::default();
         for role in Role::ALL {
             seen.expect(role, 4_194_304);
         }

@@ -42,7 +42,7 @@ impl State {
 
 /// One agent of the demo.
 #[derive(Debug)]
-pub(super) struct AgentSeen {
+pub(super) struct AgentRecord {
     pub(super) role: Role,
     pub(super) pid: u32,
     pub(super) state: State,
@@ -71,21 +71,21 @@ pub(super) struct AgentSeen {
 
 /// The whole record.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct Record {
     /// The observer listens.
     pub(super) listening: bool,
     pub(super) observer_pid: u32,
-    pub(super) agents: Vec<AgentSeen>,
+    pub(super) agents: Vec<AgentRecord>,
     /// The observer's own counters, once it has stopped.
     counters: BTreeMap<String, Number>,
     /// Zero of the observer's clock.
     observer_start: Option<Instant>,
 }
 
-impl Seen {
+impl Record {
     /// An agent has been started.
     pub(super) fn expect(&mut self, role: Role, pid: u32) {
-        self.agents.push(AgentSeen {
+        self.agents.push(AgentRecord {
             role,
             pid,
             state: State::Starting,
@@ -148,7 +148,7 @@ impl Seen {
     }
 
     /// Time since the last beat of an agent that should beat.
-    pub(super) fn silence(&self, agent: &AgentSeen, now: Instant) -> Option<Duration> {
+    pub(super) fn silence(&self, agent: &AgentRecord, now: Instant) -> Option<Duration> {
         let last_beat = self.observer_start? + Duration::from_nanos(agent.last_beat_ns?);
         (!agent.state.has_ended()).then(|| now.saturating_duration_since(last_beat))
     }
@@ -174,7 +174,7 @@ impl Seen {
         };
         for role in Role::ALL {
             let agent = self.agents.iter().find(|agent| agent.role == role);
-            let is = |test: &dyn Fn(&AgentSeen) -> bool| agent.is_some_and(test);
+            let is = |test: &dyn Fn(&AgentRecord) -> bool| agent.is_some_and(test);
             let joined = is(&|agent| agent.state != State::Starting);
             need(joined, "the first beat of", role);
             match role {
@@ -188,16 +188,16 @@ impl Seen {
                     need(crashed, "the crash of", role);
                 }
                 Role::Hang => {
-                    need(is(&AgentSeen::has_stalled), "the stall of", role);
-                    need(is(&AgentSeen::was_handled), "the healing of", role);
+                    need(is(&AgentRecord::has_stalled), "the stall of", role);
+                    need(is(&AgentRecord::was_handled), "the healing of", role);
                     let returned = is(&|agent| !agent.returned_after_ms.is_empty());
                     need(returned, "the return of", role);
                     let recovered = is(&|agent| agent.recoveries > 0);
                     need(recovered, "the recovery of", role);
                 }
                 Role::Stuck => {
-                    need(is(&AgentSeen::has_stalled), "the stall of", role);
-                    need(is(&AgentSeen::was_handled), "the first step for", role);
+                    need(is(&AgentRecord::has_stalled), "the stall of", role);
+                    need(is(&AgentRecord::was_handled), "the first step for", role);
                     need(is(&|agent| agent.signals > 0), "the second step for", role);
                     need(is(&|agent| agent.given_up == 1), "the giving up of", role);
                 }
@@ -231,7 +231,7 @@ impl Seen {
             "missing": missing,
             "seconds": took.as_secs_f64(),
             "threshold_ms": THRESHOLD.as_millis() as u64,
-            "agents": self.agents.iter().map(AgentSeen::summary).collect::<Vec<_>>(),
+            "agents": self.agents.iter().map(AgentRecord::summary).collect::<Vec<_>>(),
             "commands_succeeded": self.handled_ms().len(),
             "commands_failed": self.commands_failed(),
             "observer": {
@@ -243,7 +243,7 @@ impl Seen {
     }
 }
 
-impl AgentSeen {
+impl AgentRecord {
     fn has_stalled(&self) -> bool {
         !self.lateness_ms.is_empty()
     }

@@ -7,7 +7,7 @@ use ratatui::text::Line;
 use varta_api::log_line::LogLine;
 
 use super::screen::Screen;
-use super::seen::Seen;
+use super::seen::Record;
 use super::words;
 use crate::Failure;
 
@@ -60,7 +60,7 @@ impl Show {
     /// Updates the table, if there is one.
     pub(super) fn refresh(
         &mut self,
-        seen: &Seen,
+        seen: &Record,
         left: Duration,
         cpu_time: Option<Duration>,
     ) -> Result<(), Failure> {
@@ -74,7 +74,7 @@ impl Show {
     /// Shows the result.
     pub(super) fn end(
         &mut self,
-        seen: &Seen,
+        seen: &Record,
         took: Duration,
         cpu_time: Option<Duration>,
     ) -> Result<(), Failure> {

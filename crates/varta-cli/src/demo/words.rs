@@ -8,7 +8,7 @@ use varta_api::log_line::{Agent, Exit, How, Level, LogEvent, LogLine, Outcome, R
 
 use super::THRESHOLD;
 use super::agent::Role;
-use super::seen::{AgentSeen, SIGABRT, Seen, State};
+use super::seen::{AgentRecord, Record, SIGABRT, State};
 
 /// What a new user needs to know to understand the rest.
 pub(super) fn title(length: Duration) -> Vec<Line<'static>> {
@@ -166,7 +166,7 @@ fn first_line(text: &str) -> String {
 }
 
 /// The state of an agent, in one word, with its style.
-pub(super) fn state(agent: &AgentSeen) -> Span<'static> {
+pub(super) fn state(agent: &AgentRecord) -> Span<'static> {
     match (agent.state, agent.status.as_str()) {
         (State::Starting, _) => "starting".dim(),
         (State::Alive, "degraded") => "degraded".yellow(),
@@ -181,7 +181,7 @@ pub(super) fn state(agent: &AgentSeen) -> Span<'static> {
 }
 
 /// The latest event of an agent, in 25 columns.
-pub(super) fn latest(agent: &AgentSeen) -> String {
+pub(super) fn latest(agent: &AgentRecord) -> String {
     match (agent.state, agent.returned_after_ms.as_slice()) {
         (State::Stalled, _) => "silent, to be recovered".to_owned(),
         (State::GivenUp, _) => "needs a person".to_owned(),
@@ -201,7 +201,7 @@ pub(super) fn latest(agent: &AgentSeen) -> String {
 }
 
 /// The result of the demo.
-pub(super) fn summary(seen: &Seen, cpu_time: Option<Duration>) -> Vec<Line<'static>> {
+pub(super) fn summary(seen: &Record, cpu_time: Option<Duration>) -> Vec<Line<'static>> {
     let heading = format!(
         "  {:<11}  {:>7}  {:<8}  {:>5}  WHAT HAPPENED",
         "AGENT", "PID", "STATE", "BEATS"
@@ -236,7 +236,7 @@ pub(super) fn summary(seen: &Seen, cpu_time: Option<Duration>) -> Vec<Line<'stat
 }
 
 /// All events of an agent, in 39 columns.
-fn story(agent: &AgentSeen) -> String {
+fn story(agent: &AgentRecord) -> String {
     let noticed = agent.end_noticed_after_ms;
     let noticed = noticed.map(|ms| format!(", noticed in {}", milliseconds(ms)));
     let noticed = noticed.unwrap_or_default();
@@ -263,7 +263,7 @@ fn times(n: usize) -> String {
     }
 }
 
-fn stalls(seen: &Seen) -> String {
+fn stalls(seen: &Record) -> String {
     let lateness_ms: Vec<f64> = seen
         .agents
         .iter()
@@ -279,7 +279,7 @@ fn stalls(seen: &Seen) -> String {
     )
 }
 
-fn recovery(seen: &Seen) -> String {
+fn recovery(seen: &Record) -> String {
     let succeeded = &seen.handled_ms();
     let mut text = match succeeded.len() {
         0 => "no command succeeded".to_owned(),
@@ -295,13 +295,13 @@ fn recovery(seen: &Seen) -> String {
     text
 }
 
-fn given_up(seen: &Seen) -> Option<String> {
+fn given_up(seen: &Record) -> Option<String> {
     let given_up = seen.agents.iter().filter(|agent| agent.given_up > 0);
     let names: Vec<&str> = given_up.map(|agent| agent.role.name()).collect();
     (!names.is_empty()).then(|| format!("on {}", names.join(" and ")))
 }
 
-fn observer(seen: &Seen, cpu_time: Option<Duration>) -> String {
+fn observer(seen: &Record, cpu_time: Option<Duration>) -> String {
     let mut text = format!("{} beats, each written to a file", seen.beats());
     if let Some(cpu_time) = cpu_time {
         text.push_str(&format!(", for {} ms of CPU time", cpu_time.as_millis()));

@@ -184,8 +184,8 @@ impl Drop for Agents {
 }
 
 /// Waits for a process that was requested to end; kills it if it does not.
-pub(super) fn wait_or_kill(child: &mut Child, patience: Duration) {
-    let until = Instant::now() + patience;
+pub(super) fn wait_or_kill(child: &mut Child, timeout: Duration) {
+    let until = Instant::now() + timeout;
     while let Ok(None) = child.try_wait() {
         if Instant::now() >= until {
             let _ = child.kill();

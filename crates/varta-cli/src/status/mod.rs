@@ -22,7 +22,7 @@ use crate::pattern::Pattern;
 use crate::terminal::{self, Picture, cut, wrapped};
 use crate::units::duration;
 use crate::{Failure, signals};
-use table::Look;
+use table::Layout;
 
 /// The shortest time between two requests, in seconds, to limit the load on the observer.
 const EVERY_MIN: f64 = 0.1;
@@ -118,26 +118,29 @@ fn explain(verdict: &Verdict) {
 fn judge(arguments: &StatusArguments) -> Result<Verdict, Failure> {
     let observer = Observer::find(&arguments.observer)?;
     match arguments.watch {
-        None => look(&observer, arguments).map(|(verdict, _)| verdict),
+        None => print_once(&observer, arguments).map(|(verdict, _)| verdict),
         Some(every) => watch(&observer, arguments, every),
     }
 }
 
 /// Sends the requests once, and prints what is known and why the rest is not. `true` if the output is still read.
-fn look(observer: &Observer, arguments: &StatusArguments) -> Result<(Verdict, bool), Failure> {
+fn print_once(
+    observer: &Observer,
+    arguments: &StatusArguments,
+) -> Result<(Verdict, bool), Failure> {
     let pattern = arguments.agent.as_ref();
     let mut is_read = true;
-    let verdict = match Report::ask(observer, pattern) {
+    let verdict = match Report::request(observer, pattern) {
         Ok(report) if arguments.json => {
             is_read = print(&report.json())?;
             report.verdict(pattern)
         }
         Ok(report) => {
-            let look = Look {
+            let layout = Layout {
                 width: terminal::size().map(|(columns, _)| columns),
                 colours: terminal::has_colours(),
             };
-            is_read = print(&report.lines(pattern, look).join("\n"))?;
+            is_read = print(&report.lines(pattern, layout).join("\n"))?;
             report.verdict(pattern)
         }
         Err(why) => Verdict::Unknown(why.to_string()),
@@ -175,7 +178,7 @@ fn watch_in_lines(
     stopped: &Receiver<&'static str>,
 ) -> Result<Verdict, Failure> {
     loop {
-        let (verdict, is_read) = look(observer, arguments)?;
+        let (verdict, is_read) = print_once(observer, arguments)?;
         if !is_read || is_stopped(stopped, every) {
             return Ok(verdict);
         }
@@ -196,12 +199,12 @@ fn watch_in_picture(
     loop {
         let (columns, rows) = terminal::size().unwrap_or((80, 24));
         let width = columns - 1;
-        let look = Look {
+        let layout = Layout {
             width: Some(width),
             colours: terminal::has_colours(),
         };
-        let (verdict, report) = match Report::ask(observer, pattern) {
-            Ok(report) => (report.verdict(pattern), report.lines(pattern, look)),
+        let (verdict, report) = match Report::request(observer, pattern) {
+            Ok(report) => (report.verdict(pattern), report.lines(pattern, layout)),
             Err(why) => (Verdict::Unknown(why.to_string()), Vec::new()),
         };
         let mut lines = match &verdict {
@@ -233,7 +236,7 @@ fn is_stopped(stopped: &Receiver<&'static str>, every: Duration) -> bool {
 
 impl Report {
     /// Requests everything, and keeps the selected agents, the worst first.
-    fn ask(observer: &Observer, pattern: Option<&Pattern>) -> Result<Self, RequestError> {
+    fn request(observer: &Observer, pattern: Option<&Pattern>) -> Result<Self, RequestError> {
         let info = observer.info()?;
         let health = observer.health()?;
         let mut agents = observer.agents()?;
@@ -296,7 +299,7 @@ impl Report {
     }
 
     /// Readable text: a summary, and the table if there is any agent to show.
-    fn lines(&self, pattern: Option<&Pattern>, look: Look) -> Vec<String> {
+    fn lines(&self, pattern: Option<&Pattern>, layout: Layout) -> Vec<String> {
         let queue = match self.info.queue_datagrams {
             0 => String::new(),
             datagrams => format!(", queue {datagrams}"),
@@ -307,14 +310,14 @@ impl Report {
             duration(self.info.uptime),
             self.state_counts(pattern)
         );
-        let width = look.width.unwrap_or(usize::MAX);
+        let width = layout.width.unwrap_or(usize::MAX);
         let mut lines = wrapped(&summary, width);
         if let Some(shallow) = &self.info.queue_shallow {
             lines.extend(wrapped(&printable(shallow), width));
         }
         if !self.agents.is_empty() {
             lines.push(String::new());
-            lines.extend(table::lines(&self.agents, look));
+            lines.extend(table::lines(&self.agents, layout));
         }
         lines
     }

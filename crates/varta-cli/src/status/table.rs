@@ -20,7 +20,7 @@ const CUT_COLUMNS_MIN: usize = 8;
 
 /// The layout of a table.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Look {
+pub(super) struct Layout {
     /// Width in columns of the terminal; `None` without a limit.
     pub(super) width: Option<usize>,
     pub(super) colours: bool,
@@ -116,7 +116,7 @@ const fn column(heading: &'static str, side: Side, cell: fn(&AgentView) -> Cell)
 }
 
 /// The heading and a line for each agent.
-pub(super) fn lines(agents: &[AgentView], look: Look) -> Vec<String> {
+pub(super) fn lines(agents: &[AgentView], layout: Layout) -> Vec<String> {
     let somebody_elsewhere = agents.iter().any(|agent| agent.source.is_some());
     let somebody_paused = agents.iter().any(|agent| agent.paused_for.is_some());
     let shown = |column: &&Column| match column.heading {
@@ -134,8 +134,8 @@ pub(super) fn lines(agents: &[AgentView], look: Look) -> Vec<String> {
         let cells = shown.iter().map(|column| (column.cell)(agent));
         cells.collect()
     }));
-    let fitted = fitted(&shown, &rows, look.width);
-    rows.iter().map(|row| line(row, &fitted, look)).collect()
+    let fitted = fitted(&shown, &rows, layout.width);
+    rows.iter().map(|row| line(row, &fitted, layout)).collect()
 }
 
 /// A column that is shown.
@@ -209,9 +209,9 @@ fn total(fitted: &[Fitted<'_>]) -> usize {
     widths + GAP * fitted.len().saturating_sub(1)
 }
 
-fn line(row: &[Cell], fitted: &[Fitted<'_>], look: Look) -> String {
+fn line(row: &[Cell], fitted: &[Fitted<'_>], layout: Layout) -> String {
     let mut line = String::new();
-    let mut left = look.width.unwrap_or(usize::MAX);
+    let mut left = layout.width.unwrap_or(usize::MAX);
     for (place, fitted) in fitted.iter().enumerate() {
         let gap = if place == 0 { 0 } else { GAP };
         if left <= gap {
@@ -221,7 +221,7 @@ fn line(row: &[Cell], fitted: &[Fitted<'_>], look: Look) -> String {
         let width = fitted.width.min(left - gap);
         let text = cut(&cell.text, width);
         let padding = " ".repeat(width - columns(&text));
-        let painted = match look.colours {
+        let painted = match layout.colours {
             true => cell.style.apply(text).to_string(),
             false => text,
         };
@@ -335,8 +335,8 @@ mod tests {
         vec![stalled, alive]
     }
 
-    fn shown(agents: &[AgentView], look: Look) -> String {
-        lines(agents, look).join("\n")
+    fn shown(agents: &[AgentView], layout: Layout) -> String {
+        lines(agents, layout).join("\n")
     }
 
     #[test]
@@ -346,7 +346,7 @@ mod tests {
         let mut shared = agent("shared", 8);
         shared.source = Some("10.0.0.2".to_owned());
         shared.sessions = Some(2);
-        let table = shown(&[one, shared], Look::default());
+        let table = shown(&[one, shared], Layout::default());
         let ends: Vec<&str> = table.lines().skip(1).collect();
         assert!(ends[0].ends_with("  10.0.0.1"), "{table}");
         assert!(ends[1].ends_with("  10.0.0.2, 2 sessions"), "{table}");
@@ -355,7 +355,7 @@ mod tests {
     #[test]
     fn a_table_without_a_limit_shows_everything() {
         assert_eq!(
-            shown(&agents(), Look::default()),
+            shown(&agents(), Layout::default()),
             "\
 STATE    NAME                 PID   UID  SILENCE / THRESHOLD  STATUS       PAYLOAD  BEATS/S  RECOVERY
 STALLED  a-name-too-long        7  1000       2m 10s / 2.0 s  ok                 0      2.0  refused_cross_namespace
@@ -366,11 +366,11 @@ alive    ev?[2Jil         4194304     -        0.4 s / 2.0 s  degraded  42949672
     #[test]
     fn where_there_is_little_room_names_give_way_first_and_then_columns_go_whole() {
         let at = |width| {
-            let look = Look {
+            let layout = Layout {
                 width: Some(width),
                 colours: false,
             };
-            shown(&agents(), look)
+            shown(&agents(), layout)
         };
         assert_eq!(
             at(111),
@@ -424,7 +424,7 @@ alive    ev?[2Jil  0.4 …"
     fn addresses_are_shown_if_somebody_is_elsewhere() {
         let mut agents = agents();
         agents[1].source = Some("192.0.2.7".to_owned());
-        let table = shown(&agents, Look::default());
+        let table = shown(&agents, Layout::default());
         let line = |at| table.lines().nth(at).unwrap_or_default();
         assert!(
             line(0).ends_with("RECOVERY                 SOURCE"),
@@ -439,7 +439,7 @@ alive    ev?[2Jil  0.4 …"
         let mut agents = agents();
         agents[1].state = State::Paused;
         agents[1].paused_for = Some(130.0);
-        let line = |agents: &[AgentView], at: usize| lines(agents, Look::default())[at].clone();
+        let line = |agents: &[AgentView], at: usize| lines(agents, Layout::default())[at].clone();
         assert!(line(&agents, 0).ends_with("RECOVERY                 PAUSED"));
         assert!(line(&agents, 1).ends_with("refused_cross_namespace  -"));
         assert!(
@@ -455,16 +455,16 @@ alive    ev?[2Jil  0.4 …"
     fn who_was_given_up_is_shown_so() {
         let mut agents = agents();
         agents[0].gave_up = true;
-        assert!(lines(&agents, Look::default())[1].ends_with("  gave up"));
+        assert!(lines(&agents, Layout::default())[1].ends_with("  gave up"));
     }
 
     #[test]
     fn colours_take_no_room() {
-        let look = Look {
+        let layout = Layout {
             width: Some(108),
             colours: true,
         };
-        let coloured = shown(&agents(), look);
+        let coloured = shown(&agents(), layout);
         assert!(coloured.contains("\u{1b}["), "{coloured}");
         let without: String = coloured
             .split('\u{1b}')
@@ -475,6 +475,6 @@ alive    ev?[2Jil  0.4 …"
             })
             .collect();
         let colours = false;
-        assert_eq!(without, shown(&agents(), Look { colours, ..look }));
+        assert_eq!(without, shown(&agents(), Layout { colours, ..layout }));
     }
 }

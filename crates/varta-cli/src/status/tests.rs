@@ -103,7 +103,7 @@ fn an_expected_agent_that_is_missing_is_trouble_unless_others_are_meant() {
 fn a_newcomer_that_found_no_room_is_trouble_and_is_told_of_unless_others_are_meant() {
     let web = Pattern::parse("web").unwrap();
     let mut report = report(vec![agent("web", 7)]);
-    let summary = |report: &Report, pattern| report.lines(pattern, Look::default()).remove(0);
+    let summary = |report: &Report, pattern| report.lines(pattern, Layout::default()).remove(0);
     report.info.full = true;
     assert_eq!(report.verdict(None), Verdict::Well, "nobody was refused");
     assert!(summary(&report, None).ends_with("1 alive; the table is full"));
@@ -168,7 +168,7 @@ fn the_worst_comes_first_and_who_is_well_stays_in_its_place() {
 fn the_summary_counts_by_state() {
     let pattern = Pattern::parse("w*").unwrap();
     let summary = |report: &Report, pattern| {
-        let lines = report.lines(pattern, Look::default());
+        let lines = report.lines(pattern, Layout::default());
         lines.into_iter().next().unwrap_or_default()
     };
     let states = [State::Alive, State::Stalled, State::Alive];
@@ -207,7 +207,7 @@ fn the_depth_of_the_queue_is_told_and_what_helps_if_it_is_shallow() {
     let mut report = report(vec![]);
     report.info.queue_datagrams = 11;
     report.info.queue_shallow = Some("cause; remedy".to_owned());
-    let lines = report.lines(None, Look::default());
+    let lines = report.lines(None, Layout::default());
     assert!(lines[0].starts_with("varta-watch 0.3.0, up 2m 10s, queue 11: no agents"));
     assert_eq!(lines[1..], ["cause; remedy"]);
 }

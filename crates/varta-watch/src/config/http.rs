@@ -48,7 +48,7 @@ pub(super) struct HttpFlags {
 }
 
 impl HttpFlags {
-    /// What the flags ask for together. Says what is wrong with them.
+    /// The combination of the flags. Reports every problem.
     pub(super) fn check(self, socket: &Path, problems: &mut Problems) -> HttpSettings {
         let tcp = match self.http {
             Some(Toggle::Off) => None,

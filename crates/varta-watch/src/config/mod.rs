@@ -147,13 +147,13 @@ fn check(
     let flags = Flags::from_arg_matches_mut(&mut matches).map_err(|error| early_exit(&error))?;
     let check_only = arguments.get_flag("check_config");
     let inherited_path = sources.path_of_children(flags.recovery.recovery_inherit_env);
-    let given = Given {
+    let inputs = Inputs {
         file,
         inherited_path,
         written,
         sources,
     };
-    let config = flags.check(given, &mut problems, notices);
+    let config = flags.check(inputs, &mut problems, notices);
     if check_only && let Some(config) = &config {
         config.check_secrets(&mut problems);
     }
@@ -170,7 +170,7 @@ fn check(
 }
 
 /// The parts of a configuration besides the flags.
-struct Given<'a> {
+struct Inputs<'a> {
     file: Option<&'a Parsed<'a>>,
     inherited_path: Option<String>,
     written: Vec<Setting>,
@@ -181,7 +181,7 @@ impl Flags {
     /// The configuration, as far as one can be made; reports every problem.
     fn check(
         self,
-        given: Given<'_>,
+        inputs: Inputs<'_>,
         problems: &mut Problems,
         mut notices: Vec<String>,
     ) -> Option<Config> {
@@ -191,9 +191,9 @@ impl Flags {
         let (children, limits) = (self.children(), self.beat_limits());
         let agents_per_user = self.agents_per_user(several_may_join);
         let policy = self.policy(
-            given.file,
+            inputs.file,
             exec.as_deref(),
-            given.inherited_path,
+            inputs.inherited_path,
             several_may_join,
             problems,
         );
@@ -246,8 +246,8 @@ impl Flags {
             settings,
             notices,
             warnings: problems.warnings(),
-            written: given.written,
-            sources: given.sources,
+            written: inputs.written,
+            sources: inputs.sources,
         })
     }
 

@@ -91,7 +91,7 @@ pub(super) struct NetworkFlags {
 }
 
 impl NetworkFlags {
-    /// What the flags ask for together. Says what is wrong with them, and which of them do nothing.
+    /// The combination of the flags. Reports every problem, and flags without effect.
     pub(super) fn check(
         self,
         socket: &Path,

@@ -16,7 +16,7 @@ pub(super) struct Position {
 impl Position {
     pub(super) const START: Self = Self { line: 1, column: 1 };
 
-    /// The place behind some bytes that begin here.
+    /// The position after some bytes that start at this one.
     pub(super) fn after(self, bytes: &[u8]) -> Self {
         let newlines = bytes.iter().filter(|byte| **byte == b'\n').count();
         match bytes.rsplit(|byte| *byte == b'\n').next() {

@@ -164,7 +164,7 @@ pub(super) fn read(file: &Parsed<'_>, defaults: &Defaults, problems: &mut Proble
         defaults,
         problems,
         written: Written::default(),
-        everybody: None,
+        matches_all: None,
         users: BTreeMap::new(),
     };
     for (key, value) in root {
@@ -186,7 +186,7 @@ struct Reader<'a> {
     problems: &'a mut Problems,
     written: Written,
     /// The line of the first rule that every agent matches.
-    everybody: Option<String>,
+    matches_all: Option<String>,
     /// The users that were looked up so far. A lookup takes time, on some hosts that of a server.
     users: BTreeMap<String, u32>,
 }
@@ -339,13 +339,13 @@ impl<'a> Reader<'a> {
             let is_known = self.problems.len() == before
                 && !self.problems.has_unreadable()
                 && !self.problems.is_full();
-            if let Some(place) = &self.everybody {
+            if let Some(place) = &self.matches_all {
                 let text = format!(
                     "this rule is never reached: every agent matches the one at {place}; put that one last"
                 );
                 self.wrong(block, "agent", text);
             } else if is_known && rule.selector.matches_every_agent() {
-                self.everybody = Some(self.document.shown_place(&block.span()));
+                self.matches_all = Some(self.document.shown_place(&block.span()));
             }
             if is_known
                 && self.defaults.several_may_join

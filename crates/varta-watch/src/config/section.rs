@@ -16,7 +16,7 @@ pub(super) struct Section<'a> {
     pub(super) name: String,
     pub(super) table: &'a DeTable<'a>,
     pub(super) document: &'a Document,
-    /// Where the table begins.
+    /// Position of the table.
     pub(super) span: Range<usize>,
 }
 

@@ -36,7 +36,7 @@ pub(crate) struct Sources {
 
 /// The value of a setting in its original form.
 #[derive(Clone, Debug)]
-struct Given {
+struct SourcedValue {
     texts: Vec<OsString>,
     origin: Origin,
 }
@@ -135,7 +135,7 @@ impl Sources {
         command: &Command,
         problems: &mut Problems,
         notices: &mut Vec<String>,
-        values: &mut BTreeMap<String, Given>,
+        values: &mut BTreeMap<String, SourcedValue>,
     ) {
         let is_known =
             |key: &str| key == CONFIG || table::settings(command).any(|(known, _)| known == key);
@@ -186,7 +186,7 @@ fn read_flags(
     command: &Command,
     problems: &mut Problems,
     notices: &mut Vec<String>,
-    values: &mut BTreeMap<String, Given>,
+    values: &mut BTreeMap<String, SourcedValue>,
 ) {
     for arg in command.get_arguments() {
         let id = arg.get_id().as_str();
@@ -213,7 +213,7 @@ fn take(
     texts: Vec<OsString>,
     origin: &Origin,
     problems: &mut Problems,
-    values: &mut BTreeMap<String, Given>,
+    values: &mut BTreeMap<String, SourcedValue>,
 ) {
     let mut is_good = true;
     for (index, text) in texts.iter().enumerate() {
@@ -232,7 +232,7 @@ fn take(
     }
     if is_good {
         let origin = origin.clone();
-        values.insert(key.to_owned(), Given { texts, origin });
+        values.insert(key.to_owned(), SourcedValue { texts, origin });
     }
 }
 
@@ -252,7 +252,7 @@ fn read_file(
     file: &Parsed<'_>,
     command: &Command,
     problems: &mut Problems,
-    values: &mut BTreeMap<String, Given>,
+    values: &mut BTreeMap<String, SourcedValue>,
 ) {
     let Parsed { document, root } = file;
     let settings: BTreeMap<&str, &Arg> = table::settings(command).collect();
@@ -269,7 +269,7 @@ fn read_file(
         if problems.is_unreadable(&origin) {
             problems.set_broken(name);
         } else if let Some(texts) = texts(document, name, arg, value, problems) {
-            values.insert(name.to_owned(), Given { texts, origin });
+            values.insert(name.to_owned(), SourcedValue { texts, origin });
         }
     }
 }
@@ -418,7 +418,7 @@ fn reason(error: &clap::Error, kind: Kind, text: &OsStr) -> String {
 }
 
 /// The table with the given values as defaults.
-fn with_defaults(command: Command, values: &BTreeMap<String, Given>) -> Command {
+fn with_defaults(command: Command, values: &BTreeMap<String, SourcedValue>) -> Command {
     command.mut_args(|arg| {
         let given = table::key(&arg).and_then(|key| values.get(key));
         match given {
@@ -432,7 +432,7 @@ fn with_defaults(command: Command, values: &BTreeMap<String, Given>) -> Command 
 fn in_force(
     command: &Command,
     matches: &ArgMatches,
-    values: &BTreeMap<String, Given>,
+    values: &BTreeMap<String, SourcedValue>,
 ) -> Vec<Setting> {
     let settings = table::settings(command).map(|(key, arg)| {
         let texts = matches.get_raw(arg.get_id().as_str()).into_iter().flatten();

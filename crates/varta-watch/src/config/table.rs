@@ -266,7 +266,7 @@ pub(super) struct ConfigurationFlags {
     pub(super) list_metrics: bool,
 }
 
-/// Whom a full table lets go.
+/// The agents that a full table may evict.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Eviction {
     Strict,

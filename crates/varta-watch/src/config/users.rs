@@ -18,16 +18,16 @@ pub(super) fn user_id(text: &str) -> Result<u32, String> {
 
 /// A user whose processes may send beats.
 pub(super) fn allowed_user(text: &str) -> Result<u32, String> {
-    somebody(user_id(text)?, "user", users::unmapped_uid())
+    mapped_id(user_id(text)?, "user", users::unmapped_uid())
 }
 
 /// A group whose processes may send beats.
 pub(super) fn allowed_group(text: &str) -> Result<u32, String> {
-    somebody(group_id(text)?, "group", users::unmapped_gid())
+    mapped_id(group_id(text)?, "group", users::unmapped_gid())
 }
 
 /// An id, unless it may be that of any user or group.
-fn somebody(id: u32, what: &str, unmapped_id: Option<u32>) -> Result<u32, String> {
+fn mapped_id(id: u32, what: &str, unmapped_id: Option<u32>) -> Result<u32, String> {
     match unmapped_id == Some(id) {
         true => Err(format!(
             "{what} {id} is nobody and is never let in: the kernel shows every {what} that this user namespace does \
@@ -162,9 +162,9 @@ mod tests {
 
     #[test]
     fn nobody_is_let_in_neither_by_name_nor_as_the_observers_own_user() {
-        let error = somebody(65_534, "user", Some(65_534)).unwrap_err();
+        let error = mapped_id(65_534, "user", Some(65_534)).unwrap_err();
         assert!(error.contains("is nobody and is never let in"), "{error}");
-        assert_eq!(somebody(1000, "user", Some(65_534)), Ok(1000));
+        assert_eq!(mapped_id(1000, "user", Some(65_534)), Ok(1000));
         let error = allowed(vec![], vec![], 65_534, false, Some(65_534)).unwrap_err();
         assert!(error.contains("which is nobody"), "{error}");
         assert!(allowed(vec![1000], vec![], 65_534, false, Some(65_534)).is_ok());
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn where_every_user_is_mapped_the_overflow_id_is_a_user_like_any_other() {
-        assert_eq!(somebody(65_534, "user", None), Ok(65_534));
+        assert_eq!(mapped_id(65_534, "user", None), Ok(65_534));
         assert!(allowed(vec![], vec![], 65_534, false, None).is_ok());
     }
 

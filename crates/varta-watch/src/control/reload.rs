@@ -1,4 +1,4 @@
-//! SIGHUP: the event file is opened anew; settings, keys and token are read again, all of them before any of
+//! SIGHUP: the event file is reopened; settings, keys and token are read again, all of them before any of
 //! them counts. What is wrong with one changes nothing at all, and is logged line by line.
 
 use std::sync::Arc;

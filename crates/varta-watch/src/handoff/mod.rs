@@ -160,7 +160,7 @@ impl EventSender {
     }
 
     /// Sends a query; returns it if it does not fit.
-    pub(crate) fn ask(&mut self, query: IdentityQuery) -> Result<(), IdentityQuery> {
+    pub(crate) fn query(&mut self, query: IdentityQuery) -> Result<(), IdentityQuery> {
         if self.ring.slots() <= RESERVED_EVENTS {
             return Err(query);
         }
@@ -232,7 +232,7 @@ pub(crate) struct LivenessProbe {
     bell: Arc<OwnedFd>,
     beat_path: Arc<BeatPathState>,
     /// Time of the last probe; 0 before the first one.
-    asked_ns: Arc<AtomicU64>,
+    probed_ns: Arc<AtomicU64>,
     done: Arc<AtomicU64>,
 }
 
@@ -242,18 +242,18 @@ const PROBE_SHARED_NS: u64 = 1_000_000;
 
 impl LivenessProbe {
     /// Wakes the beat path; returns the time to compare with.
-    pub(crate) fn ask(&self) -> u64 {
-        self.ask_at(self.beat_path.raw().now_ns())
+    pub(crate) fn start(&self) -> u64 {
+        self.start_at(self.beat_path.raw().now_ns())
     }
 
-    fn ask_at(&self, asked_ns: u64) -> u64 {
-        let last_ns = self.asked_ns.load(Ordering::Relaxed);
-        if last_ns > 0 && asked_ns.saturating_sub(last_ns) < PROBE_SHARED_NS {
+    fn start_at(&self, probed_ns: u64) -> u64 {
+        let last_ns = self.probed_ns.load(Ordering::Relaxed);
+        if last_ns > 0 && probed_ns.saturating_sub(last_ns) < PROBE_SHARED_NS {
             return last_ns;
         }
-        self.asked_ns.store(asked_ns, Ordering::Relaxed);
+        self.probed_ns.store(probed_ns, Ordering::Relaxed);
         let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
-        asked_ns
+        probed_ns
     }
 
     /// Whether the beat path has applied the update with this number, see [`UpdateSender::add`]. Its changes to the
@@ -263,8 +263,8 @@ impl LivenessProbe {
     }
 
     /// Whether a turn that started after the probe is over.
-    pub(crate) fn has_turned_since(&self, asked_ns: u64) -> bool {
-        self.beat_path.last_turn_ns() >= asked_ns
+    pub(crate) fn has_turned_since(&self, probed_ns: u64) -> bool {
+        self.beat_path.last_turn_ns() >= probed_ns
     }
 }
 
@@ -301,7 +301,7 @@ impl UpdateSender {
         LivenessProbe {
             bell: Arc::clone(&self.bell),
             beat_path,
-            asked_ns: Arc::default(),
+            probed_ns: Arc::default(),
             done: Arc::clone(&self.done),
         }
     }
@@ -411,12 +411,12 @@ mod tests {
             rustix::io::read(&*receiver.bell, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
         };
         assert_eq!(
-            (probe.ask_at(5_000), probe.clone().ask_at(6_000)),
+            (probe.start_at(5_000), probe.clone().start_at(6_000)),
             (5_000, 5_000)
         );
         assert_eq!(rings(), 1);
         let later_ns = 5_000 + PROBE_SHARED_NS;
-        assert_eq!(probe.ask_at(later_ns), later_ns);
+        assert_eq!(probe.start_at(later_ns), later_ns);
         assert_eq!(rings(), 1);
     }
 

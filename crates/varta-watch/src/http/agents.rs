@@ -12,7 +12,7 @@ use varta_api::AgentId;
 use varta_api::v1::{AgentsPage, PAGE_MAX, State};
 
 use super::problem::Refusal;
-use crate::snapshot::view::{Seen, View};
+use crate::snapshot::view::{AgentSnapshot, View};
 
 /// Default number of agents in a page.
 const PAGE: usize = 100;
@@ -70,7 +70,7 @@ struct Key {
 }
 
 impl Key {
-    fn of(seen: &Seen, name: Option<String>, sort: Sort) -> Self {
+    fn of(seen: &AgentSnapshot, name: Option<String>, sort: Sort) -> Self {
         let last = Self {
             pid: seen.agent.pid,
             instance: seen.agent.instance,
@@ -214,7 +214,7 @@ impl AgentsQuestion {
     /// The page for this request.
     pub(crate) fn answer(&self, view: &View) -> AgentsPage {
         let mut total = 0;
-        let mut page: BTreeMap<Key, Seen> = BTreeMap::new();
+        let mut page: BTreeMap<Key, AgentSnapshot> = BTreeMap::new();
         for seen in view.agents().filter(|seen| self.fits(seen)) {
             // Names are looked up only where the selection needs them.
             let named = self.name.is_some() || self.sort == Sort::Name;
@@ -249,14 +249,14 @@ impl AgentsQuestion {
         }
     }
 
-    fn fits(&self, seen: &Seen) -> bool {
+    fn fits(&self, seen: &AgentSnapshot) -> bool {
         let state = self.states.is_empty() || self.states.contains(&seen.state);
         state && self.pid.is_none_or(|pid| pid == seen.agent.pid)
     }
 }
 
 /// The agent with this id, if it has not left.
-pub(crate) fn find(view: &View, id: &str) -> Option<Seen> {
+pub(crate) fn find(view: &View, id: &str) -> Option<AgentSnapshot> {
     let id: AgentId = id.parse().ok()?;
     view.agents().find(|seen| AgentId::from(seen.agent) == id)
 }

@@ -19,7 +19,7 @@ use super::work::Work;
 use crate::handoff::command::CommandRequest;
 use crate::report::history::History;
 use crate::settings::http::AgentSeries;
-use crate::snapshot::view::{Seen, View};
+use crate::snapshot::view::{AgentSnapshot, View};
 
 pub(super) const JSON: &str = "application/json";
 
@@ -105,17 +105,17 @@ impl Answers {
 
 impl Answers {
     /// The agent with this id.
-    pub(super) async fn find(self: Arc<Self>, id: AgentId) -> Result<Seen, Refusal> {
-        let Path(id) = id.map_err(|_| nobody())?;
+    pub(super) async fn find(self: Arc<Self>, id: AgentId) -> Result<AgentSnapshot, Refusal> {
+        let Path(id) = id.map_err(|_| no_such_agent())?;
         let view = Arc::clone(&self.view);
         // Looks through the whole table.
         let found = tokio::task::spawn_blocking(move || find(&view, &id)).await;
-        found.ok().flatten().ok_or_else(nobody)
+        found.ok().flatten().ok_or_else(no_such_agent)
     }
 }
 
 /// There is no agent with the given id.
-pub(super) fn nobody() -> Refusal {
+pub(super) fn no_such_agent() -> Refusal {
     Refusal::new(
         StatusCode::NOT_FOUND,
         "no agent with this id is there (any more)",

@@ -22,11 +22,11 @@ use tokio_stream::StreamExt;
 use varta_api::v1::{PAUSE_SECONDS_MAX, PauseRequest, REASON_CHARS_MAX, ResumeRequest};
 use varta_core::engine::{AgentGone, Command};
 
-use super::answers::{AgentId, Answers, Shared, nobody, stops};
+use super::answers::{AgentId, Answers, Shared, no_such_agent, stops};
 use super::guard::Onlooker;
 use super::problem::Refusal;
 use crate::handoff::command::CommandRequest;
-use crate::snapshot::view::Seen;
+use crate::snapshot::view::AgentSnapshot;
 
 /// A request is a hundred bytes long; a reason takes 800 at most.
 const BODY_BYTES_MAX: usize = 4096;
@@ -94,15 +94,19 @@ async fn resume(
 
 /// Sends a command about an agent, and shows the agent once the beat path has applied it. Commands of other clients
 /// at the same moment may be applied by then, too, and are not waited for.
-async fn carry_out(answers: &Answers, seen: &Seen, command: Command) -> Result<Response, Refusal> {
+async fn carry_out(
+    answers: &Answers,
+    seen: &AgentSnapshot,
+    command: Command,
+) -> Result<Response, Refusal> {
     let (reply, done) = oneshot::channel();
     let request = CommandRequest { command, reply };
     answers.commands.send(request).await.map_err(|_| stops())?;
     let done = done.await.map_err(|_| stops())?;
-    let update = done.map_err(|AgentGone| nobody())?;
-    let asked = Instant::now();
+    let update = done.map_err(|AgentGone| no_such_agent())?;
+    let started = Instant::now();
     while !answers.view.probe.has_done(update) {
-        if asked.elapsed() > DONE_WAIT {
+        if started.elapsed() > DONE_WAIT {
             return Err(Refusal::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "the beat path has not done it within a second, and will when it turns again; see /healthz",
@@ -110,7 +114,7 @@ async fn carry_out(answers: &Answers, seen: &Seen, command: Command) -> Result<R
         }
         tokio::time::sleep(DONE_PAUSE).await;
     }
-    let now = answers.view.again(seen.agent).ok_or_else(nobody)?;
+    let now = answers.view.again(seen.agent).ok_or_else(no_such_agent)?;
     Ok(Json(answers.view.show(&now)).into_response())
 }
 

@@ -16,7 +16,9 @@ use varta_api::v1::{Health, NoRoom, PREFIX};
 
 use super::accept::{EVENT_STREAM, OPENMETRICS};
 use super::agents::{AgentsQuestion, find, unknown};
-use super::answers::{AgentId, Answers, JSON, Parameters, Shared, VARY_BY_FORM, nobody, stops};
+use super::answers::{
+    AgentId, Answers, JSON, Parameters, Shared, VARY_BY_FORM, no_such_agent, stops,
+};
 use super::connection::ConnectionState;
 use super::events::{EventsQuestion, follow, page_text, resumed};
 use super::metrics::{self, Format};
@@ -115,12 +117,12 @@ async fn wrong_method() -> Refusal {
 /// stops the answer is known without a probe.
 async fn healthz(State(answers): Shared) -> Response {
     let probe = &answers.view.probe;
-    let asked = Instant::now();
-    let asked_ns = probe.ask();
+    let started = Instant::now();
+    let probed_ns = probe.start();
     let (healthy, stopping) = loop {
         let stopping = *answers.stage.borrow() != Stage::Running;
-        let healthy = !stopping && probe.has_turned_since(asked_ns);
-        if healthy || stopping || asked.elapsed() >= PROBE_WAIT {
+        let healthy = !stopping && probe.has_turned_since(probed_ns);
+        if healthy || stopping || started.elapsed() >= PROBE_WAIT {
             break (healthy, stopping);
         }
         tokio::time::sleep(PROBE_PAUSE).await;
@@ -132,7 +134,7 @@ async fn healthz(State(answers): Shared) -> Response {
     let health = Health {
         healthy,
         problems: fatal.into_iter().chain(others).collect(),
-        turned_after: asked.elapsed().as_secs_f64(),
+        turned_after: started.elapsed().as_secs_f64(),
         last_turn_age: seconds(beat_path.raw().now_ns().saturating_sub(turn_ns)),
         stopping,
     };
@@ -204,9 +206,9 @@ async fn agent(
     headers: HeaderMap,
     id: AgentId,
 ) -> Result<Response, Refusal> {
-    let Path(id) = id.map_err(|_| nobody())?;
+    let Path(id) = id.map_err(|_| no_such_agent())?;
     let found = move |view: &View| {
-        let seen = find(view, &id).ok_or_else(nobody)?;
+        let seen = find(view, &id).ok_or_else(no_such_agent)?;
         Ok(view.show(&seen))
     };
     answers.json(&headers, found).await

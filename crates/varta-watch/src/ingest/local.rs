@@ -183,7 +183,7 @@ impl Recorder {
                 Some(beat.frame.pid)
             }
             Verdict::NoRoom => {
-                // The tracker refuses it, and says why.
+                // The tracker refuses it and returns the reason.
                 let refused = self.record(&first_beat(AgentKey::local(pid), beat, None));
                 self.report_refused(local(pid), &refused);
                 None
@@ -204,7 +204,7 @@ impl Recorder {
     ) {
         match verdict {
             Verdict::Wait => {}
-            Verdict::Ask(query) => self.ask(query, process),
+            Verdict::Ask(query) => self.send_query(query, process),
             Verdict::Refuse(reason) => self.refuse(local(beat.sender.pid), reason),
             // Each has a caller that carries it out.
             Verdict::Credit
@@ -215,7 +215,7 @@ impl Recorder {
         }
     }
 
-    fn ask(&mut self, query: SenderQuery, process: Option<OwnedFd>) {
+    fn send_query(&mut self, query: SenderQuery, process: Option<OwnedFd>) {
         let SenderQuery {
             ticket,
             pid,
@@ -229,7 +229,7 @@ impl Recorder {
             instance,
             sent_after_ns,
         };
-        if self.events.ask(query).is_err() {
+        if self.events.query(query).is_err() {
             while self.senders.next_pending(ticket).is_some() {
                 self.refuse(local(pid), Refusal::Crowded);
             }

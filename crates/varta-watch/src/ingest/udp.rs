@@ -168,7 +168,7 @@ impl UdpSource {
             // The datagrams were sent before now: a silence that started at an earlier reading of the clock would end
             // too early.
             recorder.read_clock();
-            (0..received).for_each(|i| self.hear(recorder, i));
+            (0..received).for_each(|i| self.judge(recorder, i));
             read += received;
             self.turn_read += received;
             if received < BATCH {
@@ -179,7 +179,7 @@ impl UdpSource {
     }
 
     /// Judges datagram `i` of the batch.
-    fn hear(&mut self, recorder: &mut Recorder, i: usize) {
+    fn judge(&mut self, recorder: &mut Recorder, i: usize) {
         let Some((sender, read)) = self.read(i) else {
             return;
         };

@@ -252,7 +252,7 @@ impl UnixSource {
         let one_by_one = queued.clamp(ONE_BY_ONE_MIN, ONE_BY_ONE_MAX);
         let looked_ns = recorder.clock.raw_ns();
         while *read < one_by_one.min(budget) {
-            match self.look_at_next() {
+            match self.peek_next() {
                 Ok(Peeked::Empty) => {
                     self.was_read(recorder);
                     self.saw_empty_queue(looked_ns);
@@ -304,7 +304,7 @@ impl UnixSource {
             // The datagrams were sent before now: a silence that started at an earlier reading of the clock would end
             // too early.
             recorder.read_clock();
-            (0..received).for_each(|i| self.hear(recorder, i));
+            (0..received).for_each(|i| self.judge(recorder, i));
             *read += received;
             self.queue.has_read(received);
             match stop {
@@ -339,7 +339,7 @@ impl UnixSource {
     /// Fills the batch one by one, after a check whether the next datagram brings descriptors.
     fn receive_batch_looking(&mut self, recorder: &mut Recorder) -> Stop {
         while self.batch.len() < BATCH {
-            let taken = self.look_at_next().and_then(|peeked| match peeked {
+            let taken = self.peek_next().and_then(|peeked| match peeked {
                 Peeked::Empty => Ok(Some(Stop::Empty)),
                 Peeked::Datagram(head) if self.leave_to_others(recorder, &head) => {
                     Ok(Some(Stop::Closed))
@@ -376,7 +376,7 @@ impl UnixSource {
             // The datagram was sent before now: a silence that started at an earlier reading of the clock would end
             // too early.
             recorder.read_clock();
-            (0..received).for_each(|i| self.hear(recorder, i));
+            (0..received).for_each(|i| self.judge(recorder, i));
         }
         if with_sender {
             // Leaving it on would only cost time.
@@ -386,7 +386,7 @@ impl UnixSource {
     }
 
     /// Judges datagram `i` of the batch.
-    fn hear(&mut self, recorder: &mut Recorder, i: usize) {
+    fn judge(&mut self, recorder: &mut Recorder, i: usize) {
         let process = self.batch.take_pidfd(i);
         let Some(received) = self.batch.datagram(i) else {
             return;
@@ -407,7 +407,7 @@ impl UnixSource {
         }
     }
 
-    fn look_at_next(&self) -> io::Result<Peeked> {
+    fn peek_next(&self) -> io::Result<Peeked> {
         peek(self.socket.as_fd(), &mut [])
     }
 

@@ -15,7 +15,7 @@ pub(crate) struct ControlState {
 }
 
 impl ControlState {
-    /// Silence that makes a stall unless a rule says otherwise.
+    /// Silence that makes a stall unless a rule sets another.
     pub(crate) fn set_threshold(&self, ns: u64) {
         self.threshold_ns.store(ns, Ordering::Relaxed);
     }

@@ -48,7 +48,7 @@ pub(crate) struct View {
 
 /// One agent at one moment.
 #[derive(Clone, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct AgentSnapshot {
     pub(crate) agent: Agent,
     pub(crate) facts: Slot,
     pub(crate) state: State,
@@ -58,19 +58,19 @@ pub(crate) struct Seen {
 
 impl View {
     /// Every agent, by slot.
-    pub(crate) fn agents(&self) -> impl Iterator<Item = Seen> {
+    pub(crate) fn agents(&self) -> impl Iterator<Item = AgentSnapshot> {
         let now_ns = self.beat_path.attention_now_ns();
         let slots = 0..self.table.capacity() as u32;
         slots.filter_map(move |slot| self.seen(slot, now_ns))
     }
 
     /// One agent as it is now, if it has not left.
-    pub(crate) fn again(&self, agent: Agent) -> Option<Seen> {
+    pub(crate) fn again(&self, agent: Agent) -> Option<AgentSnapshot> {
         let seen = self.seen(agent.slot, self.beat_path.attention_now_ns())?;
         (seen.agent == agent).then_some(seen)
     }
 
-    fn seen(&self, slot: u32, now_ns: u64) -> Option<Seen> {
+    fn seen(&self, slot: u32, now_ns: u64) -> Option<AgentSnapshot> {
         let facts = self.table.read(slot)?;
         let state = match facts.state {
             SlotState::Free => return None,
@@ -79,7 +79,7 @@ impl View {
             SlotState::Late => State::Late,
             SlotState::Alive => State::Alive,
         };
-        Some(Seen {
+        Some(AgentSnapshot {
             agent: facts.agent(slot),
             facts,
             state,
@@ -102,9 +102,9 @@ impl View {
     }
 
     /// One agent for a reader.
-    pub(crate) fn show(&self, seen: &Seen) -> AgentView {
+    pub(crate) fn show(&self, seen: &AgentSnapshot) -> AgentView {
         use varta_core::{Locality, UID_UNKNOWN};
-        let Seen {
+        let AgentSnapshot {
             agent,
             facts,
             state,

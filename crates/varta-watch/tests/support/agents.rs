@@ -103,14 +103,14 @@ struct Agent<'a> {
 }
 
 impl Agent<'_> {
-    /// Does what one order says:
+    /// Follows one order:
     ///
     /// - `beat CLAIM FIRST [LAST]`: beats with these nonces that claim to be of pid CLAIM, or `self`;
     /// - `flood KIND MS`: sends as fast as it can for so long: beats of its `own`, beats in the name of a
     ///   `stranger` or of process KIND, `junk`, or the `last` frames of a process that panics;
-    /// - `turnstile TIMES`: beats and says goodbye, again and again;
-    /// - `crash`: the last frame of a process that panics;
-    /// - `leave`: the last frame of a process that says goodbye;
+    /// - `turnstile TIMES`: beats and departs, repeatedly;
+    /// - `crash`: the terminal frame of a process that panics;
+    /// - `leave`: the terminal frame of a process that departs;
     /// - `move GROUP`: moves into this process group;
     /// - `adopt`: beats through the socket that is standard input from here on;
     /// - `exec PROGRAM`: becomes another program, which gets the `later` orders;

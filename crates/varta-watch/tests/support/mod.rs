@@ -338,7 +338,7 @@ pub(crate) struct Stopped {
     pub(crate) lines: Vec<LogLine>,
     /// Those that are not zero.
     pub(crate) counters: BTreeMap<String, u64>,
-    /// Those of them that tell times.
+    /// The counters of times.
     seconds: BTreeMap<String, f64>,
 }
 

@@ -8,7 +8,7 @@ use varta_vlp::Status;
 
 use super::page;
 use crate::settings::http::AgentSeries;
-use crate::snapshot::view::{Seen, View};
+use crate::snapshot::view::{AgentSnapshot, View};
 
 /// An agent, or several that no label distinguishes: processes of equal pid behind one address. A page must not name
 /// a series twice, so these share one.
@@ -64,18 +64,18 @@ pub(super) fn read(view: &View, choice: AgentSeries) -> Agents {
 }
 
 /// It is not simply alive and well.
-fn is_faulty(seen: &Seen) -> bool {
+fn is_faulty(seen: &AgentSnapshot) -> bool {
     seen.state != State::Alive || seen.facts.status != Status::Ok
 }
 
-fn first(most: usize, mut agents: Vec<Seen>) -> Vec<Seen> {
+fn first(most: usize, mut agents: Vec<AgentSnapshot>) -> Vec<AgentSnapshot> {
     agents.sort_by_key(|seen| (!is_faulty(seen), seen.facts.joined_ns, seen.agent.slot));
     agents.truncate(most);
     agents
 }
 
-fn keyed(view: &View, agents: Vec<Seen>) -> Vec<(Key, Seen)> {
-    let mut keyed: Vec<(Key, Seen)> = agents
+fn keyed(view: &View, agents: Vec<AgentSnapshot>) -> Vec<(Key, AgentSnapshot)> {
+    let mut keyed: Vec<(Key, AgentSnapshot)> = agents
         .into_iter()
         .map(|seen| {
             let info = view.info_of(seen.agent);
@@ -88,7 +88,7 @@ fn keyed(view: &View, agents: Vec<Seen>) -> Vec<(Key, Seen)> {
     keyed
 }
 
-fn rows(view: &View, keyed: &[(Key, Seen)]) -> Vec<Row> {
+fn rows(view: &View, keyed: &[(Key, AgentSnapshot)]) -> Vec<Row> {
     let now_ns = view.beat_path.attention_now_ns();
     keyed
         .chunk_by(|(a, _), (b, _)| a == b)
@@ -96,12 +96,12 @@ fn rows(view: &View, keyed: &[(Key, Seen)]) -> Vec<Row> {
         .collect()
 }
 
-fn row((pid, address, name): &Key, alike: &[(Key, Seen)], now_ns: u64) -> Row {
+fn row((pid, address, name): &Key, alike: &[(Key, AgentSnapshot)], now_ns: u64) -> Row {
     let pid = pid.to_string();
     let source = address.map(|address| address.to_string());
     let source = source.as_deref().unwrap_or_default();
     let agents = || alike.iter().map(|(_, seen)| seen);
-    let age_ns = |seen: &Seen| now_ns.saturating_sub(seen.facts.last_ns);
+    let age_ns = |seen: &AgentSnapshot| now_ns.saturating_sub(seen.facts.last_ns);
     let stalls = agents().map(|seen| u64::from(seen.facts.stalls));
     Row {
         labels: page::labels(&[("pid", &pid), ("name", name), ("source", source)]),
@@ -114,7 +114,7 @@ fn row((pid, address, name): &Key, alike: &[(Key, Seen)], now_ns: u64) -> Row {
     }
 }
 
-fn status(seen: &Seen) -> u64 {
+fn status(seen: &AgentSnapshot) -> u64 {
     match seen.facts.state.is_latched() {
         true => Status::Stall as u64,
         false => seen.facts.status as u64,
