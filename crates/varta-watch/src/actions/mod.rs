@@ -1,4 +1,4 @@
-//! Running what the core decided: one step, aimed at one process.
+//! Takes the steps that the core has decided: one step, aimed at one process.
 //!
 //! A program is an argument vector, never a shell line. Right before it starts, or before a signal is sent, the
 //! intended process is opened as a pidfd and compared with the one that fell silent: a recycled pid is not touched.

@@ -235,7 +235,7 @@ impl Control {
         .await;
     }
 
-    /// Writes what is left to be written.
+    /// Writes everything that is pending.
     pub(crate) fn close(&mut self) {
         self.parts.report.close();
     }

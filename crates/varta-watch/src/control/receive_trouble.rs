@@ -6,7 +6,7 @@ use varta_core::fact::Transport;
 
 use crate::beat_path_state::{BeatPathState, DISCARD_THREADS_MAX};
 
-/// What was published last.
+/// The last published values.
 #[derive(Debug, Default)]
 pub(super) struct ReceiveTrouble {
     errors: [Known; 2],

@@ -1,5 +1,5 @@
 //! SIGHUP: the event file is reopened; settings, keys and token are read again, all of them before any of
-//! them counts. What is wrong with one changes nothing at all, and is logged line by line.
+//! them counts. A mistake in one changes nothing at all, and each is logged on its own line.
 
 use std::sync::Arc;
 
