@@ -15,10 +15,12 @@ use crate::silence_counts::{SilenceByGroup, count_silent};
 /// Interval at which held fire is examined for release.
 const HELD_PAUSE_NS: u64 = 100_000_000;
 
-/// Minimum time between two examinations of the host, and the same as a multiple of the time that the last
-/// one took.
-const LOOK_PAUSE_NS: u64 = 1_000_000;
+/// Time between two looks at the host, as a multiple of how long the look itself took.
 const LOOK_PARTS: u64 = 20;
+
+/// Bounds of that: an observer that was stopped in the middle of a look must not go on for long without another.
+const LOOK_PAUSE_MIN_NS: u64 = 1_000_000;
+const LOOK_PAUSE_MAX_NS: u64 = 1_000_000_000;
 
 /// State of the host.
 #[derive(Debug)]
@@ -107,7 +109,8 @@ impl Engine {
         }
         let now_ns = self.now.observer_ns;
         let took_ns = now_ns.saturating_sub(then.observer_ns);
-        let pause_ns = LOOK_PAUSE_NS.max(took_ns.saturating_mul(LOOK_PARTS));
+        let pause_ns = took_ns.saturating_mul(LOOK_PARTS);
+        let pause_ns = pause_ns.clamp(LOOK_PAUSE_MIN_NS, LOOK_PAUSE_MAX_NS);
         self.host.next_look_ns = now_ns.saturating_add(pause_ns);
     }
 

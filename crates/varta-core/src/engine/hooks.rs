@@ -192,7 +192,9 @@ impl Engine {
             let place = self.first_hook(locality)?;
             let hook = self.hooks.get(locality, place)?;
             // Without ladders no permit is out yet.
-            let ladders = self.ladders.as_ref().filter(|_| hook.needs_permit());
+            // One that is to be withdrawn waits for no permit, nor do those behind it.
+            let needs_permit = hook.needs_permit() && self.withdrawal(hook).is_none();
+            let ladders = self.ladders.as_ref().filter(|_| needs_permit);
             ladders.map_or(Some(0), |core| core.hook_room_at_ns(hook.agent()))
         });
         due.min()
