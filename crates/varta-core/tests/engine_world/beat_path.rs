@@ -1,6 +1,6 @@
 //! A minimal beat path: [`LocalSenders`] and [`Limits`] identify senders, a tracker and an attention clock judge
-//! silence; it connects a queue of datagrams to a ring of events. Work takes no time, and the queue never refuses a
-//! datagram.
+//! silence; it connects a queue of datagrams to a ring of events. Work takes no time. The queue never refuses a
+//! datagram, but drops are reported at times.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::ControlFlow;
@@ -11,7 +11,7 @@ use varta_core::attention::{AttentionClock, longest_sleep_ns, tolerance_ns};
 use varta_core::engine::AgentUpdate;
 use varta_core::{
     AllowedUsers, Claims, Event, EventKind, EvictionPolicy, ExitStatus, LimitOptions, Limits,
-    LocalGate, Rate, SlotTable, Tier, Tracker, TrackerOptions,
+    LocalGate, Locality, Rate, Silence, SlotTable, Tier, Tracker, TrackerOptions,
 };
 
 use crate::MS;
@@ -20,6 +20,12 @@ use crate::processes::Datagram;
 
 /// Slots: at times a few less than agents.
 pub(crate) const SLOTS: usize = 20;
+
+/// What each agent may send unless its rule says otherwise.
+pub(crate) const COMMON_RATE: Rate = Rate {
+    per_second: 20,
+    burst: 40,
+};
 
 /// Capacity of the ring, and the parts of it reserved for stalls and exits, and withheld from new agents.
 const RING: usize = 64;
@@ -46,6 +52,8 @@ pub(crate) struct BeatPath {
     pub(crate) told: VecDeque<Told>,
     pub(crate) ring: VecDeque<Event>,
     pub(crate) queries: VecDeque<SenderQuery>,
+    /// Whose beats may have been lost, and for how many thresholds that counts.
+    pub(crate) drops: VecDeque<(Locality, u64)>,
     ring_was_full: bool,
     pub(crate) threshold_ns: u64,
     /// The latest time of its next turn.
@@ -75,12 +83,8 @@ impl BeatPath {
             remote_capacity: 6,
             ..TrackerOptions::default()
         };
-        let rate = Rate {
-            per_second: 20,
-            burst: 40,
-        };
         let limit_options = LimitOptions {
-            agent: Some(rate),
+            agent: Some(COMMON_RATE),
             global: None,
         };
         let gate = LocalGate {
@@ -98,6 +102,7 @@ impl BeatPath {
             told: VecDeque::new(),
             ring: VecDeque::new(),
             queries: VecDeque::new(),
+            drops: VecDeque::new(),
             ring_was_full: false,
             threshold_ns,
             promised_ns: now_ns,
@@ -146,6 +151,7 @@ impl BeatPath {
                 self.retire(agent, ExitStatus::Unknown, oracle);
             }
         }
+        self.note_drops(oracle);
         self.judge(oracle);
         oracle.silence.after_turn(self.ring_was_full);
         self.promise();
@@ -199,39 +205,43 @@ impl BeatPath {
 
     fn judge(&mut self, oracle: &mut Oracle) {
         let mut ring_was_full = false;
-        let (ring, now_ns) = (&mut self.ring, self.now_ns);
-        self.tracker
-            .drain_stalled_slots(self.clock.now_ns(), 4096, |silence| {
-                if ring.len() >= RING {
-                    ring_was_full = true;
+        let mut budget = u32::MAX;
+        let attention_ns = self.clock.now_ns();
+        while let Some(due) = self.tracker.pop_due(attention_ns, &mut budget) {
+            let mut event = None;
+            let has_room = self.ring.len() < RING;
+            let judged = self.tracker.judge(due, attention_ns, |silence| {
+                if silence.tier == Tier::PutOff {
+                    oracle.silence.put_off(silence);
+                } else if has_room {
+                    oracle.silence.reported(silence);
+                } else {
                     return ControlFlow::Break(());
                 }
-                oracle.silence.reported(silence);
-                let agent = silence.agent;
-                let last_nonce = silence.slot.last_nonce.unwrap_or(0);
-                let silence_ns = silence.silence_ns;
-                let kind = match silence.tier {
-                    Tier::Late => EventKind::Late {
-                        agent,
-                        last_nonce,
-                        silence_ns,
-                    },
-                    Tier::Stalled => EventKind::Stall {
-                        agent,
-                        last_nonce,
-                        silence_ns,
-                        threshold_ns: silence.slot.threshold_ns,
-                        refused: 0,
-                    },
-                    Tier::PutOff => EventKind::PutOff { agent, silence_ns },
-                };
-                ring.push_back(Event {
-                    observer_ns: now_ns,
-                    kind,
-                });
+                event = Some(event_of(silence));
                 ControlFlow::Continue(())
             });
+            if let Some(kind) = event {
+                self.send(kind, oracle);
+            }
+            if judged.is_break() {
+                ring_was_full = true;
+                break;
+            }
+        }
         self.ring_was_full = ring_was_full;
+    }
+
+    /// Beats may have been lost since the last turn.
+    fn note_drops(&mut self, oracle: &mut Oracle) {
+        let now_ns = self.clock.now_ns();
+        while let Some((locality, thresholds)) = self.drops.pop_front() {
+            self.tracker.restart_silence(locality, now_ns, thresholds);
+            oracle.silence.restart(locality, thresholds);
+            if locality == Locality::Remote {
+                self.send(EventKind::NetworkDrops { count: thresholds }, oracle);
+            }
+        }
     }
 
     /// Whether the ring has room for the events of a new agent.
@@ -254,5 +264,26 @@ impl BeatPath {
             observer_ns: self.now_ns,
             kind,
         });
+    }
+}
+
+fn event_of(silence: &Silence) -> EventKind {
+    let agent = silence.agent;
+    let last_nonce = silence.slot.last_nonce.unwrap_or(0);
+    let silence_ns = silence.silence_ns;
+    match silence.tier {
+        Tier::Late => EventKind::Late {
+            agent,
+            last_nonce,
+            silence_ns,
+        },
+        Tier::Stalled => EventKind::Stall {
+            agent,
+            last_nonce,
+            silence_ns,
+            threshold_ns: silence.slot.threshold_ns,
+            refused: 0,
+        },
+        Tier::PutOff => EventKind::PutOff { agent, silence_ns },
     }
 }

@@ -6,7 +6,7 @@ use varta_core::admission::{
 };
 use varta_core::{
     Agent, AgentKey, Beat, BeatOrigin, BeatOutcome, Credentials, EventKind, ExitStatus, JoinedFrom,
-    Locality, Recorded,
+    Locality, Recorded, Refusal,
 };
 use varta_vlp::Frame;
 
@@ -37,6 +37,10 @@ impl BeatPath {
             Some(slot) => {
                 let is_terminal = frame.is_terminal();
                 let is_in = self.limits.admit_beat(slot, locality, is_terminal, now_ns);
+                if let Some(agent) = self.tracker.agent_in(slot) {
+                    let silence = &mut oracle.silence;
+                    silence.admitted(agent, is_terminal, is_in.is_ok());
+                }
                 if is_in.is_err() {
                     return;
                 }
@@ -96,6 +100,7 @@ impl BeatPath {
                 senders.judge_unknown(&beat, room, 0, limits, now_ns, || found)
             }
         };
+        check_limit(known.as_ref(), &beat, verdict, oracle);
         self.do_as_judged(verdict, &beat, datagram.instance, oracle);
     }
 
@@ -167,6 +172,7 @@ impl BeatPath {
                 senders.judge_reply(&beat, reply, known.as_ref(), limits, self.now_ns, || {
                     has_ended
                 });
+            check_limit(known.as_ref(), &beat, verdict, oracle);
             self.do_as_judged(verdict, &beat, reply.instance, oracle);
             if let (Verdict::Join { .. }, Some(agent)) =
                 (verdict, self.tracker.local_agent(beat.sender.pid))
@@ -297,5 +303,24 @@ impl BeatPath {
             status,
         };
         self.send(exit, oracle);
+    }
+}
+
+/// Beats of known agents that pass the gate are counted.
+fn check_limit(
+    known: Option<&KnownSender>,
+    beat: &AttestedFrame,
+    verdict: Verdict,
+    oracle: &mut Oracle,
+) {
+    let is_in = match verdict {
+        Verdict::Refuse(Refusal::RateLimited(_)) => false,
+        Verdict::Refuse(_) => return,
+        _ => true,
+    };
+    if let Some(known) = known {
+        let is_terminal = beat.frame.is_terminal();
+        let silence = &mut oracle.silence;
+        silence.admitted(known.agent, is_terminal, is_in);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use varta_core::engine::{AgentGone, AgentInfo, Command, Engine, EngineOptions, Now};
 use varta_core::hold::Pressure;
 use varta_core::policy::Policy;
-use varta_core::{Agent, ExitStatus, SlotTable};
+use varta_core::{Agent, ExitStatus, Locality, SlotTable};
 use varta_vlp::Status;
 
 use crate::beat_path::{BeatPath, SLOTS};
@@ -69,6 +69,9 @@ struct Kinds {
     pauses: bool,
     pressure: bool,
     masses: bool,
+    drops: bool,
+    /// For how many thresholds drops put off a stall.
+    put_off_thresholds: u64,
     /// Beats arrive on ticks of the timers, so that silences have exactly the length of a threshold.
     is_on_ticks: bool,
     longest_pause_ns: u64,
@@ -96,6 +99,8 @@ impl World {
             pauses: !random.one_in(3),
             pressure: random.one_in(2),
             masses: random.one_in(2),
+            drops: random.one_in(3),
+            put_off_thresholds: random.one_of(&[2, 4, 16]),
             is_on_ticks: random.one_in(3),
             longest_pause_ns: random.one_of(&[100 * MS, 500 * MS, S]),
         };
@@ -245,7 +250,7 @@ impl World {
 
     fn fault(&mut self) {
         let place = self.random.below(self.processes.seats.len() as u64) as usize;
-        match self.random.below(24) {
+        match self.random.below(26) {
             0..5 => self.hang(place),
             5 | 6 => self.rouse(place),
             7 | 8 => self.end(place),
@@ -269,6 +274,11 @@ impl World {
             21 | 22 if self.kinds.stops => {
                 let stop_ns = self.random.one_of(&[2 * MS, 40 * MS, 150 * MS, S, 8 * S]);
                 self.beat_stopped_ns = self.now_ns + self.random.below(stop_ns);
+            }
+            24 if self.kinds.drops => {
+                let locality = self.random.one_of(&Locality::ALL);
+                let thresholds = self.kinds.put_off_thresholds;
+                self.beat_path.drops.push_back((locality, thresholds));
             }
             23 if self.kinds.slow_control => {
                 let stop_ns = self.random.one_of(&[20 * MS, 500 * MS, 6 * S]);

@@ -79,6 +79,9 @@ fn want_of(fact: &Fact) -> Option<Want> {
         Fact::Returned {
             agent, silence_ns, ..
         } => ("returned", agent, *silence_ns),
+        Fact::StallPutOff {
+            agent, silence_ns, ..
+        } => ("put off", agent, *silence_ns),
         Fact::Exited { agent, .. } => ("exited", agent, 0),
         Fact::Evicted { agent } => ("evicted", agent, 0),
         Fact::StallExcused { agent, .. } => ("excused", agent, 0),
@@ -119,6 +122,7 @@ fn want_of(fact: &Fact) -> Option<Want> {
             outcome: HookOutcome::ProgramFailed { .. },
             ..
         } => ("hook failed", agent, *occasion as u64),
+        Fact::NetworkDrops { count } => return Some(("drops", nobody, *count)),
         Fact::Gap { late_ns, .. } => return Some(("gap", nobody, *late_ns)),
         Fact::AgentsComplete { selection } => {
             return Some(("complete", nobody, super::rules::number_of(selection)));

@@ -10,8 +10,9 @@ use varta_core::hold::{HoldChange, HoldReason, Pressure, Scope};
 use super::Oracle;
 use crate::{MS, S};
 
-/// Longest time between an examination of the host and an order: examinations take time.
-const LOOK_NS: u64 = 60 * MS;
+/// Longest time between an examination of the host and an order. An examination takes time, so the next one comes
+/// after twenty times as long as the last one took, and no later than this.
+const LOOK_MAX_NS: u64 = S + 2 * MS;
 
 /// The agents at the time of an examination of the host.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,6 +50,7 @@ impl Oracle {
     /// The engine examines the host.
     pub(crate) fn asked(&mut self) {
         self.is_asked = true;
+        self.asked_ns = self.now.observer_ns;
         let at_ns = self.now.attention_ns;
         let mut crowds = Crowds {
             at_ns,
@@ -232,7 +234,8 @@ impl Oracle {
             "ordered before the answer about the host: {order:?}"
         );
         let age_ns = self.now.observer_ns - at_ns;
-        assert!(age_ns <= LOOK_NS, "the host was not looked at: {order:?}");
+        let most_ns = (20 * self.look_took_ns + 2 * MS).min(LOOK_MAX_NS);
+        assert!(age_ns <= most_ns, "the host was not looked at: {order:?}");
     }
 
     /// Replaces the limits: held fire is judged by the new ones.

@@ -5,6 +5,7 @@
 //! judged when they come. When control is idle, everything that is due must have been done, or its blocking reason
 //! must have been reported ([`Oracle::check_rest`]).
 
+mod allowance;
 mod climb;
 mod facts;
 mod holds;
@@ -83,6 +84,9 @@ pub(crate) struct Oracle {
     /// The last answer about pressure.
     pressure: Option<(Pressure, u64)>,
     is_asked: bool,
+    asked_ns: u64,
+    /// How long the last look at the host took.
+    look_took_ns: u64,
     /// Control was stopped, so wait steps start late.
     pub(crate) is_control_late: bool,
     /// Start of the rehearsal.
@@ -118,6 +122,8 @@ impl Oracle {
             crowds: Crowds::default(),
             pressure: None,
             is_asked: false,
+            asked_ns: 0,
+            look_took_ns: 0,
             is_control_late: false,
             rehearsed_since_ns: 0,
             wants: Vec::new(),

@@ -91,6 +91,7 @@ impl Oracle {
             }
             Input::Pressure(pressure) => {
                 self.is_asked = false;
+                self.look_took_ns = now.observer_ns - self.asked_ns;
                 self.may_order = true;
                 self.pressure = Some((*pressure, now.observer_ns));
                 self.note_causes(*pressure);
@@ -156,6 +157,8 @@ impl Oracle {
                 self.want("evicted", agent, 0);
                 self.leave(agent);
             }
+            EventKind::PutOff { agent, silence_ns } => self.want("put off", agent, silence_ns),
+            EventKind::NetworkDrops { count } => self.wants.push(("drops", (0, 0, 0), count)),
             EventKind::Gap { gap_ns } => self.wants.push(("gap", (0, 0, 0), gap_ns)),
             _ => {}
         }
@@ -311,9 +314,10 @@ impl Oracle {
             let Some(pause) = record.pause.as_ref().filter(|pause| pause.is_applied) else {
                 continue;
             };
-            let heard = self.silence.get(record.agent);
-            let until_ns = heard.map_or(0, |heard| heard.paused_until_ns);
-            let is_over = until_ns + PUNCTUAL_NS < self.now.attention_ns
+            let Some(heard) = self.silence.get(record.agent) else {
+                continue;
+            };
+            let is_over = heard.paused_until_ns + PUNCTUAL_NS < self.now.attention_ns
                 && pause.wanted_until_ns + PUNCTUAL_NS < self.now.observer_ns;
             assert!(!is_over, "a pause does not end: {record:?}");
         }

@@ -12,6 +12,7 @@ use varta_core::tracker::{Recorded, Silence as Reported};
 use varta_core::{Agent, AgentKey, Beat, BeatOrigin, BeatOutcome, Locality};
 use varta_vlp::Status;
 
+use super::allowance::Allowance;
 use super::{Key, key};
 use crate::{MS, TICK_NS};
 
@@ -32,6 +33,7 @@ pub(crate) struct Heard {
     /// Its silence when its deadlines changed.
     changed_at_ns: u64,
     status: Status,
+    pub(super) allowance: Allowance,
 }
 
 impl Heard {
@@ -57,6 +59,8 @@ pub(crate) struct Silence {
     lateness: Vec<(u64, u64)>,
     /// How late this turn is.
     late_ns: u64,
+    /// By locality: beats may have been refused until then, and for how many thresholds that puts off a stall.
+    restarts: [(u64, u64); 2],
     /// When the ring was last full, so that silences may be reported late.
     full_ns: Option<u64>,
 }
@@ -90,6 +94,25 @@ impl Silence {
         assert_eq!(attention_ns, self.attention_ns(), "attended time");
     }
 
+    /// Beats of these agents may have been lost in a queue that was full.
+    pub(crate) fn restart(&mut self, locality: Locality, thresholds: u64) {
+        self.restarts[locality as usize] = (self.attention_ns(), thresholds);
+    }
+
+    /// An agent as it is judged: its silence begins after beats may have been lost, for a bounded number of thresholds.
+    fn as_judged(&self, heard: &Heard) -> Heard {
+        let (until_ns, thresholds) = self.restarts[heard.agent.locality() as usize];
+        let most_ns = heard.last_ns + thresholds * heard.threshold_ns;
+        let restarted_ns = match heard.told_stall {
+            true => 0,
+            false => until_ns.min(most_ns),
+        };
+        Heard {
+            restarted_ns: heard.restarted_ns.max(restarted_ns),
+            ..heard.clone()
+        }
+    }
+
     /// The counted silence.
     fn judged_ns(&self, heard: &Heard) -> u64 {
         let from_ns = heard.begins_ns();
@@ -103,46 +126,58 @@ impl Silence {
             .saturating_sub(excused_ns)
     }
 
+    /// A stall is put off: it would be one, but beats may have been lost.
+    pub(crate) fn put_off(&self, silence: &Reported) {
+        let heard = self.get(silence.agent).expect("put off: nobody is there");
+        assert!(
+            !heard.told_stall,
+            "put off after it was reported: {heard:?}"
+        );
+        let would_be = self.judged_ns(heard) >= heard.threshold_ns;
+        let is_stall = self.judged_ns(&self.as_judged(heard)) >= heard.threshold_ns;
+        assert!(would_be && !is_stall, "put off: {heard:?}");
+        let silence_ns = self.attention_ns() - heard.last_ns;
+        assert_eq!(
+            silence.silence_ns, silence_ns,
+            "length of a silence: {heard:?}"
+        );
+    }
+
     /// A silence is reported.
     pub(crate) fn reported(&mut self, silence: &Reported) {
-        let heard = self
-            .get(silence.agent)
-            .expect("reported: nobody is there")
-            .clone();
+        let heard = self.get(silence.agent).expect("reported: nobody is there");
+        let heard = self.as_judged(heard);
         let judged_ns = self.judged_ns(&heard);
-        assert!(
-            self.attention_ns() >= heard.paused_until_ns,
-            "reported while paused: {heard:?}"
-        );
+        let is_paused = self.attention_ns() < heard.paused_until_ns;
+        assert!(!is_paused, "reported while paused: {heard:?}");
         assert!(!heard.told_stall, "a silence is reported once: {heard:?}");
         assert_eq!(
             silence.silence_ns, judged_ns,
             "length of a silence: {heard:?}"
         );
-        let due_ns = match silence.tier {
-            Tier::Late => heard.late_ns,
-            Tier::Stalled => heard.threshold_ns,
-            Tier::PutOff => panic!("put off, and the queue was never full"),
+        let is_late = silence.tier == Tier::Late;
+        assert!(
+            !is_late || !heard.told_late,
+            "late once per silence: {heard:?}"
+        );
+        let due_ns = match is_late {
+            true => heard.late_ns,
+            false => heard.threshold_ns,
         };
         assert!(
             judged_ns >= due_ns,
             "reported too early: {heard:?} {judged_ns}"
         );
-        let was_full = self
-            .full_ns
-            .is_some_and(|full_ns| self.raw_ns <= full_ns + 2 * MS);
+        let full_ns = self.full_ns.map_or(0, |full_ns| full_ns + 2 * MS);
         let in_time_ns = due_ns.max(heard.changed_at_ns) + 2 * TICK_NS + self.late_ns;
-        assert!(
-            was_full || judged_ns <= in_time_ns,
-            "reported too late: {heard:?} {judged_ns}"
-        );
-        let heard = self.agents.get_mut(&key(silence.agent)).expect("is there");
-        if silence.tier == Tier::Late {
-            assert!(!heard.told_late, "late once per silence: {heard:?}");
-            heard.told_late = true;
-        } else {
-            heard.told_stall = true;
-        }
+        let is_in_time = judged_ns <= in_time_ns || self.raw_ns <= full_ns;
+        assert!(is_in_time, "reported too late: {heard:?} {judged_ns}");
+        let told = Heard {
+            told_late: heard.told_late || is_late,
+            told_stall: !is_late,
+            ..heard
+        };
+        self.agents.insert(key(silence.agent), told);
     }
 
     pub(crate) fn after_turn(&mut self, ring_was_full: bool) {
@@ -154,6 +189,7 @@ impl Silence {
             .full_ns
             .is_none_or(|full_ns| self.raw_ns > full_ns + 2 * TICK_NS);
         for heard in self.agents.values().filter(|_| is_free) {
+            let heard = &self.as_judged(heard);
             let is_paused = self.attention_ns() < heard.paused_until_ns;
             if is_paused || heard.told_stall {
                 continue;
@@ -174,6 +210,14 @@ impl Silence {
                 "late is not reported: {heard:?}"
             );
         }
+    }
+
+    /// A beat of a known agent was let in, or refused as one too many.
+    pub(crate) fn admitted(&mut self, agent: Agent, is_terminal: bool, is_in: bool) {
+        let now_ns = self.raw_ns;
+        let heard = self.agents.get_mut(&key(agent)).expect("is known");
+        let may = heard.allowance.take(now_ns);
+        assert!(is_terminal || is_in == may, "limit of beats: {heard:?}");
     }
 
     /// A beat was credited or refused.
@@ -227,6 +271,7 @@ impl Silence {
                 told_stall: false,
                 changed_at_ns: 0,
                 status: beat.frame.condition(),
+                allowance: Allowance::of_newcomer(self.raw_ns),
             };
             let is_critical = heard.status == Status::Critical;
             assert_eq!(recorded.turned_critical, is_critical, "critical at first");
@@ -294,7 +339,7 @@ impl Silence {
             return;
         };
         match update {
-            AgentUpdate::BeatLimit(..) => {}
+            AgentUpdate::BeatLimit(_, limit) => heard.allowance.replace(limit, self.raw_ns),
             AgentUpdate::Deadlines(_, deadlines) => {
                 heard.threshold_ns = deadlines.threshold_ns;
                 heard.late_ns = deadlines.late_ns;
