@@ -20,12 +20,20 @@ use line_limit::LineLimit;
 use log::Log;
 use log_throttle::LogThrottle;
 
+/// Rows that wait while the event file takes none, because its disk is slow: 4 MiB. More are dropped and counted.
+const WAITING_ROWS_BYTES: usize = 4 << 20;
+
+/// Time until rows that found the queue of the event file full are handed over again: 10 ms.
+const ROWS_RETRY_NS: u64 = 10_000_000;
+
 /// The destinations of facts.
 pub(crate) struct Report {
     log: Log,
     event_file: Option<EventFile>,
     /// Rows that are not handed to the event file yet.
     rows: String,
+    /// When rows that found the queue full are handed over again.
+    rows_due_ns: Option<u64>,
     counters: Arc<Counters>,
     throttle: LogThrottle,
     line_limit: LineLimit,
@@ -43,6 +51,7 @@ impl Report {
             log,
             event_file,
             rows: String::new(),
+            rows_due_ns: None,
             counters,
             throttle: LogThrottle::default(),
             line_limit: LineLimit::default(),
@@ -71,16 +80,24 @@ impl Report {
         }
     }
 
-    /// Hands the rows of published facts to the event file.
+    /// Hands the rows of published facts to the event file. They wait while its queue is full.
     pub(crate) fn write_rows(&mut self) {
         let Some(event_file) = &self.event_file else {
             return;
         };
+        self.rows_due_ns = None;
+        if !self.rows.is_empty()
+            && let Err(rows) = event_file.write(std::mem::take(&mut self.rows))
+        {
+            if rows.len() > WAITING_ROWS_BYTES {
+                event_file.drop_rows(&rows);
+            } else {
+                self.rows = rows;
+                self.rows_due_ns = Some(self.raw.now_ns() + ROWS_RETRY_NS);
+            }
+        }
         let dropped = event_file.take_dropped();
         self.counters.add(Counter::RowsDropped, dropped);
-        if !self.rows.is_empty() {
-            event_file.write(std::mem::take(&mut self.rows).into_bytes());
-        }
     }
 
     /// Writes the lines that are due.
@@ -112,10 +129,11 @@ impl Report {
         self.counters.add(Counter::LogLinesSuppressed, lost);
     }
 
-    /// When [`Self::tick`] has something to write, on the observer's clock.
+    /// When [`Self::tick`] or [`Self::write_rows`] has something to write, on the observer's clock.
     pub(crate) fn next_due_ns(&self) -> Option<u64> {
-        let due = [self.throttle.next_due_ns(), self.line_limit.next_due_ns()];
-        due.into_iter().flatten().min()
+        let lines = [self.throttle.next_due_ns(), self.line_limit.next_due_ns()];
+        let due = lines.into_iter().chain([self.rows_due_ns]);
+        due.flatten().min()
     }
 
     /// Reopens the event file under its name; false if there is none.
@@ -127,6 +145,7 @@ impl Report {
     pub(crate) fn close(&mut self) {
         self.finish();
         if let Some(event_file) = self.event_file.take() {
+            event_file.drop_rows(&self.rows);
             let dropped = event_file.take_dropped();
             self.counters.add(Counter::RowsDropped, dropped);
             event_file.close();
@@ -140,6 +159,36 @@ mod tests {
 
     use super::*;
     use crate::settings::LogFormat;
+
+    #[test]
+    fn rows_wait_while_the_event_file_takes_none_and_are_dropped_beyond_a_bound_only() {
+        let (log, _writer) = Log::start(LogFormat::Json, 7).unwrap();
+        let counters = Arc::new(Counters::default());
+        let (event_file, mut read) = EventFile::read_by_test(1);
+        let raw = RawClock::start();
+        let mut report = Report::new(log, Some(event_file), Arc::clone(&counters), raw);
+        let gap = Fact::Gap {
+            late_ns: 1,
+            count: 1,
+        };
+        for observer_ns in 1..=3 {
+            report.publish(&gap, observer_ns);
+            report.write_rows();
+        }
+        assert!(report.rows_due_ns.is_some());
+        assert_eq!(read().unwrap(), "1\tgap\t-\t-\t-\t1\n");
+        report.write_rows();
+        assert_eq!(read().unwrap(), "2\tgap\t-\t-\t-\t1\n3\tgap\t-\t-\t-\t1\n");
+        assert_eq!(report.rows_due_ns, None);
+        assert_eq!(counters.get(Counter::RowsDropped), 0);
+        report.rows = "row\n".to_owned();
+        report.write_rows();
+        report.rows = "row\n".repeat(WAITING_ROWS_BYTES);
+        report.write_rows();
+        let dropped = counters.get(Counter::RowsDropped);
+        assert_eq!(dropped, WAITING_ROWS_BYTES as u64);
+        assert!(report.rows.is_empty());
+    }
 
     #[test]
     fn line_row_counter_and_event_follow_from_one_fact() {

@@ -15,7 +15,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
@@ -48,7 +48,7 @@ const CLOSE_WAIT: Duration = Duration::from_millis(150);
 const FILE_MODE: u32 = 0o640;
 
 enum Message {
-    Rows(Vec<u8>),
+    Rows(String),
     Reopen,
 }
 
@@ -132,12 +132,25 @@ impl EventFile {
         })
     }
 
-    /// Queues whole rows; never waits.
-    pub(crate) fn write(&self, rows: Vec<u8>) {
-        let count = count_rows(&rows);
-        if self.queue.try_send(Message::Rows(rows)).is_err() {
-            self.dropped.fetch_add(count, Ordering::Relaxed);
+    /// Queues whole rows; never waits. Gives them back while the queue is full.
+    pub(crate) fn write(&self, rows: String) -> Result<(), String> {
+        match self.queue.try_send(Message::Rows(rows)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(Message::Rows(rows))) => Err(rows),
+            Err(TrySendError::Disconnected(Message::Rows(rows))) => {
+                self.drop_rows(&rows);
+                Ok(())
+            }
+            Err(
+                TrySendError::Full(Message::Reopen) | TrySendError::Disconnected(Message::Reopen),
+            ) => Ok(()),
         }
+    }
+
+    /// Counts rows that are lost.
+    pub(crate) fn drop_rows(&self, rows: &str) {
+        let count = count_rows(rows.as_bytes());
+        self.dropped.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Reopens the file under its name, after a rotation.
@@ -156,6 +169,25 @@ impl EventFile {
         let Self { queue, closed, .. } = self;
         drop(queue);
         let _ = closed.recv_timeout(CLOSE_WAIT);
+    }
+}
+
+#[cfg(test)]
+impl EventFile {
+    /// An event file whose queue holds so many batches and is read by the test, a batch a call.
+    pub(super) fn read_by_test(batches: usize) -> (Self, impl FnMut() -> Option<String>) {
+        let (queue, messages) = sync_channel(batches);
+        let (_, closed) = sync_channel(1);
+        let event_file = Self {
+            queue,
+            dropped: Arc::default(),
+            closed,
+        };
+        let read = move || match messages.try_recv() {
+            Ok(Message::Rows(rows)) => Some(rows),
+            Ok(Message::Reopen) | Err(_) => None,
+        };
+        (event_file, read)
     }
 }
 
@@ -389,7 +421,7 @@ impl Writer {
     fn take(&mut self, message: &Message) {
         match message {
             Message::Rows(rows) => {
-                let dropped = self.rows.add(rows);
+                let dropped = self.rows.add(rows.as_bytes());
                 self.dropped.fetch_add(dropped, Ordering::Relaxed);
             }
             Message::Reopen => self.reopen(),
