@@ -11,7 +11,7 @@ use varta_core::attention::{AttentionClock, longest_sleep_ns, tolerance_ns};
 use varta_core::engine::AgentUpdate;
 use varta_core::{
     AllowedUsers, Claims, Event, EventKind, EvictionPolicy, ExitStatus, LimitOptions, Limits,
-    LocalGate, Locality, Rate, Silence, SlotTable, Tier, Tracker, TrackerOptions,
+    LocalGate, Locality, Rate, SlotTable, Tier, Tracker, TrackerOptions, beat_events,
 };
 
 use crate::MS;
@@ -218,7 +218,7 @@ impl BeatPath {
                 } else {
                     return ControlFlow::Break(());
                 }
-                event = Some(event_of(silence));
+                event = Some(beat_events::silence(silence, 0));
                 ControlFlow::Continue(())
             });
             if let Some(kind) = event {
@@ -264,26 +264,5 @@ impl BeatPath {
             observer_ns: self.now_ns,
             kind,
         });
-    }
-}
-
-fn event_of(silence: &Silence) -> EventKind {
-    let agent = silence.agent;
-    let last_nonce = silence.slot.last_nonce.unwrap_or(0);
-    let silence_ns = silence.silence_ns;
-    match silence.tier {
-        Tier::Late => EventKind::Late {
-            agent,
-            last_nonce,
-            silence_ns,
-        },
-        Tier::Stalled => EventKind::Stall {
-            agent,
-            last_nonce,
-            silence_ns,
-            threshold_ns: silence.slot.threshold_ns,
-            refused: 0,
-        },
-        Tier::PutOff => EventKind::PutOff { agent, silence_ns },
     }
 }

@@ -309,7 +309,7 @@ impl Oracle {
         let record = self
             .records
             .get_mut(&key(agent))
-            .expect("waits: nobody is there");
+            .expect("waits: the agent is unknown");
         assert_eq!(record.uid, Some(uid), "another user: {record:?}");
         if let Some(climb) = &mut record.climb {
             let was_told = std::mem::replace(&mut climb.is_user_wait_told, true);
@@ -321,7 +321,7 @@ impl Oracle {
         let record = self
             .records
             .get(&key(agent))
-            .expect("waits: nobody is there");
+            .expect("waits: the agent is unknown");
         assert!(
             !self.is_held(agent, record.uid),
             "waits while fire is held: {record:?}"

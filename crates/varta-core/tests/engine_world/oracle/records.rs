@@ -278,7 +278,7 @@ impl Oracle {
         let record = self
             .records
             .get_mut(&key(agent))
-            .expect("resumed: nobody is there");
+            .expect("resumed: the agent is unknown");
         let pause = record.pause.take().expect("resumed, and was not paused");
         assert!(
             pause.until_ns <= self.now.observer_ns,

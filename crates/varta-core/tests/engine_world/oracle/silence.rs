@@ -128,7 +128,9 @@ impl Silence {
 
     /// A stall is put off: it would be one, but beats may have been lost.
     pub(crate) fn put_off(&self, silence: &Reported) {
-        let heard = self.get(silence.agent).expect("put off: nobody is there");
+        let heard = self
+            .get(silence.agent)
+            .expect("put off: the agent is unknown");
         assert!(
             !heard.told_stall,
             "put off after it was reported: {heard:?}"
@@ -145,7 +147,9 @@ impl Silence {
 
     /// A silence is reported.
     pub(crate) fn reported(&mut self, silence: &Reported) {
-        let heard = self.get(silence.agent).expect("reported: nobody is there");
+        let heard = self
+            .get(silence.agent)
+            .expect("reported: the agent is unknown");
         let heard = self.as_judged(heard);
         let judged_ns = self.judged_ns(&heard);
         let is_paused = self.attention_ns() < heard.paused_until_ns;
@@ -301,7 +305,7 @@ impl Silence {
         let heard = self
             .agents
             .remove(&key(agent))
-            .expect("displaced: nobody is there");
+            .expect("displaced: the agent is unknown");
         if is_evicted {
             let silence_ns = heard.silence_ns(self.attention_ns());
             assert!(
