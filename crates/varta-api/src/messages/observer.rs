@@ -167,7 +167,7 @@ fn receive_message(fact: &Fact) -> Option<Message> {
         Fact::NetworkDrops { count } => {
             let msg = format!(
                 "{} from the network dropped by the kernel because the queue was full: the silence of agents elsewhere \
-                 starts anew",
+                 restarts",
                 number_of(*count, "datagram")
             );
             Message::warn(msg, notice("udp_queue_full", Some(*count)))

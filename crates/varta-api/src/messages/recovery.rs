@@ -338,7 +338,7 @@ fn gave_up(agent: &AgentRef, reason: GiveUpReason, rehearsed: bool) -> Message {
         };
         return Message::info(msg, LogEvent::Recover(recover));
     }
-    let msg = format!("{agent}: gave up, {why}; somebody must look at it");
+    let msg = format!("{agent}: gave up, {why}; an operator must look at it");
     let gave_up = GaveUp {
         agent: agent.into(),
         outcome: Outcome::GaveUp,
@@ -384,8 +384,8 @@ fn hold(scope: Scope, change: HoldChange) -> Message {
         }
         HoldChange::Expired => {
             let msg = format!(
-                "recovery{of_whom} goes on: fire was held for as long as it may be (mass-stall-hold), whoever is \
-                 silent by now is taken to be stuck"
+                "recovery{of_whom} goes on: fire was held for as long as it may be (mass-stall-hold), agents that are \
+                 silent by now count as stuck"
             );
             Message::warn(msg, event("expired"))
         }

@@ -88,7 +88,7 @@ fn why(reason: Refusal) -> String {
         Refusal::UnseenSender => {
             "its sender lives outside this pid namespace, so nobody vouches for it"
         }
-        Refusal::UnprovedSender => "it cannot be proved that whoever has the pid has sent it",
+        Refusal::UnprovedSender => "it cannot be proved that the process with this pid has sent it",
         Refusal::SenderEnded => "its process has ended, and has left already",
         Refusal::Crowded => "too many newcomers at once",
         Refusal::ForeignNamespace => "it lives in another pid namespace (--strict-namespace-check)",
